@@ -1,0 +1,103 @@
+"""Every failure that export3d raises on purpose.
+
+    Export3DError
+    ├── InputError            what the user handed us cannot be used
+    │   ├── BadImage
+    │   ├── BadVideo
+    │   ├── BadMotionFile
+    │   └── NoFaceFound
+    ├── OutputError           what we were asked to write cannot be written
+    ├── ShapeError            a tensor has the wrong shape (a programming mistake, named at the public door)
+    ├── ConfigError           settings that cannot work together
+    ├── CheckpointError       weights or a training state that cannot be loaded
+    ├── TrainingError         training stopped because it could not go on
+    └── MissingExtra          an optional dependency is not installed
+
+A message is one sentence: what is wrong, where, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class Export3DError(Exception):
+    """Base of all deliberate failures; the command line turns it into one sentence and exit code 2."""
+
+
+class InputError(Export3DError):
+    """An input cannot be used."""
+
+
+class BadImage(InputError):
+    """An image file cannot be read, or is outside the limits."""
+
+
+class BadVideo(InputError):
+    """A video file cannot be read, or holds no usable frames."""
+
+
+class BadMotionFile(InputError):
+    """A motion file is not what it should be."""
+
+
+class NoFaceFound(InputError):
+    """No face where one is needed."""
+
+
+class OutputError(Export3DError):
+    """An output cannot be written (folder missing, no permission, disk full)."""
+
+
+class ShapeError(Export3DError, ValueError):
+    """A tensor does not have the documented shape."""
+
+
+class ConfigError(Export3DError, ValueError):
+    """Settings that cannot work; the message names the remedy."""
+
+
+class CheckpointError(Export3DError):
+    """Weights or a training state that are missing, damaged or of another architecture."""
+
+
+class TrainingError(Export3DError):
+    """Training stopped: diverged, or was given nothing to learn from."""
+
+
+class MissingExtra(Export3DError, ImportError):
+    """An optional dependency is missing.
+
+    >>> str(MissingExtra("face", "mediapipe"))
+    "mediapipe is not installed; run: pip install 'export3d[face]'"
+    """
+
+    def __init__(self, extra: str, package: str) -> None:
+        super().__init__(f"{package} is not installed; run: pip install 'export3d[{extra}]'")
+        self.extra = extra
+
+
+def check_shape(array: Any, pattern: str, name: str = "tensor") -> None:
+    """Raise `ShapeError` unless `array.shape` fits `pattern`.
+
+    Args:
+        array: anything with a `.shape`.
+        pattern: one token an axis; a number must match exactly, a letter stands for any size (the same letter for the
+            same size).
+        name: how the message calls the array.
+
+    >>> import numpy
+    >>> check_shape(numpy.zeros((2, 3, 8, 8)), "B 3 H H", "image")
+    >>> check_shape(numpy.zeros((2, 8, 8)), "B 3 H W", "image")
+    Traceback (most recent call last):
+    ...
+    export3d.errors.ShapeError: image must have shape (B, 3, H, W), got (2, 8, 8)
+    """
+    shape = tuple(int(n) for n in array.shape)
+    tokens = pattern.split()
+    seen: dict[str, int] = {}
+    fits = len(tokens) == len(shape)
+    for token, size in zip(tokens, shape):
+        fits &= size == (int(token) if token.isdigit() else seen.setdefault(token, size))
+    if not fits:
+        raise ShapeError(f"{name} must have shape ({', '.join(tokens)}), got {shape}")
