@@ -1,0 +1,117 @@
+"""The model's settings: one dataclass made of the parts' own, presets by name, and JSON.
+
+`paper` has the paper's sizes where the paper states them; `base` is what ships; `tiny` is for tests.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any
+
+from export3d.errors import ConfigError
+from export3d.expression.encoder import ExpressionConfig
+from export3d.render.renderer import RenderConfig
+from export3d.superres import SuperResConfig
+from export3d.triplane.generator import GeneratorConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Everything that decides the model's weights and how they are used.
+
+    Attributes:
+        space: expression space of the coefficients, a key of `export3d.motion.SPACES`.
+    """
+
+    space: str = "arkit52"
+    expression: ExpressionConfig = field(default_factory=ExpressionConfig)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    render: RenderConfig = field(default_factory=RenderConfig)
+    superres: SuperResConfig = field(default_factory=SuperResConfig)
+
+    def __post_init__(self) -> None:
+        if self.generator.image_size != 4 * self.render.resolution:
+            raise ConfigError(
+                f"image_size {self.generator.image_size} must be four times the raw resolution {self.render.resolution}"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested plain dictionaries."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`; raises `ConfigError` naming an unknown or ill-typed setting."""
+        parts = {
+            "expression": ExpressionConfig,
+            "generator": GeneratorConfig,
+            "render": RenderConfig,
+            "superres": SuperResConfig,
+        }
+        built: dict[str, Any] = {}
+        for name, value in values.items():
+            if name == "space":
+                built[name] = value
+                continue
+            if name not in parts or not isinstance(value, dict):
+                raise ConfigError(f"unknown model setting {name!r}; known: space, {', '.join(parts)}")
+            known = {f.name for f in fields(parts[name])}
+            unknown = sorted(set(value) - known)
+            if unknown:
+                raise ConfigError(f"unknown setting {name}.{unknown[0]}; these weights need a newer export3d")
+            built[name] = parts[name](**value)
+        return cls(**built)
+
+    def to_json(self) -> str:
+        """Readable JSON."""
+        return json.dumps(self.to_dict(), indent=2)
+
+
+def paper() -> ModelConfig:
+    """The sizes of the paper: h = 1024, four heads, planes 3 x 32 x 128 x 128, 64 rays a side, 256 pixels."""
+    return ModelConfig()
+
+
+def base() -> ModelConfig:
+    """What ships: narrower tokens, fewer samples a ray and a slim super-resolution, for a laptop's processor."""
+    return ModelConfig(
+        generator=GeneratorConfig(
+            dim=384, conditioned_blocks=4, plain_dim=192, mid_channels=192, high_channels=48, skip=True
+        ),
+        render=RenderConfig(coarse=16, fine=16),
+        superres=SuperResConfig(mid_channels=64, high_channels=32),
+    )
+
+
+def tiny() -> ModelConfig:
+    """For tests: 64-pixel images in well under a second on a processor."""
+    return ModelConfig(
+        expression=ExpressionConfig(hidden=32, n=10, d=32),
+        generator=GeneratorConfig(
+            image_size=64, dim=64, conditioned_blocks=2, plain_dim=64, mid_channels=32, high_channels=16,
+            plane_channels=8,
+        ),
+        render=RenderConfig(resolution=16, coarse=8, fine=8, hidden=16, features=8),
+        superres=SuperResConfig(mid_channels=16, high_channels=8),
+    )
+
+
+PRESETS = {"paper": paper, "base": base, "tiny": tiny}
+
+
+def preset(name: str) -> ModelConfig:
+    """A preset by name; raises `ConfigError` listing the known ones."""
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]()
+
+
+def no_lowpass(config: ModelConfig) -> ModelConfig:
+    """Ablation: pixel shuffle without the Gaussian low-pass."""
+    return replace(config, generator=replace(config.generator, lowpass_sigma=0.0))
+
+
+def no_skip(config: ModelConfig) -> ModelConfig:
+    """The paper's information path: everything the planes know of the source passes through the tokens."""
+    return replace(config, generator=replace(config.generator, skip=False))

@@ -1,0 +1,74 @@
+"""LeBS: the expression encoder f_e that scales a learned orthonormal basis (Sec. 3.1, Eq. 3; supplement 6.2)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export3d.errors import ConfigError, check_shape
+from export3d.expression.basis import OrthonormalBasis
+from export3d.layers import linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpressionConfig:
+    """Sizes of LeBS.
+
+    Attributes:
+        inputs: coefficients of the expression space (52 for `arkit52`, 64 for `bfm64`).
+        hidden: width of the first of the two fully connected layers.
+        n: basis vectors, 10 in the paper.
+        d: dimension of the expression embedding, 256 in the paper.
+    """
+
+    inputs: int = 52
+    hidden: int = 256
+    n: int = 10
+    d: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.inputs, self.hidden, self.n, self.d) < 1 or self.n > self.d:
+            raise ConfigError("expression sizes must be positive and n at most d")
+
+
+class ExpressionEncoder(nn.Module):
+    """beta' = f_e(beta) = sum_i lambda_i v_i (Eq. 3), lambda from two linear layers with a leaky ReLU between.
+
+    Coefficients are standardised first by the training data's mean and deviation (buffers, identity by default), since
+    ARKit scores live in very different ranges.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: ExpressionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(config.inputs))
+        self.register_buffer("deviation", torch.ones(config.inputs))
+        self.first = nn.Linear(config.inputs, config.hidden)
+        self.second = linear(config.hidden, config.n)
+        nn.init.xavier_uniform_(self.second.weight)
+        self.basis = OrthonormalBasis(config.n, config.d)
+
+    def standardise(self, mean: Tensor, deviation: Tensor) -> None:
+        """Set the statistics, each (E,), of the data that the encoder will see; deviations are floored at 0.02."""
+        self.mean.copy_(mean)
+        self.deviation.copy_(deviation.clamp_min(0.02))
+
+    def coefficients(self, expression: Tensor) -> Tensor:
+        """beta (B, E) to lambda (B, n): how far to go along each basis vector; unbounded."""
+        check_shape(expression, f"B {self.config.inputs}", "expression")
+        x = (expression - self.mean) / self.deviation
+        return self.second(F.leaky_relu(self.first(x), 0.2))
+
+    def embed(self, coefficients: Tensor) -> Tensor:
+        """lambda (B, n) to beta' (B, d) (Eq. 3)."""
+        return coefficients @ self.basis().to(coefficients.dtype)
+
+    def forward(self, expression: Tensor) -> Tensor:
+        """beta (B, E) to beta' (B, d)."""
+        return self.embed(self.coefficients(expression))

@@ -1,0 +1,186 @@
+"""Perceptual distance (LPIPS): one implementation, used as a loss and as a metric.
+
+d(x, y) = sum over layers of the spatial mean of w_l . (f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)|)^2 (Zhang et al. 2018, Eq. 1),
+with f_l the activations of a classification network and w_l >= 0 learned weights, or uniform weights 1/C where none are
+given. Networks are not shipped: their files are named by the caller, or taken from torchvision where it is installed.
+
+Backbones (`features.*` in torchvision's naming): `alex`, `squeeze`, `vgg16`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export3d.errors import CheckpointError, ConfigError, MissingExtra, check_shape
+
+_MEAN = (-0.030, -0.088, -0.188)
+_DEVIATION = (0.458, 0.448, 0.450)
+
+
+class _Fire(nn.Module):
+    """SqueezeNet's block: a 1x1 squeeze, then 1x1 and 3x3 expansions side by side."""
+
+    def __init__(self, channels: int, squeeze: int, expand: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(channels, squeeze, 1)
+        self.expand1x1 = nn.Conv2d(squeeze, expand, 1)
+        self.expand3x3 = nn.Conv2d(squeeze, expand, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.squeeze(x))
+        return torch.cat([F.relu(self.expand1x1(x)), F.relu(self.expand3x3(x))], dim=1)
+
+
+def _alex() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 11, 4, 2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(64, 192, 5, padding=2), nn.ReLU(), nn.MaxPool2d(3, 2),
+        nn.Conv2d(192, 384, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(384, 256, 3, padding=1), nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1), nn.ReLU(),
+    )  # fmt: skip
+
+
+def _squeeze() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 64, 3, 2), nn.ReLU(), nn.MaxPool2d(3, 2, ceil_mode=True),
+        _Fire(64, 16, 64), _Fire(128, 16, 64), nn.MaxPool2d(3, 2, ceil_mode=True),
+        _Fire(128, 32, 128), _Fire(256, 32, 128), nn.MaxPool2d(3, 2, ceil_mode=True),
+        _Fire(256, 48, 192), _Fire(384, 48, 192), _Fire(384, 64, 256), _Fire(512, 64, 256),
+    )  # fmt: skip
+
+
+def _vgg16() -> nn.Sequential:
+    layers: list[nn.Module] = []
+    channels = 3
+    for width, count in ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3)):
+        if layers:
+            layers.append(nn.MaxPool2d(2))
+        for _ in range(count):
+            layers += [nn.Conv2d(channels, width, 3, padding=1), nn.ReLU()]
+            channels = width
+    return nn.Sequential(*layers)
+
+
+@dataclass(frozen=True)
+class _Recipe:
+    build: object
+    taps: tuple[int, ...]
+    """Indices of the layers whose outputs are compared."""
+    channels: tuple[int, ...]
+
+
+_RECIPES = {
+    "alex": _Recipe(_alex, (1, 4, 7, 9, 11), (64, 192, 384, 256, 256)),
+    "squeeze": _Recipe(_squeeze, (1, 4, 7, 9, 10, 11, 12), (64, 128, 256, 384, 384, 512, 512)),
+    "vgg16": _Recipe(_vgg16, (3, 8, 15, 22, 29), (64, 128, 256, 512, 512)),
+}
+
+
+class Perceptual(nn.Module):
+    """LPIPS distance between images in [-1, 1]; frozen, in float32.
+
+    Args:
+        backbone: `alex`, `squeeze` or `vgg16`.
+        features: the backbone's tensors, torchvision's key names with or without the prefix `features.`.
+        heads: LPIPS v0.1 linear weights (`lin0.model.1.weight` …); uniform weights without them.
+    """
+
+    def __init__(self, backbone: str, features: dict[str, Tensor], heads: dict[str, Tensor] | None = None) -> None:
+        super().__init__()
+        if backbone not in _RECIPES:
+            raise ConfigError(f"unknown perceptual backbone {backbone!r}; choose one of {', '.join(_RECIPES)}")
+        recipe = _RECIPES[backbone]
+        self.backbone = backbone
+        self.taps = recipe.taps
+        self.layers: nn.Sequential = recipe.build()  # type: ignore[operator]
+        own = self.layers.state_dict()
+        given = {key.removeprefix("features."): value.float() for key, value in features.items()}
+        missing = [key for key in own if key not in given or given[key].shape != own[key].shape]
+        if missing:
+            raise CheckpointError(f"not the weights of a {backbone} backbone: {missing[0]} is missing or misshapen")
+        self.layers.load_state_dict({key: given[key] for key in own})
+        for layer, channels in enumerate(recipe.channels):
+            weight = torch.full((channels,), 1.0 / channels)
+            if heads is not None:
+                key = f"lin{layer}.model.1.weight"
+                if key not in heads or heads[key].numel() != channels:
+                    raise CheckpointError(f"not the LPIPS heads of {backbone}: {key} is missing or misshapen")
+                weight = heads[key].float().flatten()
+            self.register_buffer(f"head{layer}", weight)
+        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(_DEVIATION).view(1, 3, 1, 1))
+        self.requires_grad_(False)
+        self.eval()
+
+    def activations(self, image: Tensor) -> list[Tensor]:
+        """Unit-normalised activations of each compared layer, (B, 3, H, W) in [-1, 1] to a list of (B, C, h, w)."""
+        x = (image.float() - self.mean) / self.deviation  # type: ignore[operator]
+        found = []
+        for index, layer in enumerate(self.layers):
+            x = layer(x)
+            if index in self.taps:
+                found.append(x / (x.square().sum(dim=1, keepdim=True) + 1e-10).sqrt())
+            if index == self.taps[-1]:
+                break
+        return found
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Distance of each pair, (B, 3, H, W) twice in [-1, 1] to (B,)."""
+        check_shape(x, "B 3 H W", "image")
+        check_shape(y, f"{x.shape[0]} 3 {x.shape[2]} {x.shape[3]}", "other image")
+        with torch.autocast(x.device.type, enabled=False):
+            total = x.new_zeros(x.shape[0], dtype=torch.float32)
+            for layer, (a, b) in enumerate(zip(self.activations(x), self.activations(y), strict=True)):
+                weight: Tensor = getattr(self, f"head{layer}")
+                total = total + ((a - b).square() * weight.view(1, -1, 1, 1)).sum(dim=1).mean(dim=(1, 2))
+            return total
+
+
+def load_perceptual(backbone: str, features: Path | None = None, heads: Path | None = None) -> Perceptual:
+    """A perceptual distance from weight files, or from torchvision's ImageNet weights where no file is given.
+
+    Args:
+        features: the backbone, `.safetensors` or `.pth` (tensors only: nothing in the file is executed).
+        heads: LPIPS v0.1 linear weights; uniform weights without them.
+
+    Raises:
+        CheckpointError: a file is missing or holds something else.
+        MissingExtra: no file was given and torchvision is not installed.
+    """
+    found = _torchvision_features(backbone) if features is None else read_tensors(features)
+    return Perceptual(backbone, found, None if heads is None else read_tensors(heads))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a `.safetensors` or a `.pth` file; the latter with PyTorch's tensors-only unpickler."""
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no weights at {path}; name the file of the network's weights")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"cannot read weights from {path} ({type(error).__name__}); is it complete?") from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise CheckpointError(f"{path} does not hold a dictionary of tensors")
+    return loaded
+
+
+def _torchvision_features(backbone: str) -> dict[str, Tensor]:
+    try:
+        from torchvision import models
+    except ImportError as error:
+        raise MissingExtra("train", "torchvision (or give the backbone's weight file)") from error
+    name = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg16": "vgg16"}[backbone]
+    network = models.get_model(name, weights="DEFAULT" if backbone != "vgg16" else "IMAGENET1K_V1")
+    features: dict[str, Tensor] = network.features.state_dict()
+    return features

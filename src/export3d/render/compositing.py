@@ -1,0 +1,55 @@
+"""Density and colour along a ray to one value (Eq. 9 and 10).
+
+Letters: B batch, R rays, S samples, C channels. With alpha_i = 1 - exp(-sigma_i * delta_i), the discrete Eq. 10 is
+T_i = prod_{j<i} (1 - alpha_j), and Eq. 9 becomes sum_i T_i alpha_i c_i.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from export3d.errors import check_shape
+
+
+def ray_weights(density: Tensor, delta: Tensor) -> Tensor:
+    """w_i = T_i alpha_i: how much of the ray's colour comes from each interval; weights sum to at most 1.
+
+    Args:
+        density: (B, R, S) non-negative, per scene unit.
+        delta: (B, R, S) lengths of the intervals, scene units.
+
+    Returns:
+        (B, R, S).
+
+    >>> ray_weights(torch.tensor([[[0.0, 1e9]]]), torch.ones(1, 1, 2)).tolist()
+    [[[0.0, 1.0]]]
+    """
+    check_shape(density, "B R S", "density")
+    optical = density * delta
+    alpha = -torch.expm1(-optical)
+    before = torch.cumsum(optical, dim=-1) - optical
+    return alpha * torch.exp(-before)
+
+
+def composite(density: Tensor, feature: Tensor, depths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Volume rendering of samples at `depths`, with densities and features taken at the intervals' middles (as EG3D).
+
+    Args:
+        density: (B, R, S) non-negative, per scene unit.
+        feature: (B, R, S, C).
+        depths: (B, R, S) ascending, scene units.
+
+    Returns:
+        feature (B, R, C), expected depth (B, R) (not divided by the opacity) and weights (B, R, S - 1).
+    """
+    check_shape(depths, "B R S", "depths")
+    check_shape(feature, "B R S C", "feature")
+    delta = depths.diff(dim=-1)
+    weights = ray_weights((density[..., 1:] + density[..., :-1]) / 2, delta)
+    # sum_i w_i (f_i + f_{i+1}) / 2, regrouped so that no (B, R, S, C) tensor of mid-points is made
+    half = weights / 2
+    per_sample = torch.nn.functional.pad(half, (0, 1)) + torch.nn.functional.pad(half, (1, 0))
+    colour = (per_sample[..., None, :] @ feature)[..., 0, :]
+    depth = (weights * (depths[..., 1:] + depths[..., :-1]) / 2).sum(dim=-1)
+    return colour, depth, weights

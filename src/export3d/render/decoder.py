@@ -1,0 +1,35 @@
+"""The light-weight MLP: plane feature to colour feature and density (Eq. 8; supplement 6.2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class PlaneDecoder(nn.Module):
+    """(c, sigma) = MLP(F): a hidden layer with softplus, then two separate linear layers for colour and density.
+
+    The density is softplus(x - 1) (EG3D's shift) times `density_gain`: a gain of 10 lets rays through the unit-sized
+    volume become opaque from the start. The first three colour features are the raw image, so all are squashed
+    to slightly beyond [-1, 1]. Runs in float32 also under autocast.
+
+    Args:
+        channels: C of the planes.
+        hidden: width of the hidden layer.
+        features: colour features, at least 3.
+    """
+
+    def __init__(self, channels: int, hidden: int, features: int, density_gain: float = 10.0) -> None:
+        super().__init__()
+        self.density_gain = density_gain
+        self.hidden = nn.Linear(channels, hidden)
+        self.colour = nn.Linear(hidden, features)
+        self.density = nn.Linear(hidden, 1)
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., C) to colour features (..., F) in (-1.002, 1.002) and densities (...), non-negative."""
+        with torch.autocast(feature.device.type, enabled=False):
+            x = F.softplus(self.hidden(feature.float()))
+            colour = torch.tanh(self.colour(x)) * 1.002
+            return colour, F.softplus(self.density(x)[..., 0] - 1.0) * self.density_gain

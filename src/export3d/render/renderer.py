@@ -1,0 +1,124 @@
+"""The volume renderer (Sec. 3.3, Eq. 7 to 10): tri-plane and camera to a low-resolution feature image."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from export3d.errors import ConfigError, check_shape
+from export3d.render.compositing import composite
+from export3d.render.decoder import PlaneDecoder
+from export3d.render.planes import plane_features
+from export3d.render.rays import camera_rays, ray_limits
+from export3d.render.sampling import importance_depths, stratified_depths
+
+
+@dataclass(frozen=True, kw_only=True)
+class RenderConfig:
+    """How rays are sampled and decoded.
+
+    Attributes:
+        resolution: rays along each side of the raw image (H/4 = 64 in the paper).
+        coarse: stratified samples a ray.
+        fine: importance samples a ray; 0 renders the stratified ones alone.
+        half_extent: the tri-plane covers [-half_extent, half_extent]^3, scene units.
+        reach: rays are sampled from (distance to the origin) - reach to + reach.
+        hidden: width of the decoder's hidden layer.
+        features: colour features a ray, the first three being RGB.
+        density_gain: see `PlaneDecoder`.
+    """
+
+    resolution: int = 64
+    coarse: int = 48
+    fine: int = 48
+    half_extent: float = 0.45
+    reach: float = 0.5
+    hidden: int = 64
+    features: int = 32
+    density_gain: float = 10.0
+
+    def __post_init__(self) -> None:
+        if self.coarse < 3 or self.fine < 0 or self.features < 3 or self.resolution < 1:
+            raise ConfigError("rendering needs at least 3 coarse samples, 3 features and one ray")
+        if min(self.half_extent, self.reach) <= 0:
+            raise ConfigError("half_extent and reach must be positive")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What comes out of the volume.
+
+    Attributes:
+        feature: (B, F, R, R); the first three channels are the raw image D_raw in [-1, 1].
+        depth: (B, 1, R, R) distance from the camera along the ray, scene units; the far limit where nothing was hit.
+        opacity: (B, 1, R, R) in 0..1.
+    """
+
+    feature: Tensor
+    depth: Tensor
+    opacity: Tensor
+
+    @property
+    def raw(self) -> Tensor:
+        """(B, 3, R, R) the raw rendered image."""
+        return self.feature[:, :3]
+
+
+class VolumeRenderer(nn.Module):
+    """Differentiable volume rendering of a tri-plane, in float32 also under autocast."""
+
+    def __init__(self, config: RenderConfig, plane_channels: int) -> None:
+        super().__init__()
+        self.config = config
+        self.decoder = PlaneDecoder(plane_channels, config.hidden, config.features, config.density_gain)
+
+    def forward(
+        self,
+        planes: Tensor,
+        label: Tensor,
+        resolution: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Rendered:
+        """Render planes (B, 3, C, H, W) from cameras (B, 25).
+
+        Args:
+            resolution: rays along each side; the configured one by default.
+            generator: jitters the samples (training); without it the result is repeatable.
+        """
+        c = self.config
+        check_shape(label, f"{planes.shape[0]} 25", "camera label")
+        size = resolution or c.resolution
+        with torch.autocast(planes.device.type, enabled=False):
+            planes = planes.float()
+            origins, directions = camera_rays(label, size)
+            near, far = ray_limits(label, c.reach)
+            depths = stratified_depths(near, far, size * size, c.coarse, generator)
+            colour, density = self._decode(planes, origins, directions, depths)
+            if c.fine:
+                _, _, weights = composite(density.detach(), colour.detach()[..., :1], depths)
+                more = importance_depths(depths, weights, c.fine, generator)
+                more_colour, more_density = self._decode(planes, origins, directions, more)
+                depths, order = torch.cat([depths, more], dim=-1).sort(dim=-1)
+                density = torch.cat([density, more_density], dim=-1).gather(-1, order)
+                colour = torch.cat([colour, more_colour], dim=-2)
+                colour = colour.gather(-2, order[..., None].expand_as(colour))
+            feature, depth, weights = composite(density, colour, depths)
+            opacity = weights.sum(dim=-1)
+            depth = depth + (1.0 - opacity) * far[:, None]
+            # what no sample absorbed is black, as the unlit volume behind the head would be
+            feature = feature - (1.0 - opacity[..., None])
+        b = planes.shape[0]
+        return Rendered(
+            feature.transpose(1, 2).reshape(b, -1, size, size),
+            depth.reshape(b, 1, size, size),
+            opacity.reshape(b, 1, size, size),
+        )
+
+    def _decode(self, planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
+        points = origins[:, :, None] + depths[..., None] * directions[:, :, None]
+        b, r, s, _ = points.shape
+        feature = plane_features(planes, points.reshape(b, r * s, 3), self.config.half_extent)
+        colour, density = self.decoder(feature)
+        return colour.reshape(b, r, s, -1), density.reshape(b, r, s)

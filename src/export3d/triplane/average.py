@@ -1,0 +1,40 @@
+"""Exponential moving average of the tri-plane (supplement 6.2, Eq. 14)."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+
+class PlaneAverage(nn.Module):
+    """T_EMA: a buffer that every generated tri-plane is added to (Eq. 14).
+
+    T_EMA^j = delta * T_EMA^(j-1) + (1 - delta) * mean over the global batch of T^j, starting at 0; T^j += T_EMA^(j-1).
+    The mean is taken before the addition, in the order of the paper's formula. `forward` adds and never changes the
+    module; the training step calls `update`. At inference the average is frozen.
+
+    Args:
+        shape: (3, C, H, W) of one tri-plane.
+        delta: weight of the past, 0.998 in the paper; 1 switches the average off.
+    """
+
+    value: Tensor
+
+    def __init__(self, shape: tuple[int, int, int, int], delta: float) -> None:
+        super().__init__()
+        self.delta = delta
+        self.register_buffer("value", torch.zeros(shape))
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """(B, 3, C, H, W) to the same: T + T_EMA."""
+        return planes + self.value.to(planes.dtype)
+
+    @torch.no_grad()
+    def update(self, planes: Tensor) -> None:
+        """Fold in the generated planes (B, 3, C, H, W), before the addition; averaged over all processes."""
+        mean = planes.detach().float().mean(dim=0)
+        if distributed.is_available() and distributed.is_initialized():
+            distributed.all_reduce(mean)
+            mean /= distributed.get_world_size()
+        self.value.lerp_(mean, 1.0 - self.delta)

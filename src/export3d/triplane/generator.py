@@ -1,0 +1,147 @@
+"""The hybrid tri-plane generator G (Sec. 3.2, Eq. 4 and 6; supplement 6.2).
+
+    source ──ConvStem──▶ h/4 × H/8 ──OverlapPatchMerge──▶ tokens h × (H/16)² ──EAdaLN-ViT × k (expression)──▶
+    shuffle, low-pass ──▶ convolution at H/8 ──▶ shuffle, low-pass ──▶ H/4 ┬──────────────────────────────┐
+                                              OverlapPatchMerge, ViT × m, shuffle, low-pass ──▶ H/4 ──concat┴─▶
+    convolutions, shuffle, low-pass ──▶ H/2 ──convolutions──▶ 3 × C planes of H/2 × W/2
+
+What lies before the first EAdaLN does not depend on the expression and is computed once a source (`encode`).
+The number of blocks and the convolution widths are in a figure that the paper's text does not give: ours are in the
+presets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export3d.errors import ConfigError, check_shape
+from export3d.layers import ResidualConvs, conv3x3, tokens_to_image
+from export3d.triplane.average import PlaneAverage
+from export3d.triplane.blocks import ViTBlock
+from export3d.triplane.stem import ConvStem, OverlapPatchMerge
+from export3d.triplane.upsample import ShuffleUpsample
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorConfig:
+    """Sizes of the generator; the defaults are the paper's where the paper gives them.
+
+    Attributes:
+        image_size: H = W of the source, pixels; a multiple of 32.
+        dim: h, width of the tokens.
+        heads: attention heads, in every block.
+        ffn_ratio: hidden width of Mix-FFN over its input width.
+        conditioned_blocks: EAdaLN-ViT blocks.
+        plain_blocks: ViT blocks on the H/8 grid, behind the first two up-samplings.
+        plain_dim: their width.
+        mid_channels: convolution width at H/8.
+        high_channels: convolution width at H/2.
+        plane_channels: C of each plane.
+        lowpass_sigma: of the Gaussian behind each pixel shuffle, in pixels of the up-sampled grid; 0 for the ablation.
+        ema_delta: of the tri-plane EMA (Eq. 14).
+        skip: a 1x1 convolution carries the stem's features past the tokens to the H/8 grid (not in the paper).
+    """
+
+    image_size: int = 256
+    dim: int = 1024
+    heads: int = 4
+    ffn_ratio: int = 2
+    conditioned_blocks: int = 5
+    plain_blocks: int = 1
+    plain_dim: int = 1024
+    mid_channels: int = 512
+    high_channels: int = 96
+    plane_channels: int = 32
+    lowpass_sigma: float = 1.0
+    ema_delta: float = 0.998
+    skip: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image_size % 32:
+            raise ConfigError(f"image_size {self.image_size} must be a multiple of 32")
+        for name in ("dim", "plain_dim", "mid_channels"):
+            if getattr(self, name) % 16:
+                raise ConfigError(f"{name} {getattr(self, name)} must be a multiple of 16")
+        if not 0.0 <= self.ema_delta <= 1.0 or self.lowpass_sigma < 0.0:
+            raise ConfigError("ema_delta must lie in 0..1 and lowpass_sigma must not be negative")
+
+
+@dataclass(frozen=True)
+class SourceFeatures:
+    """What the generator keeps of a source image; independent of the expression.
+
+    Attributes:
+        tokens: (B, N, h) visual tokens.
+        skip: (B, mid_channels, H/8, W/8), or an empty tensor without the skip.
+    """
+
+    tokens: Tensor
+    skip: Tensor
+
+    def expand(self, batch: int) -> SourceFeatures:
+        """One source repeated for a batch of expressions; copies nothing."""
+        return SourceFeatures(
+            self.tokens.expand(batch, *self.tokens.shape[1:]), self.skip.expand(batch, *self.skip.shape[1:])
+        )
+
+
+class TriplaneGenerator(nn.Module):
+    """G: (source image, expression embedding) to the tri-plane T_beta(S) (Eq. 6)."""
+
+    def __init__(self, config: GeneratorConfig, embedding: int) -> None:
+        super().__init__()
+        c = config
+        self.config = c
+        self.stem = ConvStem(c.dim // 4)
+        self.merge = OverlapPatchMerge(c.dim // 4, c.dim)
+        self.conditioned = nn.ModuleList(
+            ViTBlock(c.dim, c.heads, c.ffn_ratio, embedding) for _ in range(c.conditioned_blocks)
+        )
+        self.upsample = ShuffleUpsample(c.lowpass_sigma)
+        self.skip = nn.Conv2d(c.dim // 4, c.mid_channels, 1) if c.skip else None
+        self.mid = conv3x3(c.dim // 4, c.mid_channels)
+        self.mid_residual = ResidualConvs(c.mid_channels)
+        quarter = c.mid_channels // 4
+        self.plain_merge = OverlapPatchMerge(quarter, c.plain_dim)
+        self.plain = nn.ModuleList(ViTBlock(c.plain_dim, c.heads, c.ffn_ratio) for _ in range(c.plain_blocks))
+        self.fuse = conv3x3(quarter + c.plain_dim // 4, 4 * c.high_channels)
+        self.high = ResidualConvs(c.high_channels)
+        self.to_planes = nn.Conv2d(c.high_channels, 3 * c.plane_channels, 3, padding=1)
+        nn.init.zeros_(self.to_planes.bias) if self.to_planes.bias is not None else None
+        size = c.image_size // 2
+        self.average = PlaneAverage((3, c.plane_channels, size, size), c.ema_delta)
+
+    def encode(self, source: Tensor) -> SourceFeatures:
+        """Source image (B, 3, H, W) in [-1, 1] to its features, once for all expressions."""
+        size = self.config.image_size
+        check_shape(source, f"B 3 {size} {size}", "source")
+        features = self.stem(source)
+        tokens, _, _ = self.merge(features)
+        empty = features.new_zeros(features.shape[0], 0)
+        return SourceFeatures(tokens, empty if self.skip is None else self.skip(features))
+
+    def generate(self, source: SourceFeatures, embedding: Tensor) -> Tensor:
+        """Features and beta' (B, d) to the planes (B, 3, C, H/2, W/2) before the tri-plane EMA is added."""
+        grid = self.config.image_size // 16
+        tokens = source.tokens
+        for block in self.conditioned:
+            tokens = block(tokens, grid, grid, embedding)
+        x = self.mid(self.upsample(tokens_to_image(tokens, grid, grid)))
+        if self.skip is not None:
+            x = x + source.skip
+        x = self.upsample(self.mid_residual(x))
+        tokens, height, width = self.plain_merge(x)
+        for block in self.plain:
+            tokens = block(tokens, height, width)
+        x = torch.cat([x, self.upsample(tokens_to_image(tokens, height, width))], dim=1)
+        x = self.upsample(F.leaky_relu(self.fuse(x), 0.2))
+        planes = self.to_planes(F.leaky_relu(self.high(x), 0.2))
+        return planes.reshape(planes.shape[0], 3, self.config.plane_channels, *planes.shape[2:])
+
+    def forward(self, source: SourceFeatures, embedding: Tensor) -> Tensor:
+        """Features and beta' (B, d) to the tri-plane (B, 3, C, H/2, W/2), planes in the order xy, yz, zx (Eq. 4)."""
+        return self.average(self.generate(source, embedding))

@@ -1,0 +1,24 @@
+"""Up-sampling by pixel shuffle and Gaussian low-pass (Sec. 3.2).
+
+Shuffled channels of neighbouring pixels come from different filters and draw a grid with the shuffle's period; the
+low-pass behind the shuffle removes it where it arises, since it is hard to remove in the image.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from export3d.layers import GaussianLowPass
+
+
+class ShuffleUpsample(nn.Module):
+    """(B, 4C, H, W) to (B, C, 2H, 2W): pixel shuffle, then a Gaussian of `sigma` pixels (0: none)."""
+
+    def __init__(self, sigma: float) -> None:
+        super().__init__()
+        self.shuffle = nn.PixelShuffle(2)
+        self.low_pass = GaussianLowPass(sigma)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 4C, H, W) to (B, C, 2H, 2W)."""
+        return self.low_pass(self.shuffle(x))
