@@ -1,0 +1,609 @@
+"""The training loop: load · step · validate · snapshot · resume. It counts images and knows no network.
+
+One step: seed every generator from (seed, rank, images seen) → `task.batch` → `task.losses` → backward → gradients
+averaged over all processes → clip → AdamW → weights EMA. Since every step is seeded by its place, a run that stops and
+resumes is the run that never stopped, bit for bit on a CPU, and neither a sampler nor a generator needs to be stored;
+validation and sheets cannot disturb training for the same reason.
+
+Runs on Hugging Face Accelerate, from one CPU to many GPUs (`accelerate launch`). Gradients are averaged by one flat
+all-reduce after the backward pass, so a task may call any method of its module, as often as it likes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import dataclasses
+import logging
+import math
+import random
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from export3d.checkpoint import latest_state, load_into, load_state, load_weights, save_state
+from export3d.errors import CheckpointError, ConfigError, MissingExtra, TrainingError
+from export3d.training.record import Recorder
+from export3d.training.schedule import ema_decay, is_due, learning_rate
+
+log = logging.getLogger(__name__)
+
+StopReason = Literal["max_images", "max_minutes", "interrupted"]
+
+
+class Task(Protocol):
+    """What is trained. The loop calls these and nothing else.
+
+    Attributes:
+        module: the network; its parameters that require a gradient are trained, its parameters and buffers are saved.
+        config: JSON-able configuration that rebuilds `module`; stored with every state.
+    """
+
+    module: nn.Module
+    config: Mapping[str, Any]
+
+    def prepare(self, device: torch.device) -> None:
+        """Move everything but `module` (perceptual networks, frames) to `device`; called once, before the first step.
+
+        `module` is already there; its weights are those the run starts from.
+        """
+
+    def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
+        """The share of process `rank` of `world` in the `batch_size` images of all, which start at `images_seen`.
+
+        A function of its arguments alone; the shares together are the batch that one process would get. Tensors in it
+        are moved to the module's device by the loop.
+        """
+
+    def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
+        """Scalars to log; `total` is minimised. Called under autocast if the precision is bf16."""
+
+    def validate(self, ema: nn.Module) -> Mapping[str, float]:
+        """Figures of the averaged network (in eval mode, without gradients, on the main process); may be empty."""
+
+    def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
+        """An image (H, W, 3) uint8 RGB that shows what the averaged network does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Settings of the loop. Everything periodic is counted in images; 0 means never.
+
+    Attributes:
+        batch_size: images a step over all processes and accumulated parts together.
+        accumulate: parts a step is computed in, one after another, to save memory.
+        max_images: stop there; None: no limit.
+        max_minutes: stop this start of the run after so many minutes and save; None: no limit.
+        log_every, sheet_every, validate_every, save_every: images between log lines, sheets, validations and states.
+        keep: how many states stay on disk.
+        part_size_mb: cut files of a state into parts of this size; None: whole files.
+        seed: with the same seed and the same settings a run on a CPU repeats bit for bit.
+        lr, betas, eps, weight_decay: AdamW; weight decay acts on matrices and kernels only.
+        warmup_images: linear warm-up of the learning rate.
+        decay: cosine decay of the learning rate "images": over max_images, "clock": over max_minutes of this start
+            (then a resumed run is not bit-exact), or "none".
+        decay_from: the part of the run, 0..1, after which the cosine begins.
+        final_lr_ratio: what remains of the learning rate at the end of the decay.
+        grad_clip: largest norm of the gradient over all parameters; None: not clipped.
+        ema_halflife_images: half-life of the weights EMA; 0: no averaging, the EMA is the weights.
+        ema_rampup: the half-life is at most this part of the images seen.
+        precision: "fp32", "bf16" (autocast) or "auto": bf16 on a GPU that has it.
+        channels_last: store kernels and images in that memory format.
+        compile: `module.compile()`, i.e. torch.compile for the module's own call.
+        cpu: stay on the CPU even where there is a GPU.
+        tensorboard: write TensorBoard events too.
+        progress: show a progress bar.
+    """
+
+    batch_size: int = 16
+    accumulate: int = 1
+    max_images: int | None = None
+    max_minutes: float | None = None
+    log_every: int = 1_000
+    sheet_every: int = 20_000
+    validate_every: int = 50_000
+    save_every: int = 20_000
+    keep: int = 2
+    part_size_mb: float | None = None
+    seed: int = 0
+    lr: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.99)
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    warmup_images: int = 10_000
+    decay: Literal["none", "images", "clock"] = "none"
+    decay_from: float = 0.0
+    final_lr_ratio: float = 0.0
+    grad_clip: float | None = 1.0
+    ema_halflife_images: float = 10_000
+    ema_rampup: float = 0.05
+    precision: Literal["fp32", "bf16", "auto"] = "auto"
+    channels_last: bool = False
+    compile: bool = False
+    cpu: bool = False
+    tensorboard: bool = True
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise ConfigError(
+                f"batch_size {self.batch_size} must be a positive multiple of accumulate {self.accumulate}; change one"
+            )
+        periods = ("log_every", "sheet_every", "validate_every", "save_every")
+        for name in (*periods, "warmup_images", "ema_halflife_images", "ema_rampup", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}; 0 switches it off")
+        for name in ("max_images", "max_minutes", "grad_clip", "part_size_mb"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}; leave it out for no limit")
+        if not self.lr > 0 or self.keep < 1:
+            raise ConfigError(f"lr {self.lr} must be positive and keep {self.keep} at least 1")
+        if not 0 <= self.decay_from < 1 or not 0 <= self.final_lr_ratio <= 1:
+            raise ConfigError(
+                f"decay_from {self.decay_from} must lie in [0, 1) and final_lr_ratio {self.final_lr_ratio} in [0, 1]"
+            )
+        if self.decay == "images" and self.max_images is None:
+            raise ConfigError("decay over images needs an end; set max_images, or decay to 'clock' or 'none'")
+        if self.decay == "clock" and self.max_minutes is None:
+            raise ConfigError("decay by the clock needs an end; set max_minutes, or decay to 'images' or 'none'")
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a run ended.
+
+    Attributes:
+        images_seen, step: counters of the whole run, earlier starts included.
+        minutes: training time of the whole run.
+        reason: why it stopped.
+        checkpoint: the last saved state.
+        validation: the last validation's figures (empty if there was none).
+    """
+
+    images_seen: int
+    step: int
+    minutes: float
+    reason: StopReason
+    checkpoint: Path
+    validation: dict[str, float]
+
+
+def train(
+    task: Task,
+    run_dir: Path | str,
+    config: LoopConfig,
+    *,
+    resume: bool = True,
+    init_from: Path | str | None = None,
+    command: Sequence[str] | None = None,
+) -> Result:
+    """Train `task.module` until `max_images`, `max_minutes`, SIGINT or SIGTERM; always ends with a saved state.
+
+    Args:
+        task: what to train; `task.module` holds the trained weights afterwards.
+        run_dir: the run's folder (see `export3d.training.record`); a folder with states is resumed.
+        config: settings; on resuming they may differ from those of the first start.
+        resume: False refuses a folder that already holds states.
+        init_from: weights (`….safetensors`) to begin a fresh run with; ignored when a state is resumed.
+        command: what `command.txt` says; default: this process's arguments.
+
+    Raises:
+        TrainingError: a loss or gradient is not finite; the last saved state is untouched.
+        CheckpointError: the state or the weights cannot be loaded or belong to another architecture.
+        ConfigError, OutputError, MissingExtra("train").
+    """
+    return _Run(task, Path(run_dir), config, resume, init_from, command).go()
+
+
+class _Run:
+    """The state of one call of `train`."""
+
+    def __init__(
+        self,
+        task: Task,
+        run_dir: Path,
+        config: LoopConfig,
+        resume: bool,
+        init_from: Path | str | None,
+        command: Sequence[str] | None,
+    ) -> None:
+        self.started = time.monotonic()
+        self.task, self.config, self.run_dir, self.command = task, config, run_dir, command
+        self.accelerator = _accelerator(config.cpu)
+        self.device: torch.device = self.accelerator.device
+        self.rank: int = self.accelerator.process_index
+        self.world: int = self.accelerator.num_processes
+        self.is_main: bool = self.accelerator.is_main_process
+        if (config.batch_size // config.accumulate) % self.world:
+            raise ConfigError(
+                f"{config.batch_size // config.accumulate} images at once cannot be shared by {self.world} processes; "
+                f"choose a batch_size that is a multiple of {self.world * config.accumulate}"
+            )
+        self.images_seen, self.step, self.minutes_before = 0, 0, 0.0
+        self.saved: Path | None = None
+        self.validation: dict[str, float] = {}
+        self.stop_signal = False
+
+        found = latest_state(run_dir / "checkpoints")
+        if found and not resume:
+            raise ConfigError(f"{run_dir} already holds a run ({found.name}); resume it or choose another folder")
+        if found is None and init_from is not None:
+            load_into(task.module, load_weights(init_from)[0], what=f"the weights {init_from}")
+
+        module = task.module.to(self.device)
+        if config.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.world > 1:
+            self._agree_on_weights(module)
+        self.module = module
+        self.ema = copy.deepcopy(module).eval().requires_grad_(False)
+        self.optimizer = _optimizer(module, config, self.device)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        if found is not None:
+            self._restore(found)
+        task.prepare(self.device)
+        self.autocast_dtype = _autocast_dtype(config.precision, self.device)
+        if config.compile:
+            module.compile()
+        self.resolved = {
+            "loop": dataclasses.asdict(config),
+            "task": dict(task.config),
+            "device": str(self.device),
+            "processes": self.world,
+            "precision": "bf16" if self.autocast_dtype else "fp32",
+            "parameters": sum(p.numel() for p in self.parameters),
+        }
+
+    # ---- the visible order -------------------------------------------------------------------------------------------
+
+    def go(self) -> Result:
+        config = self.config
+        with _signals(self._on_signal), contextlib.ExitStack() as stack:
+            record: Recorder | None = None
+            if self.is_main:
+                record = stack.enter_context(
+                    Recorder(
+                        self.run_dir,
+                        self.resolved,
+                        command=self.command,
+                        images_seen=self.images_seen,
+                        tensorboard=config.tensorboard,
+                    )
+                )
+            bar = stack.enter_context(
+                tqdm(
+                    initial=self.images_seen,
+                    total=config.max_images,
+                    unit="img",
+                    dynamic_ncols=True,
+                    disable=not (config.progress and self.is_main),
+                )
+            )
+            figures = _Averages()
+            reason = self._reason_to_stop(self.stop_signal, self._out_of_time())
+            while reason is None:
+                before = self.images_seen
+                self._seed(before)
+                losses, norm, lr, interrupted, out_of_time = self._step()
+                self.images_seen += config.batch_size
+                self.step += 1
+                figures.add(losses, norm, config.batch_size)
+                bar.update(config.batch_size)
+                reason = self._reason_to_stop(interrupted, out_of_time)
+                if record and (self._is_due(config.log_every, before) or self.step == 1 or reason):
+                    line = figures.take()
+                    bar.set_postfix(total=f"{line['losses']['total']:.4g}", lr=f"{lr:.2g}", refresh=False)
+                    line |= {"step": self.step, "lr": lr, **self._memory()}
+                    record.line("train", self.images_seen, self.minutes, **line)
+                if reason or self._is_due(config.save_every, before):
+                    self._save()
+                if reason != "interrupted":
+                    self._look(record, before, at_end=reason is not None)
+            if self.saved is None:
+                self._save()
+        assert self.saved is not None
+        return Result(self.images_seen, self.step, self.minutes, reason, self.saved, self.validation)
+
+    def _step(self) -> tuple[dict[str, float], float, float, bool, bool]:
+        """One optimiser step: losses (mean over processes and parts), gradient norm, learning rate, two stop flags."""
+        config = self.config
+        lr = self._learning_rate()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        share = config.batch_size // config.accumulate
+        sums: dict[str, Tensor] = {}
+        for part in range(config.accumulate):
+            start = self.images_seen + part * share
+            batch = self._to_device(self.task.batch(start, share, self.rank, self.world))
+            with self._autocast():
+                losses = self.task.losses(batch, self.images_seen)
+            if "total" not in losses:
+                raise TrainingError(f"the task returned the losses {sorted(losses)} without 'total'; add their sum")
+            (losses["total"] / config.accumulate).backward()  # type: ignore[no-untyped-call]
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0.0) + value.detach().float() / config.accumulate
+        flags = (self.stop_signal, self._out_of_time())
+        if self.world > 1:
+            sums, flags = self._average_over_processes(sums, flags)
+        limit = config.grad_clip if config.grad_clip is not None else math.inf
+        norm_tensor = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        names = sorted(sums)
+        *values, norm = torch.stack([*(sums[name].reshape(()) for name in names), norm_tensor.float()]).tolist()
+        figures = dict(zip(names, values))
+        self._refuse_non_finite(figures, norm)
+        self.optimizer.step()
+        self._average_weights()
+        return figures, norm, lr, *flags
+
+    def _look(self, record: Recorder | None, before: int, *, at_end: bool) -> None:
+        """Validate and draw a sheet where one is due; other processes wait."""
+        config = self.config
+        validates = config.validate_every > 0 and (at_end or self._is_due(config.validate_every, before))
+        draws = config.sheet_every > 0 and (at_end or self.step == 1 or self._is_due(config.sheet_every, before))
+        if not (validates or draws):
+            return
+        if record is not None:
+            self.ema.eval()
+            with torch.no_grad():
+                if validates:
+                    _seed_all(self.config.seed, 0, 0)
+                    self.validation = {name: float(value) for name, value in self.task.validate(self.ema).items()}
+                    if self.validation:
+                        record.line("validation", self.images_seen, self.minutes, figures=self.validation)
+                if draws:
+                    _seed_all(self.config.seed, 0, 0)
+                    record.sheet(self.images_seen, self.task.sheet(self.ema))
+        self.accelerator.wait_for_everyone()
+
+    def _save(self) -> None:
+        """Write a training state on the main process; other processes wait."""
+        folder = self.run_dir / "checkpoints"
+        if self.is_main:
+            self.saved = save_state(
+                folder,
+                model=self.module.state_dict(),
+                ema=self.ema.state_dict(),
+                optimizer=self.optimizer.state_dict(),
+                counters={"images_seen": self.images_seen, "step": self.step, "minutes": self.minutes},
+                config=self.resolved,
+                keep=self.config.keep,
+                part_size_mb=self.config.part_size_mb,
+            )
+        self.accelerator.wait_for_everyone()
+        self.saved = self.saved if self.is_main else latest_state(folder)
+
+    def _restore(self, path: Path) -> None:
+        state = load_state(path)
+        load_into(self.module, state.model, what=f"the weights in {path}")
+        load_into(self.ema, state.ema, what=f"the averaged weights in {path}")
+        _load_optimizer(self.optimizer, state.optimizer, path)
+        self.images_seen = int(state.counters["images_seen"])
+        self.step = int(state.counters["step"])
+        self.minutes_before = float(state.counters["minutes"])
+        self.saved = path
+        log.info("resumed %s: %d images seen", path, self.images_seen)
+
+    # ---- small parts -------------------------------------------------------------------------------------------------
+
+    @property
+    def minutes(self) -> float:
+        """Minutes of training in all starts of this run."""
+        return self.minutes_before + (time.monotonic() - self.started) / 60.0
+
+    def _is_due(self, every: int, before: int) -> bool:
+        return is_due(every, before, self.images_seen)
+
+    def _out_of_time(self) -> bool:
+        limit = self.config.max_minutes
+        return limit is not None and (time.monotonic() - self.started) / 60.0 >= limit
+
+    def _reason_to_stop(self, interrupted: bool, out_of_time: bool) -> StopReason | None:
+        if self.config.max_images is not None and self.images_seen >= self.config.max_images:
+            return "max_images"
+        if interrupted:
+            return "interrupted"
+        return "max_minutes" if out_of_time else None
+
+    def _learning_rate(self) -> float:
+        config, progress = self.config, 0.0
+        if config.decay == "images" and config.max_images is not None:
+            progress = self.images_seen / config.max_images
+        elif config.decay == "clock" and config.max_minutes is not None:
+            progress = min((time.monotonic() - self.started) / 60.0 / config.max_minutes, 1.0)
+        return learning_rate(
+            self.images_seen,
+            lr=config.lr,
+            warmup_images=config.warmup_images,
+            progress=progress,
+            decay_from=config.decay_from,
+            final_ratio=config.final_lr_ratio,
+        )
+
+    def _seed(self, images_seen: int) -> None:
+        _seed_all(self.config.seed, self.rank, images_seen)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[Any]:
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def _to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
+        moved: dict[str, Any] = {}
+        for name, value in batch.items():
+            if isinstance(value, Tensor):
+                value = value.to(self.device, non_blocking=True)
+                if self.config.channels_last and value.ndim == 4 and value.is_floating_point():
+                    value = value.contiguous(memory_format=torch.channels_last)
+            moved[name] = value
+        return moved
+
+    @torch.no_grad()
+    def _average_weights(self) -> None:
+        """The weights EMA; buffers are copied, averaging those is the module's own business."""
+        config = self.config
+        decay = ema_decay(
+            self.images_seen, config.batch_size, halflife_images=config.ema_halflife_images, rampup=config.ema_rampup
+        )
+        for average, value in zip(self.ema.parameters(), self.module.parameters()):
+            average.lerp_(value, 1.0 - decay) if decay else average.copy_(value)
+        for average_buffer, buffer in zip(self.ema.buffers(), self.module.buffers()):
+            average_buffer.copy_(buffer)
+
+    def _refuse_non_finite(self, figures: Mapping[str, float], norm: float) -> None:
+        bad = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]
+        if not math.isfinite(norm):
+            bad.append(f"gradient norm {norm}")
+        if bad:
+            last = f"the last good state is {self.saved}" if self.saved else "no state had been saved yet"
+            raise TrainingError(
+                f"training diverged after {self.images_seen} images: {', '.join(bad)}; {last}; "
+                "try a lower learning rate, stronger gradient clipping or fp32"
+            )
+
+    def _average_over_processes(
+        self, sums: dict[str, Tensor], flags: tuple[bool, bool]
+    ) -> tuple[dict[str, Tensor], tuple[bool, bool]]:
+        """Gradients (zero where there is none), losses and stop flags through one flat all-reduce."""
+        names = sorted(sums)
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        votes = sums["total"].new_tensor([float(flag) for flag in flags])
+        extra = torch.cat([torch.stack([sums[name].reshape(()) for name in names]), votes])
+        flat = torch.cat([g.reshape(-1).float() for g in grads] + [extra])
+        flat = self.accelerator.reduce(flat, reduction="mean")
+        *pieces, extra = flat.split([g.numel() for g in grads] + [extra.numel()])
+        for parameter, piece in zip(self.parameters, pieces):
+            parameter.grad = piece.view(parameter.shape).to(parameter.dtype)
+        averaged = dict(zip(names, extra))
+        interrupted, out_of_time = extra[len(names) :].tolist()
+        return averaged, (interrupted > 0, out_of_time > 0)
+
+    def _agree_on_weights(self, module: nn.Module) -> None:
+        """All processes start from the weights and buffers of the first."""
+        from accelerate.utils import broadcast
+
+        with torch.no_grad():
+            for value in module.state_dict().values():
+                value.copy_(broadcast(value, from_process=0))
+
+    def _memory(self) -> dict[str, float]:
+        if self.device.type != "cuda":
+            return {}
+        return {"gpu_memory_gib": round(torch.cuda.max_memory_allocated(self.device) / 2**30, 2)}
+
+    def _on_signal(self, number: int, frame: object) -> None:
+        log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
+        self.stop_signal = True
+
+
+class _Averages:
+    """Means of losses and gradient norms since the last log line, and the speed."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.steps, self.images, self.norm, self.since = 0, 0, 0.0, time.monotonic()
+        self.losses: dict[str, float] = {}
+
+    def add(self, losses: Mapping[str, float], norm: float, images: int) -> None:
+        self.steps += 1
+        self.images += images
+        self.norm += norm
+        for name, value in losses.items():
+            self.losses[name] = self.losses.get(name, 0.0) + value
+
+    def take(self) -> dict[str, Any]:
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        line = {
+            "losses": {name: value / self.steps for name, value in self.losses.items()},
+            "grad_norm": self.norm / self.steps,
+            "images_per_second": round(self.images / seconds, 3),
+        }
+        self._reset()
+        return line
+
+
+def _accelerator(cpu: bool) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtra("train", "accelerate") from error
+    return Accelerator(mixed_precision="no", cpu=cpu)  # autocast is the loop's own: bf16 needs no gradient scaling
+
+
+def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def _optimizer(module: nn.Module, config: LoopConfig, device: torch.device) -> torch.optim.Optimizer:
+    trained = [p for p in module.parameters() if p.requires_grad]
+    if not trained:
+        raise TrainingError("no parameter of the module requires a gradient; there is nothing to train")
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(
+        [group for group in groups if group["params"]],
+        lr=config.lr,
+        betas=config.betas,
+        eps=config.eps,
+        fused=device.type == "cuda",
+    )
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
+    """Restore moments and step counts; the settings (lr, betas, …) stay those of this start."""
+    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except (ValueError, KeyError) as error:
+        raise CheckpointError(
+            f"the optimiser state in {path} belongs to other parameters ({error}); start a new run from its weights"
+        ) from error
+    for group, own in zip(optimizer.param_groups, settings):
+        group.update(own)
+
+
+def _seed_all(seed: int, rank: int, images_seen: int) -> None:
+    """Seed Python, NumPy and torch (all devices) from one place in the run."""
+    words = np.random.SeedSequence((seed, rank, images_seen)).generate_state(3, np.uint64)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]) % 2**32)  # noqa: NPY002  third-party code may draw from the global generator
+    torch.manual_seed(int(words[2]) % 2**63)
+
+
+@contextlib.contextmanager
+def _signals(handler: Any) -> Iterator[None]:
+    """Route SIGINT and SIGTERM to `handler`; a second one acts as usual. Only the main thread may do this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def once(number: int, frame: object) -> None:
+        signal.signal(number, previous[signal.Signals(number)])
+        handler(number, frame)
+
+    for number in previous:
+        signal.signal(number, once)
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

@@ -1,0 +1,138 @@
+"""What a run leaves to read: the command, the resolved configuration, a log of figures, image sheets.
+
+run/
+├── command.txt       the command line of every start, one a line
+├── config.json       resolved configuration
+├── log.jsonl         one JSON object a line; every line has `images_seen` and `minutes`
+├── sheets/           00001234.png: what the averaged network draws at that many images
+├── tensorboard/      the same figures, if tensorboard is installed
+└── checkpoints/      see `export3d.checkpoint`
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d.errors import OutputError
+
+log = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Writes the log, the sheets and (where installed) TensorBoard figures of one run.
+
+    Args:
+        run_dir: the run's folder, created if needed.
+        config: resolved configuration, written as `config.json`.
+        command: the command line; default: this process's own arguments.
+        images_seen: where the run (re)starts; log lines of a later, lost, stretch are dropped.
+        tensorboard: also write TensorBoard events; without the package this is logged once and skipped.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        config: Mapping[str, Any],
+        *,
+        command: Sequence[str] | None = None,
+        images_seen: int = 0,
+        tensorboard: bool = True,
+    ) -> None:
+        self.run_dir = run_dir
+        try:
+            (run_dir / "sheets").mkdir(parents=True, exist_ok=True)
+            (run_dir / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+            with (run_dir / "command.txt").open("a", encoding="utf-8") as file:
+                file.write(shlex.join(sys.argv if command is None else command) + "\n")
+            drop_lines_after(run_dir / "log.jsonl", images_seen)
+            self._log = (run_dir / "log.jsonl").open("a", encoding="utf-8")
+        except OSError as error:
+            raise OutputError(
+                f"cannot write the run to {run_dir}: {error.strerror or error}; choose another folder"
+            ) from error
+        self._board = _summary_writer(run_dir / "tensorboard", images_seen) if tensorboard else None
+
+    def line(self, kind: str, images_seen: int, minutes: float, **figures: Any) -> None:
+        """Append one line: `kind` ("train", "validation"), the counters and `figures` (numbers or dicts of numbers)."""
+        content = {"kind": kind, "images_seen": images_seen, "minutes": round(minutes, 4), **figures}
+        self._log.write(json.dumps(content) + "\n")
+        self._log.flush()
+        if self._board is not None:
+            for name, value in _flat(figures):
+                self._board.add_scalar(f"{kind}/{name}", value, images_seen)
+
+    def sheet(self, images_seen: int, image: NDArray[np.uint8]) -> Path:
+        """Write an image (H, W, 3) uint8 as `sheets/<images_seen>.png`; returns its path."""
+        from export3d.image import write_png
+
+        path = self.run_dir / "sheets" / f"{images_seen:08d}.png"
+        write_png(path, image)
+        if self._board is not None:
+            self._board.add_image("sheet", image, images_seen, dataformats="HWC")
+        return path
+
+    def close(self) -> None:
+        """Flush and close all files."""
+        self._log.close()
+        if self._board is not None:
+            self._board.close()
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `log.jsonl`; a line torn by a killed process is left out."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:
+                continue
+    return lines
+
+
+def drop_lines_after(path: Path, images_seen: int) -> None:
+    """Rewrite a log without the lines beyond `images_seen`: what a resumed run is about to live again."""
+    if not path.is_file():
+        return
+    kept = [line for line in read_log(path) if line.get("images_seen", 0) <= images_seen]
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+    temporary.replace(path)
+
+
+def _summary_writer(folder: Path, images_seen: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        log.info("tensorboard is not installed, figures go to log.jsonl only; run: pip install 'export3d[train]'")
+        return None
+    return SummaryWriter(folder, purge_step=images_seen + 1 if images_seen else None)
+
+
+def _flat(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
+    pairs: list[tuple[str, float]] = []
+    for name, value in figures.items():
+        if isinstance(value, Mapping):
+            pairs += [(f"{name}/{inner}", number) for inner, number in _flat(value)]
+        elif isinstance(value, (int, float)):
+            pairs.append((name, float(value)))
+    return pairs
