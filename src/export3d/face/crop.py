@@ -1,0 +1,118 @@
+"""The square crop around a face: nose-centred, one for a whole clip, and its inverse.
+
+Pixel coordinates are continuous: the image spans (0, 0) to (width, height), pixel centres lie at +0.5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from PIL import Image
+
+from export3d.errors import ShapeError
+
+CROP_SIZE = 256
+"""Pixels across a crop unless said otherwise."""
+FACE_HEIGHTS = 1.9
+"""Side of the crop over the distance from the top of the forehead to the chin: hair and some shoulder are inside."""
+NOSE_TIP, FOREHEAD, CHIN = 4, 10, 152
+
+
+@dataclass(frozen=True)
+class CropBox:
+    """A square in image pixels; it may reach beyond the image.
+
+    Attributes:
+        centre: (x, y) pixels.
+        side: pixels, positive.
+
+    >>> box = CropBox((100.0, 60.0), 50.0)
+    >>> box.to_crop([[100.0, 60.0]], 256).tolist()
+    [[128.0, 128.0]]
+    >>> box.from_crop([[0.0, 0.0]], 256).tolist()
+    [[75.0, 35.0]]
+    """
+
+    centre: tuple[float, float]
+    side: float
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite([*self.centre, self.side]).all() and self.side > 0):
+            raise ShapeError(f"a crop needs a finite centre and a positive side, got {self.centre} and {self.side}")
+
+    @property
+    def corner(self) -> NDArray[np.float64]:
+        """(2,) the top left corner, image pixels."""
+        return np.array(self.centre, dtype=np.float64) - self.side / 2
+
+    def to_crop(self, points: ArrayLike, size: float = CROP_SIZE) -> NDArray[np.float64]:
+        """Image pixels (..., 2) to pixels of the crop drawn at `size`."""
+        return (np.asarray(points, dtype=np.float64) - self.corner) * (size / self.side)
+
+    def from_crop(self, points: ArrayLike, size: float = CROP_SIZE) -> NDArray[np.float64]:
+        """Inverse of `to_crop`."""
+        return np.asarray(points, dtype=np.float64) * (self.side / size) + self.corner
+
+
+def crop_box(landmarks: ArrayLike) -> CropBox:
+    """The crop of a clip: centred on the median nose tip, 1.9 median face heights wide.
+
+    Args:
+        landmarks: (T, 478, 2 or 3) image pixels; one frame (478, 2 or 3) will do.
+    """
+    points = np.asarray(landmarks, dtype=np.float64)[..., :2]
+    if points.ndim == 2:
+        points = points[None]
+    if points.ndim != 3 or not len(points) or points.shape[1] <= CHIN:
+        raise ShapeError(f"landmarks must have shape (T, 478, 2), got {np.shape(landmarks)}")
+    x, y = np.median(points[:, NOSE_TIP], axis=0)
+    height = float(np.median(np.linalg.norm(points[:, FOREHEAD] - points[:, CHIN], axis=-1)))
+    return CropBox((float(x), float(y)), max(FACE_HEIGHTS * height, 1.0))
+
+
+def crop(image: NDArray[np.uint8], box: CropBox, size: int = CROP_SIZE) -> NDArray[np.uint8]:
+    """The pixels inside the box: (H, W, 3) to (size, size, 3), antialiased bicubic, edges repeated beyond the image."""
+    _check_image(image)
+    left, top = box.corner
+    first_x, first_y = int(np.floor(left)) - 1, int(np.floor(top)) - 1
+    reach = int(np.ceil(box.side)) + 3
+    patch = image[_inside(first_y, reach, image.shape[0])][:, _inside(first_x, reach, image.shape[1])]
+    x, y = left - first_x, top - first_y
+    picture = Image.fromarray(patch)
+    drawn = picture.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + box.side, y + box.side))
+    return np.asarray(drawn)
+
+
+def paste(image: NDArray[np.uint8], cropped: NDArray[np.uint8], box: CropBox) -> NDArray[np.uint8]:
+    """A copy of the image with the crop put back where it came from; what lies beyond the image is cut off.
+
+    Only pixels that the box covers entirely change.
+    """
+    _check_image(image)
+    _check_image(cropped)
+    height, width = image.shape[:2]
+    left, top = box.corner
+    x0, y0 = max(int(np.ceil(left - 1e-6)), 0), max(int(np.ceil(top - 1e-6)), 0)
+    x1, y1 = min(int(np.floor(left + box.side + 1e-6)), width), min(int(np.floor(top + box.side + 1e-6)), height)
+    out = image.copy()
+    if x1 <= x0 or y1 <= y0:
+        return out
+    limit = float(cropped.shape[0])
+    corners = box.to_crop([[x0, y0], [x1, y1]], limit).clip(0.0, limit).ravel().tolist()
+    drawn = Image.fromarray(cropped).resize((x1 - x0, y1 - y0), Image.Resampling.BICUBIC, box=tuple(corners))
+    out[y0:y1, x0:x1] = np.asarray(drawn)
+    return out
+
+
+def _inside(first: int, count: int, limit: int) -> slice | NDArray[np.int64]:
+    """`count` indices from `first`, held at the edges."""
+    if first >= 0 and first + count <= limit:
+        return slice(first, first + count)
+    return np.arange(first, first + count).clip(0, limit - 1)
+
+
+def _check_image(image: NDArray[np.uint8]) -> None:
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+        raise ShapeError(f"an image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")

@@ -1,0 +1,273 @@
+"""Faces in a picture: 478 landmarks and 52 ARKit scores from MediaPipe's Face Landmarker, behind a Protocol.
+
+MediaPipe runs in its image mode, which keeps nothing from one picture to the next: the same picture always gives the
+same numbers. It looks for faces in a 128-pixel thumbnail, so faces smaller than a tenth of the picture and faces that
+fill it are missed; `search` looks again in parts of the picture and in a padded one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import types
+import weakref
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from export3d.errors import Export3DError, MissingExtra, ShapeError
+from export3d.face.crop import CropBox, crop
+from export3d.face.mesh import model_bytes
+from export3d.motion import ARKIT52
+
+logger = logging.getLogger(__name__)
+
+LONG_SIDE = 640
+"""Pictures are shrunk to this many pixels before detection: larger ones cost time and gain nothing."""
+MAX_FACES = 4
+_SMALLEST = 16
+_SAME_FACE = 0.4
+
+
+@dataclass(frozen=True)
+class Face:
+    """One face.
+
+    Attributes:
+        landmarks: (478, 3) float32, pixels of the picture; z in pixels too, smaller is nearer.
+        scores: (52,) float32, 0..1, in the order of `motion.ARKIT52`; `tongueOut` is 0, MediaPipe does not see it.
+    """
+
+    landmarks: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+    @property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of the landmarks, pixels."""
+        low, high = self.landmarks[:, :2].min(0), self.landmarks[:, :2].max(0)
+        return float(low[0]), float(low[1]), float(high[0]), float(high[1])
+
+    @property
+    def centre(self) -> NDArray[np.float64]:
+        """(2,) middle of the bounds, pixels."""
+        left, top, right, bottom = self.bounds
+        return np.array([(left + right) / 2, (top + bottom) / 2])
+
+    @property
+    def size(self) -> float:
+        """Square root of the bounds' area, pixels."""
+        left, top, right, bottom = self.bounds
+        return float(np.sqrt((right - left) * (bottom - top)))
+
+    def region(self, faces_wide: float = 2.5) -> CropBox:
+        """A square around the face in which the detector is at its best."""
+        x, y = self.centre
+        return CropBox((float(x), float(y)), max(self.size * faces_wide, 1.0))
+
+
+class Landmarker(Protocol):
+    """What the tracker needs: faces of a uint8 (H, W, 3) RGB picture, largest first."""
+
+    def detect(self, image: NDArray[np.uint8], region: CropBox | None = None) -> list[Face]:
+        """Faces in the picture, or in a square of it (landmarks are in pixels of the picture all the same)."""
+        ...
+
+    def search(self, image: NDArray[np.uint8]) -> list[Face]:
+        """As `detect`, but look harder and slower: for small faces and for faces that fill the picture."""
+        ...
+
+    def close(self) -> None:
+        """Free what it holds."""
+        ...
+
+
+class FaceLandmarker:
+    """MediaPipe's Face Landmarker with the packaged model; close it, or use it in a `with` statement.
+
+    Create one a process: it does not survive a fork.
+
+    Raises:
+        MissingExtra: mediapipe is not installed.
+        Export3DError: mediapipe is installed but cannot be loaded (it needs libEGL and libGLESv2 on Linux).
+    """
+
+    def __init__(self, model: bytes | None = None) -> None:
+        mediapipe = _import_mediapipe()
+        vision = mediapipe.tasks.vision
+        options = vision.FaceLandmarkerOptions(
+            base_options=mediapipe.tasks.BaseOptions(model_asset_buffer=model_bytes() if model is None else model),
+            running_mode=vision.RunningMode.IMAGE,
+            num_faces=MAX_FACES,
+            output_face_blendshapes=True,
+        )
+        self._mediapipe = mediapipe
+        try:
+            with _quiet_stderr():
+                self._native = vision.FaceLandmarker.create_from_options(options)
+                self._native.detect(self._picture(np.zeros((64, 64, 3), np.uint8)))  # the first call is the chatty one
+        except OSError as error:
+            raise Export3DError(
+                f"mediapipe cannot be loaded ({error}); install the system's libEGL and libGLESv2 (Debian and Ubuntu: "
+                "apt install libegl1 libgles2)"
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            raise Export3DError(f"the landmark model cannot be opened ({error}); reinstall export3d") from error
+        # Left to its own __del__, MediaPipe prints a TypeError when the interpreter shuts down.
+        self._finalizer = weakref.finalize(self, _close, self._native)
+
+    def __enter__(self) -> FaceLandmarker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the networks; harmless to call twice."""
+        self._finalizer()
+
+    def detect(self, image: NDArray[np.uint8], region: CropBox | None = None) -> list[Face]:
+        """See `Landmarker.detect`."""
+        if not self._finalizer.alive:
+            raise Export3DError("the face landmarker is closed; create another")
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            raise ShapeError(f"an image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        if region is not None:
+            size = int(np.clip(round(region.side), 128, LONG_SIDE))
+            seen = crop(image, region, size)
+            corner, scale = region.corner, region.side / size
+        else:
+            seen = _shrink(image)
+            corner, scale = np.zeros(2), image.shape[1] / seen.shape[1]
+        if min(seen.shape[:2]) < _SMALLEST:
+            return []
+        result = self._native.detect(self._picture(seen))
+        height, width = seen.shape[:2]
+        unit = np.array([width, height, width]) * scale
+        faces = []
+        for points, scores in zip(result.face_landmarks, result.face_blendshapes):
+            landmarks = np.array([(p.x, p.y, p.z) for p in points]) * unit
+            landmarks[:, :2] += corner
+            named = {score.category_name: score.score for score in scores}
+            faces.append(
+                Face(landmarks.astype(np.float32), np.array([named.get(name, 0.0) for name in ARKIT52], np.float32))
+            )
+        return _distinct(faces)
+
+    def search(self, image: NDArray[np.uint8]) -> list[Face]:
+        """See `Landmarker.search`."""
+        faces = self.detect(image)
+        for regions in _search_regions(*image.shape[:2]):
+            if faces:
+                break
+            faces = _distinct([face for region in regions for face in self.detect(image, region)])
+        return faces
+
+    def _picture(self, image: NDArray[np.uint8]) -> Any:
+        data = np.ascontiguousarray(image)
+        return self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=data)
+
+
+def _search_regions(height: int, width: int) -> Iterator[list[CropBox]]:
+    """Squares to look at, from coarse to fine: the padded picture, then halves, then quarters of its short side."""
+    middle, long, short = (width / 2, height / 2), max(height, width), min(height, width)
+    for padded in (1.5, 2.5):
+        yield [CropBox(middle, long * padded)]
+    for part in (1.0, 0.5, 0.25):
+        side = short * part
+        if side < 64:
+            return
+        yield [CropBox((x, y), side) for y in _steps(height, side) for x in _steps(width, side)]
+
+
+def _steps(length: float, side: float) -> list[float]:
+    """Centres of windows that cover a length and overlap by half."""
+    count = max(int(np.ceil(2 * (length - side) / side)), 0) + 1
+    if count == 1:
+        return [length / 2]
+    return [float(centre) for centre in np.linspace(side / 2, length - side / 2, count)]
+
+
+def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    height, width = image.shape[:2]
+    scale = LONG_SIDE / max(height, width)
+    if scale >= 1.0:
+        return image
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
+
+
+def _distinct(faces: list[Face]) -> list[Face]:
+    """Largest first; of two that overlap by more than 40 % only the larger stays."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.size):
+        if all(_overlap(face, other) < _SAME_FACE for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _overlap(a: Face, b: Face) -> float:
+    """Intersection over the smaller area."""
+    (al, at, ar, ab), (bl, bt, br, bb) = a.bounds, b.bounds
+    common = max(min(ar, br) - max(al, bl), 0.0) * max(min(ab, bb) - max(at, bt), 0.0)
+    return common / max(min(a.size, b.size) ** 2, 1e-6)
+
+
+def _import_mediapipe() -> Any:
+    """mediapipe, also where OpenCV cannot be loaded for want of libGL: only MediaPipe's drawing functions use it."""
+    stand_in = types.ModuleType("cv2")
+    if "cv2" not in sys.modules:
+        try:
+            importlib.import_module("cv2")
+        except ImportError as error:
+            logger.debug("importing mediapipe without OpenCV: %s", error)
+            sys.modules["cv2"] = stand_in
+    try:
+        return importlib.import_module("mediapipe")
+    except ModuleNotFoundError as error:
+        if error.name == "mediapipe":
+            raise MissingExtra("face", "mediapipe") from error
+        raise
+    finally:
+        if sys.modules.get("cv2") is stand_in:
+            del sys.modules["cv2"]
+
+
+def _close(native: Any) -> None:
+    try:
+        native.close()
+    except RuntimeError:  # the interpreter is shutting down and MediaPipe's thread is gone: the process frees the rest
+        native._handle = None
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Send what native code writes to the error stream to the log (level debug).
+
+    MediaPipe and TensorFlow Lite greet on file descriptor 2 whatever the environment says. Messages of other threads in
+    this half second go to the log as well.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # no error stream at all
+        yield
+        return
+    with tempfile.TemporaryFile() as caught:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            for line in caught.read().decode(errors="replace").splitlines():
+                logger.debug("mediapipe: %s", line)

@@ -1,0 +1,196 @@
+"""Head pose from landmarks: perspective-n-point on the canonical mesh under a fixed long lens.
+
+The unknowns are the world-to-camera rotation R and translation t of x = f * (R X + t)_xy / (R X + t)_z, with X the mesh
+in world axes and f = `camera.FOCAL` crop widths. A weighted scaled-orthographic fit starts Levenberg-Marquardt, which
+ends at the minimum of the weighted squared distances on the 33 pose landmarks. Whole clips are solved at once.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+import export3d.camera as camera
+from export3d.errors import ShapeError
+from export3d.face.mesh import canonical_mesh
+
+Array = NDArray[np.floating]
+
+_ITERATIONS = 20
+_SHAPE_FRAMES = 64
+_SHAPE_ROUNDS = 6
+_SHAPE_SPREAD_CM = 0.4
+"""How far a person's landmarks lie from the average face's (standard deviation, centimetres)."""
+_LANDMARK_NOISE = 1.0 / 256.0
+"""Standard deviation of a landmark, crop widths."""
+
+
+def fit_camera(landmarks_px: ArrayLike, size: float) -> tuple[Array, float]:
+    """The camera that sees the canonical mesh where the landmarks are.
+
+    Args:
+        landmarks_px: (478, 2) or (468, 2) crop pixels.
+        size: crop width in pixels.
+
+    Returns:
+        label (25,) and the mean distance in pixels between landmarks and projections (`reprojection`).
+    """
+    labels, distance = fit_cameras(np.asarray(landmarks_px)[None], size)
+    return labels[0], float(distance[0])
+
+
+def fit_cameras(landmarks_px: ArrayLike, size: float, shape: Array | None = None) -> tuple[Array, Array]:
+    """`fit_camera` for every frame of a clip.
+
+    Args:
+        landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite.
+        size: crop width in pixels.
+        shape: (33, 3) the person's own pose landmarks in world units (`person_shape`); the canonical ones by default.
+
+    Returns:
+        labels (T, 25) and reprojection (T,) in pixels.
+    """
+    image = _pose_points(landmarks_px, size)
+    points = _pose_shape() if shape is None else np.asarray(shape, dtype=np.float64)
+    rotation, translation = _solve(points, image, canonical_mesh().pose_weights)
+    residual = _project(points, rotation, translation) - image
+    return _labels(rotation, translation), np.linalg.norm(residual, axis=-1).mean(-1) * (camera.FOCAL * size)
+
+
+def reprojection(landmarks_px: ArrayLike, labels: ArrayLike, size: float, shape: Array | None = None) -> Array:
+    """Mean Euclidean distance over the 33 pose landmarks: (T, 478, 2) and (T, 25) to (T,) pixels."""
+    points = _pose_shape() if shape is None else np.asarray(shape, dtype=np.float64)
+    labels = np.asarray(labels, dtype=np.float64)
+    seen = camera.project(np.broadcast_to(points, (len(labels), *points.shape)), labels)
+    difference = seen - 0.5 - _pose_points(landmarks_px, size) * camera.FOCAL
+    return np.asarray(np.linalg.norm(difference, axis=-1).mean(-1) * size)
+
+
+def project(points: ArrayLike, label: ArrayLike, size: float) -> Array:
+    """World points (..., N, 3) through labels (..., 25) to crop pixels (..., N, 2)."""
+    return camera.project(np.asarray(points, dtype=np.float64), np.asarray(label, dtype=np.float64)) * size
+
+
+def person_shape(landmarks_px: ArrayLike, size: float) -> Array:
+    """The person's own pose landmarks, from the frames of one clip: (T, 478, 2) crop pixels to (33, 3) world units.
+
+    Poses and shape in turn, the shape held near the canonical one by a Gaussian prior: what all frames agree on moves,
+    what they cannot tell (depth, where the head never turns) stays. Position, turn and scale of the head stay too,
+    since the poses explain those for free.
+    """
+    image = _pose_points(landmarks_px, size)
+    image = image[np.linspace(0, len(image) - 1, min(len(image), _SHAPE_FRAMES)).round().astype(int)]
+    weights = canonical_mesh().pose_weights
+    canonical = _pose_shape()
+    stiffness = (_LANDMARK_NOISE / camera.FOCAL / (_SHAPE_SPREAD_CM * camera.UNITS_PER_CM)) ** 2
+    shape, start = canonical, None
+    for _ in range(_SHAPE_ROUNDS):
+        start = rotation, translation = _solve(shape, image, weights, start)
+        turned = shape @ np.swapaxes(rotation, 1, 2)
+        jacobian = _by_point(turned + translation[:, None]) @ rotation[:, None]
+        residual = image - _project(shape, rotation, translation)
+        hessian = np.einsum("tnki,tnkj->nij", jacobian, jacobian) + stiffness * np.eye(3)
+        gradient = np.einsum("tnki,tnk->ni", jacobian, residual) - stiffness * (shape - canonical)
+        shape = shape + np.linalg.solve(hessian, gradient[..., None])[..., 0]
+    return shape
+
+
+def _pose_shape() -> Array:
+    mesh = canonical_mesh()
+    return mesh.vertices[mesh.pose_landmarks]
+
+
+def _pose_points(landmarks_px: ArrayLike, size: float) -> Array:
+    """(T, 33, 2) of the pose landmarks in the image plane at depth 1: 0 in the middle of the crop."""
+    landmarks = np.asarray(landmarks_px, dtype=np.float64)
+    if landmarks.ndim != 3 or landmarks.shape[1] < 468 or landmarks.shape[2] < 2:
+        raise ShapeError(f"landmarks must have shape (T, 478, 2), got {landmarks.shape}")
+    return (landmarks[:, canonical_mesh().pose_landmarks, :2] / size - 0.5) / camera.FOCAL
+
+
+def _labels(rotation: Array, translation: Array) -> Array:
+    cam2world = np.zeros((len(rotation), 4, 4))
+    cam2world[:, :3, :3] = np.swapaxes(rotation, 1, 2)
+    cam2world[:, :3, 3] = -np.einsum("tji,tj->ti", rotation, translation)
+    cam2world[:, 3, 3] = 1.0
+    return camera.pack(cam2world, np.broadcast_to(camera.default_intrinsics(), (len(rotation), 3, 3)))
+
+
+def _project(points: Array, rotation: Array, translation: Array) -> Array:
+    local = points @ np.swapaxes(rotation, 1, 2) + translation[:, None]
+    return local[..., :2] / local[..., 2:]
+
+
+def _orthographic(points: Array, image: Array, weights: Array) -> tuple[Array, Array]:
+    """Scaled-orthographic pose, in closed form: an affine camera, its two rows made orthonormal."""
+    centre = weights @ points
+    middle = np.einsum("n,tnk->tk", weights, image)
+    spread = (points - centre) * weights[:, None]
+    affine = np.einsum("tni,nj->tij", image - middle[:, None], spread) @ np.linalg.inv((points - centre).T @ spread)
+    left, scale, right = np.linalg.svd(affine, full_matrices=False)
+    rows = left @ right
+    rotation = np.concatenate([rows, np.cross(rows[:, 0], rows[:, 1])[:, None]], axis=1)
+    depth = 1.0 / np.maximum(scale.mean(-1), 1e-3)
+    translation = np.concatenate([middle * depth[:, None], depth[:, None]], axis=1) - rotation @ centre
+    return rotation, translation
+
+
+def _by_point(local: Array) -> Array:
+    """d(x/z, y/z) / d(x, y, z): (..., 3) to (..., 2, 3)."""
+    x, y, z = np.moveaxis(local, -1, 0)
+    out = np.zeros((*x.shape, 2, 3))
+    out[..., 0, 0] = out[..., 1, 1] = 1.0 / z
+    out[..., 0, 2], out[..., 1, 2] = -x / z**2, -y / z**2
+    return out
+
+
+def _solve(
+    points: Array, image: Array, weights: Array, start: tuple[Array, Array] | None = None
+) -> tuple[Array, Array]:
+    """Levenberg-Marquardt over (rotation, translation) of every frame: (N, 3), (T, N, 2), (N,) -> (T, 3, 3), (T, 3)."""
+    rotation, translation = start or _orthographic(points, image, weights)
+    damping = np.full(len(image), 1e-4)
+    cost = _cost(points, rotation, translation, image, weights)
+    for _ in range(_ITERATIONS):
+        turned = points @ np.swapaxes(rotation, 1, 2)
+        by_point = _by_point(turned + translation[:, None])
+        jacobian = np.concatenate([-by_point @ _cross_matrix(turned), by_point], axis=-1)  # by (left turn, shift)
+        residual = _project(points, rotation, translation) - image
+        weighted = jacobian * weights[:, None, None]
+        hessian = np.einsum("tnki,tnkj->tij", weighted, jacobian)
+        gradient = np.einsum("tnki,tnk->ti", weighted, residual)
+        damped = hessian + damping[:, None, None] * hessian * np.eye(6)
+        step = -np.linalg.solve(damped, gradient[..., None])[..., 0]
+        new_rotation, new_translation = _turn(step[:, :3]) @ rotation, translation + step[:, 3:]
+        new_cost = _cost(points, new_rotation, new_translation, image, weights)
+        better = new_cost <= cost
+        rotation = np.where(better[:, None, None], new_rotation, rotation)
+        translation = np.where(better[:, None], new_translation, translation)
+        cost = np.where(better, new_cost, cost)
+        damping = np.clip(np.where(better, damping * 0.1, damping * 10.0), 1e-12, 1e6)
+        if np.abs(step).max() < 1e-10:
+            break
+    return rotation, translation
+
+
+def _cost(points: Array, rotation: Array, translation: Array, image: Array, weights: Array) -> Array:
+    depth = (points @ np.swapaxes(rotation, 1, 2) + translation[:, None])[..., 2]
+    squares = ((_project(points, rotation, translation) - image) ** 2).sum(-1) @ weights
+    return np.asarray(np.where((depth > 0).all(-1), squares, np.inf))
+
+
+def _cross_matrix(v: Array) -> Array:
+    """(..., 3) to (..., 3, 3) with m @ u = v x u."""
+    out = np.zeros((*v.shape, 3))
+    x, y, z = np.moveaxis(v, -1, 0)
+    out[..., 0, 1], out[..., 0, 2], out[..., 1, 2] = -z, y, -x
+    out[..., 1, 0], out[..., 2, 0], out[..., 2, 1] = z, -y, x
+    return out
+
+
+def _turn(vector: Array) -> Array:
+    """Rodrigues' formula: rotation vectors (..., 3), radians, to matrices (..., 3, 3)."""
+    angle = np.linalg.norm(vector, axis=-1)[..., None, None]
+    safe = np.maximum(angle, 1e-12)
+    k = _cross_matrix(vector)
+    return np.asarray(np.eye(3) + np.sin(angle) / safe * k + (1.0 - np.cos(angle)) / safe**2 * (k @ k))

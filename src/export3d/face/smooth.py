@@ -1,0 +1,124 @@
+"""Smoothing without delay: tremor goes, blinks and turns stay.
+
+Every value is replaced by that of a parabola fitted to its neighbours under a Gaussian weight (local quadratic
+regression, as Savitzky and Golay). The window is symmetric, so nothing lags; a parabola follows peaks that a running
+mean would flatten. Widths are in seconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+import export3d.camera as camera
+from export3d.errors import ConfigError
+
+Array = NDArray[np.floating]
+
+_GLITCH_DEG = 4.0
+_GLITCH_FRAMES = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Smoothing:
+    """Standard deviations of the Gaussian weights, seconds; 0 leaves the values alone.
+
+    Attributes:
+        pose_s: angles of the head and its place in the picture.
+        distance_s: distance along the optical axis; under a long lens it is badly known and breathes by 1-3 %.
+        expression_s: the scores; short, because a blink lasts a tenth of a second.
+    """
+
+    pose_s: float = 0.08
+    distance_s: float = 0.4
+    expression_s: float = 0.04
+
+    def __post_init__(self) -> None:
+        if not min(self.pose_s, self.distance_s, self.expression_s) >= 0:
+            raise ConfigError("smoothing widths must be zero or positive seconds")
+
+
+def smooth_cameras(labels: ArrayLike, fps: float, smoothing: Smoothing | None = None) -> Array:
+    """Steady cameras: (T, 25) to (T, 25); intrinsics become those of the first frame.
+
+    Head angles and the direction to the head are smoothed lightly, the distance harder. A turn of one to three frames
+    by more than 4 degrees that comes straight back is taken for a glitch of the detector and removed.
+    """
+    widths = smoothing or Smoothing()
+    labels = np.asarray(labels, dtype=np.float64)
+    if len(labels) < 2:
+        return labels.copy()
+    angles, position = pose_numbers(labels)
+    if widths.pose_s > 0:
+        angles = remove_glitches(angles, _GLITCH_DEG)
+    angles = smooth(angles, widths.pose_s * fps)
+    direction = smooth(position[:, :2], widths.pose_s * fps)
+    log_distance = smooth(position[:, 2:], widths.distance_s * fps)
+    return from_pose_numbers(angles, np.concatenate([direction, log_distance], axis=1))
+
+
+def smooth_expression(expression: ArrayLike, fps: float, smoothing: Smoothing | None = None) -> NDArray[np.float32]:
+    """Steady scores: (T, 52) to (T, 52) float32 in 0..1."""
+    width = (smoothing or Smoothing()).expression_s * fps
+    return smooth(np.asarray(expression, dtype=np.float64), width).clip(0.0, 1.0).astype(np.float32)
+
+
+def pose_numbers(labels: ArrayLike) -> tuple[Array, Array]:
+    """Labels (T, 25) as numbers that may be averaged.
+
+    Returns:
+        head angles (T, 3) in degrees without jumps of 360, and (T, 3) the head's direction x/z, y/z and log z.
+    """
+    labels = np.asarray(labels, dtype=np.float64)
+    angles = np.unwrap(camera.head_angles(labels), axis=0, period=360.0)
+    position = camera.head_position(labels)
+    distance = np.maximum(position[:, 2:], 1e-6)
+    return angles, np.concatenate([position[:, :2] / distance, np.log(distance)], axis=1)
+
+
+def from_pose_numbers(angles: Array, position: Array) -> Array:
+    """Inverse of `pose_numbers`, with the intrinsics of the face crop."""
+    distance = np.exp(position[:, 2:])
+    return camera.from_pose(angles, np.concatenate([position[:, :2] * distance, distance], axis=1))
+
+
+def smooth(values: ArrayLike, sigma: float, order: int = 2) -> Array:
+    """Local polynomial regression along the first axis: (T, C) to (T, C).
+
+    Args:
+        sigma: standard deviation of the Gaussian weight, frames; below a third of a frame nothing changes.
+        order: degree of the polynomial.
+
+    At the ends the window is cut, not padded. Constants come back bit for bit.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    count, radius = len(values), int(3.0 * sigma)
+    if radius < 1 or count < 3:
+        return values.copy()
+    order = min(order, count - 1)
+    moved = values - values[:1]
+    powers = np.zeros((count, 2 * order + 1))
+    moments = np.zeros((count, order + 1, values.shape[1]))
+    for offset in range(-min(radius, count - 1), min(radius, count - 1) + 1):
+        weight = np.exp(-0.5 * (offset / sigma) ** 2) * (offset / sigma) ** np.arange(2 * order + 1)
+        here = slice(max(-offset, 0), count - max(offset, 0))
+        there = slice(max(offset, 0), count + min(offset, 0))
+        powers[here] += weight
+        moments[here] += weight[: order + 1, None] * moved[there, None]
+    index = np.arange(order + 1)
+    fitted = np.linalg.solve(powers[:, index[:, None] + index], moments)[:, 0]
+    return np.asarray(values[:1] + fitted)
+
+
+def remove_glitches(values: ArrayLike, limit: float) -> Array:
+    """Replace values further than `limit` from the median of their neighbourhood (7 frames) by that median."""
+    values = np.asarray(values, dtype=np.float64)
+    if len(values) < 3:
+        return values.copy()
+    padded = np.pad(values, ((_GLITCH_FRAMES, _GLITCH_FRAMES), (0, 0)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * _GLITCH_FRAMES + 1, axis=0)
+    median = np.median(windows, axis=-1)
+    spread = 1.4826 * np.median(np.abs(windows - median[..., None]), axis=-1)
+    return np.where(np.abs(values - median) > np.maximum(limit, 3.0 * spread), median, values)

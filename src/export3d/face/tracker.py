@@ -1,0 +1,259 @@
+"""From pictures to motion: find the face in every frame, follow one person, fit cameras, smooth.
+
+The crop is one square for the whole clip, so cameras and landmarks live in the pixels of that crop at 256.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from export3d.errors import BadVideo, NoFaceFound
+from export3d.face import pose
+from export3d.face.crop import CROP_SIZE, CropBox, crop_box
+from export3d.face.landmarks import Face, FaceLandmarker, Landmarker
+from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, smooth_cameras, smooth_expression
+from export3d.motion import Motion
+
+logger = logging.getLogger(__name__)
+
+Progress = Callable[[int], None]
+
+FEWEST_FRAMES = 0.1
+"""Share of a video's frames that must show the face."""
+_SHAPE_FRAMES = 10
+_SEARCH_EVERY = 12
+_JUMP = 1.0
+_JUMP_PER_LOST_FRAME = 0.25
+_REGION_DRIFT = 0.15
+_REGION_SCALE = 1.25
+_SEVERAL_SHARE = 0.05
+_ADVICE = "use a picture of one face that is lit, not turned away and at least 60 pixels high"
+
+
+@dataclass(frozen=True, eq=False)
+class Track:
+    """One person's face through a clip of T frames (T = 1 for a picture).
+
+    Attributes:
+        motion: smoothed scores (T, 52) and cameras (T, 25); lost frames are bridged.
+        crop: the square of the frames that cameras and landmarks refer to.
+        landmarks: (T, 478, 2) float32, pixels of the crop at 256, not smoothed; lost frames are interpolated.
+        found: (T,) bool, whether the face was seen in a frame.
+        reprojection: (T,) float32, mean Euclidean distance of the 33 pose landmarks from their projections through the
+            smoothed camera, pixels of the crop at 256; NaN where the face was lost. Clips of ten frames and more are
+            measured with the person's own face shape (`pose.person_shape`), shorter ones with the canonical mesh,
+            which alone costs about 2 pixels.
+        several_faces: more than one face was seen; the track follows the largest.
+    """
+
+    motion: Motion
+    crop: CropBox
+    landmarks: NDArray[np.float32]
+    found: NDArray[np.bool_]
+    reprojection: NDArray[np.float32]
+    several_faces: bool
+
+    @property
+    def median_reprojection(self) -> float:
+        """Median of `reprojection` over the frames in which the face was found."""
+        return float(np.median(self.reprojection[self.found]))
+
+
+class Tracker:
+    """Follows a face; close it, or use it in a `with` statement.
+
+    Args:
+        landmarker: what finds faces; MediaPipe's by default.
+        smoothing: how much to smooth.
+    """
+
+    def __init__(self, landmarker: Landmarker | None = None, smoothing: Smoothing | None = None) -> None:
+        self._landmarker: Landmarker = FaceLandmarker() if landmarker is None else landmarker
+        self._smoothing = smoothing or Smoothing()
+
+    def __enter__(self) -> Tracker:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the landmarker."""
+        self._landmarker.close()
+
+    def track_image(self, image: NDArray[np.uint8], name: str = "the picture") -> Track:
+        """The largest face of a picture (H, W, 3).
+
+        Raises:
+            NoFaceFound: there is none.
+        """
+        return self.track_frames([image], name=name)
+
+    def track_video(self, path: str | Path, fps: float = 25.0, progress: Progress | None = None) -> Track:
+        """`track_frames` on a file at `fps`.
+
+        Raises:
+            BadVideo: it cannot be read.
+            NoFaceFound: see `track_frames`.
+        """
+        from export3d.video import read_frames  # needs PyAV, pictures do not
+
+        return self.track_frames(read_frames(path, fps), fps, str(path), progress)
+
+    def track_frames(
+        self,
+        frames: Iterable[NDArray[np.uint8]],
+        fps: float = 25.0,
+        name: str = "the video",
+        progress: Progress | None = None,
+    ) -> Track:
+        """Follow one face: the largest of the first frame that has any, then whichever is nearest to where it was.
+
+        Args:
+            frames: (H, W, 3) each; read once, none is kept.
+            fps: frames per second.
+            name: how messages call the frames.
+            progress: called with the number of frames done after each.
+
+        Raises:
+            BadVideo: there are no frames.
+            NoFaceFound: no face, or a face in fewer than a tenth of the frames.
+        """
+        follower = _Follower(self._landmarker)
+        seen: list[Face | None] = []
+        several = 0
+        for frame in frames:
+            face, others = follower.step(frame)
+            seen.append(face)
+            several += others
+            if progress is not None:
+                progress(len(seen))
+        if not seen:
+            raise BadVideo(f"{name} has no frames; use another file")
+        several_faces = several >= max(1.0, _SEVERAL_SHARE * len(seen))
+        _report(seen, several if several_faces else 0, name)
+        return _track(seen, fps, several_faces, self._smoothing)
+
+
+class _Follower:
+    """Chooses the same person's face frame after frame."""
+
+    def __init__(self, landmarker: Landmarker) -> None:
+        self._landmarker = landmarker
+        self._last: Face | None = None
+        self._lost = 0
+        self._region: CropBox | None = None
+
+    def step(self, image: NDArray[np.uint8]) -> tuple[Face | None, bool]:
+        """The face in the next frame, if any, and whether there are others."""
+        faces = self._look(image)
+        face = self._choose(faces)
+        if face is None:
+            self._region = None
+            self._lost += 1
+        else:
+            self._last, self._lost = face, 0
+            self._keep_region(face)
+        return face, len(faces) > 1
+
+    def _look(self, image: NDArray[np.uint8]) -> list[Face]:
+        """Faces; where the plain detector sees none, those of a square around the last face, or of a search.
+
+        Once a square was needed it is used until the face is lost in it, and it stays where it is as long as the face
+        stays near its middle: a still picture then gives the same landmarks every time.
+        """
+        if self._region is not None:
+            faces = self._landmarker.detect(image, self._region)
+            if faces:
+                return faces
+            self._region = None
+        faces = self._landmarker.detect(image)
+        if faces:
+            return faces
+        if self._last is not None and self._lost < _SEARCH_EVERY:
+            regions = [self._last.region()]
+        elif self._lost % _SEARCH_EVERY == 0:
+            regions = [face.region() for face in self._landmarker.search(image)]
+        else:
+            regions = []
+        # All faces of a search are looked at once more, each in its own square: all frames are then seen alike.
+        found = [(face, region) for region in regions for face in self._landmarker.detect(image, region)[:1]]
+        if found:
+            self._region = max(found, key=lambda pair: pair[0].size)[1]
+        return sorted((face for face, _ in found), key=lambda face: -face.size)
+
+    def _choose(self, faces: list[Face]) -> Face | None:
+        if not faces:
+            return None
+        last = self._last
+        if last is None:
+            return faces[0]
+        away = [float(np.linalg.norm(face.centre - last.centre)) / last.size for face in faces]
+        nearest = int(np.argmin(away))
+        return faces[nearest] if away[nearest] < _JUMP + _JUMP_PER_LOST_FRAME * self._lost else None
+
+    def _keep_region(self, face: Face) -> None:
+        if self._region is None:
+            return
+        wanted = face.region()
+        drift = np.linalg.norm(np.subtract(wanted.centre, self._region.centre)) / self._region.side
+        scale = wanted.side / self._region.side
+        if drift > _REGION_DRIFT or not 1 / _REGION_SCALE < scale < _REGION_SCALE:
+            self._region = wanted
+
+
+def _report(seen: list[Face | None], several: int, name: str) -> None:
+    """Say what was odd about a clip; `NoFaceFound` where too little was found."""
+    total, found = len(seen), sum(face is not None for face in seen)
+    frames = "1 frame" if total == 1 else f"{total} frames"
+    if found == 0:
+        raise NoFaceFound(f"no face in {name} (looked at {frames}); {_ADVICE}")
+    if found < FEWEST_FRAMES * total:
+        raise NoFaceFound(f"a face in only {found} of {frames} of {name}; {_ADVICE}")
+    if found < total:
+        logger.warning("%s: the face was lost in %d of %s; bridged", name, total - found, frames)
+    if several:
+        logger.warning("%s: several faces in %d of %s; following the largest", name, several, frames)
+
+
+def _track(seen: list[Face | None], fps: float, several_faces: bool, smoothing: Smoothing) -> Track:
+    found = np.array([face is not None for face in seen])
+    faces = [face for face in seen if face is not None]
+    in_frames = np.stack([face.landmarks[:, :2] for face in faces])
+    box = crop_box(in_frames)
+    landmarks = box.to_crop(in_frames)
+    shape = pose.person_shape(landmarks, CROP_SIZE) if len(faces) >= _SHAPE_FRAMES else None
+    labels, _ = pose.fit_cameras(landmarks, CROP_SIZE, shape)
+    angles, position = pose_numbers(labels)
+    labels = from_pose_numbers(_bridge(angles, found), _bridge(position, found))
+    labels = smooth_cameras(labels, fps, smoothing)
+    scores = smooth_expression(_bridge(np.stack([face.scores for face in faces]), found), fps, smoothing)
+    distance = np.full(len(seen), np.nan, dtype=np.float32)
+    distance[found] = pose.reprojection(landmarks, labels[found], CROP_SIZE, shape)
+    return Track(
+        motion=Motion(scores, labels, fps, "arkit52"),
+        crop=box,
+        landmarks=_bridge(landmarks, found).astype(np.float32),
+        found=found,
+        reprojection=distance,
+        several_faces=several_faces,
+    )
+
+
+def _bridge(values: ArrayLike, found: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """Values (N, ...) of the frames that were found to all T frames: linear in between, held at the ends."""
+    values = np.asarray(values, dtype=np.float64)
+    if found.all():
+        return values
+    have, frames = np.flatnonzero(found), np.arange(len(found))
+    after = np.searchsorted(have, frames).clip(0, len(have) - 1)
+    before = (np.searchsorted(have, frames, side="right") - 1).clip(0)
+    gap = np.maximum(have[after] - have[before], 1)
+    share = ((frames - have[before]) / gap).clip(0.0, 1.0).reshape(-1, *[1] * (values.ndim - 1))
+    return np.asarray(values[before] * (1.0 - share) + values[after] * share)
