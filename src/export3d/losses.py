@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -25,10 +26,39 @@ class ReconstructionWeights:
     lpips: float = 1.0
 
 
-def l2(image: Tensor, target: Tensor) -> Tensor:
-    """L_2: mean squared error over all values, a scalar."""
+EYES = (33, 133, 159, 145, 263, 362, 386, 374)
+"""Corners and lid middles of both eyes among the 478 landmarks."""
+MOUTH = (61, 291, 0, 17, 13, 14)
+"""Corners, outer and inner middles of the lips among the 478 landmarks."""
+
+
+def face_weight(landmarks: Tensor, size: int, emphasis: float) -> Tensor:
+    """Weight map for `l2`: 1 everywhere, up to 1 + emphasis at eyes and mouth (not in the paper).
+
+    A Gaussian of a twenty-fifth of the image stands on each landmark of `EYES` and `MOUTH`; the map is the largest.
+
+    Args:
+        landmarks: (B, 478, 2), 0..1 across the image.
+
+    Returns:
+        (B, 1, size, size), divided by its mean, so that the loss keeps its scale.
+    """
+    check_shape(landmarks, "B 478 2", "landmarks")
+    points = landmarks[:, list(EYES + MOUTH)].float()
+    centre = (torch.arange(size, device=landmarks.device) + 0.5) / size
+    across = (centre[None, None] - points[..., :1]).square()
+    down = (centre[None, None] - points[..., 1:]).square()
+    bumps = torch.exp(-(down[..., :, None] + across[..., None, :]) / (2 * 0.04**2))
+    weight = 1.0 + emphasis * bumps.amax(dim=1, keepdim=True)
+    return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
+
+
+def l2(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """L_2: mean squared error over all values, a scalar; `weight` (B, 1, H, W) multiplies the squares."""
     check_shape(target, f"{image.shape[0]} 3 {image.shape[2]} {image.shape[3]}", "target")
-    return F.mse_loss(image, target)
+    if weight is None:
+        return F.mse_loss(image, target)
+    return ((image - target).square() * resize(weight, image.shape[-1])).mean()
 
 
 def reconstruction(
@@ -37,6 +67,7 @@ def reconstruction(
     target: Tensor,
     perceptual: Perceptual | None,
     weights: ReconstructionWeights = ReconstructionWeights(),  # noqa: B008 (frozen)
+    weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """L_rec = L_2^raw + L_2 + L_lpips^raw + L_lpips (Eq. 11), term by term and in `total`.
 
@@ -44,15 +75,16 @@ def reconstruction(
         image: (B, 3, H, W) final image, or None in phases without super-resolution.
         raw: (B, 3, R, R) raw rendered image; compared with the target reduced to its size.
         target: (B, 3, H', W') driving frame; reduced to the image's size where it is larger.
+        weight: (B, 1, H', W') weight map of the squared errors, see `face_weight`.
         perceptual: None leaves the perceptual terms out.
     """
     target_raw = resize(target, raw.shape[-1])
-    terms = {"l2_raw": weights.l2_raw * l2(raw, target_raw)}
+    terms = {"l2_raw": weights.l2_raw * l2(raw, target_raw, weight)}
     if perceptual is not None and weights.lpips_raw:
         terms["lpips_raw"] = weights.lpips_raw * perceptual(raw, target_raw).mean()
     if image is not None:
         target = resize(target, image.shape[-1])
-        terms["l2"] = weights.l2 * l2(image, target)
+        terms["l2"] = weights.l2 * l2(image, target, weight)
         if perceptual is not None and weights.lpips:
             terms["lpips"] = weights.lpips * perceptual(image, target).mean()
     terms["total"] = sum(terms.values(), start=raw.new_zeros(()))

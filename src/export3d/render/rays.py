@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from export3d import camera
+import export3d.camera as camera
 from export3d.errors import check_shape
 
 

@@ -1,0 +1,249 @@
+"""Phase one: reconstruct the driving frame from a source frame of the same clip (Sec. 3.4, Eq. 11)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from export3d.checkpoint import load_into, load_weights
+from export3d.config import ModelConfig, preset
+from export3d.data.dataset import PairSampler
+from export3d.data.frames import FrameStore
+from export3d.errors import ConfigError, InputError
+from export3d.image import contact_sheet, resize, to_uint8
+from export3d.losses import ReconstructionWeights, face_weight, reconstruction
+from export3d.model import Export3D
+from export3d.perceptual import Perceptual, load_perceptual
+from export3d.pretrained import adapt_resolution, save_pretrained
+from export3d.training.loop import LoopConfig, Result, train
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReconstructionConfig:
+    """Settings of phase one, beside the loop's.
+
+    Attributes:
+        preset: model preset.
+        image_size: train at this size instead of the preset's (a multiple of 32). All weights carry over to another
+            size, so that a run can begin small.
+        coarse, fine: samples a ray in training; None keeps the preset's.
+        superres: train the super-resolution too; without it only the raw image is compared.
+        weights: of the loss terms.
+        backbone: perceptual network: `alex`, `squeeze`, `vgg16`, or `none`.
+        backbone_file, heads_file: its weight files; torchvision's where no file is given.
+        face_emphasis: extra weight of the squared error at eyes and mouth; 0 is the paper's plain mean.
+        still_fraction, hard_fraction, mirror, augment: see `export3d.data.dataset.PairSampler`.
+        sheet_pairs: pairs in an image sheet.
+    """
+
+    preset: str = "base"
+    image_size: int | None = None
+    coarse: int | None = None
+    fine: int | None = None
+    superres: bool = True
+    weights: ReconstructionWeights = field(default_factory=ReconstructionWeights)
+    backbone: str = "squeeze"
+    backbone_file: Path | None = None
+    heads_file: Path | None = None
+    face_emphasis: float = 0.0
+    still_fraction: float = 0.3
+    hard_fraction: float = 0.0
+    mirror: bool = True
+    augment: bool = True
+    sheet_pairs: int = 8
+
+    def model_config(self) -> ModelConfig:
+        """The preset with this run's image size."""
+        config = preset(self.preset)
+        if self.image_size is None or self.image_size == config.generator.image_size:
+            return config
+        if self.image_size % 32:
+            raise ConfigError(f"image_size {self.image_size} must be a multiple of 32")
+        return replace(
+            config,
+            generator=replace(config.generator, image_size=self.image_size),
+            render=replace(config.render, resolution=self.image_size // 4),
+        )
+
+
+class ReconstructionTask:
+    """What `training.loop` trains in phase one.
+
+    Args:
+        train_frames: decoded training frames at the model's image size.
+        val_frames: the same of the validation split, for figures and sheets; may be None.
+    """
+
+    def __init__(
+        self, config: ReconstructionConfig, train_frames: FrameStore, val_frames: FrameStore | None = None
+    ) -> None:
+        self.settings = config
+        self.model_config = config.model_config()
+        if train_frames.space != self.model_config.space:
+            raise InputError(
+                f"the training data is in {train_frames.space}, the model expects {self.model_config.space}"
+            )
+        torch.manual_seed(0)
+        self.model = Export3D(self.model_config)
+        self.model.expression.standardise(train_frames.expression.mean(0), train_frames.expression.std(0))
+        self.module: nn.Module = self.model
+        self.sampler = PairSampler(
+            train_frames,
+            mirror=config.mirror,
+            augment=config.augment,
+            still_fraction=config.still_fraction,
+            hard_fraction=config.hard_fraction,
+        )
+        self.val = val_frames
+        self.perceptual: Perceptual | None = None
+        if config.backbone != "none":
+            self.perceptual = load_perceptual(config.backbone, config.backbone_file, config.heads_file)
+        # Samples a ray are a matter of training cost: the module gets its own renderer settings, the file the preset's.
+        self.model.renderer.config = replace(
+            self.model_config.render,
+            coarse=config.coarse or self.model_config.render.coarse,
+            fine=self.model_config.render.fine if config.fine is None else config.fine,
+        )
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """What rebuilds the module, and this run's settings, as JSON."""
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.settings).items()}
+        return {"model": self.model_config.to_dict(), "reconstruction": settings}
+
+    def prepare(self, device: torch.device) -> None:
+        """Move the perceptual network and all frames to the training device."""
+        if self.perceptual is not None:
+            self.perceptual = self.perceptual.to(device)
+        if device.type != self.sampler.store.device.type:
+            s = self.settings
+            self.sampler = PairSampler(
+                self.sampler.store.to(device),
+                mirror=s.mirror,
+                augment=s.augment,
+                still_fraction=s.still_fraction,
+                hard_fraction=s.hard_fraction,
+            )
+
+    def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
+        """Pairs by number, with one generator seed for the ray jitter of this share."""
+        return {**self.sampler.batch(images_seen, batch_size, rank, world), "jitter": images_seen * world + rank}
+
+    def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
+        """Eq. 11 on one batch; also folds the generated planes into the tri-plane EMA (Eq. 14)."""
+        source: Tensor = batch["source"]
+        jitter = torch.Generator(source.device).manual_seed(int(batch["jitter"]))
+        output = self.model(
+            source, batch["expression"], batch["camera"], generator=jitter, superres=self.settings.superres
+        )
+        emphasis = self.settings.face_emphasis
+        weight = face_weight(batch["landmarks"], source.shape[-1], emphasis) if emphasis else None
+        terms = reconstruction(
+            output.image, output.rendered.raw, batch["driving"], self.perceptual, self.settings.weights, weight
+        )
+        self.model.generator.average.update(output.generated)
+        return terms
+
+    def validate(self, ema: nn.Module) -> Mapping[str, float]:
+        """PSNR (dB, of [0, 1] images) on fixed pairs of the validation split, ours and copying the source."""
+        if self.val is None:
+            return {}
+        ours, copied = [], []
+        for pair in self._val_pairs(64):
+            image = self._predict(ema, pair)
+            target = (pair["driving"] + 1) / 2
+            ours.append(_psnr((image + 1) / 2, target))
+            copied.append(_psnr((pair["source"] + 1) / 2, target))
+        return {"psnr": float(torch.cat(ours).mean()), "psnr_copy": float(torch.cat(copied).mean())}
+
+    def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
+        """Rows of source, driving, ours and raw for validation pairs (training pairs where there are none)."""
+        rows = []
+        for pair in self._val_pairs(self.settings.sheet_pairs):
+            planes = ema.planes(ema.encode(pair["source"]), pair["expression"])  # type: ignore[operator]
+            rendered = ema.render(planes, pair["camera"])  # type: ignore[operator]
+            final = ema.superres(rendered.feature).clamp(-1, 1)  # type: ignore[operator]
+            size = final.shape[-1]
+            enlarged = [resize(x, size) for x in (rendered.raw, 1 - 2 * _unit(rendered.depth).expand(-1, 3, -1, -1))]
+            pictures = (pair["source"], pair["driving"], final, *enlarged)
+            rows += [[to_uint8(x[i].clamp(-1, 1)) for x in pictures] for i in range(len(final))]
+        return contact_sheet(rows)
+
+    def _val_pairs(self, count: int) -> list[dict[str, Tensor]]:
+        store = self.val or self.sampler.store
+        sampler = PairSampler(store, seed=1, mirror=False, augment=False, still_fraction=0.0)
+        device = next(self.module.parameters()).device
+        return [
+            {name: value.to(device) for name, value in sampler.batch(start, min(8, count - start)).items()}
+            for start in range(0, count, 8)
+        ]
+
+    def _predict(self, ema: nn.Module, pair: Mapping[str, Tensor]) -> Tensor:
+        planes = ema.planes(ema.encode(pair["source"]), pair["expression"])  # type: ignore[operator]
+        image: Tensor = ema.frame(planes, pair["camera"])  # type: ignore[operator]
+        return image
+
+
+def run(
+    data: Path,
+    out: Path,
+    config: ReconstructionConfig,
+    loop: LoopConfig,
+    *,
+    resume: bool = True,
+    init_from: Path | None = None,
+    cache: Path | None = None,
+) -> Result:
+    """Train phase one on a prepared folder (with `train` and, where there is one, `val`) into the run folder `out`.
+
+    The averaged weights are written to `out/weights.safetensors` at the end.
+
+    Args:
+        init_from: weights to begin with (fresh optimiser), of any image size.
+        cache: folder that keeps decoded frames between runs.
+    """
+    size = config.model_config().generator.image_size
+
+    def frames(split: str) -> FrameStore:
+        kept = None
+        if cache is not None:
+            cache.mkdir(parents=True, exist_ok=True)
+            kept = cache / f"{split}-{size}.safetensors"
+        return FrameStore.load(data / split, size, cache=kept)
+
+    if not (data / "train").is_dir():
+        raise InputError(f"{data} has no folder 'train'; make one with: export3d prepare CLIPS -o {data}")
+    task = ReconstructionTask(config, frames("train"), frames("val") if (data / "val").is_dir() else None)
+    if init_from is not None:
+        load_into(task.model, adapt_resolution(load_weights(init_from)[0], task.model), what=str(init_from))
+    result = train(task, out, loop, resume=resume)
+    export(result.checkpoint, out / "weights.safetensors")
+    return result
+
+
+def export(checkpoint: Path, path: Path, **options: Any) -> Path:
+    """Averaged weights of a training state as a file that `load_pretrained` reads."""
+    from export3d.checkpoint import load_state
+
+    state = load_state(checkpoint)
+    model = Export3D(ModelConfig.from_dict(state.config["task"]["model"]))
+    load_into(model, state.ema, what=str(checkpoint))
+    info = {"images_seen": state.counters["images_seen"], "phase": "reconstruction"}
+    return save_pretrained(copy.deepcopy(model), path, info, **options)
+
+
+def _psnr(image: Tensor, target: Tensor) -> Tensor:
+    return -10 * (image - target).square().mean(dim=(1, 2, 3)).clamp_min(1e-10).log10()
+
+
+def _unit(depth: Tensor) -> Tensor:
+    low, high = depth.amin(dim=(1, 2, 3), keepdim=True), depth.amax(dim=(1, 2, 3), keepdim=True)
+    return (depth - low) / (high - low).clamp_min(1e-6)
