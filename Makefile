@@ -1,0 +1,39 @@
+# `make demo` from a fresh clone: installs into .venv, animates the bundled portrait, leaves out/demo.mp4.
+# `make test`: what a change must pass. Both need Python 3.11 or newer and nothing else.
+
+PYTHON ?= python3
+VENV ?= .venv
+OUT ?= out
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: demo test lint types clean
+
+demo: $(VENV)/.face
+	$(VENV)/bin/export3d demo -o $(OUT)
+
+test: lint types
+	$(VENV)/bin/python -m pytest
+
+lint: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+types: $(VENV)/.dev
+	$(VENV)/bin/mypy
+
+# Installs again whenever the requirements change. The package itself is installed in place, so edits need no install.
+$(VENV)/.face: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[face]'
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.face
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "export3d needs Python 3.11 or newer; say which: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+clean:
+	rm -rf $(VENV) $(OUT)

@@ -1,0 +1,176 @@
+"""Animator: a portrait becomes planes, and planes become frames.
+
+animator = Animator.from_pretrained()
+source = animator.encode("portrait.jpg")            # tracked, cropped and encoded once
+frame = animator.render(source, source.expression, Camera.orbit(yaw_deg=15).label)
+for frame in animator.animate(source, driving_motion("driving.mp4")):
+    ...
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from export3d.animate.drive import rebase
+from export3d.camera import LABEL_SIZE
+from export3d.errors import ConfigError, check_shape
+from export3d.image import read_image, to_tensor, to_uint8
+from export3d.model import Export3D
+from export3d.motion import SPACES, Motion
+from export3d.pretrained import load_pretrained
+from export3d.triplane.generator import SourceFeatures
+
+if TYPE_CHECKING:
+    from export3d.face.crop import CropBox
+    from export3d.face.tracker import Tracker
+
+Picture = NDArray[np.uint8]
+
+BATCH = 4
+"""Frames rendered together by default; another number may change the last bit of a pixel."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoded portrait.
+
+    Attributes:
+        image: uint8 (H, W, 3), the face crop that was encoded.
+        expression: float32 (E,), as tracked.
+        camera: float32 (25,), as tracked.
+        features: what the network computed from the crop, once; batch 1, on the animator's device.
+        crop: where the crop lies in the portrait.
+        several_faces: whether the portrait shows more than one face (the largest is used).
+    """
+
+    image: Picture
+    expression: NDArray[np.float32]
+    camera: NDArray[np.float32]
+    features: SourceFeatures
+    crop: CropBox
+    several_faces: bool
+
+
+class Animator:
+    """Animates portraits with one set of weights.
+
+    Args:
+        model: the network; moved to the device and put into evaluation mode.
+        device: "auto" (a CUDA device if there is one), or what `torch.device` takes.
+
+    Attributes:
+        size: width and height of the source crop and of every frame, pixels (256 for the weights that ship).
+        space: the expression space that the model was trained on.
+    """
+
+    def __init__(self, model: Export3D, device: str | torch.device = "auto") -> None:
+        self.device = pick_device(device)
+        self.model = model.to(self.device).eval()
+        self.size = model.config.generator.image_size
+        self.space = model.config.space
+        self._tracker: Tracker | None = None
+
+    @classmethod
+    def from_pretrained(cls, path: str | Path | None = None, device: str | torch.device = "auto") -> Animator:
+        """Weights from a `.safetensors` file, by default those inside the package.
+
+        Raises `CheckpointError` where they are missing, damaged or of another architecture.
+        """
+        return cls(load_pretrained(path), device)
+
+    @property
+    def tracker(self) -> Tracker:
+        """The face tracker, loaded when it is first needed (raises `MissingExtra` without the extra `face`)."""
+        if self._tracker is None:
+            from export3d.face.tracker import Tracker
+
+            self._tracker = Tracker()
+        return self._tracker
+
+    @torch.inference_mode()
+    def encode(self, portrait: str | Path | Picture) -> Source:
+        """Track, crop and encode a portrait.
+
+        Args:
+            portrait: an image file, or uint8 (H, W, 3) RGB.
+
+        Raises:
+            BadImage, NoFaceFound: naming the file.
+        """
+        from export3d.face.crop import crop
+
+        name = "the portrait" if isinstance(portrait, np.ndarray) else str(portrait)
+        image = portrait if isinstance(portrait, np.ndarray) else read_image(portrait)
+        check_shape(image, "H W 3", "portrait")
+        track = self.tracker.track_image(image, name)
+        picture = crop(image, track.crop, self.size)
+        tensor = to_tensor(picture)[None].to(self.device)
+        return Source(
+            image=picture,
+            expression=track.motion.expression[0],
+            camera=track.motion.camera[0],
+            features=self.model.encode(tensor),
+            crop=track.crop,
+            several_faces=track.several_faces,
+        )
+
+    def render(self, source: Source, expression: ArrayLike, camera: ArrayLike) -> Picture:
+        """One frame, uint8 (H, W, 3), of the source with an expression (E,) seen by a camera label (25,)."""
+        expressions = np.asarray(expression, dtype=np.float32)
+        labels = np.asarray(camera, dtype=np.float32)
+        check_shape(expressions, str(SPACES[self.space]), "expression")
+        check_shape(labels, str(LABEL_SIZE), "camera")
+        return self._frames(source, expressions[None], labels[None])[0]
+
+    def animate(self, source: Source, motion: Motion, relative: bool = True, batch: int = BATCH) -> Iterator[Picture]:
+        """Frames of the source moving by `motion`, one uint8 (H, W, 3) for each of its frames, as they are made.
+
+        Args:
+            source: from `encode`.
+            motion: from `driving_motion` or `Motion.load`, in the model's expression space.
+            relative: see `export3d.animate.drive`.
+            batch: frames rendered together.
+
+        Raises:
+            BadMotionFile: the motion is of another expression space.
+            ConfigError: batch below 1.
+        """
+        if batch < 1:
+            raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
+        motion.require_space(self.space)
+        rebased = rebase(motion, source.camera, source.expression, relative)
+        return self._stream(source, rebased, batch)
+
+    def _stream(self, source: Source, motion: Motion, batch: int) -> Iterator[Picture]:
+        for start in range(0, len(motion), batch):
+            part = slice(start, start + batch)
+            yield from self._frames(source, motion.expression[part], motion.camera[part])
+
+    @torch.inference_mode()
+    def _frames(self, source: Source, expression: NDArray, camera: NDArray) -> Picture:
+        """(B, E) and (B, 25) to uint8 (B, H, W, 3)."""
+        planes = self.model.planes(source.features, self._tensor(expression))
+        return to_uint8(self.model.frame(planes, self._tensor(camera)))
+
+    def _tensor(self, array: NDArray) -> Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """For "auto" a CUDA device if there is one, else the CPU; raises `ConfigError` for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"the device {str(name)!r} cannot be used here; use --device cpu") from error
+    return device

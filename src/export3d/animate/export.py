@@ -1,0 +1,184 @@
+"""The one place that writes generated pictures: videos, contact sheets and stills.
+
+Every door of the package writes through here, so that what holds for one output (checked before the work starts,
+nothing half-written left behind, the same bytes for the same input) holds for all.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d.errors import OutputError
+from export3d.image import contact_sheet, write_png
+from export3d.video import VideoWriter, probe
+
+if TYPE_CHECKING:
+    from export3d.animate.animator import Animator, Source
+    from export3d.animate.drive import Driving
+
+Picture = NDArray[np.uint8]
+
+VIDEO_SUFFIXES = (".mp4",)
+STILL_SUFFIXES = (".png",)
+SHEET_COLUMNS = 8
+"""Moments shown on a contact sheet."""
+
+
+def check_output(path: str | Path, suffixes: Sequence[str] = (), inputs: Sequence[str | Path] = ()) -> Path:
+    """Refuse an output path that cannot be written, before any work is done.
+
+    Args:
+        path: the file to be written.
+        suffixes: allowed endings, lower case; empty allows all.
+        inputs: files that are read meanwhile and so must not be the output.
+
+    Returns:
+        the path. Raises `OutputError` for a wrong ending, a directory, a missing or unwritable folder, or an input.
+    """
+    path = Path(path)
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise OutputError(f"the output {path} must end in {' or '.join(suffixes)}; give it such a name")
+    if path.is_dir():
+        raise OutputError(f"the output {path} is a directory; give the name of a file in it")
+    if not path.parent.is_dir():
+        raise OutputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    for source in inputs:
+        with suppress(OSError):
+            if os.path.samefile(path, source):
+                raise OutputError(f"the output {path} would overwrite the input; choose another name")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot write {path}: {reason}; choose a folder that you may write to") from error
+    return path
+
+
+def make_folder(path: str | Path) -> Path:
+    """Create a folder for outputs, with its parents; raises `OutputError` where that cannot be."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise OutputError(f"cannot create the folder {path}: {reason}; choose another one") from error
+    return path
+
+
+def write_video(
+    path: str | Path, frames: Iterable[Picture], fps: float = 25.0, audio_from: str | Path | None = None
+) -> int:
+    """Write an H.264 MP4 that browsers play, streaming; returns the number of frames.
+
+    Args:
+        path: ends in .mp4.
+        frames: uint8 (H, W, 3) RGB, all of one even size, at least one.
+        fps: frames a second.
+        audio_from: a video whose sound is carried over; ignored where it has none.
+
+    Raises:
+        OutputError: the file cannot be written; nothing is left at `path`.
+    """
+    path = check_output(path, VIDEO_SUFFIXES, [audio_from] if audio_from else [])
+    sound = Path(audio_from) if audio_from is not None and probe(Path(audio_from)).has_audio else None
+    stream = iter(frames)
+    first = next(stream, None)
+    if first is None:
+        raise OutputError(f"there are no frames to write to {path}; the motion is empty")
+    height, width = first.shape[:2]
+    count = 1
+    with VideoWriter(path, fps, (width, height), audio_from=sound) as writer:
+        writer.write(first)
+        for frame in stream:
+            writer.write(frame)
+            count += 1
+    return count
+
+
+def write_animation(
+    animator: Animator,
+    source: Source,
+    driving: Driving,
+    output: str | Path,
+    sheet: str | Path | None = None,
+    *,
+    relative: bool = True,
+    batch: int = 4,
+    watch: Callable[[Iterable[Picture]], Iterable[Picture]] = iter,
+) -> int:
+    """Animate and write: the video, with the driving video's sound, and on request a contact sheet.
+
+    The sheet shows the source in its first column (as cropped above, as we render it in its own pose below), then
+    moments evenly spaced in time: the driving face above, where there is a driving video, ours below.
+
+    Args:
+        animator, source, relative, batch: see `Animator.animate`.
+        driving: from `export3d.animate.drive`.
+        output: the video, .mp4.
+        sheet: the contact sheet, .png.
+        watch: wraps the frames as they are made, for a progress bar.
+
+    Returns:
+        the number of frames. Where anything fails, neither file is left.
+    """
+    output = check_output(output, VIDEO_SUFFIXES, [driving.video] if driving.video else [])
+    if sheet is not None:
+        check_output(sheet, STILL_SUFFIXES)
+    numbers = sheet_frames(len(driving.motion))
+    kept: dict[int, Picture] = {}
+
+    def frames() -> Iterator[Picture]:
+        for number, frame in enumerate(watch(animator.animate(source, driving.motion, relative, batch))):
+            if number in numbers:
+                kept[number] = frame
+            yield frame
+
+    existed = output.exists()
+    count = write_video(output, frames(), driving.motion.fps, driving.video)
+    if sheet is not None:
+        ours = [animator.render(source, source.expression, source.camera), *(kept[number] for number in numbers)]
+        rows, labels = [[source.image, *ours[1:]]], ["ours"]
+        theirs = driving.pictures(numbers, animator.size)
+        if theirs:
+            rows, labels = [[source.image, *theirs], ours], ["source, driving", "ours"]
+        try:
+            write_sheet(sheet, rows, labels)
+        except OutputError:
+            if not existed:
+                output.unlink(missing_ok=True)
+            raise
+    return count
+
+
+def sheet_frames(frames: int, columns: int = SHEET_COLUMNS) -> list[int]:
+    """Frame numbers for a sheet: `columns` of them (or all, if fewer), evenly spaced, first and last included.
+
+    >>> sheet_frames(101, 5)
+    [0, 25, 50, 75, 100]
+    >>> sheet_frames(2)
+    [0, 1]
+    """
+    return sorted({round(float(at)) for at in np.linspace(0, frames - 1, min(columns, frames))})
+
+
+def write_sheet(path: str | Path, rows: list[list[Picture]], labels: list[str] | None = None) -> Path:
+    """Write a contact sheet as PNG: rows of equally sized pictures, each row with its label."""
+    path = check_output(path, STILL_SUFFIXES)
+    write_png(path, contact_sheet(rows, labels))
+    return path
+
+
+def write_still(path: str | Path, picture: Picture) -> Path:
+    """Write one uint8 (H, W, 3) picture as PNG."""
+    path = check_output(path, STILL_SUFFIXES)
+    write_png(path, picture)
+    return path

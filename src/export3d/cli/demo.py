@@ -1,0 +1,53 @@
+"""`export3d demo`: the bundled portrait, moved by a bundled motion; nothing is needed from outside the package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from export3d.cli.compare_motion import table
+from export3d.cli.terminal import frame_counter, with_progress
+
+
+def command(
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out"),
+    motion: Literal["speech", "expressions", "turns"] = "speech",
+    absolute: bool = False,
+    device: str = "auto",
+) -> int:
+    """Animate the bundled portrait, then track the result and say how well it follows the motion.
+
+    Args:
+        output: folder for demo.mp4 and demo_sheet.png; created if need be.
+        motion: which of the motions inside the package.
+        absolute: take the driving face's pose and expression as they are (default: relative to the portrait's own).
+        device: cpu, cuda, or auto.
+    """
+    from export3d.animate.drive import bundled_motion, bundled_portrait, read_motion
+    from export3d.animate.export import make_folder, write_animation
+
+    folder = make_folder(output)
+    video, sheet = folder / "demo.mp4", folder / "demo_sheet.png"
+
+    from export3d.animate.animator import Animator
+    from export3d.motion import compare
+
+    animator = Animator.from_pretrained(None, device)
+    moved_by = read_motion(bundled_motion(motion))
+    write_animation(
+        animator,
+        animator.encode(bundled_portrait()),
+        moved_by,
+        video,
+        sheet,
+        relative=not absolute,
+        watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
+    )
+    with frame_counter("tracking", video) as count:
+        result = compare(moved_by.motion, animator.tracker.track_video(video, progress=count).motion)
+    print(f"{video}\n{sheet}\n\n{video.name}, tracked again, against the motion {motion!r} that drove it:")
+    print(table(result))
+    return 0

@@ -1,0 +1,115 @@
+"""The command line: finds the command, runs it, and turns failures into sentences and exit codes.
+
+Exit codes: 0 done; 1 a check failed (`compare-motion --min`); 2 a bad input, setting or output, told in one sentence on
+standard error; 130 interrupted. Anything else is our own bug and keeps its traceback.
+
+Nothing heavy is imported here: `export3d --help` must answer at once, so a command's module is loaded when it runs.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import logging
+import sys
+from collections.abc import Callable, Sequence
+
+from export3d.errors import Export3DError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "animate": ("export3d.cli.animate", "move a portrait by a driving video or a motion file"),
+    "track": ("export3d.cli.track", "track a video's face into a motion file"),
+    "compare-motion": ("export3d.cli.compare_motion", "correlate two motions, given as motion files or videos"),
+    "prepare": ("export3d.cli.prepare", "turn videos and portraits into training shards"),
+    "train": ("export3d.cli.train", "train the generator on prepared shards"),
+    "evaluate": ("export3d.cli.evaluate", "score weights on a split of prepared shards"),
+    "demo": ("export3d.cli.demo", "animate the bundled portrait by a bundled motion"),
+}
+"""Command name to (module, one line of help); each module has one function `command`."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; `argv` is without the program's name (default: the real one)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(overview())
+        return 0
+    if argv[0] in ("-V", "--version"):
+        from importlib.metadata import version
+
+        print(f"export3d {version('export3d')}")
+        return 0
+    name, *rest = argv
+    if name not in COMMANDS:
+        print(f"export3d: there is no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    handler = _report_warnings()
+    try:
+        return _run(name, rest)
+    except Export3DError as error:
+        print(f"export3d: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("export3d: interrupted", file=sys.stderr)
+        return 130
+    finally:
+        logging.getLogger("export3d").removeHandler(handler)
+
+
+def entry(name: str) -> Callable[..., int | None]:
+    """The function behind a command; importing its module is cheap, running it is not."""
+    function: Callable[..., int | None] = importlib.import_module(COMMANDS[name][0]).command
+    return function
+
+
+def overview() -> str:
+    """What `export3d --help` prints."""
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: export3d COMMAND [OPTIONS]",
+            "",
+            "Animate one portrait photo in 3D.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "`export3d COMMAND --help` tells a command's options; `export3d --version` the version.",
+        ]
+    )
+
+
+def _run(name: str, argv: list[str]) -> int:
+    import tyro
+
+    function = entry(name)
+    try:
+        result = tyro.cli(
+            function,
+            args=argv,
+            prog=f"export3d {name}",
+            description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
+            config=(
+                tyro.conf.OmitArgPrefixes,
+                tyro.conf.DisallowNone,
+                tyro.conf.FlagCreatePairsOff,
+                tyro.conf.PositionalMetavarFromFieldName,
+            ),
+        )
+    except SystemExit as stop:  # tyro's way to end after --help (0) and after bad options (2)
+        return stop.code if isinstance(stop.code, int) else 2
+    return int(result or 0)
+
+
+def _report_warnings() -> logging.Handler:
+    """Show the library's warnings as sentences on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("export3d: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    logging.getLogger("export3d").addHandler(handler)
+    return handler
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,63 @@
+"""`export3d track`: a video's face to a motion file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from export3d.cli.terminal import frame_counter, tell
+
+
+def command(
+    video: tyro.conf.Positional[Path],
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    start: float = 0.0,
+    seconds: float | None = None,
+    note: str = "",
+    summary: bool = False,
+) -> int:
+    """Track the face in a video and write its expressions and cameras.
+
+    Args:
+        video: a video of one face; of several, the largest in the first frame is followed.
+        output: the motion file to write (.motion).
+        start: leave out what comes before this second.
+        seconds: keep this many seconds at most.
+        note: a remark to keep in the file, such as the source and terms of the video.
+        summary: print what was found.
+    """
+    from export3d.animate.export import check_output
+    from export3d.errors import ConfigError
+
+    check_output(output, (".motion",), [video])
+    from export3d.face.tracker import Tracker
+
+    with frame_counter("tracking", video) as count:
+        track = Tracker().track_video(video, progress=count)
+    motion = track.motion
+    first = round(start * motion.fps)
+    last = len(motion) if seconds is None else first + round(seconds * motion.fps)
+    if not 0 <= first < len(motion) or last <= first:
+        raise ConfigError(f"{video} is {motion.duration_s:.1f} s long; --start and --seconds leave nothing of it")
+    motion = motion[first:last]
+    if note:
+        motion = replace(motion, meta={**motion.meta, "note": note})
+    motion.save(output)
+    if summary:
+        import numpy as np
+
+        found = track.found[first:last]
+        print(f"frames       {len(motion)} at {motion.fps:g} fps ({motion.duration_s:.2f} s)")
+        print(f"found        {100.0 * found.mean():.1f} %")
+        print(f"reprojection {np.nanmedian(track.reprojection[first:last]):.2f} px (median, at 256 px)")
+        for name, angles in zip(("yaw", "pitch", "roll"), motion.angles_deg.T):
+            print(f"{name:<12} {angles.min():+.1f} to {angles.max():+.1f} degrees")
+        for name in ("jawOpen", "eyeBlink"):
+            scores = motion.scores(name)
+            print(f"{name:<12} {scores.min():.2f} to {scores.max():.2f}")
+    tell(f"wrote {output}")
+    return 0

@@ -1,0 +1,87 @@
+"""The command line is a promise: commands, options and their defaults, frozen here."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+import time
+
+import pytest
+
+from export3d.cli.main import COMMANDS, entry, main
+
+OPTIONS: dict[str, list[str]] = {
+    "animate": [
+        "source", "output", "driving=None", "motion=None", "relative=False", "absolute=False", "sheet=None",
+        "weights=None", "device='auto'", "batch=4",
+    ],
+    "track": ["video", "output", "start=0.0", "seconds=None", "note=''", "summary=False"],
+    "compare-motion": ["a", "b", "minimum=()"],
+    "demo": ["output='out'", "motion='speech'", "absolute=False", "device='auto'"],
+}  # fmt: skip
+
+
+def test_the_commands_are_these() -> None:
+    assert list(COMMANDS) == ["animate", "track", "compare-motion", "prepare", "train", "evaluate", "demo"]
+
+
+@pytest.mark.parametrize("command", OPTIONS)
+def test_the_options_of_a_command_are_these(command: str) -> None:
+    found = []
+    for parameter in inspect.signature(entry(command)).parameters.values():
+        default = parameter.default
+        plain = str(default) if hasattr(default, "parts") else default
+        found.append(parameter.name + ("" if default is parameter.empty else f"={plain!r}"))
+    assert found == OPTIONS[command]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--help"]) == 0
+    out = capsys.readouterr().out
+    doc = inspect.getdoc(entry(command)) or ""
+    assert doc.splitlines()[0] in " ".join(out.split())
+    for name in inspect.signature(entry(command)).parameters:
+        assert f"\n    {name}: " in doc, f"{command}: {name} is not explained"
+
+
+@pytest.mark.parametrize(("alias", "command"), [("-o", "animate"), ("-o", "track"), ("-o", "prepare"), ("-o", "demo")])
+def test_outputs_are_given_with_minus_o(alias: str, command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main([command, "--help"])
+    assert f"{alias}" in capsys.readouterr().out
+
+
+def test_help_is_fast_and_loads_no_torch() -> None:
+    code = (
+        "import sys; from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
+        "main(['track', '--help']); main(['compare-motion', '--help']); main(['demo', '--help']);"
+        "main(['prepare', '--help']); main(['evaluate', '--help']);"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av')))"
+    )
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - start < 10.0, "seven help pages take well under a second on an idle machine"
+    for name in COMMANDS:
+        assert name in done.stdout
+
+
+def test_the_module_runs_like_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "export3d", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("export3d 0.")
+
+
+def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    assert "usage: export3d" in capsys.readouterr().out
+
+
+def test_an_unknown_command_names_the_known_ones(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["anime"]) == 2
+    assert "animate" in capsys.readouterr().err
+
+
+def test_an_unknown_option_ends_with_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["demo", "--no-such-option"]) == 2
+    assert capsys.readouterr().err

@@ -1,0 +1,97 @@
+"""What the source may not do: load what can execute, open an encoder in a second place, need a display."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "src" / "export3d"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+WRITERS = {
+    "image.py",  # the PNG encoder
+    "video.py",  # the MP4 encoder
+    "animate/export.py",  # the one place that uses them on generated pictures
+    "data/prepare.py",  # crops of the user's own clips, into shards
+    "data/shards.py",
+}
+
+
+def calls(path: Path) -> list[str]:
+    """Dotted names of everything a file calls, such as `torch.load`."""
+    return [
+        ast.unparse(node.func) for node in ast.walk(ast.parse(path.read_text("utf-8"))) if isinstance(node, ast.Call)
+    ]
+
+
+def imported(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nothing_that_is_loaded_can_execute(path: Path) -> None:
+    dangerous = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+    assert not {name.split(".")[0] for name in imported(path)} & dangerous
+    for call in calls(path):
+        assert call not in {"torch.load", "torch.save", "eval", "exec", "torch.jit.load", "torch.hub.load"}, call
+    assert not re.search(r"allow_pickle\s*=\s*True|weights_only\s*=\s*False", path.read_text("utf-8"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_generated_pictures_leave_through_one_file(path: Path) -> None:
+    if path.relative_to(PACKAGE).as_posix() in WRITERS:
+        return
+    text = path.read_text("utf-8")
+    for pattern in (
+        r"\bVideoWriter\(",
+        r"\bwrite_png\(",
+        r"\bimwrite\(",
+        r"\bimsave\(",
+        r"\.savefig\(",
+        r"add_stream\(",
+    ):
+        assert not re.search(pattern, text), f"{pattern} in {path}: write through animate/export.py"
+    if "PIL" in {name.split(".")[0] for name in imported(path)}:
+        assert not re.search(r"\.save\(", text), f"{path} saves a picture: write through animate/export.py"
+
+
+def test_nothing_below_the_command_line_prints() -> None:
+    talkers = [
+        p for p in MODULES if p.relative_to(PACKAGE).parts[0] not in ("cli", "__main__.py") and "print" in calls(p)
+    ]
+    assert not talkers, f"{talkers}: use logging"
+
+
+def test_everything_imports_without_a_display_or_opengl() -> None:
+    """OpenCV's wheel needs libGL; a machine without it behaves as if cv2 failed to import."""
+    names = [".".join(["export3d", *p.relative_to(PACKAGE).with_suffix("").parts]) for p in MODULES]
+    names = [name.removesuffix(".__init__") for name in names if not name.endswith("__main__")]
+    code = f"""
+import importlib, sys
+class NoOpenGL:
+    def find_spec(self, name, path=None, target=None):
+        if name == "cv2":
+            raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
+sys.meta_path.insert(0, NoOpenGL())
+for name in {names!r}:
+    importlib.import_module(name)
+from export3d.face.landmarks import FaceLandmarker
+import numpy
+with FaceLandmarker() as landmarker:
+    assert landmarker.detect(numpy.zeros((64, 64, 3), numpy.uint8)) == []
+"""
+    pytest.importorskip("mediapipe")
+    env = {"PATH": "/usr/bin:/bin"}  # no DISPLAY
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
