@@ -1,0 +1,206 @@
+"""Frames and sound to a video file that browsers play."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from fractions import Fraction
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from export3d import files
+from export3d.errors import ConfigError, OutputError, ShapeError, check_shape
+from export3d.video.reading import BT709, FULL, LIMITED, MAX_SIDE, SWS_QUALITY, Pixels, exact_rate
+from export3d.video.sound import Sound, carried_sound
+
+if TYPE_CHECKING:
+    from av.container import OutputContainer
+    from av.video.reformatter import VideoReformatter
+    from av.video.stream import VideoStream
+
+_ENCODERS = ("libx264", "h264_videotoolbox", "h264_nvenc", "h264_qsv", "h264_amf", "libopenh264", "h264_mf")
+_SUFFIXES = (".mp4", ".m4v", ".mov")
+
+
+class VideoWriter:
+    """Writes an H.264 video that browsers play, with the sound of another; a context manager.
+
+    8-bit 4:2:0, BT.709 limited range, tagged so; the index stands at the front (fast start). The file appears under its
+    name when the block ends without an exception, otherwise nothing is left. The same frames give the same bytes.
+
+    Args:
+        path: target, .mp4 (or .m4v, .mov).
+        fps: frame rate.
+        size: (width, height) in pixels, both even; or one number for a square.
+        audio_from: a video whose sound is carried over, from the moment its first frame appears, for as long as frames
+            are written; AAC is copied, other codecs become AAC. A video without sound gives none.
+        audio_start_s: seconds of that video to leave out at its start.
+        crf: x264's quality, lower is better (17 is visually lossless).
+        metadata: container tags, such as title or comment.
+
+    Raises:
+        OutputError: on entering, writing or leaving, when the file cannot be written.
+        ConfigError: an odd size, a rate that is no rate, a suffix of another container.
+        BadVideo: `audio_from` is not a video.
+
+    >>> with VideoWriter("out.mp4", 25, 256) as writer:      # doctest: +SKIP
+    ...     writer.write_frames(frames)
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        fps: float | Fraction,
+        size: tuple[int, int] | int,
+        audio_from: str | os.PathLike[str] | None = None,
+        *,
+        audio_start_s: float = 0.0,
+        crf: float = 17.0,
+        metadata: dict[str, str] | None = None,
+    ) -> None:
+        self.path = Path(path)
+        self.fps = exact_rate(fps)
+        self.width, self.height = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self.frames_written = 0
+        self._audio_from = audio_from
+        self._audio_start_s = audio_start_s
+        self._crf = crf
+        self._metadata = dict(metadata or {})
+        self._stack = ExitStack()
+        if self.path.suffix.lower() not in _SUFFIXES:
+            raise ConfigError(f"{self.path} must end in {' or '.join(_SUFFIXES)}; rename the output")
+        if self.width < 2 or self.height < 2 or self.width % 2 or self.height % 2:
+            raise ConfigError(
+                f"a video needs an even width and height, got {self.width} x {self.height}; crop or resize"
+            )
+        if max(self.width, self.height) > MAX_SIDE:
+            raise ConfigError(f"a video may have at most {MAX_SIDE} pixels a side, got {self.width} x {self.height}")
+
+    def __enter__(self) -> VideoWriter:
+        import av
+        from av.video.reformatter import VideoReformatter
+
+        with ExitStack() as stack:
+            self._temporary = stack.enter_context(files.replacing(self.path))
+            stack.enter_context(self._named_failures())
+            self._container: OutputContainer = av.open(
+                "file:" + str(self._temporary.absolute()),
+                "w",
+                format="mov" if self.path.suffix.lower() == ".mov" else "mp4",
+                options={"movflags": "+faststart", "fflags": "+bitexact"},
+            )
+            stack.callback(self._abandon)
+            self._container.metadata.update(self._metadata)
+            self._stream = self._add_video()
+            self._reformatter: VideoReformatter = VideoReformatter()
+            self._sound: Sound | None = None
+            if self._audio_from is not None:
+                sound = stack.enter_context(carried_sound(self._audio_from, self._container, self._audio_start_s))
+                self._sound = sound
+            self._container.start_encoding()
+            self._stack = stack.pop_all()
+        return self
+
+    def write(self, frame: Pixels) -> None:
+        """Append one frame, uint8 (H, W, 3) RGB; raises `ShapeError` for another size or type."""
+        import av
+
+        check_shape(frame, f"{self.height} {self.width} 3", "a video frame")
+        if frame.dtype != np.uint8:
+            raise ShapeError(f"a video frame must be uint8, got {frame.dtype}")
+        picture = self._reformatter.reformat(
+            av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
+            format="yuv420p",
+            src_colorspace=BT709,
+            dst_colorspace=BT709,
+            interpolation=SWS_QUALITY,
+            src_color_range=FULL,
+            dst_color_range=LIMITED,
+        )
+        picture.pts = self.frames_written
+        picture.time_base = 1 / self.fps
+        for packet in self._stream.encode(picture):
+            self._container.mux(packet)
+        self.frames_written += 1
+        if self._sound is not None:
+            self._sound.write_until(self.frames_written / self.fps)
+
+    def write_frames(self, frames: Iterable[Pixels] | Pixels) -> None:
+        """Append frames: any iterable of them, or one array (T, H, W, 3)."""
+        if isinstance(frames, np.ndarray):
+            check_shape(frames, f"T {self.height} {self.width} 3", "video frames")
+        for frame in frames:
+            self.write(frame)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            with self._stack:
+                self._finish()
+        else:
+            self._stack.__exit__(kind, error, trace)
+
+    def _add_video(self) -> VideoStream:
+        import av
+
+        name = next((name for name in _ENCODERS if name in av.codecs_available), None)
+        if name is None:
+            raise OutputError(f"cannot write {self.path}: PyAV has no H.264 encoder here; run: pip install -U av")
+        x264 = {"crf": f"{self._crf:g}", "preset": "medium"} if name == "libx264" else {}
+        stream: VideoStream = self._container.add_stream(name, rate=self.fps, options=x264)  # type: ignore[assignment]
+        stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
+        if name != "libx264":
+            stream.bit_rate = max(1_000_000, self.width * self.height * 20)
+        context = stream.codec_context
+        context.time_base = 1 / self.fps
+        context.thread_count = 1  # x264's bytes depend on the number of threads
+        context.color_range, context.colorspace = LIMITED, BT709
+        context.color_primaries, context.color_trc = 1, 1
+        return stream
+
+    def _finish(self) -> None:
+        if self.frames_written == 0:
+            raise OutputError(f"cannot write {self.path}: there are no frames")
+        for packet in self._stream.encode(None):
+            self._container.mux(packet)
+        if self._sound is not None:
+            self._sound.finish(self.frames_written / self.fps)
+        self._container.close()
+        if not _is_whole_mp4(self._temporary):  # FFmpeg does not report a failure of its last write
+            raise OutputError(f"cannot write {self.path}: the disk is full; free some space or choose another folder")
+
+    def _abandon(self) -> None:
+        with suppress(Exception):  # after a failure closing fails again, and the first failure is the one to tell
+            self._container.close()
+
+    @contextmanager
+    def _named_failures(self) -> Iterator[None]:
+        import av
+
+        try:
+            yield
+        except (av.FFmpegError, OSError) as problem:
+            raise files.write_failure(self.path, problem) from problem
+
+
+def _is_whole_mp4(path: Path) -> bool:
+    """Whether the file is a chain of complete boxes that holds an index and data."""
+    size = path.stat().st_size
+    kinds, at = set(), 0
+    with path.open("rb") as file:
+        while at + 8 <= size:
+            file.seek(at)
+            head = file.read(16)
+            length = int.from_bytes(head[:4], "big")
+            if length == 1:
+                length = int.from_bytes(head[8:16], "big")
+            if length < 8:
+                return False
+            kinds.add(head[4:8])
+            at += length
+    return at == size and {b"moov", b"mdat"} <= kinds
