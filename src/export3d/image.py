@@ -1,0 +1,247 @@
+"""Still pictures: files in and out, value ranges, resizing.
+
+Inside the package images are RGB float32 in [-1, 1], (B, 3, H, W); `uint8 (H, W, 3)` exists at the doors, here and in
+`video`.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d import files
+from export3d.errors import BadImage, ShapeError, check_shape
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+Pixels = NDArray[np.uint8]
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""Formats that are opened; Pillow knows many more, with parsers that see less use."""
+MIN_SIDE = 16
+MAX_PIXELS = 100_000_000
+
+_READABLE = "PNG, JPEG, WebP, BMP, TIFF or GIF"
+
+
+def read_image(path: str | os.PathLike[str]) -> Pixels:
+    """A picture as a viewer shows it: upright, without transparency, 8 bits a channel.
+
+    EXIF rotation is applied, transparency is laid over white, 16-bit values are scaled, CMYK, palette and grey become
+    RGB; of an animation the first frame is taken, which the log says.
+
+    Args:
+        path: a PNG, JPEG, WebP, BMP, TIFF or GIF file.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        BadImage: missing, a folder, empty, truncated, no image, smaller than 16 pixels a side or larger than 100
+            megapixels (known from the header, before anything is decoded).
+    """
+    from PIL import Image
+
+    path = files.check_input(path, BadImage, "an image")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of broken tags that do not matter here, and of sizes we check
+        try:
+            image: Image.Image = Image.open(path, formats=FORMATS)
+        except Image.DecompressionBombError as problem:
+            raise BadImage(f"{path} has more than {MAX_PIXELS // 10**6} megapixels; shrink it first") from problem
+        except Exception as problem:  # a parser fails on hostile bytes in any way it likes
+            kind = files.foreign_kind(files.sniff(path))
+            what = f"not an image but {kind}" if kind and kind != "an image" else "not an image that can be read"
+            raise BadImage(f"{path} is {what}; give a {_READABLE} file") from problem
+        with image:
+            _check_size(path, image.width, image.height)
+            frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+            if frames > 1:
+                log.warning("%s is an animation of %d frames; the first one is used", path, frames)
+            try:
+                image.load()
+                upright = _upright(_flat(image), _orientation(image))
+            except Exception as problem:
+                raise BadImage(
+                    f"{path} is damaged or not complete ({files.reason(problem)}); copy it again or export it anew"
+                ) from problem
+        return np.array(upright, dtype=np.uint8)
+
+
+def to_tensor(image: Pixels) -> Tensor:
+    """uint8 (H, W, 3) or (T, H, W, 3) to float32 (3, H, W) or (T, 3, H, W) in [-1, 1].
+
+    >>> to_tensor(np.full((2, 2, 3), 255, np.uint8))[:, 0, 0].tolist()
+    [1.0, 1.0, 1.0]
+    """
+    import torch
+
+    image = np.asarray(image)
+    check_shape(image, "H W 3" if image.ndim == 3 else "T H W 3", "a uint8 image")
+    if image.dtype != np.uint8:
+        raise ShapeError(f"a uint8 image is needed, got {image.dtype}")
+    tensor = torch.from_numpy(np.array(image)).movedim(-1, -3)
+    return tensor.to(torch.float32).div_(127.5).sub_(1.0).contiguous()
+
+
+def to_uint8(tensor: Tensor) -> Pixels:
+    """Float (3, H, W) or (T, 3, H, W) in [-1, 1] to uint8 (H, W, 3) or (T, H, W, 3); values outside are clipped.
+
+    The inverse of `to_tensor` for every value.
+    """
+    import torch
+
+    check_shape(tensor, "3 H W" if tensor.ndim == 3 else "T 3 H W", "an image tensor")
+    scaled = tensor.detach().to(torch.float32).add(1.0).mul(127.5).round_().clamp_(0.0, 255.0)
+    pixels: Pixels = scaled.to(torch.uint8).movedim(-3, -1).contiguous().cpu().numpy()
+    return pixels
+
+
+def resize(tensor: Tensor, size: int | tuple[int, int]) -> Tensor:
+    """Bilinear resize with antialiasing, (B, C, H, W) or (C, H, W) to `size` (h, w) or a square; range is kept.
+
+    Pixel centres lie at +0.5 (`align_corners=False`); float32 inside, the input's type outside.
+    """
+    import torch
+
+    target = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if tuple(tensor.shape[-2:]) == target:
+        return tensor
+    batch = tensor if tensor.ndim == 4 else tensor[None]
+    check_shape(batch, "B C H W", "an image tensor")
+    out = torch.nn.functional.interpolate(
+        batch.to(torch.float32), target, mode="bilinear", align_corners=False, antialias=True
+    ).to(tensor.dtype)
+    return out if tensor.ndim == 4 else out[0]
+
+
+def contact_sheet(rows: Sequence[Sequence[Pixels]], labels: Sequence[str] | None = None, gap: int = 4) -> Pixels:
+    """Pictures in rows on white, for looking at many at once.
+
+    Args:
+        rows: uint8 (H, W, 3) pictures; rows may differ in length, pictures in size.
+        labels: headings of the columns, if any.
+        gap: white pixels between pictures and around all.
+
+    Returns:
+        uint8 (H, W, 3).
+    """
+    from PIL import Image, ImageDraw
+
+    for picture in (picture for row in rows for picture in row):
+        check_shape(picture, "H W 3", "a picture of a contact sheet")
+    columns = max((len(row) for row in rows), default=0)
+    if columns == 0:
+        raise ShapeError("a contact sheet needs at least one picture")
+    widths = [max((row[c].shape[1] for row in rows if c < len(row)), default=0) for c in range(columns)]
+    heights = [max((picture.shape[0] for picture in row), default=0) for row in rows]
+    heading = 16 if labels else 0
+    height, width = heading + sum(heights) + gap * (len(rows) + 1), sum(widths) + gap * (columns + 1)
+    sheet = np.full((height, width, 3), 255, np.uint8)
+    if labels:
+        canvas = Image.fromarray(sheet)
+        draw = ImageDraw.Draw(canvas)
+        for c, label in enumerate(labels[:columns]):
+            draw.text((gap + sum(widths[:c]) + gap * c, gap), label, fill=(0, 0, 0))
+        sheet = np.array(canvas)
+    y = heading + gap
+    for row, tall in zip(rows, heights):
+        x = gap
+        for picture, wide in zip(row, widths):
+            sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
+            x += wide + gap
+        y += tall + gap
+    return sheet
+
+
+def write_png(path: str | os.PathLike[str], image: Pixels, metadata: dict[str, str] | None = None) -> None:
+    """Write uint8 (H, W, 3) as a PNG, whole or not at all; raises `OutputError`.
+
+    Args:
+        path: target.
+        image: the picture.
+        metadata: text chunks, such as a description.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    check_shape(image, "H W 3", "a picture")
+    if image.dtype != np.uint8:
+        raise ShapeError(f"a uint8 picture is needed, got {image.dtype}")
+    info = PngInfo()
+    for key, value in sorted((metadata or {}).items()):
+        info.add_itxt(key, value)
+    buffer = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", pnginfo=info)
+    files.write_bytes(path, buffer.getvalue())
+
+
+def _check_size(path: os.PathLike[str], width: int, height: int) -> None:
+    if width * height > MAX_PIXELS:
+        raise BadImage(f"{path} is {width} x {height}, more than {MAX_PIXELS // 10**6} megapixels; shrink it first")
+    if min(width, height) < MIN_SIDE:
+        raise BadImage(f"{path} is {width} x {height}, too small to show a face; give one of at least 64 x 64 pixels")
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Undo an EXIF orientation (1..8; anything else is taken for 1)."""
+    from PIL.Image import Transpose
+
+    turns = {
+        2: Transpose.FLIP_LEFT_RIGHT,
+        3: Transpose.ROTATE_180,
+        4: Transpose.FLIP_TOP_BOTTOM,
+        5: Transpose.TRANSPOSE,
+        6: Transpose.ROTATE_270,
+        7: Transpose.TRANSVERSE,
+        8: Transpose.ROTATE_90,
+    }
+    return image.transpose(turns[orientation]) if orientation in turns else image
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation; 1 where there is none, or none that can be read."""
+    try:
+        return int(image.getexif().get(0x0112, 1))
+    except Exception:  # broken tags are no reason to refuse a picture
+        return 1
+
+
+def _flat(image: Image.Image) -> Image.Image:
+    """Any Pillow mode to 8-bit RGB, transparency over white."""
+    from PIL import Image
+
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(image), image.mode)).convert("RGB")
+    if image.has_transparency_data:
+        flat = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", flat.size, (255, 255, 255, 255)), flat).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: NDArray[Any], mode: str) -> Pixels:
+    """Grey values of more than 8 bits to 0..255 by their full scale.
+
+    16-bit types have theirs; of 32-bit integers and floats it is guessed from the largest value, as no file says it.
+    """
+    values = np.nan_to_num(values.astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+    largest = float(values.max(initial=0.0))
+    if mode.startswith("I;16"):
+        full = 65535.0
+    elif mode == "F" and largest <= 1.0:
+        full = 1.0
+    else:
+        full = next((scale for scale in (255.0, 65535.0, 2.0**31 - 1) if largest <= scale), largest)
+    scaled: Pixels = np.clip(np.round(values * (255.0 / full)), 0, 255).astype(np.uint8)
+    return scaled
