@@ -1,0 +1,469 @@
+"""All frames of a split, decoded once and held as one tensor.
+
+A split of the size this project trains on (tens of thousands of face crops) fits in memory as uint8, and a training
+step should not wait for a video decoder. Three ways lead to a `FrameStore`:
+
+    FrameStore.load(split, 128)                    decode the shards (PyAV and Pillow, one clip a thread)
+    FrameStore.load(split, 128, cache="128.st")    the same, kept in a memory-mapped safetensors file: seconds next time
+    FrameStore.load_packed(folder)                 JPEG frames in parts of at most 50 MB (`save`): Pillow alone, no PyAV
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from export3d.data.shards import Index, Record, read_index, read_shards
+from export3d.errors import ConfigError, InputError, check_shape
+from export3d.files import replacing, write_bytes, write_failure
+
+PACKED_FORMAT = "export3d.packed"
+CACHE_FORMAT = "export3d.frames"
+VERSION = 1
+MAX_PART_BYTES = 50 * 10**6
+_PACKED_INDEX = "packed.json"
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One record's frames inside a store: rows `start` to `start + frames`, in the order of time."""
+
+    name: str
+    kind: str
+    person: str
+    terms: str
+    start: int
+    frames: int
+
+    @property
+    def rows(self) -> slice:
+        """The clip's rows of every tensor of the store."""
+        return slice(self.start, self.start + self.frames)
+
+
+@dataclass(frozen=True)
+class FrameStore:
+    """N frames of some clips, and what the tracker knows about each.
+
+    Attributes:
+        frames: (N, 3, R, R) uint8 RGB.
+        expression: (N, E) float32 in `space`.
+        camera: (N, 25) float32 labels.
+        landmarks: (N, 478, 2) float16, 0..1 across the crop.
+        found: (N,) bool; False where the track bridges a lost face.
+        clip: (N,) int64, number of the clip in `clips`.
+        clips: names, kinds ("video" or "image"), people, terms and rows.
+        space: name of the expression space.
+    """
+
+    frames: Tensor
+    expression: Tensor
+    camera: Tensor
+    landmarks: Tensor
+    found: Tensor
+    clip: Tensor
+    clips: tuple[Clip, ...]
+    space: str
+
+    def __post_init__(self) -> None:
+        n = sum(clip.frames for clip in self.clips)
+        check_shape(self.frames, f"{n} 3 R R", "frames")
+        check_shape(self.expression, f"{n} E", "expression")
+        check_shape(self.camera, f"{n} 25", "camera")
+        check_shape(self.landmarks, f"{n} L 2", "landmarks")
+        check_shape(self.found, f"{n}", "found")
+        check_shape(self.clip, f"{n}", "clip")
+
+    def __len__(self) -> int:
+        return len(self.clip)
+
+    @property
+    def resolution(self) -> int:
+        """R."""
+        return int(self.frames.shape[-1])
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tensors lie."""
+        return self.frames.device
+
+    @property
+    def names(self) -> list[str]:
+        """The key of each clip."""
+        return [clip.name for clip in self.clips]
+
+    @property
+    def kinds(self) -> list[str]:
+        """Either "video" or "image" for each clip."""
+        return [clip.kind for clip in self.clips]
+
+    @property
+    def people(self) -> list[str]:
+        """The person of each clip."""
+        return [clip.person for clip in self.clips]
+
+    @property
+    def terms(self) -> list[str]:
+        """The terms of use of each clip."""
+        return [clip.terms for clip in self.clips]
+
+    def to(self, device: torch.device | str) -> FrameStore:
+        """The same store with its tensors on `device`."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+
+    @classmethod
+    def load(
+        cls,
+        folder: Path | str,
+        resolution: int = 256,
+        device: torch.device | str = "cpu",
+        *,
+        max_clips: int | None = None,
+        cache: Path | str | None = None,
+        threads: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> FrameStore:
+        """Decode a split.
+
+        Args:
+            folder: a split (the folder that holds `index.json`).
+            resolution: R; smaller than the stored crops means an antialiased reduction.
+            device: where the tensors go.
+            max_clips: take only the first records of the index.
+            cache: a file that keeps the decoded arrays. It is used if it was made from these shards at this resolution,
+                else made again; on the CPU it stays memory-mapped. With it neither PyAV nor the tars are needed.
+            threads: decoders working at once (default: one a core).
+            progress: called with (records done, records).
+
+        Raises:
+            InputError: not a prepared split, or a damaged one.  ConfigError: a resolution the crops cannot give.
+        """
+        folder = Path(folder)
+        index = read_index(folder)
+        entries = index.entries[:max_clips]
+        if not entries:
+            raise InputError(f"{folder} holds no records; see the report of its preparation")
+        digest = _digest(index, resolution, max_clips)
+        if cache is not None:
+            store = _open_cache(Path(cache), digest)
+            if store is not None:
+                return store.to(device)
+        clips: list[Clip] = []
+        start = 0
+        for entry in entries:
+            clips.append(Clip(entry.key, entry.kind, entry.person, entry.terms, start, entry.frames))
+            start += entry.frames
+        records = _take(read_shards(folder, index), len(clips))
+        if cache is None:
+            arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in _specs(start, resolution, index).items()}
+            _fill(arrays, records, clips, resolution, threads, progress)
+            return _from_arrays(arrays, tuple(clips), index.space).to(device)
+        header = {"format": CACHE_FORMAT, "version": str(VERSION), "digest": digest, "space": index.space}
+        header["clips"] = json.dumps([vars(clip) for clip in clips])
+        with replacing(Path(cache)) as temporary:
+            arrays = _mapped_safetensors(temporary, _specs(start, resolution, index), header)
+            _fill(arrays, records, clips, resolution, threads, progress)
+            for array in arrays.values():
+                array.flush()  # type: ignore[attr-defined]
+        store = _open_cache(Path(cache), digest)
+        assert store is not None
+        return store.to(device)
+
+    def save(self, folder: Path | str, quality: int = 95, max_bytes: int = MAX_PART_BYTES) -> None:
+        """Write the store as JPEG frames in parts, to be carried to another machine and read by `load_packed`.
+
+        Args:
+            folder: made if missing; its former parts are replaced.
+            quality: of the JPEG (4:4:4 chroma), 1 to 100; at 95 about 8 kB a frame at R = 128, 25 kB at 256.
+            max_bytes: largest part.
+
+        Raises:
+            OutputError: the folder cannot be written.
+        """
+        from safetensors.numpy import save_file
+
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for stale in [folder / _PACKED_INDEX, *folder.glob("part-*.safetensors")]:
+                stale.unlink(missing_ok=True)
+        except OSError as error:
+            raise write_failure(folder, error) from error
+        parts: list[dict[str, Any]] = []
+        with ThreadPoolExecutor(_threads(None)) as pool:
+            for first, images in self._jpeg_runs(pool, quality, max_bytes):
+                last = first + len(images)
+                part = {
+                    "jpeg": np.frombuffer(b"".join(images), dtype=np.uint8),
+                    "offsets": np.cumsum([0, *map(len, images)], dtype=np.int64),
+                }
+                for name in _TRACKS:
+                    part[name] = np.ascontiguousarray(getattr(self, name)[first:last].cpu().numpy())
+                name = f"part-{len(parts):04d}.safetensors"
+                with replacing(folder / name) as temporary:
+                    save_file(part, temporary)
+                parts.append({"file": name, "frames": last - first})
+        value = {
+            "format": PACKED_FORMAT,
+            "version": VERSION,
+            "space": self.space,
+            "resolution": self.resolution,
+            "parts": parts,
+            "clips": [vars(clip) for clip in self.clips],
+        }
+        write_bytes(folder / _PACKED_INDEX, (json.dumps(value, indent=1) + "\n").encode())
+
+    @classmethod
+    def load_packed(
+        cls, folder: Path | str, device: torch.device | str = "cpu", *, threads: int | None = None
+    ) -> FrameStore:
+        """Read what `save` wrote; needs Pillow, not PyAV.
+
+        Raises:
+            InputError: missing, damaged or of another version.
+        """
+        from safetensors.numpy import load_file
+
+        folder = Path(folder)
+        path = folder / _PACKED_INDEX
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            if (value["format"], value["version"]) != (PACKED_FORMAT, VERSION):
+                raise InputError(f"{path} is of another version; pack the frames again")
+            clips = tuple(Clip(**clip) for clip in value["clips"])
+            resolution, space = int(value["resolution"]), str(value["space"])
+            parts = [(str(part["file"]), int(part["frames"])) for part in value["parts"]]
+            total = sum(clip.frames for clip in clips)
+            if sum(frames for _, frames in parts) != total or any(Path(file).name != file for file, _ in parts):
+                raise ValueError("its parts do not add up")
+            tracks: dict[str, list[NDArray[Any]]] = {name: [] for name in _TRACKS}
+            pictures = np.empty((total, 3, resolution, resolution), np.uint8)
+            at = 0
+            with ThreadPoolExecutor(_threads(threads)) as pool:
+                for file, frames in parts:
+                    part = load_file(folder / file)
+                    offsets, blob = part["offsets"], part["jpeg"].tobytes()
+                    pieces = [blob[a:b] for a, b in itertools.pairwise(offsets)]
+                    if len(pieces) != frames:
+                        raise ValueError(f"{file} holds {len(pieces)} frames, not {frames}")
+                    for row, picture in enumerate(pool.map(_decode_still, pieces), at):
+                        pictures[row] = picture[0]
+                    for name in _TRACKS:
+                        tracks[name].append(part[name])
+                    at += frames
+        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise InputError(f"cannot read packed frames from {folder} ({error}); pack them again") from error
+        arrays = {name: np.concatenate(rows) for name, rows in tracks.items()}
+        return _from_arrays({"frames": pictures, **arrays}, clips, space).to(device)
+
+    def _jpeg_runs(self, pool: ThreadPoolExecutor, quality: int, max_bytes: int) -> Iterator[tuple[int, list[bytes]]]:
+        """(first row, JPEG of each frame) of consecutive parts below `max_bytes` (tracks included)."""
+        per_frame = sum(getattr(self, name)[:1].nbytes for name in _TRACKS) + 8
+        first, images, size = 0, list[bytes](), 0
+        for begin in range(0, len(self), 256):
+            chunk = self.frames[begin : begin + 256].permute(0, 2, 3, 1).cpu().numpy()
+            for image in pool.map(lambda picture: _encode_jpeg(picture, quality), chunk):
+                if images and size + len(image) + per_frame > max_bytes - 4096:
+                    yield first, images
+                    first, images, size = first + len(images), [], 0
+                images.append(image)
+                size += len(image) + per_frame
+        yield first, images
+
+
+def decode(record: Record, resolution: int) -> NDArray[np.uint8]:
+    """The pictures of a record: (T, 3, R, R) uint8 RGB, reduced with antialiasing where R is below their size.
+
+    Raises:
+        InputError: the media is damaged or has another number of frames than the track.
+        ConfigError: the pictures are smaller than R.
+    """
+    try:
+        pictures = _decode_still(record.media) if record.suffix == "png" else _decode_video(record.media)
+    except InputError as error:
+        raise InputError(f"record {record.key} cannot be decoded ({error}); prepare it again") from error
+    if len(pictures) != record.frames:
+        raise InputError(
+            f"record {record.key} has {len(pictures)} pictures for {record.frames} tracked frames; prepare it again"
+        )
+    if pictures.shape[-1] < resolution:
+        raise ConfigError(f"record {record.key} is {pictures.shape[-1]} px, resolution {resolution} needs larger crops")
+    return _reduce(pictures, resolution)
+
+
+_TENSORS = tuple(f.name for f in fields(FrameStore) if f.name not in ("clips", "space"))
+_TRACKS = tuple(name for name in _TENSORS if name != "frames")
+
+
+def _specs(frames: int, resolution: int, index: Index) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each array, the strictest alignment first (safetensors packs them without gaps)."""
+    return {
+        "clip": ((frames,), "<i8"),
+        "expression": ((frames, index.expression_size), "<f4"),
+        "camera": ((frames, 25), "<f4"),
+        "landmarks": ((frames, 478, 2), "<f2"),
+        "found": ((frames,), "|b1"),
+        "frames": ((frames, 3, resolution, resolution), "|u1"),
+    }
+
+
+def _fill(
+    arrays: Arrays,
+    records: Iterator[Record],
+    clips: list[Clip],
+    resolution: int,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Decode records into the rows of their clips; at most two waiting records a thread are held."""
+    workers = _threads(threads)
+    room = threading.Semaphore(3 * workers)
+    done = 0
+    lock = threading.Lock()
+
+    def work(number: int, clip: Clip, record: Record) -> None:
+        nonlocal done
+        try:
+            if (record.key, record.frames) != (clip.name, clip.frames):
+                raise InputError(
+                    f"record {record.key} is not what the index says ({clip.name}); prepare the data again"
+                )
+            arrays["frames"][clip.rows] = decode(record, resolution)
+            for name in ("expression", "camera", "landmarks", "found"):
+                arrays[name][clip.rows] = getattr(record, name)
+            arrays["clip"][clip.rows] = number
+            with lock:
+                done += 1
+                if progress is not None:
+                    progress(done, len(clips))
+        finally:
+            room.release()
+
+    with ThreadPoolExecutor(workers) as pool:
+        futures: list[Future[None]] = []
+        for number, clip in enumerate(clips):
+            room.acquire()
+            record = next(records, None)
+            if record is None:
+                raise InputError(f"the shards end before {clip.name}; prepare the data again")
+            futures.append(pool.submit(work, number, clip, record))
+        for future in futures:
+            future.result()
+
+
+def _decode_video(media: bytes) -> NDArray[np.uint8]:
+    """(T, 3, H, W) of an mp4 that preparation wrote."""
+    import av
+
+    try:
+        with av.open(io.BytesIO(media), mode="r", format="mp4") as container:
+            stream = container.streams.video[0]
+            # The pool already keeps every core busy with a clip of its own.
+            stream.codec_context.thread_count = 1
+            pictures = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(stream)]
+    except (av.error.FFmpegError, IndexError) as error:
+        raise InputError(str(error)) from error
+    if not pictures:
+        raise InputError("it has no pictures")
+    stacked: NDArray[np.uint8] = np.stack(pictures)
+    return stacked.transpose(0, 3, 1, 2)
+
+
+def _decode_still(media: bytes) -> NDArray[np.uint8]:
+    """(1, 3, H, W) of a PNG or JPEG that this package wrote."""
+    try:
+        with Image.open(io.BytesIO(media), formats=("PNG", "JPEG")) as image:
+            pixels: NDArray[np.uint8] = np.array(image.convert("RGB"), dtype=np.uint8)
+            return pixels.transpose(2, 0, 1)[None]
+    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(str(error)) from error
+
+
+def _reduce(pictures: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
+    if pictures.shape[-2:] == (resolution, resolution):
+        return pictures
+    small = torch.nn.functional.interpolate(
+        torch.from_numpy(pictures), size=(resolution, resolution), mode="bilinear", antialias=True
+    )
+    reduced: NDArray[np.uint8] = small.numpy()
+    return reduced
+
+
+def _encode_jpeg(picture: NDArray[np.uint8], quality: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, format="JPEG", quality=quality, subsampling=0)
+    return stream.getvalue()
+
+
+def _from_arrays(arrays: Arrays, clips: tuple[Clip, ...], space: str) -> FrameStore:
+    return FrameStore(**{name: torch.from_numpy(arrays[name]) for name in _TENSORS}, clips=clips, space=space)
+
+
+def _mapped_safetensors(path: Path, specs: dict[str, tuple[tuple[int, ...], str]], metadata: dict[str, str]) -> Arrays:
+    """A new safetensors file of zeros and writable maps of its tensors, to decode gigabytes straight to disk."""
+    names = {"<i8": "I64", "<f4": "F32", "<f2": "F16", "|b1": "BOOL", "|u1": "U8"}
+    header: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    offsets: dict[str, int] = {}
+    for name, (shape, dtype) in specs.items():
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        header[name] = {"dtype": names[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+        offsets[name] = at
+        at += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        stream.truncate(8 + len(text) + at)
+    return {
+        name: np.memmap(path, dtype, "r+", offset=8 + len(text) + offsets[name], shape=shape)
+        for name, (shape, dtype) in specs.items()
+    }
+
+
+def _open_cache(path: Path, digest: str) -> FrameStore | None:
+    """The store kept in `path`, memory-mapped; None if there is none made from these shards in this way."""
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+            known = (header.get("format"), header.get("version"), header.get("digest"))
+            if known != (CACHE_FORMAT, str(VERSION), digest):
+                return None
+            clips = tuple(Clip(**clip) for clip in json.loads(header["clips"]))
+            return FrameStore(**{name: file.get_tensor(name) for name in _TENSORS}, clips=clips, space=header["space"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _digest(index: Index, resolution: int, max_clips: int | None) -> str:
+    parts = [CACHE_FORMAT, str(VERSION), str(resolution), str(max_clips), *(shard.sha256 for shard in index.shards)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _take(records: Iterator[Record], count: int) -> Iterator[Record]:
+    for _, record in zip(range(count), records):
+        yield record
+
+
+def _threads(threads: int | None) -> int:
+    return max(1, threads if threads is not None else (os.cpu_count() or 1))

@@ -1,0 +1,456 @@
+"""Shards: what preparation writes and training reads.
+
+A split is a folder of tar files in the WebDataset layout and one `index.json` that names them. A record is a clip or a
+still portrait, three neighbouring members of one tar:
+
+    KEY.json                provenance: source file, person, split, terms, fps, crop, reprojection, tool version
+    KEY.track.safetensors   expression (T, E) f32, camera (T, 25) f32, landmarks (T, 478, 2) f16, found (T,) bool
+    KEY.mp4 | KEY.png       256x256 face crop, 25 fps video or one image
+
+The index is the truth: a tar it does not name does not exist. New tars are written first (temporary name, then
+rename), then the index replaces the old one in one step, then tars that nothing names any more are deleted, so that a
+kill at any moment leaves the old split or the new one. Nothing read here can execute: JSON, safetensors, and tar
+members that are only ever read into memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_tensors
+from safetensors.numpy import save as save_tensors
+
+from export3d.camera import LABEL_SIZE
+from export3d.errors import InputError, ShapeError, check_shape
+from export3d.files import replacing, write_bytes, write_failure
+
+FORMAT = "export3d.shards"
+VERSION = 1
+INDEX_NAME = "index.json"
+MAX_SHARD_BYTES = 64 * 2**20
+"""A tar is closed before it would grow beyond this (a single larger record gets a tar of its own)."""
+MEDIA_SUFFIXES = ("mp4", "png")
+KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
+
+_MAX_MEMBER_BYTES = 2 * 2**30
+
+
+@dataclass(frozen=True)
+class Record:
+    """One clip or still portrait.
+
+    Attributes:
+        key: name inside the shards, letters, digits, `_` and `-`.
+        media: the bytes of an mp4 (T frames) or a png (one frame).
+        suffix: "mp4" or "png".
+        expression: (T, E) float32, in the space `info["space"]`.
+        camera: (T, 25) float32 labels in the crop's own pixels.
+        landmarks: (T, 478, 2) float16, 0..1 across the crop (beyond where the face leaves it).
+        found: (T,) bool; where False the track was bridged between neighbours.
+        info: provenance, JSON values only.
+
+    Raises:
+        ShapeError: arrays that do not fit together.  InputError: a bad key or suffix, or numbers that are not finite.
+    """
+
+    key: str
+    media: bytes
+    suffix: str
+    expression: NDArray[np.float32]
+    camera: NDArray[np.float32]
+    landmarks: NDArray[np.float16]
+    found: NDArray[np.bool_]
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not KEY_PATTERN.fullmatch(self.key):
+            raise InputError(f"{self.key!r} cannot name a record; use letters, digits, _ and -")
+        if self.suffix not in MEDIA_SUFFIXES:
+            raise InputError(f"record {self.key} is a .{self.suffix}; a record is one of {', '.join(MEDIA_SUFFIXES)}")
+        for name, dtype in (("expression", np.float32), ("camera", np.float32), ("landmarks", np.float16)):
+            value = np.ascontiguousarray(getattr(self, name), dtype=dtype)
+            if not np.isfinite(value).all():
+                raise InputError(f"record {self.key} has numbers in {name} that are not finite; prepare it again")
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "found", np.ascontiguousarray(self.found, dtype=np.bool_))
+        frames = len(self.expression)
+        check_shape(self.expression, "T E", f"expression of {self.key}")
+        check_shape(self.camera, f"{frames} {LABEL_SIZE}", f"camera of {self.key}")
+        check_shape(self.landmarks, f"{frames} N 2", f"landmarks of {self.key}")
+        check_shape(self.found, f"{frames}", f"found of {self.key}")
+        if frames == 0 or (self.suffix == "png" and frames != 1):
+            raise ShapeError(f"record {self.key} has {frames} frames; a png has one and an mp4 at least one")
+
+    @property
+    def frames(self) -> int:
+        """T."""
+        return len(self.expression)
+
+    @property
+    def kind(self) -> str:
+        """Either "video" or "image"."""
+        return "image" if self.suffix == "png" else "video"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the index: where a record lies and what can be known without opening it."""
+
+    key: str
+    shard: str
+    kind: str
+    frames: int
+    person: str
+    terms: str
+    fingerprint: str
+    """Identifies the source's contents and how it was prepared; equal means it need not be done again."""
+    file: str = ""
+    """The source file, as the report calls it."""
+    place: str = ""
+    """Identifies where the source lay, so that a changed file replaces its former records."""
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A source file, or a stretch of one, that did not become a record, and why."""
+
+    file: str
+    split: str
+    reason: str
+    detail: str
+    fingerprint: str = ""
+    place: str = ""
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar of the index."""
+
+    file: str
+    records: int
+    frames: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Index:
+    """The contents of `index.json`."""
+
+    space: str
+    expression_size: int
+    entries: tuple[Entry, ...] = ()
+    shards: tuple[Shard, ...] = ()
+    rejects: tuple[Reject, ...] = ()
+
+    @property
+    def frames(self) -> int:
+        """Frames in all records."""
+        return sum(entry.frames for entry in self.entries)
+
+    def to_json(self) -> str:
+        """The text of `index.json`."""
+        head = {
+            "format": FORMAT,
+            "version": VERSION,
+            "space": self.space,
+            "expression_size": self.expression_size,
+            "records": len(self.entries),
+            "videos": sum(entry.kind == "video" for entry in self.entries),
+            "images": sum(entry.kind == "image" for entry in self.entries),
+            "frames": self.frames,
+            "people": len({entry.person for entry in self.entries}),
+        }
+        lists = {
+            "shards": [vars(shard) for shard in self.shards],
+            "entries": [vars(entry) for entry in self.entries],
+            "rejects": [vars(reject) for reject in self.rejects],
+        }
+        return json.dumps({**head, **lists}, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str, where: Path) -> Index:
+        """Inverse of `to_json`; `where` names the file in the `InputError` of a damaged or foreign index."""
+        try:
+            value = json.loads(text)
+            if value["format"] != FORMAT or value["version"] != VERSION:
+                raise InputError(
+                    f"{where} is {value['format']} version {value['version']}, this program reads {FORMAT} version "
+                    f"{VERSION}; prepare the data again"
+                )
+            index = cls(
+                str(value["space"]),
+                int(value["expression_size"]),
+                tuple(Entry(**entry) for entry in value["entries"]),
+                tuple(Shard(**shard) for shard in value["shards"]),
+                tuple(Reject(**reject) for reject in value["rejects"]),
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{where} is damaged ({error}); prepare the data again") from error
+        for shard in index.shards:
+            if Path(shard.file).name != shard.file:
+                raise InputError(f"{where} names a shard outside its folder ({shard.file}); prepare the data again")
+        return index
+
+
+def read_index(folder: Path) -> Index:
+    """The index of one split.
+
+    Raises:
+        InputError: no such folder, not a prepared split, or a damaged index.
+    """
+    path = Path(folder) / INDEX_NAME
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        known = [child.parent.name for child in sorted(Path(folder).glob(f"*/{INDEX_NAME}"))]
+        hint = f"name one of its splits: {', '.join(known)}" if known else "make it with: export3d prepare"
+        raise InputError(f"{folder} is not a prepared split (no readable {INDEX_NAME}); {hint}") from error
+    return Index.from_json(text, path)
+
+
+def read_tar(path: Path) -> Iterator[Record]:
+    """The records of one tar, in order.
+
+    Raises:
+        InputError: the file is missing, damaged, or holds something else than records.
+    """
+    path = Path(path)
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            members: dict[str, bytes] = {}
+            current = ""
+            for member in archive:
+                name, _, extension = member.name.partition(".")
+                stream = archive.extractfile(member) if member.isfile() else None
+                if stream is None or member.size > _MAX_MEMBER_BYTES:
+                    raise InputError(f"{path} holds {member.name!r}, which is no part of a record; prepare it again")
+                if name != current and members:
+                    yield _record(path, current, members)
+                    members = {}
+                current = name
+                members[extension] = stream.read()
+            if members:
+                yield _record(path, current, members)
+    except (OSError, tarfile.TarError, EOFError) as error:
+        raise InputError(f"cannot read shard {path} ({error}); prepare the data again") from error
+
+
+def read_shards(folder: Path, index: Index | None = None) -> Iterator[Record]:
+    """All records of a split in the order of its index (`InputError` as `read_tar`)."""
+    folder = Path(folder)
+    for shard in (index or read_index(folder)).shards:
+        yield from read_tar(folder / shard.file)
+
+
+def write_tar(path: Path, records: Iterable[Record]) -> None:
+    """Write records to one tar, atomically; the same records give the same bytes.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    with replacing(path) as temporary, tarfile.open(temporary, mode="w:", format=tarfile.USTAR_FORMAT) as archive:
+        for record in records:
+            for extension, data in _members(record).items():
+                member = tarfile.TarInfo(f"{record.key}.{extension}")
+                member.size = len(data)
+                member.mode = 0o644
+                archive.addfile(member, io.BytesIO(data))
+
+
+def update(
+    folder: Path,
+    records: Iterable[Record],
+    rejects: Iterable[Reject] = (),
+    *,
+    drop: Iterable[str] = (),
+    space: str = "arkit52",
+    max_bytes: int = MAX_SHARD_BYTES,
+) -> Index:
+    """Add records to a split (made if it does not exist) and take others out, in one atomic step.
+
+    Only tars that lose a record are rewritten; new records go to new tars. A record whose key exists replaces it.
+
+    Args:
+        folder: the split.
+        records: each carries `person`, `terms` and `fingerprint` in its `info`.
+        rejects: appended to the index's own list.
+        drop: fingerprints whose records and rejects leave the split.
+        space: the expression space of the records.
+        max_bytes: largest tar.
+
+    Returns:
+        The new index.
+
+    Raises:
+        OutputError: nothing is changed.  InputError: the present split is damaged.
+    """
+    folder, gone = Path(folder), set(drop)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failure(folder, error) from error
+    old = read_index(folder) if (folder / INDEX_NAME).exists() else Index(space, 0)
+    if old.entries and old.space != space:
+        raise InputError(f"{folder} holds expressions in {old.space}, not {space}; choose another folder")
+    known = {entry.key: entry for entry in old.entries}
+    builder = _ShardBuilder(folder, max_bytes)
+    for record in records:
+        if record.key in known:
+            gone.add(known.pop(record.key).fingerprint)
+        builder.add(record)
+    stale = {entry.shard for entry in old.entries if entry.fingerprint in gone}
+    for name in sorted(stale):
+        for record in read_tar(folder / name):
+            entry = known.get(record.key)
+            if entry is not None and entry.fingerprint not in gone:
+                builder.add(record)
+    builder.close()
+    kept = [entry for entry in old.entries if entry.shard not in stale]
+    sizes = {builder.expression_size, old.expression_size if kept else 0} - {0}
+    if len(sizes) > 1:
+        raise ShapeError(f"{folder} cannot hold expressions of {min(sizes)} and of {max(sizes)} numbers")
+    index = Index(
+        space,
+        max(sizes, default=0),
+        (*kept, *builder.entries),
+        (*(shard for shard in old.shards if shard.file not in stale), *builder.shards),
+        (*(reject for reject in old.rejects if reject.fingerprint not in gone), *rejects),
+    )
+    write_bytes(folder / INDEX_NAME, index.to_json().encode())
+    named = {shard.file for shard in index.shards}
+    for path in [*folder.glob("*.tar"), *folder.glob(".*.tar"), *folder.glob(".*.json")]:
+        if path.name not in named:
+            path.unlink(missing_ok=True)
+    return index
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a split, one sentence each; empty if every byte and count agrees with its index.
+
+    Raises:
+        InputError: there is no readable index.
+    """
+    folder = Path(folder)
+    index = read_index(folder)
+    problems: list[str] = []
+    for shard in index.shards:
+        path = folder / shard.file
+        if not path.is_file():
+            problems.append(f"{shard.file} is missing")
+            continue
+        if _sha256(path) != shard.sha256:
+            problems.append(f"{shard.file} differs from its checksum")
+            continue
+        expected = {entry.key: entry for entry in index.entries if entry.shard == shard.file}
+        try:
+            found = {record.key: record for record in read_tar(path)}
+        except (InputError, ShapeError) as error:
+            problems.append(str(error))
+            continue
+        if list(found) != list(expected):
+            problems.append(f"{shard.file} holds other records than the index says")
+        problems += [
+            f"{key} has {record.frames} frames, the index says {expected[key].frames}"
+            for key, record in found.items()
+            if key in expected and record.frames != expected[key].frames
+        ]
+    return problems
+
+
+class _ShardBuilder:
+    """Collects records and closes a tar whenever the next would make it too large."""
+
+    def __init__(self, folder: Path, max_bytes: int) -> None:
+        self.entries: list[Entry] = []
+        self.shards: list[Shard] = []
+        self.expression_size = 0
+        self._folder, self._max_bytes = folder, max_bytes
+        self._pending: list[Record] = []
+        self._bytes = 0
+
+    def add(self, record: Record) -> None:
+        size = len(record.media) + record.expression.nbytes + record.camera.nbytes + record.landmarks.nbytes + 8192
+        if self._pending and self._bytes + size > self._max_bytes:
+            self.close()
+        if self.expression_size not in (0, record.expression.shape[1]):
+            raise ShapeError(
+                f"record {record.key} has {record.expression.shape[1]} expression numbers, "
+                f"the others {self.expression_size}"
+            )
+        self.expression_size = record.expression.shape[1]
+        self._pending.append(record)
+        self._bytes += size
+
+    def close(self) -> None:
+        if not self._pending:
+            return
+        draft = self._folder / ".shard.tar"
+        write_tar(draft, self._pending)
+        digest = _sha256(draft)
+        # Named after its bytes: a new tar can never take the place of one that the present index still names.
+        path = self._folder / f"{self._folder.name}-{digest[:12]}.tar"
+        os.replace(draft, path)
+        frames = sum(record.frames for record in self._pending)
+        self.shards.append(Shard(path.name, len(self._pending), frames, path.stat().st_size, digest))
+        for record in self._pending:
+            info = record.info
+            self.entries.append(
+                Entry(
+                    record.key,
+                    path.name,
+                    record.kind,
+                    record.frames,
+                    str(info.get("person", record.key)),
+                    str(info.get("terms", "")),
+                    str(info.get("fingerprint", record.key)),
+                    str(info.get("file", "")),
+                    str(info.get("place", "")),
+                )
+            )
+        self._pending, self._bytes = [], 0
+
+
+def _members(record: Record) -> dict[str, bytes]:
+    track = {
+        "expression": record.expression,
+        "camera": record.camera,
+        "landmarks": record.landmarks,
+        "found": record.found,
+    }
+    return {
+        "json": (json.dumps(record.info, indent=1, ensure_ascii=False) + "\n").encode(),
+        "track.safetensors": save_tensors(track),
+        record.suffix: record.media,
+    }
+
+
+def _record(path: Path, key: str, members: dict[str, bytes]) -> Record:
+    suffix = next((name for name in MEDIA_SUFFIXES if name in members), None)
+    if suffix is None or "json" not in members or "track.safetensors" not in members:
+        raise InputError(f"record {key} in {path} is incomplete; prepare the data again")
+    try:
+        info = json.loads(members["json"])
+        track = load_tensors(members["track.safetensors"])
+        return Record(
+            key, members[suffix], suffix, track["expression"], track["camera"], track["landmarks"], track["found"], info
+        )
+    except (ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"record {key} in {path} is damaged ({error}); prepare the data again") from error
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
