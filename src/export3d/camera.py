@@ -1,9 +1,10 @@
 """The camera: where it stands, how it looks, and the 25 numbers that networks and files see.
 
-The world is the head's own frame in scene units: origin at the canonical face mesh's origin (inside the head), x to the
-image's right, y down, z away from a frontal camera (OpenCV axes). One scene unit is 54 cm (1 cm = 0.63 / 34), which puts
-a portrait camera at a distance of about 2.7, as in EG3D. A label is `cam2world` (4x4, row-major: 16 numbers) followed by
-the intrinsics (3x3, row-major: 9 numbers) divided by the image size. This file alone packs and unpacks labels.
+The world is the head's own frame in scene units: origin at the canonical face mesh's origin (inside the head), x to
+the image's right, y down, z away from a frontal camera (OpenCV axes). One scene unit is 54 cm (1 cm = 0.63 / 34), which
+puts a portrait camera at a distance of about 2.7, as in EG3D. A label is `cam2world` (4x4, row-major: 16 numbers)
+followed by the intrinsics (3x3, row-major: 9 numbers) divided by the image size. This file alone packs and unpacks
+labels.
 
 All functions take and return NumPy arrays or torch tensors of shape (..., 25); arithmetic is float64 for NumPy.
 """
@@ -12,13 +13,18 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from export3d.errors import ShapeError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 Array = NDArray[np.floating]
+Float = TypeVar("Float", bound=np.floating)
 
 LABEL_SIZE = 25
 UNITS_PER_CM = 0.63 / 34.0
@@ -129,10 +135,20 @@ def pack(cam2world: Array, intrinsics: Array) -> Array:
     return np.concatenate([cam2world.reshape(*lead, 16), intrinsics.reshape(*lead, 9)], axis=-1)
 
 
-def unpack(label):  # type: ignore[no-untyped-def]
+@overload
+def unpack(label: NDArray[Float]) -> tuple[NDArray[Float], NDArray[Float]]: ...
+
+
+@overload
+def unpack(label: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+def unpack(label: Any) -> tuple[Any, Any]:
     """Labels (..., 25), NumPy or torch, to cam2world (..., 4, 4) and intrinsics (..., 3, 3) of the same kind."""
     if label.shape[-1:] != (LABEL_SIZE,):
-        raise ShapeError(f"a camera label must have {LABEL_SIZE} numbers on its last axis, got shape {tuple(label.shape)}")
+        raise ShapeError(
+            f"a camera label must have {LABEL_SIZE} numbers on its last axis, got shape {tuple(label.shape)}"
+        )
     lead = tuple(label.shape[:-1])
     return label[..., :16].reshape(*lead, 4, 4), label[..., 16:].reshape(*lead, 3, 3)
 
@@ -154,15 +170,16 @@ def head_angles(label: Array) -> Array:
     """Yaw, pitch and roll of the head as the camera sees it: (..., 25) to (..., 3) in degrees.
 
     Yaw is positive when the face turns to the image's right, pitch when it looks up, roll when the head tilts clockwise
-    in the image. With W the world-to-camera rotation, W = Rz(roll) Rx(-pitch) Ry(-yaw) in OpenCV axes: an upright camera
-    on a sphere (`Camera.orbit`) has roll 0.
+    in the image. With W the world-to-camera rotation, W = Rz(roll) Rx(-pitch) Ry(-yaw) in OpenCV axes: an upright
+    camera on a sphere (`Camera.orbit`) has roll 0.
     """
     cam2world, _ = unpack(np.asarray(label, dtype=np.float64))
     rotation = np.swapaxes(cam2world[..., :3, :3], -1, -2)
     yaw = np.arctan2(rotation[..., 2, 0], rotation[..., 2, 2])
     pitch = -np.arcsin(np.clip(rotation[..., 2, 1], -1.0, 1.0))
     roll = np.arctan2(-rotation[..., 0, 1], rotation[..., 1, 1])
-    return np.degrees(np.stack([yaw, pitch, roll], axis=-1))
+    angles: Array = np.degrees(np.stack([yaw, pitch, roll], axis=-1))
+    return angles
 
 
 def head_rotation(angles_deg: Array) -> Array:
@@ -190,7 +207,8 @@ def head_position(label: Array) -> Array:
     """Where the head's origin lies in camera axes: labels (..., 25) to (..., 3), scene units (z is the distance)."""
     cam2world, _ = unpack(np.asarray(label, dtype=np.float64))
     rotation = np.swapaxes(cam2world[..., :3, :3], -1, -2)
-    return -(rotation @ cam2world[..., :3, 3:])[..., 0]
+    position: Array = -(rotation @ cam2world[..., :3, 3:])[..., 0]
+    return position
 
 
 def project(points: Array, label: Array) -> Array:
@@ -199,7 +217,8 @@ def project(points: Array, label: Array) -> Array:
     rotation = cam2world[..., :3, :3]
     local = (np.asarray(points, dtype=np.float64) - cam2world[..., None, :3, 3]) @ rotation
     image = local @ np.swapaxes(intrinsics, -1, -2)
-    return image[..., :2] / image[..., 2:3]
+    pixels: Array = image[..., :2] / image[..., 2:3]
+    return pixels
 
 
 def _axis_rotation(angle: Array, axis: int) -> Array:

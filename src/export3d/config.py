@@ -89,7 +89,12 @@ def tiny() -> ModelConfig:
     return ModelConfig(
         expression=ExpressionConfig(hidden=32, n=10, d=32),
         generator=GeneratorConfig(
-            image_size=64, dim=64, conditioned_blocks=2, plain_dim=64, mid_channels=32, high_channels=16,
+            image_size=64,
+            dim=64,
+            conditioned_blocks=2,
+            plain_dim=64,
+            mid_channels=32,
+            high_channels=16,
             plane_channels=8,
         ),
         render=RenderConfig(resolution=16, coarse=8, fine=8, hidden=16, features=8),

@@ -41,7 +41,8 @@ class ResidualConvs(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) to the same shape."""
-        return x + self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.2)), 0.2))
+        change: Tensor = self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.2)), 0.2))
+        return x + change
 
 
 class SelfAttention(nn.Module):
@@ -60,7 +61,8 @@ class SelfAttention(nn.Module):
         b, n, c = x.shape
         q, k, v = self.qkv(x).view(b, n, 3, self.heads, c // self.heads).permute(2, 0, 3, 1, 4)
         mixed = F.scaled_dot_product_attention(q, k, v)
-        return self.out(mixed.transpose(1, 2).reshape(b, n, c))
+        out: Tensor = self.out(mixed.transpose(1, 2).reshape(b, n, c))
+        return out
 
 
 class MixFFN(nn.Module):
@@ -81,7 +83,8 @@ class MixFFN(nn.Module):
         """(B, N, C) with N = height * width to (B, N, C)."""
         x = self.expand(x)
         x = image_to_tokens(self.mix(tokens_to_image(x, height, width)))
-        return self.reduce(F.gelu(x))
+        out: Tensor = self.reduce(F.gelu(x))
+        return out
 
 
 def tokens_to_image(tokens: Tensor, height: int, width: int) -> Tensor:

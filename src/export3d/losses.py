@@ -66,7 +66,7 @@ def reconstruction(
     raw: Tensor,
     target: Tensor,
     perceptual: Perceptual | None,
-    weights: ReconstructionWeights = ReconstructionWeights(),  # noqa: B008 (frozen)
+    weights: ReconstructionWeights = ReconstructionWeights(),
     weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """L_rec = L_2^raw + L_2 + L_lpips^raw + L_lpips (Eq. 11), term by term and in `total`.

@@ -1,14 +1,16 @@
 """Perceptual distance (LPIPS): one implementation, used as a loss and as a metric.
 
-d(x, y) = sum over layers of the spatial mean of w_l . (f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)|)^2 (Zhang et al. 2018, Eq. 1),
-with f_l the activations of a classification network and w_l >= 0 learned weights, or uniform weights 1/C where none are
-given. Networks are not shipped: their files are named by the caller, or taken from torchvision where it is installed.
+d(x, y) = sum over layers of the spatial mean of w_l . (f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)|)^2 (Zhang et al. 2018,
+Eq. 1), with f_l the activations of a classification network and w_l >= 0 learned weights, or uniform weights 1/C where
+none are given. Networks are not shipped: their files are named by the caller, or taken from torchvision where it is
+installed.
 
 Backbones (`features.*` in torchvision's naming): `alex`, `squeeze`, `vgg16`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,7 +71,7 @@ def _vgg16() -> nn.Sequential:
 
 @dataclass(frozen=True)
 class _Recipe:
-    build: object
+    build: Callable[[], nn.Sequential]
     taps: tuple[int, ...]
     """Indices of the layers whose outputs are compared."""
     channels: tuple[int, ...]
@@ -98,7 +100,7 @@ class Perceptual(nn.Module):
         recipe = _RECIPES[backbone]
         self.backbone = backbone
         self.taps = recipe.taps
-        self.layers: nn.Sequential = recipe.build()  # type: ignore[operator]
+        self.layers = recipe.build()
         own = self.layers.state_dict()
         given = {key.removeprefix("features."): value.float() for key, value in features.items()}
         missing = [key for key in own if key not in given or given[key].shape != own[key].shape]
@@ -166,7 +168,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
 
-            return load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
+            return tensors
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CheckpointError(f"cannot read weights from {path} ({type(error).__name__}); is it complete?") from error
@@ -177,7 +180,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _torchvision_features(backbone: str) -> dict[str, Tensor]:
     try:
-        from torchvision import models
+        from torchvision import models  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
         raise MissingExtra("train", "torchvision (or give the backbone's weight file)") from error
     name = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg16": "vgg16"}[backbone]

@@ -21,9 +21,9 @@ _AVERAGE = "generator.average.value"
 
 
 def load_pretrained(path: Path | str | None = None) -> Export3D:
-    """The model that `path` (`….safetensors` with its `….json`) holds, in eval mode on the CPU; the packaged one for None.
+    """The model that `path` (`….safetensors` with its `….json`) holds, in eval mode on the CPU.
 
-    Raises `CheckpointError` where the file is missing, damaged or of another kind.
+    None means the packaged one. Raises `CheckpointError` where the file is missing, damaged or of another kind.
     """
     tensors, config, _ = load_weights(PACKAGED if path is None else path)
     if "model" not in config:

@@ -53,4 +53,5 @@ class SuperResolution(nn.Module):
         rgb = _enlarge(rgb + self.mid_rgb(x), 2)
         x = _enlarge(x, 2)
         x = F.leaky_relu(self.high_second(F.leaky_relu(self.high_first(x), 0.2)), 0.2)
-        return rgb + self.high_rgb(x)
+        out: Tensor = rgb + self.high_rgb(x)
+        return out

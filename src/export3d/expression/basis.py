@@ -33,4 +33,5 @@ class OrthonormalBasis(nn.Module):
         with torch.autocast(self.weight.device.type, enabled=False):
             q, r = torch.linalg.qr(self.weight.float())
             sign = torch.where(torch.diagonal(r) < 0, -1.0, 1.0)
-            return (q * sign).T
+            basis: Tensor = (q * sign).T
+            return basis

@@ -63,11 +63,13 @@ class ExpressionEncoder(nn.Module):
         """beta (B, E) to lambda (B, n): how far to go along each basis vector; unbounded."""
         check_shape(expression, f"B {self.config.inputs}", "expression")
         x = (expression - self.mean) / self.deviation
-        return self.second(F.leaky_relu(self.first(x), 0.2))
+        coefficients: Tensor = self.second(F.leaky_relu(self.first(x), 0.2))
+        return coefficients
 
     def embed(self, coefficients: Tensor) -> Tensor:
         """lambda (B, n) to beta' (B, d) (Eq. 3)."""
-        return coefficients @ self.basis().to(coefficients.dtype)
+        basis: Tensor = self.basis()
+        return coefficients @ basis.to(coefficients.dtype)
 
     def forward(self, expression: Tensor) -> Tensor:
         """beta (B, E) to beta' (B, d)."""

@@ -1,8 +1,8 @@
 """Looking points up in the tri-plane (Eq. 7).
 
-Letters: B batch, P points, C channels. Planes come in the order xy, yz, zx, each (C, rows, columns): the first named axis
-runs along the columns, the second along the rows. (EG3D's released code samples xy, xz and zx, so that no plane sees y
-and z together; these are the three planes of the text.)
+Letters: B batch, P points, C channels. Planes come in the order xy, yz, zx, each (C, rows, columns): the first named
+axis runs along the columns, the second along the rows. (EG3D's released code samples xy, xz and zx, so that no plane
+sees y and z together; these are the three planes of the text.)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where along a ray to look: stratified samples, then more where the first ones found density.
 
-Letters: B batch, R rays, S samples. Depths are distances t along unit rays, scene units. Without a generator samples sit
-in the middle of their bins, so that inference is repeatable; with one they are jittered (training).
+Letters: B batch, R rays, S samples. Depths are distances t along unit rays, scene units. Without a generator samples
+sit in the middle of their bins, so that inference is repeatable; with one they are jittered (training).
 """
 
 from __future__ import annotations

@@ -80,6 +80,8 @@ class ReconstructionTask:
     Args:
         train_frames: decoded training frames at the model's image size.
         val_frames: the same of the validation split, for figures and sheets; may be None.
+
+    `config` holds, as JSON, what rebuilds the module and this run's settings.
     """
 
     def __init__(
@@ -87,6 +89,8 @@ class ReconstructionTask:
     ) -> None:
         self.settings = config
         self.model_config = config.model_config()
+        words = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(config).items()}
+        self.config: Mapping[str, Any] = {"model": self.model_config.to_dict(), "reconstruction": words}
         if train_frames.space != self.model_config.space:
             raise InputError(
                 f"the training data is in {train_frames.space}, the model expects {self.model_config.space}"
@@ -112,12 +116,6 @@ class ReconstructionTask:
             coarse=config.coarse or self.model_config.render.coarse,
             fine=self.model_config.render.fine if config.fine is None else config.fine,
         )
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """What rebuilds the module, and this run's settings, as JSON."""
-        settings = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self.settings).items()}
-        return {"model": self.model_config.to_dict(), "reconstruction": settings}
 
     def prepare(self, device: torch.device) -> None:
         """Move the perceptual network and all frames to the training device."""

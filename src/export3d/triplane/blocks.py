@@ -11,8 +11,8 @@ from export3d.layers import MixFFN, SelfAttention, linear
 class EAdaLN(nn.Module):
     """Expression adaptive layer normalisation: sigma(beta') * LN(x) + mu(beta') (Eq. 5).
 
-    LN has no affine parameters. sigma and mu are one linear map of beta' that starts at sigma = 1, mu = 0, so that a new
-    block is a plain ViT block.
+    LN has no affine parameters. sigma and mu are one linear map of beta' that starts at sigma = 1, mu = 0, so that a
+    new block is a plain ViT block.
     """
 
     def __init__(self, dim: int, embedding: int) -> None:
@@ -26,7 +26,8 @@ class EAdaLN(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (B, N, h), beta' (B, d) to (B, N, h)."""
         sigma, mu = self.modulation(embedding)[:, None].chunk(2, dim=-1)
-        return sigma * self.norm(x) + mu
+        out: Tensor = sigma * self.norm(x) + mu
+        return out
 
 
 class ViTBlock(nn.Module):
@@ -43,4 +44,5 @@ class ViTBlock(nn.Module):
         """x (B, N, h) on a (height, width) grid, beta' (B, d) or None, to (B, N, h)."""
         given = () if embedding is None else (embedding,)
         x = x + self.attention(self.norm_attention(x, *given))
-        return x + self.ffn(self.norm_ffn(x, *given), height, width)
+        x = x + self.ffn(self.norm_ffn(x, *given), height, width)
+        return x

@@ -139,9 +139,10 @@ class TriplaneGenerator(nn.Module):
             tokens = block(tokens, height, width)
         x = torch.cat([x, self.upsample(tokens_to_image(tokens, height, width))], dim=1)
         x = self.upsample(F.leaky_relu(self.fuse(x), 0.2))
-        planes = self.to_planes(F.leaky_relu(self.high(x), 0.2))
+        planes: Tensor = self.to_planes(F.leaky_relu(self.high(x), 0.2))
         return planes.reshape(planes.shape[0], 3, self.config.plane_channels, *planes.shape[2:])
 
     def forward(self, source: SourceFeatures, embedding: Tensor) -> Tensor:
         """Features and beta' (B, d) to the tri-plane (B, 3, C, H/2, W/2), planes in the order xy, yz, zx (Eq. 4)."""
-        return self.average(self.generate(source, embedding))
+        planes: Tensor = self.average(self.generate(source, embedding))
+        return planes

@@ -27,7 +27,8 @@ class ConvStem(nn.Module):
         """(B, 3, H, W) in [-1, 1] to (B, h/4, H/8, W/8)."""
         x = F.leaky_relu(self.first(image), 0.2)
         x = self.second_residual(F.leaky_relu(self.second(x), 0.2))
-        return self.third_residual(F.leaky_relu(self.third(x), 0.2))
+        features: Tensor = self.third_residual(F.leaky_relu(self.third(x), 0.2))
+        return features
 
 
 class OverlapPatchMerge(nn.Module):

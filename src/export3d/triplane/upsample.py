@@ -21,4 +21,5 @@ class ShuffleUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 4C, H, W) to (B, C, 2H, 2W)."""
-        return self.low_pass(self.shuffle(x))
+        out: Tensor = self.low_pass(self.shuffle(x))
+        return out
