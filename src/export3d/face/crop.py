@@ -51,6 +51,10 @@ class CropBox:
         """Image pixels (..., 2) to pixels of the crop drawn at `size`."""
         return (np.asarray(points, dtype=np.float64) - self.corner) * (size / self.side)
 
+    def scaled(self, factor: float) -> CropBox:
+        """The same square in the picture drawn `factor` times as large."""
+        return CropBox((self.centre[0] * factor, self.centre[1] * factor), self.side * factor)
+
     def from_crop(self, points: ArrayLike, size: float = CROP_SIZE) -> NDArray[np.float64]:
         """Inverse of `to_crop`."""
         return np.asarray(points, dtype=np.float64) * (self.side / size) + self.corner

@@ -1,8 +1,8 @@
 """Faces in a picture: 478 landmarks and 52 ARKit scores from MediaPipe's Face Landmarker, behind a Protocol.
 
 MediaPipe runs in its image mode, which keeps nothing from one picture to the next: the same picture always gives the
-same numbers. It looks for faces in a 128-pixel thumbnail, so faces smaller than a tenth of the picture and faces that
-fill it are missed; `search` looks again in parts of the picture and in a padded one.
+same numbers. It looks for faces in a 128-pixel thumbnail, so faces smaller than a fifth of the picture's long side and
+some that fill it are missed; `search` looks again in a padded picture and in parts of it.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ LONG_SIDE = 640
 """Pictures are shrunk to this many pixels before detection: larger ones cost time and gain nothing."""
 MAX_FACES = 4
 _SMALLEST = 16
+_WINDOW = 256
+_MOST_WINDOWS = 150
 _SAME_FACE = 0.4
 
 
@@ -167,7 +169,10 @@ class FaceLandmarker:
         for regions in _search_regions(*image.shape[:2]):
             if faces:
                 break
-            faces = _distinct([face for region in regions for face in self.detect(image, region)])
+            small = _shrink(image, max(image.shape[:2]) * _WINDOW / regions[0].side)
+            scale = image.shape[1] / small.shape[1]
+            seen = [face for region in regions for face in self.detect(small, region.scaled(1.0 / scale))]
+            faces = _distinct([Face(face.landmarks * np.float32(scale), face.scores) for face in seen])
         return faces
 
     def _picture(self, image: NDArray[np.uint8]) -> Any:
@@ -176,15 +181,15 @@ class FaceLandmarker:
 
 
 def _search_regions(height: int, width: int) -> Iterator[list[CropBox]]:
-    """Squares to look at, from coarse to fine: the padded picture, then halves, then quarters of its short side."""
-    middle, long, short = (width / 2, height / 2), max(height, width), min(height, width)
-    for padded in (1.5, 2.5):
-        yield [CropBox(middle, long * padded)]
+    """Squares to look at, from coarse to fine: the padded picture, then all, halves and quarters of its short side."""
+    long, short = max(height, width), min(height, width)
+    yield [CropBox((width / 2, height / 2), 2.0 * long)]
     for part in (1.0, 0.5, 0.25):
         side = short * part
-        if side < 64:
+        regions = [CropBox((x, y), side) for y in _steps(height, side) for x in _steps(width, side)]
+        if side < 4 * _SMALLEST or len(regions) > _MOST_WINDOWS:
             return
-        yield [CropBox((x, y), side) for y in _steps(height, side) for x in _steps(width, side)]
+        yield regions
 
 
 def _steps(length: float, side: float) -> list[float]:
@@ -195,9 +200,9 @@ def _steps(length: float, side: float) -> list[float]:
     return [float(centre) for centre in np.linspace(side / 2, length - side / 2, count)]
 
 
-def _shrink(image: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _shrink(image: NDArray[np.uint8], long_side: float = LONG_SIDE) -> NDArray[np.uint8]:
     height, width = image.shape[:2]
-    scale = LONG_SIDE / max(height, width)
+    scale = long_side / max(height, width)
     if scale >= 1.0:
         return image
     size = (max(round(width * scale), 1), max(round(height * scale), 1))

@@ -2,7 +2,7 @@
 
 Every value is replaced by that of a parabola fitted to its neighbours under a Gaussian weight (local quadratic
 regression, as Savitzky and Golay). The window is symmetric, so nothing lags; a parabola follows peaks that a running
-mean would flatten. Widths are in seconds.
+mean would flatten. Nothing is smoothed across a cut. Widths are in seconds.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ Array = NDArray[np.floating]
 
 _GLITCH_DEG = 4.0
 _GLITCH_FRAMES = 3
+_CUT = np.array([8.0, 8.0, 8.0, 0.02, 0.02, 0.08])
+"""Least change between two frames that can be a cut: degrees, direction (a twelfth of the crop), log distance."""
+_CUT_RATIO = 3.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +47,8 @@ def smooth_cameras(labels: ArrayLike, fps: float, smoothing: Smoothing | None = 
     """Steady cameras: (T, 25) to (T, 25); intrinsics become those of the first frame.
 
     Head angles and the direction to the head are smoothed lightly, the distance harder. A turn of one to three frames
-    by more than 4 degrees that comes straight back is taken for a glitch of the detector and removed.
+    by more than 4 degrees that comes straight back is taken for a glitch of the detector and removed. Where the head
+    jumps (`cuts`) the two sides are smoothed apart.
     """
     widths = smoothing or Smoothing()
     labels = np.asarray(labels, dtype=np.float64)
@@ -53,10 +57,11 @@ def smooth_cameras(labels: ArrayLike, fps: float, smoothing: Smoothing | None = 
     angles, position = pose_numbers(labels)
     if widths.pose_s > 0:
         angles = remove_glitches(angles, _GLITCH_DEG)
-    angles = smooth(angles, widths.pose_s * fps)
-    direction = smooth(position[:, :2], widths.pose_s * fps)
-    log_distance = smooth(position[:, 2:], widths.distance_s * fps)
-    return from_pose_numbers(angles, np.concatenate([direction, log_distance], axis=1))
+    sigma = np.array([widths.pose_s] * 5 + [widths.distance_s]) * fps
+    numbers = np.concatenate([angles, position], axis=1)
+    pieces = np.split(numbers, cuts(numbers))
+    numbers = np.concatenate([np.stack([smooth(p[:, i], s) for i, s in enumerate(sigma)], axis=1) for p in pieces])
+    return from_pose_numbers(numbers[:, :3], numbers[:, 3:])
 
 
 def smooth_expression(expression: ArrayLike, fps: float, smoothing: Smoothing | None = None) -> NDArray[np.float32]:
@@ -84,8 +89,21 @@ def from_pose_numbers(angles: Array, position: Array) -> Array:
     return camera.from_pose(angles, np.concatenate([position[:, :2] * distance, distance], axis=1))
 
 
+def cuts(numbers: ArrayLike) -> list[int]:
+    """First frames of new shots: (T, 6) of `pose_numbers`, side by side, to frame numbers.
+
+    A cut is a change between two frames that is large and more than three times its two neighbours on either side;
+    a head that turns fast also speeds up and slows down.
+    """
+    numbers = np.asarray(numbers, dtype=np.float64)
+    change = (np.abs(np.diff(numbers, axis=0)) / _CUT).max(axis=1)
+    padded = np.pad(change, 2)
+    around = np.max([padded[:-4], padded[1:-3], padded[3:-1], padded[4:]], axis=0)
+    return [int(frame) + 1 for frame in np.flatnonzero((change > 1.0) & (change > _CUT_RATIO * around))]
+
+
 def smooth(values: ArrayLike, sigma: float, order: int = 2) -> Array:
-    """Local polynomial regression along the first axis: (T, C) to (T, C).
+    """Local polynomial regression along the first axis: (T, ...) to (T, ...).
 
     Args:
         sigma: standard deviation of the Gaussian weight, frames; below a third of a frame nothing changes.
@@ -98,9 +116,9 @@ def smooth(values: ArrayLike, sigma: float, order: int = 2) -> Array:
     if radius < 1 or count < 3:
         return values.copy()
     order = min(order, count - 1)
-    moved = values - values[:1]
+    moved = (values - values[:1]).reshape(count, -1)
     powers = np.zeros((count, 2 * order + 1))
-    moments = np.zeros((count, order + 1, values.shape[1]))
+    moments = np.zeros((count, order + 1, moved.shape[1]))
     for offset in range(-min(radius, count - 1), min(radius, count - 1) + 1):
         weight = np.exp(-0.5 * (offset / sigma) ** 2) * (offset / sigma) ** np.arange(2 * order + 1)
         here = slice(max(-offset, 0), count - max(offset, 0))
@@ -109,7 +127,7 @@ def smooth(values: ArrayLike, sigma: float, order: int = 2) -> Array:
         moments[here] += weight[: order + 1, None] * moved[there, None]
     index = np.arange(order + 1)
     fitted = np.linalg.solve(powers[:, index[:, None] + index], moments)[:, 0]
-    return np.asarray(values[:1] + fitted)
+    return np.asarray(values[:1] + fitted.reshape(values.shape))
 
 
 def remove_glitches(values: ArrayLike, limit: float) -> Array:

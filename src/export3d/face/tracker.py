@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from export3d.errors import BadVideo, NoFaceFound
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox, crop_box
-from export3d.face.landmarks import Face, FaceLandmarker, Landmarker
+from export3d.face.landmarks import LONG_SIDE, Face, FaceLandmarker, Landmarker
 from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, smooth_cameras, smooth_expression
 from export3d.motion import Motion
 
@@ -152,41 +152,45 @@ class _Follower:
 
     def step(self, image: NDArray[np.uint8]) -> tuple[Face | None, bool]:
         """The face in the next frame, if any, and whether there are others."""
-        faces = self._look(image)
-        face = self._choose(faces)
+        face, others = self._look(image)
         if face is None:
             self._region = None
             self._lost += 1
         else:
             self._last, self._lost = face, 0
             self._keep_region(face)
-        return face, len(faces) > 1
+        return face, others
 
-    def _look(self, image: NDArray[np.uint8]) -> list[Face]:
-        """Faces; where the plain detector sees none, those of a square around the last face, or of a search.
+    def _look(self, image: NDArray[np.uint8]) -> tuple[Face | None, bool]:
+        """The face, looked for in ever harder ways.
 
-        Once a square was needed it is used until the face is lost in it, and it stays where it is as long as the face
-        stays near its middle: a still picture then gives the same landmarks every time.
+        Where the picture is large, or the plain detector sees nothing, a square around the face serves from then on
+        until the face is lost in it. The square stays where it is as long as the face stays near its middle: a still
+        picture gives the same landmarks every time.
         """
         if self._region is not None:
             faces = self._landmarker.detect(image, self._region)
-            if faces:
-                return faces
+            face = self._choose(faces)
+            if face is not None:
+                return face, len(faces) > 1
             self._region = None
         faces = self._landmarker.detect(image)
-        if faces:
-            return faces
-        if self._last is not None and self._lost < _SEARCH_EVERY:
-            regions = [self._last.region()]
-        elif self._lost % _SEARCH_EVERY == 0:
-            regions = [face.region() for face in self._landmarker.search(image)]
-        else:
-            regions = []
-        # All faces of a search are looked at once more, each in its own square: all frames are then seen alike.
-        found = [(face, region) for region in regions for face in self._landmarker.detect(image, region)[:1]]
-        if found:
-            self._region = max(found, key=lambda pair: pair[0].size)[1]
-        return sorted((face for face, _ in found), key=lambda face: -face.size)
+        face = self._choose(faces)
+        if face is not None and max(image.shape[:2]) <= LONG_SIDE:
+            return face, len(faces) > 1
+        if not faces and self._last is not None and self._lost < _SEARCH_EVERY:
+            faces = self._landmarker.detect(image, self._last.region())
+        elif not faces and self._lost % _SEARCH_EVERY == 0:
+            faces = self._landmarker.search(image)
+        face = self._choose(faces)
+        if face is None:
+            return None, len(faces) > 1
+        region = face.region()
+        near = self._landmarker.detect(image, region)
+        if not near:
+            return face, len(faces) > 1
+        self._region = region
+        return min(near, key=lambda other: _distance(other, face)), len(faces) > 1
 
     def _choose(self, faces: list[Face]) -> Face | None:
         if not faces:
@@ -194,7 +198,7 @@ class _Follower:
         last = self._last
         if last is None:
             return faces[0]
-        away = [float(np.linalg.norm(face.centre - last.centre)) / last.size for face in faces]
+        away = [_distance(face, last) / last.size for face in faces]
         nearest = int(np.argmin(away))
         return faces[nearest] if away[nearest] < _JUMP + _JUMP_PER_LOST_FRAME * self._lost else None
 
@@ -206,6 +210,10 @@ class _Follower:
         scale = wanted.side / self._region.side
         if drift > _REGION_DRIFT or not 1 / _REGION_SCALE < scale < _REGION_SCALE:
             self._region = wanted
+
+
+def _distance(a: Face, b: Face) -> float:
+    return float(np.linalg.norm(a.centre - b.centre))
 
 
 def _report(seen: list[Face | None], several: int, name: str) -> None:
