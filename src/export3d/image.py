@@ -131,7 +131,7 @@ def contact_sheet(rows: Sequence[Sequence[Pixels]], labels: Sequence[str] | None
 
     Args:
         rows: uint8 (H, W, 3) pictures; rows may differ in length, pictures in size.
-        labels: headings of the columns, if any.
+        labels: a heading above each row, if any.
         gap: white pixels between pictures and around all.
 
     Returns:
@@ -146,23 +146,24 @@ def contact_sheet(rows: Sequence[Sequence[Pixels]], labels: Sequence[str] | None
         raise ShapeError("a contact sheet needs at least one picture")
     widths = [max((row[c].shape[1] for row in rows if c < len(row)), default=0) for c in range(columns)]
     heights = [max((picture.shape[0] for picture in row), default=0) for row in rows]
-    heading = 16 if labels else 0
-    height, width = heading + sum(heights) + gap * (len(rows) + 1), sum(widths) + gap * (columns + 1)
-    sheet = np.full((height, width, 3), 255, np.uint8)
-    if labels:
-        canvas = Image.fromarray(sheet)
-        draw = ImageDraw.Draw(canvas)
-        for c, label in enumerate(labels[:columns]):
-            draw.text((gap + sum(widths[:c]) + gap * c, gap), label, fill=(0, 0, 0))
-        sheet = np.array(canvas)
-    y = heading + gap
+    heading = 14 if labels else 0
+    height = sum(heights) + (heading + gap) * len(rows) + gap
+    sheet = np.full((height, sum(widths) + gap * (columns + 1), 3), 255, np.uint8)
+    y, headings = gap, []
     for row, tall in zip(rows, heights):
-        x = gap
+        headings.append(y)
+        x, y = gap, y + heading
         for picture, wide in zip(row, widths):
             sheet[y : y + picture.shape[0], x : x + picture.shape[1]] = picture
             x += wide + gap
         y += tall + gap
-    return sheet
+    if not labels:
+        return sheet
+    canvas = Image.fromarray(sheet)
+    draw = ImageDraw.Draw(canvas)
+    for top, label in zip(headings, labels):
+        draw.text((gap, top), label, fill=(0, 0, 0))
+    return np.array(canvas)
 
 
 def write_png(path: str | os.PathLike[str], image: Pixels, metadata: dict[str, str] | None = None) -> None:
