@@ -86,3 +86,78 @@ def _few_threads() -> None:
     import torch
 
     torch.set_num_threads(min(2, os.cpu_count() or 1))
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights of preset `tiny` as a file: every command runs with them, no picture is worth looking at."""
+    import torch
+
+    from export3d.config import preset
+    from export3d.model import Export3D
+    from export3d.pretrained import save_pretrained
+
+    torch.manual_seed(7)
+    return save_pretrained(
+        Export3D(preset("tiny")), tmp_path_factory.mktemp("weights") / "tiny.safetensors", {"images_seen": 0}
+    )
+
+
+@pytest.fixture(scope="session")
+def astronaut_turns(astronaut_path: Path) -> list[np.ndarray]:
+    """Two dozen frames, uint8 (256, 256, 3): the bundled portrait tilts its head to and fro in the image plane."""
+    from PIL import Image
+
+    with Image.open(astronaut_path) as image:
+        upper = image.convert("RGB").crop((90, 0, 346, 256))
+    angles = 12.0 * np.sin(np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False))
+    return [np.array(upper.rotate(float(a), Image.Resampling.BICUBIC, center=(128, 150))) for a in angles]
+
+
+@pytest.fixture(scope="session")
+def face_video(astronaut_turns: list[np.ndarray], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`astronaut_turns` as an MP4 of 25 fps, with a second of sound."""
+    from export3d.video import VideoWriter
+
+    folder = tmp_path_factory.mktemp("clips")
+    with VideoWriter(folder / "face.mp4", 25.0, 256, audio_from=_tone(folder / "tone.mp4")) as writer:
+        writer.write_frames(astronaut_turns)
+    return folder / "face.mp4"
+
+
+@pytest.fixture(scope="session")
+def motion_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Half a second of made-up motion: the head turns, the jaw opens, the eyes close."""
+    from export3d.camera import Camera
+    from export3d.motion import ARKIT52, Motion
+
+    phase = np.linspace(0.0, 2.0 * np.pi, 12)
+    expression = np.zeros((12, len(ARKIT52)))
+    expression[:, ARKIT52.index("jawOpen")] = 0.3 - 0.3 * np.cos(phase)
+    for name in ("eyeBlinkLeft", "eyeBlinkRight"):
+        expression[:, ARKIT52.index(name)] = 0.5 - 0.5 * np.cos(2 * phase)
+    cameras = np.stack([Camera.orbit(yaw_deg=15 * np.sin(p), pitch_deg=5 * np.cos(p)).label for p in phase])
+    path = tmp_path_factory.mktemp("motions") / "made.motion"
+    Motion(expression, cameras, 25.0, "arkit52").save(path)
+    return path
+
+
+def _tone(path: Path) -> Path:
+    """A small video with one second of sound."""
+    import av
+
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=25)
+        video.width = video.height = 16
+        video.pix_fmt = "yuv420p"
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        for number in range(25):
+            frame = av.VideoFrame.from_ndarray(np.zeros((16, 16, 3), np.uint8), format="rgb24")
+            frame.pts = number
+            container.mux(video.encode(frame))
+        wave = np.sin(2 * np.pi * 440 * np.arange(16000) / 16000).astype(np.float32)[None]
+        samples = av.AudioFrame.from_ndarray(wave, format="fltp", layout="mono")
+        samples.sample_rate = 16000
+        container.mux(sound.encode(samples))
+        container.mux([*video.encode(None), *sound.encode(None)])
+    return path

@@ -161,7 +161,7 @@ class Animator:
         return to_uint8(self.model.frame(planes, self._tensor(camera)))
 
     def _tensor(self, array: NDArray) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32)).to(self.device)
+        return torch.tensor(np.asarray(array), dtype=torch.float32, device=self.device)
 
 
 def pick_device(name: str | torch.device) -> torch.device:

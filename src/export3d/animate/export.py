@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from export3d.errors import OutputError
 from export3d.image import contact_sheet, write_png
-from export3d.video import VideoWriter, probe
+from export3d.video import VideoWriter
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Source
@@ -83,20 +83,19 @@ def write_video(
         path: ends in .mp4.
         frames: uint8 (H, W, 3) RGB, all of one even size, at least one.
         fps: frames a second.
-        audio_from: a video whose sound is carried over; ignored where it has none.
+        audio_from: a video whose sound is carried over, if it has any.
 
     Raises:
         OutputError: the file cannot be written; nothing is left at `path`.
     """
     path = check_output(path, VIDEO_SUFFIXES, [audio_from] if audio_from else [])
-    sound = Path(audio_from) if audio_from is not None and probe(Path(audio_from)).has_audio else None
     stream = iter(frames)
     first = next(stream, None)
     if first is None:
         raise OutputError(f"there are no frames to write to {path}; the motion is empty")
     height, width = first.shape[:2]
     count = 1
-    with VideoWriter(path, fps, (width, height), audio_from=sound) as writer:
+    with VideoWriter(path, fps, (width, height), audio_from=audio_from) as writer:
         writer.write(first)
         for frame in stream:
             writer.write(frame)
@@ -146,10 +145,9 @@ def write_animation(
     count = write_video(output, frames(), driving.motion.fps, driving.video)
     if sheet is not None:
         ours = [animator.render(source, source.expression, source.camera), *(kept[number] for number in numbers)]
-        rows, labels = [[source.image, *ours[1:]]], ["ours"]
         theirs = driving.pictures(numbers, animator.size)
-        if theirs:
-            rows, labels = [[source.image, *theirs], ours], ["source, driving", "ours"]
+        rows = [[source.image, *theirs], ours] if theirs else [[source.image, *ours[1:]]]
+        labels = ["source", *(f"{number / driving.motion.fps:.2f} s" for number in numbers)]
         try:
             write_sheet(sheet, rows, labels)
         except OutputError:
@@ -171,7 +169,7 @@ def sheet_frames(frames: int, columns: int = SHEET_COLUMNS) -> list[int]:
 
 
 def write_sheet(path: str | Path, rows: list[list[Picture]], labels: list[str] | None = None) -> Path:
-    """Write a contact sheet as PNG: rows of equally sized pictures, each row with its label."""
+    """Write a contact sheet as PNG: rows of uint8 (H, W, 3) pictures, headings over the columns."""
     path = check_output(path, STILL_SUFFIXES)
     write_png(path, contact_sheet(rows, labels))
     return path

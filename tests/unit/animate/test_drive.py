@@ -1,0 +1,198 @@
+"""animate/drive.py: which motion, and how it is put on the source."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export3d import camera
+from export3d.animate.drive import (
+    BUNDLED,
+    FPS,
+    bundled_motion,
+    bundled_portrait,
+    driving,
+    driving_motion,
+    read_motion,
+    rebase,
+    reference_frame,
+)
+from export3d.errors import BadMotionFile, ShapeError
+from export3d.motion import ARKIT52, ARKIT52_MIRRORED, Motion, pearson
+
+
+def made(angles_deg: np.ndarray, expression: np.ndarray | None = None, space: str = "arkit52") -> Motion:
+    """A motion with these head angles (T, 3), wandering a little through the view."""
+    count = len(angles_deg)
+    place = np.stack([0.02 * np.arange(count), -0.01 * np.arange(count), 2.7 + 0.03 * np.arange(count)], axis=-1)
+    values = np.zeros((count, 52 if space == "arkit52" else 64)) if expression is None else expression
+    return Motion(values, camera.from_pose(angles_deg, place), FPS, space)
+
+
+@pytest.fixture
+def motion(rng: np.random.Generator) -> Motion:
+    """Random head angles and expressions, 20 frames; frame 7 is frontal and at rest."""
+    angles, scores = rng.uniform(-25, 25, (20, 3)), rng.uniform(0, 1, (20, 52))
+    angles[7], scores[7] = 0.5, 0.01
+    return made(angles, scores)
+
+
+@pytest.fixture
+def source(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Camera (25,) and expression (52,) of a portrait that looks to the side and smiles."""
+    expression = rng.uniform(0.2, 0.4, 52)
+    return camera.from_pose(np.array([12.0, -4.0, 3.0]), np.array([0.01, -0.03, 2.8])), expression
+
+
+def test_absolute_motion_is_left_alone(motion: Motion, source: tuple[np.ndarray, np.ndarray]) -> None:
+    assert rebase(motion, *source, relative=False) is motion
+
+
+def test_at_the_reference_frame_the_source_keeps_pose_and_expression(
+    motion: Motion, source: tuple[np.ndarray, np.ndarray]
+) -> None:
+    moved = rebase(motion, *source)
+    np.testing.assert_allclose(moved.camera[7], source[0], atol=1e-6)
+    np.testing.assert_allclose(moved.expression[7], source[1], atol=1e-6)
+
+
+def test_the_reference_frame_can_be_chosen(motion: Motion, source: tuple[np.ndarray, np.ndarray]) -> None:
+    np.testing.assert_allclose(rebase(motion, *source, reference=3).camera[3], source[0], atol=1e-6)
+
+
+def test_a_source_like_the_reference_is_driven_absolutely(motion: Motion) -> None:
+    """Relative and absolute motion agree where source and driving face start alike."""
+    moved = rebase(motion, motion.camera[7], motion.expression[7])
+    np.testing.assert_allclose(moved.camera, motion.camera, atol=1e-5)
+    np.testing.assert_allclose(moved.expression, motion.expression, atol=1e-6)
+
+
+def test_turning_the_head_turns_the_portrait_by_as_much(source: tuple[np.ndarray, np.ndarray]) -> None:
+    yaw = made(np.stack([np.linspace(0, 20, 9), np.zeros(9), np.zeros(9)], axis=-1))
+    upright = camera.from_pose(np.array([10.0, 0.0, 0.0]), np.array([0.0, 0.0, 2.7]))
+    moved = rebase(yaw, upright, source[1])
+    np.testing.assert_allclose(moved.angles_deg[:, 0], 10 + np.linspace(0, 20, 9), atol=1e-3)
+
+
+def test_the_head_moves_through_the_view_as_the_driving_head_does(
+    motion: Motion, source: tuple[np.ndarray, np.ndarray]
+) -> None:
+    change = camera.head_position(rebase(motion, *source).camera) - camera.head_position(source[0])
+    expected = camera.head_position(motion.camera) - camera.head_position(motion.camera[7])
+    np.testing.assert_allclose(change, expected, atol=1e-5)
+
+
+def test_rebased_cameras_are_rigid_and_keep_the_sources_lens(motion: Motion) -> None:
+    lens = camera.from_pose(np.array([5.0, 0.0, 0.0]), np.array([0.0, 0.0, 2.7]), focal=3.5)
+    cam2world, intrinsics = camera.unpack(rebase(motion, lens, motion.expression[0]).camera.astype(np.float64))
+    rotation = cam2world[:, :3, :3]
+    np.testing.assert_allclose(rotation @ np.swapaxes(rotation, 1, 2), np.tile(np.eye(3), (20, 1, 1)), atol=1e-6)
+    np.testing.assert_allclose(intrinsics[:, 0, 0], 3.5, rtol=1e-6)
+
+
+def test_rebasing_in_the_mirror_is_the_mirror_of_rebasing(
+    motion: Motion, source: tuple[np.ndarray, np.ndarray]
+) -> None:
+    order = list(ARKIT52_MIRRORED)
+    mirrored = replace(motion, camera=camera.mirror(motion.camera), expression=motion.expression[:, order])
+    moved = rebase(mirrored, camera.mirror(source[0]), source[1][order])
+    straight = rebase(motion, *source)
+    np.testing.assert_allclose(moved.camera, camera.mirror(straight.camera), atol=1e-6)
+    np.testing.assert_allclose(moved.expression, straight.expression[:, order], atol=1e-6)
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_the_result_correlates_with_the_driving_motion(
+    motion: Motion, source: tuple[np.ndarray, np.ndarray], relative: bool
+) -> None:
+    moved = rebase(motion, *source, relative=relative)
+    assert pearson(moved.angles_deg[:, 0], motion.angles_deg[:, 0]) > 0.95
+    assert pearson(moved.scores("jawOpen"), motion.scores("jawOpen")) > 0.95
+
+
+def test_scores_stay_between_0_and_1_and_coefficients_are_not_cut(rng: np.random.Generator) -> None:
+    scores = made(np.zeros((5, 3)), rng.uniform(0, 1, (5, 52)))
+    moved = rebase(scores, scores.camera[0], rng.uniform(0, 1, 52))
+    assert moved.expression.min() >= 0.0
+    assert moved.expression.max() <= 1.0
+    coefficients = made(np.zeros((5, 3)), rng.normal(0, 4, (5, 64)), "bfm64")
+    assert np.abs(rebase(coefficients, coefficients.camera[0], rng.normal(0, 4, 64)).expression).max() > 1.0
+
+
+def test_the_reference_is_frontal_and_at_rest(motion: Motion) -> None:
+    assert reference_frame(motion) == 7
+
+
+def test_a_frontal_frame_with_closed_eyes_is_no_reference() -> None:
+    scores = np.zeros((3, 52))
+    scores[0, [ARKIT52.index("eyeBlinkLeft"), ARKIT52.index("eyeBlinkRight")]] = 0.9
+    assert reference_frame(made(np.array([[0.0, 0, 0], [4.0, 0, 0], [30.0, 0, 0]]), scores)) == 1
+
+
+def test_ties_go_to_the_first_frame() -> None:
+    assert reference_frame(made(np.zeros((4, 3)))) == 0
+
+
+def test_shapes_are_checked(motion: Motion, source: tuple[np.ndarray, np.ndarray]) -> None:
+    with pytest.raises(ShapeError, match="source_expression"):
+        rebase(motion, source[0], source[1][:10])
+    with pytest.raises(ShapeError, match="source_camera"):
+        rebase(motion, source[0][:16], source[1])
+
+
+def test_a_motion_file_is_resampled_to_25_fps(motion: Motion, tmp_path: Path) -> None:
+    replace(motion, fps=50.0).save(tmp_path / "fast.motion")
+    read = driving_motion(tmp_path / "fast.motion")
+    assert read.fps == 25.0
+    assert len(read) == 10
+
+
+def test_coefficient_files_are_read(tmp_path: Path, rng: np.random.Generator) -> None:
+    np.savez(tmp_path / "face.npz", coefficients=rng.normal(0, 0.1, (6, 257)).astype(np.float32))
+    assert read_motion(tmp_path / "face.npz").motion.space == "bfm64"
+    assert driving(tmp_path / "face.npz").motion.space == "bfm64"
+
+
+def test_a_motion_file_has_no_pictures(motion_file: Path) -> None:
+    assert driving(motion_file).pictures([0, 1]) == []
+
+
+def test_a_driving_video_shows_its_face(face_video: Path, astronaut_turns: list[np.ndarray]) -> None:
+    moved_by = driving(face_video)
+    assert len(moved_by.motion) == len(astronaut_turns)
+    pictures = moved_by.pictures([0, 6, 23], size=64)
+    assert [p.shape for p in pictures] == [(64, 64, 3)] * 3
+    assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 3, "frames 0 and 6 are 12 degrees apart"
+
+
+def test_the_roll_of_a_tilted_picture_is_tracked(face_video: Path) -> None:
+    roll = driving_motion(face_video).angles_deg[:, 2]
+    expected = -12.0 * np.sin(np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False))  # Pillow turns anticlockwise
+    assert pearson(roll, expected) > 0.95
+    assert np.ptp(roll) == pytest.approx(24.0, rel=0.35)  # two thirds of a second are short for the smoothing
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_a_bundled_motion_is_long_and_moves(name: str) -> None:
+    motion = driving_motion(bundled_motion(name))
+    assert motion.space == "arkit52"
+    assert motion.duration_s >= 4.0
+    assert motion.meta["note"], "where it came from"
+    yaw, blink, jaw = motion.angles_deg[:, 0], motion.scores("eyeBlink"), motion.scores("jawOpen")
+    if name == "turns":
+        assert np.ptp(yaw) > 30
+    else:
+        assert np.ptp(blink) > 0.4
+        assert np.ptp(jaw) > 0.3
+
+
+def test_an_unknown_bundled_name_lists_the_known_ones() -> None:
+    with pytest.raises(BadMotionFile, match="speech"):
+        bundled_motion("dance")
+
+
+def test_the_bundled_portrait_is_there() -> None:
+    assert bundled_portrait().is_file()
