@@ -57,7 +57,7 @@ def foreign_kind(head: bytes) -> str | None:
     """
     if head[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
         return "a Python pickle, which is never loaded because it can run code"
-    if head[:4] == b"PK\x03\x04":
+    if head[:4] in (b"PK\x03\x04", b"PK\x05\x06"):
         return "a zip archive (.npz, .pt and .pth files are zip archives, and a .pt can run code)"
     if head[:6] == b"\x93NUMPY":
         return "a bare NumPy array"

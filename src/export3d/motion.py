@@ -100,7 +100,8 @@ class Motion:
         object.__setattr__(self, "fps", fps)
         object.__setattr__(self, "meta", {str(key): str(value) for key, value in self.meta.items()})
         for name, width in (("expression", SPACES[self.space]), ("camera", cameras.LABEL_SIZE)):
-            value = np.array(getattr(self, name), dtype=np.float32)
+            with np.errstate(over="ignore"):  # what does not fit becomes infinity, refused below
+                value = np.array(getattr(self, name), dtype=np.float32)
             if value.ndim != 2 or value.shape[1] != width or len(value) == 0:
                 raise ShapeError(
                     f"{name} of {self.space} motion must have shape (T, {width}), T > 0, got {value.shape}"
@@ -329,7 +330,7 @@ def load_bfm64(path: str | os.PathLike[str], fps: float = 25.0) -> Motion:
 def _read_bfm(path: Path) -> dict[str, Array]:
     """`exp` (T, 64), `angle` (T, 3) and `trans` (T, 3), float64, of one coefficient file."""
     head = files.sniff(files.check_input(path, BadMotionFile, "a Deep3DFaceRecon .mat or .npz file"))
-    if head[:4] == b"PK\x03\x04":
+    if head[:2] == b"PK":
         arrays = _read_npz(path)
     elif head[:10] == b"MATLAB 5.0":
         arrays = _read_mat(path)

@@ -125,7 +125,9 @@ def test_head_rotation_inverts_head_angles(labels: np.ndarray) -> None:
 def test_the_default_camera_is_frontal_and_stands_before_the_face() -> None:
     label = Camera.look_at().label
     np.testing.assert_allclose(camera.head_angles(label), [0, 0, 0], atol=1e-12)
-    np.testing.assert_allclose(camera.unpack(label)[0], np.array(np.eye(4)) + [[0] * 4, [0] * 4, [0, 0, 0, -2.7], [0] * 4])
+    expected = np.eye(4)
+    expected[2, 3] = -2.7
+    np.testing.assert_allclose(camera.unpack(label)[0], expected, atol=1e-12)
 
 
 def test_positive_yaw_moves_the_nose_to_the_right_of_the_image() -> None:

@@ -1,0 +1,123 @@
+"""Doors to the disk."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export3d import files
+from export3d.errors import BadImage, OutputError
+
+as_root = hasattr(os, "geteuid") and os.geteuid() == 0
+
+
+def test_a_file_appears_whole_under_its_name(tmp_path: Path) -> None:
+    files.write_bytes(tmp_path / "out.bin", b"new")
+    assert (tmp_path / "out.bin").read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["out.bin"]
+
+
+def test_a_failed_write_keeps_the_old_file_and_leaves_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "out.bin"
+    target.write_bytes(b"old")
+
+    def half() -> None:
+        with files.replacing(target) as temporary:
+            temporary.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        half()
+    assert target.read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["out.bin"]
+
+
+def test_the_temporary_file_lies_beside_the_target_and_keeps_its_suffix(tmp_path: Path) -> None:
+    with files.replacing(tmp_path / "clip.mp4") as temporary:
+        assert temporary.parent == tmp_path
+        assert temporary.suffix == ".mp4"
+        assert temporary.name.startswith(".")
+
+
+def test_a_new_file_has_the_rights_that_any_new_file_has(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"x")
+    files.write_bytes(tmp_path / "ours", b"x")
+    assert (tmp_path / "ours").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_an_output_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="does not exist; create it"):
+        files.write_bytes(tmp_path / "no" / "out.bin", b"x")
+
+
+def test_an_output_that_is_a_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is a folder; add a file name"):
+        files.write_bytes(tmp_path, b"x")
+
+
+@pytest.mark.skipif(as_root, reason="the superuser may write everywhere")
+def test_an_output_in_a_folder_without_permission_is_refused(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        with pytest.raises(OutputError, match="permission denied"):
+            files.write_bytes(tmp_path / "out.bin", b"x")
+    finally:
+        tmp_path.chmod(0o700)
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="needs a folder where nobody may create files")
+def test_an_unwritable_output_is_refused_even_for_the_superuser() -> None:
+    with pytest.raises(OutputError, match=r"cannot write /proc/self/out\.bin"):
+        files.write_bytes("/proc/self/out.bin", b"x")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
+    """The limit on file sizes stands for the full disk: the same call fails, at the same place."""
+    script = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))\n"
+        "from export3d import files, errors\n"
+        "try: files.write_bytes(sys.argv[1], bytes(5000))\n"
+        "except errors.OutputError as error: print(error); sys.exit(2)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "out.bin")], capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert str(tmp_path / "out.bin") in done.stdout
+    assert "choose another folder" in done.stdout
+    assert os.listdir(tmp_path) == []
+
+
+def test_the_remedy_for_no_space_is_space() -> None:
+    sentence = str(files.write_failure(Path("out.mp4"), OSError(28, "No space left on device")))
+    assert sentence == "cannot write out.mp4: no space left on device; free some space or choose another folder"
+
+
+@pytest.mark.parametrize("name", ["missing.png", "no/such/folder.png", "nul\0character.png"])
+def test_an_input_that_is_not_there_is_named(tmp_path: Path, name: str) -> None:
+    with pytest.raises(BadImage, match=r"(does not exist|cannot be opened)"):
+        files.check_input(tmp_path / name, BadImage, "an image")
+
+
+def test_a_folder_and_an_empty_file_are_no_input(tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="is a folder, not an image"):
+        files.check_input(tmp_path, BadImage, "an image")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(BadImage, match=r"empty\.png is empty"):
+        files.check_input(tmp_path / "empty.png", BadImage, "an image")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")
+    with pytest.raises(BadImage, match="not a regular file"):
+        files.check_input(tmp_path / "pipe.png", BadImage, "an image")
+
+
+@pytest.mark.skipif(as_root or sys.platform == "win32", reason="the superuser may read everything")
+def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "secret.png").write_bytes(b"x")
+    (tmp_path / "secret.png").chmod(0)
+    with pytest.raises(BadImage, match="permission denied"):
+        files.check_input(tmp_path / "secret.png", BadImage, "an image")
