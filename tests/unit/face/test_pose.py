@@ -1,0 +1,156 @@
+"""Head pose: landmarks to cameras and back."""
+
+import numpy as np
+import pytest
+
+import export3d.camera as camera
+from export3d.errors import ShapeError
+from export3d.face import pose
+from export3d.face.crop import crop_box
+from export3d.face.mesh import canonical_mesh
+
+
+def random_cameras(rng, count):
+    angles = np.stack([rng.uniform(-a, a, count) for a in (60, 40, 180)], axis=1)
+    distance = rng.uniform(2.0, 4.0, count)
+    middle = rng.uniform(-0.04, 0.04, (count, 2))
+    return camera.from_pose(angles, np.concatenate([middle, np.ones((count, 1))], axis=1) * distance[:, None])
+
+
+def seen(labels, size=256.0, vertices=None):
+    vertices = canonical_mesh().vertices if vertices is None else vertices
+    return pose.project(np.broadcast_to(vertices, (len(labels), *vertices.shape)), labels, size)
+
+
+@pytest.fixture
+def portrait(landmarker, astronaut):
+    """Landmarks of the astronaut, in pixels of her crop at 256."""
+    points = landmarker.detect(astronaut)[0].landmarks[:, :2]
+    return crop_box(points).to_crop(points)
+
+
+def test_cameras_are_recovered_from_their_own_projections(rng):
+    labels = random_cameras(rng, 200)
+    fitted, distance = pose.fit_cameras(seen(labels), 256)
+    np.testing.assert_allclose(fitted, labels, atol=1e-6)
+    assert distance.max() < 1e-4
+
+
+def test_the_size_of_the_crop_does_not_matter(rng):
+    labels = random_cameras(rng, 5)
+    np.testing.assert_allclose(
+        pose.fit_cameras(seen(labels, 512), 512)[0], pose.fit_cameras(seen(labels, 64), 64)[0], atol=1e-6
+    )
+
+
+def test_the_fit_is_as_good_as_opencvs(rng):
+    """Reference: SQPNP refined by Levenberg-Marquardt, which knows no weights, so ours gets equal ones."""
+    cv2 = pytest.importorskip("cv2", exc_type=ImportError)
+    mesh = canonical_mesh()
+    points = mesh.vertices[mesh.pose_landmarks]
+    image = seen(random_cameras(rng, 20), vertices=points) + rng.normal(0, 1.5, (20, 33, 2))
+    plane = (image / 256 - 0.5) / camera.FOCAL
+    rotation, translation = pose._solve(points, plane, np.full(33, 1 / 33))
+    for k in range(20):
+        _, turn, shift = cv2.solvePnP(points, plane[k], np.eye(3), None, flags=cv2.SOLVEPNP_SQPNP)
+        turn, shift = cv2.solvePnPRefineLM(points, plane[k], np.eye(3), None, turn, shift)
+        np.testing.assert_allclose(rotation[k], cv2.Rodrigues(turn)[0], atol=2e-4)
+        np.testing.assert_allclose(translation[k], shift[:, 0], atol=2e-3)
+
+
+def test_the_canonical_mesh_lands_on_the_landmarks(portrait):
+    """The calibration: on a real face at 256 the average face misses by the difference between two people's faces."""
+    label, distance = pose.fit_camera(portrait, 256)
+    mesh = canonical_mesh()
+    miss = np.linalg.norm(pose.project(mesh.vertices, label, 256) - portrait[:468], axis=-1)
+    assert distance == pytest.approx(miss[mesh.pose_landmarks].mean(), rel=1e-5)
+    assert distance < 4.0
+    assert miss.mean() < 5.0
+    assert np.median(miss) < 4.0
+
+
+def test_a_portrait_camera_stands_where_portrait_cameras_stand(portrait):
+    label, _ = pose.fit_camera(portrait, 256)
+    yaw, pitch, roll = camera.head_angles(label)
+    assert abs(yaw) < 5
+    assert abs(pitch) < 20
+    assert abs(roll) < 8
+    assert 2.3 < camera.head_position(label)[2] < 3.0
+    np.testing.assert_allclose(label[16:], camera.default_intrinsics().ravel())
+
+
+def test_the_mirror_image_has_the_mirrored_camera(landmarker, astronaut):
+    flipped = np.ascontiguousarray(astronaut[:, ::-1])
+    labels = []
+    for image in (astronaut, flipped):
+        points = landmarker.detect(image)[0].landmarks[:, :2]
+        labels.append(pose.fit_camera(crop_box(points).to_crop(points), 256)[0])
+    one, other = camera.head_angles(camera.mirror(labels[0])), camera.head_angles(labels[1])
+    np.testing.assert_allclose(one, other, atol=2.0)  # the detector is not exactly symmetric
+
+
+def test_turning_the_picture_clockwise_adds_to_the_roll(portrait):
+    turned = np.stack([256 - portrait[:, 1], portrait[:, 0]], axis=1)
+    before, after = (camera.head_angles(pose.fit_camera(p, 256)[0]) for p in (portrait, turned))
+    np.testing.assert_allclose(after - before, [0, 0, 90], atol=1e-3)
+
+
+def test_positive_yaw_points_the_nose_to_the_right_of_the_image():
+    nose, left_ear, right_ear = 4, 454, 234
+    for yaw in (-30.0, 30.0):
+        points = seen(camera.from_pose(np.array([[yaw, 0, 0]]), np.array([[0, 0, 2.7]])))[0]
+        offset = points[nose, 0] - (points[left_ear, 0] + points[right_ear, 0]) / 2
+        assert offset * yaw > 0
+
+
+def test_positive_pitch_raises_the_nose():
+    nose, left_ear, right_ear = 4, 454, 234
+    heights = []
+    for pitch in (-20.0, 20.0):
+        points = seen(camera.from_pose(np.array([[0, pitch, 0]]), np.array([[0, 0, 2.7]])))[0]
+        heights.append(points[nose, 1] - (points[left_ear, 1] + points[right_ear, 1]) / 2)
+    assert heights[1] < heights[0]
+
+
+def test_reprojection_measures_the_mean_distance(rng):
+    labels = random_cameras(rng, 4)
+    shifted = seen(labels) + [3.0, 4.0]
+    np.testing.assert_allclose(pose.reprojection(shifted, labels, 256), 5.0)
+
+
+def test_a_persons_shape_is_found_from_a_turning_head(rng):
+    mesh = canonical_mesh()
+    own = mesh.vertices.copy()
+    own[mesh.pose_landmarks] += rng.normal(0, 0.3 * camera.UNITS_PER_CM, (33, 3))
+    angles = np.stack([np.linspace(-30, 30, 40), 10 * np.sin(np.arange(40.0)), np.zeros(40)], axis=1)
+    landmarks = seen(camera.from_pose(angles, np.tile([0.0, 0.0, 2.7], (40, 1))), vertices=own)
+    canonical, without = pose.fit_cameras(landmarks, 256)
+    labels, distance = pose.fit_cameras(landmarks, 256, pose.person_shape(landmarks, 256))
+    assert np.median(without) > 1.0
+    assert distance.max() < 0.2
+    wrong, less_wrong = (np.ptp(camera.head_angles(found) - angles, axis=0).max() for found in (canonical, labels))
+    assert less_wrong < 0.5 * wrong  # a constant remains: nobody can tell which way a face is "straight"
+
+
+def test_the_average_face_is_its_own_shape(rng):
+    mesh = canonical_mesh()
+    landmarks = seen(random_cameras(rng, 12))
+    np.testing.assert_allclose(pose.person_shape(landmarks, 256), mesh.vertices[mesh.pose_landmarks], atol=1e-6)
+
+
+def test_identical_frames_get_identical_cameras(portrait):
+    labels, _ = pose.fit_cameras(np.repeat(portrait[None], 100, axis=0), 256)
+    assert (labels == labels[0]).all()
+
+
+def test_degenerate_landmarks_give_numbers_not_a_crash():
+    for landmarks in (np.zeros((1, 478, 2)), np.full((1, 478, 2), 128.0)):
+        labels, distance = pose.fit_cameras(landmarks, 256)
+        assert np.isfinite(labels).all()
+        assert np.isfinite(distance).all()
+
+
+@pytest.mark.parametrize("shape", [(478, 2), (3, 100, 2), (3, 478, 1)])
+def test_landmarks_of_another_shape_are_refused(shape):
+    with pytest.raises(ShapeError):
+        pose.fit_cameras(np.zeros(shape), 256)
