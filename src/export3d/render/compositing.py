@@ -28,7 +28,8 @@ def ray_weights(density: Tensor, delta: Tensor) -> Tensor:
     check_shape(density, "B R S", "density")
     optical = density * delta
     alpha = -torch.expm1(-optical)
-    before = torch.cumsum(optical, dim=-1) - optical
+    # shifted rather than subtracted: behind a huge value the difference would forget what lies before it
+    before = torch.nn.functional.pad(torch.cumsum(optical, dim=-1)[..., :-1], (1, 0))
     return alpha * torch.exp(-before)
 
 
