@@ -11,6 +11,7 @@ from typing import Any
 
 from export3d.errors import ConfigError
 from export3d.expression.encoder import ExpressionConfig
+from export3d.motion import SPACES
 from export3d.render.renderer import RenderConfig
 from export3d.superres import SuperResConfig
 from export3d.triplane.generator import GeneratorConfig
@@ -31,6 +32,11 @@ class ModelConfig:
     superres: SuperResConfig = field(default_factory=SuperResConfig)
 
     def __post_init__(self) -> None:
+        if SPACES.get(self.space) != self.expression.inputs:
+            raise ConfigError(
+                f"expression space {self.space!r} does not have {self.expression.inputs} coefficients; "
+                f"known spaces: {', '.join(f'{name} ({size})' for name, size in SPACES.items())}"
+            )
         if self.generator.image_size != 4 * self.render.resolution:
             raise ConfigError(
                 f"image_size {self.generator.image_size} must be four times the raw resolution {self.render.resolution}"
@@ -52,6 +58,7 @@ class ModelConfig:
         built: dict[str, Any] = {}
         for name, value in values.items():
             if name == "space":
+                _check_types("", {"space": value}, cls())
                 built[name] = value
                 continue
             if name not in parts or not isinstance(value, dict):
@@ -60,6 +67,7 @@ class ModelConfig:
             unknown = sorted(set(value) - known)
             if unknown:
                 raise ConfigError(f"unknown setting {name}.{unknown[0]}; these weights need a newer export3d")
+            _check_types(f"{name}.", value, parts[name]())
             built[name] = parts[name](**value)
         return cls(**built)
 
@@ -120,3 +128,10 @@ def no_lowpass(config: ModelConfig) -> ModelConfig:
 def no_skip(config: ModelConfig) -> ModelConfig:
     """The paper's information path: everything the planes know of the source passes through the tokens."""
     return replace(config, generator=replace(config.generator, skip=False))
+
+
+def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
+    for name, value in values.items():
+        wanted = type(getattr(default, name))
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise ConfigError(f"{prefix}{name} must be of type {wanted.__name__}, got {value!r}")
