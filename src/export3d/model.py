@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from export3d.config import ModelConfig
+from export3d.errors import check_shape
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution
@@ -53,6 +54,7 @@ class Export3D(nn.Module):
         The features of one source serve a batch of expressions.
         """
         if source.tokens.shape[0] != expression.shape[0]:
+            check_shape(source.tokens, f"1 N {source.tokens.shape[2]}", "tokens of the one source for many expressions")
             source = source.expand(expression.shape[0])
         planes: Tensor = self.generator(source, self.expression(expression))
         return planes
