@@ -155,6 +155,8 @@ def load_perceptual(backbone: str, features: Path | None = None, heads: Path | N
         CheckpointError: a file is missing or holds something else.
         MissingExtra: no file was given and torchvision is not installed.
     """
+    if backbone not in _RECIPES:
+        raise ConfigError(f"unknown perceptual backbone {backbone!r}; choose one of {', '.join(_RECIPES)}")
     found = _torchvision_features(backbone) if features is None else read_tensors(features)
     return Perceptual(backbone, found, None if heads is None else read_tensors(heads))
 
