@@ -97,7 +97,7 @@ class ReconstructionTask:
             )
         torch.manual_seed(0)
         self.model = Export3D(self.model_config)
-        self.model.expression.standardise(train_frames.expression.mean(0), train_frames.expression.std(0))
+        self.model.expression.standardise(train_frames.expression.mean(0), train_frames.expression.std(0, correction=0))
         self.module: nn.Module = self.model
         self.sampler = PairSampler(
             train_frames,
