@@ -11,7 +11,7 @@ import io
 import tempfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -124,7 +124,7 @@ def _still(
     _judge(track, limits, path.name, still=True)
     stream = io.BytesIO()
     Image.fromarray(crop(image, track.crop)).save(stream, format="PNG")
-    return [_record(key, stream.getvalue(), "png", track, info, 0)], []
+    return [_record(key, stream.getvalue(), "png", track, info, 0, image.shape)], []
 
 
 def _video(
@@ -160,8 +160,10 @@ def _video(
     records = []
     pieces = _parts(path, [(start, stop) for _, start, stop, _ in good])
     for (name, start, stop, track), frames in zip(good, pieces):
-        media = _encode((crop(frame, track.crop) for frame in frames), stop - start, limits.crf, path.name)
-        records.append(_record(name, media, "mp4", track, info, start))
+        opening = next(frames)
+        crops = (crop(frame, track.crop) for frame in chain([opening], frames))
+        media = _encode(crops, stop - start, limits.crf, path.name)
+        records.append(_record(name, media, "mp4", track, info, start, opening.shape))
     return records, refusals
 
 
@@ -232,7 +234,9 @@ def _encode(frames: Iterable[NDArray[np.uint8]], expected: int, crf: int, name: 
         return path.read_bytes()
 
 
-def _record(key: str, media: bytes, suffix: str, track: Track, info: dict[str, Any], start: int) -> Record:
+def _record(
+    key: str, media: bytes, suffix: str, track: Track, info: dict[str, Any], start: int, shape: tuple[int, ...]
+) -> Record:
     landmarks = track.landmarks[..., :2] / CROP_SIZE
     outside = ((landmarks < 0.0) | (landmarks > 1.0)).any(-1).mean(-1)
     found = track.found & (outside <= _OUTSIDE_SHARE)
@@ -245,6 +249,7 @@ def _record(key: str, media: bytes, suffix: str, track: Track, info: dict[str, A
         "space": track.motion.space,
         "start_s": round(start / FPS, 3),
         "crop": {"centre": [round(x, 3) for x in track.crop.centre], "side": round(track.crop.side, 3)},
+        "beyond_frame": round(_beyond(track, shape), 4),
         "face_px": round(track.crop.side / FACE_HEIGHTS, 1),
         "found": round(float(found.mean()), 4),
         "reprojection_px": round(track.median_reprojection, 3),
@@ -260,3 +265,10 @@ def _record(key: str, media: bytes, suffix: str, track: Track, info: dict[str, A
         found,
         {**info, **details},
     )
+
+
+def _beyond(track: Track, shape: tuple[int, ...]) -> float:
+    """Share of the crop that lies outside a frame (H, W, ...) and shows its repeated edge."""
+    corner, side = track.crop.corner, track.crop.side
+    low, high = corner.clip(0.0), (corner + side).clip(max=[shape[1], shape[0]])
+    return 1.0 - float(np.prod((high - low).clip(0.0))) / side**2

@@ -372,13 +372,23 @@ def _fill(
 def _decode_video(media: bytes) -> NDArray[np.uint8]:
     """(T, 3, H, W) of an mp4 that preparation wrote."""
     import av
+    from av.video.reformatter import VideoReformatter
 
+    from export3d.video.reading import BT709, FULL, LIMITED, SWS_QUALITY
+
+    reformatter: Any = VideoReformatter()
+    colours = {"src_colorspace": BT709, "dst_colorspace": BT709, "src_color_range": LIMITED, "dst_color_range": FULL}
+    pictures: list[NDArray[np.uint8]] = []
     try:
         with av.open(io.BytesIO(media), mode="r", format="mp4") as container:
             stream = container.streams.video[0]
             # The pool already keeps every core busy with a clip of its own.
             stream.codec_context.thread_count = 1
-            pictures = [np.asarray(frame.to_ndarray(format="rgb24"), np.uint8) for frame in container.decode(stream)]
+            for frame in container.decode(stream):
+                rgb = reformatter.reformat(
+                    frame, frame.width, frame.height, "rgb24", interpolation=SWS_QUALITY, **colours
+                )
+                pictures.append(rgb.to_ndarray())
     except (av.error.FFmpegError, IndexError) as error:
         raise InputError(str(error)) from error
     if not pictures:
