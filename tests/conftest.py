@@ -90,7 +90,10 @@ def _few_threads() -> None:
 
 @pytest.fixture(scope="session")
 def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights of preset `tiny` as a file: every command runs with them, no picture is worth looking at."""
+    """Random weights of preset `tiny` as a file: every command runs with them, no picture is worth looking at.
+
+    Weights that begin at zero are moved too, so that every input matters.
+    """
     import torch
 
     from export3d.config import preset
@@ -98,9 +101,11 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export3d.pretrained import save_pretrained
 
     torch.manual_seed(7)
-    return save_pretrained(
-        Export3D(preset("tiny")), tmp_path_factory.mktemp("weights") / "tiny.safetensors", {"images_seen": 0}
-    )
+    model = Export3D(preset("tiny"))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return save_pretrained(model, tmp_path_factory.mktemp("weights") / "tiny.safetensors", {"images_seen": 0})
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,209 @@
+"""animate/animator.py with random weights of preset `tiny`: what is computed when, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from export3d.animate.animator import Animator, Source, pick_device
+from export3d.animate.drive import Driving, rebase
+from export3d.animate.export import write_animation
+from export3d.camera import Camera, head_angles
+from export3d.errors import BadMotionFile, CheckpointError, ConfigError, NoFaceFound, OutputError, ShapeError
+from export3d.motion import Motion
+from export3d.pretrained import load_pretrained
+
+
+@pytest.fixture(scope="module")
+def animator(tiny_weights: Path) -> Animator:
+    return Animator(load_pretrained(tiny_weights), "cpu")
+
+
+@pytest.fixture(scope="module")
+def source(animator: Animator, astronaut_path: Path) -> Source:
+    return animator.encode(astronaut_path)
+
+
+@pytest.fixture
+def motion(motion_file: Path) -> Motion:
+    return Motion.load(motion_file)
+
+
+def test_a_portrait_is_tracked_and_cropped(source: Source, animator: Animator) -> None:
+    assert source.image.shape == (animator.size, animator.size, 3)
+    assert source.image.dtype == np.uint8
+    assert source.expression.shape == (52,)
+    assert source.camera.shape == (25,)
+    yaw, pitch, roll = head_angles(source.camera)
+    assert abs(yaw) < 20
+    assert abs(pitch) < 20
+    assert abs(roll) < 10
+    assert not source.several_faces
+    x, y = source.crop.centre
+    assert (180, 60) < (x, y) < (260, 160), "the astronaut's nose"
+
+
+def test_a_path_and_its_pixels_give_the_same_source(
+    animator: Animator, source: Source, astronaut: np.ndarray, astronaut_path: Path
+) -> None:
+    for portrait in (astronaut, str(astronaut_path)):
+        again = animator.encode(portrait)
+        np.testing.assert_array_equal(again.image, source.image)
+        np.testing.assert_array_equal(again.camera, source.camera)
+        torch.testing.assert_close(again.features.tokens, source.features.tokens)
+
+
+def test_a_picture_without_a_face_is_refused_by_name(animator: Animator, tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (200, 200), (90, 120, 60)).save(tmp_path / "meadow.png")
+    with pytest.raises(NoFaceFound, match=r"meadow\.png"):
+        animator.encode(tmp_path / "meadow.png")
+
+
+def test_pixels_must_be_a_colour_picture(animator: Animator) -> None:
+    with pytest.raises(ShapeError, match="portrait"):
+        animator.encode(np.zeros((64, 64), np.uint8))
+
+
+def test_rendering_twice_gives_the_same_bytes(animator: Animator, source: Source) -> None:
+    label = Camera.orbit(yaw_deg=10).label
+    first = animator.render(source, source.expression, label)
+    assert first.shape == (animator.size, animator.size, 3)
+    assert first.dtype == np.uint8
+    assert first.tobytes() == animator.render(source, source.expression, label).tobytes()
+
+
+def test_expression_and_camera_change_the_picture(animator: Animator, source: Source) -> None:
+    """Random weights say little, but what they say must depend on both."""
+    planes = animator.model.planes(source.features, torch.zeros(1, 52))
+    other = animator.model.planes(source.features, torch.ones(1, 52))
+    assert not torch.allclose(planes, other)
+    views = [animator.model.frame(planes, torch.tensor(Camera.orbit(y).label[None]).float()) for y in (0.0, 40.0)]
+    assert not torch.allclose(*views)
+
+
+def test_animating_renders_the_rebased_motion_frame_by_frame(
+    animator: Animator, source: Source, motion: Motion
+) -> None:
+    frames = list(animator.animate(source, motion, relative=True, batch=1))
+    rebased = rebase(motion, source.camera, source.expression)
+    assert len(frames) == len(motion)
+    for k in (0, 5, 11):
+        np.testing.assert_array_equal(frames[k], animator.render(source, rebased.expression[k], rebased.camera[k]))
+
+
+def test_absolute_animation_uses_the_motion_as_it_is(animator: Animator, source: Source, motion: Motion) -> None:
+    frames = list(animator.animate(source, motion, relative=False, batch=1))
+    np.testing.assert_array_equal(frames[3], animator.render(source, motion.expression[3], motion.camera[3]))
+
+
+@pytest.mark.parametrize("batch", [2, 5, 12, 50])
+def test_the_batch_size_does_not_change_the_pictures(
+    animator: Animator, source: Source, motion: Motion, batch: int
+) -> None:
+    one = np.stack(list(animator.animate(source, motion, batch=1))).astype(int)
+    many = np.stack(list(animator.animate(source, motion, batch=batch))).astype(int)
+    assert np.abs(one - many).max() <= 1, "rounding only"
+
+
+def test_the_source_is_encoded_once_and_frames_are_made_as_they_are_taken(
+    animator: Animator, astronaut: np.ndarray, motion: Motion, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = {"encode": 0, "planes": 0}
+    for name in calls:
+
+        def counted(*args: object, _name: str = name, _real: object = getattr(animator.model, name)) -> object:
+            calls[_name] += 1
+            return _real(*args)  # type: ignore[operator]
+
+        monkeypatch.setattr(animator.model, name, counted)
+    frames = animator.animate(animator.encode(astronaut), motion, batch=4)
+    assert calls == {"encode": 1, "planes": 0}
+    next(frames)
+    assert calls == {"encode": 1, "planes": 1}
+    assert len(list(frames)) == len(motion) - 1
+    assert calls == {"encode": 1, "planes": 3}
+
+
+def test_another_expression_space_is_refused_before_the_first_frame(
+    animator: Animator, source: Source, motion: Motion
+) -> None:
+    other = Motion(np.zeros((3, 64)), motion.camera[:3], 25.0, "bfm64", {"file": "deep.mat"})
+    with pytest.raises(BadMotionFile, match=r"deep\.mat is in expression space bfm64 but arkit52"):
+        animator.animate(source, other)
+
+
+def test_impossible_settings_are_refused(animator: Animator, source: Source, motion: Motion) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        animator.animate(source, motion, batch=0)
+    with pytest.raises(ShapeError, match="expression"):
+        animator.render(source, np.zeros(64), source.camera)
+    with pytest.raises(ShapeError, match="camera"):
+        animator.render(source, source.expression, np.eye(4))
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match="--device cpu"):
+        pick_device(name)
+
+
+def test_auto_is_a_device_that_is_there() -> None:
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def test_missing_weights_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"none\.safetensors"):
+        Animator.from_pretrained(tmp_path / "none.safetensors")
+
+
+def test_the_packaged_weights_are_the_default_preset(assets: Path) -> None:
+    if not (assets / "base.safetensors").is_file():
+        pytest.skip("no packaged weights yet")
+    animator = Animator.from_pretrained(device="cpu")
+    assert animator.size == 256
+    assert animator.space == "arkit52"
+
+
+def test_an_animation_and_its_sheet_are_written(
+    animator: Animator, source: Source, motion: Motion, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    from export3d.video import read_frames
+
+    count = write_animation(animator, source, Driving(motion), tmp_path / "a.mp4", tmp_path / "a.png")
+    assert count == len(motion) == len(list(read_frames(tmp_path / "a.mp4")))
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.width >= 9 * animator.size
+        assert sheet.height < 2 * animator.size
+
+
+def test_a_driving_video_gives_sound_and_a_second_row(
+    animator: Animator, source: Source, face_video: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    from export3d.animate.drive import driving
+    from export3d.video import probe
+
+    write_animation(animator, source, driving(face_video), tmp_path / "a.mp4", tmp_path / "a.png")
+    assert probe(tmp_path / "a.mp4").has_audio
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.height > 2 * animator.size
+
+
+def test_without_the_sheet_there_is_no_video_either(
+    animator: Animator, source: Source, motion: Motion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OutputError("cannot write the sheet: the disk is full")
+
+    monkeypatch.setattr("export3d.animate.export.write_png", fail)
+    with pytest.raises(OutputError, match="disk is full"):
+        write_animation(animator, source, Driving(motion), tmp_path / "a.mp4", tmp_path / "a.png")
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,381 @@
+"""Bad input through the real command line: one sentence that names the file, exit code 2, nothing left behind.
+
+Everything is made here from the bundled portrait, so that every line of the list is tested on every machine.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export3d.cli.main import main
+from export3d.motion import Motion
+from export3d.video import VideoWriter, read_frames
+
+Run = Callable[..., int]
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """The folder for results; looked at after each refusal."""
+    folder = tmp_path / "results"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def short_motion(motion_file: Path, tmp_path: Path) -> Path:
+    """Two frames: enough to run everything."""
+    Motion.load(motion_file)[:2].save(tmp_path / "short.motion")
+    return tmp_path / "short.motion"
+
+
+@pytest.fixture
+def animate(out: Path, tiny_weights: Path, astronaut_path: Path, short_motion: Path) -> Run:
+    """`export3d animate` with good arguments wherever none is given; both outputs are asked for."""
+
+    def run(
+        source: Path = astronaut_path, mover: tuple[str, Path] = ("--motion", short_motion), **options: Path
+    ) -> int:
+        arguments = {"output": out / "a.mp4", "sheet": out / "a.png", "weights": tiny_weights} | options
+        flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
+        return main(["animate", str(source), mover[0], str(mover[1]), "--device", "cpu", *flags])
+
+    return run
+
+
+def refused(code: int, capsys: Capture, out: Path, *words: str) -> str:
+    """Assert that a command was refused as promised, and return its sentence."""
+    stdout, stderr = capsys.readouterr()
+    assert code == 2
+    assert stdout == ""
+    assert stderr.startswith("export3d: ")
+    assert stderr.count("\n") == 1, f"one sentence, got: {stderr}"
+    assert "Traceback" not in stderr
+    for word in words:
+        assert word in stderr
+    assert list(out.iterdir()) == [], "no partial output"
+    return stderr
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A small file whose header promises a large picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    rows = zlib.compress(b"\0" * 100_000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+BAD_PICTURES: dict[str, tuple[str, Callable[[Path, Image.Image], None], str]] = {
+    "missing": ("missing.jpg", lambda path, _: None, "does not exist"),
+    "directory": ("folder.jpg", lambda path, _: path.mkdir(), "folder"),
+    "text": ("notes.jpg", lambda path, _: path.write_text("not a picture\n" * 50) and None, "notes.jpg"),
+    "zero bytes": ("empty.png", lambda path, _: path.touch(), "empty"),
+    "truncated": ("half.png", lambda path, a: _truncated(path, a), "half.png"),
+    "one pixel": ("dot.png", lambda path, _: Image.new("RGB", (1, 1)).save(path), "1 x 1"),
+    "20000 x 20000": ("huge.png", lambda path, _: path.write_bytes(png_of(20_000, 20_000)) and None, "megapixels"),
+    "no face": ("meadow.png", lambda path, _: Image.new("RGB", (300, 200), (80, 140, 70)).save(path), "no face"),
+    "a video": ("clip.png", lambda path, _: path.write_bytes(b"\0\0\0\x18ftypmp42" + bytes(500)) and None, "clip.png"),
+}
+
+
+def _truncated(path: Path, picture: Image.Image) -> None:
+    picture.save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+
+
+@pytest.mark.parametrize("kind", BAD_PICTURES)
+def test_a_bad_portrait_is_refused(
+    kind: str, tmp_path: Path, astronaut: np.ndarray, animate: Run, out: Path, capsys: Capture
+) -> None:
+    name, make, words = BAD_PICTURES[kind]
+    make(tmp_path / name, Image.fromarray(astronaut))
+    refused(animate(tmp_path / name), capsys, out, name, words)
+
+
+def _exif_rotated(path: Path, picture: Image.Image) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the camera was held upright: turn it clockwise to see it
+    picture.transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+
+
+def _sixteen_bit(path: Path, picture: Image.Image) -> None:
+    Image.fromarray(np.asarray(picture.convert("L")).astype(np.uint16) * 257).save(path)
+
+
+def _alpha(path: Path, picture: Image.Image) -> None:
+    picture.putalpha(Image.new("L", picture.size, 200))
+    picture.save(path)
+
+
+def _animated(path: Path, picture: Image.Image) -> None:
+    picture.save(path, save_all=True, append_images=[Image.new("RGB", picture.size)], duration=100)
+
+
+ODD_PICTURES: dict[str, tuple[str, Callable[[Path, Image.Image], None]]] = {
+    "16-bit": ("a.png", _sixteen_bit),
+    "CMYK": ("a.jpg", lambda path, picture: picture.convert("CMYK").save(path)),
+    "palette": ("a.png", lambda path, picture: picture.convert("P", palette=Image.Palette.ADAPTIVE).save(path)),
+    "grey": ("a.png", lambda path, picture: picture.convert("L").save(path)),
+    "alpha": ("a.png", _alpha),
+    "EXIF-rotated": ("a.jpg", _exif_rotated),
+    "animated": ("a.gif", _animated),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_PICTURES)
+def test_an_odd_but_good_portrait_is_animated(
+    kind: str, tmp_path: Path, astronaut: np.ndarray, animate: Run, out: Path
+) -> None:
+    name, make = ODD_PICTURES[kind]
+    make(tmp_path / name, Image.fromarray(astronaut[:256, 90:346]))
+    assert animate(tmp_path / name) == 0
+    assert {path.name for path in out.iterdir()} == {"a.mp4", "a.png"}
+
+
+def test_of_several_faces_the_largest_is_taken_and_that_is_said(
+    tmp_path: Path, astronaut: np.ndarray, animate: Run, out: Path, capsys: Capture
+) -> None:
+    pair = np.full((256, 512, 3), 255, np.uint8)
+    pair[:, 256:] = astronaut[:256, 90:346]
+    pair[56:256, 20:220] = np.asarray(Image.fromarray(astronaut[:256, 90:346]).resize((200, 200)))
+    Image.fromarray(pair).save(tmp_path / "pair.png")
+    assert animate(tmp_path / "pair.png") == 0
+    stderr = capsys.readouterr().err
+    assert "several faces" in stderr
+    assert "largest" in stderr
+    assert stderr.count("pair.png") == 1
+
+
+# --- videos -----------------------------------------------------------------------------------------------------------
+
+
+def _only_sound(path: Path) -> None:
+    import av
+
+    with av.open(str(path), "w") as container:
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        samples = av.AudioFrame.from_ndarray(np.zeros((1, 16000), np.float32), format="fltp", layout="mono")
+        samples.sample_rate = 16000
+        container.mux([*sound.encode(samples), *sound.encode(None)])
+
+
+def _flat(path: Path) -> None:
+    with VideoWriter(path, 25.0, 128) as writer:
+        for _ in range(5):
+            writer.write(np.full((128, 128, 3), 100, np.uint8))
+
+
+BAD_VIDEOS: dict[str, tuple[str, Callable[[Path, Path], None], str]] = {
+    "missing": ("missing.mp4", lambda path, _: None, "does not exist"),
+    "directory": ("folder.mp4", lambda path, _: path.mkdir(), "folder"),
+    "text": ("notes.mp4", lambda path, _: path.write_text("#EXTM3U\nhttp://127.0.0.1/a.ts\n") and None, "notes.mp4"),
+    "zero bytes": ("empty.mp4", lambda path, _: path.touch(), "empty"),
+    "truncated": ("half.mp4", lambda path, good: path.write_bytes(good.read_bytes()[:600]) and None, "half.mp4"),
+    "audio-only": ("sound.mp4", lambda path, _: _only_sound(path), "sound.mp4"),
+    "no face": ("meadow.mp4", lambda path, _: _flat(path), "no face"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_VIDEOS)
+def test_a_bad_driving_video_is_refused(
+    kind: str, tmp_path: Path, face_video: Path, animate: Run, out: Path, capsys: Capture
+) -> None:
+    name, make, words = BAD_VIDEOS[kind]
+    make(tmp_path / name, face_video)
+    refused(animate(mover=("--driving", tmp_path / name)), capsys, out, name, words)
+
+
+@pytest.mark.parametrize("kind", ["missing", "audio-only", "no face"])
+def test_a_bad_video_cannot_be_tracked_or_compared(
+    kind: str, tmp_path: Path, face_video: Path, short_motion: Path, out: Path, capsys: Capture
+) -> None:
+    name, make, words = BAD_VIDEOS[kind]
+    make(tmp_path / name, face_video)
+    refused(main(["track", str(tmp_path / name), "-o", str(out / "a.motion")]), capsys, out, name, words)
+    refused(main(["compare-motion", str(short_motion), str(tmp_path / name)]), capsys, out, name, words)
+
+
+def test_a_face_that_leaves_the_frame_is_bridged_and_that_is_said(
+    tmp_path: Path, face_video: Path, astronaut_turns: list[np.ndarray], out: Path, capsys: Capture
+) -> None:
+    with VideoWriter(tmp_path / "away.mp4", 25.0, 256) as writer:
+        for number, frame in enumerate(astronaut_turns):
+            writer.write(np.full_like(frame, 90) if 8 <= number < 13 else frame)
+    assert main(["track", str(tmp_path / "away.mp4"), "-o", str(out / "a.motion")]) == 0
+    assert "lost in 5 of 24 frames; bridged" in capsys.readouterr().err
+    assert len(Motion.load(out / "a.motion")) == len(list(read_frames(face_video)))
+
+
+# --- motion files -----------------------------------------------------------------------------------------------------
+
+
+def test_nan_in_a_motion_file_is_refused(
+    tmp_path: Path, short_motion: Path, animate: Run, out: Path, capsys: Capture
+) -> None:
+    data = bytearray(short_motion.read_bytes())
+    data[-4:] = struct.pack("<f", float("nan"))
+    (tmp_path / "nan.motion").write_bytes(data)
+    refused(animate(mover=("--motion", tmp_path / "nan.motion")), capsys, out, "nan.motion", "NaN")
+
+
+def test_another_expression_space_is_refused(
+    tmp_path: Path, short_motion: Path, animate: Run, out: Path, capsys: Capture
+) -> None:
+    motion = replace(Motion.load(short_motion), space="bfm64", expression=np.zeros((2, 64), np.float32))
+    motion.save(tmp_path / "deep.motion")
+    refused(animate(mover=("--motion", tmp_path / "deep.motion")), capsys, out, "deep.motion", "bfm64", "arkit52")
+    code = main(["compare-motion", str(short_motion), str(tmp_path / "deep.motion")])
+    refused(code, capsys, out, "deep.motion", "bfm64")
+
+
+@pytest.mark.parametrize("kind", ["missing", "directory", "zero bytes", "text"])
+def test_what_is_no_motion_file_is_refused(
+    kind: str, tmp_path: Path, face_video: Path, animate: Run, out: Path, capsys: Capture
+) -> None:
+    name, make, _ = BAD_VIDEOS[kind]
+    path = tmp_path / name.replace(".mp4", ".motion")
+    make(path, face_video)
+    refused(animate(mover=("--motion", path)), capsys, out, path.name)
+
+
+def test_a_video_given_as_motion_is_told_apart(face_video: Path, animate: Run, out: Path, capsys: Capture) -> None:
+    refused(animate(mover=("--motion", face_video)), capsys, out, "face.mp4", "video")
+
+
+# --- hostile files ----------------------------------------------------------------------------------------------------
+
+
+class _Hostile:
+    """Unpickling this leaves a file behind."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize(
+    "door", ["a.jpg", "a.mp4", "a.motion", "a.npz", "a.mat", "a.safetensors", "a.pt", "a.pkl"], ids=str
+)
+def test_a_hostile_pickle_is_never_loaded(
+    door: str, protocol: int, tmp_path: Path, animate: Run, out: Path, capsys: Capture
+) -> None:
+    path, marker = tmp_path / door, tmp_path / "owned"
+    path.write_bytes(pickle.dumps(_Hostile(marker), protocol))
+    if path.suffix == ".jpg":
+        code = animate(path)
+    elif path.suffix == ".mp4":
+        code = animate(mover=("--driving", path))
+    elif path.suffix in (".safetensors", ".pt"):
+        code = animate(weights=path)
+    else:
+        code = animate(mover=("--motion", path))
+    refused(code, capsys, out, str(path.with_suffix("")))  # of weights, the missing a.json may be told instead
+    assert not marker.exists()
+
+
+def test_a_hostile_pickle_inside_a_numpy_archive_is_never_loaded(
+    tmp_path: Path, animate: Run, out: Path, capsys: Capture
+) -> None:
+    marker = tmp_path / "owned"
+    np.savez(tmp_path / "a.npz", coefficients=np.array([_Hostile(marker)], dtype=object))
+    refused(animate(mover=("--motion", tmp_path / "a.npz")), capsys, out, "a.npz")
+    assert not marker.exists()
+
+
+# --- outputs ----------------------------------------------------------------------------------------------------------
+
+
+def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(
+    tmp_path: Path, animate: Run, out: Path, capsys: Capture
+) -> None:
+    (tmp_path / "file").write_text("")
+    nowhere = tmp_path / "missing.jpg"  # would be refused too, had it been looked at first
+    for output, words in (
+        (tmp_path / "no" / "a.mp4", "no folder"),
+        (tmp_path / "file" / "a.mp4", "no folder"),
+        (tmp_path, "must end in"),
+        (out / "a.gif", "must end in"),
+    ):
+        refused(animate(nowhere, output=output), capsys, out, words)
+    refused(animate(nowhere, sheet=out / "a.jpg"), capsys, out, "must end in .png")
+    assert main(["demo", "-o", str(tmp_path / "file" / "demo")]) == 2
+    assert "cannot create the folder" in capsys.readouterr().err
+
+
+def test_inputs_are_not_overwritten(tmp_path: Path, face_video: Path, animate: Run, out: Path, capsys: Capture) -> None:
+    before = face_video.read_bytes()
+    refused(animate(mover=("--driving", face_video), output=face_video), capsys, out, "overwrite")
+    assert face_video.read_bytes() == before
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Callable[[int], None]]:
+    """Let no file of this process grow beyond so many bytes, as on a disk that is almost full."""
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.mark.parametrize("size", [0, 1500])
+def test_a_full_disk_leaves_nothing(
+    size: int, small_disk: Callable[[int], None], animate: Run, out: Path, capsys: Capture
+) -> None:
+    small_disk(size)
+    refused(animate(), capsys, out, "cannot write", "a.mp4")
+
+
+def test_a_full_disk_leaves_no_motion_file(
+    small_disk: Callable[[int], None], face_video: Path, out: Path, capsys: Capture
+) -> None:
+    small_disk(500)
+    refused(main(["track", str(face_video), "-o", str(out / "a.motion")]), capsys, out, "cannot write", "a.motion")
+
+
+# --- weights and settings ---------------------------------------------------------------------------------------------
+
+
+def test_weights_that_are_not_there_or_damaged_are_refused(
+    tmp_path: Path, tiny_weights: Path, animate: Run, out: Path, capsys: Capture
+) -> None:
+    refused(animate(weights=tmp_path / "none.safetensors"), capsys, out, "none.safetensors")
+    refused(animate(weights=tmp_path), capsys, out, "folder")
+    (tmp_path / "cut.safetensors").write_bytes(tiny_weights.read_bytes()[:-1000])
+    (tmp_path / "cut.json").write_text(
+        tiny_weights.with_suffix(".json").read_text().replace("tiny.safetensors", "cut.safetensors")
+    )
+    refused(animate(weights=tmp_path / "cut.safetensors"), capsys, out, "cut.safetensors")
+
+
+def test_a_device_that_is_not_there_is_refused(
+    astronaut_path: Path, tiny_weights: Path, short_motion: Path, out: Path, capsys: Capture
+) -> None:
+    arguments = ["animate", str(astronaut_path), "--motion", str(short_motion), "-o", str(out / "a.mp4")]
+    refused(main([*arguments, "--weights", str(tiny_weights), "--device", "cuda:99"]), capsys, out, "cuda:99")
+
+
+def test_a_batch_of_nothing_is_refused(
+    astronaut_path: Path, tiny_weights: Path, short_motion: Path, out: Path, capsys: Capture
+) -> None:
+    arguments = ["animate", str(astronaut_path), "--motion", str(short_motion), "-o", str(out / "a.mp4")]
+    refused(main([*arguments, "--weights", str(tiny_weights), "--batch", "0"]), capsys, out, "at least 1")

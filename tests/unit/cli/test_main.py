@@ -1,0 +1,92 @@
+"""cli/main.py: failures become sentences, bugs keep their traceback."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from types import ModuleType
+
+import pytest
+
+from export3d.cli import main as door
+from export3d.errors import BadVideo, CheckpointError, MissingExtra
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A module whose `command` is replaced by each test; it is called `try`."""
+    module = ModuleType("made_command")
+    monkeypatch.setitem(sys.modules, "made_command", module)
+    monkeypatch.setitem(door.COMMANDS, "try", ("made_command", "a made-up command"))
+    return module
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        BadVideo("clip.mp4 holds no video;\n  use another file"),
+        CheckpointError("damaged"),
+        MissingExtra("face", "mediapipe"),
+    ],
+)
+def test_a_failure_on_purpose_is_one_sentence_and_code_2(
+    command: ModuleType, error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        """Fail."""
+        raise error
+
+    command.command = fail
+    assert door.main(["try"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err == f"export3d: {' '.join(str(error).split())}\n"
+
+
+def test_an_interrupt_is_code_130_without_a_traceback(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted() -> None:
+        """Be interrupted."""
+        raise KeyboardInterrupt
+
+    command.command = interrupted
+    assert door.main(["try"]) == 130
+    assert capsys.readouterr().err == "export3d: interrupted\n"
+
+
+def test_our_own_bugs_are_not_hidden(command: ModuleType) -> None:
+    def buggy() -> None:
+        """Have a bug."""
+        raise ZeroDivisionError
+
+    command.command = buggy
+    with pytest.raises(ZeroDivisionError):
+        door.main(["try"])
+
+
+@pytest.mark.parametrize(("result", "code"), [(None, 0), (0, 0), (1, 1)])
+def test_the_commands_result_is_the_exit_code(command: ModuleType, result: int | None, code: int) -> None:
+    def run() -> int | None:
+        """Run."""
+        return result
+
+    command.command = run
+    assert door.main(["try"]) == code
+
+
+def test_the_librarys_warnings_are_shown_once_and_only_while_a_command_runs(
+    command: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def warn() -> None:
+        """Warn."""
+        logging.getLogger("export3d.face.tracker").warning("%s: the face was lost in 3 of 40 frames; bridged", "a.mp4")
+
+    command.command = warn
+    for _ in range(2):
+        assert door.main(["try"]) == 0
+        assert capsys.readouterr().err == "export3d: a.mp4: the face was lost in 3 of 40 frames; bridged\n"
+    assert logging.getLogger("export3d").handlers == []
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert door.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("export3d 0.")
