@@ -148,7 +148,7 @@ sys.meta_path.insert(0, NoOpenCV())
 
 
 def test_importing_the_face_room_loads_neither_mediapipe_nor_opencv_nor_torch():
-    rooms = "landmarks mesh pose crop smooth tracker".split()
+    rooms = ["landmarks", "mesh", "pose", "crop", "smooth", "tracker"]
     imports = "; ".join(f"import export3d.face.{room}" for room in rooms)
     done = run(f"import sys; {imports}; print([m for m in ('mediapipe', 'cv2', 'torch', 'av') if m in sys.modules])")
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr

@@ -114,7 +114,7 @@ def test_positive_pitch_raises_the_nose():
 
 def test_reprojection_measures_the_mean_distance(rng):
     labels = random_cameras(rng, 4)
-    shifted = seen(labels) + [3.0, 4.0]
+    shifted = seen(labels) + np.array([3.0, 4.0])
     np.testing.assert_allclose(pose.reprojection(shifted, labels, 256), 5.0)
 
 

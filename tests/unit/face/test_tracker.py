@@ -33,7 +33,8 @@ class Script:
         self.frame, self.searches = -1, 0
 
     def __iter__(self):
-        for self.frame in range(len(self.lines)):  # noqa: B020 - which frame the tracker is being shown
+        for number in range(len(self.lines)):
+            self.frame = number
             yield FRAME
 
     def detect(self, image, region=None):
@@ -191,7 +192,8 @@ def test_frames_are_not_kept():
             alive.remove(id(self))
 
     def frames():
-        for script.frame in range(len(script.lines)):
+        for number in range(len(script.lines)):
+            script.frame = number
             frame = FRAME.copy().view(Frame)
             alive.append(id(frame))
             assert len(alive) <= 2
@@ -213,5 +215,5 @@ def test_the_validation_clips_are_tracked_as_promised(landmarker, shared_data):
     assert np.nanmedian(np.concatenate([track.reprojection for track in tracks])) <= 1.5
     assert max(track.median_reprojection for track in tracks) <= 1.5
     distances = np.concatenate([camera.head_position(track.motion.camera)[:, 2] for track in tracks])
-    assert 2.2 < distances.min()
+    assert distances.min() > 2.2
     assert distances.max() < 3.2
