@@ -253,7 +253,7 @@ def test_other_files_named_jpg_are_refused(tmp_path: Path, content: bytes, cause
 @pytest.mark.parametrize(
     ("name", "keep"),
     [("a.png", 20), ("a.jpg", 20), ("a.png", 0.9)]
-    + [(f"a.{kind}", 0.5) for kind in "png jpg webp tiff bmp gif".split()],
+    + [(f"a.{kind}", 0.5) for kind in ["png", "jpg", "webp", "tiff", "bmp", "gif"]],
 )
 def test_a_truncated_image_is_refused(tmp_path: Path, rng: np.random.Generator, name: str, keep: float) -> None:
     Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)).save(tmp_path / name)

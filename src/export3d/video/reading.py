@@ -6,6 +6,7 @@ DASH, concat) cannot make the reader open other files or addresses.
 
 from __future__ import annotations
 
+import codecs
 import logging
 import os
 from collections.abc import Iterable, Iterator
@@ -72,7 +73,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """Size, rate, length, rotation and sound of a video; decodes its first frame. Raises `BadVideo`."""
     with opened(path) as (container, stream, _):
         first = next(timed_frames(container, stream, Path(path)))
-        view = _View(first.frame)
+        view = _View(first.frame, stream)
         rate = stream.average_rate or stream.guessed_rate or stream.base_rate
         duration = _declared_duration(container, stream)
         has_audio = bool(container.streams.audio)
@@ -109,7 +110,7 @@ def read_frames(path: str | os.PathLike[str], fps: float = FPS) -> Iterator[Pixe
         last: tuple[Timed, Pixels] | None = None
         for timed in shown:
             if view is None:
-                view = _View(timed.frame)
+                view = _View(timed.frame, stream)
             if last is None or last[0] is not timed:
                 last = (timed, view.picture(timed.frame))
                 yield last[1]
@@ -133,11 +134,11 @@ class Timed:
 class _View:
     """Turns decoded frames into pictures as a player shows them; size and orientation are those of the first frame."""
 
-    def __init__(self, first: VideoFrame) -> None:
+    def __init__(self, first: VideoFrame, stream: VideoStream) -> None:
         from av.video.reformatter import VideoReformatter
 
         self._reformatter: VideoReformatter = VideoReformatter()
-        shape = getattr(first, "sample_aspect_ratio", None) or Fraction(1)
+        shape = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
         self._stored = (first.width, first.height)
         if Fraction(1, 8) <= shape <= 8 and shape != 1:
             self._stored = (min(MAX_SIDE, max(1, round(first.width * shape))), first.height)
@@ -259,7 +260,9 @@ def _demuxer(path: Path) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    return all(byte >= 0x20 or byte in b"\t\r\n\x0c\x1b" for byte in head)
+    """Whether bytes are text in UTF-8; a character cut off at the end does not matter."""
+    text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)
+    return "\ufffd" not in text and all(character.isprintable() or character.isspace() for character in text)
 
 
 def _is_cover(stream: Stream) -> bool:

@@ -1,0 +1,910 @@
+import logging
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+from itertools import pairwise
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+
+from export3d import video
+from export3d.errors import BadVideo, ConfigError, OutputError, ShapeError
+from export3d.video import VideoInfo, VideoWriter, probe, read_frames, reading
+
+BITS = 10
+
+
+def numbered(k: int, width: int = 80, height: int = 48) -> np.ndarray:
+    """A frame that shows its number: ten stripes, white for a one."""
+    stripes = np.array([(k >> bit) & 1 for bit in range(BITS)], np.uint8) * 255
+    row = stripes[np.arange(width) * BITS // width]
+    return np.ascontiguousarray(np.broadcast_to(row[None, :, None], (height, width, 3)))
+
+
+def number(frame: np.ndarray) -> int:
+    """The number that a frame shows."""
+    width = frame.shape[1]
+    middle = frame[frame.shape[0] // 2, (np.arange(BITS) * width + width // 2) // BITS].mean(axis=-1)
+    return sum(1 << bit for bit in range(BITS) if middle[bit] > 127)
+
+
+def numbers(path: Path, fps: float = 25.0) -> list[int]:
+    return [number(frame) for frame in read_frames(path, fps)]
+
+
+def clip(
+    path: Path,
+    frames: int | Iterable[np.ndarray] = 10,
+    fps: float | Fraction = 25,
+    times: Sequence[float] | None = None,
+    codec: str = "libx264",
+    pix_fmt: str = "yuv420p",
+    sound: np.ndarray | None = None,
+    sound_codec: str = "aac",
+    sound_rate: int = 48000,
+    sound_at: float = 0.0,
+    aspect: Fraction | None = None,
+    options: dict[str, str] | None = None,
+    container_options: dict[str, str] | None = None,
+) -> Path:
+    """A small video made with PyAV alone; `times` are the frames' seconds, `sound` is (channels, samples) in -1..1."""
+    pictures = [numbered(k) for k in range(frames)] if isinstance(frames, int) else list(frames)
+    rate = Fraction(fps).limit_denominator(1001)
+    with av.open(str(path), "w", options=container_options or {}) as container:
+        stream = container.add_stream(
+            codec, rate=rate, options=options or ({"crf": "10"} if codec == "libx264" else {})
+        )
+        stream.height, stream.width = pictures[0].shape[:2]
+        stream.pix_fmt = pix_fmt
+        tick = Fraction(1, 1000) if times is not None else 1 / rate
+        if times is not None:
+            stream.codec_context.time_base = tick
+        if aspect is not None:
+            stream.codec_context.sample_aspect_ratio = aspect
+        track = None
+        if sound is not None:
+            track = container.add_stream(sound_codec, rate=sound_rate)
+            track.layout = "mono" if len(sound) == 1 else "stereo"
+        for k, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = round(times[k] * 1000) if times is not None else k
+            frame.time_base = tick
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+        if track is not None:
+            assert sound is not None
+            for start in range(0, sound.shape[1], 1024):
+                part = np.ascontiguousarray(sound[:, start : start + 1024], np.float32)
+                samples = av.AudioFrame.from_ndarray(part, format="fltp", layout=track.layout.name)
+                samples.sample_rate, samples.time_base = sound_rate, Fraction(1, sound_rate)
+                samples.pts = start + round(sound_at * sound_rate)
+                container.mux(track.encode(samples))
+            container.mux(track.encode(None))
+    return path
+
+
+def beep(at: float, seconds: float, channels: int = 1, rate: int = 48000) -> np.ndarray:
+    """Silence with a loud tone from `at` on for 0.2 s."""
+    t = np.arange(round(seconds * rate)) / rate
+    tone = 0.8 * np.sin(2 * np.pi * 1000 * t) * ((t >= at) & (t < at + 0.2))
+    return np.tile(tone, (channels, 1))
+
+
+def heard(path: Path) -> tuple[np.ndarray, int]:
+    """The sound track as a player plays it, (samples,), from the time of the first picture on, and its rate."""
+    with av.open(str(path)) as container:
+        start = next(container.decode(video=0)).time
+    with av.open(str(path)) as container:
+        out: list[np.ndarray] = []
+        origin = None
+        resampler = av.AudioResampler(format="fltp", layout="mono")
+        for frame in container.decode(audio=0):
+            origin = frame.time if origin is None else origin
+            out += [part.to_ndarray()[0] for part in resampler.resample(frame)]
+        rate = container.streams.audio[0].rate
+    assert origin is not None
+    sound = np.concatenate(out)
+    shift = round((origin - start) * rate)
+    return (np.pad(sound, (shift, 0)) if shift >= 0 else sound[-shift:]), rate
+
+
+def onset(path: Path) -> float:
+    """When the beep begins, seconds after the first picture."""
+    sound, rate = heard(path)
+    return float(np.flatnonzero(np.abs(sound) > 0.3)[0]) / rate
+
+
+def stamps(path: Path) -> tuple[list[Fraction], Fraction]:
+    """When each picture appears by the file's own clock, and half a tick of it (at most half a millisecond)."""
+    with av.open(str(path)) as container:
+        tick = container.streams.video[0].time_base
+        assert tick is not None
+        times = sorted(packet.pts * tick for packet in container.demux(video=0) if packet.pts is not None)
+    return times, min(tick / 2, Fraction(1, 2000))
+
+
+def shown_at(times: Sequence[Fraction], end: Fraction, fps: Fraction, slack: Fraction) -> list[int]:
+    """The slow twin of resampling: which frame a viewer sees at k / fps after the first appears."""
+    out = []
+    now = times[0]
+    while not out or now < end - slack:
+        out.append(max(i for i, time in enumerate(times) if time <= now + slack))
+        now = times[0] + len(out) / fps
+    return out
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    return float(10 * np.log10(255**2 / np.mean((a.astype(np.float64) - b) ** 2)))
+
+
+def smooth(k: int, width: int = 128, height: int = 96) -> np.ndarray:
+    """A smooth colourful picture that moves."""
+    y, x = np.mgrid[0:height, 0:width] / 100.0
+    channels = [np.sin(5 * x + 2 * y + k / 9), np.cos(4 * y - 3 * x - k / 7), np.sin(3 * x * y + 1)]
+    return (127 + 120 * np.stack(channels, axis=-1)).round().astype(np.uint8)
+
+
+# --- resampling ---
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [
+        ("a.mp4", "libx264"),
+        ("a.mov", "libx264"),
+        ("a.mkv", "libx264"),
+        ("a.mkv", "ffv1"),
+        ("a.webm", "libvpx"),
+        ("a.avi", "mpeg4"),
+        ("a.avi", "mjpeg"),
+        ("a.ts", "libx264"),
+        ("a.mpg", "mpeg2video"),
+        ("a.gif", "gif"),
+    ],
+)
+def test_every_frame_of_a_25_fps_file_comes_once(tmp_path: Path, name: str, codec: str) -> None:
+    pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
+    path = clip(tmp_path / name, 30, codec=codec, pix_fmt=pix_fmt)
+    assert numbers(path) == list(range(30))
+
+
+def test_the_kind_is_told_by_the_content_and_not_by_the_name(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mkv").rename(tmp_path / "a.mp4")
+    assert numbers(tmp_path / "a.mp4") == list(range(10))
+
+
+@pytest.mark.parametrize("fps", [10, 12.5, 15, Fraction(24000, 1001), 24, Fraction(30000, 1001), 30, 50, 60, 120])
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_frame_k_is_the_one_on_screen_at_k_25ths_of_a_second(tmp_path: Path, fps: float, suffix: str) -> None:
+    count = round(float(fps) * 1.2)
+    path = clip(tmp_path / f"a.{suffix}", count, fps)
+    times, slack = stamps(path)
+    end = times[0] + count / Fraction(fps).limit_denominator(1001)
+    assert numbers(path) == shown_at(times, end, Fraction(25), slack)
+
+
+@pytest.mark.parametrize("fps", [10.0, 24.0, 29.97, 30.0, 60.0])
+def test_other_rates_can_be_asked_for(tmp_path: Path, fps: float) -> None:
+    path = clip(tmp_path / "a.mkv", 25, 25)
+    exact = Fraction(fps).limit_denominator(1001)
+    assert numbers(path, fps) == shown_at([Fraction(k, 25) for k in range(25)], Fraction(1), exact, Fraction(1, 2000))
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_variable_frame_rates_are_honoured(tmp_path: Path, seed: int, suffix: str) -> None:
+    rng = np.random.default_rng(seed)
+    times = np.cumsum(rng.choice([0.007, 0.02, 0.033, 0.04, 0.051, 0.2, 0.5], 20)).round(3).tolist()
+    path = clip(tmp_path / f"a.{suffix}", 20, 25, times=times)
+    got = numbers(path)
+    stamped, slack = stamps(path)
+    assert [float(time) for time in stamped] == pytest.approx(times, abs=1e-3), "the clip itself is as meant"
+    expected = shown_at(stamped, stamped[-1] + Fraction(1, 1000), Fraction(25), slack)
+    assert got[: len(expected)] == expected
+    assert set(got[len(expected) :]) <= {19}, "the last frame stays as long as the file says"
+    assert len(got) <= len(expected) + 20
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
+def test_a_clock_that_starts_late_does_not_matter(tmp_path: Path, suffix: str) -> None:
+    times = [7.123 + k / 25 for k in range(10)]
+    assert numbers(clip(tmp_path / f"a.{suffix}", 10, times=times))[:10] == list(range(10))
+
+
+def test_reordered_frames_come_in_the_order_of_presentation(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 40, options={"bf": "3", "b-adapt": "0", "crf": "10"})
+    assert numbers(path) == list(range(40))
+
+
+def test_one_frame_is_a_video_of_one_frame(tmp_path: Path) -> None:
+    assert numbers(clip(tmp_path / "a.mp4", 1)) == [0]
+
+
+def test_frames_are_writable_and_apart(tmp_path: Path) -> None:
+    frames = list(read_frames(clip(tmp_path / "a.mp4", 3, fps=5)))
+    assert len(frames) == 15
+    for frame in frames:
+        assert frame.dtype == np.uint8
+        assert frame.flags.c_contiguous
+        assert frame.flags.writeable
+    frames[0][:] = 7
+    assert frames[1].max() != 7
+
+
+@pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), 1e6])
+def test_a_rate_that_is_no_rate_is_refused(tmp_path: Path, fps: float) -> None:
+    with pytest.raises(ConfigError, match="fps"):
+        next(read_frames(clip(tmp_path / "a.mp4"), fps))
+
+
+def test_time_stamps_days_apart_are_refused(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mkv", 2, times=[0.0, 90_000.0])
+    with pytest.raises(BadVideo, match="24 hours"):
+        list(read_frames(path))
+
+
+# --- the picture as a player shows it ---
+
+
+def turn(path: Path, a: int, b: int, c: int, d: int) -> Path:
+    """Write a display matrix into the track header of an mp4."""
+    content = bytearray(path.read_bytes())
+    at = content.index(b"tkhd") + 44
+    for place, value in ((0, a << 16), (4, b << 16), (12, c << 16), (16, d << 16)):
+        content[at + place : at + place + 4] = value.to_bytes(4, "big", signed=True)
+    path.write_bytes(content)
+    return path
+
+
+@pytest.mark.parametrize("matrix", [(1, 0, 0, 1), (0, 1, -1, 0), (-1, 0, 0, -1), (0, -1, 1, 0),
+                                    (-1, 0, 0, 1), (1, 0, 0, -1), (0, 1, 1, 0), (0, -1, -1, 0)])  # fmt: skip
+def test_rotation_and_mirroring_are_honoured(tmp_path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """The slow twin moves every pixel where the matrix says: (x, y) to (a x + c y, b x + d y)."""
+    a, b, c, d = matrix
+    picture = np.zeros((32, 48, 3), np.uint8)
+    picture[:16, :24], picture[16:, :24], picture[:16, 24:] = (255, 0, 0), (0, 255, 0), (0, 0, 255)
+    path = turn(clip(tmp_path / "a.mp4", [picture] * 3, pix_fmt="yuv444p"), *matrix)
+    y, x = np.mgrid[0:32, 0:48]
+    to_x, to_y = a * x + c * y, b * x + d * y
+    to_x, to_y = to_x - to_x.min(), to_y - to_y.min()
+    expected = np.zeros((to_y.max() + 1, to_x.max() + 1, 3), np.uint8)
+    expected[to_y, to_x] = picture
+    frame = next(read_frames(path))
+    assert frame.shape == expected.shape
+    assert np.abs(frame.astype(int) - expected).mean() < 6
+    info = probe(path)
+    assert (info.height, info.width) == expected.shape[:2]
+    assert info.rotation == {(0, 1, -1, 0): 270, (-1, 0, 0, -1): 180, (0, -1, 1, 0): 90}.get(matrix, 0)
+
+
+def test_pixels_that_are_not_square_become_square(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 5, aspect=Fraction(3, 2))
+    assert next(read_frames(path)).shape == (48, 120, 3)
+    assert (probe(path).width, probe(path).height) == (120, 48)
+    assert numbers(path) == list(range(5))
+
+
+def test_odd_sizes_are_read(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mkv", [smooth(0, 47, 33)] * 3, codec="ffv1", pix_fmt="bgr0")
+    frame = next(read_frames(path))
+    assert frame.shape == (33, 47, 3)
+    np.testing.assert_array_equal(frame, smooth(0, 47, 33))
+
+
+def test_a_size_that_changes_on_the_way_is_brought_to_the_first(tmp_path: Path) -> None:
+    a, b = clip(tmp_path / "a.ts", 10), clip(tmp_path / "b.ts", [numbered(k, 160, 96) for k in range(10)], times=None)
+    (tmp_path / "both.ts").write_bytes(a.read_bytes() + b.read_bytes())
+    frames = list(read_frames(tmp_path / "both.ts"))
+    assert {frame.shape for frame in frames} == {(48, 80, 3)}
+
+
+@pytest.mark.parametrize("matrix", ["bt709", "bt601"])
+@pytest.mark.parametrize("full", [False, True])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p"])
+def test_colours_follow_the_matrix_and_range_in_the_file(tmp_path: Path, matrix: str, full: bool, pix_fmt: str) -> None:
+    """YUV is computed here from the standards' formulas, stored without loss, and must come back as the colours."""
+    kr, kb = {"bt709": (0.2126, 0.0722), "bt601": (0.299, 0.114)}[matrix]
+    colours = np.array([[200, 150, 120], [30, 60, 200], [10, 200, 30], [250, 250, 250], [5, 5, 5]])
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, pix_fmt
+        stream.codec_context.colorspace = {"bt709": 1, "bt601": 6}[matrix]
+        stream.codec_context.color_range = 2 if full else 1
+        for k, (r, g, b) in enumerate(colours / 255.0):
+            luma = kr * r + (1 - kr - kb) * g + kb * b
+            chroma = np.array([(b - luma) / (2 * (1 - kb)), (r - luma) / (2 * (1 - kr))])
+            yuv = [luma * 255, *(chroma * 255 + 128)] if full else [16 + 219 * luma, *(128 + 224 * chroma)]
+            frame = av.VideoFrame(32, 32, pix_fmt)
+            for plane, value in zip(frame.planes, yuv):
+                plane.update(bytes([round(value)]) * plane.buffer_size)
+            frame.pts, frame.time_base = k, Fraction(1, 25)
+            frame.colorspace, frame.color_range = {"bt709": 1, "bt601": 6}[matrix], 2 if full else 1
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    for frame, colour in zip(read_frames(path), colours, strict=True):
+        assert np.abs(frame.astype(int) - colour).max() <= 3
+
+
+def test_a_transparent_animation_is_laid_over_white(tmp_path: Path) -> None:
+    from PIL import Image
+
+    frames = []
+    for k in range(3):
+        frame = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
+        frame.paste((255, 0, 0, 255), (10 * k, 0, 10 * k + 10, 40))
+        frames.append(frame)
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=40, disposal=2)
+    first = next(read_frames(tmp_path / "a.gif"))
+    np.testing.assert_allclose(first[20, 5], [255, 0, 0], atol=3)
+    np.testing.assert_array_equal(first[20, 35], [255, 255, 255])
+
+
+# --- probing ---
+
+
+def test_a_probe_tells_what_a_player_would_show(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 60, fps=30, sound=beep(0, 2))
+    assert probe(path) == VideoInfo(width=80, height=48, fps=30.0, duration_s=2.0, rotation=0, has_audio=True)
+    assert not probe(clip(tmp_path / "b.mp4")).has_audio
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt"),
+    [
+        ("a.mkv", "libx264", "yuv420p"),
+        ("a.gif", "gif", "rgb8"),
+        ("a.avi", "mpeg4", "yuv420p"),
+        ("a.ts", "libx264", "yuv420p"),
+    ],
+)
+def test_the_duration_is_found_in_every_container(tmp_path: Path, name: str, codec: str, pix_fmt: str) -> None:
+    assert probe(clip(tmp_path / name, 50, codec=codec, pix_fmt=pix_fmt)).duration_s == pytest.approx(2.0, abs=0.05)
+
+
+# --- what is refused ---
+
+
+def refused(path: Path, cause: str) -> None:
+    for attempt in (lambda: next(read_frames(path)), lambda: probe(path)):
+        with pytest.raises(BadVideo, match=cause) as caught:
+            attempt()
+        sentence = str(caught.value)
+        assert str(path) in sentence
+        assert "; " in sentence, "the remedy is missing"
+        assert "\n" not in sentence
+
+
+def test_a_missing_file_a_folder_and_an_empty_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "empty.mp4").touch()
+    refused(tmp_path / "none.mp4", "does not exist")
+    refused(tmp_path, "is a folder")
+    refused(tmp_path / "empty.mp4", "is empty")
+
+
+@pytest.mark.parametrize("address", ["http://example.com/a.mp4", "concat:a.mp4|b.mp4", "rtsp://127.0.0.1/a"])
+def test_addresses_are_no_files(address: str) -> None:
+    with pytest.raises(BadVideo, match="does not exist"):
+        next(read_frames(address))
+
+
+@pytest.mark.parametrize(
+    ("content", "cause"),
+    [
+        (b"just text\n" * 50, "is not a video but text"),
+        (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n", "is not a video but text"),
+        (b"ffconcat version 1.0\nfile /etc/hostname\n", "is not a video but text"),
+        (b"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'></MPD>", "is not a video but text"),
+        (b"\xff\xfe" * 300, "unknown kind"),
+        (bytes(1000), "unknown kind"),
+        (pickle.dumps({"frames": 3}), "a Python pickle"),
+        (b"\xff\xd8\xff\xe0" + bytes(1000), "still image"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(1000), "still image"),
+        (b"RIFF\x00\x10\x00\x00WEBPVP8 " + bytes(1000), "still image"),
+        (b"\x00\x00\x00\x18ftypheic" + bytes(1000), "still image"),
+        (b"RIFF\x00\x10\x00\x00WAVEfmt " + bytes(1000), "only sound"),
+        (b"ID3\x04" + bytes(1000), "only sound"),
+        (b"\x00\x00\x00\x18ftypisom" + bytes(1000), "damaged or not complete"),
+        (b"\x1a\x45\xdf\xa3" + bytes(1000), "damaged|no pictures|no frame"),
+        (b"GIF89a" + bytes(1000), "damaged|no pictures|no frame"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.mp4", "a.m3u8"])
+def test_other_files_are_refused_whatever_their_name(tmp_path: Path, content: bytes, cause: str, name: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    refused(tmp_path / name, cause)
+
+
+def test_a_playlist_cannot_open_another_file(tmp_path: Path) -> None:
+    """A list that a player would follow to a real video beside it is refused all the same."""
+    clip(tmp_path / "secret.mp4")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile secret.mp4\n")
+    refused(tmp_path / "list.mp4", "text")
+
+
+def test_a_still_gif_is_no_video(tmp_path: Path) -> None:
+    from PIL import Image
+
+    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.gif")
+    with pytest.raises(BadVideo, match="still image"):
+        list(read_frames(tmp_path / "a.gif"))
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.m4a", "aac"), ("a.mkv", "pcm_s16le")])
+def test_a_video_of_sound_alone_is_refused(tmp_path: Path, name: str, codec: str) -> None:
+    with av.open(str(tmp_path / name), "w", format="matroska" if name.endswith("mkv") else "mp4") as container:
+        track = container.add_stream(codec, rate=48000)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    refused(tmp_path / name, "holds only sound; give a video that shows a face")
+
+
+def test_a_truncated_file_without_its_index_is_refused(tmp_path: Path) -> None:
+    whole = clip(tmp_path / "a.mp4", 50).read_bytes()
+    (tmp_path / "a.mp4").write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path / "a.mp4", "damaged or not complete; copy or record it again")
+
+
+def test_an_index_without_frames_is_refused(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 50, container_options={"movflags": "+faststart"})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"mdat") + 4])
+    refused(path, "no frame that can be decoded")
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.avi"])
+def test_a_truncated_file_gives_the_frames_it_has(tmp_path: Path, name: str, caplog: pytest.LogCaptureFixture) -> None:
+    options = {"movflags": "+faststart"} if name == "a.mp4" else {}
+    codec = "mpeg4" if name == "a.avi" else "libx264"
+    path = clip(tmp_path / name, 100, codec=codec, options={"g": "5"}, container_options=options)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * (8 if name == "a.mp4" else 6) // 10])
+    with caplog.at_level(logging.WARNING):
+        got = numbers(path)
+    assert 20 < len(got) < 95
+    assert got[:20] == list(range(20))
+    if name != "a.ts":  # a transport stream does not say how long it should be
+        assert "not complete" in caplog.text
+
+
+def test_a_whole_file_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, "export3d"):
+        for name in ("a.mp4", "a.mkv", "a.ts"):
+            numbers(clip(tmp_path / name, 30, sound=beep(0, 1.5)))
+    assert caplog.text == ""
+
+
+def test_bytes_changed_inside_give_frames_or_one_sentence(tmp_path: Path, rng: np.random.Generator) -> None:
+    """Whatever FFmpeg stumbles over, nothing but `BadVideo` comes out, and every frame has the same size."""
+    originals = [clip(tmp_path / "a.mp4", 12).read_bytes(), clip(tmp_path / "a.mkv", 12).read_bytes(),
+                 clip(tmp_path / "a.avi", 12, codec="mpeg4").read_bytes()]  # fmt: skip
+    read = 0
+    for k in range(45):
+        content = bytearray(originals[k % 3])
+        for at in rng.integers(40, len(content), 1 + k % 9):
+            content[at] = rng.integers(0, 256)
+        path = tmp_path / f"spoilt{k}"
+        path.write_bytes(content)
+        try:
+            sizes = set()
+            for count, frame in enumerate(read_frames(path)):
+                sizes.add(frame.shape)
+                if count > 200:
+                    break
+            assert len(sizes) == 1
+            read += 1
+        except BadVideo:
+            continue
+    assert read > 5
+
+
+def test_frames_beyond_8192_pixels_are_refused(tmp_path: Path) -> None:
+    huge = np.zeros((16, 8208, 3), np.uint8)
+    path = clip(tmp_path / "a.avi", [huge], codec="mjpeg", pix_fmt="yuvj420p")
+    refused(path, "8208 x 16; make it at most 8192 pixels a side")
+
+
+def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) -> None:
+    """Writing and reading 1,000 frames that would take 110 MB together, in a process of its own."""
+    script = """
+import resource, sys
+import numpy as np
+from export3d.video import VideoWriter, read_frames
+
+def peak_mb():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "linux" else 1024 ** 2)
+
+def ramp():
+    for k in range(1000):
+        yield np.full((192, 192, 3), k % 200, np.uint8)
+
+def count(frames, after):
+    for n, frame in enumerate(frames, 1):
+        if n == after:
+            start = peak_mb()
+    return n, peak_mb() - start
+
+with VideoWriter(sys.argv[1], 25, 192) as writer:
+    for n, frame in enumerate(ramp(), 1):
+        writer.write(frame)
+        if n == 200:
+            start = peak_mb()
+print(n, peak_mb() - start)
+print(*count(read_frames(sys.argv[1]), 100))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "a.mp4")], capture_output=True, text=True, check=True
+    )
+    for line in done.stdout.splitlines():
+        frames, grown = line.split()
+        assert int(frames) == 1000
+        assert float(grown) < 24, line
+
+
+def test_arrays_are_released_as_they_are_read(tmp_path: Path) -> None:
+    import tracemalloc
+
+    path = clip(tmp_path / "a.mp4", [smooth(k) for k in range(120)], fps=5)
+    tracemalloc.start()
+    count = sum(1 for _ in read_frames(path))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert count == 600
+    assert peak < 40 * 128 * 96 * 3
+
+
+# --- writing ---
+
+
+def boxes(path: Path) -> list[bytes]:
+    content, at, out = path.read_bytes(), 0, []
+    while at < len(content):
+        out.append(content[at + 4 : at + 8])
+        at += int.from_bytes(content[at : at + 4], "big")
+    return out
+
+
+def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
+    frames = [smooth(k) for k in range(30)]
+    with VideoWriter(tmp_path / "a.mp4", 25, (128, 96)) as writer:
+        writer.write_frames(frames)
+        assert writer.frames_written == 30
+    back = list(read_frames(tmp_path / "a.mp4"))
+    assert len(back) == 30
+    assert min(psnr(a, b) for a, b in zip(back, frames)) > 35
+    assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+def test_plain_colours_come_back_as_they_were(tmp_path: Path) -> None:
+    colours = np.array([[200, 150, 120], [30, 60, 200], [250, 20, 20], [255, 255, 255], [0, 0, 0], [128, 128, 128]])
+    with VideoWriter(tmp_path / "a.mp4", 25, 64, crf=1) as writer:
+        for colour in colours:
+            writer.write(np.broadcast_to(colour.astype(np.uint8), (64, 64, 3)))
+    for frame, colour in zip(read_frames(tmp_path / "a.mp4"), colours, strict=True):
+        assert np.abs(frame.astype(int) - colour).max() <= 4
+
+
+def test_the_file_is_what_browsers_play(tmp_path: Path) -> None:
+    with VideoWriter(tmp_path / "a.mp4", 25, 64, metadata={"title": "größer"}) as writer:
+        writer.write_frames(np.zeros((30, 64, 64, 3), np.uint8))
+    kinds = boxes(tmp_path / "a.mp4")
+    assert kinds[0] == b"ftyp"
+    assert kinds.index(b"moov") < kinds.index(b"mdat"), "the index must stand in front"
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        stream = container.streams.video[0]
+        context = stream.codec_context
+        assert (context.name, context.pix_fmt, stream.average_rate, stream.frames) == ("h264", "yuv420p", 25, 30)
+        assert (context.color_range, context.colorspace, context.color_primaries, context.color_trc) == (1, 1, 1, 1)
+        assert container.metadata["title"] == "größer"
+        assert "creation_time" not in container.metadata | stream.metadata
+        assert float(stream.duration * stream.time_base) == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize("fps", [10, 24, 29.97, 30, Fraction(24000, 1001), 60])
+def test_the_rate_is_exact(tmp_path: Path, fps: float) -> None:
+    with VideoWriter(tmp_path / "a.mp4", fps, (80, 48)) as writer:
+        writer.write_frames(numbered(k) for k in range(20))
+    with av.open(str(tmp_path / "a.mp4")) as container:
+        assert container.streams.video[0].average_rate == Fraction(fps).limit_denominator(1001)
+    assert numbers(tmp_path / "a.mp4", fps) == list(range(20))
+
+
+def test_a_lower_crf_is_better_and_larger(tmp_path: Path) -> None:
+    noisy = [
+        np.clip(smooth(k) + np.random.default_rng(k).normal(0, 8, (96, 128, 3)), 0, 255).astype(np.uint8)
+        for k in range(8)
+    ]
+    sizes, quality = [], []
+    for crf in (8, 28):
+        with VideoWriter(tmp_path / f"{crf}.mp4", 25, (128, 96), crf=crf) as writer:
+            writer.write_frames(noisy)
+        sizes.append((tmp_path / f"{crf}.mp4").stat().st_size)
+        quality.append(psnr(next(read_frames(tmp_path / f"{crf}.mp4")), noisy[0]))
+    assert sizes[0] > sizes[1]
+    assert quality[0] > quality[1]
+
+
+def test_the_same_frames_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+    """With sound, and on one core there and all cores here."""
+    driving = clip(tmp_path / "driving.mp4", 30, sound=beep(0.5, 1.2, channels=2))
+    script = (
+        "import os, sys\n"
+        "if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from export3d.video import VideoWriter, read_frames\n"
+        "with VideoWriter(sys.argv[2], 25, (80, 48), audio_from=sys.argv[1]) as writer:\n"
+        "    writer.write_frames(read_frames(sys.argv[1]))\n"
+    )
+    subprocess.run([sys.executable, "-c", script, str(driving), str(tmp_path / "there.mp4")], check=True)
+    with VideoWriter(tmp_path / "here.mp4", 25, (80, 48), audio_from=driving) as writer:
+        writer.write_frames(read_frames(driving))
+    assert (tmp_path / "here.mp4").read_bytes() == (tmp_path / "there.mp4").read_bytes()
+
+
+@pytest.mark.parametrize("size", [(63, 64), (64, 63), (0, 0), (10_000, 64)])
+def test_sizes_that_cannot_be_coded_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=f"{size[0]} x {size[1]}"):
+        VideoWriter(tmp_path / "a.mp4", 25, size)
+
+
+def test_other_containers_and_rates_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"must end in \.mp4"):
+        VideoWriter(tmp_path / "a.gif", 25, 64)
+    with pytest.raises(ConfigError, match="fps"):
+        VideoWriter(tmp_path / "a.mp4", 0, 64)
+
+
+def leaves_nothing(folder: Path, error: type[Exception], cause: str, **options: object) -> None:
+    """Writing 40 frames fails with `error`, and the folder holds what it held before."""
+    before = {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)}
+
+    def write() -> None:
+        with VideoWriter(options.pop("path", folder / "a.mp4"), 25, 64, **options) as writer:  # type: ignore[arg-type]
+            for _ in range(40):
+                writer.write(np.zeros((64, 64, 3), np.uint8))
+
+    with pytest.raises(error, match=cause) as caught:
+        write()
+    assert "\n" not in str(caught.value)
+    assert {name: (folder / name).stat().st_mtime_ns for name in os.listdir(folder)} == before
+
+
+def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder.mp4").mkdir()
+    (tmp_path / "file").touch()
+    leaves_nothing(tmp_path, OutputError, "its folder .* does not exist; create it", path=tmp_path / "no" / "a.mp4")
+    leaves_nothing(tmp_path, OutputError, "is a folder; add a file name", path=tmp_path / "folder.mp4")
+    leaves_nothing(tmp_path, OutputError, "create it first", path=tmp_path / "file" / "a.mp4")
+    if Path("/proc/self").is_dir():
+        leaves_nothing(tmp_path, OutputError, "cannot write /proc/self", path=Path("/proc/self/a.mp4"))
+
+
+def test_an_exception_among_the_frames_leaves_the_old_file(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"old")
+
+    def write(error: BaseException) -> None:
+        with VideoWriter(tmp_path / "a.mp4", 25, 64) as writer:
+            writer.write(np.zeros((64, 64, 3), np.uint8))
+            raise error
+
+    for error in (RuntimeError("mine"), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            write(error)
+    assert (tmp_path / "a.mp4").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.mp4"]
+
+
+@pytest.mark.parametrize(
+    ("frame", "cause"),
+    [
+        (np.zeros((64, 62, 3), np.uint8), r"\(64, 64, 3\), got \(64, 62, 3\)"),
+        (np.zeros((64, 64), np.uint8), "shape"),
+        (np.zeros((64, 64, 3)), "uint8"),
+    ],
+)
+def test_frames_of_another_size_or_type_are_refused(tmp_path: Path, frame: np.ndarray, cause: str) -> None:
+    def write() -> None:
+        with VideoWriter(tmp_path / "a.mp4", 25, 64) as writer:
+            writer.write(frame)
+
+    with pytest.raises(ShapeError, match=cause):
+        write()
+    assert os.listdir(tmp_path) == []
+
+
+def test_no_frames_are_no_video(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="no frames"), VideoWriter(tmp_path / "a.mp4", 25, 64):
+        pass
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no limits on the size of files")
+@pytest.mark.parametrize("limit", [0, 1000, 20_000, 32_768, 60_000, -3000, -1])
+@pytest.mark.parametrize("sound", [False, True])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, limit: int, sound: bool) -> None:
+    """The limit on file sizes stands for the full disk, at the start, in the middle and in the last bytes."""
+    (tmp_path / "out").mkdir()
+    driving = clip(tmp_path / "driving.mp4", 5, sound=beep(0, 1))
+    script = (
+        "import resource, sys\n"
+        "import numpy as np\n"
+        "from export3d.errors import OutputError\n"
+        "from export3d.video import VideoWriter\n"
+        "def write(path):\n"
+        "    rng = np.random.default_rng(0)\n"
+        "    with VideoWriter(path, 25, 64, audio_from=sys.argv[2] if int(sys.argv[4]) else None) as writer:\n"
+        "        for k in range(60): writer.write(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8))\n"
+        "limit = int(sys.argv[3])\n"
+        "if limit < 0:\n"
+        "    import os; write(sys.argv[2] + '.mp4'); limit += os.path.getsize(sys.argv[2] + '.mp4')\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))\n"
+        "try: write(sys.argv[1])\n"
+        "except OutputError as error: print(error); sys.exit(2)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "out" / "a.mp4"), str(driving), str(limit), str(int(sound))],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stdout.startswith(f"cannot write {tmp_path / 'out' / 'a.mp4'}: ")
+    assert "choose another folder" in done.stdout
+    assert done.stdout.count("\n") == 1
+    assert os.listdir(tmp_path / "out") == []
+
+
+# --- sound ---
+
+
+def carried(driving: Path, out: Path, frames: int | None = None, **options: float) -> Path:
+    """The driving video's own frames and sound, through the writer."""
+    with VideoWriter(out, 25, (80, 48), audio_from=driving, **options) as writer:  # type: ignore[arg-type]
+        for k, frame in enumerate(read_frames(driving)):
+            if frames is None or k < frames:
+                writer.write(frame)
+    return out
+
+
+def packets(path: Path) -> list[bytes]:
+    with av.open(str(path)) as container:
+        return [bytes(packet) for packet in container.demux(audio=0) if packet.size]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mov", "mkv"])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_aac_is_copied_bit_for_bit(tmp_path: Path, suffix: str, channels: int) -> None:
+    driving = clip(tmp_path / f"a.{suffix}", 50, sound=beep(1.0, 2.0, channels))
+    out = carried(driving, tmp_path / "out.mp4")
+    before, after = packets(driving), packets(out)
+    assert len(before) - 2 <= len(after) <= len(before)
+    assert after == before[: len(after)]
+    assert onset(out) == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "rate"),
+    [
+        ("a.avi", "pcm_s16le", 48000),
+        ("a.mkv", "pcm_s16le", 8000),
+        ("a.mkv", "flac", 44100),
+        ("a.mkv", "libmp3lame", 44100),
+        ("a.webm", "libopus", 48000),
+        ("a.mov", "pcm_s16le", 22050),
+        ("a.ts", "aac", 48000),
+    ],
+)
+def test_other_sound_becomes_aac(tmp_path: Path, name: str, codec: str, rate: int) -> None:
+    video_codec = {"avi": "mpeg4", "webm": "libvpx"}.get(name.split(".")[1], "libx264")
+    driving = clip(
+        tmp_path / name, 50, codec=video_codec, sound=beep(1.0, 2.0, 2, rate), sound_codec=codec, sound_rate=rate
+    )
+    out = carried(driving, tmp_path / "out.mp4")
+    with av.open(str(out)) as container:
+        assert container.streams.audio[0].codec_context.name == "aac"
+    assert onset(out) == pytest.approx(onset(driving), abs=0.012)
+    assert onset(out) == pytest.approx(1.0, abs=0.06)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "flac")])
+def test_sound_is_cut_to_the_length_of_the_pictures(tmp_path: Path, name: str, codec: str) -> None:
+    driving = clip(tmp_path / name, 75, sound=beep(0.2, 3.0), sound_codec=codec)
+    out = carried(driving, tmp_path / "out.mp4", frames=25)
+    sound, rate = heard(out)
+    assert 1.0 - 0.03 < len(sound) / rate < 1.0 + 0.05
+    assert onset(out) == pytest.approx(0.2, abs=0.012)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "flac")])
+def test_sound_shorter_than_the_pictures_ends_early(tmp_path: Path, name: str, codec: str) -> None:
+    driving = clip(tmp_path / name, 100, sound=beep(0.2, 1.0), sound_codec=codec)
+    out = carried(driving, tmp_path / "out.mp4")
+    assert probe(out).duration_s == pytest.approx(4.0)
+    sound, rate = heard(out)
+    assert len(sound) / rate == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "aac"), ("a.mkv", "flac")])
+@pytest.mark.parametrize(("pictures_at", "sound_at"), [(0.5, 0.0), (0.0, 0.4), (3.0, 2.9)])
+def test_sound_stays_with_the_pictures_when_one_begins_late(
+    tmp_path: Path, name: str, codec: str, pictures_at: float, sound_at: float
+) -> None:
+    """The beep sounds 1 s after the sound begins; the result's clock starts with the first picture."""
+    times = [pictures_at + k / 25 for k in range(50)]
+    driving = clip(tmp_path / name, 50, times=times, sound=beep(1.0, 2.5), sound_codec=codec, sound_at=sound_at)
+    out = carried(driving, tmp_path / "out.mp4")
+    assert onset(driving) == pytest.approx(sound_at + 1.0 - pictures_at, abs=0.03), "the clip itself is as meant"
+    assert onset(out) == pytest.approx(onset(driving), abs=0.012)
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "flac")])
+def test_a_part_from_the_middle_takes_its_own_sound(tmp_path: Path, name: str, codec: str) -> None:
+    driving = clip(tmp_path / name, 75, sound=beep(2.0, 3.0), sound_codec=codec)
+    out = carried(driving, tmp_path / "out.mp4", frames=40, audio_start_s=1.2)
+    assert onset(out) == pytest.approx(0.8, abs=0.012)
+
+
+def test_a_silent_driving_video_gives_a_silent_result(tmp_path: Path) -> None:
+    out = carried(clip(tmp_path / "a.mp4", 10), tmp_path / "out.mp4")
+    assert not probe(out).has_audio
+    assert numbers(out) == list(range(10))
+
+
+def test_sound_does_not_move_the_pictures(tmp_path: Path) -> None:
+    out = carried(clip(tmp_path / "a.mp4", 60, sound=beep(0, 2.4)), tmp_path / "out.mp4")
+    assert numbers(out) == list(range(60))
+    assert probe(out).duration_s == pytest.approx(2.4)
+
+
+def test_sound_from_what_is_no_video_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    leaves_nothing(tmp_path, BadVideo, "is not a video but text", audio_from=tmp_path / "text.mp4")
+    leaves_nothing(tmp_path, BadVideo, "does not exist", audio_from=tmp_path / "none.mp4")
+
+
+def test_damaged_sound_does_not_cost_the_pictures(tmp_path: Path, rng: np.random.Generator) -> None:
+    driving = clip(tmp_path / "a.mkv", 25, sound=beep(0.2, 1.0), sound_codec="flac")
+    content = bytearray(driving.read_bytes())
+    pictures = {bytes(p) for p in av.open(str(driving)).demux(video=0) if p.size}
+    for packet in packets(driving)[3:]:
+        at = content.find(packet)
+        if packet not in pictures and at > 0 and len(packet) > 12:
+            content[at : at + 12] = rng.bytes(12)
+    driving.write_bytes(content)
+    out = carried(driving, tmp_path / "out.mp4")
+    assert numbers(out) == list(range(25))
+
+
+# --- real clips ---
+
+
+def test_a_real_clip_has_as_many_frames_as_its_length_says(shared_data: Path) -> None:
+    path = sorted((shared_data / "clips").glob("*.mp4"))[0]
+    info = probe(path)
+    count = sum(1 for _ in read_frames(path))
+    assert abs(count - info.duration_s * video.FPS) <= 1
+
+
+# --- the parts ---
+
+
+def test_times_on_the_slow_twin_and_the_reader_agree_on_many_rhythms() -> None:
+    """The resampler alone, on exact times, against the definition."""
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        times = np.cumsum(rng.integers(1, 90, rng.integers(1, 12)))
+        last = int(rng.integers(1, 90))
+        gaps = [b - a for a, b in pairwise(times)] + [last]
+        timed = [
+            reading.Timed(None, Fraction(int(t), 1000), Fraction(int(d), 1000), Fraction(1, 10**9))  # type: ignore[arg-type]
+            for t, d in zip(times, gaps)
+        ]
+        shown = reading._on_screen(timed, Fraction(1, 25), may_be_still=True, path=Path("x"))
+        got = [timed.index(frame) for frame in shown]
+        ticks = range(int(times[0]), int(times[-1]) + last, 40)
+        assert got == [max(i for i, t in enumerate(times) if t <= now) for now in ticks]
