@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,12 @@ from PIL import Image
 
 from export3d.camera import Camera
 from export3d.data.shards import Record, update
+from export3d.face.crop import CropBox
+from export3d.face.landmarks import Face
+from export3d.face.mesh import canonical_mesh
+from export3d.face.pose import project
+from export3d.face.tracker import Tracker
+from export3d.video import VideoWriter
 
 SIZE = 64
 
@@ -78,3 +84,64 @@ def split(tmp_path: Path, make_record: Callable[..., Record]) -> Path:
     records += [make_record(f"still{i}", still=True) for i in range(3)]
     update(folder, records)
     return folder
+
+
+FACE_HEIGHT = 90
+_FRAME = (240, 320)
+
+
+class PaintedFaces:
+    """A landmarker for drawings: a green rectangle is a face as high as the rectangle, frontal, nose in its middle."""
+
+    def detect(self, image: np.ndarray, region: CropBox | None = None) -> list[Face]:
+        green = (image[..., 1] > 180) & (image[..., 0] < 90) & (image[..., 2] < 90)
+        if green.sum() < 40:
+            return []
+        rows, columns = np.flatnonzero(green.any(1)), np.flatnonzero(green.any(0))
+        middle = np.array([columns[0] + columns[-1] + 1, rows[0] + rows[-1] + 1]) / 2
+        points = project(canonical_mesh().vertices, Camera.look_at().label, 256)
+        points = np.concatenate([points, np.tile(points[:1], (10, 1))])
+        height = np.linalg.norm(points[10] - points[152])
+        points = (points - points[4]) * ((rows[-1] + 1 - rows[0]) / height) + middle
+        landmarks = np.concatenate([points, np.zeros((478, 1))], 1).astype(np.float32)
+        return [Face(landmarks, np.full(52, 0.25, np.float32))]
+
+    def search(self, image: np.ndarray) -> list[Face]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def painted_tracker() -> Iterator[Tracker]:
+    """A tracker that sees the rectangles of `draw_clip` as faces; takes no time and needs no mediapipe."""
+    with Tracker(PaintedFaces()) as tracker:
+        yield tracker
+
+
+@pytest.fixture
+def draw_frame() -> Callable[..., np.ndarray]:
+    """draw_frame(x, y, height): a picture with a green face, or none where x is None."""
+
+    def draw(x: float | None = 160, y: float = 120, height: float = FACE_HEIGHT) -> np.ndarray:
+        frame = np.full((*_FRAME, 3), 128, np.uint8)
+        if x is not None:
+            half = round(height / 2)
+            frame[round(y) - half : round(y) + half, round(x) - half : round(x) + half] = (10, 220, 10)
+        return frame
+
+    return draw
+
+
+@pytest.fixture
+def draw_clip(draw_frame: Callable[..., np.ndarray]) -> Callable[..., Path]:
+    """draw_clip(path, xs, height=90, fps=25): a video whose face is at x = xs[t], absent where that is None."""
+
+    def draw(path: Path, xs: Sequence[float | None], height: float = FACE_HEIGHT, fps: float = 25.0) -> Path:
+        with VideoWriter(path, fps, _FRAME[::-1]) as writer:
+            for x in xs:
+                writer.write(draw_frame(x, height=height))
+        return path
+
+    return draw

@@ -1,0 +1,387 @@
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import logging
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export3d.data import prepare as module
+from export3d.data.clips import Limits
+from export3d.data.frames import FrameStore
+from export3d.data.prepare import Report, prepare
+from export3d.data.shards import read_index, read_shards, verify
+from export3d.data.workers import Crash
+from export3d.errors import ConfigError, InputError, OutputError
+from export3d.face.tracker import Tracker
+
+Draw = Callable[..., Path]
+
+needs_mediapipe = pytest.mark.skipif(importlib.util.find_spec("mediapipe") is None, reason="mediapipe is not installed")
+
+
+@pytest.fixture
+def clips(tmp_path: Path, draw_clip: Draw, draw_frame: Callable[..., np.ndarray]) -> Path:
+    """Three clips (one too short), a portrait in a sub-folder, a damaged video and a text nobody asked for."""
+    folder = tmp_path / "in"
+    (folder / "more").mkdir(parents=True)
+    draw_clip(folder / "anna.mp4", [160] * 20)
+    draw_clip(folder / "bob.mp4", [150] * 16 + [170] * 4)
+    draw_clip(folder / "short.mp4", [160] * 5)
+    Image.fromarray(draw_frame()).save(folder / "more" / "carla.png")
+    (folder / "broken.mp4").write_text("not a video at all")
+    (folder / "notes.txt").write_text("nobody asked")
+    return folder
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, painted_tracker: Tracker) -> list[str]:
+    """Makes `prepare` see drawings as faces; the list gets the name of every file that is worked on."""
+    worked: list[str] = []
+    real = module.records_of
+
+    def counting(path: Path, *rest: object) -> object:
+        worked.append(path.name)
+        return real(path, *rest)
+
+    monkeypatch.setattr(module, "Tracker", lambda: painted_tracker)
+    monkeypatch.setattr(module, "records_of", counting)
+    return worked
+
+
+def run(inputs: list[Path] | Path, out: Path, *rest: object, **options: object) -> Report:
+    return prepare([inputs] if isinstance(inputs, Path) else inputs, out, *rest, **{"workers": 0, **options})
+
+
+def keys(out: Path, split: str = "train") -> set[str]:
+    return {entry.key for entry in read_index(out / split).entries}
+
+
+def write_manifest(path: Path, *rows: str) -> Path:
+    path.write_text("\n".join(["file,person,split,terms,source", *rows]) + "\n")
+    return path
+
+
+def test_a_folder_becomes_shards_and_a_report(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    out = tmp_path / "out"
+    seen: list[tuple[int, int, str]] = []
+    report = run(clips, out, progress=lambda *step: seen.append(step))
+    assert keys(out) == {"anna", "bob", "carla"}
+    assert verify(out / "train") == []
+    assert {(r.file, r.reason) for r in report.rejects} == {("short.mp4", "too short"), ("broken.mp4", "unreadable")}
+    assert (report.done, report.skipped, report.ignored) == (5, 0, 1)
+    figures = report.splits["train"]
+    assert (figures["videos"], figures["images"], figures["frames"], figures["people"]) == (2, 1, 41, 3)
+    assert sorted(step[0] for step in seen) == [1, 2, 3, 4, 5]
+    assert {step[1] for step in seen} == {5}
+    saved = json.loads((out / "report.json").read_text())
+    assert saved["reasons"] == {"too short": 1, "unreadable": 1}
+    with (out / "report.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert [row["file"] for row in rows] == [reject["file"] for reject in saved["rejects"]]
+    assert "refused: 1 " in report.summary()
+    assert not list(out.rglob("parts"))
+
+
+def test_records_say_where_they_come_from_but_not_where_it_lay(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    run(clips, tmp_path / "out")
+    record = next(record for record in read_shards(tmp_path / "out" / "train") if record.key == "carla")
+    assert record.info["file"] == "more/carla.png"
+    assert (record.info["person"], record.info["split"], record.info["terms"]) == ("carla", "train", "unstated")
+    assert record.info["tool"].startswith("export3d ")
+    assert str(tmp_path) not in json.dumps(record.info)
+
+
+def test_a_manifest_gives_people_splits_and_terms(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    manifest = write_manifest(
+        clips / "list.csv",
+        "anna.mp4,p1,train,open,somewhere",
+        "more/carla.png,p2,val,non-commercial,elsewhere",
+        "gone.mp4,p3,train,,",
+    )
+    report = run([], tmp_path / "out", manifest)
+    assert (keys(tmp_path / "out"), keys(tmp_path / "out", "val")) == ({"anna"}, {"carla"})
+    [record] = read_shards(tmp_path / "out" / "val")
+    assert (record.info["person"], record.info["terms"]) == ("p2", "non-commercial")
+    assert record.info["origin"] == {"source": "elsewhere"}
+    assert report.splits["val"]["terms"] == {"non-commercial": 1}
+    assert [(r.file, r.reason) for r in report.rejects] == [("gone.mp4", "unreadable")]
+
+
+def test_files_without_a_line_in_the_manifest_are_refused(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    manifest = write_manifest(clips / "list.csv", "anna.mp4,p1,train,open,x")
+    report = run([clips / "anna.mp4", clips / "bob.mp4"], tmp_path / "out", manifest)
+    assert [(r.file, r.reason) for r in report.rejects] == [("bob.mp4", "not in the manifest")]
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (["anna.mp4,p1,train,,", "bob.mp4,p1,val,,"], "a person belongs to one split"),
+        (["anna.mp4,,train,,"], "line 2 needs"),
+        (["anna.mp4,p1,../x,,"], "line 2 needs"),
+    ],
+)
+def test_a_manifest_that_cannot_be_used_is_refused(clips: Path, tmp_path: Path, rows: list[str], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        run([], tmp_path / "out", write_manifest(clips / "list.csv", *rows))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_needs_its_columns(clips: Path, tmp_path: Path) -> None:
+    (clips / "list.csv").write_text("file,who\nanna.mp4,p1\n")
+    with pytest.raises(InputError, match="lacks the columns person, split"):
+        run([], tmp_path / "out", clips / "list.csv")
+
+
+def test_a_share_of_the_people_can_be_kept_for_validation(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    for i in range(12):
+        shutil.copy(clips / "more" / "carla.png", clips / f"person{i}.png")
+        with Image.open(clips / f"person{i}.png") as image:
+            image.convert("RGB").save(clips / f"person{i}.png", compress_level=i % 10, optimize=i > 9)
+    run(clips, tmp_path / "a", val_fraction=0.4)
+    run([clips / "anna.mp4", clips / "bob.mp4"], tmp_path / "b", val_fraction=0.4)
+    train, val = keys(tmp_path / "a"), keys(tmp_path / "a", "val")
+    assert not train & val
+    assert val
+    for folder in (tmp_path / "b").glob("*/index.json"):  # a name's side does not depend on the others
+        assert {e.key for e in read_index(folder.parent).entries} <= keys(tmp_path / "a", folder.parent.name)
+
+
+def test_what_was_finished_is_not_done_again(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    index = (out / "train" / "index.json").read_bytes()
+    drawn.clear()
+    report = run(clips, out)
+    assert drawn == []
+    assert (report.done, report.skipped, len(report.rejects)) == (0, 5, 2)
+    assert (out / "train" / "index.json").read_bytes() == index
+    shutil.copytree(clips, tmp_path / "moved")  # the same contents elsewhere are the same files
+    assert run(tmp_path / "moved", out).done == 0
+    run(clips, out, resume=False)
+    assert len(drawn) == 5
+    assert verify(out / "train") == []
+    assert len(read_index(out / "train").entries) == 3
+
+
+def test_an_interrupted_run_goes_on_where_it_stopped(
+    clips: Path, tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def stop(done: int, total: int, name: str) -> None:
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(clips, out, progress=stop)
+    assert not (out / "train" / "index.json").exists()
+    # What a kill leaves in the middle of a file: a part that lacks its marker.
+    (out / "train" / "parts" / "half.tar").write_bytes(b"half")
+    first = set(drawn)
+    drawn.clear()
+    report = run(clips, out)
+    assert len(first) == 2
+    assert not first & set(drawn)
+    assert (report.done, report.skipped) == (3, 2)
+    assert keys(out) == {"anna", "bob", "carla"}
+    assert len(report.rejects) == 2
+    assert verify(out / "train") == []
+    assert not (out / "train" / "parts").exists()
+
+
+def test_the_same_clips_give_the_same_shards_interrupted_or_not(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(clips, tmp_path / "a", progress=stop)
+    run(clips, tmp_path / "a")
+    run(clips, tmp_path / "b")
+    a, b = (read_index(tmp_path / name / "train") for name in "ab")
+    assert a.shards == b.shards
+    assert a.entries == b.entries
+
+
+def test_a_changed_file_replaces_its_former_record(
+    clips: Path, tmp_path: Path, drawn: list[str], draw_clip: Draw
+) -> None:
+    out = tmp_path / "out"
+    run(clips, out)
+    draw_clip(clips / "anna.mp4", [160] * 33)
+    draw_clip(clips / "short.mp4", [165] * 18)
+    (clips / "bob.mp4").write_text("damaged since")
+    report = run(clips, out)
+    assert {entry.key: entry.frames for entry in read_index(out / "train").entries} == {
+        "anna": 33,
+        "carla": 1,
+        "short": 18,
+    }
+    assert {r.file for r in report.rejects} == {"broken.mp4", "bob.mp4"}
+    assert verify(out / "train") == []
+
+
+def test_new_clips_are_added_to_old_ones(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    run(clips / "anna.mp4", tmp_path / "out")
+    run(clips / "more", tmp_path / "out")
+    assert keys(tmp_path / "out") == {"anna", "carla"}
+
+
+def test_a_person_who_moves_to_another_split_leaves_the_first(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    out = tmp_path / "out"
+    run([], out, write_manifest(clips / "list.csv", "anna.mp4,p1,train,,", "bob.mp4,p2,train,,"))
+    run([], out, write_manifest(clips / "list.csv", "anna.mp4,p1,val,,", "bob.mp4,p2,train,,"))
+    assert (keys(out), keys(out, "val")) == ({"bob"}, {"anna"})
+    assert verify(out / "train") == []
+
+
+def test_files_of_one_name_get_keys_of_their_own(
+    clips: Path, tmp_path: Path, drawn: list[str], draw_clip: Draw
+) -> None:
+    draw_clip(clips / "more" / "anna.mp4", [150] * 22)
+    draw_clip(clips / "an na.mp4", [140] * 21)
+    run(clips, tmp_path / "out")
+    entries = {entry.file: entry.key for entry in read_index(tmp_path / "out" / "train").entries}
+    assert entries["an na.mp4"] == "an_na"
+    assert entries["anna.mp4"] != entries["more/anna.mp4"]
+    assert all(entries[name].startswith("anna-") for name in ("anna.mp4", "more/anna.mp4"))
+
+
+def test_a_copy_under_another_name_is_refused(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    shutil.copy(clips / "anna.mp4", clips / "again.mp4")
+    report = run(clips, tmp_path / "out")
+    assert [(r.file, r.detail) for r in report.rejects if r.reason == "duplicate"] == [
+        ("anna.mp4", "anna.mp4 has the same contents as again.mp4")
+    ]
+
+
+def test_a_file_that_breaks_the_tracker_is_a_reject_not_a_crash(
+    clips: Path, tmp_path: Path, drawn: list[str], painted_tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    track = painted_tracker.track_video
+
+    def fragile(path: Path, fps: float) -> object:
+        if path.name == "bob.mp4":
+            raise ZeroDivisionError("odd file")
+        return track(path, fps)
+
+    monkeypatch.setattr(painted_tracker, "track_video", fragile)
+    report = run(clips, tmp_path / "out")
+    assert keys(tmp_path / "out") == {"anna", "carla"}
+    assert ("failed", "ZeroDivisionError: odd file") in {(r.reason, r.detail) for r in report.rejects}
+
+
+def test_a_file_that_killed_its_process_is_reported_and_tried_again_next_time(
+    clips: Path, tmp_path: Path, drawn: list[str], painted_tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.run_jobs
+
+    def crashing(jobs: list, start: object, workers: int) -> object:
+        for job in jobs:
+            yield (job, Crash(-9)) if job.file == "anna.mp4" else next(iter(real([job], start, workers)))
+
+    monkeypatch.setattr(module, "run_jobs", crashing)
+    report = run(clips, tmp_path / "out")
+    assert ("anna.mp4", "crashed") in {(r.file, r.reason) for r in report.rejects}
+    assert keys(tmp_path / "out") == {"bob", "carla"}
+    monkeypatch.undo()
+    monkeypatch.setattr(module, "Tracker", lambda: painted_tracker)
+    report = run(clips, tmp_path / "out")
+    assert (report.done, report.skipped) == (1, 4)
+    assert keys(tmp_path / "out") == {"anna", "bob", "carla"}
+
+
+def test_an_output_that_cannot_be_written_ends_the_run(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    (tmp_path / "out").write_text("in the way")
+    with pytest.raises(OutputError):
+        run(clips, tmp_path / "out")
+
+
+def test_a_full_disk_ends_the_run_and_keeps_what_was_finished(
+    clips: Path, tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.write_tar
+
+    def full(path: Path, records: list) -> None:
+        if records[0].key == "carla":
+            raise OutputError("disk full")
+        real(path, records)
+
+    monkeypatch.setattr(module, "write_tar", full)
+    with pytest.raises(OutputError, match="disk full"):
+        run(clips, tmp_path / "out")
+    finished = len(set(drawn)) - 1
+    monkeypatch.setattr(module, "write_tar", real)
+    report = run(clips, tmp_path / "out")
+    assert report.skipped == finished
+    assert keys(tmp_path / "out") == {"anna", "bob", "carla"}
+
+
+def test_inputs_that_do_not_exist_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"gone\.mp4 does not exist"):
+        run(tmp_path / "gone.mp4", tmp_path / "out")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="nothing to prepare"):
+        run(tmp_path / "empty", tmp_path / "out")
+    with pytest.raises(ConfigError, match="val_fraction"):
+        run(tmp_path / "empty", tmp_path / "out", val_fraction=1.0)
+
+
+def test_limits_change_what_is_accepted_and_what_counts_as_finished(
+    clips: Path, tmp_path: Path, drawn: list[str]
+) -> None:
+    run(clips, tmp_path / "out")
+    report = run(clips, tmp_path / "out", limits=Limits(min_frames=4))
+    assert report.done == 5
+    assert keys(tmp_path / "out") == {"anna", "bob", "carla", "short"}
+
+
+def test_notes_of_the_tracker_reach_the_log(
+    tmp_path: Path, drawn: list[str], draw_clip: Draw, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = draw_clip(tmp_path / "gap.mp4", [160] * 20 + [None] + [160] * 20)
+    with caplog.at_level(logging.INFO, logger="export3d"):
+        run(path, tmp_path / "out")
+    assert any("the face was lost in 1 of 41 frames" in message for message in caplog.messages)
+
+
+@needs_mediapipe
+def test_the_astronaut_passes_through_two_processes(tmp_path: Path, astronaut_path: Path) -> None:
+    """The real tracker, the real pool, the bundled picture; beside it files that are no faces."""
+    shutil.copy(astronaut_path, tmp_path / "astronaut.png")
+    Image.new("RGB", (300, 200), "grey").save(tmp_path / "grey.png")
+    (tmp_path / "broken.mp4").write_bytes(b"\0\0\0\x20ftypisom" + bytes(100))
+    inputs = [tmp_path / name for name in ("astronaut.png", "grey.png", "broken.mp4")]
+    report = prepare(inputs, tmp_path / "out", workers=2)
+    assert {r.file: r.reason for r in report.rejects} == {"grey.png": "no face", "broken.mp4": "unreadable"}
+    [record] = read_shards(tmp_path / "out" / "train")
+    assert record.key == "astronaut"
+    assert record.info["reprojection_px"] < 4.0
+    nose, forehead, chin = record.landmarks[0, [4, 10, 152]].astype(float)
+    np.testing.assert_allclose(nose, [0.5, 0.5], atol=0.001)
+    assert np.linalg.norm(forehead - chin) == pytest.approx(1 / 1.9, abs=0.002)
+    store = FrameStore.load(tmp_path / "out" / "train", 64)
+    assert store.frames.float().std() > 30
+
+
+@needs_mediapipe
+def test_real_clips_are_tracked_well(tmp_path: Path, shared_data: Path) -> None:
+    with (shared_data / "manifest.csv").open() as stream:
+        rows = [row for row in csv.DictReader(stream) if row["kind"] == "video" and row["split"] == "val"]
+    rows.sort(key=lambda row: int(row["frames"]))
+    report = prepare([shared_data / row["file"] for row in rows[:2]], tmp_path / "out", shared_data / "manifest.csv", 0)
+    assert report.rejects == ()
+    records = list(read_shards(tmp_path / "out" / "val"))
+    assert {record.info["person"] for record in records} == {row["person"] for row in rows[:2]}
+    for record, row in zip(sorted(records, key=lambda r: r.key), sorted(rows[:2], key=lambda r: r["file"])):
+        assert record.frames == pytest.approx(int(row["frames"]) / float(row["fps"]) * 25, abs=2)
+        assert record.found.mean() >= 0.97
+        assert record.info["reprojection_px"] < 1.5
+        assert record.info["terms"] == row["terms"]
