@@ -24,6 +24,10 @@ OPTIONS: dict[str, list[str]] = {
     "train": [
         "data", "config=...", "loop=...", "output", "resume=True", "init_from=None", "cache=None",
     ],
+    "evaluate": [
+        "split", "output", "weights=None", "every=1", "backbone='alex'", "backbone_file=None", "heads_file=None",
+        "retrack=False", "max_clips=None", "device='auto'", "batch=4",
+    ],
     "demo": ["output='out'", "motion='speech'", "absolute=False", "device='auto'"],
 }  # fmt: skip
 

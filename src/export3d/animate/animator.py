@@ -128,7 +128,8 @@ class Animator:
         labels = np.asarray(camera, dtype=np.float32)
         check_shape(expressions, str(SPACES[self.space]), "expression")
         check_shape(labels, str(LABEL_SIZE), "camera")
-        return self._frames(source, expressions[None], labels[None])[0]
+        frame: Picture = self._frames(source, expressions[None], labels[None])[0]
+        return frame
 
     def animate(self, source: Source, motion: Motion, relative: bool = True, batch: int = BATCH) -> Iterator[Picture]:
         """Frames of the source moving by `motion`, one uint8 (H, W, 3) for each of its frames, as they are made.
