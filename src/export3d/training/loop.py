@@ -5,8 +5,8 @@ averaged over all processes → clip → AdamW → weights EMA. Since every step
 resumes is the run that never stopped, bit for bit on a CPU, and neither a sampler nor a generator needs to be stored;
 validation and sheets cannot disturb training for the same reason.
 
-Runs on Hugging Face Accelerate, from one CPU to many GPUs (`accelerate launch`). Gradients are averaged by one flat
-all-reduce after the backward pass, so a task may call any method of its module, as often as it likes.
+Runs on Hugging Face Accelerate, from one CPU to many GPUs (`accelerate launch`, `torchrun`). Gradients are averaged by
+one flat all-reduce after the backward pass, so a task may call any method of its module, as often as it likes.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ class LoopConfig:
         precision: "fp32", "bf16" (autocast) or "auto": bf16 on a GPU that has it.
         channels_last: store kernels and images in that memory format.
         compile: `module.compile()`, i.e. torch.compile for the module's own call.
-        cpu: stay on the CPU even where there is a GPU.
+        cpu: stay on the CPU even where there is a GPU (several processes included).
         tensorboard: write TensorBoard events too.
         progress: show a progress bar.
     """
@@ -541,7 +541,9 @@ def _accelerator(cpu: bool) -> Any:
         from accelerate import Accelerator
     except ImportError as error:
         raise MissingExtra("train", "accelerate") from error
-    return Accelerator(mixed_precision="no", cpu=cpu)  # autocast is the loop's own: bf16 needs no gradient scaling
+    # Autocast is the loop's own, since bf16 needs no gradient scaling. Where there is no GPU, processes only find each
+    # other if the CPU is asked for.
+    return Accelerator(mixed_precision="no", cpu=cpu or not torch.accelerator.is_available())
 
 
 def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:

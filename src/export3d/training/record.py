@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d.errors import OutputError
+from export3d.image import write_png
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +75,6 @@ class Recorder:
 
     def sheet(self, images_seen: int, image: NDArray[np.uint8]) -> Path:
         """Write an image (H, W, 3) uint8 as `sheets/<images_seen>.png`; returns its path."""
-        from export3d.image import write_png
-
         path = self.run_dir / "sheets" / f"{images_seen:08d}.png"
         write_png(path, image)
         if self._board is not None:
