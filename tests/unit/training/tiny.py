@@ -1,0 +1,138 @@
+"""A network of a hundred numbers and its task, for tests of the loop; also a script that tests start and kill.
+
+python tiny.py RUN_DIR '{"max_images": 32, ...}' [PROCESSES]
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export3d.training.loop import LoopConfig, train
+
+
+class TinyModule(nn.Module):
+    """Dropout, so that the generators matter, and two buffers, so that buffers matter."""
+
+    def __init__(self, dropout: float) -> None:
+        super().__init__()
+        self.dropout = dropout
+        self.first = nn.Linear(6, 8)
+        self.second = nn.Linear(8, 8, bias=False)
+        self.third = nn.Linear(8, 2)
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("mean", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.tanh(self.first(x))
+        x = nn.functional.dropout(x, self.dropout, self.training)
+        return self.third(torch.tanh(self.second(x) + self.mean))
+
+
+class TinyTask:
+    """Regression on numbers drawn from the counter.
+
+    Args:
+        random: dropout, noise from the global generators and running buffers; False: the shares of several processes
+            add up exactly to the batch of one.
+        hook: called with images_seen inside `losses`; returns None, "loss" or "gradient": what becomes NaN.
+        slow_s: how long a step takes.
+    """
+
+    def __init__(self, random: bool = True, hook: Any = None, slow_s: float = 0.0) -> None:
+        torch.manual_seed(7)
+        self.random, self.hook, self.slow_s = random, hook, slow_s
+        self.module: nn.Module = TinyModule(0.2 if random else 0.0)
+        self.config: Mapping[str, Any] = {"width": 8}
+        self.validated = 0
+        self.first_losses: list[float] = []
+
+    def prepare(self, device: torch.device) -> None:
+        self.device = device
+
+    def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> dict[str, Any]:
+        images = range(images_seen + rank, images_seen + batch_size, world)
+        table = torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(image)) for image in images])
+        return {"x": table[:, :6], "y": table[:, 6:], "images_seen": images_seen}
+
+    def losses(self, batch: Mapping[str, Any], images_seen: int) -> dict[str, Tensor]:
+        time.sleep(self.slow_s)
+        poison = self.hook(images_seen) if self.hook else None
+        out = self.module(batch["x"])
+        total = error = (out - batch["y"]).square().mean()
+        if self.random:
+            self.module.seen += len(batch["x"])
+            self.module.mean.lerp_(batch["x"].mean().expand(8), 0.01)
+            total = error + (torch.rand(()) + np.random.rand()) * 0.1 * out.mean()  # noqa: NPY002
+        if poison == "loss":
+            total = total * torch.nan
+        elif poison == "gradient":
+            total = total + (out * 0.0).sqrt().sum()
+        self.first_losses.append(float(error.detach()))
+        return {"total": total, "error": error}
+
+    def validate(self, ema: nn.Module) -> dict[str, float]:
+        assert not ema.training
+        assert not torch.is_grad_enabled()
+        self.validated += 1
+        return {"error": float(ema(torch.ones(1, 6)).square().mean()), "noise": float(torch.rand(5).sum())}
+
+    def sheet(self, ema: nn.Module) -> np.ndarray:
+        torch.rand(3)
+        np.random.rand()  # noqa: NPY002
+        return np.full((8, 12, 3), 200, np.uint8)
+
+
+def tiny_config(**changes: Any) -> LoopConfig:
+    """Four images a step, a state every two steps, nothing else written."""
+    base = {
+        "batch_size": 4, "max_images": 32, "log_every": 4, "sheet_every": 0, "validate_every": 0, "save_every": 8,
+        "lr": 1e-2, "warmup_images": 8, "ema_halflife_images": 16, "ema_rampup": 0.5, "precision": "fp32", "cpu": True,
+        "tensorboard": False, "progress": False,
+    }  # fmt: skip
+    return LoopConfig(**{**base, **changes})
+
+
+def run(run_dir: str, changes: dict[str, Any]) -> None:
+    """One process of a run; prints why and where it stopped."""
+    task = TinyTask(random=changes.pop("random", True), slow_s=changes.pop("slow_s", 0.0))
+    result = train(task, Path(run_dir), tiny_config(**changes))
+    os.write(1, f"{result.reason} {result.images_seen} {os.environ.get('RANK', '0')}\n".encode())
+
+
+def run_forked(world: int, run_dir: str, changes: dict[str, Any]) -> None:
+    """What a launcher does, without the time it takes to import torch in every process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    children = []
+    for rank in range(world):
+        if (child := os.fork()) == 0:
+            place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
+            os.environ.update({name: str(value) for name, value in place.items()})
+            os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+            try:
+                run(run_dir, changes)
+            except BaseException:
+                traceback.print_exc()
+                os._exit(1)
+            os._exit(0)
+        children.append(child)
+    sys.exit(max(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 3:
+        run_forked(int(sys.argv[3]), sys.argv[1], json.loads(sys.argv[2]))
+    run(sys.argv[1], json.loads(sys.argv[2]))
