@@ -379,3 +379,18 @@ def test_a_batch_of_nothing_is_refused(
 ) -> None:
     arguments = ["animate", str(astronaut_path), "--motion", str(short_motion), "-o", str(out / "a.mp4")]
     refused(main([*arguments, "--weights", str(tiny_weights), "--batch", "0"]), capsys, out, "at least 1")
+
+
+def test_an_interrupted_animation_leaves_nothing(
+    animate: Run, out: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export3d.animate.animator import Animator
+
+    def first_frame_only(*_: object) -> Iterator[np.ndarray]:
+        yield np.zeros((64, 64, 3), np.uint8)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Animator, "animate", first_frame_only)
+    assert animate() == 130
+    assert capsys.readouterr().err == "export3d: interrupted\n"
+    assert list(out.iterdir()) == []
