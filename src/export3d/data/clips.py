@@ -47,7 +47,10 @@ class Limits:
     max_gap_s: float = 1.0
     """The clip is split where the face is away for longer."""
     max_reprojection_px: float = 4.0
-    """Median distance of the pose landmarks from their projections, at 256."""
+    """Of clips: median distance of the pose landmarks from their projections, at 256."""
+    max_still_reprojection_px: float = 7.0
+    """Of still pictures, which are measured against the average face: a real face that is wider or longer than it is
+    2 to 5.5 px away, so a limit near that would refuse people for the shape of their faces."""
     min_face_px: float = 64.0
     """Forehead to chin in the source's own pixels."""
     crf: int = 12
@@ -56,8 +59,8 @@ class Limits:
     def __post_init__(self) -> None:
         if self.min_frames < 2 or not 0.0 < self.min_found <= 1.0 or not 0 <= self.crf <= 51:
             raise ConfigError("limits need min_frames of at least 2, min_found in 0..1 and crf in 0..51")
-        if min(self.max_gap_s, self.max_reprojection_px) <= 0.0 or self.min_face_px < 0.0:
-            raise ConfigError("max_gap_s and max_reprojection_px must be positive, min_face_px not negative")
+        if min(self.max_gap_s, self.max_reprojection_px, self.max_still_reprojection_px) <= 0.0 or self.min_face_px < 0:
+            raise ConfigError("max_gap_s and reprojection limits must be positive, min_face_px not negative")
 
 
 class Refusal(Exception):
@@ -207,6 +210,7 @@ def _judge(track: Track, limits: Limits, where: str, still: bool = False) -> Non
     """Raise `Refusal` unless the track is good enough."""
     frames, found = len(track.found), float(track.found.mean())
     face_px, distance = track.crop.side / FACE_HEIGHTS, track.median_reprojection
+    farthest = limits.max_still_reprojection_px if still else limits.max_reprojection_px
     if not still and frames < limits.min_frames:
         raise Refusal("too short", f"{where} has {frames} frames at 25 a second, {limits.min_frames} are needed")
     if found < limits.min_found:
@@ -215,10 +219,8 @@ def _judge(track: Track, limits: Limits, where: str, still: bool = False) -> Non
         )
     if face_px < limits.min_face_px:
         raise Refusal("face too small", f"{where} has a face of {face_px:.0f} px, {limits.min_face_px:.0f} are needed")
-    if not distance <= limits.max_reprojection_px:
-        raise Refusal(
-            "poor fit", f"{where} fits a head to {distance:.1f} px, {limits.max_reprojection_px:.1f} px is the limit"
-        )
+    if not distance <= farthest:
+        raise Refusal("poor fit", f"{where} fits a head to {distance:.1f} px, {farthest:.1f} px is the limit")
 
 
 def _encode(frames: Iterable[NDArray[np.uint8]], expected: int, crf: int, name: str) -> bytes:
@@ -249,7 +251,7 @@ def _record(
         "space": track.motion.space,
         "start_s": round(start / FPS, 3),
         "crop": {"centre": [round(x, 3) for x in track.crop.centre], "side": round(track.crop.side, 3)},
-        "beyond_frame": round(_beyond(track, shape), 4),
+        "inside": _inside(track, shape),
         "face_px": round(track.crop.side / FACE_HEIGHTS, 1),
         "found": round(float(found.mean()), 4),
         "reprojection_px": round(track.median_reprojection, 3),
@@ -267,8 +269,8 @@ def _record(
     )
 
 
-def _beyond(track: Track, shape: tuple[int, ...]) -> float:
-    """Share of the crop that lies outside a frame (H, W, ...) and shows its repeated edge."""
+def _inside(track: Track, shape: tuple[int, ...]) -> list[float]:
+    """Left, top, right, bottom (0..1 of the crop) of what a frame (H, W, ...) fills; the rest repeats its edge."""
     corner, side = track.crop.corner, track.crop.side
-    low, high = corner.clip(0.0), (corner + side).clip(max=[shape[1], shape[0]])
-    return 1.0 - float(np.prod((high - low).clip(0.0))) / side**2
+    low, high = (0.0 - corner) / side, (np.array([shape[1], shape[0]]) - corner) / side
+    return [round(float(x), 5) for x in (*low.clip(0.0, 1.0), *high.clip(0.0, 1.0))]

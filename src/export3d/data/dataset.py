@@ -126,8 +126,9 @@ class PairSampler:
 
         Returns:
             float32 on the store's device, with b = batch_size / world: source, driving (b, 3, R, R) in [-1, 1];
-            source_expression, expression (b, E); source_camera, camera (b, 25); landmarks (b, 478, 2) of the driving
-            frame, 0..1 across it; and clip (b,) int64.
+            source_expression, expression (b, E); source_camera, camera (b, 25); of the driving frame landmarks
+            (b, 478, 2), 0..1 across it, and valid (b, 1, R, R), 0 where the picture repeats an edge of the source video
+            (its crop reaches beyond it), else 1; and clip (b,) int64.
 
         Raises:
             ConfigError: the batch cannot be shared evenly.
@@ -148,6 +149,7 @@ class PairSampler:
             "source_camera": sides[0]["camera"],
             "camera": sides[1]["camera"],
             "landmarks": sides[1]["landmarks"],
+            "valid": self._valid(draws),
             "clip": torch.tensor([draw.clip for draw in draws], device=self.store.device),
         }
 
@@ -206,6 +208,24 @@ class PairSampler:
         camera = torch.from_numpy(labels).float().to(store.device)
         return {"image": image, "camera": camera, "expression": expression, "landmarks": landmarks}
 
+    def _valid(self, draws: list[_Draw]) -> Tensor:
+        """(B, 1, R, R): which pixels of the driving pictures are the source's own."""
+        left, top, right, bottom = np.array([self.store.clips[draw.clip].inside for draw in draws]).T
+        flipped = np.array([draw.mirrored for draw in draws])
+        left, right = np.where(flipped, 1.0 - right, left), np.where(flipped, 1.0 - left, right)
+        low, high = np.stack([left, top], -1), np.stack([right, bottom], -1)
+        labels = self._camera[[draw.rows[1] for draw in draws]]
+        centre = _split(np.where(flipped[:, None], cameras.mirror(labels), labels))[1][:, :2, 2]
+        matrix, offset = _affine(np.stack([draw.geometry[1] for draw in draws]), centre)
+        size, device = self.store.resolution, self.store.device
+        back = torch.from_numpy(np.linalg.inv(matrix)).float().to(device)
+        steps = (torch.arange(size, device=device) + 0.5) / size
+        pixels = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(1, -1, 2)
+        origin = (pixels - torch.from_numpy(offset).float().to(device)[:, None]) @ back.mT
+        limits = [torch.from_numpy(limit).float().to(device)[:, None] for limit in (low, high)]
+        valid = ((origin >= limits[0]) & (origin <= limits[1])).all(-1)
+        return valid.view(-1, 1, size, size).float()
+
 
 @dataclass(frozen=True)
 class _Draw:
@@ -262,8 +282,7 @@ def _move(image: Tensor, landmarks: Tensor, geometry: Array, centre: Array) -> t
     still = (geometry == [0.0, 0.0, 1.0, 0.0]).all(1)
     if still.all():
         return image, landmarks
-    matrix = _rotation(geometry[:, 3]) * geometry[:, 2, None, None]
-    offset = centre + geometry[:, :2] - (matrix @ centre[..., None])[..., 0]
+    matrix, offset = _affine(geometry, centre)
     inverse = np.linalg.inv(matrix)
     # grid_sample looks up p for each p', in coordinates q = 2 p - 1.
     back = np.concatenate([inverse, (inverse @ (1.0 - 2.0 * offset)[..., None] - 1.0)], axis=-1)
@@ -274,6 +293,12 @@ def _move(image: Tensor, landmarks: Tensor, geometry: Array, centre: Array) -> t
     points = landmarks @ torch.from_numpy(matrix).to(landmarks).mT + torch.from_numpy(offset).to(landmarks)[:, None]
     image = torch.where(mask[:, None, None, None], image, moved.clamp_(-1.0, 1.0))
     return image, torch.where(mask[:, None, None], landmarks, points)
+
+
+def _affine(geometry: Array, centre: Array) -> tuple[Array, Array]:
+    """p' = A p + b of a move about `centre` (B, 2): A (B, 2, 2), b (B, 2)."""
+    matrix = _rotation(geometry[:, 3]) * geometry[:, 2, None, None]
+    return matrix, centre + geometry[:, :2] - (matrix @ centre[..., None])[..., 0]
 
 
 def _rotation(angle: Array) -> Array:

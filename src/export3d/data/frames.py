@@ -29,7 +29,7 @@ from PIL import Image, UnidentifiedImageError
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from export3d.data.shards import Index, Record, read_index, read_shards
+from export3d.data.shards import WHOLE, Box, Index, Record, read_index, read_shards
 from export3d.errors import ConfigError, InputError, check_shape
 from export3d.files import replacing, write_bytes, write_failure
 
@@ -52,6 +52,8 @@ class Clip:
     terms: str
     start: int
     frames: int
+    inside: Box = WHOLE
+    """Left, top, right, bottom (0..1) of the part of the pictures that is not a repeated edge."""
 
     @property
     def rows(self) -> slice:
@@ -169,7 +171,7 @@ class FrameStore:
         clips: list[Clip] = []
         start = 0
         for entry in entries:
-            clips.append(Clip(entry.key, entry.kind, entry.person, entry.terms, start, entry.frames))
+            clips.append(Clip(entry.key, entry.kind, entry.person, entry.terms, start, entry.frames, entry.inside))
             start += entry.frames
         records = _take(read_shards(folder, index), len(clips))
         if cache is None:
@@ -248,7 +250,7 @@ class FrameStore:
             value = json.loads(path.read_text(encoding="utf-8"))
             if (value["format"], value["version"]) != (PACKED_FORMAT, VERSION):
                 raise InputError(f"{path} is of another version; pack the frames again")
-            clips = tuple(Clip(**clip) for clip in value["clips"])
+            clips = _clips(value["clips"])
             resolution, space = int(value["resolution"]), str(value["space"])
             parts = [(str(part["file"]), int(part["frames"])) for part in value["parts"]]
             total = sum(clip.frames for clip in clips)
@@ -459,10 +461,19 @@ def _open_cache(path: Path, digest: str) -> FrameStore | None:
             known = (header.get("format"), header.get("version"), header.get("digest"))
             if known != (CACHE_FORMAT, str(VERSION), digest):
                 return None
-            clips = tuple(Clip(**clip) for clip in json.loads(header["clips"]))
+            clips = _clips(json.loads(header["clips"]))
             return FrameStore(**{name: file.get_tensor(name) for name in _TENSORS}, clips=clips, space=header["space"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
+
+
+def _clips(lines: list[dict[str, Any]]) -> tuple[Clip, ...]:
+    """Clips from JSON (which has no tuples)."""
+    clips = []
+    for line in lines:
+        left, top, right, bottom = line.get("inside", WHOLE)
+        clips.append(Clip(**{**line, "inside": (left, top, right, bottom)}))
+    return tuple(clips)
 
 
 def _digest(index: Index, resolution: int, max_clips: int | None) -> str:

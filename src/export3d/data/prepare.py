@@ -150,6 +150,8 @@ def prepare(
     workers = (os.cpu_count() or 1) if workers is None else workers
     if not 0.0 <= val_fraction < 1.0 or workers < 0:
         raise ConfigError("val_fraction must be at least 0 and below 1, and workers not negative")
+    if manifest is not None and val_fraction:
+        raise ConfigError("the manifest says who is in which split; leave val_fraction out")
     rows = None if manifest is None else _read_manifest(Path(manifest))
     files, ignored = _collect([Path(path) for path in inputs], rows)
     try:

@@ -44,6 +44,9 @@ MAX_SHARD_BYTES = 64 * 2**20
 MEDIA_SUFFIXES = ("mp4", "png")
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
+Box = tuple[float, float, float, float]
+WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
+
 _MAX_MEMBER_BYTES = 2 * 2**30
 
 
@@ -120,6 +123,8 @@ class Entry:
     """The source file, as the report calls it."""
     place: str = ""
     """Identifies where the source lay, so that a changed file replaces its former records."""
+    inside: Box = WHOLE
+    """Left, top, right, bottom (0..1 of the crop) of the part that shows the source; the rest repeats its edge."""
 
 
 @dataclass(frozen=True)
@@ -193,7 +198,7 @@ class Index:
             index = cls(
                 str(value["space"]),
                 int(value["expression_size"]),
-                tuple(Entry(**entry) for entry in value["entries"]),
+                tuple(Entry(**{**entry, "inside": _box(entry.get("inside", WHOLE))}) for entry in value["entries"]),
                 tuple(Shard(**shard) for shard in value["shards"]),
                 tuple(Reject(**reject) for reject in value["rejects"]),
             )
@@ -418,6 +423,7 @@ class _ShardBuilder:
                     str(info.get("fingerprint", record.key)),
                     str(info.get("file", "")),
                     str(info.get("place", "")),
+                    _box(info.get("inside", WHOLE)),
                 )
             )
         self._pending, self._bytes = [], 0
@@ -449,6 +455,11 @@ def _record(path: Path, key: str, members: dict[str, bytes]) -> Record:
         )
     except (ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"record {key} in {path} is damaged ({error}); prepare the data again") from error
+
+
+def _box(values: Any) -> Box:
+    left, top, right, bottom = map(float, values)
+    return left, top, right, bottom
 
 
 def _sha256(path: Path) -> str:

@@ -47,7 +47,7 @@ def test_a_clip_becomes_one_record_centred_on_the_nose(
     assert abs(info["face_px"] - 90) < 2
     assert info["crop"]["side"] == pytest.approx(1.9 * info["face_px"], abs=0.2)
     assert info["reprojection_px"] < 1.0
-    assert info["beyond_frame"] == 0.0
+    assert info["inside"] == [0.0, 0.0, 1.0, 1.0]
 
 
 def test_a_still_becomes_one_png_record(tmp_path: Path, draw_frame: Frame, painted_tracker: Tracker) -> None:
@@ -59,13 +59,23 @@ def test_a_still_becomes_one_png_record(tmp_path: Path, draw_frame: Frame, paint
     assert decode(record, 256).shape == (1, 3, 256, 256)
 
 
-def test_the_share_of_the_crop_beyond_the_frame_is_known(
+def test_stills_have_a_limit_of_their_own(tmp_path: Path, draw_frame: Frame, painted_tracker: Tracker) -> None:
+    Image.fromarray(draw_frame()).save(tmp_path / "a.png")
+    assert len(records(tmp_path / "a.png", painted_tracker, max_reprojection_px=1e-6)[0]) == 1
+    assert refusal(tmp_path / "a.png", painted_tracker, max_still_reprojection_px=1e-6).reason == "poor fit"
+
+
+def test_it_is_known_which_part_of_the_crop_the_frame_fills(
     tmp_path: Path, draw_frame: Frame, painted_tracker: Tracker
 ) -> None:
     Image.fromarray(draw_frame(y=50)).save(tmp_path / "a.png")
     [record], _ = records(tmp_path / "a.png", painted_tracker)
     side = record.info["crop"]["side"]
-    assert record.info["beyond_frame"] == pytest.approx((side / 2 - 50) / side, abs=0.01)
+    top = (side / 2 - 50) / side
+    assert record.info["inside"] == pytest.approx([0.0, top, 1.0, 1.0], abs=0.01)
+    picture = decode(record, 256)[0]
+    edge = int(top * 256) - 3
+    assert (picture[:, :edge] == picture[:, :1]).all()  # repeated: every row like the first
 
 
 def test_other_frame_rates_become_25(tmp_path: Path, draw_clip: Draw, painted_tracker: Tracker) -> None:

@@ -18,7 +18,7 @@ from export3d.motion import ARKIT52
 Make = Callable[..., Record]
 PLAIN = {"mirror": False, "augment": False}
 KEYS = {
-    "source", "driving", "source_expression", "expression", "source_camera", "camera", "landmarks", "clip",
+    "source", "driving", "source_expression", "expression", "source_camera", "camera", "landmarks", "valid", "clip",
 }  # fmt: skip
 
 
@@ -37,6 +37,7 @@ def test_a_batch_has_the_promised_tensors(store: FrameStore) -> None:
     assert set(batch) == KEYS
     assert batch["source"].shape == batch["driving"].shape == (8, 3, 32, 32)
     assert batch["landmarks"].shape == (8, 478, 2)
+    assert batch["valid"].shape == (8, 1, 32, 32)
     assert batch["clip"].dtype == torch.int64
     for name in KEYS - {"clip"}:
         assert batch[name].dtype == torch.float32
@@ -211,6 +212,26 @@ def test_picture_landmarks_and_camera_move_together(tmp_path: Path, make_record:
         point = world[7] * [-1, 1, 1] if flips else world[7]
         np.testing.assert_allclose(batch["landmarks"][i, number], centre, atol=0.01)
         np.testing.assert_allclose(cameras.project(point[None], label)[0], centre, atol=0.01)
+
+
+def test_pixels_from_beyond_the_source_are_not_valid(tmp_path: Path, make_record: Make) -> None:
+    """The valid part of the picture is painted white; it stays where `valid` says under every augmentation."""
+    size = 64
+    box = (0.0, 0.25, 0.75, 1.0)
+    update(tmp_path / "s", [make_record("x", 4, inside=list(box))])
+    store = FrameStore.load(tmp_path / "s", size)
+    assert store.clips[0].inside == box
+    store.frames[:] = 0
+    store.frames[:, :, size // 4 :, : size * 3 // 4] = 255
+    plain = PairSampler(store, 0, **PLAIN).batch(0, 4)
+    assert torch.equal(plain["valid"], (plain["driving"][:, :1] > 0).float())
+    limits = Augment(shift=0.1, scale=0.2, roll_deg=20.0, colour_probability=0.0)
+    batch = PairSampler(store, 0, augment=limits).batch(0, 40)
+    valid, white = batch["valid"][:, 0] > 0, batch["driving"][:, 0] > 0
+    assert not (valid & ~white).sum() > 0.005 * valid.sum()
+    # Where the move shows what lies beyond the crop, white may be repeated but is not valid.
+    assert (white & ~valid).sum() > (valid & ~white).sum()
+    assert 0.3 < valid.float().mean() < 0.6
 
 
 def test_colours_change_alike_on_source_and_target(store: FrameStore) -> None:

@@ -332,6 +332,8 @@ def test_inputs_that_do_not_exist_are_named(tmp_path: Path) -> None:
         run(tmp_path / "empty", tmp_path / "out")
     with pytest.raises(ConfigError, match="val_fraction"):
         run(tmp_path / "empty", tmp_path / "out", val_fraction=1.0)
+    with pytest.raises(ConfigError, match="leave val_fraction out"):
+        run([], tmp_path / "out", tmp_path / "list.csv", val_fraction=0.5)
 
 
 def test_limits_change_what_is_accepted_and_what_counts_as_finished(
