@@ -85,9 +85,9 @@ def base() -> ModelConfig:
     """What ships: narrower tokens, fewer samples a ray and a slim super-resolution, for a laptop's processor."""
     return ModelConfig(
         generator=GeneratorConfig(
-            dim=384, conditioned_blocks=4, plain_dim=192, mid_channels=192, high_channels=48, skip=True
+            dim=384, conditioned_blocks=4, plain_dim=192, mid_channels=192, high_channels=48, skip=True, align=True
         ),
-        render=RenderConfig(coarse=16, fine=16),
+        render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
         superres=SuperResConfig(mid_channels=64, high_channels=32),
     )
 

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from export3d.config import ModelConfig
+from export3d.errors import ConfigError
 from export3d.errors import check_shape
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution
+from export3d.triplane.align import frontal_view
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
 
 
@@ -44,8 +46,15 @@ class Export3D(nn.Module):
         self.renderer = VolumeRenderer(config.render, config.generator.plane_channels)
         self.superres = SuperResolution(config.superres, config.render.features)
 
-    def encode(self, source: Tensor) -> SourceFeatures:
-        """Source (B, 3, H, W) in [-1, 1] to the features that every driven frame shares."""
+    def encode(self, source: Tensor, source_camera: Tensor | None = None) -> SourceFeatures:
+        """Source (B, 3, H, W) in [-1, 1] and its cameras (B, 25) to the features that every driven frame shares.
+
+        The cameras are needed where the configuration aligns the source (`base`), and ignored elsewhere (`paper`).
+        """
+        if self.config.generator.align:
+            if source_camera is None:
+                raise ConfigError("this model aligns its source: give encode() the source's camera label too")
+            source = frontal_view(source, source_camera, self.config.render.half_extent)
         return self.generator.encode(source)
 
     def planes(self, source: SourceFeatures, expression: Tensor) -> Tensor:
@@ -74,6 +83,7 @@ class Export3D(nn.Module):
         source: Tensor,
         expression: Tensor,
         camera: Tensor,
+        source_camera: Tensor | None = None,
         generator: torch.Generator | None = None,
         resolution: int | None = None,
         superres: bool = True,
@@ -81,10 +91,11 @@ class Export3D(nn.Module):
         """Source (B, 3, H, W), driving expression (B, E) and camera (B, 25) to the driving frame.
 
         Args:
+            source_camera: (B, 25), see `encode`.
             generator: jitters the ray samples (training).
             resolution: rays a side, for training phases that render fewer.
             superres: whether to compute the final image.
         """
-        generated = self.generator.generate(self.encode(source), self.expression(expression))
+        generated = self.generator.generate(self.encode(source, source_camera), self.expression(expression))
         rendered = self.renderer(self.generator.average(generated), camera, resolution, generator)
         return Output(self.superres(rendered.feature) if superres else None, rendered, generated)

@@ -117,7 +117,7 @@ class Animator:
             image=picture,
             expression=track.motion.expression[0],
             camera=track.motion.camera[0],
-            features=self.model.encode(tensor),
+            features=self.model.encode(tensor, self._tensor(track.motion.camera[:1])),
             crop=track.crop,
             several_faces=track.several_faces,
         )

@@ -140,7 +140,12 @@ class ReconstructionTask:
         source: Tensor = batch["source"]
         jitter = torch.Generator(source.device).manual_seed(int(batch["jitter"]))
         output = self.model(
-            source, batch["expression"], batch["camera"], generator=jitter, superres=self.settings.superres
+            source,
+            batch["expression"],
+            batch["camera"],
+            batch["source_camera"],
+            generator=jitter,
+            superres=self.settings.superres,
         )
         emphasis = self.settings.face_emphasis
         weight = face_weight(batch["landmarks"], source.shape[-1], emphasis) if emphasis else None
@@ -166,7 +171,7 @@ class ReconstructionTask:
         """Rows of source, driving, ours and raw for validation pairs (training pairs where there are none)."""
         rows = []
         for pair in self._val_pairs(self.settings.sheet_pairs):
-            planes = ema.planes(ema.encode(pair["source"]), pair["expression"])  # type: ignore[operator]
+            planes = ema.planes(ema.encode(pair["source"], pair["source_camera"]), pair["expression"])  # type: ignore[operator]
             rendered = ema.render(planes, pair["camera"])  # type: ignore[operator]
             final = ema.superres(rendered.feature).clamp(-1, 1)  # type: ignore[operator]
             size = final.shape[-1]
@@ -185,7 +190,7 @@ class ReconstructionTask:
         ]
 
     def _predict(self, ema: nn.Module, pair: Mapping[str, Tensor]) -> Tensor:
-        planes = ema.planes(ema.encode(pair["source"]), pair["expression"])  # type: ignore[operator]
+        planes = ema.planes(ema.encode(pair["source"], pair["source_camera"]), pair["expression"])  # type: ignore[operator]
         image: Tensor = ema.frame(planes, pair["camera"])  # type: ignore[operator]
         return image
 

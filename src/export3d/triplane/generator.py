@@ -43,7 +43,9 @@ class GeneratorConfig:
         plane_channels: C of each plane.
         lowpass_sigma: of the Gaussian behind each pixel shuffle, in pixels of the up-sampled grid; 0 for the ablation.
         ema_delta: of the tri-plane EMA (Eq. 14).
-        skip: a 1x1 convolution carries the stem's features past the tokens to the H/8 grid (not in the paper).
+        skip: the stem's features go past the tokens to the grids of H/8, H/4 and H/2, each through a gate that the
+            expression-aware features open and close (not in the paper).
+        align: the source is first resampled onto the xy plane by its camera, see `triplane.align` (not in the paper).
     """
 
     image_size: int = 256
@@ -59,6 +61,7 @@ class GeneratorConfig:
     lowpass_sigma: float = 1.0
     ema_delta: float = 0.998
     skip: bool = False
+    align: bool = False
 
     def __post_init__(self) -> None:
         if self.image_size % 32:
@@ -76,17 +79,34 @@ class SourceFeatures:
 
     Attributes:
         tokens: (B, N, h) visual tokens.
-        skip: (B, mid_channels, H/8, W/8), or an empty tensor without the skip.
+        skips: the stem's features for the grids of H/8, H/4 and H/2; empty without the skip.
     """
 
     tokens: Tensor
-    skip: Tensor
+    skips: tuple[Tensor, ...] = ()
 
     def expand(self, batch: int) -> SourceFeatures:
         """One source repeated for a batch of expressions; copies nothing."""
         return SourceFeatures(
-            self.tokens.expand(batch, *self.tokens.shape[1:]), self.skip.expand(batch, *self.skip.shape[1:])
+            self.tokens.expand(batch, *self.tokens.shape[1:]),
+            tuple(skip.expand(batch, *skip.shape[1:]) for skip in self.skips),
         )
+
+
+class GatedSkip(nn.Module):
+    """x + sigmoid(gate(x)) * project(skip): source detail where the features ask for it; starts almost open."""
+
+    def __init__(self, channels: int, skip_channels: int) -> None:
+        super().__init__()
+        self.project = nn.Conv2d(skip_channels, channels, 1)
+        self.gate = nn.Conv2d(channels, channels, 1)
+        nn.init.zeros_(self.gate.weight)
+        if self.gate.bias is not None:
+            nn.init.constant_(self.gate.bias, 2.0)
+
+    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
+        """(B, C, H, W) and (B, C', H, W) to (B, C, H, W)."""
+        return x + torch.sigmoid(self.gate(x)) * self.project(skip)
 
 
 class TriplaneGenerator(nn.Module):
@@ -102,10 +122,11 @@ class TriplaneGenerator(nn.Module):
             ViTBlock(c.dim, c.heads, c.ffn_ratio, embedding) for _ in range(c.conditioned_blocks)
         )
         self.upsample = ShuffleUpsample(c.lowpass_sigma)
-        self.skip = nn.Conv2d(c.dim // 4, c.mid_channels, 1) if c.skip else None
         self.mid = conv3x3(c.dim // 4, c.mid_channels)
         self.mid_residual = ResidualConvs(c.mid_channels)
         quarter = c.mid_channels // 4
+        targets = ((c.mid_channels, c.dim // 4), (quarter, c.dim // 8), (c.high_channels, c.dim // 16))
+        self.skips = nn.ModuleList(GatedSkip(*widths) for widths in targets if c.skip)
         self.plain_merge = OverlapPatchMerge(quarter, c.plain_dim)
         self.plain = nn.ModuleList(ViTBlock(c.plain_dim, c.heads, c.ffn_ratio) for _ in range(c.plain_blocks))
         self.fuse = conv3x3(quarter + c.plain_dim // 4, 4 * c.high_channels)
@@ -119,10 +140,9 @@ class TriplaneGenerator(nn.Module):
         """Source image (B, 3, H, W) in [-1, 1] to its features, once for all expressions."""
         size = self.config.image_size
         check_shape(source, f"B 3 {size} {size}", "source")
-        features = self.stem(source)
-        tokens, _, _ = self.merge(features)
-        empty = features.new_zeros(features.shape[0], 0)
-        return SourceFeatures(tokens, empty if self.skip is None else self.skip(features))
+        fine, middle, coarse = self.stem(source)
+        tokens, _, _ = self.merge(coarse)
+        return SourceFeatures(tokens, (coarse, middle, fine) if self.config.skip else ())
 
     def generate(self, source: SourceFeatures, embedding: Tensor) -> Tensor:
         """Features and beta' (B, d) to the planes (B, 3, C, H/2, W/2) before the tri-plane EMA is added."""
@@ -131,16 +151,18 @@ class TriplaneGenerator(nn.Module):
         for block in self.conditioned:
             tokens = block(tokens, grid, grid, embedding)
         x = self.mid(self.upsample(tokens_to_image(tokens, grid, grid)))
-        if self.skip is not None:
-            x = x + source.skip
-        x = self.upsample(self.mid_residual(x))
+        x = self._with_detail(0, x, source)
+        x = self._with_detail(1, self.upsample(self.mid_residual(x)), source)
         tokens, height, width = self.plain_merge(x)
         for block in self.plain:
             tokens = block(tokens, height, width)
         x = torch.cat([x, self.upsample(tokens_to_image(tokens, height, width))], dim=1)
-        x = self.upsample(F.leaky_relu(self.fuse(x), 0.2))
+        x = self._with_detail(2, self.upsample(F.leaky_relu(self.fuse(x), 0.2)), source)
         planes: Tensor = self.to_planes(F.leaky_relu(self.high(x), 0.2))
         return planes.reshape(planes.shape[0], 3, self.config.plane_channels, *planes.shape[2:])
+
+    def _with_detail(self, level: int, x: Tensor, source: SourceFeatures) -> Tensor:
+        return self.skips[level](x, source.skips[level]) if self.config.skip else x
 
     def forward(self, source: SourceFeatures, embedding: Tensor) -> Tensor:
         """Features and beta' (B, d) to the tri-plane (B, 3, C, H/2, W/2), planes in the order xy, yz, zx (Eq. 4)."""

@@ -1,0 +1,53 @@
+"""The source turned to face the planes, before the network sees it (not in the paper).
+
+The paper feeds the source as it is and leaves it to the transformer to move what it sees from the picture's pixels to the
+head's own axes, in which the tri-plane lives. With few data that is learned late and softly. Here the source's camera,
+which the tracker gives anyway, moves the pixels: each point (x, y) of the xy plane is given the depth of an average head
+and looked up in the source image. What is left for the network is the difference between this head and the average one.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import export3d.camera as camera
+from export3d.errors import check_shape
+
+_BACK, _RISE = 0.08, 0.19
+_WIDTH, _HEIGHT, _CENTRE = 0.12, 0.15, 0.0
+
+
+def proxy_depth(x: Tensor, y: Tensor) -> Tensor:
+    """z of an average head's front, scene units: a Gaussian bump, -0.11 at the middle of the face, 0.08 far from it.
+
+    The canonical face mesh lies within 0.04 of it but for the nose.
+    """
+    bump = torch.exp(-0.5 * ((x / _WIDTH).square() + ((y - _CENTRE) / _HEIGHT).square()))
+    return _BACK - _RISE * bump
+
+
+def frontal_view(image: Tensor, label: Tensor, half_extent: float) -> Tensor:
+    """The image resampled onto the xy plane through the average head.
+
+    Args:
+        image: (B, C, H, H).
+        label: (B, 25) cameras of the images.
+        half_extent: the plane covers [-half_extent, half_extent] along x and y, scene units.
+
+    Returns:
+        (B, C, H, H): columns along x, rows along y; what the image does not show continues its border.
+    """
+    check_shape(image, "B C H H", "image")
+    check_shape(label, f"{image.shape[0]} {camera.LABEL_SIZE}", "source camera")
+    size = image.shape[-1]
+    centre = ((torch.arange(size, device=image.device, dtype=torch.float32) + 0.5) / size * 2 - 1) * half_extent
+    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    points = torch.stack([x, y, proxy_depth(x, y)], dim=-1).reshape(1, -1, 3)
+    cam2world, intrinsics = camera.unpack(label.float())
+    local = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
+    projected = local @ intrinsics.transpose(1, 2)
+    grid = projected[..., :2] / projected[..., 2:].clamp_min(1e-3) * 2 - 1
+    grid = grid.reshape(-1, size, size, 2).to(image.dtype)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
