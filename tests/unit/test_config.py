@@ -1,0 +1,99 @@
+"""Settings of the model: presets, variants, JSON."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from export3d.config import PRESETS, ModelConfig, base, no_lowpass, no_skip, paper, preset, tiny
+from export3d.errors import ConfigError
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return out
+
+
+def changed(one: ModelConfig, other: ModelConfig) -> set[str]:
+    """Names of the settings that differ."""
+    a, b = flat(one.to_dict()), flat(other.to_dict())
+    return {name for name in a if a[name] != b[name]}
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_survives_json(name: str) -> None:
+    config = preset(name)
+    assert ModelConfig.from_dict(json.loads(config.to_json())) == config
+
+
+def test_the_paper_preset_states_the_sizes_of_the_paper() -> None:
+    config = paper()
+    assert (config.expression.n, config.expression.d) == (10, 256)
+    g = config.generator
+    assert (g.image_size, g.dim, g.heads, g.plane_channels, g.ema_delta, g.skip) == (256, 1024, 4, 32, 0.998, False)
+    assert g.lowpass_sigma > 0
+    assert config.render.resolution == 64
+
+
+def test_every_preset_renders_a_quarter_of_its_image() -> None:
+    for build in (paper, base, tiny):
+        assert build().generator.image_size == 4 * build().render.resolution
+
+
+def test_a_setting_left_out_takes_its_default() -> None:
+    assert ModelConfig.from_dict({}) == ModelConfig()
+    assert ModelConfig.from_dict({"render": {"coarse": 12}}).render.coarse == 12
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        ({"colour": 3}, "colour"),
+        ({"generator": {"depth": 3}}, "generator.depth"),
+        ({"generator": 3}, "generator"),
+        ({"generator": {"dim": "wide"}}, "generator.dim"),
+        ({"generator": {"dim": 64.0}}, "generator.dim"),
+        ({"generator": {"skip": 1}}, "generator.skip"),
+        ({"render": {"coarse": True}}, "render.coarse"),
+        ({"render": {"reach": None}}, "render.reach"),
+        ({"space": 52}, "space"),
+        ({"space": "flame"}, "flame"),
+    ],
+)
+def test_unknown_and_ill_typed_settings_are_refused_by_name(values: dict[str, Any], named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        ModelConfig.from_dict(values)
+
+
+def test_a_whole_number_serves_where_a_fraction_is_meant() -> None:
+    assert ModelConfig.from_dict({"generator": {"lowpass_sigma": 2}}).generator.lowpass_sigma == 2.0
+
+
+def test_the_expression_space_decides_the_number_of_coefficients() -> None:
+    with pytest.raises(ConfigError, match="bfm64"):
+        replace(tiny(), space="bfm64")
+    config = replace(tiny(), space="bfm64", expression=replace(tiny().expression, inputs=64))
+    assert ModelConfig.from_dict(config.to_dict()) == config
+
+
+def test_image_and_raw_image_must_fit_each_other() -> None:
+    with pytest.raises(ConfigError, match="four times"):
+        replace(tiny(), render=replace(tiny().render, resolution=32))
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_variant_changes_one_thing(name: str) -> None:
+    config = preset(name)
+    assert changed(config, no_lowpass(config)) == {"generator.lowpass_sigma"}
+    assert changed(config, no_skip(config)) == ({"generator.skip"} if config.generator.skip else set())
+    assert not no_skip(config).generator.skip
+
+
+def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"huge.*paper, base, tiny"):
+        preset("huge")

@@ -1,0 +1,154 @@
+"""Eq. 11, term by term."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from export3d.errors import ShapeError
+from export3d.image import resize
+from export3d.losses import EYES, MOUTH, ReconstructionWeights, face_weight, l2, reconstruction
+from export3d.perceptual import Perceptual
+
+
+@pytest.fixture(scope="module")
+def perceptual() -> Perceptual:
+    """AlexNet with random weights."""
+    from export3d.perceptual import _alex
+
+    torch.manual_seed(0)
+    return Perceptual("alex", _alex().state_dict())
+
+
+def images() -> tuple[Tensor, Tensor, Tensor]:
+    """Final image, raw image, target."""
+    return torch.rand(1, 3, 64, 64) * 2 - 1, torch.rand(1, 3, 32, 32) * 2 - 1, torch.rand(1, 3, 64, 64) * 2 - 1
+
+
+def test_l2_is_the_mean_of_all_squares() -> None:
+    a, _, b = images()
+    assert float(l2(a, b)) == pytest.approx(float(((a.numpy() - b.numpy()) ** 2).mean()), rel=1e-5)
+    assert float(l2(a, a)) == 0.0
+
+
+def test_equation_11_is_the_sum_of_four_terms(perceptual: Perceptual) -> None:
+    image, raw, target = images()
+    terms = reconstruction(image, raw, target, perceptual)
+    assert set(terms) == {"l2_raw", "l2", "lpips_raw", "lpips", "total"}
+    small = resize(target, 32)
+    torch.testing.assert_close(terms["l2"], l2(image, target))
+    torch.testing.assert_close(terms["l2_raw"], l2(raw, small))
+    torch.testing.assert_close(terms["lpips"], perceptual(image, target).mean())
+    torch.testing.assert_close(terms["lpips_raw"], perceptual(raw, small).mean())
+    torch.testing.assert_close(terms["total"], terms["l2"] + terms["l2_raw"] + terms["lpips"] + terms["lpips_raw"])
+
+
+def test_a_perfect_image_costs_nothing(perceptual: Perceptual) -> None:
+    _, _, target = images()
+    assert float(reconstruction(target, resize(target, 32), target, perceptual)["total"]) == 0.0
+
+
+def test_each_weight_scales_its_own_term(perceptual: Perceptual) -> None:
+    given = (*images(), perceptual)
+    plain = reconstruction(*given)
+    for name in ("l2_raw", "l2", "lpips_raw", "lpips"):
+        weighted = reconstruction(*given, ReconstructionWeights(**{name: 3.0}))
+        for other, value in weighted.items():
+            if other == name:
+                torch.testing.assert_close(value, 3 * plain[name])
+            elif other != "total":
+                assert torch.equal(value, plain[other])
+        torch.testing.assert_close(weighted["total"], plain["total"] + 2 * plain[name])
+
+
+def test_perceptual_terms_of_weight_zero_are_not_computed() -> None:
+    def unwanted(*_: Tensor) -> Tensor:
+        raise AssertionError("computed for nothing")
+
+    weights = ReconstructionWeights(lpips=0.0, lpips_raw=0.0)
+    terms = reconstruction(*images(), unwanted, weights)  # type: ignore[arg-type]
+    assert set(terms) == {"l2_raw", "l2", "total"}
+
+
+def test_without_super_resolution_only_the_raw_image_counts(perceptual: Perceptual) -> None:
+    _, raw, target = images()
+    terms = reconstruction(None, raw, target, perceptual)
+    assert set(terms) == {"l2_raw", "lpips_raw", "total"}
+    assert set(reconstruction(None, raw, target, None)) == {"l2_raw", "total"}
+
+
+def test_both_images_get_a_gradient(perceptual: Perceptual) -> None:
+    image, raw, target = images()
+    image.requires_grad_()
+    raw.requires_grad_()
+    reconstruction(image, raw, target, perceptual)["total"].backward()
+    for tensor in (image, raw):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+        assert tensor.grad.abs().max() > 0
+
+
+def test_a_target_larger_than_the_image_is_reduced_for_both_comparisons() -> None:
+    target = torch.rand(1, 3, 128, 128)
+    terms = reconstruction(resize(target, 64), resize(target, 16), target, None)
+    assert float(terms["total"]) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_target_of_another_batch_is_refused() -> None:
+    image, _, target = images()
+    with pytest.raises(ShapeError, match="target"):
+        l2(image, target.expand(2, -1, -1, -1))
+
+
+# ---- emphasis on eyes and mouth --------------------------------------------------------------------------------------
+
+
+def face() -> Tensor:
+    """(1, 478, 2): eyes above, mouth below, everything else at a corner."""
+    points = torch.zeros(1, 478, 2)
+    points[:, list(EYES[:4])] = torch.tensor([0.3, 0.4])
+    points[:, list(EYES[4:])] = torch.tensor([0.7, 0.4])
+    points[:, list(MOUTH)] = torch.tensor([0.5, 0.75])
+    return points
+
+
+def test_the_weight_map_has_a_mean_of_one() -> None:
+    weight = face_weight(torch.rand(3, 478, 2), 48, 4.0)
+    assert weight.shape == (3, 1, 48, 48)
+    torch.testing.assert_close(weight.mean(dim=(1, 2, 3)), torch.ones(3))
+
+
+def test_eyes_and_mouth_weigh_one_plus_the_emphasis_times_the_rest() -> None:
+    weight = face_weight(face(), 200, 4.0)[0, 0]
+    rest = float(weight[180, 180])
+    for x, y in ((0.3, 0.4), (0.7, 0.4), (0.5, 0.75)):
+        assert float(weight[int(y * 200), int(x * 200)]) == pytest.approx(5 * rest, rel=0.01)
+    assert float(weight[2, 2]) == pytest.approx(rest)  # other landmarks do not count
+    assert float(weight[int(0.4 * 200), int((0.3 + 0.04) * 200)]) == pytest.approx(
+        rest * (1 + 4 * np.exp(-0.5)), rel=0.05
+    )
+
+
+def test_no_emphasis_is_the_plain_mean() -> None:
+    image, _, target = images()
+    weight = face_weight(face(), 64, 0.0)
+    torch.testing.assert_close(weight, torch.ones(1, 1, 64, 64))
+    torch.testing.assert_close(l2(image, target, weight), l2(image, target))
+
+
+def test_an_error_at_the_mouth_costs_more_than_the_same_error_elsewhere() -> None:
+    target = torch.zeros(1, 3, 64, 64)
+    weight = face_weight(face(), 64, 4.0)
+    mouth, corner = target.clone(), target.clone()
+    mouth[..., 46:50, 30:34] = 1.0
+    corner[..., 56:60, 56:60] = 1.0
+    assert float(l2(mouth, target, weight)) > 4 * float(l2(corner, target, weight))
+    terms = [reconstruction(x, resize(x, 16), target, None, weight=weight)["l2_raw"] for x in (mouth, corner)]
+    assert float(terms[0]) > 1.5 * float(terms[1])
+
+
+def test_landmarks_of_another_model_are_refused() -> None:
+    with pytest.raises(ShapeError, match="landmarks"):
+        face_weight(torch.zeros(1, 68, 2), 32, 1.0)

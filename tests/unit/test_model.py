@@ -1,0 +1,235 @@
+"""Export3D as a whole: sizes, budgets, what is computed once, what never changes."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from export3d.camera import Camera
+from export3d.config import ModelConfig, preset, tiny
+from export3d.errors import ShapeError
+from export3d.model import Export3D
+from export3d.triplane.blocks import EAdaLN
+
+
+def cameras(count: int) -> Tensor:
+    return torch.from_numpy(np.stack([Camera.orbit(15.0 * b, 5.0 * b).label for b in range(count)])).float()
+
+
+def awake(config: ModelConfig | None = None) -> Export3D:
+    """A model whose zero-initialised branches (EAdaLN, RGB of super-resolution) do something."""
+    model = Export3D(config or tiny()).eval()
+    for module in model.modules():
+        if isinstance(module, EAdaLN):
+            nn.init.normal_(module.modulation.weight, std=1.0)
+    for layer in (model.superres.mid_rgb, model.superres.high_rgb):
+        nn.init.normal_(layer.weight, std=0.05)
+    return model
+
+
+def inputs(batch: int, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
+    return torch.rand(batch, 3, size, size) * 2 - 1, torch.rand(batch, 52), cameras(batch)
+
+
+@contextlib.contextmanager
+def shapes_only(name: str) -> Iterator[Export3D]:
+    """A preset at full size whose tensors have shapes and no numbers: nothing is computed."""
+    with torch.device("meta"):
+        model = Export3D(preset(name))
+    model.to_empty(device="cpu")  # memory that is never touched
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        yield model
+
+
+@pytest.mark.parametrize("name", ["paper", "base"])
+def test_a_full_size_pass_has_the_sizes_of_the_paper(name: str) -> None:
+    with shapes_only(name) as model:
+        source, expression, camera = torch.zeros(2, 3, 256, 256), torch.zeros(2, 52), torch.zeros(2, 25)
+        output = model(source, expression, camera)
+        assert output.image is not None
+        assert output.image.shape == (2, 3, 256, 256)
+        assert output.rendered.raw.shape == (2, 3, 64, 64)
+        assert output.rendered.feature.shape == (2, 32, 64, 64)
+        assert output.rendered.depth.shape == output.rendered.opacity.shape == (2, 1, 64, 64)
+        assert output.generated.shape == (2, 3, 32, 128, 128)
+        assert model.expression(expression).shape == (2, 256)
+
+
+def test_what_ships_keeps_to_its_budget() -> None:
+    """At most 30 M parameters, and 20 GFLOP a driven frame once the source is encoded (a multiply-add is two)."""
+    with shapes_only("base") as model:
+        assert sum(p.numel() for p in model.parameters()) <= 30e6
+        features = model.encode(torch.zeros(1, 3, 256, 256))
+        with FlopCounterMode(display=False) as counter:
+            model.frame(model.planes(features, torch.zeros(1, 52)), torch.zeros(1, 25))
+        parts = counter.get_flop_counts()
+        assert 1e9 < counter.get_total_flops() <= 20e9
+        # the decoder's layers are in the count: 64 x 64 rays, a hidden layer and two heads a sample
+        rays, c = 64 * 64, model.config
+        decoded = 2 * rays * (c.render.coarse + c.render.fine) * (32 * c.render.hidden + c.render.hidden * 33)
+        assert sum(parts["Global"].values()) > decoded
+
+
+def test_encoding_once_gives_what_a_whole_pass_gives() -> None:
+    model = awake()
+    source, expression, camera = inputs(3)
+    with torch.no_grad():
+        whole = model(source, expression, camera)
+        planes = model.planes(model.encode(source), expression)
+        rendered = model.render(planes, camera)
+        frame = model.frame(planes, camera)
+    assert whole.image is not None
+    assert torch.equal(whole.rendered.feature, rendered.feature)
+    assert torch.equal(whole.image.clamp(-1, 1), frame)
+    assert torch.equal(whole.generated + model.generator.average.value, planes)
+
+
+@pytest.mark.parametrize("skip", [False, True])
+def test_one_source_serves_many_expressions(skip: bool) -> None:
+    config = replace(tiny(), generator=replace(tiny().generator, skip=skip))
+    model = awake(config)
+    source, expression, camera = inputs(3)
+    with torch.no_grad():
+        features = model.encode(source[:1])
+        together = model.frame(model.planes(features, expression), camera)
+        for b in range(3):
+            alone = model.frame(model.planes(features, expression[b : b + 1]), camera[b : b + 1])
+            torch.testing.assert_close(together[b : b + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_sources_and_expressions_that_do_not_pair_are_refused() -> None:
+    model = Export3D(tiny())
+    features = model.encode(torch.zeros(2, 3, 64, 64))
+    with pytest.raises(ShapeError, match="source"):
+        model.planes(features, torch.zeros(3, 52))
+
+
+def test_an_item_alone_is_as_it_is_in_a_batch() -> None:
+    model = awake()
+    source, expression, camera = inputs(3)
+    with torch.no_grad():
+        together = model(source, expression, camera)
+        alone = model(source[1:2], expression[1:2], camera[1:2])
+    assert together.image is not None
+    assert alone.image is not None
+    torch.testing.assert_close(together.image[1:2], alone.image, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(together.rendered.depth[1:2], alone.rendered.depth, rtol=1e-4, atol=1e-4)
+
+
+def test_the_same_input_gives_the_same_bytes() -> None:
+    model = awake()
+    source, expression, camera = inputs(1)
+    with torch.no_grad():
+        first = model.frame(model.planes(model.encode(source), expression), camera)
+        torch.manual_seed(5)
+        again = model.frame(model.planes(model.encode(source), expression), camera)
+    assert torch.equal(first, again)
+
+
+def test_ray_jitter_changes_the_picture_a_little_and_the_planes_not_at_all() -> None:
+    model = awake()
+    source, expression, camera = inputs(1)
+    with torch.no_grad():
+        still = model(source, expression, camera)
+        jittered = model(source, expression, camera, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(still.generated, jittered.generated)
+    assert not torch.equal(still.rendered.raw, jittered.rendered.raw)
+    assert (still.rendered.raw - jittered.rendered.raw).abs().mean() < 0.1
+
+
+def test_expression_camera_and_source_each_change_the_picture() -> None:
+    model = awake()
+    (source, expression, camera), (other_source, other_expression, _) = inputs(1), inputs(1)
+    other_camera = cameras(2)[1:]
+
+    def picture(*given: Tensor) -> Tensor:
+        with torch.no_grad():
+            image: Tensor | None = model(*given).image
+        assert image is not None
+        return image
+
+    here = picture(source, expression, camera)
+    for changed in (
+        picture(other_source, expression, camera),
+        picture(source, other_expression, camera),
+        picture(source, expression, other_camera),
+    ):
+        assert (changed - here).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_pass_never_changes_the_model(training: bool) -> None:
+    model = awake().train(training)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    output = model(*inputs(2), generator=torch.Generator().manual_seed(0))
+    assert output.image is not None
+    output.image.mean().backward()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_every_weight_learns() -> None:
+    model = awake()
+    for module in model.modules():  # second convolutions that start at zero hide the first from the gradient
+        if isinstance(module, nn.Conv2d) and module.weight.count_nonzero() == 0:
+            nn.init.normal_(module.weight, std=0.05)
+    output = model(*inputs(2))
+    assert output.image is not None
+    (output.image * torch.randn_like(output.image)).sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.count_nonzero() > 0, name
+
+
+@pytest.mark.parametrize("size", [32, 96])
+def test_the_model_works_at_other_image_sizes(size: int) -> None:
+    config = replace(
+        tiny(),
+        generator=replace(tiny().generator, image_size=size),
+        render=replace(tiny().render, resolution=size // 4),
+    )
+    output = Export3D(config)(*inputs(1, size))
+    assert output.image is not None
+    assert output.image.shape == (1, 3, size, size)
+    assert output.rendered.raw.shape == (1, 3, size // 4, size // 4)
+
+
+def test_phases_may_render_fewer_rays_and_leave_super_resolution_out() -> None:
+    model = Export3D(tiny())
+    source, expression, camera = inputs(1)
+    output = model(source, expression, camera, resolution=8)
+    assert output.image is not None
+    assert output.image.shape == (1, 3, 32, 32)
+    raw_only = model(source, expression, camera, superres=False)
+    assert raw_only.image is None
+    assert raw_only.rendered.raw.shape == (1, 3, 16, 16)
+
+
+def test_a_final_frame_stays_within_the_range_of_pictures() -> None:
+    model = awake()
+    nn.init.constant_(model.superres.high_rgb.bias, 3.0)  # type: ignore[arg-type]
+    source, expression, camera = inputs(1)
+    with torch.no_grad():
+        frame = model.frame(model.planes(model.encode(source), expression), camera)
+    assert frame.max() == 1.0
+    assert frame.min() >= -1.0
+
+
+def test_a_pass_under_bfloat16_autocast_stays_near_the_float32_one() -> None:
+    model = awake()
+    source, expression, camera = inputs(1)
+    with torch.no_grad():
+        exact = model(source, expression, camera)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            rough = model(source, expression, camera)
+    assert rough.rendered.raw.dtype == torch.float32
+    assert (rough.rendered.raw - exact.rendered.raw).abs().mean() < 0.02

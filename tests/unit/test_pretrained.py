@@ -1,0 +1,121 @@
+"""A model in a file: written, read, and moved to another image size."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from export3d.checkpoint import load_into, save_weights
+from export3d.config import tiny
+from export3d.errors import CheckpointError, ConfigError
+from export3d.model import Export3D
+from export3d.pretrained import adapt_resolution, load_pretrained, save_pretrained
+
+
+def model(size: int = 64) -> Export3D:
+    config = replace(
+        tiny(),
+        generator=replace(tiny().generator, image_size=size),
+        render=replace(tiny().render, resolution=size // 4),
+    )
+    made = Export3D(config)
+    made.generator.average.update(torch.randn(1, *made.generator.average.value.shape) * 100)
+    return made
+
+
+def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
+    original = model()
+    path = save_pretrained(original, tmp_path / "m.safetensors", {"images_seen": 7})
+    loaded = load_pretrained(path)
+    assert loaded.config == original.config
+    for name, value in original.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert json.loads(path.with_suffix(".json").read_text("utf-8"))["info"]["images_seen"] == 7
+
+
+def test_a_loaded_model_is_ready_for_inference(tmp_path: Path) -> None:
+    loaded = load_pretrained(save_pretrained(model(), tmp_path / "m.safetensors", {}))
+    assert not any(module.training for module in loaded.modules())
+    assert not any(p.requires_grad for p in loaded.parameters())
+
+
+def test_half_precision_files_load_as_float32_and_draw_nearly_the_same(tmp_path: Path) -> None:
+    original = model().eval()
+    path = save_pretrained(original, tmp_path / "m.safetensors", {}, dtype=torch.float16)
+    loaded = load_pretrained(path)
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    full = save_pretrained(original, tmp_path / "full.safetensors", {})
+    assert path.stat().st_size < 0.6 * full.stat().st_size
+    source, expression = torch.rand(1, 3, 64, 64) * 2 - 1, torch.rand(1, 52)
+    with torch.no_grad():
+        planes = [m.planes(m.encode(source), expression) for m in (original, loaded)]
+    torch.testing.assert_close(*planes, rtol=0.01, atol=0.01)
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
+        load_pretrained(tmp_path / "nothing.safetensors")
+
+
+def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(2)}, {"network": "other"}, {})
+    with pytest.raises(CheckpointError, match="not hold an export3d model"):
+        load_pretrained(path)
+    save_file({"a": torch.zeros(2)}, tmp_path / "bare.safetensors")
+    with pytest.raises(CheckpointError):
+        load_pretrained(tmp_path / "bare.safetensors")
+
+
+def test_weights_that_do_not_fit_their_configuration_are_refused(tmp_path: Path) -> None:
+    original = model()
+    tensors = dict(original.state_dict())
+    del tensors["renderer.decoder.density.bias"]
+    path = save_weights(tmp_path / "w.safetensors", tensors, {"model": original.config.to_dict()}, {})
+    with pytest.raises(CheckpointError, match=r"renderer\.decoder\.density\.bias"):
+        load_pretrained(path)
+
+
+def test_a_setting_this_version_does_not_know_is_refused(tmp_path: Path) -> None:
+    original = model()
+    config = original.config.to_dict()
+    config["render"]["fog"] = 1.0
+    path = save_weights(tmp_path / "w.safetensors", original.state_dict(), {"model": config}, {})
+    with pytest.raises(ConfigError, match=r"render\.fog"):
+        load_pretrained(path)
+
+
+@pytest.mark.parametrize(("before", "after"), [(32, 64), (64, 32), (64, 64)])
+def test_weights_move_to_another_image_size(before: int, after: int) -> None:
+    small, large = model(before), model(after)
+    tensors = small.state_dict()
+    load_into(large, adapt_resolution(tensors, large))
+    for name, value in tensors.items():
+        if name != "generator.average.value":
+            assert torch.equal(large.state_dict()[name], value), name
+    assert large.generator.average.value.shape == (3, 8, after // 2, after // 2)
+    torch.testing.assert_close(
+        large.generator.average.value.mean(), small.generator.average.value.mean(), atol=0.01, rtol=0.05
+    )
+    large(torch.zeros(1, 3, after, after), torch.zeros(1, 52), torch.eye(5).flatten()[None])
+
+
+def test_the_average_keeps_its_place_when_it_is_resized() -> None:
+    """Pixel centres stay aligned: a ramp across the plane is the same ramp at twice the size."""
+    large = model(128)
+    tensors = dict(model(64).state_dict())
+    ramp = ((torch.arange(32) + 0.5) / 32).expand(3, 8, 32, 32).clone()
+    tensors["generator.average.value"] = ramp
+    moved = adapt_resolution(tensors, large)["generator.average.value"]
+    expected = ((torch.arange(64) + 0.5) / 64).expand(3, 8, 64, 64)
+    torch.testing.assert_close(moved[..., 1:-1], expected[..., 1:-1])
+
+
+def test_adapting_leaves_weights_of_another_width_for_the_strict_loader_to_refuse() -> None:
+    wide = Export3D(replace(tiny(), generator=replace(tiny().generator, plane_channels=4)))
+    with pytest.raises(CheckpointError, match="do not fit"):
+        load_into(model(), adapt_resolution(wide.state_dict(), model()))
