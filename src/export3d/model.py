@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from export3d.config import ModelConfig
-from export3d.errors import ConfigError
-from export3d.errors import check_shape
+from export3d.errors import ConfigError, check_shape
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution

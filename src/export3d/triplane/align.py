@@ -1,9 +1,9 @@
 """The source turned to face the planes, before the network sees it (not in the paper).
 
-The paper feeds the source as it is and leaves it to the transformer to move what it sees from the picture's pixels to the
-head's own axes, in which the tri-plane lives. With few data that is learned late and softly. Here the source's camera,
-which the tracker gives anyway, moves the pixels: each point (x, y) of the xy plane is given the depth of an average head
-and looked up in the source image. What is left for the network is the difference between this head and the average one.
+The paper feeds the source as it is and leaves it to the transformer to move what it sees from the picture's pixels to
+the head's own axes, in which the tri-plane lives. With few data that is learned late and softly. Here the source's
+camera, which the tracker gives anyway, moves the pixels: each point (x, y) of the xy plane is given the depth of an
+average head and looked up in the source image. What is left for the network is how this head differs from the average.
 """
 
 from __future__ import annotations

@@ -23,12 +23,15 @@ class ConvStem(nn.Module):
         self.third = conv3x3(channels // 2, channels, stride=2)
         self.third_residual = ResidualConvs(channels)
 
-    def forward(self, image: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] to (B, h/4, H/8, W/8)."""
-        x = F.leaky_relu(self.first(image), 0.2)
-        x = self.second_residual(F.leaky_relu(self.second(x), 0.2))
-        features: Tensor = self.third_residual(F.leaky_relu(self.third(x), 0.2))
-        return features
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, 3, H, W) in [-1, 1] to (B, h/4, H/8, W/8), preceded by what it came from.
+
+        Returns:
+            (B, h/16, H/2, W/2), (B, h/8, H/4, W/4) and (B, h/4, H/8, W/8).
+        """
+        fine = F.leaky_relu(self.first(image), 0.2)
+        middle = self.second_residual(F.leaky_relu(self.second(fine), 0.2))
+        return fine, middle, self.third_residual(F.leaky_relu(self.third(middle), 0.2))
 
 
 class OverlapPatchMerge(nn.Module):
