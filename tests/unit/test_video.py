@@ -49,6 +49,7 @@ def clip(
     sound_rate: int = 48000,
     sound_at: float = 0.0,
     aspect: Fraction | None = None,
+    transfer: int | None = None,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
 ) -> Path:
@@ -66,6 +67,8 @@ def clip(
             stream.codec_context.time_base = tick
         if aspect is not None:
             stream.codec_context.sample_aspect_ratio = aspect
+        if transfer is not None:
+            stream.codec_context.color_trc = transfer
         track = None
         if sound is not None:
             track = container.add_stream(sound_codec, rate=sound_rate)
@@ -444,6 +447,32 @@ def test_a_video_of_sound_alone_is_refused(tmp_path: Path, name: str, codec: str
         container.mux(track.encode(frame))
         container.mux(track.encode(None))
     refused(tmp_path / name, "holds only sound; give a video that shows a face")
+
+
+def test_a_song_with_a_cover_picture_is_no_video(tmp_path: Path) -> None:
+    with av.open(str(tmp_path / "a.m4a"), "w", format="mp4") as container:
+        track = container.add_stream("aac", rate=48000)
+        cover = container.add_stream("mjpeg", rate=25)
+        cover.width, cover.height, cover.pix_fmt = 64, 64, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        container.mux(cover.encode(av.VideoFrame.from_ndarray(smooth(0, 64, 64), format="rgb24")))
+        container.mux(cover.encode(None))
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, 4096), np.int16), format="s16", layout="mono")
+        frame.sample_rate = 48000
+        container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    with av.open(str(tmp_path / "a.m4a")) as container:
+        assert len(container.streams.video) == 1, "the cover is there"
+    refused(tmp_path / "a.m4a", "holds only sound")
+
+
+def test_pale_colours_of_a_high_dynamic_range_video_are_foretold(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = clip(tmp_path / "a.mkv", 3, codec="ffv1", pix_fmt="yuv420p10le", transfer=18)
+    with caplog.at_level(logging.WARNING):
+        assert numbers(path) == [0, 1, 2]
+    assert caplog.text.count("high-dynamic-range") == 1
 
 
 def test_a_truncated_file_without_its_index_is_refused(tmp_path: Path) -> None:

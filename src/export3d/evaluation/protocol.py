@@ -102,9 +102,9 @@ class Reenactment:
         self.model = model
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
-        features = self.model.encode(clip.images([clip.source], device))
         expression = torch.from_numpy(np.array(clip.motion.expression)).to(device)
         camera = torch.from_numpy(np.array(clip.motion.camera)).to(device)
+        features = self.model.encode(clip.images([clip.source], device), camera[clip.source][None])
 
         def predict(rows: Rows) -> Tensor:
             at = torch.from_numpy(rows).to(device)

@@ -106,7 +106,8 @@ class GatedSkip(nn.Module):
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, C, H, W) and (B, C', H, W) to (B, C, H, W)."""
-        return x + torch.sigmoid(self.gate(x)) * self.project(skip)
+        detail: Tensor = self.project(skip)
+        return x + torch.sigmoid(self.gate(x)) * detail
 
 
 class TriplaneGenerator(nn.Module):

@@ -204,7 +204,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
             "file:" + str(path.absolute()),
             "r",
             format=demuxer,
-            options={"protocol_whitelist": "file", "max_pixels": str(MAX_SIDE * MAX_SIDE)},
+            container_options={"protocol_whitelist": "file"},
         )
     except (av.FFmpegError, OSError, ValueError) as problem:
         raise BadVideo(
@@ -267,7 +267,9 @@ def _is_text(head: bytes) -> bool:
 
 def _is_cover(stream: Stream) -> bool:
     """Whether a video stream is the cover picture of a sound file."""
-    return bool(int(stream.disposition) & 0x400)
+    from av.stream import Disposition
+
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def timed_frames(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[Timed]:
