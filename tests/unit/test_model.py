@@ -15,9 +15,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from export3d.camera import Camera
 from export3d.config import ModelConfig, preset, tiny
-from export3d.errors import ShapeError
+from export3d.errors import ConfigError, ShapeError
 from export3d.model import Export3D
 from export3d.triplane.blocks import EAdaLN
+
+EXTENDED = replace(tiny(), generator=replace(tiny().generator, skip=True, align=True))
+"""What `base` adds to the paper's form, at the size of `tiny`."""
 
 
 def cameras(count: int) -> Tensor:
@@ -53,7 +56,7 @@ def shapes_only(name: str) -> Iterator[Export3D]:
 def test_a_full_size_pass_has_the_sizes_of_the_paper(name: str) -> None:
     with shapes_only(name) as model:
         source, expression, camera = torch.zeros(2, 3, 256, 256), torch.zeros(2, 52), torch.zeros(2, 25)
-        output = model(source, expression, camera)
+        output = model(source, expression, camera, camera)
         assert output.image is not None
         assert output.image.shape == (2, 3, 256, 256)
         assert output.rendered.raw.shape == (2, 3, 64, 64)
@@ -67,7 +70,7 @@ def test_what_ships_keeps_to_its_budget() -> None:
     """At most 30 M parameters, and 20 GFLOP a driven frame once the source is encoded (a multiply-add is two)."""
     with shapes_only("base") as model:
         assert sum(p.numel() for p in model.parameters()) <= 30e6
-        features = model.encode(torch.zeros(1, 3, 256, 256))
+        features = model.encode(torch.zeros(1, 3, 256, 256), torch.zeros(1, 25))
         with FlopCounterMode(display=False) as counter:
             model.frame(model.planes(features, torch.zeros(1, 52)), torch.zeros(1, 25))
         parts = counter.get_flop_counts()
@@ -78,12 +81,13 @@ def test_what_ships_keeps_to_its_budget() -> None:
         assert sum(parts["Global"].values()) > decoded
 
 
-def test_encoding_once_gives_what_a_whole_pass_gives() -> None:
-    model = awake()
+@pytest.mark.parametrize("config", [tiny(), EXTENDED], ids=["paper's form", "extended"])
+def test_encoding_once_gives_what_a_whole_pass_gives(config: ModelConfig) -> None:
+    model = awake(config)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        whole = model(source, expression, camera)
-        planes = model.planes(model.encode(source), expression)
+        whole = model(source, expression, camera, camera.flip(0))
+        planes = model.planes(model.encode(source, camera.flip(0)), expression)
         rendered = model.render(planes, camera)
         frame = model.frame(planes, camera)
     assert whole.image is not None
@@ -92,17 +96,31 @@ def test_encoding_once_gives_what_a_whole_pass_gives() -> None:
     assert torch.equal(whole.generated + model.generator.average.value, planes)
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_one_source_serves_many_expressions(skip: bool) -> None:
-    config = replace(tiny(), generator=replace(tiny().generator, skip=skip))
+@pytest.mark.parametrize("config", [tiny(), EXTENDED], ids=["paper's form", "extended"])
+def test_one_source_serves_many_expressions(config: ModelConfig) -> None:
     model = awake(config)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        features = model.encode(source[:1])
+        features = model.encode(source[:1], camera[2:])
         together = model.frame(model.planes(features, expression), camera)
         for b in range(3):
             alone = model.frame(model.planes(features, expression[b : b + 1]), camera[b : b + 1])
             torch.testing.assert_close(together[b : b + 1], alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_that_aligns_asks_for_the_camera_of_the_source_and_uses_it() -> None:
+    model = awake(EXTENDED)
+    source, _, _ = inputs(1)
+    with pytest.raises(ConfigError, match="camera"):
+        model.encode(source)
+    here, there = (model.encode(source, camera[None]) for camera in cameras(2))
+    assert not torch.equal(here.tokens, there.tokens)
+
+
+def test_the_papers_form_sees_the_source_as_it_is() -> None:
+    model = awake()
+    source, _, _ = inputs(1)
+    assert torch.equal(model.encode(source).tokens, model.encode(source, cameras(2)[1:]).tokens)
 
 
 def test_sources_and_expressions_that_do_not_pair_are_refused() -> None:
@@ -113,11 +131,11 @@ def test_sources_and_expressions_that_do_not_pair_are_refused() -> None:
 
 
 def test_an_item_alone_is_as_it_is_in_a_batch() -> None:
-    model = awake()
+    model = awake(EXTENDED)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        together = model(source, expression, camera)
-        alone = model(source[1:2], expression[1:2], camera[1:2])
+        together = model(source, expression, camera, camera)
+        alone = model(source[1:2], expression[1:2], camera[1:2], camera[1:2])
     assert together.image is not None
     assert alone.image is not None
     torch.testing.assert_close(together.image[1:2], alone.image, rtol=1e-4, atol=1e-4)
@@ -177,11 +195,11 @@ def test_a_pass_never_changes_the_model(training: bool) -> None:
 
 
 def test_every_weight_learns() -> None:
-    model = awake()
+    model = awake(EXTENDED)
     for module in model.modules():  # second convolutions that start at zero hide the first from the gradient
         if isinstance(module, nn.Conv2d) and module.weight.count_nonzero() == 0:
             nn.init.normal_(module.weight, std=0.05)
-    output = model(*inputs(2))
+    output = model(*inputs(2), cameras(2))
     assert output.image is not None
     (output.image * torch.randn_like(output.image)).sum().backward()
     for name, parameter in model.named_parameters():

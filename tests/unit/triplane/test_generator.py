@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from export3d.config import preset
 from export3d.errors import ConfigError, ShapeError
 from export3d.triplane.blocks import EAdaLN
-from export3d.triplane.generator import GeneratorConfig, SourceFeatures, TriplaneGenerator
+from export3d.triplane.generator import GatedSkip, GeneratorConfig, SourceFeatures, TriplaneGenerator
 
 TINY = preset("tiny").generator
 EMBEDDING = 12
@@ -31,9 +31,10 @@ def test_the_paper_preset_has_the_sizes_of_the_paper() -> None:
     with torch.device("meta"):
         generator = TriplaneGenerator(config.generator, config.expression.d)
         image = torch.zeros(2, 3, 256, 256)
-        assert generator.stem(image).shape == (2, 256, 32, 32)  # h/4 x H/8 x W/8
+        assert generator.stem(image)[-1].shape == (2, 256, 32, 32)  # h/4 x H/8 x W/8
         features = generator.encode(image)
         assert features.tokens.shape == (2, 256, 1024)  # H W / 2^8 tokens of h numbers
+        assert features.skips == ()
         planes = generator.generate(features, torch.zeros(2, 256))
         assert planes.shape == (2, 3, 32, 128, 128)  # Eq. 4
         assert generator.average.value.shape == (3, 32, 128, 128)
@@ -68,11 +69,13 @@ def test_features_of_one_source_serve_a_batch_of_expressions(skip: bool) -> None
 
 
 def test_expanding_features_copies_nothing() -> None:
-    features = SourceFeatures(torch.randn(1, 16, 64), torch.randn(1, 32, 8, 8))
+    features = SourceFeatures(torch.randn(1, 16, 64), (torch.randn(1, 32, 8, 8), torch.randn(1, 16, 16, 16)))
     many = features.expand(5)
     assert many.tokens.shape == (5, 16, 64)
     assert many.tokens.data_ptr() == features.tokens.data_ptr()
-    assert many.skip.data_ptr() == features.skip.data_ptr()
+    for after, before in zip(many.skips, features.skips, strict=True):
+        assert after.shape == (5, *before.shape[1:])
+        assert after.data_ptr() == before.data_ptr()
 
 
 def test_the_expression_changes_the_planes_once_eadaln_listens() -> None:
@@ -88,15 +91,41 @@ def test_the_expression_changes_the_planes_once_eadaln_listens() -> None:
     assert (planes(taught, one) - planes(taught, other)).abs().max() > 1e-3
 
 
-def test_the_skip_carries_what_the_tokens_do_not() -> None:
-    """Without it, everything the planes know of the source comes through the tokens."""
-    for skip in (False, True):
-        generator = listening(replace(TINY, skip=skip))
-        one, other = (generator.encode(torch.randn(1, 3, 64, 64)) for _ in range(2))
-        mixed = SourceFeatures(one.tokens, other.skip)
-        embedding = torch.zeros(1, EMBEDDING)
-        same = torch.equal(generator.generate(mixed, embedding), generator.generate(one, embedding))
-        assert same is not skip
+def test_without_the_skip_all_that_is_kept_of_the_source_are_its_tokens() -> None:
+    features = TriplaneGenerator(TINY, EMBEDDING).encode(torch.randn(2, 3, 64, 64))
+    assert features.skips == ()
+    assert features.tokens.shape == (2, 16, 64)
+
+
+@pytest.mark.parametrize("level", range(3))
+def test_each_skip_carries_what_the_tokens_do_not(level: int) -> None:
+    generator = listening(replace(TINY, skip=True))
+    one, other = (generator.encode(torch.randn(1, 3, 64, 64)) for _ in range(2))
+    skips = [*one.skips]
+    skips[level] = other.skips[level]
+    embedding = torch.zeros(1, EMBEDDING)
+    before = generator.generate(one, embedding)
+    assert (generator.generate(SourceFeatures(one.tokens, tuple(skips)), embedding) - before).abs().max() > 1e-4
+
+
+def test_a_gate_lets_through_what_the_features_ask_for() -> None:
+    gate = GatedSkip(6, 4)
+    x, skip = torch.randn(2, 6, 5, 5), torch.randn(2, 4, 5, 5)
+    opening = torch.sigmoid(torch.tensor(2.0))
+    torch.testing.assert_close(gate(x, skip), x + opening * gate.project(skip))  # the same everywhere at first
+    nn.init.constant_(gate.gate.bias, -50.0)  # type: ignore[arg-type]
+    torch.testing.assert_close(gate(x, skip), x)
+    nn.init.normal_(gate.gate.weight, std=5.0)
+    nn.init.zeros_(gate.gate.bias)  # type: ignore[arg-type]
+    expected = x + torch.sigmoid(gate.gate(x)) * gate.project(skip)
+    torch.testing.assert_close(gate(x, skip), expected)
+
+
+def test_gates_start_almost_open_for_every_feature() -> None:
+    for gate in TriplaneGenerator(replace(TINY, skip=True), EMBEDDING).skips:
+        assert isinstance(gate, GatedSkip)
+        x = torch.randn(1, gate.gate.in_channels, 4, 4) * 10
+        torch.testing.assert_close(torch.sigmoid(gate.gate(x)), torch.full_like(x, 0.8808), atol=1e-4, rtol=0)
 
 
 def test_the_average_is_added_to_what_was_generated() -> None:

@@ -9,9 +9,14 @@ from export3d.triplane.stem import ConvStem, OverlapPatchMerge
 
 
 @pytest.mark.parametrize(("height", "width"), [(256, 256), (64, 96)])
-def test_the_stem_ends_at_an_eighth_of_the_image(height: int, width: int) -> None:
+def test_the_stem_gives_features_at_a_half_a_quarter_and_an_eighth_of_the_image(height: int, width: int) -> None:
     with torch.device("meta"):
-        assert ConvStem(32)(torch.zeros(2, 3, height, width)).shape == (2, 32, height // 8, width // 8)
+        found = ConvStem(32)(torch.zeros(2, 3, height, width))
+    assert [tuple(x.shape) for x in found] == [
+        (2, 8, height // 2, width // 2),
+        (2, 16, height // 4, width // 4),
+        (2, 32, height // 8, width // 8),
+    ]
 
 
 def test_patches_are_merged_two_by_two_into_row_major_tokens() -> None:
@@ -43,5 +48,7 @@ def test_a_moved_image_gives_moved_features() -> None:
     """No position is built in: away from the border, a shift of eight pixels is a shift of one feature."""
     stem = ConvStem(16)
     image = torch.randn(1, 3, 96, 96)
-    found, moved = stem(image), stem(image.roll(8, dims=-1))
-    torch.testing.assert_close(moved[..., 4:9, 5:9], found[..., 4:9, 4:8], rtol=1e-4, atol=1e-4)
+    for found, moved, step in zip(stem(image), stem(image.roll(8, dims=-1)), (4, 2, 1), strict=True):
+        middle = slice(4 * step, 8 * step)
+        shifted = slice(5 * step, 9 * step)
+        torch.testing.assert_close(moved[..., middle, shifted], found[..., middle, middle], rtol=1e-4, atol=1e-4)

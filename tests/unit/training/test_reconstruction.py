@@ -1,0 +1,346 @@
+"""Phase one: the task that the loop trains, on clips made up here."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from export3d import config as model_settings
+from export3d.camera import Camera
+from export3d.checkpoint import load_state
+from export3d.config import ModelConfig, tiny
+from export3d.data.frames import Clip, FrameStore
+from export3d.data.shards import Record, update
+from export3d.errors import ConfigError, InputError
+from export3d.losses import ReconstructionWeights
+from export3d.model import Export3D
+from export3d.pretrained import load_pretrained
+from export3d.training.loop import LoopConfig, Result, train
+from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask, run
+
+PLAIN = ReconstructionConfig(preset="tiny", backbone="none", augment=False, mirror=False, sheet_pairs=2)
+
+
+def picture(person: int, yaw: float, smile: float, size: int) -> np.ndarray:
+    """(size, size, 3) uint8: a disc that moves with the head and whose mouth opens."""
+    y, x = (np.mgrid[0:size, 0:size] + 0.5) / size - 0.5
+    colour = np.random.default_rng(person).uniform(60, 220, size=(2, 3))
+    image = np.where(((x - yaw / 300) ** 2 + y**2 < 0.09)[..., None], colour[0], colour[1])
+    image = np.where(((np.abs(x - yaw / 200) < 0.1) & (np.abs(y - 0.12) < 0.01 + 0.08 * smile))[..., None], 30.0, image)
+    return image.round().astype(np.uint8)
+
+
+def made_up_store(videos: int = 2, stills: int = 1, frames: int = 5, size: int = 64, seed: int = 0) -> FrameStore:
+    """Clips of a few frames, with the expression and camera that the pictures were drawn from."""
+    rng = np.random.default_rng(seed)
+    clips: list[Clip] = []
+    pictures, expressions, cameras, numbers = [], [], [], []
+    for person in range(videos + stills):
+        count = frames if person < videos else 1
+        kind = "video" if person < videos else "image"
+        clips.append(Clip(f"clip{person}", kind, f"person{person}", "open", len(pictures), count))
+        for _ in range(count):
+            yaw, smile = rng.uniform(-25, 25), rng.uniform(0, 1)
+            pictures.append(picture(person, yaw, smile, size))
+            expressions.append(np.concatenate([[smile], rng.uniform(0, 0.1, 51)]))
+            cameras.append(Camera.orbit(yaw).label)
+            numbers.append(person)
+    total = len(pictures)
+    return FrameStore(
+        frames=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(),
+        expression=torch.from_numpy(np.stack(expressions)).float(),
+        camera=torch.from_numpy(np.stack(cameras)).float(),
+        landmarks=torch.from_numpy(rng.uniform(0.3, 0.7, (total, 478, 2))).half(),
+        found=torch.ones(total, dtype=torch.bool),
+        clip=torch.tensor(numbers),
+        clips=tuple(clips),
+        space="arkit52",
+    )
+
+
+def loop(**changes: Any) -> LoopConfig:
+    settings: dict[str, Any] = {
+        "batch_size": 2, "max_images": 16, "log_every": 2, "sheet_every": 0, "validate_every": 0, "save_every": 0,
+        "lr": 2e-3, "warmup_images": 4, "ema_halflife_images": 8, "ema_rampup": 0.5, "precision": "fp32", "cpu": True,
+        "tensorboard": False, "progress": False,
+    }  # fmt: skip
+    return LoopConfig(**{**settings, **changes})
+
+
+def task(config: ReconstructionConfig = PLAIN, **store: Any) -> ReconstructionTask:
+    return ReconstructionTask(config, made_up_store(**store))
+
+
+def logged(run_dir: Path, kind: str) -> list[dict[str, Any]]:
+    """Lines of the run's log of one kind."""
+    found = []
+    for path in sorted(run_dir.glob("*.jsonl")):
+        found += [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return [line for line in found if kind in line.values()]
+
+
+@pytest.fixture
+def extended(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
+    """Makes the preset `tiny` have what `base` adds to the paper's form."""
+    config = replace(tiny(), generator=replace(tiny().generator, skip=True, align=True))
+    monkeypatch.setitem(model_settings.PRESETS, "tiny", lambda: config)
+    return config
+
+
+# ---- what the loop relies on -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("extended")
+def test_a_handful_of_steps_lowers_the_loss(tmp_path: Path) -> None:
+    trained = task()
+    fixed = trained.batch(0, 8, 0, 1)
+    with torch.no_grad():
+        before = trained.losses(fixed, 0)
+    train(trained, tmp_path, loop(max_images=40, batch_size=4, lr=3e-3))
+    with torch.no_grad():
+        after = trained.losses(fixed, 0)
+    assert float(after["total"]) < 0.6 * float(before["total"])
+    assert float(after["l2"]) < float(before["l2"])
+    assert float(after["l2_raw"]) < float(before["l2_raw"])
+
+
+def everything(result: Result) -> dict[str, Any]:
+    """All numbers of a run's last state."""
+    state = load_state(result.checkpoint)
+    moments = {
+        f"optimizer.{parameter}.{name}": value
+        for parameter, values in state.optimizer["state"].items()
+        for name, value in values.items()
+    }
+    model = {f"model.{name}": value for name, value in state.model.items()}
+    return {**model, **{f"ema.{name}": value for name, value in state.ema.items()}, **moments}
+
+
+@pytest.mark.usefixtures("extended")
+def test_eight_steps_are_four_and_a_resume_and_four_bit_for_bit(tmp_path: Path) -> None:
+    """With everything that draws at random: pairs, mirror images, augmentation, ray jitter."""
+    config = replace(PLAIN, augment=True, mirror=True, face_emphasis=2.0)
+    at_once = train(task(config), tmp_path / "once", loop(max_images=16))
+    train(task(config), tmp_path / "twice", loop(max_images=8))
+    torch.manual_seed(12345)
+    resumed = train(task(config), tmp_path / "twice", loop(max_images=16))
+    assert (at_once.step, resumed.step) == (8, 8)
+    a, b = everything(at_once), everything(resumed)
+    assert a.keys() == b.keys()
+    assert any(name.endswith("generator.average.value") for name in a)
+    assert any(name.startswith("optimizer.") for name in a)
+    for name, value in a.items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(b[name])), name
+    assert a["model.generator.average.value"].abs().max() > 0
+
+
+def test_the_same_seed_gives_the_same_first_losses_and_another_seed_others() -> None:
+    def first(seed_images: int) -> list[float]:
+        made = task()
+        terms = made.losses(made.batch(seed_images, 2, 0, 1), seed_images)
+        return [float(value.detach()) for value in terms.values()]
+
+    assert first(0) == first(0)
+    assert first(0) != first(2)
+
+
+def test_a_batch_is_shared_by_processes_without_overlap_and_with_jitter_of_their_own() -> None:
+    made = task()
+    whole = made.batch(8, 4, 0, 1)
+    shares = [made.batch(8, 4, rank, 2) for rank in range(2)]
+    for name in ("source", "driving", "expression", "camera", "source_camera"):
+        assert torch.equal(whole[name], torch.cat([share[name] for share in shares])), name
+    assert shares[0]["jitter"] != shares[1]["jitter"]
+    assert made.batch(12, 4, 0, 2)["jitter"] not in {share["jitter"] for share in shares}
+
+
+def test_a_step_folds_what_was_generated_into_the_average_after_using_it() -> None:
+    made = task()
+    batch = made.batch(0, 2, 0, 1)
+    average = made.model.generator.average
+    with torch.no_grad():
+        generated = made.model(
+            batch["source"], batch["expression"], batch["camera"], batch["source_camera"], superres=False
+        ).generated
+        made.losses(batch, 0)
+    torch.testing.assert_close(average.value, (1 - average.delta) * generated.mean(dim=0))
+
+
+def test_looking_at_the_model_does_not_change_it() -> None:
+    made = ReconstructionTask(PLAIN, made_up_store(), made_up_store(seed=1))
+    before = {name: value.clone() for name, value in made.module.state_dict().items()}
+    with torch.no_grad():
+        made.validate(made.module)
+        made.sheet(made.module)
+    for name, value in made.module.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
+
+
+def test_expressions_are_standardised_by_the_training_data() -> None:
+    store = made_up_store()
+    made = ReconstructionTask(PLAIN, store)
+    torch.testing.assert_close(made.model.expression.mean, store.expression.mean(0))
+    wanted = store.expression.std(0, correction=0).clamp_min(0.02)
+    torch.testing.assert_close(made.model.expression.deviation, wanted)
+
+
+def test_a_single_portrait_is_enough_to_start() -> None:
+    made = task(videos=0, stills=1)
+    assert made.model.expression.deviation.isfinite().all()
+    assert made.losses(made.batch(0, 2, 0, 1), 0)["total"].isfinite()
+
+
+def test_samples_a_ray_are_a_setting_of_training_and_not_of_the_saved_model() -> None:
+    made = task(replace(PLAIN, coarse=4, fine=0))
+    assert (made.model.renderer.config.coarse, made.model.renderer.config.fine) == (4, 0)
+    assert ModelConfig.from_dict(made.config["model"]) == tiny()
+
+
+def test_a_run_can_begin_small() -> None:
+    made = task(replace(PLAIN, image_size=32), size=32)
+    assert made.losses(made.batch(0, 2, 0, 1), 0)["total"].isfinite()
+    assert made.model_config.render.resolution == 8
+    with pytest.raises(ConfigError, match="multiple of 32"):
+        replace(PLAIN, image_size=40).model_config()
+
+
+def test_without_super_resolution_only_the_raw_image_is_compared() -> None:
+    made = task(replace(PLAIN, superres=False))
+    assert set(made.losses(made.batch(0, 2, 0, 1), 0)) == {"l2_raw", "total"}
+
+
+def test_loss_weights_and_emphasis_reach_the_loss() -> None:
+    def terms(**changes: Any) -> dict[str, Tensor]:
+        made = task(replace(PLAIN, **changes))
+        return dict(made.losses(made.batch(0, 2, 0, 1), 0))
+
+    plain = terms()
+    torch.testing.assert_close(terms(weights=ReconstructionWeights(l2=5.0))["l2"], 5 * plain["l2"])
+    assert not torch.allclose(terms(face_emphasis=4.0)["l2"], plain["l2"], rtol=1e-4)
+
+
+def test_the_configuration_that_is_saved_is_words_and_numbers_only() -> None:
+    config = replace(PLAIN, heads_file=Path("folder") / "heads.pth")
+    saved = json.loads(json.dumps(task(config).config))
+    assert saved["reconstruction"]["heads_file"] == str(Path("folder") / "heads.pth")
+    assert ModelConfig.from_dict(saved["model"]) == tiny()
+
+
+def test_data_of_another_expression_space_is_refused() -> None:
+    store = made_up_store()
+    other = replace(store, expression=torch.zeros(len(store), 64), space="bfm64")
+    with pytest.raises(InputError, match="bfm64"):
+        ReconstructionTask(PLAIN, other)
+
+
+# ---- figures and sheets ----------------------------------------------------------------------------------------------
+
+
+def test_validation_compares_with_copying_the_source_on_fixed_pairs() -> None:
+    made = ReconstructionTask(PLAIN, made_up_store(), made_up_store(seed=1))
+    with torch.no_grad():
+        figures = made.validate(made.module)
+        assert made.validate(made.module) == figures
+    assert set(figures) == {"psnr", "psnr_copy"}
+    assert 3 < figures["psnr"] < figures["psnr_copy"] < 60
+    assert task().validate(made.module) == {}
+
+
+def test_a_perfect_copy_of_the_data_has_the_copys_psnr() -> None:
+    """On one still per person, copying is exact: 100 dB is the ceiling."""
+    made = ReconstructionTask(PLAIN, made_up_store(), made_up_store(videos=0, stills=2))
+    with torch.no_grad():
+        assert made.validate(made.module)["psnr_copy"] == pytest.approx(100.0)
+
+
+def test_a_sheet_has_a_row_a_pair_with_source_driving_result_raw_and_depth() -> None:
+    made = task()
+    with torch.no_grad():
+        sheet = made.sheet(made.module)
+    assert sheet.dtype == np.uint8
+    height, width, channels = sheet.shape
+    assert channels == 3
+    assert 5 * 64 <= width < 6 * 64
+    assert 2 * 64 <= height < 3 * 64
+    assert sheet.std() > 10
+
+
+# ---- from a prepared folder to weights -------------------------------------------------------------------------------
+
+
+def prepare(folder: Path, people: range, size: int = 64) -> None:
+    """A prepared split of portraits."""
+    records = []
+    rng = np.random.default_rng(people.start)
+    for person in people:
+        stream = io.BytesIO()
+        Image.fromarray(picture(person, 0.0, 0.5, size)).save(stream, format="PNG")
+        records.append(
+            Record(
+                f"still{person}",
+                stream.getvalue(),
+                "png",
+                rng.random((1, 52), dtype=np.float32),
+                Camera.orbit().label[None].astype(np.float32),
+                rng.uniform(0.3, 0.7, (1, 478, 2)).astype(np.float16),
+                np.ones(1, dtype=bool),
+                {"person": f"person{person}", "terms": "open", "fingerprint": f"print{person}", "space": "arkit52"},
+            )
+        )
+    update(folder, records)
+
+
+def test_a_run_leaves_weights_that_can_be_loaded_and_continued_at_another_size(tmp_path: Path) -> None:
+    prepare(tmp_path / "data" / "train", range(3))
+    prepare(tmp_path / "data" / "val", range(3, 5))
+    small = run(
+        tmp_path / "data",
+        tmp_path / "small",
+        replace(PLAIN, image_size=32),
+        loop(max_images=4, validate_every=4, sheet_every=4),
+        cache=tmp_path / "cache",
+    )
+    assert set(small.validation) == {"psnr", "psnr_copy"}
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == [
+        "train-32.safetensors",
+        "val-32.safetensors",
+    ]
+    weights = tmp_path / "small" / "weights.safetensors"
+    loaded = load_pretrained(weights)
+    assert loaded.config.generator.image_size == 32
+    average = load_state(small.checkpoint).ema
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, average[name]), name
+
+    large = run(
+        tmp_path / "data", tmp_path / "large", PLAIN, loop(max_images=2, lr=1e-12, warmup_images=0), init_from=weights
+    )
+    assert large.images_seen == 2
+    continued: Export3D = load_pretrained(tmp_path / "large" / "weights.safetensors")
+    assert continued.config.generator.image_size == 64
+    for name, value in loaded.named_parameters():
+        torch.testing.assert_close(dict(continued.named_parameters())[name], value, atol=1e-6, rtol=0)
+
+
+def test_a_run_logs_each_term_of_the_loss(tmp_path: Path) -> None:
+    train(task(), tmp_path, loop(max_images=4))
+    lines = logged(tmp_path, "train")
+    assert lines
+    assert {"l2", "l2_raw", "total"} <= set(lines[-1]["losses"])
+
+
+def test_a_folder_that_was_not_prepared_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="export3d prepare"):
+        run(tmp_path, tmp_path / "out", PLAIN, loop())

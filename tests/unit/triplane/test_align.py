@@ -1,0 +1,92 @@
+"""The source resampled onto the xy plane through an average head."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from export3d.camera import Camera, mirror, project
+from export3d.errors import ShapeError
+from export3d.triplane.align import frontal_view, proxy_depth
+
+HALF = 0.36
+
+
+def label(camera: Camera) -> torch.Tensor:
+    return torch.from_numpy(camera.label[None]).float()
+
+
+def coordinate_image(size: int = 64) -> torch.Tensor:
+    """(1, 2, size, size): each pixel's own u and v, 0..1."""
+    centre = (torch.arange(size) + 0.5) / size
+    v, u = torch.meshgrid(centre, centre, indexing="ij")
+    return torch.stack([u, v])[None]
+
+
+def surface(size: int) -> np.ndarray:
+    """(size * size, 3): the points of the average head's front over the texels of the xy plane, row by row."""
+    centre = ((np.arange(size) + 0.5) / size * 2 - 1) * HALF
+    points = np.array([(x, y, 0.0) for y in centre for x in centre])
+    points[:, 2] = proxy_depth(torch.from_numpy(points[:, 0]), torch.from_numpy(points[:, 1])).numpy()
+    return points
+
+
+CAMERAS = [
+    Camera.orbit(),
+    Camera.orbit(25.0, -10.0),
+    Camera.orbit(-40.0, 15.0, radius=2.2),
+    Camera.look_at((0.3, -0.2, -2.4), (0.05, 0.0, 0.0), roll_rad=0.3),
+]
+
+
+@pytest.mark.parametrize("camera", CAMERAS, ids=["frontal", "turned", "near", "rolled"])
+def test_every_texel_shows_the_pixel_that_its_point_on_the_head_projects_to(camera: Camera) -> None:
+    found = frontal_view(coordinate_image(), label(camera), HALF)[0].permute(1, 2, 0).reshape(-1, 2).numpy()
+    border = 0.5 / 64
+    expected = project(surface(64), camera.label).clip(border, 1 - border)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_beyond_the_picture_its_border_goes_on() -> None:
+    image = torch.rand(1, 3, 1, 16).expand(1, 3, 16, 16)
+    far_right = Camera.look_at((5.0, 0.0, -2.7), (5.0, 0.0, 0.0))
+    found = frontal_view(image, label(far_right), HALF)
+    torch.testing.assert_close(found, image[..., :1].expand(1, 3, 16, 16))
+
+
+def test_a_mirrored_picture_with_a_mirrored_camera_gives_the_mirrored_view() -> None:
+    image, camera = torch.rand(1, 3, 32, 32), CAMERAS[3]
+    mirrored = torch.from_numpy(mirror(camera.label)[None]).float()
+    torch.testing.assert_close(
+        frontal_view(image.flip(-1), mirrored, HALF).flip(-1),
+        frontal_view(image, label(camera), HALF),
+        atol=1e-5,
+        rtol=0,
+    )
+
+
+def test_items_of_a_batch_are_seen_by_their_own_cameras() -> None:
+    images = torch.rand(4, 3, 24, 24)
+    labels = torch.cat([label(camera) for camera in CAMERAS])
+    together = frontal_view(images, labels, HALF)
+    for b in range(4):
+        torch.testing.assert_close(together[b : b + 1], frontal_view(images[b : b + 1], labels[b : b + 1], HALF))
+
+
+def test_gradients_reach_the_picture() -> None:
+    image = torch.rand(1, 1, 8, 8, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: frontal_view(x, label(CAMERAS[1]), HALF), (image,))
+
+
+def test_the_average_head_bulges_towards_the_camera_and_is_symmetric() -> None:
+    x = torch.linspace(-0.36, 0.36, 37)
+    depth = proxy_depth(x, torch.zeros(37))
+    assert float(depth[18]) == pytest.approx(-0.11, abs=1e-6)
+    assert (depth[:18].diff() < 0).all()
+    torch.testing.assert_close(depth, depth.flip(0))
+
+
+def test_one_camera_for_each_picture_is_needed() -> None:
+    with pytest.raises(ShapeError, match="source camera"):
+        frontal_view(torch.zeros(2, 3, 8, 8), label(Camera.orbit()), HALF)
