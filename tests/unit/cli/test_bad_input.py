@@ -8,6 +8,8 @@ from __future__ import annotations
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -328,28 +330,36 @@ def test_inputs_are_not_overwritten(tmp_path: Path, face_video: Path, animate: R
     assert face_video.read_bytes() == before
 
 
-@pytest.fixture
-def small_disk() -> Iterator[Callable[[int], None]]:
-    """Let no file of this process grow beyond so many bytes, as on a disk that is almost full."""
+def on_a_full_disk(size: int, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """`export3d` in a process of its own, in which no file may grow beyond so many bytes."""
     resource = pytest.importorskip("resource")
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return subprocess.run(
+        [sys.executable, "-m", "export3d", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    )
 
 
-@pytest.mark.parametrize("size", [0, 1500])
-def test_a_full_disk_leaves_nothing(
-    size: int, small_disk: Callable[[int], None], animate: Run, out: Path, capsys: Capture
+@pytest.mark.parametrize("size", [200, 1500])
+def test_a_full_disk_leaves_no_video(
+    size: int, astronaut_path: Path, short_motion: Path, tiny_weights: Path, out: Path
 ) -> None:
-    small_disk(size)
-    refused(animate(), capsys, out, "cannot write", "a.mp4")
+    files = ["--motion", short_motion, "--weights", tiny_weights, "-o", out / "a.mp4", "--sheet", out / "a.png"]
+    done = on_a_full_disk(size, "animate", astronaut_path, *files)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"export3d: cannot write {out / 'a.mp4'}")
+    assert done.stderr.count("\n") == 1
+    assert list(out.iterdir()) == []
 
 
-def test_a_full_disk_leaves_no_motion_file(
-    small_disk: Callable[[int], None], face_video: Path, out: Path, capsys: Capture
-) -> None:
-    small_disk(500)
-    refused(main(["track", str(face_video), "-o", str(out / "a.motion")]), capsys, out, "cannot write", "a.motion")
+def test_a_full_disk_leaves_no_motion_file(face_video: Path, out: Path) -> None:
+    done = on_a_full_disk(500, "track", face_video, "-o", out / "a.motion")
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(f"export3d: cannot write {out / 'a.motion'}")
+    assert done.stderr.count("\n") == 1
+    assert list(out.iterdir()) == []
 
 
 # --- weights and settings ---------------------------------------------------------------------------------------------
