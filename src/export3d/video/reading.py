@@ -166,6 +166,7 @@ class _View:
             interpolation=SWS_QUALITY,
             src_color_range=FULL if full else LIMITED,
             dst_color_range=FULL,
+            threads=1,
         )
         pixels: Pixels = np.asarray(rgb.to_ndarray())
         if alpha:

@@ -120,6 +120,7 @@ class VideoWriter:
             interpolation=SWS_QUALITY,
             src_color_range=FULL,
             dst_color_range=LIMITED,
+            threads=1,
         )
         picture.pts = self.frames_written
         picture.time_base = 1 / self.fps
@@ -151,14 +152,14 @@ class VideoWriter:
         name = next((name for name in _ENCODERS if name in av.codecs_available), None)
         if name is None:
             raise OutputError(f"cannot write {self.path}: PyAV has no H.264 encoder here; run: pip install -U av")
-        x264 = {"crf": f"{self._crf:g}", "preset": "medium"} if name == "libx264" else {}
+        x264 = {"crf": f"{self._crf:g}", "preset": "medium", "mbtree": "0"} if name == "libx264" else {}
         stream: VideoStream = self._container.add_stream(name, rate=self.fps, options=x264)  # type: ignore[assignment]
         stream.width, stream.height, stream.pix_fmt = self.width, self.height, "yuv420p"
         if name != "libx264":
             stream.bit_rate = max(1_000_000, self.width * self.height * 20)
         context = stream.codec_context
         context.time_base = 1 / self.fps
-        context.thread_count = 1  # x264's bytes depend on the number of threads
+        context.thread_count = 1  # x264's bytes depend on the number of threads (and, with mbtree, on stale memory)
         context.color_range, context.colorspace = LIMITED, BT709
         context.color_primaries, context.color_trc = 1, 1
         return stream
