@@ -332,14 +332,13 @@ def test_inputs_are_not_overwritten(tmp_path: Path, face_video: Path, animate: R
 
 def on_a_full_disk(size: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """`export3d` in a process of its own, in which no file may grow beyond so many bytes."""
-    resource = pytest.importorskip("resource")
-    return subprocess.run(
-        [sys.executable, "-m", "export3d", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size)),
+    pytest.importorskip("resource")
+    code = (
+        f"import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({size}, {size}));"
+        "from export3d.cli.main import main; sys.exit(main(sys.argv[1:]))"
     )
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("size", [200, 1500])
