@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export3d.errors import ShapeError, check_shape
+from export3d.errors import ConfigError, MissingExtra, ShapeError, check_shape
 from export3d.perceptual import Perceptual, load_perceptual
 
 SSIM_WINDOW = 11
@@ -113,9 +113,16 @@ def lpips(
         device: where to compute.
 
     Raises:
-        CheckpointError, ConfigError, MissingExtra: see `export3d.perceptual.load_perceptual`.
+        CheckpointError: a file is missing or holds something else.
+        ConfigError: an unknown backbone, or no file for it and no torchvision.
     """
-    network: Perceptual = load_perceptual(backbone, features, heads).to(device)
+    try:
+        network: Perceptual = load_perceptual(backbone, features, heads).to(device)
+    except MissingExtra as error:
+        raise ConfigError(
+            f"LPIPS needs the weights of its backbone {backbone}: name their file (--backbone-file), "
+            "install torchvision, or leave LPIPS out (--backbone none)"
+        ) from error
     origin = "torchvision ImageNet weights" if features is None else f"file {Path(features).name}"
     weights = "uniform weights 1/C" if heads is None else f"LPIPS heads {Path(heads).name}"
     name, title = ("lpips", "LPIPS") if heads is not None else ("lpips_uniform", "LPIPS (uniform)")

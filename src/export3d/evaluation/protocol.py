@@ -154,12 +154,10 @@ def same_identity(
 
     Raises:
         InputError: not a prepared split, no clip in it, or another expression space than the weights'.
-        CheckpointError: no such weights.  MissingExtra: no LPIPS backbone, or no tracker.
-        OutputError: `out` cannot be written.  ConfigError: settings that cannot work.
+        CheckpointError: no such weights.  MissingExtra: no tracker.
+        OutputError: `out` cannot be written.  ConfigError: settings that cannot work, or no weights for LPIPS.
     """
-    split, out = Path(split), make_folder(out)
-    for name in ("report.json", "report.md", "sheet.png"):
-        check_output(out / name)
+    split = Path(split)
     chosen = pick_device(device)
     index = read_index(split)
     model = load_pretrained(weights).to(chosen)
@@ -171,6 +169,9 @@ def same_identity(
     metrics = [PSNR, SSIM]
     if backbone != "none":
         metrics.append(lpips(backbone, backbone_file, heads_file, chosen))
+    out = make_folder(out)
+    for name in ("report.json", "report.md", "sheet.png"):
+        check_output(out / name)
     gallery = Gallery(publishable_only=publishable_only)
     size = model.config.generator.image_size
     results, skipped = evaluate_split(

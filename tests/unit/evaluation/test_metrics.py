@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from export3d.errors import CheckpointError, ShapeError
+from export3d.errors import CheckpointError, ConfigError, ShapeError
 from export3d.evaluation.metrics import PSNR, SSIM, lpips, psnr, ssim
 from export3d.image import resize, to_tensor
 
@@ -147,6 +148,12 @@ def test_lpips_says_which_networks_it_used(shared_models: Path) -> None:
 def test_a_missing_backbone_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"nowhere\.pth"):
         lpips("alex", tmp_path / "nowhere.pth")
+
+
+def test_without_torchvision_the_ways_out_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    with pytest.raises(ConfigError, match=r"--backbone-file.*torchvision.*--backbone none"):
+        lpips("alex")
 
 
 @pytest.mark.parametrize("score", [psnr, ssim])
