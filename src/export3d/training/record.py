@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from export3d.animate.export import write_still
 from export3d.errors import OutputError
-from export3d.image import write_png
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class Recorder:
     def sheet(self, images_seen: int, image: NDArray[np.uint8]) -> Path:
         """Write an image (H, W, 3) uint8 as `sheets/<images_seen>.png`; returns its path."""
         path = self.run_dir / "sheets" / f"{images_seen:08d}.png"
-        write_png(path, image)
+        write_still(path, image)
         if self._board is not None:
             self._board.add_image("sheet", image, images_seen, dataformats="HWC")
         return path
