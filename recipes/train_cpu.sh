@@ -1,0 +1,20 @@
+#!/bin/sh
+# The first weights, on a processor: 25 minutes at 128 pixels, then the same network at 256. docs/training-log.md has the figures.
+#   recipes/train_cpu.sh CLIPS MANIFEST.csv NETWORKS OUT
+# CLIPS: folder of videos and portraits; NETWORKS: folder with squeezenet1_1_features_fp32.pth and squeeze.pth (LPIPS).
+set -eu
+clips=$1 manifest=$2 networks=$3 out=$4
+export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
+
+export3d prepare "$clips" --manifest "$manifest" -o "$out/data"
+
+train() {
+    export3d train "$out/data" --cache "$out/cache" --backbone squeeze \
+        --backbone-file "$networks/squeezenet1_1_features_fp32.pth" --heads-file "$networks/squeeze.pth" \
+        --l2 2 --lpips-raw 0 --face-emphasis 4 --still-fraction 0.2 --hard-fraction 0.3 --coarse 16 --fine 0 \
+        --batch-size 8 --channels-last --ema-halflife-images 800 --save-every 2000 "$@"
+}
+train -o "$out/small" --image-size 128 --lpips 0.25 --lr 6e-4 --warmup-images 800 --max-minutes 25 --validate-every 2000
+train -o "$out/full" --init-from "$out/small/weights.safetensors" --lpips 0.5 --lr 4e-4 --warmup-images 100 \
+    --max-minutes 45 --decay clock --decay-from 0.3 --final-lr-ratio 0.05 --validate-every 800
+export3d evaluate "$out/data/val" -o "$out/evaluation" --weights "$out/full/weights.safetensors" --backbone none
