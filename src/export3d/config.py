@@ -135,3 +135,8 @@ def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
         wanted = type(getattr(default, name))
         if type(value) is not wanted and not (wanted is float and type(value) is int):
             raise ConfigError(f"{prefix}{name} must be of type {wanted.__name__}, got {value!r}")
+
+
+def no_align(config: ModelConfig) -> ModelConfig:
+    """The paper's input: the source as it is, in its picture's axes."""
+    return replace(config, generator=replace(config.generator, align=False))

@@ -72,8 +72,9 @@ class MissingExtra(Export3DError, ImportError):
     "mediapipe is not installed; run: pip install 'export3d[face]'"
     """
 
-    def __init__(self, extra: str, package: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'export3d[{extra}]'")
+    def __init__(self, extra: str, package: str, remedy: str | None = None) -> None:
+        remedy = remedy or f"run: pip install 'export3d[{extra}]'"
+        super().__init__(f"{package} is not installed; {remedy}")
         self.extra = extra
 
 

@@ -10,6 +10,7 @@ Backbones (`features.*` in torchvision's naming): `alex`, `squeeze`, `vgg16`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, check_shape
 
-_MEAN = (-0.030, -0.088, -0.188)
-_DEVIATION = (0.458, 0.448, 0.450)
+Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
+"""Mean and deviation, RGB, that an image in [-1, 1] is normalised with."""
+
+IMAGENET: Normalisation = ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))
+_BYTES_MINUS_MEAN = re.compile(r"RGB 0\.\.255 minus \(([\d.]+), ?([\d.]+), ?([\d.]+)\)")
 
 
 class _Fire(nn.Module):
@@ -91,9 +95,16 @@ class Perceptual(nn.Module):
         backbone: `alex`, `squeeze` or `vgg16`.
         features: the backbone's tensors, torchvision's key names with or without the prefix `features.`.
         heads: LPIPS v0.1 linear weights (`lin0.model.1.weight` …); uniform weights without them.
+        normalisation: what the backbone was trained on.
     """
 
-    def __init__(self, backbone: str, features: dict[str, Tensor], heads: dict[str, Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        backbone: str,
+        features: dict[str, Tensor],
+        heads: dict[str, Tensor] | None = None,
+        normalisation: Normalisation = IMAGENET,
+    ) -> None:
         super().__init__()
         if backbone not in _RECIPES:
             raise ConfigError(f"unknown perceptual backbone {backbone!r}; choose one of {', '.join(_RECIPES)}")
@@ -115,8 +126,9 @@ class Perceptual(nn.Module):
                     raise CheckpointError(f"not the LPIPS heads of {backbone}: {key} is missing or misshapen")
                 weight = heads[key].float().flatten()
             self.register_buffer(f"head{layer}", weight)
-        self.register_buffer("mean", torch.tensor(_MEAN).view(1, 3, 1, 1))
-        self.register_buffer("deviation", torch.tensor(_DEVIATION).view(1, 3, 1, 1))
+        mean, deviation = normalisation
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("deviation", torch.tensor(deviation).view(1, 3, 1, 1))
         self.requires_grad_(False)
         self.eval()
 
@@ -158,7 +170,22 @@ def load_perceptual(backbone: str, features: Path | None = None, heads: Path | N
     if backbone not in _RECIPES:
         raise ConfigError(f"unknown perceptual backbone {backbone!r}; choose one of {', '.join(_RECIPES)}")
     found = _torchvision_features(backbone) if features is None else read_tensors(features)
-    return Perceptual(backbone, found, None if heads is None else read_tensors(heads))
+    normalisation = IMAGENET if features is None else _stated_normalisation(Path(features))
+    return Perceptual(backbone, found, None if heads is None else read_tensors(heads), normalisation)
+
+
+def _stated_normalisation(path: Path) -> Normalisation:
+    """What a file's metadata says of its input, such as "RGB 0..255 minus (123, 117, 104)"; else ImageNet's."""
+    if path.suffix != ".safetensors":
+        return IMAGENET
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        stated = _BYTES_MINUS_MEAN.fullmatch((file.metadata() or {}).get("input", ""))
+    if stated is None:
+        return IMAGENET
+    red, green, blue = (float(value) / 127.5 - 1.0 for value in stated.groups())
+    return (red, green, blue), (1 / 127.5, 1 / 127.5, 1 / 127.5)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -184,7 +211,8 @@ def _torchvision_features(backbone: str) -> dict[str, Tensor]:
     try:
         from torchvision import models  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        raise MissingExtra("train", "torchvision (or give the backbone's weight file)") from error
+        remedy = f"name a file with the weights of {backbone} (--backbone-file), or install torchvision"
+        raise MissingExtra("train", "torchvision", remedy) from error
     name = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg16": "vgg16"}[backbone]
     network = models.get_model(name, weights="DEFAULT" if backbone != "vgg16" else "IMAGENET1K_V1")
     features: dict[str, Tensor] = network.features.state_dict()

@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export3d.checkpoint import load_into, load_weights
+from export3d.checkpoint import load_into, load_state, load_weights
 from export3d.config import ModelConfig, preset
 from export3d.data.dataset import PairSampler
 from export3d.data.frames import FrameStore
@@ -228,14 +229,13 @@ def run(
     if init_from is not None:
         load_into(task.model, adapt_resolution(load_weights(init_from)[0], task.model), what=str(init_from))
     result = train(task, out, loop, resume=resume)
-    export(result.checkpoint, out / "weights.safetensors")
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        export(result.checkpoint, out / "weights.safetensors")
     return result
 
 
 def export(checkpoint: Path, path: Path, **options: Any) -> Path:
     """Averaged weights of a training state as a file that `load_pretrained` reads."""
-    from export3d.checkpoint import load_state
-
     state = load_state(checkpoint)
     model = Export3D(ModelConfig.from_dict(state.config["task"]["model"]))
     load_into(model, state.ema, what=str(checkpoint))

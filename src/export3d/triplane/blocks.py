@@ -12,12 +12,14 @@ class EAdaLN(nn.Module):
     """Expression adaptive layer normalisation: sigma(beta') * LN(x) + mu(beta') (Eq. 5).
 
     LN has no affine parameters. sigma and mu are one linear map of beta' that starts at sigma = 1, mu = 0, so that a
-    new block is a plain ViT block.
+    new block is a plain ViT block. beta' is a sum of unit vectors of R^d with entries of the order 1 / sqrt(d): the map
+    sees sqrt(d) * beta', or it would learn sqrt(d) times more slowly than the layers around it.
     """
 
     def __init__(self, dim: int, embedding: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(dim, eps=1e-6, elementwise_affine=False)
+        self.gain = embedding**0.5
         self.modulation = linear(embedding, 2 * dim)
         nn.init.zeros_(self.modulation.weight)
         with torch.no_grad():
@@ -25,7 +27,7 @@ class EAdaLN(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (B, N, h), beta' (B, d) to (B, N, h)."""
-        sigma, mu = self.modulation(embedding)[:, None].chunk(2, dim=-1)
+        sigma, mu = self.modulation(self.gain * embedding)[:, None].chunk(2, dim=-1)
         out: Tensor = sigma * self.norm(x) + mu
         return out
 

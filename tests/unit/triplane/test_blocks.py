@@ -26,7 +26,7 @@ def test_eadaln_scales_and_shifts_each_channel_by_the_expression() -> None:
     norm = EAdaLN(8, 3)
     torch.nn.init.normal_(norm.modulation.weight)
     x, embedding = torch.randn(2, 5, 8), torch.randn(2, 3)
-    factors = embedding @ norm.modulation.weight.T + norm.modulation.bias
+    factors = 3**0.5 * embedding @ norm.modulation.weight.T + norm.modulation.bias
     for b in range(2):
         for token in range(5):
             row = x[b, token]
