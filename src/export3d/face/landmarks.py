@@ -259,12 +259,13 @@ def _quiet_stderr() -> Iterator[None]:
     MediaPipe and TensorFlow Lite greet on file descriptor 2 whatever the environment says. Messages of other threads in
     this half second go to the log as well.
     """
-    try:
-        kept = os.dup(2)
-    except OSError:  # no error stream at all
-        yield
-        return
-    with tempfile.TemporaryFile() as caught:
+    with contextlib.ExitStack() as stack:
+        try:
+            caught = stack.enter_context(tempfile.TemporaryFile())
+            kept = os.dup(2)
+        except OSError:  # nowhere to keep what is said, or no error stream at all
+            yield
+            return
         if sys.stderr is not None:
             sys.stderr.flush()
         os.dup2(caught.fileno(), 2)
