@@ -35,7 +35,8 @@ class ReconstructionConfig:
         preset: model preset.
         image_size: train at this size instead of the preset's (a multiple of 32). All weights carry over to another
             size, so that a run can begin small.
-        coarse, fine: samples a ray in training; None keeps the preset's.
+        coarse: stratified samples a ray, in training and in the weights it leaves; None keeps the preset's.
+        fine: importance samples a ray, likewise.
         superres: train the super-resolution too; without it only the raw image is compared.
         weights: of the loss terms.
         backbone: perceptual network: `alex`, `squeeze`, `vgg16`, or `none`.
@@ -62,17 +63,18 @@ class ReconstructionConfig:
     sheet_pairs: int = 8
 
     def model_config(self) -> ModelConfig:
-        """The preset with this run's image size."""
+        """The preset with this run's image size and samples a ray."""
         config = preset(self.preset)
-        if self.image_size is None or self.image_size == config.generator.image_size:
-            return config
-        if self.image_size % 32:
-            raise ConfigError(f"image_size {self.image_size} must be a multiple of 32")
-        return replace(
-            config,
-            generator=replace(config.generator, image_size=self.image_size),
-            render=replace(config.render, resolution=self.image_size // 4),
+        size = self.image_size or config.generator.image_size
+        if size % 32:
+            raise ConfigError(f"image_size {size} must be a multiple of 32")
+        render = replace(
+            config.render,
+            resolution=size // 4,
+            coarse=self.coarse or config.render.coarse,
+            fine=config.render.fine if self.fine is None else self.fine,
         )
+        return replace(config, generator=replace(config.generator, image_size=size), render=render)
 
 
 class ReconstructionTask:
@@ -111,12 +113,6 @@ class ReconstructionTask:
         self.perceptual: Perceptual | None = None
         if config.backbone != "none":
             self.perceptual = load_perceptual(config.backbone, config.backbone_file, config.heads_file)
-        # Samples a ray are a matter of training cost: the module gets its own renderer settings, the file the preset's.
-        self.model.renderer.config = replace(
-            self.model_config.render,
-            coarse=config.coarse or self.model_config.render.coarse,
-            fine=self.model_config.render.fine if config.fine is None else config.fine,
-        )
 
     def prepare(self, device: torch.device) -> None:
         """Move the perceptual network and all frames to the training device."""
