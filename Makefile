@@ -12,7 +12,7 @@ demo: $(VENV)/.face
 	$(VENV)/bin/export3d demo -o $(OUT)
 
 test: lint types
-	$(VENV)/bin/python -m pytest
+	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
