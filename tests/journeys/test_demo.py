@@ -31,11 +31,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_network")
-def test_the_demo_is_whole_offline_and_moves_as_driven(
-    tmp_path: Path, assets: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    if not (assets / "base.safetensors").is_file():
-        pytest.skip("no packaged weights yet")
+def test_the_demo_is_whole_offline_and_moves_as_driven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "-o", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
     assert err == ""

@@ -161,9 +161,7 @@ def test_missing_weights_are_refused(tmp_path: Path) -> None:
         Animator.from_pretrained(tmp_path / "none.safetensors")
 
 
-def test_the_packaged_weights_are_the_default_preset(assets: Path) -> None:
-    if not (assets / "base.safetensors").is_file():
-        pytest.skip("no packaged weights yet")
+def test_the_packaged_weights_make_256_pixels_from_arkit_scores() -> None:
     animator = Animator.from_pretrained(device="cpu")
     assert animator.size == 256
     assert animator.space == "arkit52"
