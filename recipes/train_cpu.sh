@@ -1,5 +1,6 @@
 #!/bin/sh
-# The first weights, on a processor: 25 minutes at 128 pixels, then the same network at 256. docs/training-log.md has the figures.
+# What the first weights taught, in two legs on a processor: small frames first, then the same network at 256 pixels.
+# They took four legs to find it: docs/training-log.md. This order itself has not been run from the start.
 #   recipes/train_cpu.sh CLIPS MANIFEST.csv NETWORKS OUT
 # CLIPS: folder of videos and portraits; NETWORKS: folder with squeezenet1_1_features_fp32.pth and squeeze.pth (LPIPS).
 set -eu
@@ -11,7 +12,7 @@ export3d prepare "$clips" --manifest "$manifest" -o "$out/data"
 train() {
     export3d train "$out/data" --cache "$out/cache" --backbone squeeze \
         --backbone-file "$networks/squeezenet1_1_features_fp32.pth" --heads-file "$networks/squeeze.pth" \
-        --l2 2 --lpips-raw 0 --face-emphasis 4 --still-fraction 0.2 --hard-fraction 0.3 --coarse 16 --fine 0 \
+        --l2 2 --lpips-raw 0 --face-emphasis 20 --still-fraction 0.2 --hard-fraction 0.6 --coarse 16 --fine 0 \
         --batch-size 8 --channels-last --ema-halflife-images 800 --save-every 2000 "$@"
 }
 train -o "$out/small" --image-size 128 --lpips 0.25 --lr 6e-4 --warmup-images 800 --max-minutes 25 --validate-every 2000
