@@ -126,7 +126,7 @@ def no_lowpass(config: ModelConfig) -> ModelConfig:
 
 
 def no_skip(config: ModelConfig) -> ModelConfig:
-    """The paper's information path: everything the planes know of the source passes through the tokens."""
+    """Everything the planes know of the source passes through the tokens, as far as the paper tells."""
     return replace(config, generator=replace(config.generator, skip=False))
 
 

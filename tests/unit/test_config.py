@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from export3d.config import PRESETS, ModelConfig, base, no_lowpass, no_skip, paper, preset, tiny
+from export3d.config import PRESETS, ModelConfig, base, no_align, no_lowpass, no_skip, paper, preset, tiny
 from export3d.errors import ConfigError
 
 
@@ -91,7 +91,9 @@ def test_a_variant_changes_one_thing(name: str) -> None:
     config = preset(name)
     assert changed(config, no_lowpass(config)) == {"generator.lowpass_sigma"}
     assert changed(config, no_skip(config)) == ({"generator.skip"} if config.generator.skip else set())
+    assert changed(config, no_align(config)) == ({"generator.align"} if config.generator.align else set())
     assert not no_skip(config).generator.skip
+    assert not no_align(config).generator.align
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -102,13 +101,7 @@ class ReconstructionTask:
         self.model = Export3D(self.model_config)
         self.model.expression.standardise(train_frames.expression.mean(0), train_frames.expression.std(0, correction=0))
         self.module: nn.Module = self.model
-        self.sampler = PairSampler(
-            train_frames,
-            mirror=config.mirror,
-            augment=config.augment,
-            still_fraction=config.still_fraction,
-            hard_fraction=config.hard_fraction,
-        )
+        self.sampler = self._sampler(train_frames)
         self.val = val_frames
         self.perceptual: Perceptual | None = None
         if config.backbone != "none":
@@ -119,14 +112,7 @@ class ReconstructionTask:
         if self.perceptual is not None:
             self.perceptual = self.perceptual.to(device)
         if device.type != self.sampler.store.device.type:
-            s = self.settings
-            self.sampler = PairSampler(
-                self.sampler.store.to(device),
-                mirror=s.mirror,
-                augment=s.augment,
-                still_fraction=s.still_fraction,
-                hard_fraction=s.hard_fraction,
-            )
+            self.sampler = self._sampler(self.sampler.store.to(device))
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
         """Pairs by number, with one generator seed for the ray jitter of this share."""
@@ -176,6 +162,12 @@ class ReconstructionTask:
             pictures = (pair["source"], pair["driving"], final, *enlarged)
             rows += [[to_uint8(x[i].clamp(-1, 1)) for x in pictures] for i in range(len(final))]
         return contact_sheet(rows)
+
+    def _sampler(self, frames: FrameStore) -> PairSampler:
+        s = self.settings
+        return PairSampler(
+            frames, mirror=s.mirror, augment=s.augment, still_fraction=s.still_fraction, hard_fraction=s.hard_fraction
+        )
 
     def _val_pairs(self, count: int) -> list[dict[str, Tensor]]:
         store = self.val or self.sampler.store
@@ -230,13 +222,13 @@ def run(
     return result
 
 
-def export(checkpoint: Path, path: Path, **options: Any) -> Path:
+def export(checkpoint: Path, path: Path) -> Path:
     """Averaged weights of a training state as a file that `load_pretrained` reads."""
     state = load_state(checkpoint)
     model = Export3D(ModelConfig.from_dict(state.config["task"]["model"]))
     load_into(model, state.ema, what=str(checkpoint))
     info = {"images_seen": state.counters["images_seen"], "phase": "reconstruction"}
-    return save_pretrained(copy.deepcopy(model), path, info, **options)
+    return save_pretrained(model, path, info)
 
 
 def _psnr(image: Tensor, target: Tensor) -> Tensor:

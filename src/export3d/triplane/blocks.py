@@ -13,7 +13,7 @@ class EAdaLN(nn.Module):
 
     LN has no affine parameters. sigma and mu are one linear map of beta' that starts at sigma = 1, mu = 0, so that a
     new block is a plain ViT block. beta' is a sum of unit vectors of R^d with entries of the order 1 / sqrt(d): the map
-    sees sqrt(d) * beta', or it would learn sqrt(d) times more slowly than the layers around it.
+    sees sqrt(d) * beta', inputs of unit scale as in the layers around it.
     """
 
     def __init__(self, dim: int, embedding: int) -> None:
