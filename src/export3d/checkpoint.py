@@ -350,10 +350,11 @@ def _refuse_pickle(path: Path) -> None:
         return
     try:
         with path.open("rb") as file:
-            head = file.read(2)
+            head = file.read(9)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror}; check its permissions") from error
-    if head[:2] == b"PK" or head[:1] == b"\x80":
+    # A safetensors file begins with eight bytes of its header's length, the first of which may be 0x80 too, and then {.
+    if head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:] != b"{"):
         raise CheckpointError(
             f"{path} is a pickle or a zip of pickles, which could execute code when loaded; only safetensors are read"
         )
