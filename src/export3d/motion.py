@@ -10,6 +10,7 @@ that holds format, version, fps, expression space and free-text notes. Nothing i
 
 from __future__ import annotations
 
+import difflib
 import json
 import logging
 import math
@@ -52,6 +53,13 @@ ARKIT52_MIRRORED: tuple[int, ...] = tuple(
     ARKIT52.index(re.sub("Left|Right", lambda side: "Right" if side[0] == "Left" else "Left", name)) for name in ARKIT52
 )
 """Where each score of a mirrored face comes from: `mirrored = scores[..., ARKIT52_MIRRORED]` (left and right swap)."""
+
+_COLUMNS: dict[str, list[int]] = {name.lower(): [column] for column, name in enumerate(ARKIT52)}
+_COLUMNS |= {  # jawLeft and jawRight (mouth, too) are opposites, not the two sides of one score
+    name[:-4].lower(): [ARKIT52.index(name), ARKIT52.index(f"{name[:-4]}Right")]
+    for name in ARKIT52
+    if name.endswith("Left") and name not in ("jawLeft", "mouthLeft")
+}
 
 SPACES: dict[str, int] = {"arkit52": len(ARKIT52), "bfm64": 64}
 """Expression spaces and the number of values in each."""
@@ -155,12 +163,7 @@ class Motion:
         Raises `BadMotionFile` in other spaces (they have no names) and `ConfigError` for an unknown name.
         """
         self.require_space("arkit52")
-        columns = [ARKIT52.index(n) for n in (name, f"{name}Left", f"{name}Right") if n in ARKIT52]
-        if name in ARKIT52:
-            columns = columns[:1]
-        if not columns:
-            raise ConfigError(f"unknown ARKit score {name!r}; see export3d.motion.ARKIT52")
-        return np.asarray(self.expression[:, columns].mean(axis=1))
+        return np.asarray(self.expression[:, _columns(name)].mean(axis=1))
 
     def require_space(self, space: str) -> None:
         """Raise `BadMotionFile`, naming both spaces, unless this motion is in `space`."""
@@ -236,6 +239,49 @@ class Motion:
         except (InputError, ShapeError, ConfigError, ValueError) as problem:
             raise BadMotionFile(f"{path} is damaged: {problem}; {remedy}") from problem
         return replace(motion, meta={**motion.meta, "file": str(path)})
+
+
+def with_scores(expression: ArrayLike, scores: Mapping[str, float]) -> Array:
+    """An `arkit52` expression with some scores replaced.
+
+    Args:
+        expression: (..., 52), what the other scores keep.
+        scores: 0..1 by name, in any case; `eyeBlink` and the like set both sides. Of two that set the same score the
+            later one counts.
+
+    Returns:
+        (..., 52), a new array.
+
+    Raises:
+        ConfigError: an unknown name (the message offers the nearest one), or a value outside 0..1.
+        ShapeError: `expression` is not of 52 scores.
+
+    >>> face = with_scores(np.zeros(52), {"jawOpen": 0.8, "eyeBlink": 1})
+    >>> {name: float(score) for name, score in zip(ARKIT52, face) if score}
+    {'eyeBlinkLeft': 1.0, 'eyeBlinkRight': 1.0, 'jawOpen': 0.8}
+    """
+    changed = np.array(expression)
+    if changed.shape[-1:] != (len(ARKIT52),):
+        raise ShapeError(
+            f"expression must have {len(ARKIT52)} ARKit scores on its last axis, got shape {changed.shape}"
+        )
+    if changed.dtype.kind != "f":
+        changed = changed.astype(np.float64)
+    for name, value in scores.items():
+        columns = _columns(name)
+        if not 0.0 <= value <= 1.0:  # NaN neither
+            raise ConfigError(f"the ARKit score {name} must be between 0 and 1, got {value:g}")
+        changed[..., columns] = value
+    return changed
+
+
+def _columns(name: str) -> list[int]:
+    """Where an ARKit score stands, or the two sides of a name without one; `ConfigError` for an unknown name."""
+    if name.lower() not in _COLUMNS:
+        known = {known.lower(): known for known in ARKIT52}
+        near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
+        raise ConfigError(f"there is no ARKit score {name!r}; the nearest name is {known[near]}")
+    return _COLUMNS[name.lower()]
 
 
 def compare(a: Motion, b: Motion) -> dict[str, Any]:

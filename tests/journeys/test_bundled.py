@@ -12,6 +12,7 @@ from PIL import Image
 from export3d.cli.main import main
 from export3d.motion import Motion
 from export3d.video import VideoWriter, probe, read_frames
+from tests.live_link_face import write_take
 
 Capture = pytest.CaptureFixture[str]
 
@@ -122,3 +123,27 @@ def test_training_on_nothing_is_one_sentence(tmp_path: Path, capsys: Capture) ->
     assert err.startswith("export3d: ")
     assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_an_arkit_recording_animates_the_bundled_portrait(
+    tmp_path: Path, astronaut_path: Path, capsys: Capture
+) -> None:
+    """Issue: a Live Link Face CSV in the app's layout moves the portrait, with the packaged weights."""
+    turned, wide = {"HeadYaw": 0.35, "HeadPitch": 0.1}, {"HeadYaw": -0.35, "JawOpen": 0.7}
+    csv = write_take(tmp_path / "take.csv", [{}] * 5 + [turned] * 5 + [wide] * 5)
+    files = ["-o", tmp_path / "a.mp4", "--sheet", tmp_path / "a.png"]
+    assert run("animate", astronaut_path, "--motion", csv, *files, "--set", "eyeBlink=1") == 0
+    frames = list(read_frames(tmp_path / "a.mp4"))
+    assert len(frames) == 6
+    assert np.abs(frames[0].astype(int) - frames[3]).mean() > 4
+    assert np.abs(frames[3].astype(int) - frames[5]).mean() > 4
+
+    assert run("track", csv, "-o", tmp_path / "take.motion", "--note", "a take", "--summary") == 0
+    out, _ = capsys.readouterr()
+    assert "15 at 59.9401 fps" in out
+    assert "yaw          -20.1 to +20.1 degrees" in out
+    assert "found" not in out
+    again = ["-o", tmp_path / "b.mp4", "--set", "eyeBlink=1"]
+    assert run("animate", astronaut_path, "--motion", tmp_path / "take.motion", *again) == 0
+    assert (tmp_path / "b.mp4").read_bytes() == (tmp_path / "a.mp4").read_bytes()

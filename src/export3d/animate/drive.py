@@ -8,7 +8,7 @@ the driving face does, and that is also what same-identity scores are measured w
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d import camera
+from export3d.animate.livelink import load_live_link_face
 from export3d.errors import BadMotionFile, check_shape
-from export3d.motion import ARKIT52, Motion, load_bfm64
+from export3d.motion import ARKIT52, Motion, load_bfm64, with_scores
 
 if TYPE_CHECKING:
     from export3d.face.crop import CropBox
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 FPS = 25.0
 """Frames a second of everything the model sees and makes."""
-MOTION_SUFFIXES = (".motion", ".mat", ".npz")
+MOTION_SUFFIXES = (".motion", ".csv", ".mat", ".npz")
 """Endings of the files that hold a motion; everything else is taken for a video."""
 BUNDLED = ("speech", "expressions", "turns")
 """Names of the motions inside the package."""
@@ -95,13 +96,14 @@ def driving(path: str | Path, tracker: Tracker | None = None, progress: Callable
 
 
 def read_motion(path: str | Path) -> Driving:
-    """Read a motion file, or Deep3DFaceRecon coefficients by the ending .mat or .npz, resampled to 25 fps.
+    """Read a motion file, resampled to 25 fps.
 
-    Raises `BadMotionFile` for anything else.
+    The ending says what it is: .csv a Live Link Face recording, .mat and .npz Deep3DFaceRecon coefficients, all else a
+    `.motion` file. Raises `BadMotionFile` for anything else.
     """
     path = Path(path)
-    motion = load_bfm64(path) if path.suffix.lower() in (".mat", ".npz") else Motion.load(path)
-    return Driving(motion.resampled(FPS))
+    readers = {".csv": load_live_link_face, ".mat": load_bfm64, ".npz": load_bfm64}
+    return Driving(readers.get(path.suffix.lower(), Motion.load)(path).resampled(FPS))
 
 
 def driving_motion(path: str | Path) -> Motion:
@@ -174,3 +176,17 @@ def rebase(
     if motion.space == "arkit52":
         expression = expression.clip(0.0, 1.0)
     return replace(motion, expression=expression.astype(np.float32), camera=labels.astype(np.float32))
+
+
+def hold(motion: Motion, scores: Mapping[str, float]) -> Motion:
+    """The motion with some ARKit scores held at one value in every frame (names as in `motion.with_scores`).
+
+    What is held must not be measured from the reference frame again: `hold` comes after `rebase`, and its result is
+    animated with `relative=False`.
+
+    Raises:
+        BadMotionFile: the motion's expression space has no named scores.
+        ConfigError: an unknown name, or a value outside 0..1.
+    """
+    motion.require_space("arkit52")
+    return replace(motion, expression=with_scores(motion.expression, scores))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from export3d.cli.terminal import frame_counter, tell, with_progress
+from export3d.cli.terminal import frame_counter, pairs, tell, with_progress
 
 _MOVER = tyro.conf.create_mutex_group(required=True, title="what moves the portrait (one of)")
 _WAY = tyro.conf.create_mutex_group(required=False, title="how the motion is applied")
@@ -21,6 +22,7 @@ def command(
     motion: Annotated[Path | None, _MOVER] = None,
     relative: Annotated[bool, _WAY] = False,
     absolute: Annotated[bool, _WAY] = False,
+    scores: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
     sheet: Path | None = None,
     weights: Path | None = None,
     device: str = "auto",
@@ -32,18 +34,23 @@ def command(
         source: the portrait, an image with a face.
         output: the video to write (.mp4, 256 x 256, 25 fps, with the driving video's sound).
         driving: a video of one face.
-        motion: a motion file (from `export3d track`), or one of the package by name: speech, expressions, turns.
+        motion: a motion file (from `export3d track`), a Live Link Face recording (.csv), or a motion of the package by
+            name: speech, expressions, turns.
         relative: add the driving face's movement to the portrait's own pose and expression (the default).
         absolute: take the driving face's pose and expression as they are.
+        scores: hold an ARKit score of the result at this value, from 0 to 1, such as jawOpen=0.8; may be repeated.
         sheet: also write a contact sheet (.png).
         weights: a .safetensors file of weights; by default those inside the package.
         device: cpu, cuda, or auto.
         batch: frames rendered together.
     """
-    from export3d.animate.drive import BUNDLED, bundled_motion, read_motion
+    from export3d.animate.drive import BUNDLED, bundled_motion, hold, read_motion, rebase
     from export3d.animate.drive import driving as drive
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
+    from export3d.motion import ARKIT52, with_scores
 
+    held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
+    with_scores([0.0] * len(ARKIT52), held)  # an unknown name is told before the work begins
     mover = driving or motion
     assert mover is not None  # tyro lets exactly one through
     if motion is not None and str(motion) in BUNDLED and not motion.exists():
@@ -62,6 +69,10 @@ def command(
     else:
         with frame_counter("tracking", mover) as count:
             moved_by = drive(mover, animator.tracker, count)
+    if held:
+        moved_by.motion.require_space("arkit52")
+        rebased = rebase(moved_by.motion, portrait.camera, portrait.expression, relative=not absolute)
+        moved_by, absolute = replace(moved_by, motion=hold(rebased, held)), True
     write_animation(
         animator,
         portrait,

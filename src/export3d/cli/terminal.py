@@ -1,4 +1,4 @@
-"""What the commands share: progress bars and remarks on standard error."""
+"""What the commands share: progress bars and remarks on standard error, and options KEY=NUMBER."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from export3d.errors import ConfigError
+
 Item = TypeVar("Item")
+Key = TypeVar("Key", int, str)
 
 
 def tell(sentence: str) -> None:
@@ -36,3 +39,24 @@ def frame_counter(title: str, path: Path) -> Iterator[Callable[[int], None]]:
     """What `Tracker.track_video` takes as `progress`, shown as a bar; nothing is shown for a motion file."""
     with progress_bar(f"{title} {path.name}") as bar:
         yield lambda done: bar.update(done - bar.n)
+
+
+def pairs(wanted: str, key: Callable[[str], Key], texts: Iterable[str]) -> dict[Key, float]:
+    """The texts of a repeatable option KEY=NUMBER as a dictionary; of two with one key the last counts.
+
+    Args:
+        wanted: how the option is written, for the `ConfigError` that any other text raises.
+        key: makes a key of what stands before the sign; raises `ValueError` where it cannot.
+        texts: as given.
+
+    >>> pairs("--set NAME=VALUE", str, ["jawOpen=0.8", "eyeBlinkLeft=1"])
+    {'jawOpen': 0.8, 'eyeBlinkLeft': 1.0}
+    """
+    found: dict[Key, float] = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        try:
+            found[key(name)] = float(number)
+        except ValueError:
+            raise ConfigError(f"it is {wanted}, but {text!r} was given") from None
+    return found

@@ -1,4 +1,4 @@
-"""`export3d track`: a video's face to a motion file."""
+"""`export3d track`: a video's face, or a Live Link Face recording, to a motion file."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ def command(
     note: str = "",
     summary: bool = False,
 ) -> int:
-    """Track the face in a video and write its expressions and cameras.
+    """Track the face in a video, or read an ARKit recording, and write its expressions and cameras.
 
     Args:
-        video: a video of one face; of several, the largest in the first frame is followed.
+        video: a video of one face; of several, the largest in the first frame is followed. Or a recording of the Live
+            Link Face app (.csv), which is converted at its own frame rate.
         output: the motion file to write (.motion).
         start: leave out what comes before this second.
         seconds: keep this many seconds at most.
@@ -34,11 +35,16 @@ def command(
     from export3d.errors import ConfigError
 
     check_output(output, (".motion",), [video])
-    from export3d.face.tracker import Tracker
+    if video.suffix.lower() == ".csv":
+        from export3d.animate.livelink import load_live_link_face
 
-    with frame_counter("tracking", video) as count:
-        track = Tracker().track_video(video, progress=count)
-    motion = track.motion
+        track, motion = None, load_live_link_face(video)
+    else:
+        from export3d.face.tracker import Tracker
+
+        with frame_counter("tracking", video) as count:
+            track = Tracker().track_video(video, progress=count)
+        motion = track.motion
     first = round(start * motion.fps)
     last = len(motion) if seconds is None else first + round(seconds * motion.fps)
     if not 0 <= first < len(motion) or last <= first:
@@ -50,10 +56,10 @@ def command(
     if summary:
         import numpy as np
 
-        found = track.found[first:last]
         print(f"frames       {len(motion)} at {motion.fps:g} fps ({motion.duration_s:.2f} s)")
-        print(f"found        {100.0 * found.mean():.1f} %")
-        print(f"reprojection {np.nanmedian(track.reprojection[first:last]):.2f} px (median, at 256 px)")
+        if track is not None:
+            print(f"found        {100.0 * track.found[first:last].mean():.1f} %")
+            print(f"reprojection {np.nanmedian(track.reprojection[first:last]):.2f} px (median, at 256 px)")
         for name, angles in zip(("yaw", "pitch", "roll"), motion.angles_deg.T):
             print(f"{name:<12} {angles.min():+.1f} to {angles.max():+.1f} degrees")
         for name in ("jawOpen", "eyeBlink"):

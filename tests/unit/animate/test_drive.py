@@ -16,12 +16,14 @@ from export3d.animate.drive import (
     bundled_portrait,
     driving,
     driving_motion,
+    hold,
     read_motion,
     rebase,
     reference_frame,
 )
-from export3d.errors import BadMotionFile, ShapeError
+from export3d.errors import BadMotionFile, ConfigError, ShapeError
 from export3d.motion import ARKIT52, ARKIT52_MIRRORED, Motion, pearson
+from tests.live_link_face import write_take
 
 
 def made(angles_deg: np.ndarray, expression: np.ndarray | None = None, space: str = "arkit52") -> Motion:
@@ -154,6 +156,30 @@ def test_coefficient_files_are_read(tmp_path: Path, rng: np.random.Generator) ->
     np.savez(tmp_path / "face.npz", coefficients=rng.normal(0, 0.1, (6, 257)).astype(np.float32))
     assert read_motion(tmp_path / "face.npz").motion.space == "bfm64"
     assert driving(tmp_path / "face.npz").motion.space == "bfm64"
+
+
+def test_a_live_link_face_recording_is_read(tmp_path: Path) -> None:
+    path = write_take(tmp_path / "take.csv", [{"JawOpen": k / 120} for k in range(121)])
+    for moved_by in (read_motion(path), driving(path)):
+        assert moved_by.motion.fps == 25.0
+        assert moved_by.motion.duration_s == pytest.approx(121 * 1.001 / 60, abs=0.03)
+        assert moved_by.motion.scores("jawOpen")[25] == pytest.approx(1.0 / (120 * 1.001 / 60), abs=1e-3)
+
+
+def test_held_scores_replace_the_driven_ones_and_no_other(motion: Motion) -> None:
+    held = hold(motion, {"jawOpen": 0.8, "eyeBlink": 1})
+    np.testing.assert_allclose(held.scores("jawOpen"), 0.8, rtol=1e-6)
+    np.testing.assert_allclose(held.scores("eyeBlinkRight"), 1.0)
+    others = [k for k, name in enumerate(ARKIT52) if name != "jawOpen" and not name.startswith("eyeBlink")]
+    np.testing.assert_array_equal(held.expression[:, others], motion.expression[:, others])
+    np.testing.assert_array_equal(held.camera, motion.camera)
+
+
+def test_only_known_scores_of_named_spaces_can_be_held(motion: Motion) -> None:
+    with pytest.raises(ConfigError, match="jawOpen"):
+        hold(motion, {"jawOpem": 0.8})
+    with pytest.raises(BadMotionFile, match="bfm64"):
+        hold(made(np.zeros((2, 3)), space="bfm64"), {"jawOpen": 0.8})
 
 
 def test_a_motion_file_has_no_pictures(motion_file: Path) -> None:
