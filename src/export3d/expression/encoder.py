@@ -22,12 +22,16 @@ class ExpressionConfig:
         hidden: width of the first of the two fully connected layers.
         n: basis vectors, 10 in the paper.
         d: dimension of the expression embedding, 256 in the paper.
+        basis: False leaves the basis out: the two layers give beta' itself ("Direct 3DMM" of Table 3).
+        frozen: the encoder was pre-trained (CLeBS) and is not trained with the generator.
     """
 
     inputs: int = 52
     hidden: int = 256
     n: int = 10
     d: int = 256
+    basis: bool = True
+    frozen: bool = False
 
     def __post_init__(self) -> None:
         if min(self.inputs, self.hidden, self.n, self.d) < 1 or self.n > self.d:
@@ -38,21 +42,28 @@ class ExpressionEncoder(nn.Module):
     """beta' = f_e(beta) = sum_i lambda_i v_i (Eq. 3), lambda from two linear layers with a leaky ReLU between.
 
     Coefficients are standardised first by the training data's mean and deviation (buffers, identity by default), since
-    ARKit scores live in very different ranges.
+    ARKit scores live in very different ranges. Two more buffers, `low` and `high` (n,), hold the natural range of each
+    direction: the 1st and 99th percentile of lambda over the data it was trained on (zeros where never measured).
+    Without a basis the two layers end in R^d and there are no directions.
     """
 
     mean: Tensor
     deviation: Tensor
+    low: Tensor
+    high: Tensor
 
     def __init__(self, config: ExpressionConfig) -> None:
         super().__init__()
         self.config = config
         self.register_buffer("mean", torch.zeros(config.inputs))
         self.register_buffer("deviation", torch.ones(config.inputs))
+        self.register_buffer("low", torch.zeros(config.n))
+        self.register_buffer("high", torch.zeros(config.n))
         self.first = nn.Linear(config.inputs, config.hidden)
-        self.second = linear(config.hidden, config.n)
+        self.second = linear(config.hidden, config.n if config.basis else config.d)
         nn.init.xavier_uniform_(self.second.weight)
-        self.basis = OrthonormalBasis(config.n, config.d)
+        self.basis = OrthonormalBasis(config.n, config.d) if config.basis else None
+        self.requires_grad_(not config.frozen)
 
     def standardise(self, mean: Tensor, deviation: Tensor) -> None:
         """Set the statistics, each (E,), of the data that the encoder will see; deviations are floored at 0.02."""
@@ -60,7 +71,7 @@ class ExpressionEncoder(nn.Module):
         self.deviation.copy_(deviation.clamp_min(0.02))
 
     def coefficients(self, expression: Tensor) -> Tensor:
-        """beta (B, E) to lambda (B, n): how far to go along each basis vector; unbounded."""
+        """beta (B, E) to lambda (B, n): how far to go along each basis vector; unbounded. Without a basis, beta'."""
         check_shape(expression, f"B {self.config.inputs}", "expression")
         x = (expression - self.mean) / self.deviation
         coefficients: Tensor = self.second(F.leaky_relu(self.first(x), 0.2))
@@ -68,6 +79,8 @@ class ExpressionEncoder(nn.Module):
 
     def embed(self, coefficients: Tensor) -> Tensor:
         """lambda (B, n) to beta' (B, d) (Eq. 3)."""
+        if self.basis is None:
+            return coefficients
         basis: Tensor = self.basis()
         return coefficients @ basis.to(coefficients.dtype)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -15,7 +15,8 @@ SMALL = ExpressionConfig(inputs=52, hidden=16, n=4, d=12)
 
 
 def test_the_paper_has_ten_vectors_of_256_numbers() -> None:
-    assert {f.name: f.default for f in fields(ExpressionConfig)} == {"inputs": 52, "hidden": 256, "n": 10, "d": 256}
+    sizes = {"inputs": 52, "hidden": 256, "n": 10, "d": 256}
+    assert {f.name: f.default for f in fields(ExpressionConfig)} == {**sizes, "basis": True, "frozen": False}
 
 
 def test_an_embedding_is_the_sum_of_scaled_basis_vectors() -> None:
@@ -63,6 +64,38 @@ def test_every_weight_of_the_encoder_learns() -> None:
     for name, parameter in encoder.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.count_nonzero() > 0, name
+
+
+def test_without_a_basis_two_linear_layers_give_the_embedding_itself() -> None:
+    """ "Direct 3DMM" of Table 3."""
+    encoder, expression = ExpressionEncoder(replace(SMALL, basis=False)), torch.rand(3, 52)
+    layers = [layer for layer in encoder.modules() if isinstance(layer, nn.Linear)]
+    assert [(layer.in_features, layer.out_features) for layer in layers] == [(52, 16), (16, 12)]
+    assert encoder.basis is None
+    assert not any("basis" in name for name in encoder.state_dict())
+    assert torch.equal(encoder(expression), encoder.coefficients(expression))
+    assert torch.equal(encoder.embed(expression), expression)
+    assert torch.linalg.matrix_rank(encoder(torch.rand(40, 52))) == 12
+
+
+@pytest.mark.parametrize("basis", [True, False])
+def test_natural_ranges_are_stored_and_zero_until_measured(basis: bool) -> None:
+    state = ExpressionEncoder(replace(SMALL, basis=basis)).state_dict()
+    for name in ("low", "high"):
+        assert torch.equal(state[name], torch.zeros(4))
+
+
+def test_a_frozen_encoder_is_the_same_encoder_without_gradients() -> None:
+    made = []
+    for frozen in (False, True):
+        torch.manual_seed(3)
+        made.append(ExpressionEncoder(replace(SMALL, frozen=frozen)))
+    plain, frozen_one = made
+    for name, value in plain.state_dict().items():
+        assert torch.equal(frozen_one.state_dict()[name], value), name
+    assert not any(p.requires_grad for p in frozen_one.parameters())
+    assert not frozen_one(torch.rand(2, 52)).requires_grad
+    assert plain(torch.rand(2, 52)).requires_grad
 
 
 def test_an_expression_of_another_space_is_refused() -> None:

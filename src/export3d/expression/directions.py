@@ -1,0 +1,80 @@
+"""Sliders: which way a basis vector points, and how far is natural.
+
+The contrastive objective sees beta' alone, and beta' = sum_i lambda_i v_i stays the same when lambda is rotated by R
+and the v_i with it. Which ten axes span the subspace is therefore free; varimax chooses those along which few scores
+change at once. They are ordered by how much they vary and point where the score that goes with them rises, so that a
+slider means the same after every training.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export3d.errors import ConfigError, check_shape
+from export3d.expression.encoder import ExpressionEncoder
+
+Array = NDArray[np.float64]
+
+
+def loadings(encoder: ExpressionEncoder, expression: Tensor) -> Array:
+    """How scores go with directions: covariances (E, n) of standardised scores and lambda over `expression` (N, E)."""
+    with torch.no_grad():
+        coefficients = encoder.coefficients(expression).double().numpy()
+    scores = ((expression - encoder.mean) / encoder.deviation).double().numpy()
+    scores, coefficients = scores - scores.mean(0), coefficients - coefficients.mean(0)
+    covariance: Array = scores.T @ coefficients / len(scores)
+    return covariance
+
+
+def settle(encoder: ExpressionEncoder, expression: Tensor) -> None:
+    """Choose the axes, order, signs and scale of the directions and measure their natural ranges, in place.
+
+    beta' stays as it is but for one factor, to which its cosines are blind: lambda varies by 1 in the root mean square
+    over the directions.
+
+    Args:
+        encoder: on the CPU, with a basis.
+        expression: (N, E) coefficients of the training data.
+    """
+    if encoder.basis is None:
+        raise ConfigError("an encoder without a basis has no directions to settle")
+    check_shape(expression, f"N {encoder.config.inputs}", "expression")
+    rotation = varimax(loadings(encoder, expression))
+    with torch.no_grad():
+        coefficients = encoder.coefficients(expression).double().numpy() @ rotation
+    order = np.argsort(-coefficients.std(0), kind="stable")
+    rotation = rotation[:, order]
+    together = loadings(encoder, expression) @ rotation
+    strongest = np.take_along_axis(together, np.abs(together).argmax(0)[None], axis=0)[0]
+    turn = torch.from_numpy(rotation * np.where(strongest < 0, -1.0, 1.0)).float()
+    scale = float(np.sqrt(coefficients.var(0).mean()))
+    with torch.no_grad():
+        basis = turn.T @ encoder.basis()
+        encoder.second.weight.copy_(turn.T @ encoder.second.weight / scale)
+        encoder.second.bias.copy_(turn.T @ encoder.second.bias / scale)
+        encoder.basis.weight.copy_(basis.T)
+    measure_ranges(encoder, expression)
+
+
+@torch.no_grad()
+def measure_ranges(encoder: ExpressionEncoder, expression: Tensor) -> None:
+    """Set `low` and `high` to the 1st and 99th percentile of lambda over `expression` (N, E)."""
+    low, high = np.percentile(encoder.coefficients(expression).double().numpy(), [1.0, 99.0], axis=0)
+    encoder.low.copy_(torch.from_numpy(low))
+    encoder.high.copy_(torch.from_numpy(high))
+
+
+def varimax(loading: Array, steps: int = 100) -> Array:
+    """The rotation (n, n) that makes the columns of `loading` (E, n) sparse (Kaiser 1958), by its SVD iteration."""
+    rotation, last = np.eye(loading.shape[1]), 0.0
+    for _ in range(steps):
+        turned = loading @ rotation
+        u, s, vt = np.linalg.svd(loading.T @ (turned**3 - turned * (turned**2).mean(0)))
+        rotation = u @ vt
+        if s.sum() < last * (1.0 + 1e-10):
+            break
+        last = s.sum()
+    return np.asarray(rotation)

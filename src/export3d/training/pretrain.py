@@ -1,0 +1,213 @@
+"""Expression pre-training: CLeBS on clips (Sec. 3.1, Eq. 1), before the generator is trained.
+
+In this stage the loop's "image" is one clip with its T frames: `batch_size` 8 is the paper's batch of 8 positives, each
+against 32 negatives, except that here every frame of a clip is the positive once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as distributed
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from export3d.checkpoint import load_into, load_state
+from export3d.data.contrast import ContrastConfig, ContrastSampler, close_crop
+from export3d.data.frames import FrameStore
+from export3d.errors import InputError
+from export3d.evaluation.expression import retrieval_accuracy, spread_frames
+from export3d.expression.contrastive import CLeBS, CLeBSConfig, contrastive_loss
+from export3d.expression.directions import settle
+from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
+from export3d.image import contact_sheet, to_uint8
+from export3d.pretrained import save_encoder
+from export3d.training.loop import LoopConfig, Result, train
+
+FRAMES_PX = 128
+"""Pictures that the close crops are cut from; a face is about 70 pixels wide in them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Settings of the pre-training, beside the loop's.
+
+    Attributes:
+        model: both towers and the objective.
+        frames: how frames are drawn and varied.
+        standardise: "each": every coefficient is scaled to unit deviation over the training data; "together": all are
+            by one factor, so that scores that hardly move in speech, in which people differ all the same, stay small;
+            "between": by the geometric mean of the two.
+        pseudo_share: share of the samples that are pseudo-clips, where there are any.
+    """
+
+    model: CLeBSConfig = field(default_factory=CLeBSConfig)
+    frames: ContrastConfig = field(default_factory=ContrastConfig)
+    standardise: Literal["each", "between", "together"] = "together"
+    pseudo_share: float = 0.5
+
+
+class PretrainTask:
+    """What `training.loop` trains in expression pre-training.
+
+    Args:
+        clips: decoded training frames.
+        pseudo: more of them, from pseudo-clips.
+        val: of the validation split, for the curves; may be None.
+    """
+
+    def __init__(
+        self,
+        config: PretrainConfig,
+        clips: FrameStore,
+        pseudo: Sequence[FrameStore] = (),
+        val: FrameStore | None = None,
+    ) -> None:
+        self.settings = config
+        self.config: Mapping[str, Any] = {"pretrain": asdict(config)}
+        for store in (*pseudo, *([val] if val else [])):
+            if store.space != clips.space:
+                raise InputError(f"clips in {clips.space} and in {store.space} cannot be mixed; prepare them alike")
+        self.stores = [clips, *pseudo]
+        shares = [1.0 - config.pseudo_share, *([config.pseudo_share / len(pseudo)] * len(pseudo))] if pseudo else []
+        self.sampler = ContrastSampler(self.stores, config.frames, shares)
+        torch.manual_seed(0)
+        self.clebs = CLeBS(config.model)
+        seen = videos(clips)
+        deviation = seen.std(0, correction=0)
+        together = deviation.square().mean().sqrt()
+        if config.standardise == "together":
+            deviation = together.expand_as(deviation)
+        elif config.standardise == "between":
+            deviation = (together * deviation).sqrt()
+        self.clebs.expression.standardise(seen.mean(0), deviation)
+        self.module: nn.Module = self.clebs
+        self.val = val
+
+    def prepare(self, device: torch.device) -> None:
+        """Move all frames to the training device."""
+        self.sampler.stores = [store.to(device) for store in self.sampler.stores]
+
+    def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
+        """Groups of clips."""
+        return {"groups": self.sampler.batch(images_seen, batch_size, rank, world)}
+
+    def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
+        """The contrastive loss, a mean over clips, and how often the right frame is among the nearest five."""
+        model = self.settings.model
+        device = next(self.module.parameters()).device
+        total, top5, clips = torch.zeros((), device=device), torch.zeros((), device=device), 0
+        for group in batch["groups"]:
+            image, expression = self.clebs(group["image"], group["expression"])
+            count = len(image)
+            total = total + count * contrastive_loss(
+                image, expression, model.temperature, model.objective, group["same"]
+            )
+            with torch.no_grad():
+                top5 += sum(retrieval_accuracy(i, e, 5) for i, e in zip(image, expression))
+            clips += count
+        return {"total": total / clips, "top5": top5 / clips}
+
+    def validate(self, ema: nn.Module) -> Mapping[str, float]:
+        """Loss and retrieval on held-out clips: 33 frames of each, evenly spread, without augmentation."""
+        if self.val is None:
+            return {}
+        model, frames = self.settings.model, self.settings.frames
+        losses, top1, top5 = [], [], []
+        for rows in held_out(self.val, frames.frames):
+            image, expression = self._embed(ema, self.val, rows)
+            losses.append(float(contrastive_loss(image[None], expression[None], model.temperature, model.objective)))
+            top1.append(retrieval_accuracy(image, expression, 1))
+            top5.append(retrieval_accuracy(image, expression, 5))
+        if not losses:
+            return {}
+        return {"loss": float(np.mean(losses)), "top1": float(np.mean(top1)), "top5": float(np.mean(top5))}
+
+    def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
+        """Eight images of a held-out clip a row, and below each the frame whose beta' lies nearest to it."""
+        frames = self.settings.frames.frames
+        store = self.val if self.val and held_out(self.val, frames) else self.stores[0]
+        rows_of_pictures = []
+        for rows in (held_out(store, frames) or held_out(store, 2))[:6]:
+            image, expression = self._embed(ema, store, rows)
+            nearest = (image @ expression.mT).argmax(1)
+            shown = np.linspace(0, len(rows) - 1, 8).astype(int)
+            crops = to_uint8(close_crop(store, torch.from_numpy(rows), 96).cpu())
+            rows_of_pictures += [[crops[i] for i in shown], [crops[int(nearest[i])] for i in shown]]
+        return contact_sheet(rows_of_pictures)
+
+    def _embed(self, ema: nn.Module, store: FrameStore, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+        """Unit embeddings (T, d) of images and expressions, on the CPU."""
+        device = next(ema.parameters()).device
+        at = torch.from_numpy(rows)
+        crops = close_crop(store, at.to(store.device), self.settings.frames.size).to(device)
+        image, expression = ema(crops[None], store.expression[at].to(device)[None])
+        return nn.functional.normalize(image[0].float(), dim=1).cpu(), nn.functional.normalize(
+            expression[0], dim=1
+        ).cpu()
+
+
+def run(
+    data: Path,
+    out: Path,
+    config: PretrainConfig,
+    loop: LoopConfig,
+    *,
+    pseudo: Sequence[Path] = (),
+    resume: bool = True,
+    cache: Path | None = None,
+) -> Result:
+    """Pre-train on a prepared folder (with `train` and, where there is one, `val`) into the run folder `out`.
+
+    The frozen encoder is written to `out/clebs.safetensors` at the end, its directions settled on the training videos.
+
+    Args:
+        pseudo: splits of pseudo-clips (`export3d pseudo-clips`), drawn beside the real clips.
+        cache: folder that keeps decoded frames between runs.
+    """
+    if not (data / "train").is_dir():
+        raise InputError(f"{data} has no folder 'train'; make one with: export3d prepare CLIPS -o {data}")
+
+    def frames(split: Path, name: str) -> FrameStore:
+        if cache is None:
+            return FrameStore.load(split, FRAMES_PX)
+        cache.mkdir(parents=True, exist_ok=True)
+        return FrameStore.load(split, FRAMES_PX, cache=cache / f"{name}-{FRAMES_PX}.safetensors")
+
+    clips = frames(data / "train", "train")
+    val = frames(data / "val", "val") if (data / "val").is_dir() else None
+    made = [frames(folder, f"pseudo{number}") for number, folder in enumerate(pseudo)]
+    result = train(PretrainTask(config, clips, made, val), out, loop, resume=resume)
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        export(result, out / "clebs.safetensors", clips)
+    return result
+
+
+def export(result: Result, path: Path, clips: FrameStore) -> Path:
+    """The averaged expression encoder of a run, its directions settled on `clips`, as a file for `load_encoder`."""
+    state = load_state(result.checkpoint)
+    prefix = "expression."
+    encoder = ExpressionEncoder(ExpressionConfig(**state.config["task"]["pretrain"]["model"]["expression"]))
+    tensors = {name.removeprefix(prefix): value for name, value in state.ema.items() if name.startswith(prefix)}
+    load_into(encoder, tensors, what=str(result.checkpoint))
+    settle(encoder, videos(clips))
+    info = {"clips_seen": state.counters["images_seen"], "validation": result.validation}
+    return save_encoder(encoder, path, info)
+
+
+def videos(store: FrameStore) -> Tensor:
+    """(N, E) coefficients of the video frames with a found face."""
+    moving = torch.tensor([clip.kind == "video" for clip in store.clips], device=store.device)
+    return store.expression[moving[store.clip] & store.found]
+
+
+def held_out(store: FrameStore, frames: int) -> list[NDArray[np.int64]]:
+    """Rows (T,) of the evenly spread frames of each video clip that has so many with a found face."""
+    found = store.found.cpu().numpy()
+    clips = [clip for clip in store.clips if clip.kind == "video" and found[clip.rows].sum() >= frames]
+    return [clip.start + spread_frames(found[clip.rows], frames) for clip in clips]
