@@ -165,7 +165,7 @@ def _video(
     for (name, start, stop, track), frames in zip(good, pieces):
         opening = next(frames)
         crops = (crop(frame, track.crop) for frame in chain([opening], frames))
-        media = _encode(crops, stop - start, limits.crf, path.name)
+        media = encode_clip(crops, stop - start, limits.crf, path.name)
         records.append(_record(name, media, "mp4", track, info, start, opening.shape))
     return records, refusals
 
@@ -223,7 +223,8 @@ def _judge(track: Track, limits: Limits, where: str, still: bool = False) -> Non
         raise Refusal("poor fit", f"{where} fits a head to {distance:.1f} px, {farthest:.1f} px is the limit")
 
 
-def _encode(frames: Iterable[NDArray[np.uint8]], expected: int, crf: int, name: str) -> bytes:
+def encode_clip(frames: Iterable[NDArray[np.uint8]], expected: int, crf: int, name: str) -> bytes:
+    """Crops (256, 256, 3) to the bytes of an MP4; `InputError` naming the clip unless there are `expected` of them."""
     with tempfile.TemporaryDirectory(prefix="export3d-") as folder:
         path = Path(folder) / "crop.mp4"
         count = 0

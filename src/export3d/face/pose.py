@@ -52,7 +52,7 @@ def fit_cameras(landmarks_px: ArrayLike, size: float, shape: Array | None = None
     """
     image = _pose_points(landmarks_px, size)
     points = _pose_shape() if shape is None else np.asarray(shape, dtype=np.float64)
-    rotation, translation = _solve(points, image, canonical_mesh().pose_weights)
+    rotation, translation = solve(points, image, canonical_mesh().pose_weights)
     residual = _project(points, rotation, translation) - image
     return _labels(rotation, translation), np.linalg.norm(residual, axis=-1).mean(-1) * (camera.FOCAL * size)
 
@@ -85,7 +85,7 @@ def person_shape(landmarks_px: ArrayLike, size: float) -> Array:
     stiffness = (_LANDMARK_NOISE / camera.FOCAL / (_SHAPE_SPREAD_CM * camera.UNITS_PER_CM)) ** 2
     shape, start = canonical, None
     for _ in range(_SHAPE_ROUNDS):
-        start = rotation, translation = _solve(shape, image, weights, start)
+        start = rotation, translation = solve(shape, image, weights, start)
         turned = shape @ np.swapaxes(rotation, 1, 2)
         jacobian = _by_point(turned + translation[:, None]) @ rotation[:, None]
         residual = image - _project(shape, rotation, translation)
@@ -144,10 +144,12 @@ def _by_point(local: Array) -> Array:
     return out
 
 
-def _solve(
-    points: Array, image: Array, weights: Array, start: tuple[Array, Array] | None = None
-) -> tuple[Array, Array]:
-    """Levenberg-Marquardt over (rotation, translation) of every frame: (N, 3), (T, N, 2), (N,) -> (T, 3, 3), (T, 3)."""
+def solve(points: Array, image: Array, weights: Array, start: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
+    """Levenberg-Marquardt over (rotation, translation) of every frame: (N, 3), (T, N, 2), (N,) -> (T, 3, 3), (T, 3).
+
+    `image` is the image plane at depth 1, 0 in the middle of the crop: (pixel / size - 0.5) / `camera.FOCAL`. The
+    translation is in the points' units; `weights` are positive, with sum 1.
+    """
     rotation, translation = start or _orthographic(points, image, weights)
     damping = np.full(len(image), 1e-4)
     cost = _cost(points, rotation, translation, image, weights)

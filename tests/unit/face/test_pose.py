@@ -50,7 +50,7 @@ def test_the_fit_is_as_good_as_opencvs(rng):
     points = mesh.vertices[mesh.pose_landmarks]
     image = seen(random_cameras(rng, 20), vertices=points) + rng.normal(0, 1.5, (20, 33, 2))
     plane = (image / 256 - 0.5) / camera.FOCAL
-    rotation, translation = pose._solve(points, plane, np.full(33, 1 / 33))
+    rotation, translation = pose.solve(points, plane, np.full(33, 1 / 33))
     for k in range(20):
         _, turn, shift = cv2.solvePnP(points, plane[k], np.eye(3), None, flags=cv2.SOLVEPNP_SQPNP)
         turn, shift = cv2.solvePnPRefineLM(points, plane[k], np.eye(3), None, turn, shift)

@@ -1,0 +1,56 @@
+"""`export3d pseudo-clips`: a prepared split's still portraits to clips with known changes of expression."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from export3d.cli.terminal import progress_bar
+
+
+def command(
+    split: tyro.conf.Positional[Path],
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    face_model: Path,
+    landmark_map: Path,
+    frames: int = 13,
+    seed: int = 0,
+    limit: int | None = None,
+    workers: int = 1,
+    exclude: Path | None = None,
+) -> int:
+    """Make still portraits move: clips in which many people wear the same known changes of expression.
+
+    The output is a split like any other; a run that was stopped goes on where it stopped.
+
+    Args:
+        split: a prepared split with portraits and videos (the folder that holds index.json).
+        output: folder of the new split.
+        face_model: the morphable face, ict_face.npz.
+        landmark_map: where MediaPipe's landmarks lie on it, mediapipe_to_ict.npz.
+        frames: frames of each clip, the portrait itself included.
+        seed: chooses the expressions and turns of each portrait.
+        limit: use only this many portraits.
+        workers: processes; 0 works in this one.
+        exclude: text file with the keys of portraits to leave out, one a line.
+    """
+    from export3d.data.pseudo import pseudo_clips
+    from export3d.errors import InputError
+
+    try:
+        shut = exclude.read_text(encoding="utf-8").split() if exclude else []
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {exclude} ({error}); give a text file with one key a line") from error
+    with progress_bar("reposing", unit="portrait") as bar:
+
+        def progress(done: int, portraits: int, name: str) -> None:
+            bar.total = portraits
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(done - bar.n)
+
+        report = pseudo_clips(split, output, face_model, landmark_map, frames, seed, limit, workers, shut, progress)
+    print(report.summary())
+    return 0
