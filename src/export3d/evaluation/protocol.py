@@ -104,7 +104,8 @@ class Reenactment:
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
         expression = torch.from_numpy(np.array(clip.motion.expression)).to(device)
         camera = torch.from_numpy(np.array(clip.motion.camera)).to(device)
-        features = self.model.encode(clip.images([clip.source], device), camera[clip.source][None])
+        image, row = clip.images([clip.source], device), [clip.source]
+        features = self.model.encode(image, camera[row], expression[row])
 
         def predict(rows: Rows) -> Tensor:
             at = torch.from_numpy(rows).to(device)
@@ -187,15 +188,10 @@ def same_identity(
         gallery=gallery,
         progress=progress,
     )
-    file = PACKAGED if weights is None else Path(weights)
     report = Report(
         f"Same-identity reenactment on {split.resolve().name}",
         {
-            "weights": f"{'packaged' if weights is None else file.name}, tensors {_tensors_digest(model)}",
-            "trained": load_weights(file)[2],
-            "export3d": _version(),
-            "split": f"{split.resolve().name}, {len(index.entries)} records, {_shards_digest(split)}",
-            "image_size": size,
+            **what_was_scored(model, weights, split),
             "source": "most frontal found frame (smallest |yaw| + |pitch| + |roll|)",
             "driven": "every further found frame" if every == 1 else f"one in {every} of the further found frames",
             "moving": f"copy under {MOVING_DB:g} dB",
@@ -314,7 +310,7 @@ def score_clip(
     scores = {n: {m: float(torch.cat(values).mean()) for m, values in by.items()} for n, by in found.items()}
     retracked, note = ({}, "") if tracker is None else _retracked(clip, first, ours, tracker)
     info = clip.record.info
-    terms, origin, person = str(info.get("terms", "")), _origin(info), str(info.get("person", clip.record.key))
+    terms, origin, person = str(info.get("terms", "")), origin_of(info), str(info.get("person", clip.record.key))
     if gallery is not None and shown_ours is not None:
         source, driving = to_uint8(clip.images([clip.source, shown]))
         movement = -scores[BASELINE]["psnr"]
@@ -393,7 +389,20 @@ def _eight_bits(image: Tensor) -> Tensor:
     return image.add(1.0).mul(127.5).round_().clamp_(0.0, 255.0).div_(127.5).sub_(1.0)
 
 
-def _origin(info: dict[str, Any]) -> str:
+def what_was_scored(model: Export3D, weights: Path | str | None, split: Path) -> dict[str, Any]:
+    """The settings that every protocol reports: weights, how they were trained, version, split and image size."""
+    file = PACKAGED if weights is None else Path(weights)
+    return {
+        "weights": f"{'packaged' if weights is None else file.name}, tensors {_tensors_digest(model)}",
+        "trained": load_weights(file)[2],
+        "export3d": _version(),
+        "split": f"{split.resolve().name}, {len(read_index(split).entries)} records, {_shards_digest(split)}",
+        "image_size": model.config.generator.image_size,
+    }
+
+
+def origin_of(info: dict[str, Any]) -> str:
+    """The data set or repository that a record's provenance names, or nothing."""
     origin = info.get("origin", {})
     return str(origin.get("source", "")) if isinstance(origin, dict) else ""
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -160,7 +160,7 @@ class Report:
             "skipped": self.skipped,
             "sheet": list(self.credits),
         }
-        return json.dumps(_strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        return json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def summary_table(self) -> str:
         """Markdown: a row for each group and method, and ours over the copy."""
@@ -171,23 +171,23 @@ class Report:
                 continue
             name = f"{group} ({count})"
             for method in self.methods:
-                cells = [_cell(self.mean(group, method, metric.name), metric.digits) for metric in self.metrics]
+                cells = [cell(self.mean(group, method, metric.name), metric.digits) for metric in self.metrics]
                 rows.append([name, method, *cells])
                 name = ""
             for method in self.methods:
                 if method != BASELINE:
                     cells = [_gain_cell(self.gain(group, method, metric), metric) for metric in self.metrics]
                     rows.append(["", f"{method} against {BASELINE}", *cells])
-        return _table(rows)
+        return table(rows)
 
     def clip_table(self) -> str:
         """Markdown: a row for each clip."""
         heads = [f"{metric.title} {method}" for metric in self.metrics for method in self.methods]
         rows = [["clip", "group", "frames", "source frame", *heads]]
         for clip in sorted(self.clips, key=lambda c: c.scores[BASELINE]["psnr"]):
-            cells = [_number(clip.scores[method][m.name], m.digits) for m in self.metrics for method in self.methods]
+            cells = [number(clip.scores[method][m.name], m.digits) for m in self.metrics for method in self.methods]
             rows.append([clip.key, clip.group, str(clip.frames), str(clip.source_frame), *cells])
-        return _table(rows)
+        return table(rows)
 
     def retracked_table(self) -> str:
         """Markdown: correlations of tracked results with their driving motion; empty where nothing was tracked."""
@@ -197,7 +197,7 @@ class Report:
         rows = [["clip", "group", *(f"{name} {method}" for name in RETRACKED for method in tracked)]]
         for clip in sorted(self.clips, key=lambda c: c.scores[BASELINE]["psnr"]):
             cells = [
-                _number(clip.retracked.get(method, {}).get(name, math.nan), 2)
+                number(clip.retracked.get(method, {}).get(name, math.nan), 2)
                 for name in RETRACKED
                 for method in tracked
             ]
@@ -205,8 +205,8 @@ class Report:
         for group in GROUPS:
             if self.group(group):
                 means = [self.retracked(group, method, name) for name in RETRACKED for method in tracked]
-                rows.append([f"mean of {group}", "", *(_cell(mean, 2) for mean in means)])
-        return _table(rows)
+                rows.append([f"mean of {group}", "", *(cell(mean, 2) for mean in means)])
+        return table(rows)
 
     def markdown(self) -> str:
         """The whole report as a page."""
@@ -258,38 +258,57 @@ def bootstrap(clips: int, statistic: Callable[[NDArray[np.int64]], Array]) -> Es
     return Estimate(float(statistic(np.arange(clips))), float(ordered[tail]), float(ordered[_DRAWS - 1 - tail]))
 
 
-def _table(rows: Sequence[Sequence[str]]) -> str:
+def paired_difference(a: Mapping[str, float | None], b: Mapping[str, float | None]) -> Estimate:
+    """Mean of a - b over the keys where both have a value, and its interval: two runs on the same cases.
+
+    Args:
+        a, b: case to value; None and NaN are no value.
+
+    >>> paired_difference({"x": 3.0, "y": 5.0, "z": 9.0}, {"x": 1.0, "y": 3.0, "z": None}).mean
+    2.0
+    """
+    both = [(a[key], b[key]) for key in a if key in b]
+    known = np.array([p - q for p, q in both if p is not None and q is not None], dtype=np.float64)
+    known = known[~np.isnan(known)]
+    return bootstrap(len(known), lambda draws: known[draws].mean(axis=-1))
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """Markdown of rows of cells, the first one the heads."""
     head, *body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
 
 
-def _number(value: float, digits: int, sign: str = "") -> str:
+def number(value: float, digits: int, sign: str = "") -> str:
+    """A value as tables show it; a dash for what is not defined."""
     if math.isnan(value):
         return "–"
     return f"{value:{sign}.{digits}f}"
 
 
-def _cell(estimate: Estimate, digits: int) -> str:
+def cell(estimate: Estimate, digits: int, sign: str = "") -> str:
+    """A mean and its interval as tables show them."""
     if math.isnan(estimate.mean):
         return "–"
-    return f"{_number(estimate.mean, digits)} [{_number(estimate.low, digits)}, {_number(estimate.high, digits)}]"
+    mean, low, high = (number(value, digits, sign) for value in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} [{low}, {high}]"
 
 
 def _gain_cell(gain: Estimate, metric: Metric) -> str:
     if math.isnan(gain.mean):
         return "–"
     if metric.higher_is_better:
-        low, high = _number(gain.low, metric.digits, "+"), _number(gain.high, metric.digits, "+")
-        return f"{_number(gain.mean, metric.digits, '+')} [{low}, {high}]"
+        return cell(gain, metric.digits, "+")
     # A distance that falls by a tenth is shown as -10 %.
     return f"{-100 * gain.mean:+.1f} % [{-100 * gain.high:+.1f}, {-100 * gain.low:+.1f}]"
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
+    """A value for strict JSON: infinity becomes a string, NaN null."""
     if isinstance(value, dict):
-        return {key: _strict(item) for key, item in value.items()}
+        return {key: strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_strict(item) for item in value]
+        return [strict(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value

@@ -1,0 +1,251 @@
+"""Who a face is, as a unit vector: descriptors chosen by name, and CSIM, the cosine between two of them (Sec. 4.1).
+
+`dlib` is packaged: dlib's ResNet-29 (King 2017), 128 numbers from a chip of 150 pixels. A path that ends in `.onnx` is
+any ArcFace network (Deng et al. 2019): a chip of 112 pixels on ArcFace's five points, RGB as (x - 127.5) / 127.5. CSIMs
+of different descriptors cannot be compared: dlib's are high for strangers too (see docs/evaluation.md), ArcFace's are
+near 0 for them. Every report names the descriptor.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export3d.errors import CheckpointError, ConfigError, MissingExtra, ShapeError, check_shape
+from export3d.perceptual import read_tensors
+
+Picture = NDArray[np.uint8]
+Vector = NDArray[np.float32]
+
+PACKAGED = "dlib"
+
+_ASSET = Path(__file__).resolve().parents[1] / "assets" / "identity.safetensors"
+_OVERSAMPLED = 2
+"""Chips are drawn this many times as large and averaged down, so that shrinking does not alias."""
+
+_EYE_RIGHT, _EYE_LEFT = (33, 133), (362, 263)
+"""Outer and inner corner of the person's right eye, inner and outer corner of the left one: left to right in pictures.
+Corners, not irises: a descriptor should not depend on where the person looks."""
+_NOSE_BASE, _NOSE_TIP, _MOUTH = 2, 4, (61, 291)
+
+_DLIB_SIZE = 150
+_DLIB_PADDING = 0.25
+_DLIB_POINTS = np.array(
+    [
+        [0.1205750620789, 0.2137274526848],
+        [0.3340850613712, 0.2290642403242],
+        [0.6460604764104, 0.2289674387677],
+        [0.8595674595992, 0.2134981538014],
+        [0.4901123135679, 0.6277975316475],
+    ]
+)
+"""dlib's mean face: corners of the eyes from left to right, then the base of the nose, before padding."""
+_DLIB_MEAN_RGB = (122.782, 117.001, 104.298)
+
+_ARCFACE_SIZE = 112
+_ARCFACE_POINTS = np.array(
+    [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
+)
+"""ArcFace's template: eyes, tip of the nose, corners of the mouth, pixels of the chip."""
+
+
+class Identity(Protocol):
+    """A descriptor of identity.
+
+    Attributes:
+        name: key in reports.
+        description: network and file, for the report.
+    """
+
+    name: str
+    description: str
+
+    def __call__(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
+        """Describe a face.
+
+        Args:
+            picture: uint8 (H, W, 3) RGB.
+            landmarks: (478, 2) MediaPipe's, pixels of the picture.
+
+        Returns:
+            (D,) float32 of length 1.
+        """
+        ...
+
+
+def load_identity(name: str | Path = PACKAGED) -> Identity:
+    """The descriptor of a name (`dlib`) or of an ArcFace network's `.onnx` file.
+
+    Raises:
+        ConfigError: neither.  CheckpointError: the file is missing or no such network.
+        MissingExtra: onnxruntime is not installed.
+    """
+    if str(name) == PACKAGED:
+        return DlibIdentity()
+    if Path(name).suffix.lower() == ".onnx":
+        return ArcFaceIdentity(Path(name))
+    raise ConfigError(
+        f"unknown identity descriptor {str(name)!r}; give {PACKAGED} or the path of an ArcFace .onnx file"
+    )
+
+
+def csim(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    """Cosine similarity of unit vectors (..., D) and (..., D): (...), -1 to 1, 1 for equal ones."""
+    return np.asarray((np.asarray(a, np.float64) * np.asarray(b, np.float64)).sum(axis=-1))
+
+
+class DlibIdentity:
+    """The packaged descriptor: dlib's ResNet-29 on a chip of 150 pixels, 128 numbers.
+
+    The network's own measure is the distance before normalisation (`distance_vector`): under 0.6 is the same person.
+
+    Raises:
+        CheckpointError: the packaged file is missing.
+    """
+
+    name = PACKAGED
+    description = "dlib ResNet-29 (packaged), 150 px chip of five points with padding 0.25"
+
+    def __init__(self) -> None:
+        self._network = _ResNet29(read_tensors(_ASSET))
+
+    def __call__(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
+        """See `Identity.__call__`; (128,)."""
+        vector = self.distance_vector(picture, landmarks)
+        return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
+
+    @torch.inference_mode()
+    def distance_vector(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
+        """The network's output as it is, (128,) float32, about 1.4 long; arguments as `__call__`."""
+        template = (_DLIB_POINTS + _DLIB_PADDING) / (1.0 + 2.0 * _DLIB_PADDING) * _DLIB_SIZE
+        points = _checked(landmarks)[[*_EYE_RIGHT, *_EYE_LEFT, _NOSE_BASE]]
+        chip = face_chip(picture, points, template, _DLIB_SIZE)
+        centred = (chip - chip.new_tensor(_DLIB_MEAN_RGB).view(3, 1, 1)) / 256.0
+        return self._network(centred[None])[0].numpy()
+
+
+class ArcFaceIdentity:
+    """A network of the ArcFace kind from an ONNX file, run by onnxruntime on one thread.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        CheckpointError: the file is missing, or does not take (1, 3, 112, 112) and give (1, D).
+    """
+
+    def __init__(self, path: Path) -> None:
+        path = Path(path)
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtra("evaluate", "onnxruntime") from error
+        if not path.is_file():
+            raise CheckpointError(f"no identity network at {path}; name an ArcFace .onnx file")
+        data = path.read_bytes()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            self._input = self._session.get_inputs()[0].name
+            found = self._run(torch.zeros(3, _ARCFACE_SIZE, _ARCFACE_SIZE))
+        except Exception as error:  # onnxruntime has a class for each of its failures, and they are private
+            raise CheckpointError(f"{path} cannot be run as an ArcFace network of (1, 3, 112, 112) RGB") from error
+        if found.ndim != 2 or len(found) != 1:
+            raise CheckpointError(f"{path} gives {found.shape}, not one vector for each face; name an ArcFace network")
+        self.name = path.stem
+        digest = hashlib.sha256(data).hexdigest()[:12]
+        self.description = f"ArcFace network {path.name} (sha256 {digest}), 112 px chip of five points"
+
+    def __call__(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
+        """See `Identity.__call__`."""
+        points = _checked(landmarks)
+        eyes = [points[list(corners)].mean(axis=0) for corners in (_EYE_RIGHT, _EYE_LEFT)]
+        five = np.stack([*eyes, points[_NOSE_TIP], *points[list(_MOUTH)]])
+        vector = self._run(face_chip(picture, five, _ARCFACE_POINTS, _ARCFACE_SIZE))[0]
+        return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
+
+    def _run(self, chip: Tensor) -> NDArray[np.float32]:
+        return np.asarray(self._session.run(None, {self._input: ((chip - 127.5) / 127.5)[None].numpy()})[0])
+
+
+def face_chip(
+    picture: Picture, points: NDArray[np.floating[Any]], template: NDArray[np.floating[Any]], size: int
+) -> Tensor:
+    """The face turned, scaled and shifted so that its points lie on a template's in the least-squares sense.
+
+    Args:
+        picture: uint8 (H, W, 3) RGB; its edge is repeated beyond it.
+        points, template: (N, 2), pixels of the picture and of the chip.
+        size: of the chip.
+
+    Returns:
+        (3, size, size) float32, 0 to 255, bilinear with antialiasing.
+    """
+    check_shape(picture, "H W 3", "a picture")
+    if picture.dtype != np.uint8:
+        raise ShapeError(f"a picture must be uint8, got {picture.dtype}")
+    # Complex numbers are the plane's similarities: z -> a z + b.
+    to = points[:, 0] + 1j * points[:, 1]
+    at = template[:, 0] + 1j * template[:, 1]
+    centred = at - at.mean()
+    a = (np.conj(centred) @ (to - to.mean())) / (np.conj(centred) @ centred).real
+    b = to.mean() - a * at.mean()
+    fine = size * _OVERSAMPLED
+    centres = (np.arange(fine) + 0.5) / _OVERSAMPLED
+    there = a * (centres[None, :] + 1j * centres[:, None]) + b
+    height, width = picture.shape[:2]
+    grid = np.stack([there.real * 2 / width - 1, there.imag * 2 / height - 1], axis=-1).astype(np.float32)
+    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
+    drawn = F.grid_sample(pixels, torch.from_numpy(grid)[None], padding_mode="border", align_corners=False)
+    return F.avg_pool2d(drawn, _OVERSAMPLED)[0]
+
+
+class _ResNet29:
+    """dlib's face descriptor network: (B, 3, 150, 150), RGB minus mean over 256, to (B, 128).
+
+    Weights are 8-bit with a scale and a minimum for each layer, or float16; an affine follows each convolution.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self._tensors: dict[str, Tensor] = {}
+        for name, value in tensors.items():
+            if value.dtype == torch.uint8:
+                scale, low = tensors[name.replace(".weight", ".range")]
+                value = value * scale + low
+            self._tensors[name] = value.float()
+
+    def __call__(self, x: Tensor) -> Tensor:
+        x = F.max_pool2d(F.relu(self._layer(x, "conv32_down", 2, 0)), 3, 2)
+        for block in ("conv32_1", "conv32_2", "conv32_3", "conv64_down", "conv64_1", "conv64_2", "conv64_3",
+                      "conv128_down", "conv128_1", "conv128_2", "conv256_down", "conv256_1", "conv256_2",
+                      "conv256_down_out"):  # fmt: skip
+            down = "down" in block
+            y = F.relu(self._layer(x, f"{block}.conv1", 2 if down else 1, 0 if down else 1))
+            y = self._layer(y, f"{block}.conv2", 1, 1)
+            x = F.avg_pool2d(x, 2) if down else x
+            # dlib adds tensors of different sizes as if the missing entries were 0.
+            size = [max(p, q) for p, q in zip(x.shape, y.shape)]
+            x = F.relu(_padded(x, size) + _padded(y, size))
+        return F.linear(x.mean(dim=(2, 3)), self._tensors["fc.weight"])
+
+    def _layer(self, x: Tensor, name: str, stride: int, padding: int) -> Tensor:
+        y = F.conv2d(x, self._tensors[f"{name}.weight"], stride=stride, padding=padding)
+        return y * self._tensors[f"{name}.gain"].view(-1, 1, 1) + self._tensors[f"{name}.bias"].view(-1, 1, 1)
+
+
+def _padded(x: Tensor, size: list[int]) -> Tensor:
+    """(B, C, H, W) with zeros appended up to `size`."""
+    return F.pad(x, [n for want, have in zip(size[:0:-1], x.shape[:0:-1]) for n in (0, want - have)])
+
+
+def _checked(landmarks: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+    points = np.asarray(landmarks, dtype=np.float64)
+    check_shape(points, "478 2", "landmarks")
+    return points
