@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
@@ -85,7 +86,14 @@ def base() -> ModelConfig:
     """What ships: narrower tokens, fewer samples a ray and a slim super-resolution, for a laptop's processor."""
     return ModelConfig(
         generator=GeneratorConfig(
-            dim=384, conditioned_blocks=4, plain_dim=192, mid_channels=192, high_channels=48, skip=True, align=True
+            dim=384,
+            conditioned_blocks=4,
+            plain_dim=192,
+            mid_channels=192,
+            high_channels=48,
+            skip=True,
+            align=True,
+            flow=True,
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
         superres=SuperResConfig(mid_channels=64, high_channels=32),
@@ -120,6 +128,25 @@ def preset(name: str) -> ModelConfig:
     return PRESETS[name]()
 
 
+def direct_3dmm(config: ModelConfig) -> ModelConfig:
+    """Table 3: two fully connected layers in the place of LeBS, trained with the generator."""
+    return replace(config, expression=replace(config.expression, basis=False, frozen=False))
+
+
+def e2e_lebs(n: int) -> Callable[[ModelConfig], ModelConfig]:
+    """Table 3: LeBS with n basis vectors, trained with the generator instead of beforehand."""
+
+    def change(config: ModelConfig) -> ModelConfig:
+        return replace(config, expression=replace(config.expression, n=n, basis=True, frozen=False))
+
+    return change
+
+
+def clebs(config: ModelConfig) -> ModelConfig:
+    """Table 3, the paper's full model: LeBS pre-trained by `export3d pretrain` and frozen."""
+    return replace(config, expression=replace(config.expression, basis=True, frozen=True))
+
+
 def no_lowpass(config: ModelConfig) -> ModelConfig:
     """Ablation: pixel shuffle without the Gaussian low-pass."""
     return replace(config, generator=replace(config.generator, lowpass_sigma=0.0))
@@ -127,7 +154,12 @@ def no_lowpass(config: ModelConfig) -> ModelConfig:
 
 def no_skip(config: ModelConfig) -> ModelConfig:
     """Everything the planes know of the source passes through the tokens, as far as the paper tells."""
-    return replace(config, generator=replace(config.generator, skip=False))
+    return replace(config, generator=replace(config.generator, skip=False, flow=False))
+
+
+def no_flow(config: ModelConfig) -> ModelConfig:
+    """The skips stay where they are; only what passes through the tokens moves."""
+    return replace(config, generator=replace(config.generator, flow=False))
 
 
 def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
@@ -140,3 +172,24 @@ def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
 def no_align(config: ModelConfig) -> ModelConfig:
     """The paper's input: the source as it is, in its picture's axes."""
     return replace(config, generator=replace(config.generator, align=False))
+
+
+VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
+    "direct_3dmm": direct_3dmm,
+    "e2e_lebs_n25": e2e_lebs(25),
+    "e2e_lebs_n10": e2e_lebs(10),
+    "e2e_lebs_n5": e2e_lebs(5),
+    "clebs": clebs,
+    "no_lowpass": no_lowpass,
+    "no_skip": no_skip,
+    "no_flow": no_flow,
+    "no_align": no_align,
+}
+"""One change each, by name; the first five are the rows of Table 3."""
+
+
+def variant(config: ModelConfig, name: str) -> ModelConfig:
+    """The configuration with one change; raises `ConfigError` listing the known ones."""
+    if name not in VARIANTS:
+        raise ConfigError(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}")
+    return VARIANTS[name](config)

@@ -5,6 +5,7 @@ Letters: B batch, H W pixels. Images are in [-1, 1].
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -12,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.errors import check_shape
+from export3d.face.mesh import canonical_mesh
 from export3d.image import resize
 from export3d.perceptual import Perceptual
+from export3d.triplane.align import plane_positions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,40 @@ def face_weight(landmarks: Tensor, size: int, emphasis: float) -> Tensor:
     bumps = torch.exp(-(down[..., :, None] + across[..., None, :]) / (2 * 0.04**2))
     weight = 1.0 + emphasis * bumps.amax(dim=1, keepdim=True)
     return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
+
+
+@functools.lru_cache(maxsize=1)
+def _landmark_depth() -> Tensor:
+    return torch.from_numpy(canonical_mesh().vertices[:, 2].copy()).float()
+
+
+def flow_error(
+    flow: Tensor,
+    source_landmarks: Tensor,
+    source_camera: Tensor,
+    landmarks: Tensor,
+    camera: Tensor,
+    half_extent: float,
+) -> Tensor:
+    """How far the skips' flow is from the one that carries each landmark to its place (not in the paper).
+
+    Where the driving face has landmark k (on the xy plane, at the depth of the canonical mesh), the source's detail of
+    the same landmark should be looked up (in the aligned source, on the average head): mean over the mesh's 468 of the
+    L1 distance between the flow there and the wanted one, in [-1, 1] grid units of the plane.
+
+    Args:
+        flow: (B, 2, H, W), see `TriplaneGenerator.generate`.
+        source_landmarks, landmarks: (B, 478, 2), 0..1 across source and driving frame.
+        source_camera, camera: (B, 25).
+        half_extent: of the planes, scene units.
+    """
+    count = len(_landmark_depth())
+    here = plane_positions(landmarks[:, :count], camera, half_extent, _landmark_depth().to(flow.device))
+    there = plane_positions(source_landmarks[:, :count], source_camera, half_extent)
+    found = F.grid_sample(flow.float(), here[:, :, None], align_corners=False, padding_mode="border")[..., 0].mT
+    inside = (here.abs().amax(-1) < 1.0) & (there.abs().amax(-1) < 1.0)
+    error = (found - (there - here)).abs().sum(-1) * inside
+    return error.sum() / inside.sum().clamp_min(1)
 
 
 def l2(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

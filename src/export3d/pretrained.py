@@ -1,23 +1,32 @@
-"""Trained weights of the whole model: the packaged ones, or a file of the same form."""
+"""Trained weights of the whole model and of its expression encoder: the packaged ones, or files of the same form."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.checkpoint import load_into, load_weights, save_weights
 from export3d.config import ModelConfig
-from export3d.errors import CheckpointError
+from export3d.errors import CheckpointError, ConfigError
+from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.model import Export3D
+from export3d.triplane.blocks import EAdaLN
 
 PACKAGED = Path(__file__).parent / "assets" / "base.safetensors"
 """The weights that are installed with the package: preset `base`."""
 
+PACKAGED_ENCODER = PACKAGED.with_name("clebs.safetensors")
+"""The pre-trained expression encoder (CLeBS) that the packaged weights were trained with."""
+
 _AVERAGE = "generator.average.value"
+_FLOW = ("generator.flow_field.", "generator.flows.")
+_SEES_EXPRESSION = ("expression.", "generator.flow_field.")
 
 
 def load_pretrained(path: Path | str | None = None) -> Export3D:
@@ -38,6 +47,28 @@ def save_pretrained(model: Export3D, path: Path | str, info: Mapping[str, Any], 
     return save_weights(path, model.state_dict(), {"model": model.config.to_dict()}, info, **options)
 
 
+def load_encoder(path: Path | str | None = None) -> ExpressionEncoder:
+    """The encoder that `path` (`….safetensors` with its `….json`) holds, in eval mode, frozen; None: the packaged one.
+
+    Raises `CheckpointError` where the file is missing, damaged or of another kind.
+    """
+    tensors, config, _ = load_weights(PACKAGED_ENCODER if path is None else path)
+    settings = config.get("expression")
+    if not isinstance(settings, dict):
+        raise CheckpointError(f"{path} does not hold an expression encoder; make one with: export3d pretrain")
+    unknown = sorted(set(settings) - {f.name for f in fields(ExpressionConfig)})
+    if unknown:
+        raise ConfigError(f"unknown setting expression.{unknown[0]} in {path}; this encoder needs a newer export3d")
+    encoder = ExpressionEncoder(ExpressionConfig(**settings))
+    load_into(encoder, tensors, what=str(path or PACKAGED_ENCODER.name))
+    return encoder.eval().requires_grad_(False)
+
+
+def save_encoder(encoder: ExpressionEncoder, path: Path | str, info: Mapping[str, Any]) -> Path:
+    """Write an encoder with the configuration that rebuilds it."""
+    return save_weights(path, encoder.state_dict(), {"expression": asdict(encoder.config)}, info)
+
+
 def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str, Tensor]:
     """Tensors of a model trained at another image size, made to fit `model`.
 
@@ -49,3 +80,54 @@ def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str
     if _AVERAGE in adapted and adapted[_AVERAGE].shape != wanted.shape:
         adapted[_AVERAGE] = F.interpolate(adapted[_AVERAGE], wanted.shape[-2:], mode="bilinear", align_corners=False)
     return adapted
+
+
+def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
+    """Give `model` what `former` learned, also where the image size, the expression encoder or the flow differs.
+
+    Everything outside the expression encoder is copied; a flow that the former did not have starts at zero, where it
+    changes nothing. With the same encoder the copy is complete. With another one (of another form, or pre-trained
+    otherwise) the model keeps its own; the linear maps inside EAdaLN are fitted anew by least squares, so that they
+    give the former modulations as well as the new beta' can tell them; and the flow's field, whose two layers see beta'
+    too, starts at zero (`training.reconstruction` fits it to landmarks).
+
+    Args:
+        expression: (N, E) coefficients to fit on, of the training data.
+
+    Raises:
+        CheckpointError: the two differ in more than that.
+    """
+    exchanged = former.config.expression != model.config.expression or (
+        model.config.expression.frozen and not _equal(former.expression, model.expression)
+    )
+    own = model.state_dict()
+    tensors = adapt_resolution(former.state_dict(), model)
+    if not model.config.generator.flow:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(_FLOW)}
+    if exchanged:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(_SEES_EXPRESSION)}
+    kept = {name for name in own if name.startswith(_FLOW) and name not in tensors}
+    if exchanged:
+        kept |= {name for name in own if name.startswith(_SEES_EXPRESSION) or name.endswith("modulation.weight")}
+    load_into(model, {**tensors, **{name: own[name] for name in kept}}, what="the former weights")
+    if exchanged:
+        _refit_modulation(model, former, expression)
+
+
+def _equal(a: ExpressionEncoder, b: ExpressionEncoder) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+
+
+@torch.no_grad()
+def _refit_modulation(model: Export3D, former: Export3D, expression: Tensor) -> None:
+    before, after = former.expression(expression).double(), model.expression(expression).double()
+    ones = torch.ones(len(expression), 1, dtype=torch.float64)
+    pairs = zip(
+        (m for m in former.modules() if isinstance(m, EAdaLN)), (m for m in model.modules() if isinstance(m, EAdaLN))
+    )
+    for old, new in pairs:
+        wanted = old.modulation(old.gain * before.float()).double()
+        # The smallest map that fits: beta' spans n of d dimensions, and along those that hardly vary nothing is known.
+        fit = torch.linalg.lstsq(torch.cat([new.gain * after, ones], 1), wanted, rcond=1e-2, driver="gelsd").solution
+        new.modulation.weight.copy_(fit[:-1].T)
+        new.modulation.bias.copy_(fit[-1])

@@ -8,7 +8,20 @@ from typing import Any
 
 import pytest
 
-from export3d.config import PRESETS, ModelConfig, base, no_align, no_lowpass, no_skip, paper, preset, tiny
+from export3d.config import (
+    PRESETS,
+    VARIANTS,
+    ModelConfig,
+    base,
+    no_align,
+    no_flow,
+    no_lowpass,
+    no_skip,
+    paper,
+    preset,
+    tiny,
+    variant,
+)
 from export3d.errors import ConfigError
 
 
@@ -59,6 +72,8 @@ def test_a_setting_left_out_takes_its_default() -> None:
         ({"generator": {"dim": "wide"}}, "generator.dim"),
         ({"generator": {"dim": 64.0}}, "generator.dim"),
         ({"generator": {"skip": 1}}, "generator.skip"),
+        ({"generator": {"flow": True}}, "skip"),
+        ({"expression": {"frozen": 0}}, "expression.frozen"),
         ({"render": {"coarse": True}}, "render.coarse"),
         ({"render": {"reach": None}}, "render.reach"),
         ({"space": 52}, "space"),
@@ -89,11 +104,56 @@ def test_image_and_raw_image_must_fit_each_other() -> None:
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_variant_changes_one_thing(name: str) -> None:
     config = preset(name)
+    had_skip, had_flow = config.generator.skip, config.generator.flow
+    flow = {"generator.flow"} if had_flow else set()
     assert changed(config, no_lowpass(config)) == {"generator.lowpass_sigma"}
-    assert changed(config, no_skip(config)) == ({"generator.skip"} if config.generator.skip else set())
+    assert (
+        changed(config, no_skip(config)) == ({"generator.skip"} if had_skip else set()) | flow
+    )  # which needs the skip
+    assert changed(config, no_flow(config)) == flow
     assert changed(config, no_align(config)) == ({"generator.align"} if config.generator.align else set())
     assert not no_skip(config).generator.skip
+    assert not no_flow(config).generator.flow
     assert not no_align(config).generator.align
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_rows_of_table_3_differ_in_their_expression_encoder_alone(name: str) -> None:
+    rows = {row: variant(preset(name), row) for row in list(VARIANTS)[:5]}
+    assert list(rows) == ["direct_3dmm", "e2e_lebs_n25", "e2e_lebs_n10", "e2e_lebs_n5", "clebs"]
+    found = {row: (c.expression.basis, c.expression.n, c.expression.frozen) for row, c in rows.items()}
+    assert found == {
+        "direct_3dmm": (False, 10, False),
+        "e2e_lebs_n25": (True, 25, False),
+        "e2e_lebs_n10": (True, 10, False),
+        "e2e_lebs_n5": (True, 5, False),
+        "clebs": (True, 10, True),
+    }
+    for row in rows.values():
+        assert changed(preset(name), row) <= {"expression.basis", "expression.n", "expression.frozen"}
+
+
+def test_a_later_row_undoes_an_earlier_one() -> None:
+    frozen = variant(tiny(), "clebs")
+    assert variant(frozen, "e2e_lebs_n10") == variant(tiny(), "e2e_lebs_n10")
+    assert variant(variant(tiny(), "direct_3dmm"), "clebs") == frozen
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_variant_survives_json(name: str) -> None:
+    config = variant(base(), name)
+    assert ModelConfig.from_dict(json.loads(config.to_json())) == config
+
+
+def test_weights_of_before_the_flow_and_the_frozen_encoder_are_still_read() -> None:
+    old = tiny().to_dict()
+    del old["generator"]["flow"], old["expression"]["basis"], old["expression"]["frozen"]
+    assert ModelConfig.from_dict(old) == tiny()
+
+
+def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConfigError, match=r"no_eyes.*direct_3dmm, .*clebs"):
+        variant(tiny(), "no_eyes")
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:

@@ -440,6 +440,14 @@ def test_headings_stand_above_their_rows() -> None:
     assert ((sheet == 128).all(axis=2).sum(axis=1) == 80).sum() == 16
 
 
+def test_headings_may_stand_above_each_picture() -> None:
+    grey = np.full((8, 80, 3), 128, np.uint8)
+    sheet = contact_sheet([[grey, grey]], labels=[["", "own"]])
+    dark = (sheet < 100).all(axis=2).any(axis=0)
+    assert not dark[:88].any()
+    assert dark[88:].any()
+
+
 def test_an_empty_contact_sheet_is_refused() -> None:
     for rows in ([], [[]]):
         with pytest.raises(ShapeError, match="at least one"):

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from export3d.camera import Camera, project
 from export3d.errors import ShapeError
+from export3d.face.mesh import canonical_mesh
 from export3d.image import resize
-from export3d.losses import EYES, MOUTH, ReconstructionWeights, face_weight, l2, reconstruction
+from export3d.losses import EYES, MOUTH, ReconstructionWeights, face_weight, flow_error, l2, reconstruction
 from export3d.perceptual import Perceptual
+from export3d.triplane.align import plane_positions, proxy_depth
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +155,79 @@ def test_an_error_at_the_mouth_costs_more_than_the_same_error_elsewhere() -> Non
 def test_landmarks_of_another_model_are_refused() -> None:
     with pytest.raises(ShapeError, match="landmarks"):
         face_weight(torch.zeros(1, 68, 2), 32, 1.0)
+
+
+# ---- flow ------------------------------------------------------------------------------------------------------------
+
+HALF = 0.36
+
+
+def seen(vertices: np.ndarray, camera: Camera) -> tuple[Tensor, Tensor]:
+    """Landmarks (1, 478, 2) of a head with these mesh vertices, and the camera (1, 25) that sees them."""
+    points = np.concatenate([vertices, np.zeros((10, 3))])
+    landmarks = torch.from_numpy(project(points, camera.label)[None]).float()
+    return landmarks, torch.from_numpy(camera.label[None]).float()
+
+
+def on_the_average_head(shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
+    """The canonical mesh's vertices moved by `shift`, with the depth that the alignment gives their new place."""
+    vertices = canonical_mesh().vertices.copy()
+    vertices[:, :2] += shift
+    vertices[:, 2] = proxy_depth(*torch.from_numpy(vertices[:, :2]).T).numpy()
+    return vertices
+
+
+def test_a_flow_that_carries_each_landmark_to_its_place_has_no_error() -> None:
+    """The driving face is the mesh; the source has every landmark a little right of and above it."""
+    shift = (0.02, -0.03)
+    source, driving = (
+        seen(on_the_average_head(shift), Camera.orbit(10.0)),
+        seen(canonical_mesh().vertices, Camera.orbit()),
+    )
+    flow = (torch.tensor(shift) / HALF)[None, :, None, None].expand(1, 2, 48, 48)
+    assert float(flow_error(flow, *source, *driving, HALF)) < 1e-3
+    wrong = float(flow_error(torch.zeros(1, 2, 48, 48), *source, *driving, HALF))
+    assert wrong == pytest.approx(0.05 / HALF, rel=0.02)  # L1, in half extents
+    assert float(flow_error(2 * flow, *source, *driving, HALF)) == pytest.approx(wrong, rel=0.02)
+
+
+def test_the_flow_is_read_at_the_driving_face() -> None:
+    """Offsets that differ from place to place: wanted at the driving landmarks, whatever the source's camera."""
+    ramp = torch.linspace(-0.9, 0.9, 10) * 0.1
+    flow = torch.stack([ramp.expand(10, 10), ramp.expand(10, 10).T])[None]  # linear in x and y: read back exactly
+    vertices = canonical_mesh().vertices.copy()
+    moved = vertices.copy()
+    moved[:, :2] *= 1.1  # a place p of the plane looks at p + 0.1 p
+    moved[:, 2] = proxy_depth(*torch.from_numpy(moved[:, :2]).T).numpy()
+    driving = seen(vertices, Camera.orbit(-15.0, 5.0))
+    for camera in (Camera.orbit(), Camera.orbit(10.0, -5.0)):
+        assert float(flow_error(flow, *seen(moved, camera), *driving, HALF)) < 2e-3
+    assert float(flow_error(-flow, *seen(moved, Camera.orbit()), *driving, HALF)) > 0.02
+
+
+def test_the_flow_error_is_the_mean_over_landmarks_inside_the_plane() -> None:
+    landmarks, source = torch.rand(2, 478, 2) * 0.6 + 0.2, torch.rand(2, 478, 2) * 0.6 + 0.2
+    landmarks[:, 100:200] += 5.0  # off the plane: they count for nothing
+    camera = torch.from_numpy(np.stack([Camera.orbit(5.0).label, Camera.orbit(-5.0).label])).float()
+    depth = torch.from_numpy(canonical_mesh().vertices[:, 2].copy()).float()
+    here, there = (
+        plane_positions(landmarks[:, :468], camera, HALF, depth),
+        plane_positions(source[:, :468], camera, HALF),
+    )
+    kept = (here.abs().amax(-1) < 1) & (there.abs().amax(-1) < 1)
+    assert not kept[:, 100:200].any()
+    expected = (there - here).abs().sum(-1)[kept].mean()
+    torch.testing.assert_close(flow_error(torch.zeros(2, 2, 8, 8), source, camera, landmarks, camera, HALF), expected)
+
+
+def test_the_flow_gets_a_gradient_and_none_is_needed_where_no_landmark_is_inside() -> None:
+    flow = torch.zeros(1, 2, 16, 16, requires_grad=True)
+    source, driving = (
+        seen(on_the_average_head((0.02, 0.0)), Camera.orbit()),
+        seen(canonical_mesh().vertices, Camera.orbit()),
+    )
+    flow_error(flow, *source, *driving, HALF).backward()
+    assert flow.grad is not None
+    assert flow.grad[:, 0].count_nonzero() > 10
+    nowhere = (source[0] + 5.0, source[1])
+    assert float(flow_error(flow, *nowhere, *nowhere, HALF).detach()) == 0.0

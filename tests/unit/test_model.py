@@ -18,8 +18,9 @@ from export3d.config import ModelConfig, preset, tiny
 from export3d.errors import ConfigError, ShapeError
 from export3d.model import Export3D
 from export3d.triplane.blocks import EAdaLN
+from export3d.triplane.generator import FlowField, FlowStep
 
-EXTENDED = replace(tiny(), generator=replace(tiny().generator, skip=True, align=True))
+EXTENDED = replace(tiny(), generator=replace(tiny().generator, skip=True, align=True, flow=True))
 """What `base` adds to the paper's form, at the size of `tiny`."""
 
 
@@ -28,11 +29,15 @@ def cameras(count: int) -> Tensor:
 
 
 def awake(config: ModelConfig | None = None) -> Export3D:
-    """A model whose zero-initialised branches (EAdaLN, RGB of super-resolution) do something."""
+    """A model whose zero-initialised branches (EAdaLN, flow, RGB of super-resolution) do something."""
     model = Export3D(config or tiny()).eval()
     for module in model.modules():
         if isinstance(module, EAdaLN):
             nn.init.normal_(module.modulation.weight, std=1.0)
+        if isinstance(module, FlowField):
+            nn.init.normal_(module.out.weight, std=0.2)
+        if isinstance(module, FlowStep):
+            nn.init.normal_(module.change.weight, std=0.05)
     for layer in (model.superres.mid_rgb, model.superres.high_rgb):
         nn.init.normal_(layer.weight, std=0.05)
     return model
@@ -56,9 +61,11 @@ def shapes_only(name: str) -> Iterator[Export3D]:
 def test_a_full_size_pass_has_the_sizes_of_the_paper(name: str) -> None:
     with shapes_only(name) as model:
         source, expression, camera = torch.zeros(2, 3, 256, 256), torch.zeros(2, 52), torch.zeros(2, 25)
-        output = model(source, expression, camera, camera)
+        output = model(source, expression, camera, camera, expression)
         assert output.image is not None
         assert output.image.shape == (2, 3, 256, 256)
+        assert (output.flow is None) == (name == "paper")
+        assert output.flow is None or output.flow.shape == (2, 2, 128, 128)
         assert output.rendered.raw.shape == (2, 3, 64, 64)
         assert output.rendered.feature.shape == (2, 32, 64, 64)
         assert output.rendered.depth.shape == output.rendered.opacity.shape == (2, 1, 64, 64)
@@ -70,7 +77,7 @@ def test_what_ships_keeps_to_its_budget() -> None:
     """At most 30 M parameters, and 20 GFLOP a driven frame once the source is encoded (a multiply-add is two)."""
     with shapes_only("base") as model:
         assert sum(p.numel() for p in model.parameters()) <= 30e6
-        features = model.encode(torch.zeros(1, 3, 256, 256), torch.zeros(1, 25))
+        features = model.encode(torch.zeros(1, 3, 256, 256), torch.zeros(1, 25), torch.zeros(1, 52))
         with FlopCounterMode(display=False) as counter:
             model.frame(model.planes(features, torch.zeros(1, 52)), torch.zeros(1, 25))
         parts = counter.get_flop_counts()
@@ -86,8 +93,8 @@ def test_encoding_once_gives_what_a_whole_pass_gives(config: ModelConfig) -> Non
     model = awake(config)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        whole = model(source, expression, camera, camera.flip(0))
-        planes = model.planes(model.encode(source, camera.flip(0)), expression)
+        whole = model(source, expression, camera, camera.flip(0), expression.flip(0))
+        planes = model.planes(model.encode(source, camera.flip(0), expression.flip(0)), expression)
         rendered = model.render(planes, camera)
         frame = model.frame(planes, camera)
     assert whole.image is not None
@@ -101,7 +108,7 @@ def test_one_source_serves_many_expressions(config: ModelConfig) -> None:
     model = awake(config)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        features = model.encode(source[:1], camera[2:])
+        features = model.encode(source[:1], camera[2:], expression[2:])
         together = model.frame(model.planes(features, expression), camera)
         for b in range(3):
             alone = model.frame(model.planes(features, expression[b : b + 1]), camera[b : b + 1])
@@ -109,7 +116,7 @@ def test_one_source_serves_many_expressions(config: ModelConfig) -> None:
 
 
 def test_a_model_that_aligns_asks_for_the_camera_of_the_source_and_uses_it() -> None:
-    model = awake(EXTENDED)
+    model = awake(replace(EXTENDED, generator=replace(EXTENDED.generator, flow=False)))
     source, _, _ = inputs(1)
     with pytest.raises(ConfigError, match="camera"):
         model.encode(source)
@@ -117,10 +124,59 @@ def test_a_model_that_aligns_asks_for_the_camera_of_the_source_and_uses_it() -> 
     assert not torch.equal(here.tokens, there.tokens)
 
 
+@pytest.mark.parametrize("align", [True, False])
+def test_a_model_with_a_flow_asks_for_the_sources_expression_too_and_uses_both(align: bool) -> None:
+    model = awake(replace(EXTENDED, generator=replace(EXTENDED.generator, align=align)))
+    source, expression, camera = inputs(2)
+    source, driving = source[:1], torch.rand(1, 52)
+    with pytest.raises(ConfigError, match="camera"):
+        model.encode(source, None, expression[:1])
+    with pytest.raises(ConfigError, match="expression"):
+        model.encode(source, camera[:1])
+    with torch.no_grad():
+        flows = [
+            model(source, driving, camera[:1], camera[c : c + 1], expression[e : e + 1]).flow
+            for c, e in ((0, 0), (1, 0), (0, 1))
+        ]
+    assert flows[0].shape == (1, 2, 32, 32)
+    for other in flows[1:]:
+        assert (other - flows[0]).abs().max() > 1e-4
+
+
 def test_the_papers_form_sees_the_source_as_it_is() -> None:
     model = awake()
     source, _, _ = inputs(1)
     assert torch.equal(model.encode(source).tokens, model.encode(source, cameras(2)[1:]).tokens)
+
+
+def test_a_slider_moves_lambda_along_its_direction() -> None:
+    model = awake(EXTENDED)
+    source, expression, camera = inputs(3)
+    shift = torch.zeros(1, 10)
+    shift[0, 3] = 1.5
+    with torch.no_grad():
+        features = model.encode(source[:1], camera[:1], expression[:1])
+        plain, moved = model.planes(features, expression), model.planes(features, expression, shift)
+        coefficients = model.expression.coefficients(expression) + shift
+        by_hand = model.generator(features.expand(3), model.expression.embed(coefficients))
+        each = model.planes(features, expression, torch.cat([torch.zeros(2, 10), shift]))
+        beta = model.expression.embed(coefficients) - model.expression(expression)
+    torch.testing.assert_close(moved, by_hand)
+    assert (moved - plain).abs().max() > 1e-3
+    torch.testing.assert_close(model.planes(features, expression, 0 * shift), plain)
+    torch.testing.assert_close(each, torch.cat([plain[:2], moved[2:]]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(beta, 1.5 * model.expression.basis()[3].expand(3, -1), rtol=1e-4, atol=1e-5)
+
+
+def test_a_frozen_encoder_gets_no_gradient_and_the_generator_does() -> None:
+    config = replace(tiny(), expression=replace(tiny().expression, frozen=True))
+    model = awake(config)
+    output = model(*inputs(2))
+    assert output.image is not None
+    output.image.square().mean().backward()
+    assert all(p.grad is None for p in model.expression.parameters())
+    modulations = [m.modulation for m in model.modules() if isinstance(m, EAdaLN)]
+    assert all(layer.weight.grad is not None and layer.weight.grad.count_nonzero() > 0 for layer in modulations)
 
 
 def test_sources_and_expressions_that_do_not_pair_are_refused() -> None:
@@ -134,8 +190,8 @@ def test_an_item_alone_is_as_it_is_in_a_batch() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        together = model(source, expression, camera, camera)
-        alone = model(source[1:2], expression[1:2], camera[1:2], camera[1:2])
+        together = model(source, expression, camera, camera, expression.flip(0))
+        alone = model(source[1:2], expression[1:2], camera[1:2], camera[1:2], expression.flip(0)[1:2])
     assert together.image is not None
     assert alone.image is not None
     torch.testing.assert_close(together.image[1:2], alone.image, rtol=1e-4, atol=1e-4)
@@ -199,7 +255,7 @@ def test_every_weight_learns() -> None:
     for module in model.modules():  # second convolutions that start at zero hide the first from the gradient
         if isinstance(module, nn.Conv2d) and module.weight.count_nonzero() == 0:
             nn.init.normal_(module.weight, std=0.05)
-    output = model(*inputs(2), cameras(2))
+    output = model(*inputs(2), cameras(2), torch.rand(2, 52))
     assert output.image is not None
     (output.image * torch.randn_like(output.image)).sum().backward()
     for name, parameter in model.named_parameters():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -9,21 +10,36 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
+from torch import Tensor, nn
 
+from export3d.camera import Camera
 from export3d.checkpoint import load_into, save_weights
-from export3d.config import tiny
+from export3d.config import ModelConfig, tiny, variant
 from export3d.errors import CheckpointError, ConfigError
+from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.model import Export3D
-from export3d.pretrained import adapt_resolution, load_pretrained, save_pretrained
+from export3d.pretrained import (
+    adapt_resolution,
+    inherit,
+    load_encoder,
+    load_pretrained,
+    save_encoder,
+    save_pretrained,
+)
+from export3d.triplane.blocks import EAdaLN
+from export3d.triplane.generator import FlowField
 
 
-def model(size: int = 64) -> Export3D:
-    config = replace(
-        tiny(),
-        generator=replace(tiny().generator, image_size=size),
-        render=replace(tiny().render, resolution=size // 4),
+def sized(config: ModelConfig, size: int) -> ModelConfig:
+    return replace(
+        config,
+        generator=replace(config.generator, image_size=size),
+        render=replace(config.render, resolution=size // 4),
     )
-    made = Export3D(config)
+
+
+def model(size: int = 64, config: ModelConfig | None = None) -> Export3D:
+    made = Export3D(sized(config or tiny(), size))
     made.generator.average.update(torch.randn(1, *made.generator.average.value.shape) * 100)
     return made
 
@@ -119,3 +135,168 @@ def test_adapting_leaves_weights_of_another_width_for_the_strict_loader_to_refus
     wide = Export3D(replace(tiny(), generator=replace(tiny().generator, plane_channels=4)))
     with pytest.raises(CheckpointError, match="do not fit"):
         load_into(model(), adapt_resolution(wide.state_dict(), model()))
+
+
+# ---- the expression encoder in a file --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("basis", [True, False])
+def test_an_encoder_comes_back_as_it_was_and_frozen(tmp_path: Path, basis: bool) -> None:
+    original = ExpressionEncoder(ExpressionConfig(hidden=16, n=4, d=12, basis=basis))
+    original.standardise(torch.rand(52), torch.rand(52))
+    original.low.uniform_(-1, 0)
+    original.high.uniform_(0, 1)
+    path = save_encoder(original, tmp_path / "clebs.safetensors", {"clips_seen": 8})
+    loaded = load_encoder(path)
+    assert loaded.config == original.config
+    for name, value in original.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value), name
+    assert not any(p.requires_grad for p in loaded.parameters())
+    assert not loaded.training
+
+
+def test_models_and_encoders_are_not_mistaken_for_each_other(tmp_path: Path) -> None:
+    whole = save_pretrained(model(), tmp_path / "m.safetensors", {})
+    encoder = save_encoder(ExpressionEncoder(ExpressionConfig()), tmp_path / "e.safetensors", {})
+    with pytest.raises(CheckpointError, match="export3d pretrain"):
+        load_encoder(whole)
+    with pytest.raises(CheckpointError, match="not hold an export3d model"):
+        load_pretrained(encoder)
+    with pytest.raises(CheckpointError, match=r"nothing\.safetensors"):
+        load_encoder(tmp_path / "nothing.safetensors")
+
+
+# ---- what another model learned --------------------------------------------------------------------------------------
+
+CLEBS = variant(tiny(), "clebs")
+FLOWING = replace(tiny(), generator=replace(tiny().generator, skip=True, flow=True))
+
+
+def learned(config: ModelConfig | None = None, size: int = 64) -> Export3D:
+    """A model whose EAdaLN, flow and super-resolution listen, as after training."""
+    made = model(size, config)
+    made.expression.standardise(torch.full((52,), 0.5), torch.full((52,), 0.3))
+    for module in made.modules():
+        if isinstance(module, EAdaLN):
+            nn.init.normal_(module.modulation.weight, std=0.5)
+        if isinstance(module, FlowField):
+            nn.init.normal_(module.out.weight, std=0.1)
+    for layer in (made.superres.mid_rgb, made.superres.high_rgb):
+        nn.init.normal_(layer.weight, std=0.05)
+    return made.eval()
+
+
+def same_up_to_a_linear_map(encoder: ExpressionEncoder, into: ExpressionEncoder) -> None:
+    """`into` gives lambda mixed, stretched and shifted, along other vectors."""
+    mix = torch.linalg.qr(torch.randn(10, 10))[0] * (0.5 + torch.rand(10))
+    basis = copy.deepcopy(into.basis)
+    with torch.no_grad():
+        into.load_state_dict(encoder.state_dict())
+        into.second.weight.copy_(mix @ encoder.second.weight)
+        into.second.bias.copy_(mix @ encoder.second.bias + torch.randn(10))
+        into.basis.load_state_dict(basis.state_dict())
+
+
+def draw(made: Export3D, expression: Tensor) -> Tensor:
+    """Tri-planes of one source under some expressions: all that a picture knows of either."""
+    size = made.config.generator.image_size
+    source = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    camera = torch.from_numpy(Camera.orbit(10.0).label[None]).float()
+    with torch.no_grad():
+        return made.planes(made.encode(source, camera, expression[:1]), expression)
+
+
+def assert_nearly_the_same(found: Tensor, wanted: Tensor) -> None:
+    """Tri-planes of some expressions differ by less than a twentieth of what the expressions make of them."""
+    moved = (wanted - wanted.mean(0)).abs().max()
+    assert moved > 0.05
+    assert (found - wanted).abs().max() < 0.05 * moved
+
+
+def test_with_the_same_encoder_everything_is_inherited_bit_for_bit() -> None:
+    for config in (tiny(), FLOWING):
+        former, heir, expression = learned(config), model(config=config), torch.rand(3, 52)
+        inherit(heir, former, torch.rand(50, 52))
+        assert torch.equal(draw(heir.eval(), expression), draw(former, expression))
+        for name, value in former.state_dict().items():
+            assert torch.equal(heir.state_dict()[name], value), name
+
+
+def test_another_encoder_that_tells_as_much_draws_nearly_the_same() -> None:
+    former, heir = learned(), learned(CLEBS)
+    same_up_to_a_linear_map(former.expression, heir.expression)
+    kept = copy.deepcopy(heir.expression.state_dict())
+    expression = torch.rand(4, 52)
+    inherit(heir, former, torch.rand(300, 52))
+    for name, value in kept.items():
+        assert torch.equal(heir.expression.state_dict()[name], value), name
+    assert_nearly_the_same(draw(heir, expression), draw(former, expression))
+    for name, value in former.state_dict().items():
+        if not name.startswith("expression.") and "modulation" not in name:
+            assert torch.equal(heir.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("row", ["direct_3dmm", "e2e_lebs_n5", "e2e_lebs_n25", "clebs"])
+def test_an_encoder_of_another_form_draws_what_it_can_tell(row: str) -> None:
+    """What it cannot tell is lost, what does not depend on the expression is not."""
+    former, heir = learned(), model(config=variant(tiny(), row)).eval()
+    seen = torch.rand(300, 52)
+    inherit(heir, former, seen)
+    expression = torch.rand(6, 52)
+    wanted = draw(former, expression)
+    error = (draw(heir, expression) - wanted).square().mean()
+    assert error < 1.5 * (wanted - wanted.mean(0)).square().mean()
+
+
+def test_another_image_size_and_another_encoder_at_once() -> None:
+    former, heir = learned(size=32), learned(CLEBS, size=64)
+    same_up_to_a_linear_map(former.expression, heir.expression)
+    inherit(heir, former, torch.rand(300, 52))
+    twin = model(64)
+    inherit(twin, former, torch.rand(50, 52))
+    assert twin.generator.average.value.shape == (3, 8, 32, 32)
+    expression = torch.rand(3, 52)
+    assert_nearly_the_same(draw(heir, expression), draw(twin.eval(), expression))
+
+
+def test_a_flow_that_the_former_did_not_have_changes_nothing() -> None:
+    former, heir = learned(replace(FLOWING, generator=replace(FLOWING.generator, flow=False))), model(config=FLOWING)
+    inherit(heir, former, torch.rand(50, 52))
+    expression = torch.rand(2, 52)
+    torch.testing.assert_close(draw(heir.eval(), expression), draw(former, expression), rtol=0, atol=1e-4)
+
+
+def test_the_flows_field_starts_anew_with_another_encoder_and_the_rest_is_inherited() -> None:
+    """It sees beta' through two layers: it is fitted to landmarks again, from zero."""
+    former, heir = learned(FLOWING), model(config=variant(FLOWING, "clebs")).eval()
+    same_up_to_a_linear_map(former.expression, heir.expression)
+    inherit(heir, former, torch.rand(300, 52))
+    assert not heir.generator.flow_field.out.weight.any()
+    for name, value in former.generator.flows.state_dict().items():
+        assert torch.equal(heir.generator.flows.state_dict()[name], value), name
+    nn.init.zeros_(former.generator.flow_field.out.weight)
+    expression = torch.rand(4, 52)
+    assert_nearly_the_same(draw(heir, expression), draw(former, expression))
+
+
+def test_a_frozen_encoder_is_kept_also_where_the_former_had_another_frozen_one() -> None:
+    """Two encoders of one form, such as two pre-trainings: the one that was chosen stays."""
+    former, heir = learned(CLEBS), learned(CLEBS)
+    same_up_to_a_linear_map(former.expression, heir.expression)
+    kept = copy.deepcopy(heir.expression.state_dict())
+    inherit(heir, former, torch.rand(300, 52))
+    for name, value in kept.items():
+        assert torch.equal(heir.expression.state_dict()[name], value), name
+    expression = torch.rand(4, 52)
+    assert_nearly_the_same(draw(heir, expression), draw(former, expression))
+
+
+def test_a_model_of_another_width_inherits_nothing() -> None:
+    former = model(config=replace(tiny(), generator=replace(tiny().generator, plane_channels=4)))
+    for config in (tiny(), CLEBS):
+        heir = model(config=config)
+        before = {name: value.clone() for name, value in heir.state_dict().items()}
+        with pytest.raises(CheckpointError, match="former weights"):
+            inherit(heir, former, torch.rand(50, 52))
+        for name, value in heir.state_dict().items():
+            assert torch.equal(value, before[name]), name

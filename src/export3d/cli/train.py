@@ -20,6 +20,7 @@ def command(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     resume: bool = True,
     init_from: Path | None = None,
+    pseudo: tuple[Path, ...] = (),
     cache: Path | None = None,
 ) -> int:
     """Train the generator to reconstruct driving frames (Eq. 11), or go on with a run that was stopped.
@@ -31,8 +32,9 @@ def command(
         output: the run's folder: configuration, log, sheets, checkpoints, and weights.safetensors at the end.
         resume: go on from the folder's last checkpoint; with --no-resume a folder that has one is refused.
         init_from: weights to begin with (.safetensors), of any image size, with a fresh optimiser.
+        pseudo: splits of pseudo-clips to train on beside the real ones.
         cache: folder that keeps decoded frames between runs.
     """
-    result = run(data, output, config, loop, resume=resume, init_from=init_from, cache=cache)
+    result = run(data, output, config, loop, resume=resume, init_from=init_from, pseudo=pseudo, cache=cache)
     tell(f"wrote {output / 'weights.safetensors'} after {result.images_seen} images")
     return 0

@@ -33,7 +33,7 @@ class ContrastConfig:
             consecutive ones, near-duplicates of each other.
         size: pixels of the face crops.
         augment: vary crops (each frame its own way), colours and mirror images (each clip).
-        noise: deviation of noise on the expression coefficients.
+        noise: deviation of noise on the expression coefficients; none without augmentation.
         near: frames whose coefficients all differ by at most so much are not negatives of each other; 0 spares only
             equal ones (a slow recording repeats frames at 25 a second).
     """

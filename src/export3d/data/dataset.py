@@ -70,7 +70,8 @@ class PairSampler:
         seed: another seed gives other pairs.
         mirror: mirror a sample (pictures, cameras, expressions, landmarks) with probability 0.5.
         augment: vary crops and colours; True for the defaults of `Augment`.
-        still_fraction: share of samples from still portraits (all or none where the store has only one kind).
+        still_fraction: share of samples from still portraits.
+        pseudo_fraction: share of samples from pseudo-clips, where the store has some; the rest are from videos.
         hard_fraction: share of video samples whose driving frame is the farthest of eight in pose and expression.
 
     Raises:
@@ -86,10 +87,12 @@ class PairSampler:
         augment: bool | Augment = True,
         still_fraction: float = 0.3,
         hard_fraction: float = 0.0,
+        pseudo_fraction: float = 0.3,
     ) -> None:
-        for name, value in (("still_fraction", still_fraction), ("hard_fraction", hard_fraction)):
+        fractions = {"still": still_fraction, "pseudo": pseudo_fraction, "hard": hard_fraction}
+        for name, value in fractions.items():
             if not 0.0 <= value <= 1.0:
-                raise ConfigError(f"{name} is {value}; give a number from 0 to 1")
+                raise ConfigError(f"{name}_fraction is {value}; give a number from 0 to 1")
         if mirror and store.space != "arkit52":
             raise ConfigError(f"expressions in {store.space} cannot be mirrored; use mirror=False")
         self.store, self.seed, self.mirror = store, seed, mirror
@@ -98,17 +101,24 @@ class PairSampler:
         found = store.found.cpu().numpy()
         self._usable = [clip.start + np.flatnonzero(found[clip.rows]) for clip in store.clips]
         stills = [i for i, rows in enumerate(self._usable) if len(rows) and store.clips[i].kind == "image"]
-        videos = [i for i, rows in enumerate(self._usable) if len(rows) > 1 and store.clips[i].kind == "video"]
-        if not stills and not videos:
+        videos, pseudo = (
+            [i for i, rows in enumerate(self._usable) if len(rows) > 1 and store.clips[i].kind == kind]
+            for kind in ("video", "pseudo")
+        )
+        if not stills and not videos and not pseudo:
             raise InputError("the training data has no frame with a found face; see the report of its preparation")
         # A long clip says more than a short one, but not in proportion: its frames resemble each other.
         weight = np.zeros(len(store.clips))
-        for group, share in ((stills, still_fraction), (videos, 1.0 - still_fraction)):
+        pseudo_fraction *= bool(pseudo)
+        if still_fraction + pseudo_fraction > 1.0:
+            raise ConfigError("still_fraction and pseudo_fraction together are above 1; make them smaller")
+        shares = (still_fraction, pseudo_fraction, 1.0 - still_fraction - pseudo_fraction)
+        for group, share in zip((stills, pseudo, videos), shares):
             if group:
                 sizes = np.sqrt([len(self._usable[i]) for i in group])
                 weight[group] = sizes / sizes.sum() * share
         if weight.sum() == 0.0:
-            weight[stills or videos] = 1.0
+            weight[stills or pseudo or videos] = 1.0
         self._cumulative = np.cumsum(weight / weight.sum())
         self._cumulative[np.flatnonzero(weight)[-1] :] = 1.0
         self._camera = store.camera.cpu().numpy().astype(np.float64)
@@ -126,9 +136,9 @@ class PairSampler:
 
         Returns:
             float32 on the store's device, with b = batch_size / world: source, driving (b, 3, R, R) in [-1, 1];
-            source_expression, expression (b, E); source_camera, camera (b, 25); of the driving frame landmarks
-            (b, 478, 2), 0..1 across it, and valid (b, 1, R, R), 0 where the picture repeats an edge of the source video
-            (its crop reaches beyond it), else 1; and clip (b,) int64.
+            source_expression, expression (b, E); source_camera, camera (b, 25); source_landmarks, landmarks
+            (b, 478, 2), 0..1 across their picture; of the driving frame valid (b, 1, R, R), 0 where the picture repeats
+            an edge of the source video (its crop reaches beyond it), else 1; and clip (b,) int64.
 
         Raises:
             ConfigError: the batch cannot be shared evenly.
@@ -148,6 +158,7 @@ class PairSampler:
             "expression": sides[1]["expression"],
             "source_camera": sides[0]["camera"],
             "camera": sides[1]["camera"],
+            "source_landmarks": sides[0]["landmarks"],
             "landmarks": sides[1]["landmarks"],
             "valid": self._valid(draws),
             "clip": torch.tensor([draw.clip for draw in draws], device=self.store.device),

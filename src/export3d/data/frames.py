@@ -16,7 +16,7 @@ import itertools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -44,7 +44,10 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Clip:
-    """One record's frames inside a store: rows `start` to `start + frames`, in the order of time."""
+    """One record's frames inside a store: rows `start` to `start + frames`, in the order of time.
+
+    Its kind is "video", "image" or "pseudo".
+    """
 
     name: str
     kind: str
@@ -130,6 +133,30 @@ class FrameStore:
     def to(self, device: torch.device | str) -> FrameStore:
         """The same store with its tensors on `device`."""
         return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+
+    @staticmethod
+    def join(stores: Sequence[FrameStore]) -> FrameStore:
+        """The clips of several stores, one store after another, in one.
+
+        Raises:
+            InputError: of different resolutions or expression spaces.
+        """
+        first, starts = stores[0], np.cumsum([0, *map(len, stores)])
+        for store in stores[1:]:
+            if (store.resolution, store.space) != (first.resolution, first.space):
+                raise InputError(
+                    f"frames of {store.resolution} px in {store.space} cannot join frames of {first.resolution} px in "
+                    f"{first.space}; prepare them alike"
+                )
+        moved = [replace(c, start=c.start + int(at)) for at, store in zip(starts, stores) for c in store.clips]
+        numbers = np.cumsum([0, *(len(store.clips) for store in stores)])
+        tensors = {name: torch.cat([getattr(store, name) for store in stores]) for name in _TENSORS if name != "clip"}
+        clip = torch.cat([store.clip + int(at) for at, store in zip(numbers, stores)])
+        return FrameStore(**tensors, clip=clip, clips=tuple(moved), space=first.space)
+
+    def as_pseudo(self) -> FrameStore:
+        """The same store with its videos marked as made from still portraits (see `data.pseudo`)."""
+        return replace(self, clips=tuple(replace(c, kind="pseudo") if c.kind == "video" else c for c in self.clips))
 
     @classmethod
     def load(

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export3d.errors import ConfigError, check_shape
+from export3d.errors import ConfigError, TrainingError, check_shape
 from export3d.expression.encoder import ExpressionEncoder
 
 Array = NDArray[np.float64]
@@ -45,6 +45,8 @@ def settle(encoder: ExpressionEncoder, expression: Tensor) -> None:
     rotation = varimax(loadings(encoder, expression))
     with torch.no_grad():
         coefficients = encoder.coefficients(expression).double().numpy() @ rotation
+    if not coefficients.std(0).max() > 1e-6:
+        raise TrainingError("the expression encoder has collapsed: it gives every frame the same; train it otherwise")
     order = np.argsort(-coefficients.std(0), kind="stable")
     rotation = rotation[:, order]
     together = loadings(encoder, expression) @ rotation

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -71,16 +72,16 @@ class ExpressionEncoder(nn.Module):
         self.deviation.copy_(deviation.clamp_min(0.02))
 
     def coefficients(self, expression: Tensor) -> Tensor:
-        """beta (B, E) to lambda (B, n): how far to go along each basis vector; unbounded. Without a basis, beta'."""
+        """beta (B, E) to lambda (B, n): how far to go along each basis vector; unbounded. Without a basis (B, d)."""
         check_shape(expression, f"B {self.config.inputs}", "expression")
         x = (expression - self.mean) / self.deviation
         coefficients: Tensor = self.second(F.leaky_relu(self.first(x), 0.2))
         return coefficients
 
     def embed(self, coefficients: Tensor) -> Tensor:
-        """lambda (B, n) to beta' (B, d) (Eq. 3)."""
+        """lambda (B, n) to beta' (B, d) (Eq. 3); without a basis, what the two layers gave, scaled alike."""
         if self.basis is None:
-            return coefficients
+            return coefficients / math.sqrt(self.config.d)  # entries of the order of LeBS's, which EAdaLN counts on
         basis: Tensor = self.basis()
         return coefficients @ basis.to(coefficients.dtype)
 

@@ -51,3 +51,28 @@ def frontal_view(image: Tensor, label: Tensor, half_extent: float) -> Tensor:
     grid = projected[..., :2] / projected[..., 2:].clamp_min(1e-3) * 2 - 1
     grid = grid.reshape(-1, size, size, 2).to(image.dtype)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
+
+
+def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Tensor | None = None) -> Tensor:
+    """Where points of an image lie on the xy plane: the inverse of the lookup in `frontal_view`.
+
+    Args:
+        points: (B, L, 2), 0..1 across the image.
+        label: (B, 25) cameras of the images.
+        depth: (L,) z of each point, scene units; None: on the average head (`proxy_depth`).
+
+    Returns:
+        (B, L, 2) in [-1, 1] grid units of the plane, x first.
+    """
+    check_shape(points, "B L 2", "points")
+    cam2world, intrinsics = camera.unpack(label.float())
+    ones = torch.ones_like(points[..., :1])
+    rays = torch.cat([points.float(), ones], -1) @ torch.linalg.inv(intrinsics).mT @ cam2world[:, :3, :3].mT
+    origin = cam2world[:, None, :3, 3]
+    z = torch.full_like(rays[..., 2], _BACK - _RISE) if depth is None else depth.to(rays).expand_as(rays[..., 2])
+    for _ in range(1 if depth is not None else 12):  # the ray meets the bump after a few steps: its slope is below 1
+        place = origin + rays * ((z[..., None] - origin[..., 2:]) / rays[..., 2:])
+        if depth is None:
+            z = proxy_depth(place[..., 0], place[..., 1])
+    positions: Tensor = place[..., :2] / half_extent
+    return positions

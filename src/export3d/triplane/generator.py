@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.errors import ConfigError, check_shape
-from export3d.layers import ResidualConvs, conv3x3, tokens_to_image
+from export3d.layers import GaussianLowPass, ResidualConvs, conv3x3, tokens_to_image
 from export3d.triplane.average import PlaneAverage
 from export3d.triplane.blocks import ViTBlock
 from export3d.triplane.stem import ConvStem, OverlapPatchMerge
@@ -46,6 +46,9 @@ class GeneratorConfig:
         skip: the stem's features go past the tokens to the grids of H/8, H/4 and H/2, each through a gate that the
             expression-aware features open and close (not in the paper).
         align: the source is first resampled onto the xy plane by its camera, see `triplane.align` (not in the paper).
+        flow: the skips are warped by a field of offsets, predicted from both expressions and refined by the
+            expression-aware features: lips and lids of the source move, before anything is drawn anew (not in the
+            paper; needs `skip`, and the source's own expression).
     """
 
     image_size: int = 256
@@ -62,8 +65,11 @@ class GeneratorConfig:
     ema_delta: float = 0.998
     skip: bool = False
     align: bool = False
+    flow: bool = False
 
     def __post_init__(self) -> None:
+        if self.flow and not self.skip:
+            raise ConfigError("flow warps the skips; set skip too")
         if self.image_size % 32:
             raise ConfigError(f"image_size {self.image_size} must be a multiple of 32")
         for name in ("dim", "plain_dim", "mid_channels"):
@@ -80,16 +86,20 @@ class SourceFeatures:
     Attributes:
         tokens: (B, N, h) visual tokens.
         skips: the stem's features for the grids of H/8, H/4 and H/2; empty without the skip.
+        pose: (B, d + 9) the source's own beta' and the rotation of its camera, from which the flow starts; None without
+            the flow.
     """
 
     tokens: Tensor
     skips: tuple[Tensor, ...] = ()
+    pose: Tensor | None = None
 
     def expand(self, batch: int) -> SourceFeatures:
         """One source repeated for a batch of expressions; copies nothing."""
         return SourceFeatures(
             self.tokens.expand(batch, *self.tokens.shape[1:]),
             tuple(skip.expand(batch, *skip.shape[1:]) for skip in self.skips),
+            None if self.pose is None else self.pose.expand(batch, -1),
         )
 
 
@@ -110,6 +120,63 @@ class GatedSkip(nn.Module):
         return x + torch.sigmoid(self.gate(x)) * detail
 
 
+class FlowField(nn.Module):
+    """The flow as far as expressions tell: from beta' of driving face and source to a smooth field; starts at zero.
+
+    Lips, lids and brows move much the same way in every face once it is aligned with the planes, so two layers go far.
+    The source's camera is there because alignment leaves a parallax that depends on it.
+    """
+
+    GRID = 64
+
+    def __init__(self, embedding: int) -> None:
+        super().__init__()
+        self.gain = embedding**0.5
+        self.hidden = nn.Linear(2 * embedding + 9, 96)
+        self.out = nn.Linear(96, 2 * self.GRID**2)
+        self.low_pass = GaussianLowPass(1.0)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, embedding: Tensor, pose: Tensor) -> Tensor:
+        """beta' (B, d) and `SourceFeatures.pose` (B, d + 9) to offsets (B, 2, GRID, GRID)."""
+        beta, rotation = pose[:, :-9], pose[:, -9:]
+        x = torch.cat([self.gain * embedding, self.gain * beta, 3.0 * rotation], dim=1)
+        x = self.out(F.leaky_relu(self.hidden(x), 0.2)).view(-1, 2, self.GRID, self.GRID)
+        flow: Tensor = 0.1 * self.low_pass(x)
+        return flow
+
+
+class FlowStep(nn.Module):
+    """The flow (B, 2, H, W) of one grid, in [-1, 1] grid units, x first: the field plus what the features change.
+
+    Changes add up from grid to grid and start at zero; the field comes to each grid at its own full resolution.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.change = nn.Conv2d(channels, 2, 3, padding=1)
+        nn.init.zeros_(self.change.weight)
+        nn.init.zeros_(self.change.bias) if self.change.bias is not None else None
+
+    def forward(self, x: Tensor, field: Tensor, change: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Features (B, C, H, W), the field, and the coarser grid's change, to the flow and the change at (H, W)."""
+        own: Tensor = 0.1 * self.change(x)
+        if change is not None:
+            own = own + F.interpolate(change, x.shape[-2:], mode="bilinear", align_corners=False)
+        resized = F.interpolate(field, x.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
+        return resized + own, own
+
+
+def warp(features: Tensor, flow: Tensor) -> Tensor:
+    """Features (B, C, H, W) looked up at their own places plus `flow` (B, 2, H, W), in [-1, 1] grid units."""
+    height, width = features.shape[-2:]
+    flow = flow.float()  # bf16 would round places to an eighth of a pixel
+    identity = torch.eye(2, 3, device=flow.device).expand(flow.shape[0], 2, 3)
+    grid = F.affine_grid(identity, [flow.shape[0], 1, height, width], align_corners=False) + flow.permute(0, 2, 3, 1)
+    return F.grid_sample(features.float(), grid, padding_mode="border", align_corners=False)
+
+
 class TriplaneGenerator(nn.Module):
     """G: (source image, expression embedding) to the tri-plane T_beta(S) (Eq. 6)."""
 
@@ -128,6 +195,8 @@ class TriplaneGenerator(nn.Module):
         quarter = c.mid_channels // 4
         targets = ((c.mid_channels, c.dim // 4), (quarter, c.dim // 8), (c.high_channels, c.dim // 16))
         self.skips = nn.ModuleList(GatedSkip(*widths) for widths in targets if c.skip)
+        self.flow_field = FlowField(embedding) if c.flow else None
+        self.flows = nn.ModuleList(FlowStep(width) for width, _ in targets if c.flow)
         self.plain_merge = OverlapPatchMerge(quarter, c.plain_dim)
         self.plain = nn.ModuleList(ViTBlock(c.plain_dim, c.heads, c.ffn_ratio) for _ in range(c.plain_blocks))
         self.fuse = conv3x3(quarter + c.plain_dim // 4, 4 * c.high_channels)
@@ -137,35 +206,65 @@ class TriplaneGenerator(nn.Module):
         size = c.image_size // 2
         self.average = PlaneAverage((3, c.plane_channels, size, size), c.ema_delta)
 
-    def encode(self, source: Tensor) -> SourceFeatures:
-        """Source image (B, 3, H, W) in [-1, 1] to its features, once for all expressions."""
+    def encode(self, source: Tensor, pose: Tensor | None = None) -> SourceFeatures:
+        """Source image (B, 3, H, W) in [-1, 1] to its features, once for all expressions; `pose`: see there."""
         size = self.config.image_size
         check_shape(source, f"B 3 {size} {size}", "source")
         fine, middle, coarse = self.stem(source)
         tokens, _, _ = self.merge(coarse)
-        return SourceFeatures(tokens, (coarse, middle, fine) if self.config.skip else ())
+        return SourceFeatures(tokens, (coarse, middle, fine) if self.config.skip else (), pose)
 
-    def generate(self, source: SourceFeatures, embedding: Tensor) -> Tensor:
-        """Features and beta' (B, d) to the planes (B, 3, C, H/2, W/2) before the tri-plane EMA is added."""
+    def generate(self, source: SourceFeatures, embedding: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Features and beta' (B, d) to the planes (B, 3, C, H/2, W/2) before the tri-plane EMA is added, and the flow.
+
+        The flow (B, 2, H/2, W/2), x first, says where on the aligned source, in [-1, 1] grid units from its own place,
+        a place on the xy plane looks for its detail; None without `flow`.
+        """
         grid = self.config.image_size // 16
         tokens = source.tokens
         for block in self.conditioned:
             tokens = block(tokens, grid, grid, embedding)
         x = self.mid(self.upsample(tokens_to_image(tokens, grid, grid)))
-        x = self._with_detail(0, x, source)
-        x = self._with_detail(1, self.upsample(self.mid_residual(x)), source)
+        field = self._field(source, embedding)
+        flow, change = self._flow(0, x, field, None)
+        x = self._with_detail(0, x, source, flow)
+        x = self.upsample(self.mid_residual(x))
+        flow, change = self._flow(1, x, field, change)
+        x = self._with_detail(1, x, source, flow)
         tokens, height, width = self.plain_merge(x)
         for block in self.plain:
             tokens = block(tokens, height, width)
         x = torch.cat([x, self.upsample(tokens_to_image(tokens, height, width))], dim=1)
-        x = self._with_detail(2, self.upsample(F.leaky_relu(self.fuse(x), 0.2)), source)
+        x = self.upsample(F.leaky_relu(self.fuse(x), 0.2))
+        flow, _ = self._flow(2, x, field, change)
+        x = self._with_detail(2, x, source, flow)
         planes: Tensor = self.to_planes(F.leaky_relu(self.high(x), 0.2))
-        return planes.reshape(planes.shape[0], 3, self.config.plane_channels, *planes.shape[2:])
+        return planes.reshape(planes.shape[0], 3, self.config.plane_channels, *planes.shape[2:]), flow
 
-    def _with_detail(self, level: int, x: Tensor, source: SourceFeatures) -> Tensor:
-        return self.skips[level](x, source.skips[level]) if self.config.skip else x
+    def _field(self, source: SourceFeatures, embedding: Tensor) -> Tensor | None:
+        if self.flow_field is None:
+            return None
+        if source.pose is None:
+            raise ConfigError("this generator has a flow: give encode() the source's pose too")
+        field: Tensor = self.flow_field(embedding, source.pose)
+        return field
+
+    def _flow(
+        self, level: int, x: Tensor, field: Tensor | None, change: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        if field is None:
+            return None, None
+        flow, change = self.flows[level](x, field, change)
+        return flow, change
+
+    def _with_detail(self, level: int, x: Tensor, source: SourceFeatures, flow: Tensor | None) -> Tensor:
+        if not self.config.skip:
+            return x
+        detail = source.skips[level]
+        out: Tensor = self.skips[level](x, detail if flow is None else warp(detail, flow))
+        return out
 
     def forward(self, source: SourceFeatures, embedding: Tensor) -> Tensor:
         """Features and beta' (B, d) to the tri-plane (B, 3, C, H/2, W/2), planes in the order xy, yz, zx (Eq. 4)."""
-        planes: Tensor = self.average(self.generate(source, embedding))
+        planes: Tensor = self.average(self.generate(source, embedding)[0])
         return planes

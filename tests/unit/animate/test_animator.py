@@ -11,9 +11,9 @@ import torch
 from export3d.animate.animator import Animator, Source, pick_device
 from export3d.animate.drive import Driving, rebase
 from export3d.animate.export import write_animation
-from export3d.camera import Camera, head_angles
+from export3d.camera import Camera, from_pose, head_angles, head_position
 from export3d.errors import BadMotionFile, CheckpointError, ConfigError, NoFaceFound, OutputError, ShapeError
-from export3d.motion import Motion
+from export3d.motion import Motion, with_scores
 from export3d.pretrained import load_pretrained
 
 
@@ -84,6 +84,37 @@ def test_expression_and_camera_change_the_picture(animator: Animator, source: So
     assert not torch.allclose(planes, other)
     views = [animator.model.frame(planes, torch.tensor(Camera.orbit(y).label[None]).float()) for y in (0.0, 40.0)]
     assert not torch.allclose(*views)
+
+
+def test_an_edit_of_nothing_is_the_portrait_itself(animator: Animator, source: Source) -> None:
+    own = animator.render(source, source.expression, source.camera)
+    for unchanged in (animator.edit(source), animator.edit(source, {}, {}, 0.0), animator.edit(source, basis={2: 0.0})):
+        assert unchanged.tobytes() == own.tobytes()
+
+
+def test_an_edit_sets_scores_moves_sliders_and_turns_the_head(animator: Animator, source: Source) -> None:
+    expression = with_scores(source.expression, {"jawOpen": 0.8})
+    camera = from_pose(head_angles(source.camera) + np.array([10.0, -5.0, 3.0]), head_position(source.camera))
+    step = np.zeros(animator.model.config.expression.n)
+    step[1] = 4.0
+    edited = animator.edit(source, {"jawOpen": 0.8}, {2: 4.0}, yaw_deg=10, pitch_deg=-5, roll_deg=3)
+    np.testing.assert_array_equal(edited, animator.render(source, expression, camera, step))
+    assert (edited != animator.edit(source, {"jawOpen": 0.8}, yaw_deg=10, pitch_deg=-5, roll_deg=3)).any()
+    assert (edited != animator.edit(source, {"jawOpen": 0.8}, {2: 4.0})).any()
+    assert (edited != animator.edit(source, None, {2: 4.0}, yaw_deg=10, pitch_deg=-5, roll_deg=3)).any()
+
+
+def test_an_edit_that_cannot_be_is_refused(animator: Animator, source: Source) -> None:
+    for edit, words in (
+        ({"scores": {"jawOpn": 0.5}}, "jawOpn"),
+        ({"scores": {"jawOpen": 1.5}}, "between 0 and 1"),
+        ({"basis": {0: 1.0}}, "no direction 0"),
+        ({"pitch_deg": float("nan")}, "finite"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            animator.edit(source, **edit)  # type: ignore[arg-type]
+    with pytest.raises(ShapeError, match="shift"):
+        animator.render(source, source.expression, source.camera, np.zeros(3))
 
 
 def test_animating_renders_the_rebased_motion_frame_by_frame(

@@ -18,7 +18,8 @@ from export3d.motion import ARKIT52
 Make = Callable[..., Record]
 PLAIN = {"mirror": False, "augment": False}
 KEYS = {
-    "source", "driving", "source_expression", "expression", "source_camera", "camera", "landmarks", "valid", "clip",
+    "source", "driving", "source_expression", "expression", "source_camera", "camera", "source_landmarks", "landmarks",
+    "valid", "clip",
 }  # fmt: skip
 
 
@@ -36,7 +37,7 @@ def test_a_batch_has_the_promised_tensors(store: FrameStore) -> None:
     batch = PairSampler(store, 0).batch(0, 8)
     assert set(batch) == KEYS
     assert batch["source"].shape == batch["driving"].shape == (8, 3, 32, 32)
-    assert batch["landmarks"].shape == (8, 478, 2)
+    assert batch["landmarks"].shape == batch["source_landmarks"].shape == (8, 478, 2)
     assert batch["valid"].shape == (8, 1, 32, 32)
     assert batch["clip"].dtype == torch.int64
     for name in KEYS - {"clip"}:
@@ -80,6 +81,7 @@ def test_video_pairs_are_two_different_frames_of_one_clip(store: FrameStore) -> 
     assert torch.equal(batch["camera"], store.camera[driving])
     assert torch.equal(batch["source_camera"], store.camera[source])
     assert torch.equal(batch["landmarks"], store.landmarks[driving].float())
+    assert torch.equal(batch["source_landmarks"], store.landmarks[source].float())
 
 
 def test_a_still_is_its_own_target(store: FrameStore) -> None:
@@ -93,6 +95,18 @@ def test_stills_have_their_share_of_the_samples(store: FrameStore, fraction: flo
     clips = PairSampler(store, 0, still_fraction=fraction, **PLAIN).batch(0, 1500)["clip"].tolist()
     share = np.mean([store.kinds[clip] == "image" for clip in clips])
     assert abs(share - fraction) < 0.04
+
+
+@pytest.mark.parametrize(("still", "pseudo"), [(0.3, 0.3), (0.0, 0.5), (1.0, 0.0)])
+def test_pseudo_clips_have_their_share_where_there_are_any(store: FrameStore, still: float, pseudo: float) -> None:
+    joined = FrameStore.join([store, store.as_pseudo()])
+    assert joined.kinds == ["video"] * 3 + ["image"] * 3 + ["pseudo"] * 3 + ["image"] * 3
+    sampler = PairSampler(joined, 0, still_fraction=still, pseudo_fraction=pseudo)
+    kinds = [joined.kinds[clip] for clip in sampler.batch(0, 1000)["clip"].tolist()]
+    assert abs(np.mean([kind == "pseudo" for kind in kinds]) - pseudo) < 0.05
+    assert abs(np.mean([kind == "image" for kind in kinds]) - still) < 0.05
+    with pytest.raises(ConfigError, match="together"):
+        PairSampler(joined, 0, still_fraction=0.8, pseudo_fraction=0.3)
 
 
 def test_longer_clips_are_drawn_by_the_root_of_their_length(store: FrameStore) -> None:
@@ -145,8 +159,9 @@ def test_a_mirrored_sample_mirrors_everything(store: FrameStore) -> None:
         for name in ("source_camera", "camera"):
             twin = cameras.mirror(plain[name][i].double().numpy())
             np.testing.assert_allclose(mixed[name][i], twin, atol=1e-6)
-        other = plain["landmarks"][i][landmark_mirror_map()]
-        torch.testing.assert_close(mixed["landmarks"][i], torch.stack([1 - other[:, 0], other[:, 1]], -1))
+        for name in ("source_landmarks", "landmarks"):
+            other = plain[name][i][landmark_mirror_map()]
+            torch.testing.assert_close(mixed[name][i], torch.stack([1 - other[:, 0], other[:, 1]], -1))
     assert swap[ARKIT52.index("eyeBlinkLeft")] == ARKIT52.index("eyeBlinkRight")
     assert swap[ARKIT52.index("jawRight")] == ARKIT52.index("jawLeft")
 

@@ -15,17 +15,21 @@ from PIL import Image
 from torch import Tensor
 
 from export3d import config as model_settings
-from export3d.camera import Camera
+from export3d.camera import Camera, project
 from export3d.checkpoint import load_state
 from export3d.config import ModelConfig, tiny
 from export3d.data.frames import Clip, FrameStore
 from export3d.data.shards import Record, update
 from export3d.errors import ConfigError, InputError
-from export3d.losses import ReconstructionWeights
+from export3d.expression.directions import measure_ranges
+from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
+from export3d.face.mesh import canonical_mesh
+from export3d.losses import ReconstructionWeights, flow_error
 from export3d.model import Export3D
-from export3d.pretrained import load_pretrained
+from export3d.pretrained import load_encoder, load_pretrained, save_encoder
 from export3d.training.loop import LoopConfig, Result, train
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask, run
+from export3d.triplane.blocks import EAdaLN
 
 PLAIN = ReconstructionConfig(preset="tiny", backbone="none", augment=False, mirror=False, sheet_pairs=2)
 
@@ -91,7 +95,7 @@ def logged(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def extended(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
     """Makes the preset `tiny` have what `base` adds to the paper's form."""
-    config = replace(tiny(), generator=replace(tiny().generator, skip=True, align=True))
+    config = replace(tiny(), generator=replace(tiny().generator, skip=True, align=True, flow=True))
     monkeypatch.setitem(model_settings.PRESETS, "tiny", lambda: config)
     return config
 
@@ -101,7 +105,7 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
 
 @pytest.mark.usefixtures("extended")
 def test_a_handful_of_steps_lowers_the_loss(tmp_path: Path) -> None:
-    trained = task()
+    trained = task(replace(PLAIN, flow=0.1))  # the landmarks of these clips are noise
     fixed = trained.batch(0, 8, 0, 1)
     with torch.no_grad():
         before = trained.losses(fixed, 0)
@@ -157,7 +161,7 @@ def test_a_batch_is_shared_by_processes_without_overlap_and_with_jitter_of_their
     made = task()
     whole = made.batch(8, 4, 0, 1)
     shares = [made.batch(8, 4, rank, 2) for rank in range(2)]
-    for name in ("source", "driving", "expression", "camera", "source_camera"):
+    for name in ("source", "driving", "expression", "camera", "source_camera", "source_landmarks", "source_expression"):
         assert torch.equal(whole[name], torch.cat([share[name] for share in shares])), name
     assert shares[0]["jitter"] != shares[1]["jitter"]
     assert made.batch(12, 4, 0, 2)["jitter"] not in {share["jitter"] for share in shares}
@@ -244,6 +248,163 @@ def test_data_of_another_expression_space_is_refused() -> None:
     other = replace(store, expression=torch.zeros(len(store), 64), space="bfm64")
     with pytest.raises(InputError, match="bfm64"):
         ReconstructionTask(PLAIN, other)
+
+
+# ---- flow ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("extended")
+def test_the_flows_landmark_error_is_a_term_with_a_weight_of_its_own() -> None:
+    def terms(weight: float) -> dict[str, float]:
+        made = task(replace(PLAIN, flow=weight))
+        return {k: float(v.detach()) for k, v in made.losses(made.batch(0, 2, 0, 1), 0).items()}
+
+    one, five, none = terms(1.0), terms(5.0), terms(0.0)
+    assert one["flow"] > 0
+    assert five["flow"] == pytest.approx(5 * one["flow"], rel=1e-5)
+    assert "flow" not in none
+    for found in (one, five):
+        assert found["total"] == pytest.approx(none["total"] + found["flow"], rel=1e-5)
+
+
+@pytest.mark.usefixtures("extended")
+def test_the_flow_alone_learns_to_carry_landmarks() -> None:
+    made = task(replace(PLAIN, flow=1.0))
+    batch = made.batch(0, 4, 0, 1)
+    optimizer = torch.optim.Adam(made.model.generator.parameters(), lr=3e-3)
+    found = []
+    for _ in range(12):
+        optimizer.zero_grad()
+        loss = made.losses(batch, 0)["flow"]
+        loss.backward()
+        optimizer.step()
+        found.append(float(loss.detach()))
+    assert found[-1] < 0.9 * found[0]
+
+
+def with_real_landmarks(store: FrameStore) -> FrameStore:
+    """The store with landmarks of a head that its cameras see, whose chin follows the first score."""
+    vertices = np.repeat(canonical_mesh().vertices[None], len(store), axis=0)
+    chin = vertices[..., 1] > np.quantile(vertices[..., 1], 0.75)
+    vertices[..., 1] += 0.06 * chin * store.expression[:, :1].numpy()
+    points = project(np.concatenate([vertices, vertices[:, :10]], axis=1), store.camera.double().numpy())
+    return replace(store, landmarks=torch.from_numpy(points).half())
+
+
+@pytest.mark.usefixtures("extended")
+def test_the_flows_field_is_fitted_to_landmarks_before_there_are_pictures() -> None:
+    store = with_real_landmarks(made_up_store(frames=12))
+    made = ReconstructionTask(replace(PLAIN, flow_steps=30), store)
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    pairs = made.batch(0, 32, 0, 1)
+    sides = (pairs["source_landmarks"], pairs["source_camera"], pairs["landmarks"], pairs["camera"])
+    half = made.model_config.render.half_extent
+    at_first = float(flow_error(torch.zeros(32, 2, 8, 8), *sides, half))
+    fitted = made.fit_flow()
+    with torch.no_grad():
+        pose = made.model.pose(pairs["source_camera"], pairs["source_expression"])
+        flow = made.model.generator.flow_field(made.model.expression(pairs["expression"]), pose)  # type: ignore[misc]
+    found = float(flow_error(flow, *sides, half))
+    assert found < 0.7 * at_first
+    assert found == pytest.approx(fitted, rel=0.3)
+    for name, value in made.model.state_dict().items():
+        assert torch.equal(value, before[name]) != name.startswith("generator.flow_field."), name
+    after = {name: value.clone() for name, value in made.model.state_dict().items()}
+    assert made.fit_flow() == 0.0  # what is fitted or trained stays
+    assert all(torch.equal(value, after[name]) for name, value in made.model.state_dict().items())
+
+
+@pytest.mark.parametrize("changes", [{"flow_steps": 0}, {"flow": 0.0}])
+@pytest.mark.usefixtures("extended")
+def test_the_field_stays_zero_where_nobody_wants_it(changes: dict[str, Any]) -> None:
+    made = task(replace(PLAIN, **changes))
+    assert made.fit_flow() == 0.0
+    assert not made.model.generator.flow_field.out.weight.any()  # type: ignore[union-attr]
+
+
+def test_a_model_without_a_flow_has_no_such_term() -> None:
+    made = task(replace(PLAIN, flow=10.0))
+    assert "flow" not in made.losses(made.batch(0, 2, 0, 1), 0)
+    assert made.fit_flow() == 0.0
+
+
+# ---- variants and the frozen encoder ---------------------------------------------------------------------------------
+
+
+def saved_encoder(folder: Path, **sizes: int) -> Path:
+    """A pre-trained encoder of preset `tiny`'s sizes, as far as a file tells."""
+    encoder = ExpressionEncoder(ExpressionConfig(**{"hidden": 32, "n": 10, "d": 32, **sizes}))
+    expression = made_up_store().expression
+    encoder.standardise(expression.mean(0) + 0.1, expression.std(0) + 0.1)
+    measure_ranges(encoder, expression)
+    return save_encoder(encoder, folder / "clebs.safetensors", {})
+
+
+def test_variants_change_the_preset_in_turn() -> None:
+    config = replace(PLAIN, variants=("e2e_lebs_n5", "no_lowpass"), image_size=32)
+    found = config.model_config()
+    assert found.expression == replace(tiny().expression, n=5)
+    assert (found.generator.lowpass_sigma, found.generator.image_size) == (0.0, 32)
+    with pytest.raises(ConfigError, match="no_eyes"):
+        replace(PLAIN, variants=("no_eyes",)).model_config()
+
+
+@pytest.mark.parametrize("name", ["direct_3dmm", "e2e_lebs_n25", "e2e_lebs_n5"])
+def test_a_variant_that_is_trained_end_to_end_trains_its_encoder(name: str, tmp_path: Path) -> None:
+    made = task(replace(PLAIN, variants=(name,)))
+    before = {k: v.clone() for k, v in made.model.expression.named_parameters()}
+    train(made, tmp_path, loop(max_images=6))
+    for key, value in made.model.expression.named_parameters():
+        assert not torch.equal(value, before[key]), key
+
+
+def test_a_frozen_encoder_is_bit_equal_after_training_the_generator(tmp_path: Path) -> None:
+    path = saved_encoder(tmp_path)
+    made = task(replace(PLAIN, variants=("clebs",), expression=path))
+    result = train(made, tmp_path / "run", loop(max_images=8))
+    state = load_state(result.checkpoint)
+    for name, value in load_encoder(path).state_dict().items():  # statistics and ranges too
+        for found in (made.model.state_dict(), state.model, state.ema):
+            assert torch.equal(found[f"expression.{name}"], value), name
+    assert all(p.grad is None for p in made.model.expression.parameters())
+    modulations = [m.modulation.weight for m in made.model.modules() if isinstance(m, EAdaLN)]
+    assert all(weight.detach().count_nonzero() > 0 for weight in modulations)  # while the generator listens
+    assert json.loads(json.dumps(made.config))["reconstruction"]["expression"] == str(path)
+
+
+@pytest.mark.usefixtures("extended")
+def test_with_a_frozen_encoder_the_field_is_fitted_and_then_left(tmp_path: Path) -> None:
+    made = task(replace(PLAIN, variants=("clebs",), expression=saved_encoder(tmp_path), flow_steps=1))
+    made.fit_flow()
+    field = made.model.generator.flow_field
+    assert field is not None
+    assert field.out.weight.any()
+    assert not any(p.requires_grad for p in field.parameters())
+    assert all(p.requires_grad for p in made.model.generator.flows.parameters())
+
+
+@pytest.mark.parametrize("sizes", [{"n": 5}, {"d": 16}])
+def test_an_encoder_of_another_size_is_refused(sizes: dict[str, int], tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="model wants n 10, d 32"):
+        task(replace(PLAIN, variants=("clebs",), expression=saved_encoder(tmp_path, **sizes)))
+
+
+def test_a_run_continues_weights_of_another_encoder_and_size_with_the_frozen_one(tmp_path: Path) -> None:
+    prepare(tmp_path / "data" / "train", range(3))
+    first = replace(PLAIN, image_size=32)
+    run(tmp_path / "data", tmp_path / "small", first, loop(max_images=2))
+    path = saved_encoder(tmp_path)
+    run(
+        tmp_path / "data",
+        tmp_path / "large",
+        replace(PLAIN, variants=("clebs",), expression=path),
+        loop(max_images=2),
+        init_from=tmp_path / "small" / "weights.safetensors",
+    )
+    continued = load_pretrained(tmp_path / "large" / "weights.safetensors")
+    assert continued.config.expression.frozen
+    for name, value in load_encoder(path).state_dict().items():
+        assert torch.equal(continued.expression.state_dict()[name], value), name
 
 
 # ---- figures and sheets ----------------------------------------------------------------------------------------------

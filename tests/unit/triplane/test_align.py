@@ -8,7 +8,7 @@ import torch
 
 from export3d.camera import Camera, mirror, project
 from export3d.errors import ShapeError
-from export3d.triplane.align import frontal_view, proxy_depth
+from export3d.triplane.align import frontal_view, plane_positions, proxy_depth
 
 HALF = 0.36
 
@@ -90,3 +90,39 @@ def test_the_average_head_bulges_towards_the_camera_and_is_symmetric() -> None:
 def test_one_camera_for_each_picture_is_needed() -> None:
     with pytest.raises(ShapeError, match="source camera"):
         frontal_view(torch.zeros(2, 3, 8, 8), label(Camera.orbit()), HALF)
+
+
+# ---- the way back ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("camera", [CAMERAS[0], CAMERAS[1], CAMERAS[3]], ids=["frontal", "turned", "rolled"])
+def test_points_of_an_image_find_the_texel_that_looks_them_up(camera: Camera) -> None:
+    points = surface(32)
+    seen = torch.from_numpy(project(points, camera.label)[None]).float()
+    found = plane_positions(seen, label(camera), HALF)[0].numpy()
+    np.testing.assert_allclose(found, points[:, :2] / HALF, atol=1e-3)
+
+
+@pytest.mark.parametrize("camera", CAMERAS, ids=["frontal", "turned", "near", "rolled"])
+def test_points_of_known_depth_find_their_place_exactly(camera: Camera, rng: np.random.Generator) -> None:
+    points = rng.uniform(-0.25, 0.25, (50, 3))
+    seen = torch.from_numpy(project(points, camera.label)[None]).float()
+    found = plane_positions(seen, label(camera), HALF, torch.from_numpy(points[:, 2]))[0].numpy()
+    np.testing.assert_allclose(found, points[:, :2] / HALF, atol=1e-5)
+
+
+def test_the_texel_of_a_point_shows_its_pixel() -> None:
+    """There and back by pictures: what `frontal_view` has at a point's position is what the image has at the point."""
+    image, camera = coordinate_image(), CAMERAS[1]
+    points = torch.rand(1, 40, 2) * 0.3 + 0.35
+    place = plane_positions(points, label(camera), HALF)
+    view = frontal_view(image, label(camera), HALF)
+    shown = torch.nn.functional.grid_sample(view, place[:, :, None], align_corners=False)[0, :, :, 0].T
+    torch.testing.assert_close(shown, points[0], rtol=0, atol=2e-3)
+
+
+def test_points_of_a_batch_are_seen_by_their_own_cameras() -> None:
+    points, labels = torch.rand(4, 9, 2), torch.cat([label(camera) for camera in CAMERAS])
+    together = plane_positions(points, labels, HALF)
+    for b in range(4):
+        torch.testing.assert_close(together[b : b + 1], plane_positions(points[b : b + 1], labels[b : b + 1], HALF))

@@ -11,10 +11,24 @@ from torch import Tensor, nn
 from export3d.config import preset
 from export3d.errors import ConfigError, ShapeError
 from export3d.triplane.blocks import EAdaLN
-from export3d.triplane.generator import GatedSkip, GeneratorConfig, SourceFeatures, TriplaneGenerator
+from export3d.triplane.generator import (
+    FlowField,
+    FlowStep,
+    GatedSkip,
+    GeneratorConfig,
+    SourceFeatures,
+    TriplaneGenerator,
+    warp,
+)
 
 TINY = preset("tiny").generator
+FLOWING = replace(TINY, skip=True, flow=True)
 EMBEDDING = 12
+
+
+def pose(batch: int) -> Tensor:
+    """(B, d + 9): the source's own beta' and its camera's rotation."""
+    return torch.cat([torch.randn(batch, EMBEDDING), torch.eye(3).flatten().expand(batch, 9)], dim=1)
 
 
 def listening(config: GeneratorConfig = TINY) -> TriplaneGenerator:
@@ -23,6 +37,16 @@ def listening(config: GeneratorConfig = TINY) -> TriplaneGenerator:
     for module in generator.modules():
         if isinstance(module, EAdaLN):
             nn.init.normal_(module.modulation.weight, std=0.3)
+    return generator
+
+
+def moving(generator: TriplaneGenerator) -> TriplaneGenerator:
+    """The same generator with a flow that is not zero (new ones are), where it has any."""
+    for module in generator.modules():
+        if isinstance(module, FlowField):
+            nn.init.normal_(module.out.weight, std=0.1)
+        if isinstance(module, FlowStep):
+            nn.init.normal_(module.change.weight, std=0.1)
     return generator
 
 
@@ -35,7 +59,8 @@ def test_the_paper_preset_has_the_sizes_of_the_paper() -> None:
         features = generator.encode(image)
         assert features.tokens.shape == (2, 256, 1024)  # H W / 2^8 tokens of h numbers
         assert features.skips == ()
-        planes = generator.generate(features, torch.zeros(2, 256))
+        planes, flow = generator.generate(features, torch.zeros(2, 256))
+        assert flow is None
         assert planes.shape == (2, 3, 32, 128, 128)  # Eq. 4
         assert generator.average.value.shape == (3, 32, 128, 128)
     assert generator.average.delta == 0.998
@@ -48,29 +73,34 @@ def test_the_paper_preset_has_the_sizes_of_the_paper() -> None:
 
 @pytest.mark.parametrize("size", [32, 64, 128])
 def test_the_same_weights_fit_every_image_size(size: int) -> None:
-    config = replace(TINY, image_size=size)
+    config = replace(FLOWING, image_size=size)
     generator = TriplaneGenerator(config, EMBEDDING)
-    planes = generator(generator.encode(torch.zeros(1, 3, size, size)), torch.zeros(1, EMBEDDING))
+    planes = generator(generator.encode(torch.zeros(1, 3, size, size), pose(1)), torch.zeros(1, EMBEDDING))
     assert planes.shape == (1, 3, 8, size // 2, size // 2)
-    reference = TriplaneGenerator(TINY, EMBEDDING).state_dict()
+    reference = TriplaneGenerator(FLOWING, EMBEDDING).state_dict()
     own = generator.state_dict()
     assert own.keys() == reference.keys()
     assert {name for name in own if own[name].shape != reference[name].shape} <= {"average.value"}
 
 
-@pytest.mark.parametrize("skip", [False, True])
-def test_features_of_one_source_serve_a_batch_of_expressions(skip: bool) -> None:
-    generator = listening(replace(TINY, skip=skip))
-    image, embeddings = torch.randn(1, 3, 64, 64), torch.randn(3, EMBEDDING)
+@pytest.mark.parametrize("config", [TINY, replace(TINY, skip=True), FLOWING], ids=["tokens", "skip", "flow"])
+def test_features_of_one_source_serve_a_batch_of_expressions(config: GeneratorConfig) -> None:
+    generator = moving(listening(config))
+    image, place, embeddings = torch.randn(1, 3, 64, 64), pose(1), torch.randn(3, EMBEDDING)
     with torch.no_grad():
-        once = generator(generator.encode(image).expand(3), embeddings)
-        each = generator(generator.encode(image.expand(3, 3, 64, 64)), embeddings)
+        once = generator(generator.encode(image, place).expand(3), embeddings)
+        each = generator(generator.encode(image.expand(3, 3, 64, 64), place.expand(3, -1)), embeddings)
     torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
 
 
 def test_expanding_features_copies_nothing() -> None:
-    features = SourceFeatures(torch.randn(1, 16, 64), (torch.randn(1, 32, 8, 8), torch.randn(1, 16, 16, 16)))
+    skips = (torch.randn(1, 32, 8, 8), torch.randn(1, 16, 16, 16))
+    features = SourceFeatures(torch.randn(1, 16, 64), skips, pose(1))
     many = features.expand(5)
+    assert many.pose is not None
+    assert features.pose is not None
+    assert many.pose.shape == (5, EMBEDDING + 9)
+    assert many.pose.data_ptr() == features.pose.data_ptr()
     assert many.tokens.shape == (5, 16, 64)
     assert many.tokens.data_ptr() == features.tokens.data_ptr()
     for after, before in zip(many.skips, features.skips, strict=True):
@@ -83,7 +113,8 @@ def test_the_expression_changes_the_planes_once_eadaln_listens() -> None:
 
     def planes(generator: TriplaneGenerator, embedding: Tensor) -> Tensor:
         with torch.no_grad():
-            return generator.generate(generator.encode(image), embedding)
+            planes: Tensor = generator.generate(generator.encode(image), embedding)[0]
+            return planes
 
     new = TriplaneGenerator(TINY, EMBEDDING)
     assert torch.equal(planes(new, one), planes(new, other))
@@ -104,8 +135,9 @@ def test_each_skip_carries_what_the_tokens_do_not(level: int) -> None:
     skips = [*one.skips]
     skips[level] = other.skips[level]
     embedding = torch.zeros(1, EMBEDDING)
-    before = generator.generate(one, embedding)
-    assert (generator.generate(SourceFeatures(one.tokens, tuple(skips)), embedding) - before).abs().max() > 1e-4
+    before, _ = generator.generate(one, embedding)
+    after, _ = generator.generate(SourceFeatures(one.tokens, tuple(skips)), embedding)
+    assert (after - before).abs().max() > 1e-4
 
 
 def test_a_gate_lets_through_what_the_features_ask_for() -> None:
@@ -133,7 +165,7 @@ def test_the_average_is_added_to_what_was_generated() -> None:
     generator.average.update(torch.randn(1, 3, 8, 32, 32))
     features, embedding = generator.encode(torch.randn(2, 3, 64, 64)), torch.randn(2, EMBEDDING)
     torch.testing.assert_close(
-        generator(features, embedding), generator.generate(features, embedding) + generator.average.value
+        generator(features, embedding), generator.generate(features, embedding)[0] + generator.average.value
     )
 
 
@@ -155,15 +187,93 @@ def test_an_item_alone_is_as_it_is_in_a_batch() -> None:
 
 
 def test_every_weight_takes_part() -> None:
-    generator = listening(replace(TINY, skip=True))
+    generator = moving(listening(FLOWING))
     for module in generator.modules():  # zero-initialised second convolutions would hide the first
         if isinstance(module, nn.Conv2d) and module.weight.count_nonzero() == 0:
             nn.init.normal_(module.weight, std=0.05)
-    planes = generator(generator.encode(torch.randn(2, 3, 64, 64)), torch.randn(2, EMBEDDING))
+    planes = generator(generator.encode(torch.randn(2, 3, 64, 64), pose(2)), torch.randn(2, EMBEDDING))
     (planes * torch.randn_like(planes)).sum().backward()
     for name, parameter in generator.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+# ---- flow ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_flow_is_zero_and_changes_nothing() -> None:
+    still, flowing = listening(replace(TINY, skip=True)), listening(FLOWING)
+    missing, unexpected = flowing.load_state_dict(still.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith(("flow_field.", "flows.")) for name in missing)
+    image, embedding = torch.randn(2, 3, 64, 64), torch.randn(2, EMBEDDING)
+    with torch.no_grad():
+        expected, nothing = still.generate(still.encode(image), embedding)
+        found, flow = flowing.generate(flowing.encode(image, pose(2)), embedding)
+    assert nothing is None
+    assert torch.equal(flow, torch.zeros(2, 2, 32, 32))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_new_flow_can_learn() -> None:
+    generator = listening(FLOWING)
+    _, flow = generator.generate(generator.encode(torch.randn(2, 3, 64, 64), pose(2)), torch.randn(2, EMBEDDING))
+    (flow - 0.1).square().mean().backward()
+    layers = [generator.flow_field.out, *(step.change for step in generator.flows)]
+    for layer in layers:
+        assert layer.weight.grad.count_nonzero() > 0
+        assert layer.bias.grad.count_nonzero() > 0
+
+
+def test_the_flow_depends_on_both_expressions_and_on_the_sources_camera() -> None:
+    generator = moving(TriplaneGenerator(FLOWING, EMBEDDING))  # deaf EAdaLN: what answers is the field
+    image, embedding, place = torch.randn(1, 3, 64, 64), torch.randn(1, EMBEDDING), pose(1)
+
+    def flow(embedding: Tensor, place: Tensor) -> Tensor:
+        with torch.no_grad():
+            return generator.generate(generator.encode(image, place), embedding)[1]
+
+    here = flow(embedding, place)
+    assert here.shape == (1, 2, 32, 32)
+    other, turned = pose(1), place.clone()
+    turned[:, -9:] = torch.linalg.qr(torch.randn(3, 3))[0].flatten()
+    for there in (flow(embedding + 1, place), flow(embedding, other), flow(embedding, turned)):
+        assert (there - here).abs().max() > 1e-4
+
+
+def test_each_step_adds_its_change_to_the_coarser_one_and_to_the_field() -> None:
+    step, x = FlowStep(6), torch.randn(1, 6, 8, 8)
+    field, coarser = torch.randn(1, 2, 1, 1).expand(1, 2, 16, 16), torch.randn(1, 2, 1, 1).expand(1, 2, 4, 4)
+    field_here, coarser_here = field[..., :8, :8], coarser[..., :1, :1].expand(1, 2, 8, 8)
+    flow, change = step(x, field, None)
+    torch.testing.assert_close(flow, field_here)  # nothing of its own at first
+    assert torch.equal(change, torch.zeros(1, 2, 8, 8))
+    nn.init.normal_(step.change.weight)
+    flow, change = step(x, field, coarser)
+    torch.testing.assert_close(change, 0.1 * step.change(x) + coarser_here)
+    torch.testing.assert_close(flow, field_here + change)
+
+
+def test_a_warp_by_a_constant_shifts() -> None:
+    """In grid units a pixel is 2 / W: every place shows what lies so far to its right, or below it."""
+    features = torch.randn(2, 3, 8, 16)
+    right, down = torch.zeros(2, 2, 8, 16), torch.zeros(2, 2, 8, 16)
+    right[:, 0], down[:, 1] = 3 * 2 / 16, 2 * 2 / 8
+    torch.testing.assert_close(warp(features, torch.zeros(2, 2, 8, 16)), features, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(warp(features, right)[..., :-3], features[..., 3:], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(warp(features, right)[..., -3:], features[..., -1:].expand(2, 3, 8, 3))  # the border
+    torch.testing.assert_close(warp(features, down)[..., :-2, :], features[..., 2:, :], rtol=1e-5, atol=1e-5)
+
+
+def test_a_flow_needs_the_skip_and_the_sources_pose() -> None:
+    with pytest.raises(ConfigError, match="skip"):
+        replace(TINY, flow=True)
+    generator = TriplaneGenerator(FLOWING, EMBEDDING)
+    with pytest.raises(ConfigError, match="pose"):
+        generator.generate(generator.encode(torch.zeros(1, 3, 64, 64)), torch.zeros(1, EMBEDDING))
+
+
+# ---- settings --------------------------------------------------------------------------------------------------------
 
 
 def test_the_low_pass_of_the_ablation_can_be_left_out() -> None:
