@@ -126,12 +126,14 @@ def resize(tensor: Tensor, size: int | tuple[int, int]) -> Tensor:
     return out if tensor.ndim == 4 else out[0]
 
 
-def contact_sheet(rows: Sequence[Sequence[Pixels]], labels: Sequence[str] | None = None, gap: int = 4) -> Pixels:
+def contact_sheet(
+    rows: Sequence[Sequence[Pixels]], labels: Sequence[str | Sequence[str]] | None = None, gap: int = 4
+) -> Pixels:
     """Pictures in rows on white, for looking at many at once.
 
     Args:
         rows: uint8 (H, W, 3) pictures; rows may differ in length, pictures in size.
-        labels: a heading above each row, if any.
+        labels: a heading above each row, or a list of headings, one above each of its pictures; if any.
         gap: white pixels between pictures and around all.
 
     Returns:
@@ -161,8 +163,10 @@ def contact_sheet(rows: Sequence[Sequence[Pixels]], labels: Sequence[str] | None
         return sheet
     canvas = Image.fromarray(sheet)
     draw = ImageDraw.Draw(canvas)
+    lefts = [gap + sum(widths[:c]) + gap * c for c in range(columns)]
     for top, label in zip(headings, labels):
-        draw.text((gap, top), label, fill=(0, 0, 0))
+        for left, text in zip(lefts, [label] if isinstance(label, str) else label):
+            draw.text((left, top), text, fill=(0, 0, 0))
     return np.array(canvas)
 
 

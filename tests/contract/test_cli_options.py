@@ -15,25 +15,50 @@ from export3d.cli.main import COMMANDS, entry, main
 
 OPTIONS: dict[str, list[str]] = {
     "animate": [
-        "source", "output", "driving=None", "motion=None", "relative=False", "absolute=False", "sheet=None",
-        "weights=None", "device='auto'", "batch=4",
+        "source", "output", "driving=None", "motion=None", "relative=False", "absolute=False", "scores=()",
+        "sheet=None", "weights=None", "device='auto'", "batch=4",
     ],
+    "edit": [
+        "source", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0", "weights=None",
+        "device='auto'",
+    ],
+    "sheet": ["subject", "portraits=()", "output", "check=False", "weights=None", "device='auto'"],
     "track": ["video", "output", "start=0.0", "seconds=None", "note=''", "summary=False"],
     "compare-motion": ["a", "b", "minimum=()"],
     "prepare": ["clips=()", "output", "manifest=None", "workers=None", "val_fraction=0.0", "resume=True"],
+    "pseudo-clips": [
+        "split", "output", "face_model", "landmark_map", "frames=13", "seed=0", "limit=None", "workers=1",
+        "exclude=None",
+    ],
+    "pretrain": ["data", "config=...", "loop=...", "output", "pseudo=()", "resume=True", "cache=None"],
     "train": [
-        "data", "config=...", "loop=...", "output", "resume=True", "init_from=None", "cache=None",
+        "data", "config=...", "loop=...", "output", "resume=True", "init_from=None", "pseudo=()", "cache=None",
     ],
     "evaluate": [
-        "split", "output", "weights=None", "every=1", "backbone='alex'", "backbone_file=None", "heads_file=None",
-        "retrack=False", "max_clips=None", "device='auto'", "batch=4",
+        "split", "output", "protocol='same'", "weights=None", "every=1", "backbone='alex'", "backbone_file=None",
+        "heads_file=None", "retrack=False", "pairs=None", "identity=()", "motion='absolute'", "frames=40",
+        "against=None", "max_clips=None", "device='auto'", "batch=4",
     ],
+    "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
     "demo": ["output='out'", "motion='speech'", "absolute=False", "device='auto'"],
 }  # fmt: skip
 
 
 def test_the_commands_are_these() -> None:
-    assert list(COMMANDS) == ["animate", "track", "compare-motion", "prepare", "train", "evaluate", "demo"]
+    assert list(COMMANDS) == [
+        "animate",
+        "edit",
+        "sheet",
+        "track",
+        "compare-motion",
+        "prepare",
+        "pseudo-clips",
+        "pretrain",
+        "train",
+        "evaluate",
+        "evaluate-expression",
+        "demo",
+    ]
 
 
 @pytest.mark.parametrize("command", OPTIONS)
@@ -68,7 +93,8 @@ def test_help_is_fast_and_loads_no_torch() -> None:
     code = (
         "import sys; from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
         "main(['track', '--help']); main(['compare-motion', '--help']); main(['demo', '--help']);"
-        "main(['prepare', '--help']); main(['evaluate', '--help']);"
+        "main(['prepare', '--help']); main(['evaluate', '--help']); main(['evaluate-expression', '--help']);"
+        "main(['edit', '--help']); main(['sheet', '--help']);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av')))"
     )
     start = time.perf_counter()

@@ -9,7 +9,7 @@ for frame in animator.animate(source, driving_motion("driving.mp4")):
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,12 +19,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
+from export3d.animate import sliders
 from export3d.animate.drive import rebase
-from export3d.camera import LABEL_SIZE
+from export3d.camera import LABEL_SIZE, from_pose, head_angles, head_position
 from export3d.errors import ConfigError, check_shape
 from export3d.image import read_image, to_tensor, to_uint8
 from export3d.model import Export3D
-from export3d.motion import SPACES, Motion
+from export3d.motion import SPACES, Motion, with_scores
 from export3d.pretrained import load_pretrained
 from export3d.triplane.generator import SourceFeatures
 
@@ -117,19 +118,67 @@ class Animator:
             image=picture,
             expression=track.motion.expression[0],
             camera=track.motion.camera[0],
-            features=self.model.encode(tensor, self._tensor(track.motion.camera[:1])),
+            features=self.model.encode(
+                tensor, self._tensor(track.motion.camera[:1]), self._tensor(track.motion.expression[:1])
+            ),
             crop=track.crop,
             several_faces=track.several_faces,
         )
 
-    def render(self, source: Source, expression: ArrayLike, camera: ArrayLike) -> Picture:
-        """One frame, uint8 (H, W, 3), of the source with an expression (E,) seen by a camera label (25,)."""
+    def render(
+        self, source: Source, expression: ArrayLike, camera: ArrayLike, shift: ArrayLike | None = None
+    ) -> Picture:
+        """One frame, uint8 (H, W, 3), of the source with an expression (E,) seen by a camera label (25,).
+
+        `shift` (n,) is added to the expression's lambda: sliders along the basis, see `export3d.animate.sliders`.
+        """
         expressions = np.asarray(expression, dtype=np.float32)
         labels = np.asarray(camera, dtype=np.float32)
         check_shape(expressions, str(SPACES[self.space]), "expression")
         check_shape(labels, str(LABEL_SIZE), "camera")
-        frame: Picture = self._frames(source, expressions[None], labels[None])[0]
+        moved = None
+        if shift is not None:
+            moved = np.asarray(shift, dtype=np.float32)[None]
+            check_shape(moved[0], str(self.model.config.expression.n), "shift")
+        frame: Picture = self._frames(source, expressions[None], labels[None], moved)[0]
         return frame
+
+    def edit(
+        self,
+        source: Source,
+        scores: Mapping[str, float] | None = None,
+        basis: Mapping[int, float] | None = None,
+        yaw_deg: float = 0.0,
+        pitch_deg: float = 0.0,
+        roll_deg: float = 0.0,
+    ) -> Picture:
+        """The portrait itself with a changed face: what is not named stays as the portrait has it.
+
+        Args:
+            source: from `encode`.
+            scores: ARKit scores 0..1 by name, in place of the tracked ones, such as {"jawOpen": 0.8}.
+            basis: amounts by direction number, from 1, added to the portrait's lambda (Eq. 3), such as {4: 6.0}.
+            yaw_deg, pitch_deg, roll_deg: added to the head's angles; signs as in `camera.head_angles`. The head stays
+                where it is in the picture.
+
+        Returns:
+            uint8 (H, W, 3).
+
+        Raises:
+            ConfigError: an unknown score or direction, a number that cannot be, weights without a basis or, for scores,
+                of an expression space without names.
+        """
+        turn = np.array([yaw_deg, pitch_deg, roll_deg], dtype=np.float64)
+        if not np.isfinite(turn).all():
+            raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
+        if scores and self.space != "arkit52":
+            raise ConfigError(f"these weights take expressions in {self.space}, which has no ARKit scores to set")
+        expression = with_scores(source.expression, scores) if scores else source.expression
+        shift = sliders.shift(self.model, expression, basis) if basis else None
+        camera = source.camera
+        if turn.any():
+            camera = from_pose(head_angles(camera) + turn, head_position(camera)).astype(np.float32)
+        return self.render(source, expression, camera, shift)
 
     def animate(self, source: Source, motion: Motion, relative: bool = True, batch: int = BATCH) -> Iterator[Picture]:
         """Frames of the source moving by `motion`, one uint8 (H, W, 3) for each of its frames, as they are made.
@@ -156,9 +205,10 @@ class Animator:
             yield from self._frames(source, motion.expression[part], motion.camera[part])
 
     @torch.inference_mode()
-    def _frames(self, source: Source, expression: NDArray, camera: NDArray) -> Picture:
-        """(B, E) and (B, 25) to uint8 (B, H, W, 3)."""
-        planes = self.model.planes(source.features, self._tensor(expression))
+    def _frames(self, source: Source, expression: NDArray, camera: NDArray, shift: NDArray | None = None) -> Picture:
+        """(B, E), (B, 25) and (B, n) to uint8 (B, H, W, 3)."""
+        moved = None if shift is None else self._tensor(shift)
+        planes = self.model.planes(source.features, self._tensor(expression), moved)
         return to_uint8(self.model.frame(planes, self._tensor(camera)))
 
     def _tensor(self, array: NDArray) -> Tensor:

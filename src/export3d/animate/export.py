@@ -149,7 +149,7 @@ def write_animation(
         rows = [[source.image, *theirs], ours] if theirs else [[source.image, *ours[1:]]]
         labels = ["source", *(f"{number / driving.motion.fps:.2f} s" for number in numbers)]
         try:
-            write_sheet(sheet, rows, labels)
+            write_sheet(sheet, rows, [labels])
         except OutputError:
             if not existed:
                 output.unlink(missing_ok=True)
@@ -168,8 +168,10 @@ def sheet_frames(frames: int, columns: int = SHEET_COLUMNS) -> list[int]:
     return sorted({round(float(at)) for at in np.linspace(0, frames - 1, min(columns, frames))})
 
 
-def write_sheet(path: str | Path, rows: list[list[Picture]], labels: list[str] | None = None) -> Path:
-    """Write a contact sheet as PNG: rows of uint8 (H, W, 3) pictures, headings over the columns."""
+def write_sheet(
+    path: str | Path, rows: Sequence[Sequence[Picture]], labels: Sequence[str | Sequence[str]] | None = None
+) -> Path:
+    """Write a contact sheet as PNG: rows of uint8 (H, W, 3) pictures, headings as `image.contact_sheet` has them."""
     path = check_output(path, STILL_SUFFIXES)
     write_png(path, contact_sheet(rows, labels))
     return path

@@ -1,7 +1,7 @@
 """The command line: finds the command, runs it, and turns failures into sentences and exit codes.
 
-Exit codes: 0 done; 1 a check failed (`compare-motion --min`); 2 a bad input, setting or output, told in one sentence on
-standard error; 130 interrupted. Anything else is our own bug and keeps its traceback.
+Exit codes: 0 done; 1 a check failed (`compare-motion --min`, `sheet --check`); 2 a bad input, setting or output, told
+in one sentence on standard error; 130 interrupted. Anything else is our own bug and keeps its traceback.
 
 Nothing heavy is imported here: `export3d --help` must answer at once, so a command's module is loaded when it runs.
 """
@@ -18,11 +18,16 @@ from export3d.errors import Export3DError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "move a portrait by a driving video or a motion file"),
+    "edit": ("export3d.cli.edit", "change a portrait's face by sliders, ARKit scores and head angles"),
+    "sheet": ("export3d.cli.sheet", "draw what every direction of the expression basis does"),
     "track": ("export3d.cli.track", "track a video's face into a motion file"),
     "compare-motion": ("export3d.cli.compare_motion", "correlate two motions, given as motion files or videos"),
     "prepare": ("export3d.cli.prepare", "turn videos and portraits into training shards"),
+    "pseudo-clips": ("export3d.cli.pseudo_clips", "make a split's still portraits move, for training"),
+    "pretrain": ("export3d.cli.pretrain", "train the expression encoder to forget the appearance"),
     "train": ("export3d.cli.train", "train the generator on prepared shards"),
     "evaluate": ("export3d.cli.evaluate", "score weights on a split of prepared shards"),
+    "evaluate-expression": ("export3d.cli.evaluate_expression", "measure the appearance left in expressions"),
     "demo": ("export3d.cli.demo", "animate the bundled portrait by a bundled motion"),
 }
 """Command name to (module, one line of help); each module has one function `command`."""

@@ -1,0 +1,55 @@
+"""`export3d edit`: one picture of a portrait with its face changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from export3d.cli.terminal import pairs, tell
+from export3d.errors import OutputError
+
+_Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]
+
+
+def command(
+    source: tyro.conf.Positional[Path],
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    basis: Annotated[_Pairs, tyro.conf.arg(metavar="NUMBER=AMOUNT")] = (),
+    scores: Annotated[_Pairs, tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
+    yaw: float = 0.0,
+    pitch: float = 0.0,
+    roll: float = 0.0,
+    weights: Path | None = None,
+    device: str = "auto",
+) -> int:
+    """Change a portrait's face and write one picture; what is not named stays as the portrait has it.
+
+    Args:
+        source: the portrait, an image with a face.
+        output: the picture to write (.png, 256 x 256).
+        basis: move along a direction of the expression basis, such as 4=+6; may be repeated.
+        scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
+        yaw: turn the head to the picture's right by so many degrees.
+        pitch: raise the face by so many degrees.
+        roll: tilt the head clockwise by so many degrees.
+        weights: a .safetensors file of weights; by default those inside the package.
+        device: cpu, cuda, or auto.
+    """
+    from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_still
+
+    if output.suffix.lower() in VIDEO_SUFFIXES:
+        raise OutputError(f"edit writes one picture, not the video {output}; name a .png, or use export3d animate")
+    check_output(output, STILL_SUFFIXES, [path for path in (source, weights) if path is not None])
+    amounts = pairs("--basis NUMBER=AMOUNT, such as 4=+6", int, basis)
+    values = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
+
+    from export3d.animate.animator import Animator
+
+    animator = Animator.from_pretrained(weights, device)
+    portrait = animator.encode(source)
+    write_still(output, animator.edit(portrait, values, amounts, yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll))
+    tell(f"wrote {output}")
+    return 0

@@ -1,0 +1,49 @@
+"""`export3d sheet`: pictures that explain the weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from export3d.cli.terminal import progress_bar, tell
+
+
+def command(
+    subject: tyro.conf.Positional[Literal["basis"]],
+    portraits: tyro.conf.Positional[tuple[Path, ...]] = (),
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    check: bool = False,
+    weights: Path | None = None,
+    device: str = "auto",
+) -> int:
+    """Draw every direction of the expression basis through its natural range, and tabulate what it does.
+
+    Args:
+        subject: what to draw; basis is the only one so far.
+        portraits: images with a face; by default the one inside the package.
+        output: folder for basis_NAME.png (one for each portrait) and basis.md; created if need be.
+        check: exit with code 1 if a direction turns the head of any portrait by 1.5 degrees or more.
+        weights: a .safetensors file of weights; by default those inside the package.
+        device: cpu, cuda, or auto.
+    """
+    from export3d.animate.drive import bundled_portrait
+    from export3d.animate.export import make_folder
+
+    folder = make_folder(output)
+    chosen = portraits or (bundled_portrait(),)
+
+    from export3d.animate.animator import Animator
+    from export3d.animate.sliders import STILL_DEG, write_basis
+
+    animator = Animator.from_pretrained(weights, device)
+    with progress_bar("portraits", len(chosen), "portrait") as bar:
+        summary = write_basis(animator, chosen, folder, bar.update)
+    print(summary.markdown(), end="")
+    tell(f"wrote {folder / 'basis.md'} and a sheet for each of {', '.join(summary.portraits)}")
+    if check and summary.moving:
+        tell(f"the head does not stay still to within {STILL_DEG} degrees: v{', v'.join(map(str, summary.moving))}")
+        return 1
+    return 0
