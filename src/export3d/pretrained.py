@@ -115,19 +115,23 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
 
 
 def _equal(a: ExpressionEncoder, b: ExpressionEncoder) -> bool:
-    return all(torch.equal(x, y) for x, y in zip(a.state_dict().values(), b.state_dict().values()))
+    """Whether two encoders of one form give the same beta'."""
+    other = b.state_dict()
+    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items() if name not in ("low", "high"))
 
 
 @torch.no_grad()
 def _refit_modulation(model: Export3D, former: Export3D, expression: Tensor) -> None:
     before, after = former.expression(expression).double(), model.expression(expression).double()
     ones = torch.ones(len(expression), 1, dtype=torch.float64)
+    # Without a basis beta' varies a little along many dimensions; maps that lean on those diverge in training.
+    cutoff = 1e-6 if model.expression.basis is not None else 1e-2
     pairs = zip(
         (m for m in former.modules() if isinstance(m, EAdaLN)), (m for m in model.modules() if isinstance(m, EAdaLN))
     )
     for old, new in pairs:
         wanted = old.modulation(old.gain * before.float()).double()
-        # The smallest map that fits: beta' spans n of d dimensions, and along those that hardly vary nothing is known.
-        fit = torch.linalg.lstsq(torch.cat([new.gain * after, ones], 1), wanted, rcond=1e-2, driver="gelsd").solution
+        # gelsd: the smallest of the maps that fit, since beta' spans n of d dimensions.
+        fit = torch.linalg.lstsq(torch.cat([new.gain * after, ones], 1), wanted, rcond=cutoff, driver="gelsd").solution
         new.modulation.weight.copy_(fit[:-1].T)
         new.modulation.bias.copy_(fit[-1])

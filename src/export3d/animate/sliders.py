@@ -64,7 +64,7 @@ def coefficients(model: Export3D, expression: ArrayLike) -> Array:
 
 
 def natural_range(model: Export3D) -> Array:
-    """(n, 2) float32: 1st and 99th percentile of every lambda over the training data; zeros if never measured."""
+    """(n, 2) float32: 5th and 95th percentile of every lambda over the training data; zeros if never measured."""
     encoder = model.expression
     bounds: Array = torch.stack([encoder.low, encoder.high], dim=1).cpu().numpy()
     return bounds

@@ -63,8 +63,8 @@ def settle(encoder: ExpressionEncoder, expression: Tensor) -> None:
 
 @torch.no_grad()
 def measure_ranges(encoder: ExpressionEncoder, expression: Tensor) -> None:
-    """Set `low` and `high` to the 1st and 99th percentile of lambda over `expression` (N, E)."""
-    low, high = np.percentile(encoder.coefficients(expression).double().numpy(), [1.0, 99.0], axis=0)
+    """Set `low` and `high` to the 5th and 95th percentile of lambda over `expression` (N, E)."""
+    low, high = np.percentile(encoder.coefficients(expression).double().numpy(), [5.0, 95.0], axis=0)
     encoder.low.copy_(torch.from_numpy(low))
     encoder.high.copy_(torch.from_numpy(high))
 

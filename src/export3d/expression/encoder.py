@@ -44,7 +44,7 @@ class ExpressionEncoder(nn.Module):
 
     Coefficients are standardised first by the training data's mean and deviation (buffers, identity by default), since
     ARKit scores live in very different ranges. Two more buffers, `low` and `high` (n,), hold the natural range of each
-    direction: the 1st and 99th percentile of lambda over the data it was trained on (zeros where never measured).
+    direction: the 5th and 95th percentile of lambda over the data it was trained on (zeros where never measured).
     Without a basis the two layers end in R^d and there are no directions.
     """
 
