@@ -11,10 +11,10 @@ import pytest
 from export3d.cli.main import main
 from export3d.video import probe
 
-LEAST_CORRELATION = {"yaw": 0.95, "pitch": 0.9, "roll": 0.8}
+LEAST_CORRELATION = {"yaw": 0.95, "pitch": 0.9, "roll": 0.8, "jawOpen": 0.3, "eyeBlink": 0.5}
 """What the demo, tracked again, must reach against the motion that drove it.
 
-The head follows; lips and lids do not yet (docs/results.md). The aim for later weights: jawOpen 0.7, eyeBlink 0.5.
+Somewhat below what the packaged weights reach (docs/results.md). The aim for later ones: jawOpen 0.7.
 """
 
 
