@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from export3d.checkpoint import load_into, load_state
 from export3d.data.contrast import ContrastConfig, ContrastSampler, close_crop
 from export3d.data.frames import FrameStore
-from export3d.errors import InputError
+from export3d.errors import ConfigError, InputError
 from export3d.evaluation.expression import retrieval_accuracy, spread_frames
 from export3d.expression.contrastive import CLeBS, CLeBSConfig, contrastive_loss
 from export3d.expression.directions import settle
@@ -68,6 +68,8 @@ class PretrainTask:
         pseudo: Sequence[FrameStore] = (),
         val: FrameStore | None = None,
     ) -> None:
+        if config.model.expression.frozen or not config.model.expression.basis:
+            raise ConfigError("pre-training trains an encoder with a basis; leave out --frozen and --no-basis")
         self.settings = config
         self.config: Mapping[str, Any] = {"pretrain": asdict(config)}
         for store in (*pseudo, *([val] if val else [])):

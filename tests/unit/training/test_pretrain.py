@@ -20,7 +20,7 @@ from export3d.cli.main import main
 from export3d.data.contrast import ContrastConfig
 from export3d.data.frames import Clip, FrameStore
 from export3d.data.shards import Record, update
-from export3d.errors import InputError
+from export3d.errors import ConfigError, InputError
 from export3d.expression.contrastive import CLeBSConfig, contrastive_loss
 from export3d.expression.encoder import ExpressionConfig
 from export3d.pretrained import load_encoder
@@ -282,3 +282,10 @@ def test_the_command_names_the_remedy_for_a_folder_that_was_not_prepared(
     assert main(["pretrain", str(tmp_path), "-o", str(tmp_path / "out")]) == 2
     assert "export3d prepare" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", [{"frozen": True}, {"basis": False}])
+def test_an_encoder_that_could_not_be_used_is_refused_before_training(change: dict[str, bool]) -> None:
+    expression = replace(SMALL.model.expression, **change)
+    with pytest.raises(ConfigError, match="leave out"):
+        PretrainTask(replace(SMALL, model=replace(SMALL.model, expression=expression)), made_up_store())
