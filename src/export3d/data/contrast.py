@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export3d.data.dataset import Augment, _colour_matrix, _recolour
+from export3d.data.dataset import Augment, colour_matrix, recolour
 from export3d.data.frames import FrameStore
 from export3d.errors import ConfigError, InputError
 from export3d.motion import ARKIT52_MIRRORED
@@ -120,8 +120,8 @@ class ContrastSampler:
             return {"image": close_crop(store, rows, size), "expression": expression, "same": same}
         amounts = rng.uniform(-1.0, 1.0, size=(len(rows), 4))
         image = close_crop(store, rows, size, amounts)
-        colour = torch.from_numpy(_colour_matrix(rng.uniform(-1.0, 1.0, size=6), _COLOUR)).float()
-        image = _recolour(image, colour.to(image.device).expand(len(rows), -1, -1))
+        colour = torch.from_numpy(colour_matrix(rng.uniform(-1.0, 1.0, size=6), _COLOUR)).float()
+        image = recolour(image, colour.to(image.device).expand(len(rows), -1, -1))
         if store.space == "arkit52" and rng.random() < 0.5:
             image, expression = image.flip(-1), expression[:, list(ARKIT52_MIRRORED)]
         noise = torch.from_numpy(rng.standard_normal(expression.shape)).to(expression)

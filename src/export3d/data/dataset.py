@@ -150,7 +150,7 @@ class PairSampler:
         draws = [self._draw(number) for number in range(first, first + share)]
         sides = [self._side(draws, which) for which in (0, 1)]
         colour = torch.from_numpy(np.stack([draw.colour for draw in draws])).float().to(self.store.device)
-        source, driving = (_recolour(side["image"], colour) for side in sides)
+        source, driving = (recolour(side["image"], colour) for side in sides)
         return {
             "source": source,
             "driving": driving,
@@ -184,7 +184,7 @@ class PairSampler:
             turn = np.radians(amounts[:, 3:] * limits.roll_deg)
             geometry = np.where(moved[:, None], np.concatenate([shift, zoom, turn], axis=1), geometry)
             if rng.random() < limits.colour_probability:
-                colour = _colour_matrix(rng.uniform(-1.0, 1.0, size=6), limits)
+                colour = colour_matrix(rng.uniform(-1.0, 1.0, size=6), limits)
         return _Draw(clip, (int(frame), int(driving)), self.mirror and bool(mirrored), geometry, colour)
 
     def _distance(self, frame: int, candidates: NDArray[np.int64]) -> Array:
@@ -318,7 +318,7 @@ def _rotation(angle: Array) -> Array:
     return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
 
 
-def _colour_matrix(amounts: Array, limits: Augment) -> Array:
+def colour_matrix(amounts: Array, limits: Augment) -> Array:
     """(3, 4) on colours in [-1, 1] from six numbers in [-1, 1]: saturation, contrast and gains, brightness last."""
     grey = np.broadcast_to([0.299, 0.587, 0.114], (3, 3))
     saturation = 1.0 + amounts[0] * limits.saturation
@@ -329,7 +329,7 @@ def _colour_matrix(amounts: Array, limits: Augment) -> Array:
     return np.concatenate([matrix, offset[:, None]], axis=1)
 
 
-def _recolour(image: Tensor, colour: Tensor) -> Tensor:
+def recolour(image: Tensor, colour: Tensor) -> Tensor:
     """Apply colour matrices (B, 3, 4) to pictures (B, 3, R, R), clamped to [-1, 1]."""
     out = torch.einsum("bij,bjhw->bihw", colour[:, :, :3], image) + colour[:, :, 3, None, None]
     return out.clamp_(-1.0, 1.0)
