@@ -41,14 +41,13 @@ class PretrainConfig:
         model: both towers and the objective.
         frames: how frames are drawn and varied.
         standardise: "each": every coefficient is scaled to unit deviation over the training data; "together": all are
-            by one factor, so that scores that hardly move in speech, in which people differ all the same, stay small;
-            "between": by the geometric mean of the two.
+            by one factor, so that scores that hardly move in speech, in which people differ all the same, stay small.
         pseudo_share: share of the samples that are pseudo-clips, where there are any.
     """
 
     model: CLeBSConfig = field(default_factory=CLeBSConfig)
     frames: ContrastConfig = field(default_factory=ContrastConfig)
-    standardise: Literal["each", "between", "together"] = "together"
+    standardise: Literal["each", "together"] = "together"
     pseudo_share: float = 0.5
 
 
@@ -82,11 +81,8 @@ class PretrainTask:
         self.clebs = CLeBS(config.model)
         seen = videos(clips)
         deviation = seen.std(0, correction=0)
-        together = deviation.square().mean().sqrt()
         if config.standardise == "together":
-            deviation = together.expand_as(deviation)
-        elif config.standardise == "between":
-            deviation = (together * deviation).sqrt()
+            deviation = deviation.square().mean().sqrt().expand_as(deviation)
         self.clebs.expression.standardise(seen.mean(0), deviation)
         self.module: nn.Module = self.clebs
         self.val = val
