@@ -55,10 +55,11 @@ def command(
     from export3d.evaluation.cross import cross_identity
     from export3d.evaluation.protocol import same_identity
 
-    foreign: dict[str, object] = {"--pairs": pairs, "--identity": identity, "--against": against}
+    foreign: dict[str, object] = {"--pairs": pairs, "--identity": identity, "--against": against,
+                                  "--motion": motion != "absolute", "--frames": frames != 40}  # fmt: skip
     if protocol == "cross":
         foreign = {"--every": every > 1, "--backbone-file": backbone_file, "--heads-file": heads_file,
-                   "--retrack": retrack}  # fmt: skip
+                   "--retrack": retrack, "--backbone": backbone != "alex"}  # fmt: skip
     given = [name for name, value in foreign.items() if value]
     if given:
         raise ConfigError(f"--protocol {protocol} does not take {', '.join(given)}; leave out one or the other")
