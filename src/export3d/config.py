@@ -94,6 +94,7 @@ def base() -> ModelConfig:
             skip=True,
             align=True,
             flow=True,
+            redraw=True,
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
         superres=SuperResConfig(mid_channels=64, high_channels=32),
@@ -154,12 +155,17 @@ def no_lowpass(config: ModelConfig) -> ModelConfig:
 
 def no_skip(config: ModelConfig) -> ModelConfig:
     """Everything the planes know of the source passes through the tokens, as far as the paper tells."""
-    return replace(config, generator=replace(config.generator, skip=False, flow=False))
+    return replace(config, generator=replace(config.generator, skip=False, flow=False, redraw=False))
 
 
 def no_flow(config: ModelConfig) -> ModelConfig:
     """The skips stay where they are; only what passes through the tokens moves."""
-    return replace(config, generator=replace(config.generator, flow=False))
+    return replace(config, generator=replace(config.generator, flow=False, redraw=False))
+
+
+def no_redraw(config: ModelConfig) -> ModelConfig:
+    """The skips' gates do not see where the flow stretches the source."""
+    return replace(config, generator=replace(config.generator, redraw=False))
 
 
 def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
@@ -183,6 +189,7 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_lowpass": no_lowpass,
     "no_skip": no_skip,
     "no_flow": no_flow,
+    "no_redraw": no_redraw,
     "no_align": no_align,
 }
 """One change each, by name; the first five are the rows of Table 3."""

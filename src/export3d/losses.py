@@ -6,6 +6,7 @@ Letters: B batch, H W pixels. Images are in [-1, 1].
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -56,9 +57,18 @@ def face_weight(landmarks: Tensor, size: int, emphasis: float) -> Tensor:
     return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
 
 
+IRISES = (range(468, 473), range(473, 478))
+"""Landmarks of the person's right and left iris."""
+_EYE_CORNERS = ((33, 133), (263, 362))
+_IRIS_WEIGHT = 5.0
+
+
 @functools.lru_cache(maxsize=1)
 def _landmark_depth() -> Tensor:
-    return torch.from_numpy(canonical_mesh().vertices[:, 2].copy()).float()
+    """(478,) z, scene units: the canonical mesh, and the irises where the corners of their eyes are."""
+    mesh = torch.from_numpy(canonical_mesh().vertices[:, 2].copy()).float()
+    irises = [mesh[list(corners)].mean().expand(len(iris)) for corners, iris in zip(_EYE_CORNERS, IRISES)]
+    return torch.cat([mesh, *irises])
 
 
 def flow_error(
@@ -72,8 +82,9 @@ def flow_error(
     """How far the skips' flow is from the one that carries each landmark to its place (not in the paper).
 
     Where the driving face has landmark k (on the xy plane, at the depth of the canonical mesh), the source's detail of
-    the same landmark should be looked up (in the aligned source, on the average head): mean over the mesh's 468 of the
-    L1 distance between the flow there and the wanted one, in [-1, 1] grid units of the plane.
+    the same landmark should be looked up (in the aligned source, on the average head): mean over the landmarks of the
+    L1 distance between the flow there and the wanted one, in [-1, 1] grid units of the plane. The ten of the irises
+    count five times, since the gaze hangs on them alone.
 
     Args:
         flow: (B, 2, H, W), see `TriplaneGenerator.generate`.
@@ -81,13 +92,14 @@ def flow_error(
         source_camera, camera: (B, 25).
         half_extent: of the planes, scene units.
     """
-    count = len(_landmark_depth())
-    here = plane_positions(landmarks[:, :count], camera, half_extent, _landmark_depth().to(flow.device))
-    there = plane_positions(source_landmarks[:, :count], source_camera, half_extent)
+    here = plane_positions(landmarks, camera, half_extent, _landmark_depth().to(flow.device))
+    there = plane_positions(source_landmarks, source_camera, half_extent)
     found = F.grid_sample(flow.float(), here[:, :, None], align_corners=False, padding_mode="border")[..., 0].mT
     inside = (here.abs().amax(-1) < 1.0) & (there.abs().amax(-1) < 1.0)
-    error = (found - (there - here)).abs().sum(-1) * inside
-    return error.sum() / inside.sum().clamp_min(1)
+    weight = inside.float()
+    weight[:, IRISES[0].start :] *= _IRIS_WEIGHT
+    error = (found - (there - here)).abs().sum(-1) * weight
+    return error.sum() / weight.sum().clamp_min(1.0)
 
 
 def l2(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -126,3 +138,43 @@ def reconstruction(
             terms["lpips"] = weights.lpips * perceptual(image, target).mean()
     terms["total"] = sum(terms.values(), start=raw.new_zeros(()))
     return terms
+
+
+def adversarial(fake: Tensor) -> Tensor:
+    """L_adv of Eq. 12 for the generator: softplus(-D(fake)), a scalar.
+
+    The non-saturating logistic loss (Goodfellow et al. 2014): binary cross-entropy of the scores (B,) of generated
+    pictures against the label "real".
+    """
+    check_shape(fake, "B", "scores of generated pictures")
+    return F.softplus(-fake).mean()
+
+
+def discrimination(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
+    """The discriminator's side of L_adv: softplus(-D(real)) in `real` and softplus(D(fake)) in `fake`, scalars.
+
+    Binary cross-entropy of scores (B,) against "real" and "generated".
+    """
+    check_shape(real, "B", "scores of real pictures")
+    check_shape(fake, "B", "scores of generated pictures")
+    return {"real": F.softplus(-real).mean(), "fake": F.softplus(fake).mean()}
+
+
+def r1_penalty(real: Tensor, pictures: Sequence[Tensor]) -> Tensor:
+    """R1 without its weight: the squared norm of the scores' gradient in the real pictures, mean over the batch.
+
+    R1 = gamma / 2 * E |grad D(x)|^2 (Mescheder et al. 2018, Eq. 9). The caller multiplies by gamma / 2, and by the
+    interval where it is taken in every so-many-th step only (lazy regularisation, StyleGAN2, Sec. 4.1). Of several
+    pictures of a sample (final and raw) the squares add up, as in EG3D.
+
+    Args:
+        real: scores (B,), a function of `pictures`.
+        pictures: (B, ...) each; they require a gradient.
+
+    Returns:
+        A scalar that can be differentiated in the discriminator's weights.
+    """
+    check_shape(real, "B", "scores of real pictures")
+    gradients = torch.autograd.grad(real.sum(), list(pictures), create_graph=True)
+    squares = [gradient.float().square().flatten(1).sum(dim=1) for gradient in gradients]
+    return torch.stack(squares).sum(dim=0).mean()

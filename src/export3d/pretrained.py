@@ -26,6 +26,7 @@ PACKAGED_ENCODER = PACKAGED.with_name("clebs.safetensors")
 
 _AVERAGE = "generator.average.value"
 _FLOW = ("generator.flow_field.", "generator.flows.")
+_REDRAW = ".closes"
 _SEES_EXPRESSION = ("expression.", "generator.flow_field.")
 
 
@@ -104,6 +105,8 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
     tensors = adapt_resolution(former.state_dict(), model)
     if not model.config.generator.flow:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_FLOW)}
+    if not model.config.generator.redraw:
+        tensors = {name: value for name, value in tensors.items() if not name.endswith(_REDRAW)}
     if exchanged:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_SEES_EXPRESSION)}
     kept = {name for name in own if name.startswith(_FLOW) and name not in tensors}

@@ -16,6 +16,7 @@ from export3d.config import (
     no_align,
     no_flow,
     no_lowpass,
+    no_redraw,
     no_skip,
     paper,
     preset,
@@ -105,12 +106,13 @@ def test_image_and_raw_image_must_fit_each_other() -> None:
 def test_a_variant_changes_one_thing(name: str) -> None:
     config = preset(name)
     had_skip, had_flow = config.generator.skip, config.generator.flow
-    flow = {"generator.flow"} if had_flow else set()
+    flow = {"generator.flow", "generator.redraw"} if had_flow else set()  # what looks at the flow goes with it
     assert changed(config, no_lowpass(config)) == {"generator.lowpass_sigma"}
     assert (
         changed(config, no_skip(config)) == ({"generator.skip"} if had_skip else set()) | flow
     )  # which needs the skip
     assert changed(config, no_flow(config)) == flow
+    assert changed(config, no_redraw(config)) == ({"generator.redraw"} if had_flow else set())
     assert changed(config, no_align(config)) == ({"generator.align"} if config.generator.align else set())
     assert not no_skip(config).generator.skip
     assert not no_flow(config).generator.flow

@@ -162,9 +162,16 @@ def test_landmarks_of_another_model_are_refused() -> None:
 HALF = 0.36
 
 
-def seen(vertices: np.ndarray, camera: Camera) -> tuple[Tensor, Tensor]:
-    """Landmarks (1, 478, 2) of a head with these mesh vertices, and the camera (1, 25) that sees them."""
-    points = np.concatenate([vertices, np.zeros((10, 3))])
+CORNERS = ([33, 133], [263, 362])
+
+
+def seen(vertices: np.ndarray, camera: Camera, gaze: tuple[float, float] = (0.0, 0.0)) -> tuple[Tensor, Tensor]:
+    """Landmarks (1, 478, 2) of a head with these mesh vertices, and the camera (1, 25) that sees them.
+
+    Irises lie between the corners of their eyes, moved by `gaze`, at the corners' depth.
+    """
+    irises = [np.repeat([vertices[eye].mean(axis=0) + [*gaze, 0.0]], 5, axis=0) for eye in CORNERS]
+    points = np.concatenate([vertices, *irises])
     landmarks = torch.from_numpy(project(points, camera.label)[None]).float()
     return landmarks, torch.from_numpy(camera.label[None]).float()
 
@@ -201,22 +208,32 @@ def test_the_flow_is_read_at_the_driving_face() -> None:
     moved[:, 2] = proxy_depth(*torch.from_numpy(moved[:, :2]).T).numpy()
     driving = seen(vertices, Camera.orbit(-15.0, 5.0))
     for camera in (Camera.orbit(), Camera.orbit(10.0, -5.0)):
-        assert float(flow_error(flow, *seen(moved, camera), *driving, HALF)) < 2e-3
+        assert float(flow_error(flow, *seen(moved, camera), *driving, HALF)) < 3e-3
     assert float(flow_error(-flow, *seen(moved, Camera.orbit()), *driving, HALF)) > 0.02
 
 
-def test_the_flow_error_is_the_mean_over_landmarks_inside_the_plane() -> None:
+def test_a_gaze_alone_is_an_error_that_counts() -> None:
+    """Same face, other gaze: only the ten iris landmarks differ, and they count five times."""
+    source = seen(on_the_average_head(), Camera.orbit(), gaze=(0.01, 0.0))
+    driving = seen(on_the_average_head(), Camera.orbit())
+    still = torch.zeros(1, 2, 48, 48)
+    at_rest = float(flow_error(still, *driving, *driving, HALF))
+    assert float(flow_error(still, *source, *driving, HALF)) - at_rest == pytest.approx(
+        50 / (468 + 50) * 0.01 / HALF, rel=0.2
+    )
+
+
+def test_the_flow_error_is_the_weighted_mean_over_landmarks_inside_the_plane() -> None:
     landmarks, source = torch.rand(2, 478, 2) * 0.6 + 0.2, torch.rand(2, 478, 2) * 0.6 + 0.2
     landmarks[:, 100:200] += 5.0  # off the plane: they count for nothing
     camera = torch.from_numpy(np.stack([Camera.orbit(5.0).label, Camera.orbit(-5.0).label])).float()
-    depth = torch.from_numpy(canonical_mesh().vertices[:, 2].copy()).float()
-    here, there = (
-        plane_positions(landmarks[:, :468], camera, HALF, depth),
-        plane_positions(source[:, :468], camera, HALF),
-    )
-    kept = (here.abs().amax(-1) < 1) & (there.abs().amax(-1) < 1)
-    assert not kept[:, 100:200].any()
-    expected = (there - here).abs().sum(-1)[kept].mean()
+    mesh = torch.from_numpy(canonical_mesh().vertices[:, 2].copy()).float()
+    depth = torch.cat([mesh, *(mesh[eye].mean().expand(5) for eye in CORNERS)])
+    here, there = plane_positions(landmarks, camera, HALF, depth), plane_positions(source, camera, HALF)
+    weight = ((here.abs().amax(-1) < 1) & (there.abs().amax(-1) < 1)).float()
+    assert not weight[:, 100:200].any()
+    weight[:, 468:] *= 5.0
+    expected = ((there - here).abs().sum(-1) * weight).sum() / weight.sum()
     torch.testing.assert_close(flow_error(torch.zeros(2, 2, 8, 8), source, camera, landmarks, camera, HALF), expected)
 
 

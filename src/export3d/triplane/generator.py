@@ -49,6 +49,8 @@ class GeneratorConfig:
         flow: the skips are warped by a field of offsets, predicted from both expressions and refined by the
             expression-aware features: lips and lids of the source move, before anything is drawn anew (not in the
             paper; needs `skip`, and the source's own expression).
+        redraw: the skips' gates also see where the flow stretches the source, and can close there: what a mouth shows
+            that the source has closed must be drawn, not stretched from its lips (not in the paper; needs `flow`).
     """
 
     image_size: int = 256
@@ -66,10 +68,13 @@ class GeneratorConfig:
     skip: bool = False
     align: bool = False
     flow: bool = False
+    redraw: bool = False
 
     def __post_init__(self) -> None:
         if self.flow and not self.skip:
             raise ConfigError("flow warps the skips; set skip too")
+        if self.redraw and not self.flow:
+            raise ConfigError("redraw looks at the flow; set flow too")
         if self.image_size % 32:
             raise ConfigError(f"image_size {self.image_size} must be a multiple of 32")
         for name in ("dim", "plain_dim", "mid_channels"):
@@ -114,10 +119,11 @@ class GatedSkip(nn.Module):
         if self.gate.bias is not None:
             nn.init.constant_(self.gate.bias, 2.0)
 
-    def forward(self, x: Tensor, skip: Tensor) -> Tensor:
-        """(B, C, H, W) and (B, C', H, W) to (B, C, H, W)."""
+    def forward(self, x: Tensor, skip: Tensor, closing: Tensor | None = None) -> Tensor:
+        """(B, C, H, W) and (B, C', H, W) to (B, C, H, W); `closing` (B, C, H, W) is taken from the gate's logits."""
         detail: Tensor = self.project(skip)
-        return x + torch.sigmoid(self.gate(x)) * detail
+        logits: Tensor = self.gate(x)
+        return x + torch.sigmoid(logits if closing is None else logits - closing) * detail
 
 
 class FlowField(nn.Module):
@@ -151,10 +157,12 @@ class FlowStep(nn.Module):
     """The flow (B, 2, H, W) of one grid, in [-1, 1] grid units, x first: the field plus what the features change.
 
     Changes add up from grid to grid and start at zero; the field comes to each grid at its own full resolution.
+    With `redraw`, each channel learns how far stretching closes its gate; that starts at zero too.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, redraw: bool = False) -> None:
         super().__init__()
+        self.closes = nn.Parameter(torch.zeros(channels)) if redraw else None
         self.change = nn.Conv2d(channels, 2, 3, padding=1)
         nn.init.zeros_(self.change.weight)
         nn.init.zeros_(self.change.bias) if self.change.bias is not None else None
@@ -166,6 +174,27 @@ class FlowStep(nn.Module):
             own = own + F.interpolate(change, x.shape[-2:], mode="bilinear", align_corners=False)
         resized = F.interpolate(field, x.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
         return resized + own, own
+
+    def closing(self, flow: Tensor) -> Tensor | None:
+        """What stretching takes from the gate's logits (B, C, H, W); None without `redraw`."""
+        if self.closes is None:
+            return None
+        closing: Tensor = 10.0 * self.closes.view(1, -1, 1, 1) * stretch(flow)
+        return closing
+
+
+def stretch(flow: Tensor) -> Tensor:
+    """How far a flow (B, 2, H, W) in [-1, 1] grid units stretches what it looks up: (B, 1, H, W), 0 to 1.
+
+    1 - det of the lookup's Jacobian, clamped: 0 where the source keeps its area or is compressed, near 1 where a sliver of
+    it covers a large place.
+    """
+    height, width = flow.shape[-2:]
+    padded = F.pad(flow.float(), (1, 1, 1, 1), mode="replicate")
+    across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) * (width / 4.0)
+    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) * (height / 4.0)
+    area = (1.0 + across[:, :1]) * (1.0 + down[:, 1:]) - across[:, 1:] * down[:, :1]
+    return (1.0 - area).clamp(0.0, 1.0)
 
 
 def warp(features: Tensor, flow: Tensor) -> Tensor:
@@ -196,7 +225,7 @@ class TriplaneGenerator(nn.Module):
         targets = ((c.mid_channels, c.dim // 4), (quarter, c.dim // 8), (c.high_channels, c.dim // 16))
         self.skips = nn.ModuleList(GatedSkip(*widths) for widths in targets if c.skip)
         self.flow_field = FlowField(embedding) if c.flow else None
-        self.flows = nn.ModuleList(FlowStep(width) for width, _ in targets if c.flow)
+        self.flows = nn.ModuleList(FlowStep(width, c.redraw) for width, _ in targets if c.flow)
         self.plain_merge = OverlapPatchMerge(quarter, c.plain_dim)
         self.plain = nn.ModuleList(ViTBlock(c.plain_dim, c.heads, c.ffn_ratio) for _ in range(c.plain_blocks))
         self.fuse = conv3x3(quarter + c.plain_dim // 4, 4 * c.high_channels)
@@ -260,8 +289,12 @@ class TriplaneGenerator(nn.Module):
     def _with_detail(self, level: int, x: Tensor, source: SourceFeatures, flow: Tensor | None) -> Tensor:
         if not self.config.skip:
             return x
-        detail = source.skips[level]
-        out: Tensor = self.skips[level](x, detail if flow is None else warp(detail, flow))
+        detail, closing = source.skips[level], None
+        if flow is not None:
+            step = self.flows[level]
+            assert isinstance(step, FlowStep)
+            detail, closing = warp(detail, flow), step.closing(flow)
+        out: Tensor = self.skips[level](x, detail, closing)
         return out
 
     def forward(self, source: SourceFeatures, embedding: Tensor) -> Tensor:

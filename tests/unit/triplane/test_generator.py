@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from export3d.triplane.generator import (
     GeneratorConfig,
     SourceFeatures,
     TriplaneGenerator,
+    stretch,
     warp,
 )
 
@@ -151,6 +153,16 @@ def test_a_gate_lets_through_what_the_features_ask_for() -> None:
     nn.init.zeros_(gate.gate.bias)  # type: ignore[arg-type]
     expected = x + torch.sigmoid(gate.gate(x)) * gate.project(skip)
     torch.testing.assert_close(gate(x, skip), expected)
+
+
+def test_what_closes_a_gate_is_taken_from_its_logits() -> None:
+    gate = GatedSkip(6, 4)
+    x, skip = torch.randn(1, 6, 5, 5), torch.randn(1, 4, 5, 5)
+    closing = torch.zeros(1, 6, 5, 5)
+    closing[..., :2] = 50.0
+    found = gate(x, skip, closing)
+    torch.testing.assert_close(found[..., :2], x[..., :2])
+    torch.testing.assert_close(found[..., 2:], gate(x, skip)[..., 2:])
 
 
 def test_gates_start_almost_open_for_every_feature() -> None:
@@ -300,3 +312,57 @@ def test_sizes_that_cannot_be_built_are_refused(changes: dict[str, float]) -> No
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(ConfigError, match="heads"):
         TriplaneGenerator(replace(TINY, heads=5), EMBEDDING)
+
+
+# ---- redraw ----------------------------------------------------------------------------------------------------------
+
+
+def zoom(x: float, y: float, size: int = 32) -> Tensor:
+    """The flow (1, 2, size, size) that looks up x and y at these multiples of the place."""
+    places = torch.linspace(-1 + 1 / size, 1 - 1 / size, size)
+    return torch.stack([((x - 1) * places).expand(size, size), ((y - 1) * places)[:, None].expand(size, size)])[None]
+
+
+@pytest.mark.parametrize(("x", "y", "wanted"), [(1.0, 1.0, 0.0), (0.5, 1.0, 0.5), (0.5, 0.5, 0.75), (2.0, 1.0, 0.0), (0.0, 1.0, 1.0)])  # fmt: skip
+def test_stretch_is_the_share_of_a_place_that_the_source_does_not_cover(x: float, y: float, wanted: float) -> None:
+    inner = stretch(zoom(x, y))[..., 1:-1, 1:-1]
+    torch.testing.assert_close(inner, torch.full_like(inner, wanted), atol=1e-5, rtol=0)
+
+
+def test_turning_the_source_does_not_stretch_it() -> None:
+    size, angle = 32, 0.3
+    y, x = torch.meshgrid(*(torch.linspace(-1 + 1 / size, 1 - 1 / size, size),) * 2, indexing="ij")
+    cos, sin = np.cos(angle), np.sin(angle)
+    flow = torch.stack([cos * x - sin * y - x, sin * x + cos * y - y])[None]
+    assert stretch(flow)[..., 1:-1, 1:-1].max() < 1e-5
+
+
+def test_a_new_redraw_changes_nothing_and_can_learn() -> None:
+    flowing, redrawing = moving(listening(FLOWING)), listening(replace(FLOWING, redraw=True))
+    missing, unexpected = redrawing.load_state_dict(flowing.state_dict(), strict=False)
+    assert not unexpected
+    assert missing == [f"flows.{level}.closes" for level in range(3)]
+    image, place, embedding = torch.randn(1, 3, 64, 64), pose(1), torch.randn(1, EMBEDDING)
+    planes, flow = redrawing.generate(redrawing.encode(image, place), embedding)
+    with torch.no_grad():
+        torch.testing.assert_close(planes, flowing.generate(flowing.encode(image, place), embedding)[0])
+    assert stretch(flow).max() > 0.05
+    planes.square().mean().backward()
+    for step in redrawing.flows:
+        assert step.closes.grad.count_nonzero() > 0
+
+
+def test_a_closed_gate_hides_the_source_only_where_the_flow_stretches_it() -> None:
+    generator = listening(replace(FLOWING, redraw=True))
+    step = generator.flows[0]
+    nn.init.constant_(step.closes, 5.0)
+    flow = zoom(1.0, 1.0)
+    flow[..., 12:20, 12:20] = zoom(0.2, 0.2)[..., 12:20, 12:20]
+    closing = step.closing(flow)
+    assert closing[..., 14:18, 14:18].min() > 20.0
+    assert closing[..., :8, :8].abs().max() < 1e-4
+
+
+def test_redraw_needs_a_flow() -> None:
+    with pytest.raises(ConfigError, match="redraw looks at the flow"):
+        replace(TINY, skip=True, redraw=True)
