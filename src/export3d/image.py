@@ -170,13 +170,16 @@ def contact_sheet(
     return np.array(canvas)
 
 
-def write_png(path: str | os.PathLike[str], image: Pixels, metadata: dict[str, str] | None = None) -> None:
+def write_png(
+    path: str | os.PathLike[str], image: Pixels, metadata: dict[str, str] | None = None, level: int = 6
+) -> None:
     """Write uint8 (H, W, 3) as a PNG, whole or not at all; raises `OutputError`.
 
     Args:
         path: target.
         image: the picture.
         metadata: text chunks, such as a description.
+        level: of compression, 0 to 9; 1 is several times faster and little larger.
     """
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
@@ -188,7 +191,7 @@ def write_png(path: str | os.PathLike[str], image: Pixels, metadata: dict[str, s
     for key, value in sorted((metadata or {}).items()):
         info.add_itxt(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", pnginfo=info)
+    Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", pnginfo=info, compress_level=level)
     files.write_bytes(path, buffer.getvalue())
 
 

@@ -86,6 +86,7 @@ _RECIPES = {
     "squeeze": _Recipe(_squeeze, (1, 4, 7, 9, 10, 11, 12), (64, 128, 256, 384, 384, 512, 512)),
     "vgg16": _Recipe(_vgg16, (3, 8, 15, 22, 29), (64, 128, 256, 512, 512)),
 }
+BACKBONES = tuple(_RECIPES)
 
 
 class Perceptual(nn.Module):
@@ -107,7 +108,7 @@ class Perceptual(nn.Module):
     ) -> None:
         super().__init__()
         if backbone not in _RECIPES:
-            raise ConfigError(f"unknown perceptual backbone {backbone!r}; choose one of {', '.join(_RECIPES)}")
+            raise ConfigError(f"unknown perceptual backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
         recipe = _RECIPES[backbone]
         self.backbone = backbone
         self.taps = recipe.taps
@@ -132,28 +133,42 @@ class Perceptual(nn.Module):
         self.requires_grad_(False)
         self.eval()
 
+    def responses(self, image: Tensor) -> list[Tensor]:
+        """Outputs of the compared layers as they are, (B, 3, H, W) in [-1, 1] to a list of (B, C, h, w) float32."""
+        with torch.autocast(image.device.type, enabled=False):
+            x = (image.float() - self.mean) / self.deviation  # type: ignore[operator]
+            if x.device.type == "cpu" and not torch.is_grad_enabled():  # pooling is many times faster that way
+                x = x.contiguous(memory_format=torch.channels_last)
+            found = []
+            for index, layer in enumerate(self.layers):
+                x = layer(x)
+                if index in self.taps:
+                    found.append(x)
+                if index == self.taps[-1]:
+                    break
+            return found
+
     def activations(self, image: Tensor) -> list[Tensor]:
         """Unit-normalised activations of each compared layer, (B, 3, H, W) in [-1, 1] to a list of (B, C, h, w)."""
-        x = (image.float() - self.mean) / self.deviation  # type: ignore[operator]
-        found = []
-        for index, layer in enumerate(self.layers):
-            x = layer(x)
-            if index in self.taps:
-                found.append(x / (x.square().sum(dim=1, keepdim=True) + 1e-10).sqrt())
-            if index == self.taps[-1]:
-                break
-        return found
+        return [x / (x.square().sum(dim=1, keepdim=True) + 1e-10).sqrt() for x in self.responses(image)]
+
+    def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
+        """Distance (B,) of pairs from their `activations`: those of a target serve for every image compared with it.
+
+        AlexNet's take 2.5 MB an image of 256 pixels, so keep those of a few images only.
+        """
+        with torch.autocast(a[0].device.type, enabled=False):
+            total = a[0].new_zeros(len(a[0]), dtype=torch.float32)
+            for layer, (x, y) in enumerate(zip(a, b, strict=True)):
+                weight: Tensor = getattr(self, f"head{layer}")
+                total = total + (x - y).square().mean(dim=(2, 3)) @ weight
+            return total
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Distance of each pair, (B, 3, H, W) twice in [-1, 1] to (B,)."""
         check_shape(x, "B 3 H W", "image")
         check_shape(y, f"{x.shape[0]} 3 {x.shape[2]} {x.shape[3]}", "other image")
-        with torch.autocast(x.device.type, enabled=False):
-            total = x.new_zeros(x.shape[0], dtype=torch.float32)
-            for layer, (a, b) in enumerate(zip(self.activations(x), self.activations(y), strict=True)):
-                weight: Tensor = getattr(self, f"head{layer}")
-                total = total + ((a - b).square() * weight.view(1, -1, 1, 1)).sum(dim=1).mean(dim=(1, 2))
-            return total
+        return self.distance(self.activations(x), self.activations(y))
 
 
 def load_perceptual(backbone: str, features: Path | None = None, heads: Path | None = None) -> Perceptual:
@@ -168,7 +183,7 @@ def load_perceptual(backbone: str, features: Path | None = None, heads: Path | N
         MissingExtra: no file was given and torchvision is not installed.
     """
     if backbone not in _RECIPES:
-        raise ConfigError(f"unknown perceptual backbone {backbone!r}; choose one of {', '.join(_RECIPES)}")
+        raise ConfigError(f"unknown perceptual backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
     found = _torchvision_features(backbone) if features is None else read_tensors(features)
     normalisation = IMAGENET if features is None else _stated_normalisation(Path(features))
     return Perceptual(backbone, found, None if heads is None else read_tensors(heads), normalisation)

@@ -136,6 +136,34 @@ def test_the_distance_is_float32_under_autocast() -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("backbone", ["alex", "squeeze"])
+def test_the_distance_is_the_same_with_and_without_gradients(backbone: str) -> None:
+    """Without them pictures are laid out otherwise in memory."""
+    distance = Perceptual(backbone, random_features(backbone), random_heads(backbone))
+    x, y = torch.rand(2, 3, 3, 64, 48) * 2 - 1
+    expected = distance(x, y)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            torch.testing.assert_close(distance(x, y), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_activations_of_a_target_serve_for_several_images() -> None:
+    distance = Perceptual("alex", random_features("alex"), random_heads("alex"))
+    images, target = torch.rand(3, 2, 3, 64, 64) * 2 - 1, torch.rand(2, 3, 64, 64) * 2 - 1
+    with torch.inference_mode():
+        theirs = distance.activations(target)
+        for image in images:
+            assert torch.equal(distance.distance(distance.activations(image), theirs), distance(image, target))
+    assert all(torch.allclose(a.square().sum(dim=1), torch.ones(()), atol=1e-3) for a in theirs)
+
+
+def test_responses_are_the_activations_before_they_are_normalised() -> None:
+    distance = Perceptual("alex", random_features("alex"))
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    for plain, unit in zip(distance.responses(image), distance.activations(image), strict=True):
+        torch.testing.assert_close(unit * plain.norm(dim=1, keepdim=True), plain, rtol=1e-3, atol=1e-4)
+
+
 def test_identical_black_images_have_a_finite_gradient() -> None:
     distance = Perceptual("alex", random_features("alex"))
     x = torch.full((1, 3, 40, 40), -1.0, requires_grad=True)

@@ -6,6 +6,7 @@ nothing half-written left behind, the same bytes for the same input) holds for a
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -177,8 +178,17 @@ def write_sheet(
     return path
 
 
-def write_still(path: str | Path, picture: Picture) -> Path:
-    """Write one uint8 (H, W, 3) picture as PNG."""
+def write_still(path: str | Path, picture: Picture, level: int = 6) -> Path:
+    """Write one uint8 (H, W, 3) picture as PNG; `level` as `image.write_png` has it."""
     path = check_output(path, STILL_SUFFIXES)
-    write_png(path, picture)
+    write_png(path, picture, level=level)
     return path
+
+
+def encode_webp(picture: Picture, quality: int = 82) -> bytes:
+    """One uint8 (H, W, 3) picture as the bytes of a WebP file, for pages that hold their pictures themselves."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(picture).save(buffer, "WEBP", quality=quality, method=2)
+    return buffer.getvalue()

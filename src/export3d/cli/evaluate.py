@@ -1,4 +1,4 @@
-"""`export3d evaluate`: scores of weights on held-out clips."""
+"""`export3d evaluate`: scores of weights on held-out clips, and of pictures that other models made."""
 
 from __future__ import annotations
 
@@ -8,22 +8,30 @@ from typing import Annotated, Literal
 import tyro
 
 from export3d.cli.terminal import progress_bar, tell
-from export3d.errors import ConfigError
+from export3d.errors import ConfigError, InputError
 
 
 def command(
-    split: tyro.conf.Positional[Path],
+    data: tyro.conf.Positional[Path] = Path("data"),
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("evaluation"),
+    split: str = "val",
+    clips: Path | None = None,
+    predictions: Path | None = None,
     protocol: Literal["same", "cross"] = "same",
     weights: Path | None = None,
+    references: tuple[Literal["copy", "warp", "mesh", "oracle"], ...] = ("copy", "warp", "mesh", "oracle"),
     every: int = 1,
-    backbone: Literal["alex", "squeeze", "none"] = "alex",
+    backbone: Literal["auto", "alex", "squeeze", "none"] = "auto",
     backbone_file: Path | None = None,
     heads_file: Path | None = None,
-    retrack: bool = False,
-    pairs: Path | None = None,
+    faces: bool = True,
+    landmarks: str = "mediapipe",
+    expression: str = "arkit52",
     identity: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    save: Path | None = None,
+    workers: int = 0,
+    pairs: Path | None = None,
     motion: Literal["absolute", "relative"] = "absolute",
     frames: int = 40,
     against: Path | None = None,
@@ -31,20 +39,30 @@ def command(
     device: str = "auto",
     batch: int = 4,
 ) -> int:
-    """Score weights on a prepared split, driven by the same person's frames or by another's.
+    """Score weights on held-out clips beside simple references and an oracle, or score pictures of any other model.
+
+    Writes report.html, report.md, report.json and sheet.png. Repeating a command goes on where it was cut.
 
     Args:
-        split: a folder of shards, such as DIR/val made by `export3d prepare ... -o DIR`.
-        output: folder for report.json, report.md and sheet.png; created if need be.
+        data: folder that `export3d prepare` made, or one split in it.
+        output: folder for the results; created if need be.
+        split: which of the folder's splits.
+        clips: a folder of your own videos, in the place of prepared data.
+        predictions: a folder of pictures, CLIP/source.png, CLIP/target/00000.png, CLIP/prediction/00000.png and so on.
         protocol: same drives one frame of a clip by all others; cross drives a person by somebody else's clip.
-        weights: a .safetensors file of weights; by default those inside the package.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
+        references: (same) other rows of the table; the copy is always there.
         every: (same) drive every N-th of the further frames.
-        backbone: (same) of LPIPS; none leaves it out.
+        backbone: (same) of LPIPS; auto is alex where its weights are at hand, else none.
         backbone_file: (same) weights of the backbone; torchvision's where none are given.
         heads_file: (same) weights of the LPIPS heads.
-        retrack: (same) also track the result and correlate it with the driving motion; cross always does.
+        faces: (same) also measure landmarks, expression, pose, identity and flicker.
+        landmarks: (same) detector behind AKD: mediapipe, or a 68-point .onnx file.
+        expression: (same) what reads expression and pose: arkit52, or a Deep3DFaceRecon .onnx file.
+        identity: descriptor behind CSIM: dlib, or an ArcFace .onnx file; may be repeated; dlib by default.
+        save: (same) folder to write the pictures to, in the layout of --predictions.
+        workers: (same) processes; 0 scores in this one.
         pairs: (cross) CSV file of sources and drivers; by default every clip drives the next two people.
-        identity: (cross) descriptor behind CSIM: dlib, or an ArcFace .onnx file; may be repeated; dlib by default.
         motion: (cross) absolute takes the driver's expression and head angles, relative their change.
         frames: (cross) drive by at most so many evenly spaced frames of a clip.
         against: (cross) report.json of another run; adds the differences pair by pair.
@@ -52,57 +70,103 @@ def command(
         device: cpu, cuda, or auto.
         batch: frames driven together.
     """
-    from export3d.evaluation.cross import cross_identity
-    from export3d.evaluation.protocol import same_identity
+    only_cross: dict[str, object] = {"--pairs": pairs, "--against": against, "--motion": motion != "absolute",
+                                     "--frames": frames != 40}  # fmt: skip
+    only_same: dict[str, object] = {"--every": every > 1, "--backbone-file": backbone_file, "--heads-file": heads_file,
+                                    "--backbone": backbone != "auto", "--no-faces": not faces,
+                                    "--landmarks": landmarks != "mediapipe", "--expression": expression != "arkit52",
+                                    "--save": save, "--workers": workers,
+                                    "--references": len(references) != 4}  # fmt: skip
+    only_ours: dict[str, object] = {"--weights": weights, "--every": every > 1, "--save": save,
+                                    "--references": len(references) != 4, "--max-clips": max_clips,
+                                    "--clips": clips, **only_cross}  # fmt: skip
+    if predictions is not None:
+        _refuse("--predictions", only_ours)
+    else:
+        _refuse(f"--protocol {protocol}", only_same if protocol == "cross" else only_cross)
 
-    foreign: dict[str, object] = {"--pairs": pairs, "--identity": identity, "--against": against,
-                                  "--motion": motion != "absolute", "--frames": frames != 40}  # fmt: skip
-    if protocol == "cross":
-        foreign = {"--every": every > 1, "--backbone-file": backbone_file, "--heads-file": heads_file,
-                   "--retrack": retrack, "--backbone": backbone != "alex"}  # fmt: skip
-    given = [name for name, value in foreign.items() if value]
-    if given:
-        raise ConfigError(f"--protocol {protocol} does not take {', '.join(given)}; leave out one or the other")
+    from export3d.evaluation.scoring import Scoring
 
-    with progress_bar("driving") as bar:
+    scoring = Scoring(
+        backbone=backbone,
+        backbone_file=backbone_file,
+        heads_file=heads_file,
+        faces=faces,
+        landmarks=landmarks,
+        expression=expression,
+        identity=identity or ("dlib",),
+    )
+    with progress_bar("scoring") as bar:
 
-        def progress(done: int, frames: int) -> None:
-            bar.total = frames
+        def progress(done: int, total: int) -> None:
+            bar.total = total
             bar.update(done - bar.n)
 
-        if protocol == "cross":
-            print(
-                cross_identity(
-                    split,
-                    output,
-                    weights=weights,
-                    pairs=pairs,
-                    identity=identity or ("dlib",),
-                    motion=motion,
-                    frames=frames,
-                    against=against,
-                    max_pairs=max_clips,
-                    device=device,
-                    batch=batch,
-                    progress=progress,
-                ).markdown()
-            )
+        if predictions is not None:
+            from export3d.evaluation.protocol import score_predictions
+
+            truth = protocol == "same"
+            table = score_predictions(
+                predictions, output, truth=truth, scoring=scoring, workers=workers, device=device, progress=progress
+            ).markdown()
+        elif protocol == "cross":
+            from export3d.evaluation.cross import cross_identity
+
+            table = cross_identity(
+                _split(data, split, clips, output),
+                output,
+                weights=weights,
+                pairs=pairs,
+                identity=scoring.identity,
+                motion=motion,
+                frames=frames,
+                against=against,
+                max_pairs=max_clips,
+                device=device,
+                batch=batch,
+                progress=progress,
+            ).markdown()
         else:
-            print(
-                same_identity(
-                    split,
-                    output,
-                    weights=weights,
-                    every=every,
-                    backbone=backbone,
-                    backbone_file=backbone_file,
-                    heads_file=heads_file,
-                    retrack=retrack,
-                    max_clips=max_clips,
-                    device=device,
-                    batch=batch,
-                    progress=progress,
-                ).markdown()
-            )
-    tell(f"wrote {output / 'report.json'}")
+            from export3d.evaluation.protocol import same_identity
+
+            table = same_identity(
+                _split(data, split, clips, output),
+                output,
+                weights=weights,
+                references=references,
+                scoring=scoring,
+                every=every,
+                save=save,
+                workers=workers,
+                publishable_only=clips is None,
+                max_clips=max_clips,
+                device=device,
+                batch=batch,
+                progress=progress,
+            ).markdown()
+    print(table)
+    report = output / "report.json" if protocol == "cross" and predictions is None else output / "report.html"
+    tell(f"wrote {report}")
     return 0
+
+
+def _refuse(choice: str, foreign: dict[str, object]) -> None:
+    given = [name for name, value in foreign.items() if value]
+    if given:
+        raise ConfigError(f"{choice} does not take {', '.join(given)}; leave out one or the other")
+
+
+def _split(data: Path, split: str, clips: Path | None, output: Path) -> Path:
+    """The folder of shards that is meant; the user's own videos are prepared first."""
+    if clips is not None:
+        from export3d.evaluation.user_clips import prepare_clips
+
+        return prepare_clips(clips, output / "prepared")
+    if (data / "index.json").is_file():
+        return data
+    if not (data / split).is_dir():
+        raise InputError(
+            f"{data} holds no split {split!r}; prepare clips into it (export3d prepare), or give a folder of videos "
+            "with --clips"
+        )
+    return data / split

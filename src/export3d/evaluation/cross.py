@@ -44,9 +44,10 @@ from export3d.camera import from_pose, head_angles, head_position
 from export3d.data.frames import decode
 from export3d.data.shards import Index, Record, read_index, read_shards
 from export3d.errors import ConfigError, InputError, NoFaceFound
+from export3d.evaluation.driven import BATCH, FPS, most_frontal
 from export3d.evaluation.figures import Case, Gallery, publishable, sheet_rows
 from export3d.evaluation.identity import PACKAGED, Identity, csim, load_identity
-from export3d.evaluation.protocol import BATCH, FPS, Progress, most_frontal, origin_of, what_was_scored
+from export3d.evaluation.protocol import Progress, origin_of, what_was_scored
 from export3d.evaluation.report import RETRACKED, Estimate, bootstrap, cell, number, paired_difference, strict, table
 from export3d.face.crop import CROP_SIZE
 from export3d.face.smooth import Smoothing

@@ -9,6 +9,7 @@ near 0 for them. Every report names the descriptor.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,15 +28,15 @@ Vector = NDArray[np.float32]
 PACKAGED = "dlib"
 
 _ASSET = Path(__file__).resolve().parents[1] / "assets" / "identity.safetensors"
-_OVERSAMPLED = 2
-"""Chips are drawn this many times as large and averaged down, so that shrinking does not alias."""
-
 _EYE_RIGHT, _EYE_LEFT = (33, 133), (362, 263)
 """Outer and inner corner of the person's right eye, inner and outer corner of the left one: left to right in pictures.
 Corners, not irises: a descriptor should not depend on where the person looks."""
 _NOSE_BASE, _NOSE_TIP, _MOUTH = 2, 4, (61, 291)
 
 _DLIB_SIZE = 150
+_DLIB_LENGTH = 128
+_DLIB_BATCH = 16
+"""Chips that go through the network together; more gain nothing."""
 _DLIB_PADDING = 0.25
 _DLIB_POINTS = np.array(
     [
@@ -79,6 +80,10 @@ class Identity(Protocol):
         """
         ...
 
+    def many(self, pictures: Sequence[Picture], landmarks: NDArray[np.floating[Any]]) -> Vector:
+        """Describe B faces at once, which is faster: landmarks (B, 478, 2) to (B, D)."""
+        ...
+
 
 def load_identity(name: str | Path = PACKAGED) -> Identity:
     """The descriptor of a name (`dlib`) or of an ArcFace network's `.onnx` file.
@@ -118,17 +123,27 @@ class DlibIdentity:
 
     def __call__(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
         """See `Identity.__call__`; (128,)."""
-        vector = self.distance_vector(picture, landmarks)
-        return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
+        return _unit(self.distance_vector(picture, landmarks))
 
-    @torch.inference_mode()
+    def many(self, pictures: Sequence[Picture], landmarks: NDArray[np.floating[Any]]) -> Vector:
+        """See `Identity.many`; equal to `__call__` but for rounding."""
+        return _unit(self._vectors(pictures, landmarks))
+
     def distance_vector(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
         """The network's output as it is, (128,) float32, about 1.4 long; arguments as `__call__`."""
+        return np.asarray(self._vectors([picture], _checked(landmarks)[None])[0])
+
+    @torch.inference_mode()
+    def _vectors(self, pictures: Sequence[Picture], landmarks: NDArray[np.floating[Any]]) -> Vector:
         template = (_DLIB_POINTS + _DLIB_PADDING) / (1.0 + 2.0 * _DLIB_PADDING) * _DLIB_SIZE
-        points = _checked(landmarks)[[*_EYE_RIGHT, *_EYE_LEFT, _NOSE_BASE]]
-        chip = face_chip(picture, points, template, _DLIB_SIZE)
-        centred = (chip - chip.new_tensor(_DLIB_MEAN_RGB).view(3, 1, 1)) / 256.0
-        return self._network(centred[None])[0].numpy()
+        points = _checked(landmarks, len(pictures))[:, [*_EYE_RIGHT, *_EYE_LEFT, _NOSE_BASE]]
+        out = np.empty((len(pictures), _DLIB_LENGTH), dtype=np.float32)
+        for start in range(0, len(pictures), _DLIB_BATCH):
+            part = slice(start, start + _DLIB_BATCH)
+            chips = [face_chip(p, at, template, _DLIB_SIZE) for p, at in zip(pictures[part], points[part])]
+            centred = (torch.stack(chips) - torch.tensor(_DLIB_MEAN_RGB).view(3, 1, 1)) / 256.0
+            out[part] = self._network(centred).numpy()
+        return out
 
 
 class ArcFaceIdentity:
@@ -160,6 +175,7 @@ class ArcFaceIdentity:
         if found.ndim != 2 or len(found) != 1:
             raise CheckpointError(f"{path} gives {found.shape}, not one vector for each face; name an ArcFace network")
         self.name = path.stem
+        self._length = found.shape[1]
         digest = hashlib.sha256(data).hexdigest()[:12]
         self.description = f"ArcFace network {path.name} (sha256 {digest}), 112 px chip of five points"
 
@@ -168,8 +184,13 @@ class ArcFaceIdentity:
         points = _checked(landmarks)
         eyes = [points[list(corners)].mean(axis=0) for corners in (_EYE_RIGHT, _EYE_LEFT)]
         five = np.stack([*eyes, points[_NOSE_TIP], *points[list(_MOUTH)]])
-        vector = self._run(face_chip(picture, five, _ARCFACE_POINTS, _ARCFACE_SIZE))[0]
-        return np.asarray(vector / np.linalg.norm(vector), dtype=np.float32)
+        return _unit(self._run(face_chip(picture, five, _ARCFACE_POINTS, _ARCFACE_SIZE))[0])
+
+    def many(self, pictures: Sequence[Picture], landmarks: NDArray[np.floating[Any]]) -> Vector:
+        """See `Identity.many`; one by one, such files take one picture."""
+        points = _checked(landmarks, len(pictures))
+        vectors = [self(picture, at) for picture, at in zip(pictures, points)]
+        return np.stack(vectors) if vectors else np.empty((0, self._length), dtype=np.float32)
 
     def _run(self, chip: Tensor) -> NDArray[np.float32]:
         return np.asarray(self._session.run(None, {self._input: ((chip - 127.5) / 127.5)[None].numpy()})[0])
@@ -197,20 +218,25 @@ def face_chip(
     centred = at - at.mean()
     a = (np.conj(centred) @ (to - to.mean())) / (np.conj(centred) @ centred).real
     b = to.mean() - a * at.mean()
-    fine = size * _OVERSAMPLED
-    centres = (np.arange(fine) + 0.5) / _OVERSAMPLED
-    there = a * (centres[None, :] + 1j * centres[:, None]) + b
+    # Drawn twice as large and averaged down, so that shrinking does not alias.
+    fine = 2 * size
+    across = (np.arange(fine) + 0.5) / 2
+    down = across[:, None]
     height, width = picture.shape[:2]
-    grid = np.stack([there.real * 2 / width - 1, there.imag * 2 / height - 1], axis=-1).astype(np.float32)
+    grid = np.empty((1, fine, fine, 2), dtype=np.float32)
+    grid[..., 0] = (a.real * across + b.real) * 2 / width - 1 - (a.imag * 2 / width) * down
+    grid[..., 1] = (a.imag * across + b.imag) * 2 / height - 1 + (a.real * 2 / height) * down
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    drawn = F.grid_sample(pixels, torch.from_numpy(grid)[None], padding_mode="border", align_corners=False)
-    return F.avg_pool2d(drawn, _OVERSAMPLED)[0]
+    drawn = F.grid_sample(pixels, torch.from_numpy(grid), padding_mode="border", align_corners=False)
+    pairs = drawn[0, :, 0::2] + drawn[0, :, 1::2]  # several times faster than avg_pool2d on three channels
+    return (pairs[..., 0::2] + pairs[..., 1::2]) / 4.0
 
 
 class _ResNet29:
     """dlib's face descriptor network: (B, 3, 150, 150), RGB minus mean over 256, to (B, 128).
 
-    Weights are 8-bit with a scale and a minimum for each layer, or float16; an affine follows each convolution.
+    Weights are 8-bit with a scale and a minimum for each layer, or float16; the affine that follows each convolution is
+    folded into its weights.
     """
 
     def __init__(self, tensors: dict[str, Tensor]) -> None:
@@ -219,9 +245,13 @@ class _ResNet29:
             if value.dtype == torch.uint8:
                 scale, low = tensors[name.replace(".weight", ".range")]
                 value = value * scale + low
+            if value.ndim == 4:
+                value = value.float() * tensors[name.replace(".weight", ".gain")].float().view(-1, 1, 1, 1)
+                value = value.contiguous(memory_format=torch.channels_last)
             self._tensors[name] = value.float()
 
     def __call__(self, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
         x = F.max_pool2d(F.relu(self._layer(x, "conv32_down", 2, 0)), 3, 2)
         for block in ("conv32_1", "conv32_2", "conv32_3", "conv64_down", "conv64_1", "conv64_2", "conv64_3",
                       "conv128_down", "conv128_1", "conv128_2", "conv256_down", "conv256_1", "conv256_2",
@@ -230,14 +260,15 @@ class _ResNet29:
             y = F.relu(self._layer(x, f"{block}.conv1", 2 if down else 1, 0 if down else 1))
             y = self._layer(y, f"{block}.conv2", 1, 1)
             x = F.avg_pool2d(x, 2) if down else x
-            # dlib adds tensors of different sizes as if the missing entries were 0.
-            size = [max(p, q) for p, q in zip(x.shape, y.shape)]
-            x = F.relu(_padded(x, size) + _padded(y, size))
+            if x.shape != y.shape:  # dlib adds tensors of different sizes as if the missing entries were 0
+                size = [max(p, q) for p, q in zip(x.shape, y.shape)]
+                x, y = _padded(x, size), _padded(y, size)
+            x = F.relu(x + y)
         return F.linear(x.mean(dim=(2, 3)), self._tensors["fc.weight"])
 
     def _layer(self, x: Tensor, name: str, stride: int, padding: int) -> Tensor:
-        y = F.conv2d(x, self._tensors[f"{name}.weight"], stride=stride, padding=padding)
-        return y * self._tensors[f"{name}.gain"].view(-1, 1, 1) + self._tensors[f"{name}.bias"].view(-1, 1, 1)
+        weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]
+        return F.conv2d(x, weight, bias, stride=stride, padding=padding)
 
 
 def _padded(x: Tensor, size: list[int]) -> Tensor:
@@ -245,7 +276,12 @@ def _padded(x: Tensor, size: list[int]) -> Tensor:
     return F.pad(x, [n for want, have in zip(size[:0:-1], x.shape[:0:-1]) for n in (0, want - have)])
 
 
-def _checked(landmarks: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
+def _checked(landmarks: NDArray[np.floating[Any]], count: int | None = None) -> NDArray[np.float64]:
+    """Landmarks of one picture, (478, 2), or of `count`."""
     points = np.asarray(landmarks, dtype=np.float64)
-    check_shape(points, "478 2", "landmarks")
+    check_shape(points, "478 2" if count is None else f"{count} 478 2", "landmarks")
     return points
+
+
+def _unit(vectors: Vector) -> Vector:
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=-1, keepdims=True), dtype=np.float32)

@@ -6,6 +6,7 @@ circulation by window, channel handling and value range, so each is spelled out 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,24 +70,39 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Metric:
-    """A score of image pairs, and how a table shows it.
+class Measure:
+    """A figure of a clip, and how a table shows it.
 
     Attributes:
         name: key in reports.
         title: column title, with unit.
-        higher_is_better: which way is good.
+        higher_is_better: which way is good; None where neither is (a ratio that should be 1: the definition says so).
         digits: after the decimal point.
         definition: one line for the report: window, range, networks used.
-        score: (B, 3, H, W) twice in [-1, 1] to (B,).
     """
 
     name: str
     title: str
-    higher_is_better: bool
+    higher_is_better: bool | None
     digits: int
     definition: str
+
+
+@dataclass(frozen=True)
+class Metric(Measure):
+    """A measure that compares an image with its target.
+
+    Attributes:
+        score: images and targets (B, 3, H, W) in [-1, 1] to (B,).
+        prepare: targets to what scores images against them, where part of the work depends on the targets alone.
+    """
+
     score: Callable[[Tensor, Tensor], Tensor]
+    prepare: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
+
+    def against(self, target: Tensor) -> Callable[[Tensor], Tensor]:
+        """What scores any images (B, 3, H, W) against these targets; for several methods' images of the same frames."""
+        return functools.partial(self.score, target=target) if self.prepare is None else self.prepare(target)
 
 
 PSNR = Metric("psnr", "PSNR (dB)", True, 2, "10 log10(1 / MSE), RGB in [0, 1]", psnr)
@@ -126,7 +142,12 @@ def lpips(
     origin = "torchvision ImageNet weights" if features is None else f"file {Path(features).name}"
     weights = "uniform weights 1/C" if heads is None else f"LPIPS heads {Path(heads).name}"
     name, title = ("lpips", "LPIPS") if heads is not None else ("lpips_uniform", "LPIPS (uniform)")
-    return Metric(name, title, False, 4, f"backbone {backbone} ({origin}), {weights}", network)
+
+    def prepare(target: Tensor) -> Callable[[Tensor], Tensor]:
+        theirs = network.activations(target)
+        return lambda image: network.distance(network.activations(image), theirs)
+
+    return Metric(name, title, False, 4, f"backbone {backbone} ({origin}), {weights}", network, prepare)
 
 
 def _window_means(maps: Tensor) -> Tensor:

@@ -243,10 +243,19 @@ def test_a_report_of_another_kind_is_refused(split: Path, tiny_weights: Path, tm
 
 
 def test_options_of_the_other_protocol_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", "data", "-o", str(tmp_path), "--protocol", "cross", "--retrack"]) == 2
-    assert "--retrack" in capsys.readouterr().err
-    assert main(["evaluate", "data", "-o", str(tmp_path), "--identity", "dlib"]) == 2
-    assert "--identity" in capsys.readouterr().err
+    out = ["-o", str(tmp_path / "out")]
+    assert main(["evaluate", "data", *out, "--protocol", "cross", "--save", "x", "--workers", "2"]) == 2
+    assert "--protocol cross does not take --save, --workers" in capsys.readouterr().err
+    assert main(["evaluate", "data", *out, "--frames", "3"]) == 2
+    assert "--protocol same does not take --frames" in capsys.readouterr().err
+    assert main(["evaluate", *out, "--predictions", "x", "--weights", "y"]) == 2
+    assert "--predictions does not take --weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_split_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path), "--split", "test", "-o", str(tmp_path / "out")]) == 2
+    assert "holds no split 'test'; prepare clips into it" in capsys.readouterr().err
 
 
 # --- differences ------------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from export3d.animate.drive import bundled_portrait
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, ShapeError
 from export3d.evaluation.identity import (
     _ARCFACE_POINTS,
+    _ASSET,
     ArcFaceIdentity,
     DlibIdentity,
     csim,
@@ -21,6 +22,7 @@ from export3d.evaluation.identity import (
     load_identity,
 )
 from export3d.image import read_image
+from export3d.perceptual import read_tensors
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +123,32 @@ def test_similarity_falls_as_the_face_is_blurred_away(dlib: DlibIdentity, face: 
     assert found[-1] < 0.95
 
 
+def test_many_faces_are_described_as_one_by_one(dlib: DlibIdentity, face: tuple) -> None:
+    """More of them than go through the network together, of several sizes."""
+    picture, landmarks = face
+    pictures = [np.ascontiguousarray(picture[k:]) for k in range(19)]
+    points = np.stack([landmarks - [0, k] for k in range(19)]) + np.linspace(0, 30, 19)[:, None, None]
+    alone = np.stack([dlib(p, at) for p, at in zip(pictures, points)])
+    found = dlib.many(pictures, points)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, alone, atol=2e-6)
+    assert np.abs(alone[0] - alone[-1]).max() > 0.01
+    assert dlib.many([], np.zeros((0, 478, 2))).shape == (0, 128)
+    with pytest.raises(ShapeError, match="landmarks"):
+        dlib.many(pictures, points[:5])
+
+
+def test_the_network_is_the_one_with_an_affine_behind_each_convolution(dlib: DlibIdentity) -> None:
+    """Folded into the weights, as it is for speed, it must give what the unfolded layers give."""
+    tensors = read_tensors(_ASSET)
+    name, x = "conv128_1.conv1", torch.randn(1, 128, 9, 9)
+    scale, low = tensors[f"{name}.range"]
+    weight = tensors[f"{name}.weight"] * scale + low
+    gain, bias = (tensors[f"{name}.{part}"].view(-1, 1, 1) for part in ("gain", "bias"))
+    expected = F.conv2d(x, weight, padding=1) * gain + bias
+    torch.testing.assert_close(dlib._network._layer(x, name, 1, 1), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_landmarks_of_another_shape_are_refused(dlib: DlibIdentity, face: tuple) -> None:
     with pytest.raises(ShapeError, match="landmarks"):
         dlib(face[0], face[1][:68])
@@ -166,6 +194,9 @@ def test_an_onnx_network_gets_the_normalised_chip(tmp_path: Path, face: tuple) -
     points = np.stack([*eyes, landmarks[4], landmarks[61], landmarks[291]])
     expected = ((face_chip(picture, points, _ARCFACE_POINTS, 112) - 127.5) / 127.5).flatten().numpy()
     np.testing.assert_allclose(who(picture, landmarks), expected / np.linalg.norm(expected), atol=1e-6)
+    both = who.many([picture, picture], np.stack([landmarks, landmarks]))
+    np.testing.assert_allclose(both, [who(picture, landmarks)] * 2)
+    assert who.many([], np.zeros((0, 478, 2))).shape == (0, 3 * 112 * 112)
 
 
 def _flatten_network() -> bytes:

@@ -66,6 +66,51 @@ def test_ssim_agrees_with_scikit_image() -> None:
     assert ssim(x, y).tolist() == pytest.approx(expected, rel=1e-4)
 
 
+def eight_bits(image: Tensor) -> Tensor:
+    """What a saved picture would hold."""
+    return image.clamp(-1, 1).add(1).mul(127.5).round().div(127.5).sub(1)
+
+
+def natural_pairs(astronaut: np.ndarray, height: int, width: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Pairs (1, 3, height, width) as evaluations see them: 8-bit pictures and what can happen to them."""
+    picture = eight_bits(to_tensor(astronaut)[None, :, 60 : 60 + height, 180 : 180 + width])
+    dot = picture.clone()
+    dot[..., height // 2, width // 2] *= -1
+    dark = eight_bits(picture * 0.1 - 0.9)
+    return {
+        "blurred": (eight_bits(resize(resize(picture, (height // 2, width // 2)), (height, width))), picture),
+        "shifted": (picture.roll((1, 2), (-2, -1)), picture),
+        "noisy": (eight_bits(picture + 0.2 * torch.randn_like(picture)), picture),
+        "negative": (-picture, picture),
+        "brighter": (eight_bits(picture + 0.3), picture),
+        "one level apart": (picture + 2 / 255, picture),
+        "one dot apart": (dot, picture),
+        "nearly black": (eight_bits(dark + 0.01), dark),
+        "black and picture": (-torch.ones_like(picture), picture),
+        "black and white": (-torch.ones_like(picture), torch.ones_like(picture)),
+        "chequered": (eight_bits(picture), (torch.arange(width) + torch.arange(height)[:, None]).remainder(2) * 2.0 - 1
+                      + torch.zeros_like(picture)),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("height", "width"), [(11, 11), (12, 64), (63, 37), (128, 128), (256, 255)])
+def test_psnr_and_ssim_agree_with_scikit_image_on_pictures(astronaut: np.ndarray, height: int, width: int) -> None:
+    skimage = pytest.importorskip("skimage.metrics")
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "channel_axis": 0}
+    for name, pair in natural_pairs(astronaut, height, width).items():
+        a, b = ((image[0].double().numpy() + 1) / 2 for image in pair)
+        expected = skimage.peak_signal_noise_ratio(b, a, data_range=1)
+        assert psnr(*pair).item() == pytest.approx(expected, rel=1e-5, abs=1e-6), name
+        expected = skimage.structural_similarity(a, b, data_range=1, **options)
+        assert ssim(*pair).item() == pytest.approx(expected, rel=1e-4, abs=1e-6), name
+
+
+def test_neither_psnr_nor_ssim_depends_on_the_order(astronaut: np.ndarray) -> None:
+    for name, (a, b) in natural_pairs(astronaut, 64, 48).items():
+        assert psnr(a, b).item() == psnr(b, a).item(), name
+        assert ssim(a, b).item() == pytest.approx(ssim(b, a).item(), abs=1e-6), name
+
+
 def test_ssim_agrees_with_a_slow_twin() -> None:
     """Every window on its own, straight from the formula, in float64."""
     x, y = (torch.rand(1, 3, 13, 14, dtype=torch.float64) for _ in range(2))
@@ -90,6 +135,18 @@ def test_equal_images_score_inf_one_and_zero(portrait: Tensor, alex_file: Path) 
         assert psnr(image, image).item() == math.inf
         assert ssim(image, image).item() == pytest.approx(1.0, abs=1e-6)
         assert lpips("alex", alex_file).score(image, image).item() == 0.0
+
+
+@pytest.mark.parametrize("size", [(64, 64), (71, 120), (256, 256)])
+def test_equal_pictures_are_equal_whatever_they_show(astronaut: np.ndarray, alex_file: Path, size: tuple) -> None:
+    picture = eight_bits(to_tensor(astronaut)[:, : size[0], : size[1]])
+    flat, noise = torch.ones_like(picture), torch.rand_like(picture) * 2 - 1
+    images = torch.stack([picture, -picture, flat, -flat, 0 * flat, noise])
+    metric = lpips("alex", alex_file)
+    assert psnr(images, images.clone()).tolist() == [math.inf] * len(images)
+    assert ssim(images, images.clone()).tolist() == pytest.approx([1.0] * len(images), abs=1e-6)
+    assert metric.score(images, images.clone()).tolist() == [0.0] * len(images)
+    assert metric.against(images)(images.clone()).tolist() == [0.0] * len(images)
 
 
 def test_black_against_white_is_as_bad_as_it_gets() -> None:
@@ -118,6 +175,25 @@ def test_more_blur_is_farther_by_lpips(portrait: Tensor, shared_models: Path) ->
     assert all(worse > better + 1e-3 for better, worse in itertools.pairwise(values))
 
 
+def test_more_shift_is_farther_by_lpips(portrait: Tensor, shared_models: Path) -> None:
+    """Half as far as noise of the same PSNR: a shift of few pixels is what LPIPS is to forgive."""
+    folder = shared_models / "lpips"
+    metric = lpips("alex", folder / "alexnet_features_fp16.pth", folder / "alex.pth")
+    values = [metric.score(portrait.roll(pixels, -1), portrait).item() for pixels in (0, 1, 3, 8)]
+    assert values[0] == 0.0
+    assert all(worse > better + 1e-3 for better, worse in itertools.pairwise(values))
+    deviation = (portrait.roll(3, -1) - portrait).square().mean().sqrt()
+    noisy = (portrait + deviation * torch.randn_like(portrait)).clamp(-1, 1)
+    assert 2 * values[2] < metric.score(noisy, portrait).item()
+
+
+@pytest.mark.parametrize("metric", [PSNR, SSIM], ids=lambda m: m.name)
+def test_more_noise_scores_worse(metric, portrait: Tensor) -> None:
+    noise = torch.randn_like(portrait)
+    values = [metric.score((portrait + s * noise).clamp(-1, 1), portrait).item() for s in (0.02, 0.1, 0.3, 1.0)]
+    assert all(worse < better - 1e-2 for better, worse in itertools.pairwise(values))
+
+
 @pytest.mark.parametrize("metric", [PSNR, SSIM], ids=lambda m: m.name)
 def test_more_shift_scores_worse(metric, portrait: Tensor) -> None:
     values = [metric.score(portrait.roll(pixels, -1), portrait).item() for pixels in (0, 1, 3, 8)]
@@ -129,6 +205,15 @@ def test_a_pair_is_scored_alike_alone_and_in_a_batch() -> None:
     for metric in (PSNR, SSIM):
         alone = torch.cat([metric.score(a[None], b[None]) for a, b in zip(x, y)])
         torch.testing.assert_close(metric.score(x, y), alone)
+
+
+def test_several_images_can_be_scored_against_prepared_targets(alex_file: Path) -> None:
+    x, y = noisy_pairs()
+    x, y = resize(x, 64), resize(y, 64)
+    for metric in (PSNR, SSIM, lpips("alex", alex_file)):
+        against = metric.against(x)
+        for image in (y, y.flip(-1)):
+            torch.testing.assert_close(against(image), metric.score(image, x))
 
 
 def test_lpips_without_heads_has_a_name_of_its_own(alex_file: Path) -> None:
