@@ -97,7 +97,7 @@ def base() -> ModelConfig:
             redraw=True,
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
-        superres=SuperResConfig(mid_channels=64, high_channels=32),
+        superres=SuperResConfig(mid_channels=64, high_channels=32, detail=True),
     )
 
 
@@ -168,6 +168,11 @@ def no_redraw(config: ModelConfig) -> ModelConfig:
     return replace(config, generator=replace(config.generator, redraw=False))
 
 
+def no_detail(config: ModelConfig) -> ModelConfig:
+    """The paper's super-resolution: nothing is taken from the source's pixels."""
+    return replace(config, superres=replace(config.superres, detail=False))
+
+
 def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
     for name, value in values.items():
         wanted = type(getattr(default, name))
@@ -190,6 +195,7 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_skip": no_skip,
     "no_flow": no_flow,
     "no_redraw": no_redraw,
+    "no_detail": no_detail,
     "no_align": no_align,
 }
 """One change each, by name; the first five are the rows of Table 3."""

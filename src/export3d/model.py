@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,24 @@ from export3d.config import ModelConfig
 from export3d.errors import ConfigError, check_shape
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.render.renderer import Rendered, VolumeRenderer
-from export3d.superres import SuperResolution
-from export3d.triplane.align import frontal_view
+from export3d.superres import SuperResolution, Views
+from export3d.triplane.align import driving_view, frontal_view, head_nearness
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
+
+
+@dataclass(frozen=True)
+class Planes:
+    """One expression of a source, ready for any camera.
+
+    Attributes:
+        triplane: (B, 3, C, H/2, W/2).
+        flow: (B, 2, H/2, W/2), see `TriplaneGenerator.generate`; None where the model has none.
+        source: of the same batch.
+    """
+
+    triplane: Tensor
+    flow: Tensor | None
+    source: SourceFeatures
 
 
 @dataclass(frozen=True)
@@ -25,13 +40,18 @@ class Output:
         image: (B, 3, H, W) the final image, about [-1, 1]; None where super-resolution was left out.
         rendered: raw image, depth and opacity at H/4.
         generated: (B, 3, C, H/2, W/2) the tri-plane before the tri-plane EMA was added.
-        flow: (B, 2, H/2, W/2), see `TriplaneGenerator.generate`; None where the model has none.
+        planes: what was rendered.
     """
 
     image: Tensor | None
     rendered: Rendered
     generated: Tensor
-    flow: Tensor | None = None
+    planes: Planes
+
+    @property
+    def flow(self) -> Tensor | None:
+        """(B, 2, H/2, W/2), see `TriplaneGenerator.generate`; None where the model has none."""
+        return self.planes.flow
 
 
 class Export3D(nn.Module):
@@ -48,35 +68,42 @@ class Export3D(nn.Module):
         self.renderer = VolumeRenderer(config.render, config.generator.plane_channels)
         self.superres = SuperResolution(config.superres, config.render.features)
 
+    @classmethod
+    def from_config(cls, values: dict[str, Any]) -> Export3D:
+        return cls(ModelConfig.from_dict(values))
+
     def encode(
         self, source: Tensor, source_camera: Tensor | None = None, source_expression: Tensor | None = None
     ) -> SourceFeatures:
         """Source (B, 3, H, W) in [-1, 1], its cameras (B, 25) and expressions (B, E) to what all driven frames share.
 
-        The cameras are needed where the configuration aligns the source, both where it has a flow (`base`); they are
-        ignored elsewhere (`paper`).
+        The cameras are needed where the configuration aligns the source or takes detail from it, both where it has a
+        flow (`base`); they are ignored elsewhere (`paper`).
         """
-        settings = self.config.generator
-        if source_camera is None and (settings.align or settings.flow):
-            raise ConfigError("this model aligns its source: give encode() the source's camera label too")
+        settings, detail = self.config.generator, self.config.superres.detail
+        if source_camera is None and (settings.align or settings.flow or detail):
+            raise ConfigError(
+                "this model aligns its source or takes detail from it: give encode() the source's camera label too"
+            )
         pose = None
         if settings.flow:
             if source_expression is None:
                 raise ConfigError("this model moves its source's features: give encode() the source's expression too")
             assert source_camera is not None
             pose = self.pose(source_camera, source_expression)
+        own = (source, source_camera) if detail else (None, None)
         if settings.align:
             assert source_camera is not None
             source = frontal_view(source, source_camera, self.config.render.half_extent)
-        return self.generator.encode(source, pose)
+        return replace(self.generator.encode(source, pose), image=own[0], camera=own[1])
 
     def pose(self, source_camera: Tensor, source_expression: Tensor) -> Tensor:
         """Cameras (B, 25) and expressions (B, E) of sources to what the flow starts from, `SourceFeatures.pose`."""
         rotation = cameras.unpack(source_camera)[0][:, :3, :3].flatten(1)
         return torch.cat([self.expression(source_expression), rotation], dim=1)
 
-    def planes(self, source: SourceFeatures, expression: Tensor, shift: Tensor | None = None) -> Tensor:
-        """T_beta(S) (Eq. 6): features and expressions (B, E) to tri-planes (B, 3, C, H/2, W/2).
+    def planes(self, source: SourceFeatures, expression: Tensor, shift: Tensor | None = None) -> Planes:
+        """T_beta(S) (Eq. 6): features and expressions (B, E) to tri-planes.
 
         The features of one source serve a batch of expressions.
 
@@ -90,18 +117,34 @@ class Export3D(nn.Module):
         if shift is not None:
             check_shape(shift, f"{shift.shape[0]} {coefficients.shape[1]}", "shift of lambda")
             coefficients = coefficients + shift
-        planes: Tensor = self.generator(source, self.expression.embed(coefficients))
-        return planes
+        generated, flow = self.generator.generate(source, self.expression.embed(coefficients))
+        return Planes(self.generator.average(generated), flow, source)
 
-    def render(self, planes: Tensor, camera: Tensor, resolution: int | None = None) -> Rendered:
+    def render(self, planes: Planes, camera: Tensor, resolution: int | None = None) -> Rendered:
         """Tri-planes seen by cameras (B, 25) at `resolution` rays a side; repeatable."""
-        rendered: Rendered = self.renderer(planes, camera, resolution)
+        rendered: Rendered = self.renderer(planes.triplane, camera, resolution)
         return rendered
 
-    def frame(self, planes: Tensor, camera: Tensor) -> Tensor:
+    def frame(self, planes: Planes, camera: Tensor) -> Tensor:
         """Tri-planes and cameras (B, 25) to final images (B, 3, H, W), clamped to [-1, 1]."""
-        image: Tensor = self.superres(self.render(planes, camera).feature)
-        return image.clamp(-1.0, 1.0)
+        return self.finish(planes, camera, self.render(planes, camera)).clamp(-1.0, 1.0)
+
+    def finish(self, planes: Planes, camera: Tensor, rendered: Rendered) -> Tensor:
+        """Super-resolution of what `render` gave for these planes and cameras, not clamped."""
+        image: Tensor = self.superres(rendered.feature, self._views(planes, camera))
+        return image
+
+    def _views(self, planes: Planes, camera: Tensor) -> Views | None:
+        if not self.config.superres.detail:
+            return None
+        image, own = planes.source.image, planes.source.camera
+        if image is None or own is None:
+            raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
+        half = self.config.render.half_extent
+        moved, stretched = driving_view(image, own, camera, planes.flow, half)
+        with torch.no_grad():
+            head = torch.cat([head_nearness(label, image.shape[-1], half) for label in (camera, own)], dim=1)
+        return Views(moved, stretched, image, head)
 
     def forward(
         self,
@@ -124,5 +167,6 @@ class Export3D(nn.Module):
         """
         features = self.encode(source, source_camera, source_expression)
         generated, flow = self.generator.generate(features, self.expression(expression))
-        rendered = self.renderer(self.generator.average(generated), camera, resolution, generator)
-        return Output(self.superres(rendered.feature) if superres else None, rendered, generated, flow)
+        planes = Planes(self.generator.average(generated), flow, features)
+        rendered = self.renderer(planes.triplane, camera, resolution, generator)
+        return Output(self.finish(planes, camera, rendered) if superres else None, rendered, generated, planes)

@@ -27,6 +27,7 @@ PACKAGED_ENCODER = PACKAGED.with_name("clebs.safetensors")
 _AVERAGE = "generator.average.value"
 _FLOW = ("generator.flow_field.", "generator.flows.")
 _REDRAW = ".closes"
+_DETAIL = "superres.detail."
 _SEES_EXPRESSION = ("expression.", "generator.flow_field.")
 
 
@@ -107,9 +108,11 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_FLOW)}
     if not model.config.generator.redraw:
         tensors = {name: value for name, value in tensors.items() if not name.endswith(_REDRAW)}
+    if not model.config.superres.detail:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(_DETAIL)}
     if exchanged:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_SEES_EXPRESSION)}
-    kept = {name for name in own if name.startswith(_FLOW) and name not in tensors}
+    kept = {name for name in own if name.startswith((*_FLOW, _DETAIL)) and name not in tensors}
     if exchanged:
         kept |= {name for name in own if name.startswith(_SEES_EXPRESSION) or name.endswith("modulation.weight")}
     load_into(model, {**tensors, **{name: own[name] for name in kept}}, what="the former weights")

@@ -17,10 +17,16 @@ from export3d.camera import Camera
 from export3d.config import ModelConfig, preset, tiny
 from export3d.errors import ConfigError, ShapeError
 from export3d.model import Export3D
+from export3d.superres import Detail
+from export3d.triplane.align import driving_view
 from export3d.triplane.blocks import EAdaLN
 from export3d.triplane.generator import FlowField, FlowStep
 
-EXTENDED = replace(tiny(), generator=replace(tiny().generator, skip=True, align=True, flow=True))
+EXTENDED = replace(
+    tiny(),
+    generator=replace(tiny().generator, skip=True, align=True, flow=True, redraw=True),
+    superres=replace(tiny().superres, detail=True),
+)
 """What `base` adds to the paper's form, at the size of `tiny`."""
 
 
@@ -38,6 +44,10 @@ def awake(config: ModelConfig | None = None) -> Export3D:
             nn.init.normal_(module.out.weight, std=0.2)
         if isinstance(module, FlowStep):
             nn.init.normal_(module.change.weight, std=0.05)
+            if module.closes is not None:
+                nn.init.normal_(module.closes, std=0.5)
+        if isinstance(module, Detail):
+            nn.init.normal_(module.choice.weight, std=0.3)
     for layer in (model.superres.mid_rgb, model.superres.high_rgb):
         nn.init.normal_(layer.weight, std=0.05)
     return model
@@ -100,7 +110,7 @@ def test_encoding_once_gives_what_a_whole_pass_gives(config: ModelConfig) -> Non
     assert whole.image is not None
     assert torch.equal(whole.rendered.feature, rendered.feature)
     assert torch.equal(whole.image.clamp(-1, 1), frame)
-    assert torch.equal(whole.generated + model.generator.average.value, planes)
+    assert torch.equal(whole.generated + model.generator.average.value, planes.triplane)
 
 
 @pytest.mark.parametrize("config", [tiny(), EXTENDED], ids=["paper's form", "extended"])
@@ -116,7 +126,7 @@ def test_one_source_serves_many_expressions(config: ModelConfig) -> None:
 
 
 def test_a_model_that_aligns_asks_for_the_camera_of_the_source_and_uses_it() -> None:
-    model = awake(replace(EXTENDED, generator=replace(EXTENDED.generator, flow=False)))
+    model = awake(replace(EXTENDED, generator=replace(EXTENDED.generator, flow=False, redraw=False)))
     source, _, _ = inputs(1)
     with pytest.raises(ConfigError, match="camera"):
         model.encode(source)
@@ -156,14 +166,14 @@ def test_a_slider_moves_lambda_along_its_direction() -> None:
     shift[0, 3] = 1.5
     with torch.no_grad():
         features = model.encode(source[:1], camera[:1], expression[:1])
-        plain, moved = model.planes(features, expression), model.planes(features, expression, shift)
+        plain, moved = (model.planes(features, expression, by).triplane for by in (None, shift))
         coefficients = model.expression.coefficients(expression) + shift
         by_hand = model.generator(features.expand(3), model.expression.embed(coefficients))
-        each = model.planes(features, expression, torch.cat([torch.zeros(2, 10), shift]))
+        each = model.planes(features, expression, torch.cat([torch.zeros(2, 10), shift])).triplane
         beta = model.expression.embed(coefficients) - model.expression(expression)
     torch.testing.assert_close(moved, by_hand)
     assert (moved - plain).abs().max() > 1e-3
-    torch.testing.assert_close(model.planes(features, expression, 0 * shift), plain)
+    torch.testing.assert_close(model.planes(features, expression, 0 * shift).triplane, plain)
     torch.testing.assert_close(each, torch.cat([plain[:2], moved[2:]]), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(beta, 1.5 * model.expression.basis()[3].expand(3, -1), rtol=1e-4, atol=1e-5)
 
@@ -307,3 +317,36 @@ def test_a_pass_under_bfloat16_autocast_stays_near_the_float32_one() -> None:
             rough = model(source, expression, camera)
     assert rough.rendered.raw.dtype == torch.float32
     assert (rough.rendered.raw - exact.rendered.raw).abs().mean() < 0.02
+
+
+# ---- detail ----------------------------------------------------------------------------------------------------------
+
+
+def test_detail_is_taken_from_the_source_at_its_place_and_in_the_driving_view() -> None:
+    """Chosen wholly, the moved source is that of the driving camera and the still one the source itself."""
+    model = awake(EXTENDED)
+    source, expression, camera = inputs(2)
+    detail = model.superres.detail
+    assert detail is not None
+    nn.init.zeros_(detail.choice.weight)
+    with torch.no_grad():
+        planes = model.planes(model.encode(source, camera.flip(0), expression.flip(0)), expression)
+        moved, _ = driving_view(source, camera.flip(0), camera, planes.flow, EXTENDED.render.half_extent)
+        for which, wanted in ((1, moved), (2, source)):
+            detail.choice.bias.zero_()
+            detail.choice.bias[which] = 60.0
+            torch.testing.assert_close(model.frame(planes, camera), wanted, atol=1e-4, rtol=0)
+
+
+def test_features_without_the_source_cannot_give_detail() -> None:
+    model = awake(EXTENDED)
+    source, expression, camera = inputs(1)
+    features = replace(model.encode(source, camera, expression), image=None)
+    with pytest.raises(ConfigError, match="takes detail from its source"):
+        model.frame(model.planes(features, expression), camera)
+
+
+def test_detail_alone_needs_the_sources_camera() -> None:
+    model = Export3D(replace(tiny(), superres=replace(tiny().superres, detail=True)))
+    with pytest.raises(ConfigError, match="camera"):
+        model.encode(torch.zeros(1, 3, 64, 64))

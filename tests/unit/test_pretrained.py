@@ -69,7 +69,7 @@ def test_half_precision_files_load_as_float32_and_draw_nearly_the_same(tmp_path:
     assert path.stat().st_size < 0.6 * full.stat().st_size
     source, expression = torch.rand(1, 3, 64, 64) * 2 - 1, torch.rand(1, 52)
     with torch.no_grad():
-        planes = [m.planes(m.encode(source), expression) for m in (original, loaded)]
+        planes = [m.planes(m.encode(source), expression).triplane for m in (original, loaded)]
     torch.testing.assert_close(*planes, rtol=0.01, atol=0.01)
 
 
@@ -203,7 +203,7 @@ def draw(made: Export3D, expression: Tensor) -> Tensor:
     source = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     camera = torch.from_numpy(Camera.orbit(10.0).label[None]).float()
     with torch.no_grad():
-        return made.planes(made.encode(source, camera, expression[:1]), expression)
+        return made.planes(made.encode(source, camera, expression[:1]), expression).triplane
 
 
 def assert_nearly_the_same(found: Tensor, wanted: Tensor) -> None:
@@ -264,6 +264,19 @@ def test_a_flow_that_the_former_did_not_have_changes_nothing() -> None:
     inherit(heir, former, torch.rand(50, 52))
     expression = torch.rand(2, 52)
     torch.testing.assert_close(draw(heir.eval(), expression), draw(former, expression), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_detail_is_inherited_where_both_have_it_and_left_where_one_has_not(has: bool) -> None:
+    detailed = replace(FLOWING, superres=replace(FLOWING.superres, detail=True))
+    former, heir = (learned(c) for c in ((detailed, FLOWING) if has else (FLOWING, detailed)))
+    inherit(heir, former, torch.rand(50, 52))
+    expression = torch.rand(2, 52)
+    torch.testing.assert_close(draw(heir.eval(), expression), draw(former, expression), rtol=0, atol=1e-4)
+    again = learned(detailed)
+    inherit(again, former if has else heir, torch.rand(50, 52))
+    for name, value in (former if has else heir).superres.state_dict().items():
+        assert torch.equal(again.superres.state_dict()[name], value), name
 
 
 def test_the_flows_field_starts_anew_with_another_encoder_and_the_rest_is_inherited() -> None:

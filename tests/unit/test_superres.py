@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from export3d.errors import ShapeError
-from export3d.superres import SuperResConfig, SuperResolution
+from export3d.errors import ConfigError, ShapeError
+from export3d.superres import SuperResConfig, SuperResolution, Views
 
 SMALL = SuperResConfig(mid_channels=8, high_channels=4)
 
@@ -55,3 +55,51 @@ def test_an_item_alone_is_as_it_is_in_a_batch() -> None:
 def test_a_feature_image_without_a_batch_is_refused() -> None:
     with pytest.raises(ShapeError, match="feature image"):
         SuperResolution(SMALL, 6)(torch.zeros(6, 8, 8))
+
+
+# ---- detail ----------------------------------------------------------------------------------------------------------
+
+DETAILED = SuperResConfig(mid_channels=8, high_channels=4, detail=True)
+
+
+def views(batch: int = 2, size: int = 32) -> Views:
+    moved, still = torch.randn(2, batch, 3, size, size)
+    return Views(moved, torch.rand(batch, 1, size, size), still, torch.rand(batch, 2, size, size))
+
+
+def test_a_new_detail_shows_nine_tenths_of_what_is_drawn() -> None:
+    plain, detailed = SuperResolution(SMALL, 6), SuperResolution(DETAILED, 6)
+    missing, unexpected = detailed.load_state_dict(plain.state_dict(), strict=False)
+    assert not unexpected
+    assert all(name.startswith("detail.") for name in missing)
+    feature, seen = torch.randn(2, 6, 8, 8), views()
+    share = torch.tensor([3.0, 0.0, 0.0]).softmax(0)
+    assert share[0] > 0.9
+    expected = share[0] * plain(feature) + share[1] * seen.moved + share[2] * seen.still
+    torch.testing.assert_close(detailed(feature, seen), expected)
+
+
+@pytest.mark.parametrize(("which", "name"), [(1, "moved"), (2, "still")])
+def test_a_pixel_can_take_the_source_as_it_is(which: int, name: str) -> None:
+    module, seen = SuperResolution(DETAILED, 6), views()
+    assert module.detail is not None
+    with torch.no_grad():
+        module.detail.choice.bias[which] = 60.0
+    torch.testing.assert_close(module(torch.randn(2, 6, 8, 8), seen), getattr(seen, name), atol=1e-5, rtol=1e-5)
+
+
+def test_every_weight_of_the_detail_takes_part() -> None:
+    module = SuperResolution(DETAILED, 6)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.3)
+    module(torch.randn(2, 6, 8, 8), views()).square().sum().backward()
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize(("config", "seen"), [(SMALL, views(1)), (DETAILED, None)])
+def test_views_are_for_detail_alone(config: SuperResConfig, seen: Views | None) -> None:
+    with pytest.raises(ConfigError, match="needs views of the source, and without it takes none"):
+        SuperResolution(config, 6)(torch.randn(1, 6, 8, 8), seen)

@@ -38,13 +38,15 @@ _IRIS_MIRROR = (473, 476, 475, 474, 477, 468, 471, 470, 469, 472)
 class Augment:
     """How far pairs are varied; every amount is the end of a uniform range about "unchanged".
 
-    Colour changes are the same on source and driving; geometry is drawn for each of the two.
+    Colour changes are the same on source and driving; geometry is drawn for each of the two, or once for both.
     """
 
     geometry_probability: float = 0.5
     """Of a frame's crop being moved at all (still portraits: always)."""
     shift: float = 0.03
     """Crop widths, each axis."""
+    together: float = 0.7
+    """Of both frames of a clip being moved alike: the crop of a real clip stands still, and the room with it."""
     scale: float = 0.06
     """Logarithm of the zoom."""
     roll_deg: float = 6.0
@@ -58,7 +60,7 @@ class Augment:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 0.0 or (name.endswith("probability") and value > 1.0):
+            if value < 0.0 or (name.endswith(("probability", "together")) and value > 1.0):
                 raise ConfigError(f"augmentation {name} is {value}; give a number from 0 up (probabilities at most 1)")
 
 
@@ -185,6 +187,8 @@ class PairSampler:
             geometry = np.where(moved[:, None], np.concatenate([shift, zoom, turn], axis=1), geometry)
             if rng.random() < limits.colour_probability:
                 colour = colour_matrix(rng.uniform(-1.0, 1.0, size=6), limits)
+            if rng.random() < limits.together and not still:
+                geometry[1] = geometry[0]
         return _Draw(clip, (int(frame), int(driving)), self.mirror and bool(mirrored), geometry, colour)
 
     def _distance(self, frame: int, candidates: NDArray[np.int64]) -> Array:

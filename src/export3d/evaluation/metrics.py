@@ -6,7 +6,6 @@ circulation by window, channel handling and value range, so each is spelled out 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +101,7 @@ class Metric(Measure):
 
     def against(self, target: Tensor) -> Callable[[Tensor], Tensor]:
         """What scores any images (B, 3, H, W) against these targets; for several methods' images of the same frames."""
-        return functools.partial(self.score, target=target) if self.prepare is None else self.prepare(target)
+        return (lambda image: self.score(image, target)) if self.prepare is None else self.prepare(target)
 
 
 PSNR = Metric("psnr", "PSNR (dB)", True, 2, "10 log10(1 / MSE), RGB in [0, 1]", psnr)

@@ -45,11 +45,7 @@ def frontal_view(image: Tensor, label: Tensor, half_extent: float) -> Tensor:
     centre = ((torch.arange(size, device=image.device, dtype=torch.float32) + 0.5) / size * 2 - 1) * half_extent
     y, x = torch.meshgrid(centre, centre, indexing="ij")
     points = torch.stack([x, y, proxy_depth(x, y)], dim=-1).reshape(1, -1, 3)
-    cam2world, intrinsics = camera.unpack(label.float())
-    local = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
-    projected = local @ intrinsics.transpose(1, 2)
-    grid = projected[..., :2] / projected[..., 2:].clamp_min(1e-3) * 2 - 1
-    grid = grid.reshape(-1, size, size, 2).to(image.dtype)
+    grid = _pictured(points, label).reshape(-1, size, size, 2).to(image.dtype)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -76,3 +72,81 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
             z = proxy_depth(place[..., 0], place[..., 1])
     positions: Tensor = place[..., :2] / half_extent
     return positions
+
+
+def driving_view(
+    image: Tensor, label: Tensor, driving_label: Tensor, flow: Tensor | None, half_extent: float
+) -> tuple[Tensor, Tensor]:
+    """The source image as the driving camera sees it, painted on the average head and moved by the flow.
+
+    Each pixel's ray meets the average head at a place of the xy plane; the flow says where the aligned source has what
+    belongs there; the source's camera finds it in the image.
+
+    Args:
+        image: (B, C, H, H).
+        label, driving_label: (B, 25) cameras of the image and of the wanted view.
+        flow: (B, 2, h, w), see `TriplaneGenerator.generate`; None moves nothing.
+        half_extent: of the planes, scene units.
+
+    Returns:
+        (B, C, H, H), the border continued, and (B, 1, H, H) how far it is stretched there (`stretch`).
+    """
+    check_shape(image, "B C H H", "image")
+    batch, size = image.shape[0], image.shape[-1]
+    centre = (torch.arange(size, device=image.device, dtype=torch.float32) + 0.5) / size
+    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    pixels = torch.stack([x, y], dim=-1).reshape(1, -1, 2).expand(batch, -1, -1)
+    with torch.no_grad():
+        place = plane_positions(pixels, driving_label, half_extent)
+    if flow is not None:
+        offset = F.grid_sample(flow.float(), place[:, :, None], padding_mode="border", align_corners=False)
+        place = place + offset[..., 0].mT
+    plane = place * half_extent
+    points = torch.cat([plane, proxy_depth(plane[..., :1], plane[..., 1:])], dim=-1)
+    grid = _pictured(points, label).reshape(batch, size, size, 2)
+    seen = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
+    moved = grid.permute(0, 3, 1, 2) - (torch.stack([x, y]) * 2 - 1)
+    return seen, stretch(moved)
+
+
+def head_nearness(label: Tensor, size: int, half_extent: float) -> Tensor:
+    """How near each pixel of a camera's picture is to the middle of the average head's face.
+
+    Args:
+        label: (B, 25).
+        size: H, a multiple of 4.
+        half_extent: of the planes, scene units.
+
+    Returns:
+        (B, 1, H, H): 1 at the middle, falling evenly to 0 at four widths of the head's bump.
+    """
+    coarse = size // 4
+    centre = (torch.arange(coarse, device=label.device, dtype=torch.float32) + 0.5) / coarse
+    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    pixels = torch.stack([x, y], dim=-1).reshape(1, -1, 2).expand(label.shape[0], -1, -1)
+    place = plane_positions(pixels, label, half_extent) * half_extent
+    away = (place / place.new_tensor([_WIDTH, _HEIGHT])).norm(dim=-1)
+    near = (1.0 - away / 4.0).clamp(0.0, 1.0).reshape(-1, 1, coarse, coarse)
+    return F.interpolate(near, size, mode="bilinear", align_corners=False)
+
+
+def _pictured(points: Tensor, label: Tensor) -> Tensor:
+    """Points (B, N, 3) of the scene to their places (B, N, 2) in the pictures of cameras (B, 25), [-1, 1], x first."""
+    cam2world, intrinsics = camera.unpack(label.float())
+    local = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
+    projected = local @ intrinsics.transpose(1, 2)
+    return projected[..., :2] / projected[..., 2:].clamp_min(1e-3) * 2 - 1
+
+
+def stretch(flow: Tensor) -> Tensor:
+    """How far a flow (B, 2, H, W) in [-1, 1] grid units stretches what it looks up: (B, 1, H, W), 0 to 1.
+
+    1 - det of the lookup's Jacobian, clamped: 0 where the source keeps its area or is compressed, near 1 where a sliver
+    of it covers a large place.
+    """
+    height, width = flow.shape[-2:]
+    padded = F.pad(flow.float(), (1, 1, 1, 1), mode="replicate")
+    across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) * (width / 4.0)
+    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) * (height / 4.0)
+    area = (1.0 + across[:, :1]) * (1.0 + down[:, 1:]) - across[:, 1:] * down[:, :1]
+    return (1.0 - area).clamp(0.0, 1.0)

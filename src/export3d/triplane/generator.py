@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from export3d.errors import ConfigError, check_shape
 from export3d.layers import GaussianLowPass, ResidualConvs, conv3x3, tokens_to_image
+from export3d.triplane.align import stretch
 from export3d.triplane.average import PlaneAverage
 from export3d.triplane.blocks import ViTBlock
 from export3d.triplane.stem import ConvStem, OverlapPatchMerge
@@ -93,18 +94,21 @@ class SourceFeatures:
         skips: the stem's features for the grids of H/8, H/4 and H/2; empty without the skip.
         pose: (B, d + 9) the source's own beta' and the rotation of its camera, from which the flow starts; None without
             the flow.
+        image, camera: (B, 3, H, W) and (B, 25) the source itself, for the super-resolution's detail; None without it.
     """
 
     tokens: Tensor
     skips: tuple[Tensor, ...] = ()
     pose: Tensor | None = None
+    image: Tensor | None = None
+    camera: Tensor | None = None
 
     def expand(self, batch: int) -> SourceFeatures:
         """One source repeated for a batch of expressions; copies nothing."""
         return SourceFeatures(
             self.tokens.expand(batch, *self.tokens.shape[1:]),
             tuple(skip.expand(batch, *skip.shape[1:]) for skip in self.skips),
-            None if self.pose is None else self.pose.expand(batch, -1),
+            *(None if x is None else x.expand(batch, *x.shape[1:]) for x in (self.pose, self.image, self.camera)),
         )
 
 
@@ -181,20 +185,6 @@ class FlowStep(nn.Module):
             return None
         closing: Tensor = 10.0 * self.closes.view(1, -1, 1, 1) * stretch(flow)
         return closing
-
-
-def stretch(flow: Tensor) -> Tensor:
-    """How far a flow (B, 2, H, W) in [-1, 1] grid units stretches what it looks up: (B, 1, H, W), 0 to 1.
-
-    1 - det of the lookup's Jacobian, clamped: 0 where the source keeps its area or is compressed, near 1 where a sliver of
-    it covers a large place.
-    """
-    height, width = flow.shape[-2:]
-    padded = F.pad(flow.float(), (1, 1, 1, 1), mode="replicate")
-    across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) * (width / 4.0)
-    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) * (height / 4.0)
-    area = (1.0 + across[:, :1]) * (1.0 + down[:, 1:]) - across[:, 1:] * down[:, :1]
-    return (1.0 - area).clamp(0.0, 1.0)
 
 
 def warp(features: Tensor, flow: Tensor) -> Tensor:

@@ -265,6 +265,20 @@ def test_without_augmentation_probabilities_nothing_changes_on_videos(store: Fra
         torch.testing.assert_close(batch[name], plain[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(("still", "alike"), [(0.0, True), (1.0, False)])
+def test_both_frames_of_a_clip_may_be_moved_alike_a_still_picture_never(
+    store: FrameStore, still: float, alike: bool
+) -> None:
+    limits = Augment(geometry_probability=1.0, together=1.0, colour_probability=0.0)
+    batch = PairSampler(store, 0, mirror=False, augment=limits, still_fraction=still).batch(0, 12)
+    plain = PairSampler(store, 0, still_fraction=still, **PLAIN).batch(0, 12)
+    moved = [
+        cameras.unpack(batch[camera])[1] - cameras.unpack(plain[camera])[1] for camera in ("source_camera", "camera")
+    ]
+    assert moved[0].abs().amax(dim=(1, 2)).min() > 1e-4
+    assert ((moved[0] - moved[1]).abs().max() < 1e-5) == alike
+
+
 def test_settings_that_cannot_work_are_refused(store: FrameStore) -> None:
     from dataclasses import replace
 
@@ -276,5 +290,7 @@ def test_settings_that_cannot_work_are_refused(store: FrameStore) -> None:
         PairSampler(store, 0).batch(0, 8, 0, 3)
     with pytest.raises(ConfigError, match="roll_deg"):
         Augment(roll_deg=-1.0)
+    with pytest.raises(ConfigError, match="together"):
+        Augment(together=1.5)
     with pytest.raises(InputError, match="no frame with a found face"):
         PairSampler(replace(store, found=torch.zeros_like(store.found)), 0)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from export3d.config import preset
 from export3d.errors import ConfigError, ShapeError
+from export3d.triplane.align import stretch
 from export3d.triplane.blocks import EAdaLN
 from export3d.triplane.generator import (
     FlowField,
@@ -19,7 +20,6 @@ from export3d.triplane.generator import (
     GeneratorConfig,
     SourceFeatures,
     TriplaneGenerator,
-    stretch,
     warp,
 )
 
@@ -323,7 +323,9 @@ def zoom(x: float, y: float, size: int = 32) -> Tensor:
     return torch.stack([((x - 1) * places).expand(size, size), ((y - 1) * places)[:, None].expand(size, size)])[None]
 
 
-@pytest.mark.parametrize(("x", "y", "wanted"), [(1.0, 1.0, 0.0), (0.5, 1.0, 0.5), (0.5, 0.5, 0.75), (2.0, 1.0, 0.0), (0.0, 1.0, 1.0)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("x", "y", "wanted"), [(1.0, 1.0, 0.0), (0.5, 1.0, 0.5), (0.5, 0.5, 0.75), (2.0, 1.0, 0.0), (0.0, 1.0, 1.0)]
+)
 def test_stretch_is_the_share_of_a_place_that_the_source_does_not_cover(x: float, y: float, wanted: float) -> None:
     inner = stretch(zoom(x, y))[..., 1:-1, 1:-1]
     torch.testing.assert_close(inner, torch.full_like(inner, wanted), atol=1e-5, rtol=0)
