@@ -2,9 +2,11 @@
 
 Two kinds of thing are stored:
 
-* **Weights**: `NAME.safetensors` and beside it `NAME.json` (configuration, counters, versions, SHA-256).
+* **Weights**: `NAME.safetensors` and beside it `NAME.json` (configuration, counters, versions, SHA-256), its sidecar.
+  That of `model.safetensors` is called `config.json`: such a folder has the shape that the Hugging Face Hub knows.
 * **A training state**: a folder `checkpoint-00001234` (images seen) with `model`, `ema` and `optimizer` as safetensors
-  and `state.json`, which lists every file with its size and SHA-256.
+  and `state.json`, which lists every file with its size and SHA-256. Where two networks are trained against each other,
+  `opponent` and `opponent_optimizer` are beside them.
 
 Every write goes to a temporary name on the same file system, is flushed to the disk and then renamed; a state folder
 appears under its final name only when complete. A process that is killed at any moment leaves the last state loadable.
@@ -37,6 +39,8 @@ Json = dict[str, Any]
 _WEIGHTS_FORMAT = "export3d.weights"
 _STATE_FORMAT = "export3d.state"
 _VERSION = 1
+_MODEL, _EMA, _OPTIMIZER = "model.safetensors", "ema.safetensors", "optimizer.safetensors"
+_OPPONENT, _OPPONENT_OPTIMIZER = "opponent.safetensors", "opponent_optimizer.safetensors"
 _STATE_NAME = re.compile(r"checkpoint-(\d{8,})")
 _MB = 1_000_000
 
@@ -52,6 +56,7 @@ class State:
         optimizer: what `torch.optim.Optimizer.load_state_dict` takes.
         counters: `images_seen`, `step`, `minutes` and whatever else was handed to `save_state`.
         config: the run's resolved configuration.
+        opponent: tensors of the second network and its optimiser's state; None where one network was trained alone.
     """
 
     path: Path
@@ -60,6 +65,7 @@ class State:
     optimizer: Json
     counters: Json
     config: Json
+    opponent: tuple[dict[str, Tensor], Json] | None = None
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -107,7 +113,7 @@ def save_weights(
             "versions": _versions(),
             "file": entry,
         }
-        _write_atomic(_sidecar(path), _to_json(sidecar))
+        _write_atomic(sidecar_of(path), _to_json(sidecar))
         _remove_stale_parts(path, entry)
     return path
 
@@ -119,15 +125,74 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], Json, Json]:
     a pickle: nothing in the file is executed, ever.
     """
     path = _weights_path(path)
+    data, sidecar = _read_weights(path)
+    return _parse(data, path), sidecar["config"], sidecar["info"]
+
+
+def has_weights(path: Path) -> bool:
+    """Whether there is a file `path`, or the first of its parts."""
+    return path.is_file() or path.with_name(path.name + ".part00").is_file()
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the JSON of the weights `path` is."""
+    return path.with_name("config.json") if path.name == _MODEL else path.with_suffix(".json")
+
+
+def read_sidecar(path: Path) -> Json:
+    """What is written about the weights `path`, which need not be there; raises `CheckpointError`.
+
+    Keys: `config`, `info`, `dtype`, `versions`, and `file` with `size` (bytes), `sha256` and perhaps `parts`.
+    """
+    sidecar = _read_json(sidecar_of(path), _WEIGHTS_FORMAT)
+    tells = all(isinstance(sidecar.get(key), dict) for key in ("config", "info"))
+    if not tells or not _is_entry(sidecar.get("file")):
+        raise CheckpointError(f"{sidecar_of(path)} lacks what it should tell of the weights; fetch or save it again")
+    return sidecar
+
+
+def files_of(path: Path, sidecar: Json) -> list[str]:
+    """Names of the files that hold the weights `path`: its own, or those of its parts.
+
+    Raises `CheckpointError` for a name that is not plainly that of a part.
+    """
+    names = [part["name"] for part in sidecar["file"].get("parts", [])] or [path.name]
+    for name in names:
+        if name != path.name and not re.fullmatch(re.escape(path.name) + r"\.part\d{2,}", name):
+            raise CheckpointError(f"the JSON of {path} names {name!r}, which is not a plain file name; fetch it again")
+    return names
+
+
+def copy_weights(source: Path | str, target: Path | str, info: Mapping[str, Any] | None = None) -> Path:
+    """Write verified weights once more, under another name; parts are joined, and the bytes keep their SHA-256.
+
+    Args:
+        source, target: end in `.safetensors`.
+        info: added to what the sidecar tells.
+
+    Raises:
+        CheckpointError: as `load_weights`.  OutputError: as `save_weights`.
+    """
+    source, target = _weights_path(source), _weights_path(target)
+    data, sidecar = _read_weights(source)
+    _parse(data, source)
+    with _writing(target):
+        entry = _write_blob(target, data, None)
+        words = {**sidecar, "info": {**sidecar["info"], **(info or {})}, "file": entry}
+        _write_atomic(sidecar_of(target), _to_json(words))
+        _remove_stale_parts(target, entry)
+    return target
+
+
+def _read_weights(path: Path) -> tuple[bytes, Json]:
+    """The verified bytes and the sidecar of weights."""
     if path.is_dir():
         raise CheckpointError(f"{path} is a folder; name the .safetensors file inside it")
     _refuse_pickle(path)
-    has_weights = path.is_file() or path.with_name(path.name + ".part00").is_file()
-    if not has_weights:
+    if not has_weights(path):
         raise CheckpointError(f"no weights at {path}; check the path, or download or train them first")
-    sidecar = _read_json(_sidecar(path), _WEIGHTS_FORMAT)
-    tensors = _parse(_read_blob(path, sidecar["file"]), path)
-    return tensors, sidecar["config"], sidecar["info"]
+    sidecar = read_sidecar(path)
+    return _read_blob(path, sidecar["file"]), sidecar
 
 
 def load_into(module: nn.Module, tensors: Mapping[str, Tensor], what: str = "the weights") -> None:
@@ -174,6 +239,7 @@ def save_state(
     optimizer: Mapping[str, Any],
     counters: Mapping[str, Any],
     config: Mapping[str, Any],
+    opponent: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
     keep: int = 2,
     part_size_mb: float | None = None,
 ) -> Path:
@@ -185,6 +251,7 @@ def save_state(
         optimizer: `Optimizer.state_dict()` of any optimiser whose state is tensors, numbers, strings and booleans.
         counters: JSON-able, with at least `images_seen`.
         config: JSON-able resolved configuration.
+        opponent: state dictionaries of a second network and of its optimiser, if there is one.
         keep: how many states stay, at least 1.
         part_size_mb: as in `save_weights`.
 
@@ -197,6 +264,11 @@ def save_state(
     folder = Path(folder)
     final = folder / f"checkpoint-{int(counters['images_seen']):08d}"
     optimizer_tensors, optimizer_words = _flatten_optimizer(optimizer)
+    contents: dict[str, Mapping[str, Tensor]] = {_MODEL: model, _EMA: ema, _OPTIMIZER: optimizer_tensors}
+    words: Json = {"optimizer": optimizer_words}
+    if opponent is not None:
+        contents[_OPPONENT] = opponent[0]
+        contents[_OPPONENT_OPTIMIZER], words["opponent_optimizer"] = _flatten_optimizer(opponent[1])
     with _writing(final):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_debris(folder)
@@ -209,18 +281,14 @@ def save_state(
             temporary.mkdir()
             files = {
                 name: _write_blob(temporary / name, _serialise(tensors, None), part_size_mb)
-                for name, tensors in (
-                    ("model.safetensors", model),
-                    ("ema.safetensors", ema),
-                    ("optimizer.safetensors", optimizer_tensors),
-                )
+                for name, tensors in contents.items()
             }
             state = {
                 "format": _STATE_FORMAT,
                 "version": _VERSION,
                 "counters": dict(counters),
                 "config": dict(config),
-                "optimizer": optimizer_words,
+                **words,
                 "versions": _versions(),
                 "files": files,
             }
@@ -270,13 +338,18 @@ def load_state(path: Path | str) -> State:
         _refuse_pickle(file)
         return _parse(_read_blob(file, words["files"][name]), file)
 
+    opponent = None
+    if _OPPONENT in words["files"]:
+        optimizer = _unflatten_optimizer(read(_OPPONENT_OPTIMIZER), words["opponent_optimizer"])
+        opponent = (read(_OPPONENT), optimizer)
     return State(
         path=path,
-        model=read("model.safetensors"),
-        ema=read("ema.safetensors"),
-        optimizer=_unflatten_optimizer(read("optimizer.safetensors"), words["optimizer"]),
+        model=read(_MODEL),
+        ema=read(_EMA),
+        optimizer=_unflatten_optimizer(read(_OPTIMIZER), words["optimizer"]),
         counters=words["counters"],
         config=words["config"],
+        opponent=opponent,
     )
 
 
@@ -384,11 +457,8 @@ def _write_blob(path: Path, data: bytes, part_size_mb: float | None) -> Json:
 
 def _read_blob(path: Path, entry: Json) -> bytes:
     """The bytes of a file or of its parts, verified against the size and SHA-256 in `entry`."""
-    names = [part["name"] for part in entry.get("parts", [])] or [path.name]
     pieces = []
-    for name in names:
-        if Path(name).name != name:
-            raise CheckpointError(f"the JSON of {path} names {name!r}, which is not a plain file name; fetch it again")
+    for name in files_of(path, {"file": entry}):
         file = path.with_name(name)
         try:
             pieces.append(file.read_bytes())
@@ -529,8 +599,16 @@ def _weights_path(path: Path | str) -> Path:
     return path
 
 
-def _sidecar(path: Path) -> Path:
-    return path.with_suffix(".json")
+def _is_entry(entry: Any) -> bool:
+    """Whether `entry` tells size and SHA-256 of a file, and names and sizes of its parts if it has any."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
+        return False
+    parts = entry.get("parts", [])
+    return (
+        isinstance(entry.get("sha256"), str)
+        and isinstance(parts, list)
+        and all(isinstance(part, dict) and isinstance(part.get("name"), str) for part in parts)
+    )
 
 
 def _versions() -> dict[str, str]:

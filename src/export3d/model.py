@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import export3d.camera as cameras
 from export3d.config import ModelConfig
 from export3d.errors import ConfigError, check_shape
 from export3d.expression.encoder import ExpressionEncoder
+from export3d.hub import HubModel
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution, Views
 from export3d.triplane.align import driving_view, frontal_view, head_nearness
@@ -54,11 +56,14 @@ class Output:
         return self.planes.flow
 
 
-class Export3D(nn.Module):
+class Export3D(HubModel):
     """Source image, driving expression and camera to the driving frame.
 
     `encode`, `planes`, `frame` are the three steps at inference: once a source, once an expression, once a camera.
+    `from_pretrained`, `save_pretrained` and `push_to_hub` are those of `HubModel`.
     """
+
+    config: ModelConfig
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -11,18 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export3d.checkpoint import load_into, load_weights, save_weights
-from export3d.config import ModelConfig
+from export3d.checkpoint import Json, load_into, load_weights, read_sidecar, save_weights
 from export3d.errors import CheckpointError, ConfigError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
+from export3d.hub import locate
 from export3d.model import Export3D
 from export3d.triplane.blocks import EAdaLN
-
-PACKAGED = Path(__file__).parent / "assets" / "base.safetensors"
-"""The weights that are installed with the package: preset `base`."""
-
-PACKAGED_ENCODER = PACKAGED.with_name("clebs.safetensors")
-"""The pre-trained expression encoder (CLeBS) that the packaged weights were trained with."""
+from export3d.weights import PACKAGED as PACKAGED
+from export3d.weights import PACKAGED_ENCODER as PACKAGED_ENCODER
+from export3d.weights import PACKAGED_NAMES, find, install
 
 _AVERAGE = "generator.average.value"
 _FLOW = ("generator.flow_field.", "generator.flows.")
@@ -32,16 +29,16 @@ _SEES_EXPRESSION = ("expression.", "generator.flow_field.")
 
 
 def load_pretrained(path: Path | str | None = None) -> Export3D:
-    """The model that `path` (`….safetensors` with its `….json`) holds, in eval mode on the CPU.
+    """The model that `path` holds, frozen, in eval mode on the CPU; nothing is looked for outside this machine.
 
-    None means the packaged one. Raises `CheckpointError` where the file is missing, damaged or of another kind.
+    Args:
+        path: a `.safetensors` file with its sidecar, a folder that `Export3D.save_pretrained` wrote, or the name of
+            installed weights (`export3d weights`); None means the packaged ones.
+
+    Raises:
+        CheckpointError: missing, damaged or of another kind.
     """
-    tensors, config, _ = load_weights(PACKAGED if path is None else path)
-    if "model" not in config:
-        raise CheckpointError(f"{path} does not hold an export3d model; its sidecar has no model configuration")
-    model = Export3D(ModelConfig.from_dict(config["model"]))
-    load_into(model, {name: value.float() for name, value in tensors.items()}, what=str(path or PACKAGED.name))
-    return model.eval().requires_grad_(False)
+    return Export3D.from_file(find(path)).requires_grad_(False)
 
 
 def save_pretrained(model: Export3D, path: Path | str, info: Mapping[str, Any], **options: Any) -> Path:
@@ -50,11 +47,12 @@ def save_pretrained(model: Export3D, path: Path | str, info: Mapping[str, Any], 
 
 
 def load_encoder(path: Path | str | None = None) -> ExpressionEncoder:
-    """The encoder that `path` (`….safetensors` with its `….json`) holds, in eval mode, frozen; None: the packaged one.
+    """The encoder that `path` (a file or a name) holds, in eval mode, frozen; None: the packaged one.
 
     Raises `CheckpointError` where the file is missing, damaged or of another kind.
     """
-    tensors, config, _ = load_weights(PACKAGED_ENCODER if path is None else path)
+    path = find(PACKAGED_ENCODER if path is None else path)
+    tensors, config, _ = load_weights(path)
     settings = config.get("expression")
     if not isinstance(settings, dict):
         raise CheckpointError(f"{path} does not hold an expression encoder; make one with: export3d pretrain")
@@ -62,13 +60,61 @@ def load_encoder(path: Path | str | None = None) -> ExpressionEncoder:
     if unknown:
         raise ConfigError(f"unknown setting expression.{unknown[0]} in {path}; this encoder needs a newer export3d")
     encoder = ExpressionEncoder(ExpressionConfig(**settings))
-    load_into(encoder, tensors, what=str(path or PACKAGED_ENCODER.name))
+    load_into(encoder, tensors, what=str(path))
     return encoder.eval().requires_grad_(False)
 
 
 def save_encoder(encoder: ExpressionEncoder, path: Path | str, info: Mapping[str, Any]) -> Path:
     """Write an encoder with the configuration that rebuilds it."""
     return save_weights(path, encoder.state_dict(), {"expression": asdict(encoder.config)}, info)
+
+
+def verify(which: Path | str | None) -> Json:
+    """Read weights, of a model or of an expression encoder, as they will be used; returns what their sidecar tells.
+
+    Args:
+        which: a file, a folder or a name, see `load_pretrained`.
+
+    Raises:
+        CheckpointError: missing, another SHA-256 than the sidecar's, or neither a model nor an encoder.
+        ConfigError: settings of a newer export3d.
+    """
+    path = find(which)
+    config = load_weights(path)[1]
+    if "model" in config:
+        load_pretrained(path)
+    elif "expression" in config:
+        load_encoder(path)
+    else:
+        raise CheckpointError(f"{path} holds neither an export3d model nor an expression encoder; use another file")
+    return read_sidecar(path)
+
+
+def install_weights(
+    source: Path | str, name: str | None = None, *, revision: str | None = None, token: str | None = None
+) -> Path:
+    """Verify weights and keep them in the user's data folder, where `name` finds them.
+
+    Args:
+        source: a file, a folder or a name (see `load_pretrained`), or a Hugging Face repository `owner/name`.
+        name: by default the repository's, the folder's or the file's.
+        revision, token: see `Export3D.from_pretrained`.
+
+    Returns:
+        the installed file; the package's own weights stay where they are unless they are given a name.
+
+    Raises:
+        CheckpointError: missing or damaged; nothing is installed.  OutputError: they cannot be written.
+        ConfigError: the name is taken or cannot be used.  MissingExtra: huggingface_hub is not installed.
+    """
+    path, origin = locate(source, revision, token)
+    verify(path)
+    if name is None:
+        if path in PACKAGED_NAMES.values():
+            return path
+        telling = path.stem not in ("model", "weights")
+        name = Path(str(source)).name if origin else path.stem if telling else path.resolve().parent.name
+    return install(path, name, origin)
 
 
 def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str, Tensor]:

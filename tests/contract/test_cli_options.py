@@ -34,12 +34,20 @@ OPTIONS: dict[str, list[str]] = {
     "train": [
         "data", "config=...", "loop=...", "output", "resume=True", "init_from=None", "pseudo=()", "cache=None",
     ],
+    "ablate": [
+        "data", "config=...", "loop=...", "output",
+        "rows=('direct_3dmm', 'e2e_lebs_n25', 'e2e_lebs_n10', 'e2e_lebs_n5', 'clebs')", "init_from=None", "pseudo=()",
+        "cache=None", "pairs=None", "identity=()", "frames=40", "every=5",
+    ],
     "evaluate": [
-        "split", "output", "protocol='same'", "weights=None", "every=1", "backbone='alex'", "backbone_file=None",
-        "heads_file=None", "retrack=False", "pairs=None", "identity=()", "motion='absolute'", "frames=40",
-        "against=None", "max_clips=None", "device='auto'", "batch=4",
+        "data='data'", "output='evaluation'", "split='val'", "clips=None", "predictions=None", "protocol='same'",
+        "weights=None", "references=('copy', 'warp', 'mesh', 'oracle')", "every=1", "backbone='auto'",
+        "backbone_file=None", "heads_file=None", "faces=True", "landmarks='mediapipe'", "expression='arkit52'",
+        "identity=()", "save=None", "workers=0", "pairs=None", "motion='absolute'", "frames=40", "against=None",
+        "max_clips=None", "device='auto'", "batch=4",
     ],
     "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
+    "weights": ["action='list'", "what=()", "name=None", "revision=None"],
     "demo": ["output='out'", "motion='speech'", "absolute=False", "device='auto'"],
 }  # fmt: skip
 
@@ -55,8 +63,10 @@ def test_the_commands_are_these() -> None:
         "pseudo-clips",
         "pretrain",
         "train",
+        "ablate",
         "evaluate",
         "evaluate-expression",
+        "weights",
         "demo",
     ]
 
@@ -94,7 +104,7 @@ def test_help_is_fast_and_loads_no_torch() -> None:
         "import sys; from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
         "main(['track', '--help']); main(['compare-motion', '--help']); main(['demo', '--help']);"
         "main(['prepare', '--help']); main(['evaluate', '--help']); main(['evaluate-expression', '--help']);"
-        "main(['edit', '--help']); main(['sheet', '--help']);"
+        "main(['edit', '--help']); main(['sheet', '--help']); main(['weights', '--help']);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av')))"
     )
     start = time.perf_counter()

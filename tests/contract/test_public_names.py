@@ -32,6 +32,11 @@ def test_every_public_name_can_be_imported_and_is_documented() -> None:
         assert getattr(export3d, name).__doc__, f"{name} has no docstring"
 
 
+def test_the_model_is_loaded_saved_and_pushed_as_the_ecosystem_does_it() -> None:
+    for name in ("from_pretrained", "save_pretrained", "push_to_hub"):
+        assert getattr(export3d.Export3D, name).__doc__
+
+
 def test_an_unknown_name_is_an_attribute_error() -> None:
     assert not hasattr(export3d, "Animater")
 

@@ -11,7 +11,18 @@ import torch
 from torch import nn
 
 from export3d import checkpoint
-from export3d.checkpoint import latest_state, load_into, load_state, load_weights, save_state, save_weights, states
+from export3d.checkpoint import (
+    copy_weights,
+    files_of,
+    latest_state,
+    load_into,
+    load_state,
+    load_weights,
+    read_sidecar,
+    save_state,
+    save_weights,
+    states,
+)
 from export3d.errors import CheckpointError, OutputError
 
 
@@ -313,6 +324,34 @@ def test_overwriting_leaves_no_stale_part(tmp_path, sizes):
     assert torch.equal(load_weights(path)[0]["a"], torch.arange(1000.0))
 
 
+@pytest.mark.parametrize(
+    "name", ["..", "w.json", "w.safetensors.part1", "other.safetensors.part00", "a\\w.safetensors"]
+)
+def test_a_part_has_the_name_of_its_file(tmp_path, name):
+    with pytest.raises(CheckpointError, match="not a plain file name"):
+        files_of(tmp_path / "w.safetensors", {"file": {"parts": [{"name": name}]}})
+
+
+def test_a_copy_is_verified_and_in_one_piece(tmp_path):
+    tensors = {"a": torch.arange(1000.0), "b": torch.arange(300)}
+    path = save_weights(tmp_path / "w.safetensors", tensors, {"c": 1}, {"seen": 2}, part_size_mb=0.002)
+    copy = copy_weights(path, tmp_path / "copy.safetensors", {"from": "w"})
+    loaded, config, info = load_weights(copy)
+    assert_equal_tensors(loaded, tensors)
+    assert (config, info) == ({"c": 1}, {"seen": 2, "from": "w"})
+    assert read_sidecar(copy)["file"] == {k: v for k, v in read_sidecar(path)["file"].items() if k != "parts"}
+    (tmp_path / "w.safetensors.part01").write_bytes(b"x")
+    with pytest.raises(CheckpointError):
+        copy_weights(path, tmp_path / "again.safetensors")
+    assert not list(tmp_path.glob("again*"))
+
+
+def test_the_sidecar_of_a_file_that_the_hub_knows_is_called_as_there(tmp_path):
+    path = save_weights(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, {"c": 1}, {})
+    assert {other.name for other in tmp_path.iterdir()} == {"model.safetensors", "config.json"}
+    assert load_weights(path)[1] == {"c": 1}
+
+
 def test_a_state_in_parts_comes_back(tmp_path):
     given = state_of(8)
     given["model"] = {"weight": torch.arange(300.0)}
@@ -340,6 +379,22 @@ def test_a_state_comes_back_as_it_went(tmp_path):
     assert again["param_groups"] == given["optimizer"]["param_groups"]
     for index, entries in given["optimizer"]["state"].items():
         assert_equal_tensors(again["state"][index], entries)
+
+
+def test_a_second_network_and_its_optimiser_come_back_beside_the_first(tmp_path):
+    given, other = state_of(4), state_of(9)
+    assert load_state(save_state(tmp_path / "one", **given)).opponent is None
+    path = save_state(tmp_path / "two", **given, opponent=(other["model"], other["optimizer"]))
+    loaded = load_state(path)
+    assert loaded.opponent is not None
+    assert_equal_tensors(loaded.model, dict(given["model"]))
+    assert_equal_tensors(loaded.opponent[0], dict(other["model"]))
+    for found, wanted in ((loaded.optimizer, given["optimizer"]), (loaded.opponent[1], other["optimizer"])):
+        assert found["param_groups"] == wanted["param_groups"]
+        for index, entries in wanted["state"].items():
+            assert_equal_tensors(found["state"][index], entries)
+    (path / "opponent_optimizer.safetensors").unlink()
+    assert latest_state(tmp_path / "two") is None  # half a state is none
 
 
 def test_optimisers_with_plain_numbers_in_their_state_come_back(tmp_path):

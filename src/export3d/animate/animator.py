@@ -81,9 +81,10 @@ class Animator:
 
     @classmethod
     def from_pretrained(cls, path: str | Path | None = None, device: str | torch.device = "auto") -> Animator:
-        """Weights from a `.safetensors` file, by default those inside the package.
+        """Weights by file, folder or name (see `export3d.load_pretrained`), by default those inside the package.
 
-        Raises `CheckpointError` where they are missing, damaged or of another architecture.
+        Those of a Hugging Face repository: `Animator(Export3D.from_pretrained("owner/name"))`. Raises `CheckpointError`
+        where they are missing, damaged or of another architecture.
         """
         return cls(load_pretrained(path), device)
 

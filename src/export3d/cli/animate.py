@@ -40,7 +40,7 @@ def command(
         absolute: take the driving face's pose and expression as they are.
         scores: hold an ARKit score of the result at this value, from 0 to 1, such as jawOpen=0.8; may be repeated.
         sheet: also write a contact sheet (.png).
-        weights: a .safetensors file of weights; by default those inside the package.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
         device: cpu, cuda, or auto.
         batch: frames rendered together.
     """

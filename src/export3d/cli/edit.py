@@ -35,7 +35,7 @@ def command(
         yaw: turn the head to the picture's right by so many degrees.
         pitch: raise the face by so many degrees.
         roll: tilt the head clockwise by so many degrees.
-        weights: a .safetensors file of weights; by default those inside the package.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
         device: cpu, cuda, or auto.
     """
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_still

@@ -1,7 +1,8 @@
 """The command line: finds the command, runs it, and turns failures into sentences and exit codes.
 
-Exit codes: 0 done; 1 a check failed (`compare-motion --min`, `sheet --check`); 2 a bad input, setting or output, told
-in one sentence on standard error; 130 interrupted. Anything else is our own bug and keeps its traceback.
+Exit codes: 0 done; 1 a check failed (`compare-motion --min`, `sheet --check`, `weights verify`); 2 a bad input, setting
+or output, told in one sentence on standard error; 130 interrupted. Anything else is our own bug and keeps its
+traceback.
 
 Nothing heavy is imported here: `export3d --help` must answer at once, so a command's module is loaded when it runs.
 """
@@ -26,8 +27,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pseudo-clips": ("export3d.cli.pseudo_clips", "make a split's still portraits move, for training"),
     "pretrain": ("export3d.cli.pretrain", "train the expression encoder to forget the appearance"),
     "train": ("export3d.cli.train", "train the generator on prepared shards"),
+    "ablate": ("export3d.cli.ablate", "train and score the variants of Table 3 with equal budgets"),
     "evaluate": ("export3d.cli.evaluate", "score weights on a split of prepared shards"),
     "evaluate-expression": ("export3d.cli.evaluate_expression", "measure the appearance left in expressions"),
+    "weights": ("export3d.cli.weights", "list, verify, install and remove weights"),
     "demo": ("export3d.cli.demo", "animate the bundled portrait by a bundled motion"),
 }
 """Command name to (module, one line of help); each module has one function `command`."""

@@ -26,7 +26,7 @@ def command(
         portraits: images with a face; by default the one inside the package.
         output: folder for basis_NAME.png (one for each portrait) and basis.md; created if need be.
         check: exit with code 1 if a direction turns the head of any portrait by 1.5 degrees or more.
-        weights: a .safetensors file of weights; by default those inside the package.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
         device: cpu, cuda, or auto.
     """
     from export3d.animate.drive import bundled_portrait

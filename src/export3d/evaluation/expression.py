@@ -30,6 +30,7 @@ from export3d.evaluation.report import bootstrap
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.files import check_input, write_bytes
 from export3d.pretrained import load_pretrained
+from export3d.weights import find
 
 Array = NDArray[np.float64]
 Rows = NDArray[np.int64]
@@ -197,6 +198,7 @@ def read_encoder(path: Path | str) -> ExpressionEncoder:
     """
     from export3d.pretrained import load_encoder
 
+    path = find(path)
     if "model" in load_weights(path)[1]:
         return load_pretrained(path).expression
     return load_encoder(path)

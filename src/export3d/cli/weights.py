@@ -1,0 +1,113 @@
+"""`export3d weights`: what weights there are; checked, installed and removed by name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+import tyro
+
+from export3d.cli.terminal import tell
+from export3d.errors import CheckpointError, ConfigError
+
+
+def command(
+    action: tyro.conf.Positional[Literal["list", "verify", "install", "remove"]] = "list",
+    what: tyro.conf.Positional[tuple[str, ...]] = (),
+    *,
+    name: str | None = None,
+    revision: str | None = None,
+) -> int:
+    """List the weights that can be used by name, verify them, install others, or remove them.
+
+    Installed weights are kept in the user's folder for application data, or in EXPORT3D_HOME.
+
+    Args:
+        action: list; verify (SHA-256, and whether this version can use them); install; remove.
+        what: (verify) names, files or folders, by default everything listed; (install) one file, folder or Hugging Face
+            repository owner/name; (remove) names.
+        name: (install) what to call them; by default as their repository, folder or file is called.
+        revision: (install) branch, tag or commit of the repository.
+    """
+    if action != "install" and (name or revision):
+        raise ConfigError(f"{action} does not take {'--name' if name else '--revision'}; leave it out")
+    if action == "list":
+        if what:
+            raise ConfigError(f"list shows all weights and takes no {what[0]!r}; to check some, use verify")
+        return _list()
+    if action == "verify":
+        return _verify(what)
+    if action == "install":
+        if len(what) != 1:
+            raise ConfigError(f"install takes one file, folder or repository owner/name, but {len(what)} were given")
+        return _install(what[0], name, revision)
+    if not what:
+        raise ConfigError("remove takes the names of installed weights; export3d weights lists them")
+    return _remove(what)
+
+
+def _list() -> int:
+    from export3d.checkpoint import read_sidecar
+    from export3d.weights import PACKAGED_NAMES, home, known
+
+    rows: list[tuple[str, ...]] = [("name", "what", "MB", "images seen", "sha256", "from")]
+    for name, path in known().items():
+        try:
+            origin = "the package" if name in PACKAGED_NAMES else ""
+            rows.append((name, *_row(read_sidecar(path), origin)))
+        except CheckpointError as error:
+            rows.append((name, "damaged", "", "", "", ""))
+            tell(f"{name}: {error}")
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    tell(f"installed weights are kept in {home() / 'weights'}")
+    return 0
+
+
+def _row(sidecar: dict[str, Any], origin: str) -> tuple[str, ...]:
+    config, info, file = sidecar["config"], sidecar["info"], sidecar["file"]
+    what = "model" if "model" in config else "encoder" if "expression" in config else "other"
+    return (
+        what,
+        f"{file['size'] / 1e6:.1f}",
+        str(info.get("images_seen", "")),
+        file["sha256"][:12],
+        origin or str(info.get("installed_from", "")),
+    )
+
+
+def _verify(what: tuple[str, ...]) -> int:
+    from export3d.errors import Export3DError
+    from export3d.pretrained import verify
+    from export3d.weights import known
+
+    damaged = 0
+    for which in what or tuple(known()):
+        try:
+            print(f"{which}: whole, sha256 {verify(which)['file']['sha256']}")
+        except Export3DError as error:
+            damaged += 1
+            tell(f"{which}: {error}")
+    return 1 if damaged else 0
+
+
+def _install(source: str, name: str | None, revision: str | None) -> int:
+    from export3d.pretrained import install_weights
+    from export3d.weights import PACKAGED_NAMES
+
+    path = install_weights(source, name, revision=revision)
+    if path in PACKAGED_NAMES.values():
+        tell(f"{source} is inside the package already, and whole")
+    else:
+        tell(f"installed {path.parent.name} in {path.parent}; use it with --weights {path.parent.name}")
+    return 0
+
+
+def _remove(names: tuple[str, ...]) -> int:
+    from export3d.weights import remove
+
+    for name in names:
+        folder: Path = remove(name)
+        tell(f"removed {folder}")
+    return 0
