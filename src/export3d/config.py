@@ -38,10 +38,32 @@ class ModelConfig:
                 f"expression space {self.space!r} does not have {self.expression.inputs} coefficients; "
                 f"known spaces: {', '.join(f'{name} ({size})' for name, size in SPACES.items())}"
             )
-        if self.generator.image_size != 4 * self.render.resolution:
+        if self.generator.image_size > self.image_size:
             raise ConfigError(
-                f"image_size {self.generator.image_size} must be four times the raw resolution {self.render.resolution}"
+                f"image_size {self.generator.image_size} must not exceed four times the raw resolution "
+                f"{self.render.resolution}"
             )
+
+    @property
+    def image_size(self) -> int:
+        """H = W of source and driving frame, pixels; the generator may see the source smaller."""
+        return 4 * self.render.resolution
+
+    def sized(self, size: int) -> ModelConfig:
+        """The same for pictures of another size; a generator that sees less than the whole keeps what it sees.
+
+        Raises:
+            ConfigError: `size` is not a multiple of 32.
+        """
+        if size % 32:
+            raise ConfigError(f"image_size {size} must be a multiple of 32")
+        own = self.generator.image_size
+        seen = size if own == self.image_size else min(size, own)
+        return replace(
+            self,
+            generator=replace(self.generator, image_size=seen),
+            render=replace(self.render, resolution=size // 4),
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries."""
@@ -83,9 +105,13 @@ def paper() -> ModelConfig:
 
 
 def base() -> ModelConfig:
-    """What ships: narrower tokens, fewer samples a ray and a slim super-resolution, for a laptop's processor."""
+    """What ships: a smaller generator, fewer samples a ray and a slim super-resolution, for a laptop's processor.
+
+    The generator sees the source at 128 pixels; what is finer comes from the source itself (`superres.detail`).
+    """
     return ModelConfig(
         generator=GeneratorConfig(
+            image_size=128,
             dim=384,
             conditioned_blocks=4,
             plain_dim=192,

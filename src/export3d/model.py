@@ -13,6 +13,7 @@ from export3d.config import ModelConfig
 from export3d.errors import ConfigError, check_shape
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.hub import HubModel
+from export3d.image import resize
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution, Views
 from export3d.triplane.align import driving_view, frontal_view, head_nearness
@@ -96,7 +97,10 @@ class Export3D(HubModel):
                 raise ConfigError("this model moves its source's features: give encode() the source's expression too")
             assert source_camera is not None
             pose = self.pose(source_camera, source_expression)
+        size = self.config.image_size
+        check_shape(source, f"B 3 {size} {size}", "source")
         own = (source, source_camera) if detail else (None, None)
+        source = resize(source, settings.image_size)
         if settings.align:
             assert source_camera is not None
             source = frontal_view(source, source_camera, self.config.render.half_extent)

@@ -85,8 +85,8 @@ class Detail(nn.Module):
         x = F.leaky_relu(self.second(F.leaky_relu(self.first(x), 0.2)), 0.2)
         choice, added = self.choice(x).split(3, dim=1)
         share = choice.softmax(dim=1)
-        chosen: Tensor = share[:, :1] * drawn + share[:, 1:2] * views.moved + share[:, 2:] * views.still
-        return chosen + added
+        out: Tensor = added + share[:, :1] * drawn + share[:, 1:2] * views.moved + share[:, 2:] * views.still
+        return out
 
 
 def _enlarge(x: Tensor, factor: int) -> Tensor:

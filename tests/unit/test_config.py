@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -56,7 +57,25 @@ def test_the_paper_preset_states_the_sizes_of_the_paper() -> None:
 
 def test_every_preset_renders_a_quarter_of_its_image() -> None:
     for build in (paper, base, tiny):
-        assert build().generator.image_size == 4 * build().render.resolution
+        assert build().image_size == 4 * build().render.resolution
+        assert build().generator.image_size <= build().image_size
+
+
+@pytest.mark.parametrize(
+    ("build", "size", "seen"),
+    [(paper, 128, 128), (paper, 512, 512), (base, 512, 128), (base, 128, 128), (base, 64, 64)],
+)
+def test_another_size_is_seen_whole_or_as_small_as_before(
+    build: Callable[[], ModelConfig], size: int, seen: int
+) -> None:
+    config = build().sized(size)
+    assert (config.image_size, config.generator.image_size) == (size, seen)
+    assert config.sized(256).sized(size) == config or build is base
+
+
+def test_sizes_go_by_32() -> None:
+    with pytest.raises(ConfigError, match="multiple of 32"):
+        base().sized(100)
 
 
 def test_a_setting_left_out_takes_its_default() -> None:
@@ -99,7 +118,7 @@ def test_the_expression_space_decides_the_number_of_coefficients() -> None:
 
 def test_image_and_raw_image_must_fit_each_other() -> None:
     with pytest.raises(ConfigError, match="four times"):
-        replace(tiny(), render=replace(tiny().render, resolution=32))
+        replace(tiny(), render=replace(tiny().render, resolution=8))
 
 
 @pytest.mark.parametrize("name", PRESETS)

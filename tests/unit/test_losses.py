@@ -11,7 +11,18 @@ from export3d.camera import Camera, project
 from export3d.errors import ShapeError
 from export3d.face.mesh import canonical_mesh
 from export3d.image import resize
-from export3d.losses import EYES, MOUTH, ReconstructionWeights, face_weight, flow_error, l2, reconstruction
+from export3d.losses import (
+    EYES,
+    MOUTH,
+    ReconstructionWeights,
+    adversarial,
+    discrimination,
+    face_weight,
+    flow_error,
+    l2,
+    r1_penalty,
+    reconstruction,
+)
 from export3d.perceptual import Perceptual
 from export3d.triplane.align import plane_positions, proxy_depth
 
@@ -170,7 +181,7 @@ def seen(vertices: np.ndarray, camera: Camera, gaze: tuple[float, float] = (0.0,
 
     Irises lie between the corners of their eyes, moved by `gaze`, at the corners' depth.
     """
-    irises = [np.repeat([vertices[eye].mean(axis=0) + [*gaze, 0.0]], 5, axis=0) for eye in CORNERS]
+    irises = [np.repeat([vertices[eye].mean(axis=0) + np.array([*gaze, 0.0])], 5, axis=0) for eye in CORNERS]
     points = np.concatenate([vertices, *irises])
     landmarks = torch.from_numpy(project(points, camera.label)[None]).float()
     return landmarks, torch.from_numpy(camera.label[None]).float()
@@ -248,3 +259,62 @@ def test_the_flow_gets_a_gradient_and_none_is_needed_where_no_landmark_is_inside
     assert flow.grad[:, 0].count_nonzero() > 10
     nowhere = (source[0] + 5.0, source[1])
     assert float(flow_error(flow, *nowhere, *nowhere, HALF).detach()) == 0.0
+
+
+# ---- Eq. 12 ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_adversarial_losses_are_cross_entropies_of_scores() -> None:
+    real, fake = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 3.0])
+    ones, zeros = torch.ones(2), torch.zeros(2)
+    bce = torch.nn.functional.binary_cross_entropy_with_logits
+    torch.testing.assert_close(adversarial(fake), bce(fake, ones))
+    terms = discrimination(real, fake)
+    torch.testing.assert_close(terms["real"], bce(real, ones))
+    torch.testing.assert_close(terms["fake"], bce(fake, zeros))
+    assert float(adversarial(zeros)) == pytest.approx(np.log(2.0))
+    assert float(adversarial(torch.tensor([-3.0]))) == pytest.approx(np.log1p(np.exp(3.0)))
+
+
+def test_the_generators_loss_does_not_saturate_where_the_discriminator_is_sure() -> None:
+    score = torch.tensor([-20.0], requires_grad=True)
+    adversarial(score).backward()
+    assert score.grad is not None
+    assert float(score.grad) == pytest.approx(-1.0, abs=1e-4)
+
+
+def test_losses_of_huge_scores_are_finite() -> None:
+    terms = discrimination(torch.tensor([-1e4]), torch.tensor([1e4]))
+    assert float(terms["real"]) == float(terms["fake"]) == 1e4
+
+
+def test_r1_of_a_linear_discriminator_is_the_squared_norm_of_its_weights() -> None:
+    """D(x, y) = a.x + b.y + c: R1 is |a|^2 + |b|^2 and its gradients are 2a, 2b and 0."""
+    a = torch.randn(3, 4, 4, requires_grad=True)
+    b = torch.randn(3, 2, 2, requires_grad=True)
+    c = torch.zeros((), requires_grad=True)
+    x, y = torch.randn(5, 3, 4, 4, requires_grad=True), torch.randn(5, 3, 2, 2, requires_grad=True)
+    real = (x * a).sum(dim=(1, 2, 3)) + (y * b).sum(dim=(1, 2, 3)) + c
+    penalty = r1_penalty(real, (x, y))
+    torch.testing.assert_close(penalty, a.square().sum() + b.square().sum())
+    penalty.backward()
+    torch.testing.assert_close(a.grad, 2 * a.detach())
+    torch.testing.assert_close(b.grad, 2 * b.detach())
+    assert c.grad is None or float(c.grad) == 0.0
+
+
+def test_r1_of_a_quadratic_discriminator_is_a_mean_over_the_batch() -> None:
+    """D(x) = w |x|^2 / 2: the gradient is w x."""
+    w = torch.tensor(3.0, requires_grad=True)
+    x = torch.randn(6, 2, 3, 3, requires_grad=True)
+    penalty = r1_penalty(0.5 * w * x.square().sum(dim=(1, 2, 3)), [x])
+    torch.testing.assert_close(penalty, 9.0 * x.square().sum(dim=(1, 2, 3)).mean())
+    penalty.backward()
+    torch.testing.assert_close(w.grad, (6.0 * x.square().sum(dim=(1, 2, 3)).mean()).detach())
+
+
+def test_scores_of_the_wrong_shape_are_named() -> None:
+    with pytest.raises(ShapeError, match="scores"):
+        adversarial(torch.zeros(2, 1))
+    with pytest.raises(ShapeError, match="real"):
+        discrimination(torch.zeros(2, 1), torch.zeros(2))

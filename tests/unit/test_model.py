@@ -16,9 +16,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from export3d.camera import Camera
 from export3d.config import ModelConfig, preset, tiny
 from export3d.errors import ConfigError, ShapeError
+from export3d.image import resize
 from export3d.model import Export3D
 from export3d.superres import Detail
-from export3d.triplane.align import driving_view
+from export3d.triplane.align import driving_view, frontal_view
 from export3d.triplane.blocks import EAdaLN
 from export3d.triplane.generator import FlowField, FlowStep
 
@@ -75,11 +76,12 @@ def test_a_full_size_pass_has_the_sizes_of_the_paper(name: str) -> None:
         assert output.image is not None
         assert output.image.shape == (2, 3, 256, 256)
         assert (output.flow is None) == (name == "paper")
-        assert output.flow is None or output.flow.shape == (2, 2, 128, 128)
+        planes = 128 if name == "paper" else 64  # base's generator sees the source at half its size
+        assert output.flow is None or output.flow.shape == (2, 2, planes, planes)
         assert output.rendered.raw.shape == (2, 3, 64, 64)
         assert output.rendered.feature.shape == (2, 32, 64, 64)
         assert output.rendered.depth.shape == output.rendered.opacity.shape == (2, 1, 64, 64)
-        assert output.generated.shape == (2, 3, 32, 128, 128)
+        assert output.generated.shape == (2, 3, 32, planes, planes)
         assert model.expression(expression).shape == (2, 256)
 
 
@@ -350,3 +352,21 @@ def test_detail_alone_needs_the_sources_camera() -> None:
     model = Export3D(replace(tiny(), superres=replace(tiny().superres, detail=True)))
     with pytest.raises(ConfigError, match="camera"):
         model.encode(torch.zeros(1, 3, 64, 64))
+
+
+def test_a_generator_that_sees_less_gets_the_source_reduced_and_detail_from_the_whole() -> None:
+    whole = replace(EXTENDED, render=replace(EXTENDED.render, resolution=32))
+    model = awake(whole)
+    assert (whole.image_size, whole.generator.image_size) == (128, 64)
+    source, expression, camera = inputs(1, 128)
+    with torch.no_grad():
+        output = model(source, expression, camera, camera, expression)
+        features = model.encode(source, camera, expression)
+        seen = frontal_view(resize(source, 64), camera, whole.render.half_extent)
+        assert torch.equal(features.tokens, model.generator.encode(seen).tokens)
+        assert torch.equal(features.image, source)
+    assert output.image is not None
+    assert output.image.shape == (1, 3, 128, 128)
+    assert output.generated.shape[-1] == 32
+    with pytest.raises(ShapeError, match="source"):
+        model.encode(torch.zeros(1, 3, 64, 64), camera, expression)

@@ -75,7 +75,7 @@ class Animator:
     def __init__(self, model: Export3D, device: str | torch.device = "auto") -> None:
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
-        self.size = model.config.generator.image_size
+        self.size = model.config.image_size
         self.space = model.config.space
         self._tracker: Tracker | None = None
 
