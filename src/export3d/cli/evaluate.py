@@ -60,8 +60,8 @@ def command(
         landmarks: (same) detector behind AKD: mediapipe, or a 68-point .onnx file.
         expression: (same) what reads expression and pose: arkit52, or a Deep3DFaceRecon .onnx file.
         identity: descriptor behind CSIM: dlib, or an ArcFace .onnx file; may be repeated; dlib by default.
-        save: (same) folder to write the pictures to, in the layout of --predictions.
-        workers: (same) processes; 0 scores in this one.
+        save: folder to write the pictures to, in the layout of --predictions.
+        workers: processes; 0 scores in this one.
         pairs: (cross) CSV file of sources and drivers; by default every clip drives the next two people.
         motion: (cross) absolute takes the driver's expression and head angles, relative their change.
         frames: (cross) drive by at most so many evenly spaced frames of a clip.
@@ -75,7 +75,6 @@ def command(
     only_same: dict[str, object] = {"--every": every > 1, "--backbone-file": backbone_file, "--heads-file": heads_file,
                                     "--backbone": backbone != "auto", "--no-faces": not faces,
                                     "--landmarks": landmarks != "mediapipe", "--expression": expression != "arkit52",
-                                    "--save": save, "--workers": workers,
                                     "--references": len(references) != 4}  # fmt: skip
     only_ours: dict[str, object] = {"--weights": weights, "--every": every > 1, "--save": save,
                                     "--references": len(references) != 4, "--max-clips": max_clips,
@@ -121,6 +120,9 @@ def command(
                 motion=motion,
                 frames=frames,
                 against=against,
+                save=save,
+                workers=workers,
+                publishable_only=clips is None,
                 max_pairs=max_clips,
                 device=device,
                 batch=batch,
@@ -145,8 +147,7 @@ def command(
                 progress=progress,
             ).markdown()
     print(table)
-    report = output / "report.json" if protocol == "cross" and predictions is None else output / "report.html"
-    tell(f"wrote {report}")
+    tell(f"wrote {output / 'report.html'}")
     return 0
 
 

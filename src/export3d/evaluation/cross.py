@@ -9,6 +9,9 @@ There is no true picture to compare with, so the figures say whose face came out
 - *APD*: the same of yaw, pitch and roll, degrees.
 - correlations of yaw, jawOpen and eyeBlink, tracked again, with what drove them.
 
+Beside ours stand the driver's real pictures, scored in the same way: two strangers, and the tracker's own error. Pairs
+are scored one at a time, in one process or in several, and what is done stays done (`results`).
+
 The rules:
 
 - *Pairs*: a file, or by rule: people in the order of their names, each one's first clip drives the next two people's
@@ -25,10 +28,12 @@ The rules:
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import functools
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -39,29 +44,49 @@ from numpy.typing import NDArray
 
 from export3d.animate.animator import pick_device
 from export3d.animate.drive import rebase
-from export3d.animate.export import check_output, make_folder, write_sheet
 from export3d.camera import from_pose, head_angles, head_position
 from export3d.data.frames import decode
-from export3d.data.shards import Index, Record, read_index, read_shards
+from export3d.data.shards import Index, Record, read_index, read_tar
 from export3d.errors import ConfigError, InputError, NoFaceFound
+from export3d.evaluation import temporal
 from export3d.evaluation.driven import BATCH, FPS, most_frontal
-from export3d.evaluation.figures import Case, Gallery, publishable, sheet_rows
+from export3d.evaluation.face_metrics import apd6
+from export3d.evaluation.figures import publishable
 from export3d.evaluation.identity import PACKAGED, Identity, csim, load_identity
-from export3d.evaluation.protocol import Progress, origin_of, what_was_scored
-from export3d.evaluation.report import RETRACKED, Estimate, bootstrap, cell, number, paired_difference, strict, table
+from export3d.evaluation.metrics import Measure
+from export3d.evaluation.predictions import PredictionWriter
+from export3d.evaluation.protocol import OURS, Progress, kept_from_before, origin_of, score_all, what_was_scored
+from export3d.evaluation.report import (
+    REAL,
+    RETRACKED,
+    ClipResult,
+    Estimate,
+    Report,
+    cell,
+    clip_result,
+    paired_difference,
+    strict,
+    table,
+    titled,
+)
+from export3d.evaluation.results import Results, Shown, threads_for
+from export3d.evaluation.scoring import Chunk, ClipScores, clip_strip, enlarged
+from export3d.evaluation.temporal import Flicker
+from export3d.face import pose
 from export3d.face.crop import CROP_SIZE
 from export3d.face.smooth import Smoothing
-from export3d.face.tracker import Track, Tracker
-from export3d.files import check_input, write_bytes
-from export3d.image import resize, to_tensor, to_uint8
-from export3d.model import Export3D
+from export3d.face.tracker import Tracker
+from export3d.files import check_input
+from export3d.image import to_tensor, to_uint8
 from export3d.motion import Motion, compare
 from export3d.pretrained import load_pretrained
 
 Picture = NDArray[np.uint8]
+Values = NDArray[np.floating[Any]]
 Transfer = Literal["absolute", "relative"]
 
 FRAMES = 40
+_BY = " by "
 _DRIVEN_BY_EACH = 2
 _ANGLE_SCALE_DEG = 15.0
 _MUST_AGREE = ("split", "identity", "motion", "frames")
@@ -77,25 +102,13 @@ class Pair:
 
     @property
     def name(self) -> str:
-        """How reports call it."""
-        return f"{self.source} by {self.driver}"
+        """How reports call it; keys have no spaces."""
+        return f"{self.source}{_BY}{self.driver}"
 
-
-@dataclass(frozen=True)
-class Measure:
-    """A figure of a pair, and how tables show it.
-
-    Attributes:
-        name: key in reports.
-        title: with unit and an arrow that says which way is good.
-        digits: after the decimal point.
-        definition: one line for the report.
-    """
-
-    name: str
-    title: str
-    digits: int
-    definition: str
+    @property
+    def folder(self) -> str:
+        """What holds its pictures."""
+        return self.name.replace(" ", "_")
 
 
 @dataclass(frozen=True)
@@ -115,55 +128,51 @@ class PairResult:
     pair: Pair
     frames: int
     found: float
-    source_frame: int
+    source_frame: int | None
     values: dict[str, float]
     reference: dict[str, float]
 
 
 @dataclass(frozen=True)
-class CrossReport:
-    """A cross-identity evaluation; its JSON is what `--against` reads.
+class CrossReport(Report):
+    """A cross-identity evaluation: clips are pairs, methods are ours and the real pictures.
 
     Attributes:
-        settings: everything that decides the numbers.
-        measures: in the order of the tables.
-        pairs: results.
-        skipped: pairs that could not be scored, and why.
-        credits: of the contact sheet.
-        other: name and pair to measures of the report that this one is compared with.
+        other: an earlier run that this one is compared with.
     """
 
-    title: str
-    settings: dict[str, Any]
-    measures: tuple[Measure, ...]
-    pairs: tuple[PairResult, ...]
-    skipped: dict[str, str]
-    credits: tuple[dict[str, str], ...] = ()
-    other: tuple[str, dict[str, dict[str, float | None]]] | None = None
+    other: Report | None = None
 
-    def mean(self, measure: str, reference: bool = False) -> Estimate:
-        """Mean over the pairs where it is defined, with its interval."""
-        values = np.array([(p.reference if reference else p.values).get(measure, math.nan) for p in self.pairs])
-        values = values[~np.isnan(values)]
-        return bootstrap(len(values), lambda draws: values[draws].mean(axis=-1))
-
-    def difference(self, measure: str) -> Estimate:
-        """Ours minus the other report's, over common pairs; NaN without one."""
-        theirs = {} if self.other is None else self.other[1]
-        return paired_difference(
-            {p.pair.name: p.values[measure] for p in self.pairs},
-            {name: values.get(measure) for name, values in theirs.items()},
+    @property
+    def pairs(self) -> tuple[PairResult, ...]:
+        """The results, pair by pair."""
+        return tuple(
+            PairResult(
+                Pair(*clip.key.split(_BY)),
+                clip.frames,
+                clip.value(OURS, "found"),
+                clip.source_frame,
+                clip.scores[OURS],
+                clip.scores[REAL],
+            )
+            for clip in self.clips
         )
 
+    def difference(self, measure: str) -> Estimate:
+        """Ours minus the other run's, over common pairs; NaN without one."""
+        theirs = () if self.other is None else self.other.clips
+        ours, others = ({clip.key: clip.value(OURS, measure) for clip in clips} for clips in (self.clips, theirs))
+        return paired_difference(ours, others)
+
     def to_json(self) -> str:
-        """Everything, as strict JSON; what is not defined is null."""
-        names = [measure.name for measure in self.measures]
+        """Everything, as strict JSON; what is not defined is null. It is what `--against` reads."""
+        names = [m.name for m in self.measures]
         value = {
             "title": self.title,
             "settings": self.settings,
-            "measures": {measure.name: measure.definition for measure in self.measures},
+            "measures": {m.name: m.definition for m in self.measures},
             "summary": {
-                name: {"mean": asdict(self.mean(name)), "reference": asdict(self.mean(name, reference=True))}
+                name: {"mean": asdict(self.mean("all", OURS, name)), "reference": asdict(self.mean("all", REAL, name))}
                 for name in names
             },
             "pairs": [asdict(result) for result in self.pairs],
@@ -171,45 +180,26 @@ class CrossReport:
             "sheet": list(self.credits),
         }
         if self.other is not None:
-            value["against"] = {"report": self.other[0], **{name: asdict(self.difference(name)) for name in names}}
+            value["against"] = {"report": _weights(self.other), **{n: asdict(self.difference(n)) for n in names}}
         return json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def summary_table(self) -> str:
         """Markdown: a row for each measure."""
-        rows = [["measure", "ours", "real pictures"]]
-        rows[0] += [] if self.other is None else [f"ours minus {self.other[0]}"]
+        rows = [["measure", *self.methods]]
+        rows[0] += [] if self.other is None else [f"{OURS} minus {_weights(self.other)}"]
         for m in self.measures:
-            row = [m.title, cell(self.mean(m.name), m.digits), cell(self.mean(m.name, reference=True), m.digits)]
+            row = [titled(m), *(cell(self.mean("all", method, m.name), m.digits) for method in self.methods)]
             rows.append(row if self.other is None else [*row, cell(self.difference(m.name), m.digits, "+")])
         return table(rows)
 
-    def pair_table(self) -> str:
-        """Markdown: a row for each pair."""
-        rows = [["source", "driver", "frames", "face found", *(measure.title for measure in self.measures)]]
-        for p in self.pairs:
-            cells = [number(p.values[measure.name], measure.digits) for measure in self.measures]
-            rows.append([p.pair.source, p.pair.driver, str(p.frames), f"{p.found:.0%}", *cells])
-        return table(rows)
-
-    def markdown(self) -> str:
-        """The whole report as a page."""
-        parts = [
-            f"# {self.title}",
-            self.summary_table(),
-            f"Means over {len(self.pairs)} pairs, 95 % bootstrap intervals over pairs. *Real pictures*: for CSIM and "
-            "leak the real driving frames against the source, two strangers; for the rest the real driving frames "
-            "tracked again, the best that can be hoped for.",
-            "## Pairs",
-            self.pair_table(),
-        ]
-        if self.skipped:
-            parts += ["\n".join(f"- {name} was left out: {reason}" for name, reason in self.skipped.items())]
-        parts += ["## Definitions", "\n".join(f"- {m.title}: {m.definition}" for m in self.measures)]
-        parts += ["\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in self.settings.items())]
-        if self.credits:
-            shown = "; ".join(f"{c['clip']} ({c['source']}, {c['terms']})" for c in self.credits)
-            parts += ["## Contact sheet", f"Left to right, top to bottom: {shown}."]
-        return "\n\n".join(parts) + "\n"
+    @property
+    def remark(self) -> str:
+        """What the second method is."""
+        return (
+            "A clip is a pair: one person's picture, driven by another person's clip. Real pictures: for CSIM and leak "
+            "the real driving frames against the source, two strangers; for the rest the real driving frames tracked "
+            "again, the best that can be hoped for."
+        )
 
 
 def choose_pairs(index: Index) -> tuple[Pair, ...]:
@@ -261,13 +251,17 @@ def cross_identity(
     motion: Transfer = "absolute",
     frames: int = FRAMES,
     against: Path | str | None = None,
+    save: Path | str | None = None,
+    workers: int = 0,
     publishable_only: bool = True,
     max_pairs: int | None = None,
     device: str | torch.device = "auto",
     batch: int = BATCH,
     progress: Progress | None = None,
 ) -> CrossReport:
-    """Drive people by other people's clips, score it and write `report.json`, `report.md` and `sheet.png`.
+    """Drive people by other people's clips, score it and write the report (`results`).
+
+    A run that was cut goes on where it stopped, if it is repeated with the same settings into the same folder.
 
     Args:
         split: a folder of shards; portraits may be sources, videos both.
@@ -278,6 +272,8 @@ def cross_identity(
         motion: what is taken from the driver, see above.
         frames: at most so many of each driving clip.
         against: `report.json` of another run on the same pairs; the paired differences are added to the report.
+        save: folder for the pictures, in the layout of `predictions`: SOURCE_by_DRIVER, the targets being the driver's.
+        workers: processes; 0 scores in this one.
         publishable_only: show only people on the sheet whose pictures may be published (`figures.publishable`).
         max_pairs: only the first ones.
         device: "auto" (a CUDA device if there is one), or what `torch.device` takes.
@@ -285,15 +281,19 @@ def cross_identity(
         progress: called with (frames done, frames), the latter an estimate.
 
     Raises:
-        InputError: not a prepared split, pairs that are not in it, or a report to compare with that was made otherwise.
+        InputError: not a prepared split, pairs that are not in it, pictures of another run in `save`, or a report to
+            compare with that was made otherwise.
         CheckpointError: no such weights.  MissingExtra: no tracker, or no onnxruntime for an ONNX file.
         OutputError: `out` cannot be written.  ConfigError: settings that cannot work.
     """
-    split, chosen = Path(split), pick_device(device)
-    if min(frames, batch, 1 if max_pairs is None else max_pairs) < 1 or not identity:
-        raise ConfigError("frames, batch and the number of pairs must be at least 1, and identity needs a descriptor")
+    split, save, chosen = Path(split), None if save is None else Path(save), pick_device(device)
+    if min(frames, batch, 1 if max_pairs is None else max_pairs) < 1 or workers < 0 or not identity:
+        raise ConfigError(
+            "frames, batch and the number of pairs must be at least 1, workers at least 0, and identity needs a "
+            "descriptor"
+        )
     index = read_index(split)
-    model = load_pretrained(weights).to(chosen)
+    model = load_pretrained(weights)
     if {index.space, model.config.space} != {"arkit52"}:
         raise InputError(
             f"{split} holds expressions in {index.space} and the weights take {model.config.space}; cross-identity "
@@ -302,9 +302,7 @@ def cross_identity(
     listed = (choose_pairs(index) if pairs is None else read_pairs(pairs))[:max_pairs]
     _check_pairs(listed, index)
     identities = [load_identity(name) for name in identity]
-    out = make_folder(out)
-    for name in ("report.json", "report.md", "sheet.png"):
-        check_output(out / name)
+    measures = _measures(identities)
     settings = {
         **what_was_scored(model, weights, split),
         "pairs": "by rule: each clip drives the next two people" if pairs is None else Path(pairs).name,
@@ -314,53 +312,40 @@ def cross_identity(
         "source": "most frontal found frame (smallest |yaw| + |pitch| + |roll|)",
     }
     other = None if against is None else _read_report(Path(against), settings)
-    gallery = Gallery(publishable_only=False)
-    results: dict[Pair, PairResult] = {}
-    skipped: dict[str, str] = {}
-    total, done = len(listed) * frames, 0
-    with Tracker(smoothing=Smoothing(pose_s=0, distance_s=0, expression_s=0)) as tracker:
-        for driver, sources in _by_driver(listed, split):
-            try:
-                clip = _Driver(driver, frames, model.config.generator.image_size, tracker, identities)
-            except NoFaceFound as error:
-                skipped |= {Pair(source.key, driver.key).name: str(error) for source in sources}
-                sources = []
-            for source in sources:
-                pair = Pair(source.key, driver.key)
-                try:
-                    results[pair], case = _score(pair, source, clip, model, motion, identities, tracker, chosen, batch)
-                    infos = (source.info, driver.info)
-                    if all(not publishable_only or publishable(str(i.get("terms")), origin_of(i)) for i in infos):
-                        gallery.offer(case)
-                except NoFaceFound as error:
-                    skipped[pair.name] = str(error)
-                done += frames
-                if progress is not None:
-                    progress(done, total)
-    if not results:
-        raise InputError(f"no pair of {split} could be scored: {next(iter(skipped.values()))}")
-    report = CrossReport(
-        f"Cross-identity reenactment on {split.resolve().name}",
-        settings,
-        _measures(identities),
-        tuple(results[pair] for pair in listed if pair in results),
-        skipped,
-        tuple(case.credit for case in gallery.cases),
-        other,
+    words = [(m.name, m.definition) for m in measures]
+    results = Results(Path(out), {**settings, "measures": words, "publishable_only": publishable_only})
+    start = functools.partial(
+        _Work,
+        split=split,
+        weights=None if weights is None else Path(weights),
+        identity=tuple(identity),
+        motion=motion,
+        frames=frames,
+        device=str(chosen),
+        batch=batch,
+        publishable_only=publishable_only,
+        results=results,
+        save=save,
+        workers=workers,
     )
-    if gallery.cases:
-        write_sheet(out / "sheet.png", *sheet_rows(gallery.cases))
-    write_bytes(out / "report.json", report.to_json().encode())
-    write_bytes(out / "report.md", report.markdown().encode())
-    return report
+    kept = kept_from_before(results, save, {pair.name: pair.folder for pair in listed})
+    there = {entry.key: entry.frames for entry in index.entries}
+    expected = {pair.name: min(frames, there[pair.driver]) for pair in listed}
+    scored, skipped = score_all(listed, kept, start, expected, workers, progress)
+    if not scored:
+        raise InputError(f"no pair of {split} could be scored: {next(iter(skipped.values()))}")
+
+    def build(clips: tuple[ClipResult, ...], _: dict[str, Any], credits: tuple[dict[str, str], ...]) -> CrossReport:
+        title = f"Cross-identity reenactment on {split.resolve().name}"
+        # Frames that are spaced out have no flicker, and then the report says nothing of it.
+        absent = {m for m in temporal.MEASURES if all(math.isnan(clip.value(OURS, m.name)) for clip in clips)}
+        shown = tuple(m for m in measures if m not in absent)
+        return CrossReport(title, settings, (OURS, REAL), shown, clips, skipped=skipped, credits=credits, other=other)
+
+    return results.finish(scored, build, previous=other)
 
 
-def asked_motion(
-    driver: Motion,
-    source_camera: NDArray[np.floating[Any]],
-    source_expression: NDArray[np.floating[Any]],
-    how: Transfer,
-) -> Motion:
+def asked_motion(driver: Motion, source_camera: Values, source_expression: Values, how: Transfer) -> Motion:
     """What the source is asked to do: the driver's T frames as `motion` says (see the module's rules).
 
     Args:
@@ -374,139 +359,185 @@ def asked_motion(
     return replace(driver, camera=from_pose(driver.angles_deg, position))
 
 
-class _Driver:
-    """A driving clip: its motion, the chosen frames, and what tracking and identity see in them."""
+@dataclass(kw_only=True)
+class _Work:
+    """Scores pairs, one at a time; a call returns why a pair could not be scored, or nothing."""
 
-    def __init__(
-        self, record: Record, frames: int, size: int, tracker: Tracker, identities: Sequence[Identity]
-    ) -> None:
+    split: Path
+    weights: Path | None
+    identity: tuple[str | Path, ...]
+    motion: Transfer
+    frames: int
+    device: str
+    batch: int
+    publishable_only: bool
+    results: Results
+    save: Path | None
+    workers: int
+
+    def __post_init__(self) -> None:
+        threads_for(self.workers)
+        self._model = load_pretrained(self.weights).to(self.device)
+        self._size = self._model.config.image_size
+        self._entries = {entry.key: entry for entry in read_index(self.split).entries}
+        self._identities = [load_identity(name) for name in self.identity]
+        self._tracker = Tracker(smoothing=Smoothing(pose_s=0, distance_s=0, expression_s=0))
+        self._driver: _Driver | None = None
+
+    def __call__(self, pair: Pair) -> str:
+        try:
+            self._score(pair)
+        except NoFaceFound as error:
+            return str(error)
+        return ""
+
+    def _score(self, pair: Pair) -> None:
+        if self._driver is None or self._driver.record.key != pair.driver:  # the next pair often has the same one
+            self._driver = _Driver(self._record(pair.driver), self.frames, self._size, self._seen)
+        driver, source = self._driver, self._record(pair.source)
+        if not source.found.any():
+            raise NoFaceFound(f"the face was not found in {source.key}; prepare it again")
+        frame = most_frontal(source.camera, source.found)
+        camera, expression = source.camera[frame], source.expression[frame]
+        still = np.ascontiguousarray(np.moveaxis(decode(source, self._size)[frame], 0, -1))
+        asked = _at(asked_motion(driver.motion, camera, expression, self.motion), driver.rows)
+        pictures = self._render(still, camera, expression, asked)
+        ours, theirs = self._seen(pictures, pair.name), driver.seen
+
+        values, reference = _movement(asked, ours), _movement(_at(driver.motion, driver.rows), theirs)
+        (shown,) = enlarged(still[None])
+        landmarks = source.landmarks[frame].astype(np.float64) * CROP_SIZE
+        likeness: list[NDArray[np.float64]] = []
+        for who, vectors, strangers in zip(self._identities, ours.identity, theirs.identity):
+            own = who(shown, landmarks)
+            likeness.append(csim(vectors, own))
+            values[f"csim_{who.name}"] = float(likeness[-1].mean())
+            values[f"leak_{who.name}"] = float(csim(vectors, strangers).mean())
+            reference |= dict.fromkeys((f"csim_{who.name}", f"leak_{who.name}"), float(csim(strangers, own).mean()))
+        face = np.where(theirs.track.found[:, None, None], theirs.landmarks * (self._size / CROP_SIZE), np.nan)
+        flicker = Flicker()
+        flicker.add(driver.rows, theirs.pictures, pictures, face)
+        values |= flicker.result()
+
+        worst = int(likeness[0].argmin())
+        away = np.abs(asked.angles_deg - head_angles(camera)).sum(axis=-1) / _ANGLE_SCALE_DEG
+        away = away + np.abs(asked.expression - expression).sum(axis=-1)
+        at = int(away.argmax())
+        both = [(origin_of(r.info), str(r.info.get("terms", ""))) for r in (source, driver.record)]
+        case = None
+        if not self.publishable_only or all(publishable(terms, origin) for origin, terms in both):
+            pair_shown = enlarged(np.stack([theirs.pictures[at], pictures[at]]))
+            case = Shown(float(away[at]), int(driver.rows[at]), shown, *pair_shown)
+        result = ClipResult(
+            pair.name,
+            str(driver.record.info.get("person", pair.driver)),
+            "; ".join(terms for _, terms in both),
+            "; ".join(origin for origin, _ in both),
+            len(pictures),
+            frame,
+            0,
+            {OURS: values, REAL: reference},
+            int(driver.rows[worst]),
+        )
+        strip = clip_strip(still, Chunk(driver.rows, theirs.pictures, {OURS: pictures}), worst)
+        with contextlib.ExitStack() as stack:
+            if self.save is not None:
+                saved = stack.enter_context(PredictionWriter(self.save).clip(pair.folder, still))
+                saved.add(theirs.pictures, pictures)
+            # Before the pictures get their name: a cut in between scores the pair again and loses nothing.
+            self.results.write(result, ClipScores(result.scores, len(pictures), result.worst_frame, strip, {}), case)
+
+    @torch.inference_mode()
+    def _render(self, still: Picture, camera: Values, expression: Values, asked: Motion) -> Picture:
+        """(K, R, R, 3): the source (R, R, 3), which has this camera and expression, as it is asked to be."""
+        own = (to_tensor(still), torch.from_numpy(np.array(camera)), torch.from_numpy(np.array(expression)))
+        features = self._model.encode(*(values[None].to(self.device) for values in own))
+        wanted = (torch.from_numpy(np.array(values)).to(self.device) for values in (asked.expression, asked.camera))
+        parts = zip(*(torch.split(values, self.batch) for values in wanted))
+        return np.concatenate([to_uint8(self._model.frame(self._model.planes(features, e), c)) for e, c in parts])
+
+    def _record(self, key: str) -> Record:
+        return next(r for r in read_tar(self.split / self._entries[key].shard) if r.key == key)
+
+    def _seen(self, pictures: Picture, name: str) -> _Seen:
+        return _Seen(pictures, name, self._tracker, self._identities)
+
+
+class _Seen:
+    """Pictures (K, R, R, 3), and what tracking and identity see in them at 256; a lost face is bridged.
+
+    Attributes:
+        track: its frames are the pictures.
+        landmarks: (K, 478, 2) pixels at 256.
+        identity: for each descriptor (K, D).
+    """
+
+    def __init__(self, pictures: Picture, name: str, tracker: Tracker, identities: Sequence[Identity]) -> None:
+        large = enlarged(pictures)
+        self.pictures = pictures
+        self.track = tracker.track_frames(large, FPS, name)
+        self.landmarks = self.track.crop.from_crop(self.track.landmarks)
+        self.identity = [who.many(large, self.landmarks) for who in identities]
+
+
+class _Driver:
+    """A driving clip: its motion, the chosen frames, and what is seen in them."""
+
+    def __init__(self, record: Record, frames: int, size: int, see: Callable[[Picture, str], _Seen]) -> None:
         found = np.flatnonzero(record.found)
         if len(found) < 2:
             raise NoFaceFound(f"the face was found in fewer than two frames of {record.key}; prepare it again")
         self.record = record
         self.rows = found[np.linspace(0, len(found) - 1, min(frames, len(found))).round().astype(int)]
         self.motion = Motion(record.expression, record.camera, FPS)
-        self.pictures = _enlarged(decode(record, size)[self.rows])
-        self.track = tracker.track_frames(self.pictures, FPS, record.key)
-        self.who = _describe(identities, self.pictures, self.track)
-
-    @property
-    def wanted(self) -> Motion:
-        """The motion at the chosen frames."""
-        return _at(self.motion, self.rows)
+        self.seen = see(np.ascontiguousarray(np.moveaxis(decode(record, size)[self.rows], 1, -1)), record.key)
 
 
-@torch.inference_mode()
-def _score(
-    pair: Pair,
-    source: Record,
-    driver: _Driver,
-    model: Export3D,
-    how: Transfer,
-    identities: Sequence[Identity],
-    tracker: Tracker,
-    device: torch.device,
-    batch: int,
-) -> tuple[PairResult, Case]:
-    if not source.found.any():
-        raise NoFaceFound(f"the face was not found in {source.key}; prepare it again")
-    frame = most_frontal(source.camera, source.found)
-    camera, expression = source.camera[frame], source.expression[frame]
-    still = decode(source, model.config.generator.image_size)[frame]
-    asked = _at(asked_motion(driver.motion, camera, expression, how), driver.rows)
-
-    features = model.encode(
-        to_tensor(np.moveaxis(still, 0, -1))[None].to(device),
-        *(torch.from_numpy(np.array(value))[None].to(device) for value in (camera, expression)),
-    )
-    expressions, cameras = (torch.from_numpy(np.array(v)).to(device) for v in (asked.expression, asked.camera))
-    parts = [
-        to_uint8(model.frame(model.planes(features, e), c))
-        for e, c in zip(torch.split(expressions, batch), torch.split(cameras, batch))
-    ]
-    pictures = _enlarged(np.moveaxis(np.concatenate(parts), -1, 1))
-    track = tracker.track_frames(pictures, FPS, pair.name)
-
-    shown_source = _enlarged(still[None])[0]
-    landmarks = source.landmarks[frame].astype(np.float64) * CROP_SIZE
-    values, reference = _movement(asked, track), _movement(driver.wanted, driver.track)
-    for descriptor, who, stranger in zip(identities, _describe(identities, pictures, track), driver.who):
-        own = descriptor(shown_source, landmarks)
-        values[f"csim_{descriptor.name}"] = float(csim(who, own).mean())
-        values[f"leak_{descriptor.name}"] = float(csim(who, stranger).mean())
-        reference[f"csim_{descriptor.name}"] = reference[f"leak_{descriptor.name}"] = float(csim(stranger, own).mean())
-
-    away = np.abs(asked.angles_deg - head_angles(camera)).sum(axis=-1) / _ANGLE_SCALE_DEG
-    away = away + np.abs(asked.expression - expression).sum(axis=-1)
-    at = int(away.argmax())
-    info, theirs = source.info, driver.record.info
-    case = Case(
-        f"{pair.source} driven by {pair.driver}",
-        str(theirs.get("person", pair.driver)),
-        str(theirs.get("terms", "")),
-        f"{origin_of(info)}, {info.get('terms', '')}; {origin_of(theirs)}",
-        float(away[at]),
-        int(driver.rows[at]),
-        shown_source,
-        driver.pictures[at],
-        pictures[at],
-    )
-    return PairResult(pair, len(pictures), float(track.found.mean()), frame, values, reference), case
-
-
-def _movement(asked: Motion, track: Track) -> dict[str, float]:
-    """AED, APD and correlations of a tracked result with what was asked for."""
-    agreement = compare(asked, track.motion)
+def _movement(asked: Motion, seen: _Seen) -> dict[str, float]:
+    """AED, APD and correlations of pictures with what was asked for, and in how many a face was found."""
+    tracked = seen.track.motion
+    agreement = compare(asked, tracked)
+    labels, _ = pose.fit_cameras(seen.landmarks, CROP_SIZE)
     return {
-        "aed": float(np.abs(asked.expression - track.motion.expression).mean()),
+        "aed": float(np.abs(asked.expression - tracked.expression).mean()),
         "apd": float(np.mean([agreement["mean_abs_difference"][name] for name in ("yaw", "pitch", "roll")])),
+        "apd6": float(apd6(_pose6(asked.camera), _pose6(labels)).mean()),
         **{name: agreement["correlation"][name] for name in RETRACKED},
+        "found": float(seen.track.found.mean()),
     }
+
+
+def _pose6(cameras: Values) -> NDArray[np.float64]:
+    """Labels (K, 25) to (K, 6): angles in radians, and the head's position."""
+    return np.concatenate([np.radians(head_angles(cameras)), head_position(cameras)], axis=-1)
 
 
 def _measures(identities: Sequence[Identity]) -> tuple[Measure, ...]:
     measures = []
     for who in identities:
+        csim_of = "cosine of identity, generated frames and source frame"
         measures += [
-            Measure(
-                f"csim_{who.name}", f"CSIM {who.name} ↑", 3, "cosine of identity, generated frames and source frame"
-            ),
-            Measure(f"leak_{who.name}", f"leak {who.name} ↓", 3, "the same, generated frames and driving frames"),
+            Measure(f"csim_{who.name}", f"CSIM {who.name}", True, 3, csim_of),
+            Measure(f"leak_{who.name}", f"leak {who.name}", False, 3, "the same, generated frames and driving frames"),
         ]
+    asked = "tracked again, from the asked"
+    position = f"mean |difference| of three angles in radians and position in scene units (54 cm), {asked}"
     return (
         *measures,
-        Measure(
-            "aed", "AED ↓", 4, "mean |difference| of 52 ARKit scores, tracked again, from those that were asked for"
-        ),
-        Measure("apd", "APD (degrees) ↓", 2, "mean |difference| of yaw, pitch and roll, tracked again, from the asked"),
+        Measure("aed", "AED", False, 4, "mean |difference| of 52 ARKit scores, tracked again, from those asked for"),
+        Measure("apd", "APD (degrees)", False, 2, f"mean |difference| of yaw, pitch and roll, {asked}"),
+        Measure("apd6", "APD (6 numbers)", False, 4, position),
         *(
-            Measure(name, f"{name} ↑", 2, f"Pearson correlation of {name}, tracked again, with the asked")
+            Measure(name, name, True, 2, f"Pearson correlation of {name}, tracked again, with the asked")
             for name in RETRACKED
         ),
+        Measure("found", "face found", True, 3, "share of the frames in which the tracker finds a face"),
+        *temporal.MEASURES,
     )
-
-
-def _describe(identities: Sequence[Identity], pictures: Sequence[Picture], track: Track) -> list[NDArray[np.float32]]:
-    """For each descriptor (K, D) of K pictures, by the track's landmarks; a lost face by its neighbours'."""
-    landmarks = track.crop.from_crop(track.landmarks)
-    return [np.stack([who(picture, at) for picture, at in zip(pictures, landmarks)]) for who in identities]
-
-
-def _enlarged(pictures: NDArray[np.uint8]) -> list[Picture]:
-    """(K, 3, R, R) uint8 to K pictures (256, 256, 3)."""
-    return list(to_uint8(resize(to_tensor(np.moveaxis(pictures, 1, -1)), CROP_SIZE)))
 
 
 def _at(motion: Motion, rows: NDArray[np.int64]) -> Motion:
     return replace(motion, expression=motion.expression[rows], camera=motion.camera[rows])
-
-
-def _by_driver(pairs: Sequence[Pair], split: Path) -> Iterator[tuple[Record, list[Record]]]:
-    """Each driving record with its sources; pictures stay compressed until they are needed."""
-    keys = {key for pair in pairs for key in (pair.source, pair.driver)}
-    records = {record.key: record for record in read_shards(split) if record.key in keys}
-    for driver in dict.fromkeys(pair.driver for pair in pairs):
-        yield records[driver], [records[pair.source] for pair in pairs if pair.driver == driver]
 
 
 def _check_pairs(pairs: Sequence[Pair], index: Index) -> None:
@@ -525,19 +556,32 @@ def _check_pairs(pairs: Sequence[Pair], index: Index) -> None:
         raise InputError("the split holds no clip that could drive another person; prepare more clips")
 
 
-def _read_report(path: Path, settings: dict[str, Any]) -> tuple[str, dict[str, dict[str, float | None]]]:
-    """Name and values of another run; its settings must be the same where pairs would not be comparable."""
+def _read_report(path: Path, settings: dict[str, Any]) -> Report:
+    """Another run, as far as it is compared; its settings must be the same where pairs would not be comparable."""
     try:
-        other = json.loads(
+        value = json.loads(
             check_input(path, InputError, "a report of a cross-identity run").read_text(encoding="utf-8")
         )
-        theirs = {Pair(**result["pair"]).name: result["values"] for result in other["pairs"]}
-        differing = [name for name in _MUST_AGREE if other["settings"][name] != settings[name]]
-        name = str(other["settings"]["weights"]).split(",")[0]
-    except (ValueError, KeyError, TypeError) as error:
+        clips = [
+            clip_result({
+                "key": Pair(**pair["pair"]).name, "person": "", "terms": "", "origin": "", "identical_frames": 0,
+                "frames": pair["frames"], "source_frame": pair["source_frame"],
+                "scores": {OURS: {"found": pair["found"], **pair["values"]}},
+            })
+            for pair in value["pairs"]
+        ]  # fmt: skip
+        differing = [name for name in _MUST_AGREE if value["settings"][name] != settings[name]]
+        other = Report(str(value["title"]), dict(value["settings"]), (OURS,), (), tuple(clips))
+        _weights(other)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is not the report.json of a cross-identity run; make one with --protocol cross"
         ) from error
     if differing:
         raise InputError(f"{path} was made with other settings ({', '.join(differing)}); repeat that run with these")
-    return name, theirs
+    return other
+
+
+def _weights(report: Report) -> str:
+    """How a table calls a run."""
+    return str(report.settings["weights"]).split(",")[0]

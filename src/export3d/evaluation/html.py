@@ -25,6 +25,7 @@ from export3d.evaluation.report import (
     BASELINE,
     MOVING_DB,
     ORACLE,
+    REAL,
     ClipResult,
     Estimate,
     Report,
@@ -44,9 +45,13 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-
 _FORMATS = {"WEBP": "image/webp", "JPEG": "image/jpeg", "PNG": "image/png"}
 _LONG_TABLE = 25
 """A table of more clips scrolls inside itself."""
+_ENLARGED = 1.5
+"""How many times its size a strip is shown at most."""
 _MANY_POINTS = 120
 """A method with more clips shows so many, evenly spaced by rank."""
 _GROUPS = {"moving": "clips that move", "still": "still clips", "all": "all clips"}
+_LONG_NAME = 13
+"""Letters of a method that a plot has room for."""
 _DASH = "–"
 
 
@@ -207,7 +212,8 @@ def _summary_table(report: Report, group: str) -> str:
             "Against the copy: the difference of the means, for distances (↓) in per cent; in colour where the "
             "interval leaves out zero."
         )
-    return _table(heads, rows, _width(report), " ".join(words), f"means, {_GROUPS[group]}")
+    words.append(escape(report.remark))
+    return _table(heads, rows, _width(report), " ".join(words).strip(), f"means, {_GROUPS[group]}")
 
 
 def _width(report: Report) -> str:
@@ -327,7 +333,8 @@ def _plot(report: Report, m: Measure) -> str:
     finite = [value for column in values.values() for value in column if math.isfinite(value)]
     if not finite:
         return ""
-    width, gutter, margin, row_height = 360.0, 58.0, 10.0, 26.0
+    width, margin, row_height = 360.0, 10.0, 26.0
+    gutter = max(58.0, 6.3 * min(_LONG_NAME, max(map(len, report.methods))))
     low, high = min(finite), max(finite)
     spare = 0.04 * (high - low) or max(abs(high) * 0.05, 0.5 * 10.0**-m.digits)
     low, high = low - spare, high + spare
@@ -346,7 +353,7 @@ def _plot(report: Report, m: Measure) -> str:
         middle, role = row_height * (i + 0.5), _role(report, method)
         parts.append(
             f'<text class="{role}" x="{gutter - 8:g}" y="{middle + 4:g}" text-anchor="end">'
-            f"{escape(_shortened(method, 9))}</text>"
+            f"{escape(_shortened(method, _LONG_NAME))}</text>"
         )
         parts.append(_points(report, m, method, values[method], at, middle, role))
         mean = report.mean(report.groups[0], method, m.name)
@@ -489,9 +496,12 @@ def _case(report: Report, clip: ClipResult, rank: int, strip: bytes) -> str:
             facts.append(f"{escape(m.title)} {', '.join(known)}")
     facts += [escape(", ".join(part for part in (clip.origin, clip.terms) if part))]
     facts += [escape(clip.note)] if clip.note else []
-    alt = f"{clip.key}: source, driving frame, {', '.join(report.methods)}"
+    alt = f"{clip.key}: source, driving frame, {', '.join(m for m in report.methods if m != REAL)}"
     data = base64.b64encode(strip).decode("ascii")
-    image = f'<img alt="{escape(alt)}" width="{width}" height="{height}" src="data:{kind};base64,{data}">'
+    most = f"max-width:min(70rem,{_ENLARGED * width:.0f}px)"  # few methods make a narrow strip
+    image = (
+        f'<img alt="{escape(alt)}" width="{width}" height="{height}" style="{most}" src="data:{kind};base64,{data}">'
+    )
     caption = f"<b>{rank}. {escape(clip.key)}</b> &ensp;" + " · ".join(fact for fact in facts if fact)
     return (
         f'<figure id="case-{rank}"><figcaption>{caption}</figcaption>'
@@ -696,8 +706,8 @@ def _has_gain(report: Report) -> bool:
 
 
 def _contenders(report: Report) -> list[str]:
-    """Methods of which one can be best: the oracle sees the truth and does not compete."""
-    return [method for method in report.methods if method != ORACLE or method == report.methods[0]]
+    """Methods of which one can be best: the oracle and real pictures see the truth and do not compete."""
+    return [method for method in report.methods if method not in (ORACLE, REAL) or method == report.methods[0]]
 
 
 def _best(report: Report, group: str, m: Measure) -> set[str]:

@@ -150,16 +150,9 @@ def same_identity(
         workers=workers,
     )
     videos = [entry for entry in index.entries if entry.kind == "video"][:max_clips]
-    if plan.save is not None:
-        writer = PredictionWriter(plan.save)
-        foreign = [entry.key for entry in videos if writer.has(entry.key) and not results.has(entry.key)]
-        if foreign:
-            raise InputError(
-                f"{plan.save} already holds pictures of {foreign[0]} from another run; save into another folder"
-            )
+    kept = kept_from_before(results, plan.save, {entry.key: entry.key for entry in videos})
     frames = {entry.key: max(1, -(-(entry.frames - 1) // every)) for entry in videos}
-    kept = {e.key for e in videos if results.has(e.key) and (plan.save is None or writer.has(e.key))}
-    scored, skipped = _run(videos, kept, functools.partial(_Work, plan), frames, workers, progress)
+    scored, skipped = score_all(videos, kept, functools.partial(_Work, plan), frames, workers, progress)
     if not scored:
         reason = next(iter(skipped.values()), "it holds no video")
         raise InputError(f"nothing in {split} can be scored: {reason}; name a prepared split with clips")
@@ -216,7 +209,7 @@ def score_predictions(
     work = functools.partial(_SavedWork, scoring, str(chosen), results, workers, methods)
     frames = {clip.name: clip.count for clip in clips.values()}
     kept = {name for name in clips if results.has(name)}
-    scored, skipped = _run(list(clips.values()), kept, work, frames, workers, progress)
+    scored, skipped = score_all(list(clips.values()), kept, work, frames, workers, progress)
 
     def build(
         found: tuple[ClipResult, ...], distances: dict[str, dict[str, float]], credits: tuple[dict[str, str], ...]
@@ -227,7 +220,27 @@ def score_predictions(
     return results.finish(scored, build, overall)
 
 
-def _run(
+def kept_from_before(results: Results, save: Path | None, folders: Mapping[str, str]) -> set[str]:
+    """The clips that a former run has scored and, where pictures are wanted, saved.
+
+    Args:
+        folders: key of each clip to the folder in `save` that its pictures go to.
+
+    Raises:
+        InputError: there are pictures of a clip that was not scored, so they are another run's.
+    """
+    scored = {key for key in folders if results.has(key)}
+    if save is None:
+        return scored
+    writer = PredictionWriter(save)
+    saved = {key for key, folder in folders.items() if writer.has(folder)}
+    foreign = next((folders[key] for key in folders if key in saved - scored), None)
+    if foreign is not None:
+        raise InputError(f"{save} already holds pictures of {foreign} from another run; save into another folder")
+    return scored & saved
+
+
+def score_all(
     jobs: Sequence[Any],
     kept: Set[str],
     start: Callable[[], Callable[[Any], str]],
@@ -235,7 +248,14 @@ def _run(
     workers: int,
     progress: Progress | None,
 ) -> tuple[list[str], dict[str, str]]:
-    """Score all but what is kept from a former run: the keys of the clips that could be, and why others could not."""
+    """Score all but what is kept from a former run: the keys of the clips that could be, and why others could not.
+
+    Args:
+        jobs: each with a `key` (an `Entry`) or a `name`.
+        kept: those of the jobs that are done.
+        start: see `run_jobs`; a job gives the reason why it could not be scored, or an empty string.
+        frames: of each job, for `progress`.
+    """
     names = [_name(job) for job in jobs]
     waiting = [job for job in jobs if _name(job) not in kept]
     total = sum(frames.values())
@@ -254,8 +274,8 @@ def _run(
     return [name for name in names if name not in skipped], skipped
 
 
-def _name(job: Entry | SavedClip) -> str:
-    return job.key if isinstance(job, Entry) else job.name
+def _name(job: Any) -> str:
+    return str(job.key if isinstance(job, Entry) else job.name)
 
 
 class _Work:
@@ -267,7 +287,7 @@ class _Work:
         self._device = torch.device(plan.device)
         self._scorer = ClipScorer(plan.scoring, plan.device)
         model = load_pretrained(plan.weights).to(self._device)
-        self._size = model.config.generator.image_size
+        self._size = model.config.image_size
         self._methods: dict[str, Method] = {
             name: Reenactment(model) if name == OURS else REFERENCES[name](model) for name in plan.methods
         }
@@ -356,7 +376,7 @@ def what_was_scored(model: Export3D, weights: Path | str | None, split: Path) ->
         "trained": load_weights(file)[2],
         "export3d": _version(),
         "split": f"{split.resolve().name}, {len(read_index(split).entries)} records, {_shards_digest(split)}",
-        "image_size": model.config.generator.image_size,
+        "image_size": model.config.image_size,
     }
 
 

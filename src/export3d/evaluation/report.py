@@ -34,6 +34,8 @@ SIMPLE = ("copy", "warp", "mesh")
 """References that need no network: what any method has to beat."""
 ORACLE = "oracle"
 """The reference that sees the truth: what the representation could do at best."""
+REAL = "real pictures"
+"""The driver's own pictures across identities: strangers, or the best that can be read. They compete with nothing."""
 RETRACKED = ("yaw", "jawOpen", "eyeBlink")
 
 _DRAWS = 10_000
@@ -319,15 +321,15 @@ class Report:
 
     def clip_table(self) -> str:
         """Markdown: a row for each clip with the first method's scores, the clip that moves most first."""
-        ours, grouped = self.methods[0], BASELINE in self.methods and self.methods[0] != BASELINE
-        copied = [m for m in self.measures if m.name == "psnr" and grouped]
+        ours, grouped = self.methods[0], any(clip.group for clip in self.clips)
+        copied = [m for m in self.measures if m.name == "psnr" and BASELINE in self.methods and ours != BASELINE]
         heads = [f"{titled(m)} {BASELINE}" for m in copied] + [titled(m) for m in self.measures]
-        rows = [["clip", "group", "frames", "source frame", *heads]]
+        rows = [["clip", *(["group"] if grouped else []), "frames", "source frame", *heads]]
         for clip in sorted(self.clips, key=_movement):
             cells = [number(clip.value(BASELINE, m.name), m.digits) for m in copied]
             cells += [number(clip.value(ours, m.name), m.digits) for m in self.measures]
             source = "–" if clip.source_frame is None else str(clip.source_frame)
-            rows.append([clip.key, clip.group or "–", str(clip.frames), source, *cells])
+            rows.append([clip.key, *([clip.group or "–"] if grouped else []), str(clip.frames), source, *cells])
         return table(rows)
 
     def markdown(self) -> str:
@@ -365,7 +367,12 @@ class Report:
                 f" A clip moves if copying its source frame scores under {MOVING_DB:g} dB; on still clips a copy is "
                 "nearly perfect and proves nothing."
             )
-        return words
+        return f"{words} {self.remark}".strip()
+
+    @property
+    def remark(self) -> str:
+        """What else must be known to read a table of means."""
+        return ""
 
     def _values(self, group: str, method: str, measure: str) -> Array:
         """The clips' figures (N,), NaN where not defined."""

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +33,7 @@ from export3d.files import write_bytes
 from export3d.image import read_image
 
 Picture = NDArray[np.uint8]
+R = TypeVar("R", bound=Report)
 
 REPORTS = ("report.html", "report.json", "report.md", "sheet.png")
 
@@ -99,15 +100,17 @@ class Results:
     def finish(
         self,
         keys: Sequence[str],
-        build: Callable[[tuple[ClipResult, ...], dict[str, dict[str, float]], tuple[dict[str, str], ...]], Report],
-        overall: Sequence[Measure],
-    ) -> Report:
+        build: Callable[[tuple[ClipResult, ...], dict[str, dict[str, float]], tuple[dict[str, str], ...]], R],
+        overall: Sequence[Measure] = (),
+        previous: Report | None = None,
+    ) -> R:
         """Put the clips together: Fréchet distances, sheet, report in all its forms.
 
         Args:
             keys: of the clips, in order.
             build: results, figures of the whole, and the sheet's credits to the report.
             overall: the measures of the whole.
+            previous: an earlier run that the page compares this one with.
         """
         clips = tuple(self.result(key) for key in keys)
         gallery = Gallery(publishable_only=False)  # who may not be shown has left no case
@@ -119,7 +122,7 @@ class Results:
         (self.out / "sheet.png").unlink(missing_ok=True)
         if gallery.cases:
             write_sheet(self.out / "sheet.png", *sheet_rows(gallery.cases))
-        write_bytes(self.out / "report.html", page(report, strips).encode())
+        write_bytes(self.out / "report.html", page(report, strips, previous=previous).encode())
         write_bytes(self.out / "report.md", report.markdown().encode())
         write_bytes(self.out / "report.json", report.to_json().encode())
         return report

@@ -240,10 +240,10 @@ class ClipScorer:
         features: dict[str, dict[str, list[Tensor]]] = {f.name: {} for f in self._features}
         sampled = np.zeros(max(frames, 1), dtype=bool)
         sampled[sample_rows(frames)] = True
-        shown = set(((np.arange(_STRIP_ROWS) + 0.5) / _STRIP_ROWS * frames).astype(int).tolist())
+        shown = _shown(frames)
         strip: dict[int, list[Picture]] = {}
         worst, worst_db, worst_row = -1, math.inf, list[Picture]()
-        own = None if self._faces is None else self._faces.read([_enlarged(source[None])[0]], f"the source of {name}")
+        own = None if self._faces is None else self._faces.read(enlarged(source[None]), f"the source of {name}")
         done = 0
         for chunk in chunks:
             order = done + np.arange(len(chunk.rows))
@@ -291,7 +291,7 @@ class ClipScorer:
         )
 
     def _read(self, pictures: Frames, name: str) -> Reading | None:
-        return None if self._faces is None else self._faces.read(_enlarged(pictures), name)
+        return None if self._faces is None else self._faces.read(enlarged(pictures), name)
 
     def _image_scores(self, images: Mapping[str, Tensor], target: Tensor) -> dict[str, dict[str, NDArray[np.float64]]]:
         """Method to metric to (N,)."""
@@ -333,11 +333,22 @@ def _joined(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, NDArray[np.float
     return {name: torch.cat(list(of)).numpy() for name, of in parts.items() if of}
 
 
-def _enlarged(pictures: Frames) -> list[Picture]:
+def clip_strip(source: Picture, clip: Chunk, worst: int) -> Picture:
+    """The strip of a clip that is one chunk, as `ClipScores` has it; `worst`: the place of a frame in the chunk."""
+    rows = {int(clip.rows[at]): _strip_row(source, clip, at) for at in _shown(len(clip.rows)) | {worst}}
+    return _draw_strip(rows, int(clip.rows[worst]), tuple(clip.predictions))
+
+
+def enlarged(pictures: Frames) -> list[Picture]:
     """(N, R, R, 3) to N pictures (256, 256, 3), the size at which faces are read."""
     if pictures.shape[1] == CROP_SIZE:
         return list(pictures)
     return list(to_uint8(resize(to_tensor(pictures), CROP_SIZE)))
+
+
+def _shown(frames: int) -> set[int]:
+    """Places of the frames that a strip shows."""
+    return set(((np.arange(_STRIP_ROWS) + 0.5) / _STRIP_ROWS * frames).astype(int).tolist())
 
 
 def _strip_row(source: Picture, chunk: Chunk, at: int) -> list[Picture]:

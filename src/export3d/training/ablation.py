@@ -620,7 +620,7 @@ def _cross(
         )
     except InputError as error:  # the inputs were looked at before; what is left is that no face came out
         return _Scores((), {}, {}, str(error))
-    columns = tuple(Column("cross", m.name, m.title, m.digits, m.definition) for m in report.measures)
+    columns = tuple(Column("cross", m.name, titled(m), m.digits, m.definition) for m in report.measures)
     values = {c.key: {p.pair.name: p.values.get(c.name, math.nan) for p in report.pairs} for c in columns}
     reference = {c.key: {p.pair.name: p.reference.get(c.name, math.nan) for p in report.pairs} for c in columns}
     kept = {"made_of": made_of, "columns": [asdict(c) for c in columns], "values": values, "reference": reference}
@@ -745,7 +745,7 @@ def _draw_sheet(
     for weights in trained.values():
         model = load_pretrained(weights).to(device)
         for shot, pictures in zip(shots, rows):
-            size = model.config.generator.image_size
+            size = model.config.image_size
             source = np.moveaxis(decode(shot.source, size)[shot.frame], 0, -1)
             if not pictures:
                 pictures += [_enlarged(source), _enlarged(np.moveaxis(decode(shot.driver, size)[shot.row], 0, -1))]

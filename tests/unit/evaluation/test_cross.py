@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from export3d.animate.drive import bundled_portrait, rebase
@@ -20,18 +21,20 @@ from export3d.data.shards import Entry, Index, Record, update
 from export3d.errors import ConfigError, InputError
 from export3d.evaluation.cross import (
     CrossReport,
-    Measure,
     Pair,
-    PairResult,
     asked_motion,
     choose_pairs,
     cross_identity,
     read_pairs,
 )
-from export3d.evaluation.report import paired_difference
+from export3d.evaluation.metrics import Measure
+from export3d.evaluation.predictions import read_predictions
+from export3d.evaluation.report import ClipResult, paired_difference
 from export3d.face.tracker import Track
 from export3d.image import read_image
+from export3d.model import Export3D
 from export3d.motion import Motion
+from export3d.pretrained import adapt_resolution, load_pretrained, save_pretrained
 
 Make = Callable[..., Record]
 LIST = Path(__file__).parents[3] / "benchmarks" / "pairs_val.csv"
@@ -204,14 +207,122 @@ def test_a_copy_keeps_the_identity_and_does_not_move(people: Path, tiny_weights:
     assert written["pairs"][0]["values"]["jawOpen"] is None  # every driving frame is the same
     assert (out / "report.md").read_text() == report.markdown()
     assert read_image(out / "sheet.png").shape[1] > 3 * 256
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/webp") == 1
+    assert 'alt="still by moves: source, driving frame, ours"' in page
+    assert "real pictures</th>" in page
+    assert "two strangers" in page
+    assert "Against the earlier run" not in page
+    assert "flicker" not in page  # four of six frames are never three in a row
 
     again = cross_identity(
         people, tmp_path / "again", weights=tiny_weights, frames=4, device="cpu", against=out / "report.json"
     )
     assert again.difference("csim_dlib").mean == pytest.approx(0.0, abs=1e-6)
     assert "ours minus tiny.safetensors" in again.markdown()
+    assert json.loads(again.to_json())["against"]["report"] == "tiny.safetensors"
+    assert "Against the earlier run" in (tmp_path / "again" / "report.html").read_text()
     with pytest.raises(InputError, match=r"other settings \(frames\)"):
         cross_identity(people, tmp_path / "x", weights=tiny_weights, frames=3, against=out / "report.json")
+
+
+@pytest.fixture
+def two_pairs(people: Path, portraits: list) -> Path:
+    """The astronaut's clip drives her mirror image and herself under another name."""
+    from export3d.data.shards import read_shards
+
+    base = next(record for record in read_shards(people) if record.key == "still")
+    (picture, track), _ = portraits
+    still = io.BytesIO()
+    Image.fromarray(picture).save(still, "PNG")
+    landmarks = (track.crop.from_crop(track.landmarks) / 256).astype(np.float16)
+    info = {**base.info, "person": "person-twin", "fingerprint": "print-twin"}
+    motion = {"expression": track.motion.expression, "camera": track.motion.camera}
+    update(people, [replace(base, key="twin", media=still.getvalue(), landmarks=landmarks, info=info, **motion)])
+    return people
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_cut_run_goes_on_and_other_settings_begin_anew(
+    two_pairs: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export3d.evaluation import cross
+
+    out, scored, original = tmp_path / "out", list[str](), cross._Work._score
+
+    def watched(self, pair: Pair) -> None:
+        scored.append(pair.source)
+        if scored == ["still", "twin"]:
+            raise KeyboardInterrupt
+        original(self, pair)
+
+    monkeypatch.setattr(cross._Work, "_score", watched)
+    with pytest.raises(KeyboardInterrupt):
+        cross_identity(two_pairs, out, weights=tiny_weights, frames=2, device="cpu")
+    assert not (out / "report.json").exists()
+    told: list[tuple[int, int]] = []
+    cross_identity(two_pairs, out, weights=tiny_weights, frames=2, device="cpu", progress=lambda *now: told.append(now))
+    assert scored == ["still", "twin", "twin"]
+    assert told == [(2, 4), (4, 4)]
+    whole = cross_identity(two_pairs, tmp_path / "fresh", weights=tiny_weights, frames=2, device="cpu")
+    assert (out / "report.json").read_text() == whole.to_json()
+    assert (out / "report.html").read_bytes() == (tmp_path / "fresh" / "report.html").read_bytes()
+    before = len(scored)
+    cross_identity(two_pairs, out, weights=tiny_weights, frames=3, device="cpu", max_pairs=1)
+    assert len(scored) == before + 1
+
+
+@pytest.mark.usefixtures("copied")
+def test_saved_pictures_have_the_same_identity(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    saved, out = tmp_path / "saved", tmp_path / "out"
+    options = ["--weights", str(tiny_weights), "--frames", "6", "--save", str(saved), "--device", "cpu"]
+    assert main(["evaluate", str(people), "-o", str(out), "--protocol", "cross", *options]) == 0
+    assert [(clip.name, clip.count, clip.size) for clip in read_predictions(saved)] == [("still_by_moves", 6, 64)]
+    scored = ["evaluate", "-o", str(tmp_path / "again"), "--predictions", str(saved), "--protocol", "cross"]
+    assert main(scored) == 0
+    ours = json.loads((out / "report.json").read_text())["pairs"][0]["values"]
+    theirs = json.loads((tmp_path / "again" / "report.json").read_text())["clips"][0]["scores"]["prediction"]
+    # The source's landmarks are those of the preparation there, and read from the picture here.
+    assert theirs["csim_dlib"] == pytest.approx(ours["csim_dlib"], abs=0.02)
+    assert theirs["flicker_face"] == pytest.approx(ours["flicker_face"], abs=0.01)  # six frames in a row
+    with pytest.raises(InputError, match="already holds pictures of still_by_moves from another run"):
+        cross_identity(people, tmp_path / "x", weights=tiny_weights, frames=6, save=saved)
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_report(
+    two_pairs: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes; sums of floats depend on the number of threads
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        reports = [
+            cross_identity(
+                two_pairs, tmp_path / str(workers), weights=small_weights, frames=2, device="cpu", workers=workers
+            )
+            for workers in (0, 2)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert reports[0].to_json() == reports[1].to_json()
+    assert len(reports[0].pairs) == 2
+    for name in ("report.html", "sheet.png"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged weights at 128 pixels with few samples a ray: faces that are found, quickly."""
+    model = load_pretrained()
+    config = replace(
+        model.config,
+        generator=replace(model.config.generator, image_size=128),
+        render=replace(model.config.render, resolution=32, coarse=8),
+    )
+    small = Export3D(config)
+    small.load_state_dict(adapt_resolution(model.state_dict(), small))
+    return save_pretrained(small, tmp_path_factory.mktemp("weights") / "small.safetensors", {"images_seen": 0})
 
 
 def test_an_untrained_network_shows_no_face_and_that_is_said(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
@@ -244,8 +355,8 @@ def test_a_report_of_another_kind_is_refused(split: Path, tiny_weights: Path, tm
 
 def test_options_of_the_other_protocol_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = ["-o", str(tmp_path / "out")]
-    assert main(["evaluate", "data", *out, "--protocol", "cross", "--save", "x", "--workers", "2"]) == 2
-    assert "--protocol cross does not take --save, --workers" in capsys.readouterr().err
+    assert main(["evaluate", "data", *out, "--protocol", "cross", "--every", "2", "--no-faces"]) == 2
+    assert "--protocol cross does not take --every, --no-faces" in capsys.readouterr().err
     assert main(["evaluate", "data", *out, "--frames", "3"]) == 2
     assert "--protocol same does not take --frames" in capsys.readouterr().err
     assert main(["evaluate", *out, "--predictions", "x", "--weights", "y"]) == 2
@@ -281,9 +392,12 @@ def test_only_common_cases_that_are_defined_count() -> None:
 
 
 def test_undefined_figures_are_left_out_of_means_and_null_in_json() -> None:
-    values = [{"yaw": 0.5}, {"yaw": math.nan}]
-    results = tuple(PairResult(Pair(str(i), "x"), 2, 1.0, 0, v, {"yaw": 0.9}) for i, v in enumerate(values))
-    report = CrossReport("t", {}, (Measure("yaw", "yaw ↑", 2, "d"),), results, {})
-    assert report.mean("yaw").mean == 0.5
-    assert "| – |" in report.pair_table()
+    scores = [{"ours": {"yaw": value}, "real pictures": {"yaw": 0.9}} for value in (0.5, math.nan)]
+    clips = tuple(ClipResult(Pair(str(i), "x").name, "", "", "", 2, 0, 0, s) for i, s in enumerate(scores))
+    report = CrossReport("t", {}, ("ours", "real pictures"), (Measure("yaw", "yaw", True, 2, "d"),), clips)
+    assert report.mean("all", "ours", "yaw").mean == 0.5
+    assert "| – |" in report.clip_table()
+    assert [(result.pair, result.reference) for result in report.pairs] == [
+        (Pair("0", "x"), {"yaw": 0.9}), (Pair("1", "x"), {"yaw": 0.9}),
+    ]  # fmt: skip
     assert json.loads(report.to_json())["pairs"][1]["values"]["yaw"] is None

@@ -22,8 +22,7 @@ from export3d.camera import Camera
 from export3d.checkpoint import load_state, load_weights
 from export3d.data.shards import Record, update
 from export3d.errors import CheckpointError, ConfigError, InputError, TrainingError
-from export3d.evaluation.cross import CrossReport, Pair, PairResult
-from export3d.evaluation.cross import Measure as CrossMeasure
+from export3d.evaluation.cross import CrossReport
 from export3d.evaluation.metrics import Measure
 from export3d.evaluation.report import ClipResult, Report
 from export3d.expression.directions import measure_ranges
@@ -508,12 +507,14 @@ def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
         if n == 5:
             raise InputError("no pair could be scored: no face came out")
         out.mkdir(exist_ok=True)
+        real = {"aed": 0.01, "yaw": 0.9}
+        found = {"bert by anna": {"aed": n / 100, "yaw": NAN}, "anna by bert": {"aed": n / 100, "yaw": 0.5}}
         pairs = [
-            PairResult(Pair("bert", "anna"), 3, 1.0, 0, {"aed": n / 100, "yaw": NAN}, {"aed": 0.01, "yaw": 0.9}),
-            PairResult(Pair("anna", "bert"), 3, 1.0, 0, {"aed": n / 100, "yaw": 0.5}, {"aed": 0.01, "yaw": 0.9}),
+            ClipResult(key, "", "", "", 3, 0, 0, {"ours": values, "real pictures": real})
+            for key, values in found.items()
         ]
-        measures = (CrossMeasure("aed", "AED ↓", 3, "mean"), CrossMeasure("yaw", "yaw ↑", 2, "correlation"))
-        return CrossReport("made", {}, measures, tuple(pairs), {})
+        measures = (Measure("aed", "AED", False, 3, "mean"), Measure("yaw", "yaw", True, 2, "correlation"))
+        return CrossReport("made", {}, ("ours", "real pictures"), measures, tuple(pairs))
 
     monkeypatch.setattr(ablation, "ClipScorer", Nothing)
     monkeypatch.setattr(ablation, "same_identity", same)
