@@ -34,6 +34,9 @@ OPTIONS: dict[str, list[str]] = {
     "train": [
         "data", "config=...", "loop=...", "output", "resume=True", "init_from=None", "pseudo=()", "cache=None",
     ],
+    "refine": [
+        "data", "config=...", "loop=...", "output", "init_from", "resume=True", "pseudo=()", "cache=None",
+    ],
     "ablate": [
         "data", "config=...", "loop=...", "output",
         "rows=('direct_3dmm', 'e2e_lebs_n25', 'e2e_lebs_n10', 'e2e_lebs_n5', 'clebs')", "init_from=None", "pseudo=()",
@@ -63,6 +66,7 @@ def test_the_commands_are_these() -> None:
         "pseudo-clips",
         "pretrain",
         "train",
+        "refine",
         "ablate",
         "evaluate",
         "evaluate-expression",

@@ -27,6 +27,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pseudo-clips": ("export3d.cli.pseudo_clips", "make a split's still portraits move, for training"),
     "pretrain": ("export3d.cli.pretrain", "train the expression encoder to forget the appearance"),
     "train": ("export3d.cli.train", "train the generator on prepared shards"),
+    "refine": ("export3d.cli.refine", "make trained weights sharper against a discriminator"),
     "ablate": ("export3d.cli.ablate", "train and score the variants of Table 3 with equal budgets"),
     "evaluate": ("export3d.cli.evaluate", "score weights on a split of prepared shards"),
     "evaluate-expression": ("export3d.cli.evaluate_expression", "measure the appearance left in expressions"),

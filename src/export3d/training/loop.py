@@ -5,6 +5,9 @@ averaged over all processes → clip → AdamW → weights EMA. Since every step
 resumes is the run that never stopped, bit for bit on a CPU, and neither a sampler nor a generator needs to be stored;
 validation and sheets cannot disturb training for the same reason.
 
+A second network may be trained against the first (`Opponent`): in every step, after the task's backward pass, it gets
+the same batch, a backward pass, clipping and an optimiser of its own; then both move.
+
 Runs on Hugging Face Accelerate, from one CPU to many GPUs (`accelerate launch`, `torchrun`). Gradients are averaged by
 one flat all-reduce after the backward pass, so a task may call any method of its module, as often as it likes.
 """
@@ -23,7 +26,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -35,8 +38,12 @@ from export3d.checkpoint import latest_state, load_into, load_state, load_weight
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, TrainingError
 from export3d.training.record import Recorder
 from export3d.training.schedule import ema_decay, is_due, learning_rate
+from export3d.training.spikes import FACTOR, PATIENCE, SpikeWatch
 
 log = logging.getLogger(__name__)
+
+_OPPONENT = "opponent "
+"""Before the names of the second network's losses."""
 
 StopReason = Literal["max_images", "max_minutes", "interrupted"]
 
@@ -73,6 +80,42 @@ class Task(Protocol):
 
     def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
         """An image (H, W, 3) uint8 RGB that shows what the averaged network does."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpponentConfig:
+    """Adam of the second network; warm-up, decay and gradient clipping are the loop's."""
+
+    lr: float
+    betas: tuple[float, float]
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        if not self.lr > 0:
+            raise ConfigError(f"the second network's learning rate {self.lr} must be positive")
+
+
+class Opponent(Protocol):
+    """A second network, trained in the same steps against what the task's network does.
+
+    Its parameters require a gradient during its own `losses` alone, so that the task may send its own gradient through
+    it and leave none there. Both networks move at the end of the step, from the weights they had at its beginning.
+
+    Attributes:
+        module: the network; all its parameters are trained. It is saved with the run, but not averaged.
+        settings: of its optimiser.
+    """
+
+    module: nn.Module
+    settings: OpponentConfig
+
+    def losses(self, batch: Mapping[str, Any], step: int) -> Mapping[str, Tensor]:
+        """Scalars to log; `total` is minimised. Called right after `Task.losses` with the same batch.
+
+        Args:
+            batch: as the task got it.
+            step: steps before this one, in all starts of the run.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +227,7 @@ def train(
     run_dir: Path | str,
     config: LoopConfig,
     *,
+    opponent: Opponent | None = None,
     resume: bool = True,
     init_from: Path | str | None = None,
     command: Sequence[str] | None = None,
@@ -194,16 +238,63 @@ def train(
         task: what to train; `task.module` holds the trained weights afterwards.
         run_dir: the run's folder (see `export3d.training.record`); a folder with states is resumed.
         config: settings; on resuming they may differ from those of the first start.
+        opponent: a second network to train in the same steps.
         resume: False refuses a folder that already holds states.
         init_from: weights (`….safetensors`) to begin a fresh run with; ignored when a state is resumed.
         command: what `command.txt` says; default: this process's arguments.
 
     Raises:
-        TrainingError: a loss or gradient is not finite; the last saved state is untouched.
+        TrainingError: a loss or gradient is not finite, or the loss stays far above the usual (`training.spikes`); the
+            last saved state is untouched.
         CheckpointError: the state or the weights cannot be loaded or belong to another architecture.
         ConfigError, OutputError, MissingExtra("train").
     """
-    return _Run(task, Path(run_dir), config, resume, init_from, command).go()
+    return _Run(task, opponent, Path(run_dir), config, resume, init_from, command).go()
+
+
+class _Side:
+    """A network and what moves it."""
+
+    def __init__(
+        self, module: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, fused: bool
+    ) -> None:
+        self.module, self.lr, self.rate = module, lr, lr
+        trained = [p for p in module.parameters() if p.requires_grad]
+        if not trained:
+            raise TrainingError("no parameter of the module requires a gradient; there is nothing to train")
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+        self.parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+    def begin(self, rate: float) -> None:
+        """Ready for a step's backward passes, at this learning rate."""
+        self.rate = rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.module.train()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def clip(self, limit: float | None) -> Tensor:
+        """Clip the gradient; its norm before that."""
+        return nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit, foreach=True)
+
+    def require_gradients(self, wanted: bool) -> None:
+        """Whether gradients are collected in this network."""
+        for parameter in self.parameters:
+            parameter.requires_grad_(wanted)
+
+
+@dataclass(frozen=True)
+class _Told:
+    """What a step tells of one network: losses (means over processes and parts), gradient norm, learning rate."""
+
+    losses: dict[str, float]
+    grad_norm: float
+    lr: float
 
 
 class _Run:
@@ -212,6 +303,7 @@ class _Run:
     def __init__(
         self,
         task: Task,
+        opponent: Opponent | None,
         run_dir: Path,
         config: LoopConfig,
         resume: bool,
@@ -219,7 +311,7 @@ class _Run:
         command: Sequence[str] | None,
     ) -> None:
         self.started = time.monotonic()
-        self.task, self.config, self.run_dir, self.command = task, config, run_dir, command
+        self.task, self.opponent, self.config, self.run_dir, self.command = task, opponent, config, run_dir, command
         self.accelerator = _accelerator(config.cpu)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
@@ -234,6 +326,7 @@ class _Run:
         self.saved: Path | None = None
         self.validation: dict[str, float] = {}
         self.stop_signal = False
+        self.watch = SpikeWatch()
 
         found = latest_state(run_dir / "checkpoints")
         if found and not resume:
@@ -241,15 +334,18 @@ class _Run:
         if found is None and init_from is not None:
             load_into(task.module, load_weights(init_from)[0], what=f"the weights {init_from}")
 
-        module = task.module.to(self.device)
-        if config.channels_last:
-            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if self.world > 1:
-            self._agree_on_weights(module)
+        module = self._place(task.module)
         self.module = module
         self.ema = copy.deepcopy(module).eval().requires_grad_(False)
-        self.optimizer = _optimizer(module, config, self.device)
-        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        fused = self.device.type == "cuda"
+        self.own = _Side(module, config.lr, config.betas, config.eps, config.weight_decay, fused)
+        self.other: _Side | None = None
+        if opponent is not None:
+            s = opponent.settings
+            rival = self._place(opponent.module).requires_grad_(True)
+            self.other = _Side(rival, s.lr, s.betas, s.eps, 0.0, fused)
+            self.other.require_gradients(False)
+        self.sides = [side for side in (self.own, self.other) if side is not None]
         if found is not None:
             self._restore(found)
         task.prepare(self.device)
@@ -262,8 +358,11 @@ class _Run:
             "device": str(self.device),
             "processes": self.world,
             "precision": "bf16" if self.autocast_dtype else "fp32",
-            "parameters": sum(p.numel() for p in self.parameters),
+            "parameters": sum(p.numel() for p in self.own.parameters),
         }
+        if opponent is not None and self.other is not None:
+            count = sum(p.numel() for p in self.other.parameters)
+            self.resolved["opponent"] = {**dataclasses.asdict(opponent.settings), "parameters": count}
 
     # ---- the visible order -------------------------------------------------------------------------------------------
 
@@ -295,16 +394,17 @@ class _Run:
             while reason is None:
                 before = self.images_seen
                 self._seed(before)
-                losses, norm, lr, interrupted, out_of_time = self._step()
+                done, interrupted, out_of_time = self._step()
                 self.images_seen += config.batch_size
                 self.step += 1
-                figures.add(losses, norm, config.batch_size)
+                figures.add(done, config.batch_size)
                 bar.update(config.batch_size)
+                self._watch_for_spikes(record, done[0])
                 reason = self._reason_to_stop(interrupted, out_of_time)
                 if record and (self._is_due(config.log_every, before) or self.step == 1 or reason):
                     line = figures.take()
-                    bar.set_postfix(total=f"{line['losses']['total']:.4g}", lr=f"{lr:.2g}", refresh=False)
-                    line |= {"step": self.step, "lr": lr, **self._memory()}
+                    bar.set_postfix(total=f"{line['losses']['total']:.4g}", lr=f"{done[0].lr:.2g}", refresh=False)
+                    line |= {"step": self.step, "lr": done[0].lr, **self._memory()}
                     record.line("train", self.images_seen, self.minutes, **line)
                 if reason or self._is_due(config.save_every, before):
                     self._save()
@@ -315,14 +415,11 @@ class _Run:
         assert self.saved is not None
         return Result(self.images_seen, self.step, self.minutes, reason, self.saved, self.validation)
 
-    def _step(self) -> tuple[dict[str, float], float, float, bool, bool]:
-        """One optimiser step: losses (mean over processes and parts), gradient norm, learning rate, two stop flags."""
-        config = self.config
-        lr = self._learning_rate()
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        self.module.train()
-        self.optimizer.zero_grad(set_to_none=True)
+    def _step(self) -> tuple[list[_Told], bool, bool]:
+        """One optimiser step of each network: what it tells of each, and two stop flags."""
+        config, opponent, other = self.config, self.opponent, self.other
+        for side in self.sides:
+            side.begin(self._learning_rate(side.lr))
         share = config.batch_size // config.accumulate
         sums: dict[str, Tensor] = {}
         for part in range(config.accumulate):
@@ -330,23 +427,37 @@ class _Run:
             batch = self._to_device(self.task.batch(start, share, self.rank, self.world))
             with self._autocast():
                 losses = self.task.losses(batch, self.images_seen)
-            if "total" not in losses:
-                raise TrainingError(f"the task returned the losses {sorted(losses)} without 'total'; add their sum")
-            (losses["total"] / config.accumulate).backward()  # type: ignore[no-untyped-call]
-            for name, value in losses.items():
-                sums[name] = sums.get(name, 0.0) + value.detach().float() / config.accumulate
+            self._backward(losses, sums)
+            if opponent is not None and other is not None:
+                other.require_gradients(True)
+                with self._autocast():
+                    losses = opponent.losses(batch, self.step)
+                self._backward(losses, sums, _OPPONENT)
+                other.require_gradients(False)
         flags = (self.stop_signal, self._out_of_time())
         if self.world > 1:
             sums, flags = self._average_over_processes(sums, flags)
-        limit = config.grad_clip if config.grad_clip is not None else math.inf
-        norm_tensor = nn.utils.clip_grad_norm_(self.parameters, limit, foreach=True)
+        norm_tensors = [side.clip(config.grad_clip).float() for side in self.sides]
         names = sorted(sums)
-        *values, norm = torch.stack([*(sums[name].reshape(()) for name in names), norm_tensor.float()]).tolist()
-        figures = dict(zip(names, values))
-        self._refuse_non_finite(figures, norm)
-        self.optimizer.step()
+        values = torch.stack([*(sums[name].reshape(()) for name in names), *norm_tensors]).tolist()
+        figures, norms = dict(zip(names, values)), values[len(names) :]
+        self._refuse_non_finite(figures, norms)
+        for side in self.sides:
+            side.optimizer.step()
         self._average_weights()
-        return figures, norm, lr, *flags
+        theirs = {n.removeprefix(_OPPONENT): value for n, value in figures.items() if n.startswith(_OPPONENT)}
+        own = {n: value for n, value in figures.items() if not n.startswith(_OPPONENT)}
+        told = [_Told(losses, norm, side.rate) for losses, norm, side in zip((own, theirs), norms, self.sides)]
+        return told, *flags
+
+    def _backward(self, losses: Mapping[str, Tensor], sums: dict[str, Tensor], prefix: str = "") -> None:
+        """Backward pass from `total`; all scalars are added to `sums`."""
+        if "total" not in losses:
+            raise TrainingError(f"the task returned the losses {sorted(losses)} without 'total'; add their sum")
+        parts = self.config.accumulate
+        (losses["total"] / parts).backward()  # type: ignore[no-untyped-call]
+        for name, value in losses.items():
+            sums[prefix + name] = sums.get(prefix + name, 0.0) + value.detach().float() / parts
 
     def _look(self, record: Recorder | None, before: int, *, at_end: bool) -> None:
         """Validate and draw a sheet where one is due; other processes wait."""
@@ -376,9 +487,10 @@ class _Run:
                 folder,
                 model=self.module.state_dict(),
                 ema=self.ema.state_dict(),
-                optimizer=self.optimizer.state_dict(),
+                optimizer=self.own.optimizer.state_dict(),
                 counters={"images_seen": self.images_seen, "step": self.step, "minutes": self.minutes},
                 config=self.resolved,
+                opponent=(self.other.module.state_dict(), self.other.optimizer.state_dict()) if self.other else None,
                 keep=self.config.keep,
                 part_size_mb=self.config.part_size_mb,
             )
@@ -389,7 +501,15 @@ class _Run:
         state = load_state(path)
         load_into(self.module, state.model, what=f"the weights in {path}")
         load_into(self.ema, state.ema, what=f"the averaged weights in {path}")
-        _load_optimizer(self.optimizer, state.optimizer, path)
+        _load_optimizer(self.own.optimizer, state.optimizer, path)
+        if (state.opponent is None) != (self.other is None):
+            there, here = ("without", "with") if state.opponent is None else ("with", "without")
+            raise CheckpointError(
+                f"{path} is of a run {there} a second network and cannot go on {here} one; choose another folder"
+            )
+        if state.opponent is not None and self.other is not None:
+            load_into(self.other.module, state.opponent[0], what=f"the second network in {path}")
+            _load_optimizer(self.other.optimizer, state.opponent[1], path)
         self.images_seen = int(state.counters["images_seen"])
         self.step = int(state.counters["step"])
         self.minutes_before = float(state.counters["minutes"])
@@ -417,7 +537,7 @@ class _Run:
             return "interrupted"
         return "max_minutes" if out_of_time else None
 
-    def _learning_rate(self) -> float:
+    def _learning_rate(self, peak: float) -> float:
         config, progress = self.config, 0.0
         if config.decay == "images" and config.max_images is not None:
             progress = self.images_seen / config.max_images
@@ -425,7 +545,7 @@ class _Run:
             progress = min((time.monotonic() - self.started) / 60.0 / config.max_minutes, 1.0)
         return learning_rate(
             self.images_seen,
-            lr=config.lr,
+            lr=peak,
             warmup_images=config.warmup_images,
             progress=progress,
             decay_from=config.decay_from,
@@ -462,15 +582,36 @@ class _Run:
         for average_buffer, buffer in zip(self.ema.buffers(), self.module.buffers()):
             average_buffer.copy_(buffer)
 
-    def _refuse_non_finite(self, figures: Mapping[str, float], norm: float) -> None:
+    def _refuse_non_finite(self, figures: Mapping[str, float], norms: Sequence[float]) -> None:
         bad = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]
-        if not math.isfinite(norm):
-            bad.append(f"gradient norm {norm}")
+        for whose, norm in zip(("", _OPPONENT), norms):
+            if not math.isfinite(norm):
+                bad.append(f"{whose}gradient norm {norm}")
         if bad:
-            last = f"the last good state is {self.saved}" if self.saved else "no state had been saved yet"
-            raise TrainingError(
-                f"training diverged after {self.images_seen} images: {', '.join(bad)}; {last}; "
-                "try a lower learning rate, stronger gradient clipping or fp32"
+            self._give_up(self.images_seen, ", ".join(bad))
+
+    def _give_up(self, images_seen: int, what: str) -> NoReturn:
+        last = f"the last good state is {self.saved}" if self.saved else "no state had been saved yet"
+        raise TrainingError(
+            f"training diverged after {images_seen} images: {what}; {last}; "
+            "try a lower learning rate, stronger gradient clipping or fp32"
+        )
+
+    def _watch_for_spikes(self, record: Recorder | None, done: _Told) -> None:
+        """Tell of a loss far above the usual; stop where it stays there."""
+        watch, total = self.watch, done.losses["total"]
+        if not watch.see(total):
+            return
+        if record is not None:
+            record.line("spike", self.images_seen, self.minutes, losses=done.losses, usual=watch.usual)
+            if watch.streak == 1:
+                log.warning(
+                    "loss spike after %d images: total %.4g, usually %.4g", self.images_seen, total, watch.usual
+                )
+        if watch.diverged:
+            self._give_up(
+                self.images_seen,
+                f"total {total:.4g} and more than {FACTOR:g} times the usual {watch.usual:.4g} for {PATIENCE} steps",
             )
 
     def _average_over_processes(
@@ -478,17 +619,27 @@ class _Run:
     ) -> tuple[dict[str, Tensor], tuple[bool, bool]]:
         """Gradients (zero where there is none), losses and stop flags through one flat all-reduce."""
         names = sorted(sums)
-        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in self.parameters]
+        parameters = [p for side in self.sides for p in side.parameters]
+        grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
         votes = sums["total"].new_tensor([float(flag) for flag in flags])
         extra = torch.cat([torch.stack([sums[name].reshape(()) for name in names]), votes])
         flat = torch.cat([g.reshape(-1).float() for g in grads] + [extra])
         flat = self.accelerator.reduce(flat, reduction="mean")
         *pieces, extra = flat.split([g.numel() for g in grads] + [extra.numel()])
-        for parameter, piece in zip(self.parameters, pieces):
+        for parameter, piece in zip(parameters, pieces):
             parameter.grad = piece.view(parameter.shape).to(parameter.dtype)
         averaged = dict(zip(names, extra))
         interrupted, out_of_time = extra[len(names) :].tolist()
         return averaged, (interrupted > 0, out_of_time > 0)
+
+    def _place(self, module: nn.Module) -> nn.Module:
+        """On the device, in the memory format, with the same weights in all processes."""
+        module = module.to(self.device)
+        if self.config.channels_last:
+            module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self.world > 1:
+            self._agree_on_weights(module)
+        return module
 
     def _agree_on_weights(self, module: nn.Module) -> None:
         """All processes start from the weights and buffers of the first."""
@@ -509,31 +660,37 @@ class _Run:
 
 
 class _Averages:
-    """Means of losses and gradient norms since the last log line, and the speed."""
+    """Means of losses and gradient norms since the last log line, for each network, and the speed."""
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
-        self.steps, self.images, self.norm, self.since = 0, 0, 0.0, time.monotonic()
-        self.losses: dict[str, float] = {}
+        self.images, self.since = 0, time.monotonic()
+        self.told: list[list[_Told]] = []
 
-    def add(self, losses: Mapping[str, float], norm: float, images: int) -> None:
-        self.steps += 1
+    def add(self, told: list[_Told], images: int) -> None:
+        self.told.append(told)
         self.images += images
-        self.norm += norm
-        for name, value in losses.items():
-            self.losses[name] = self.losses.get(name, 0.0) + value
 
     def take(self) -> dict[str, Any]:
         seconds = max(time.monotonic() - self.since, 1e-9)
-        line = {
-            "losses": {name: value / self.steps for name, value in self.losses.items()},
-            "grad_norm": self.norm / self.steps,
-            "images_per_second": round(self.images / seconds, 3),
-        }
+        own, *other = (_mean(network) for network in zip(*self.told))
+        line = {**own, "images_per_second": round(self.images / seconds, 3)}
+        if other:
+            line["opponent"] = {**other[0], "lr": self.told[-1][1].lr}
         self._reset()
         return line
+
+
+def _mean(told: Sequence[_Told]) -> dict[str, Any]:
+    """Mean losses and gradient norm of one network; a loss that some steps leave out, over those that have it."""
+    found: dict[str, list[float]] = {}
+    for step in told:
+        for name, value in step.losses.items():
+            found.setdefault(name, []).append(value)
+    losses = {name: sum(values) / len(values) for name, values in found.items()}
+    return {"losses": losses, "grad_norm": sum(step.grad_norm for step in told) / len(told)}
 
 
 def _accelerator(cpu: bool) -> Any:
@@ -550,23 +707,6 @@ def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return torch.bfloat16 if precision == "bf16" else None
-
-
-def _optimizer(module: nn.Module, config: LoopConfig, device: torch.device) -> torch.optim.Optimizer:
-    trained = [p for p in module.parameters() if p.requires_grad]
-    if not trained:
-        raise TrainingError("no parameter of the module requires a gradient; there is nothing to train")
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.lr,
-        betas=config.betas,
-        eps=config.eps,
-        fused=device.type == "cuda",
-    )
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:

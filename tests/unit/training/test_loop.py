@@ -23,17 +23,25 @@ TINY = Path(__file__).with_name("tiny.py")
 
 
 def assert_same_state(a: Path, b: Path) -> None:
-    """Model, averaged model and optimiser agree bit for bit."""
+    """Model, averaged model and optimiser agree bit for bit, and so does a second network."""
     one, two = load_state(a), load_state(b)
-    for left, right in ((one.model, two.model), (one.ema, two.ema)):
+    assert (one.opponent is None) == (two.opponent is None)
+    for left, right in (
+        (one.model, two.model),
+        (one.ema, two.ema),
+        ((one.opponent or [{}])[0], (two.opponent or [{}])[0]),
+    ):
         assert left.keys() == right.keys()
         assert all(torch.equal(left[name], right[name]) for name in left)
-    assert one.optimizer["param_groups"] == two.optimizer["param_groups"]
-    assert one.optimizer["state"].keys() == two.optimizer["state"].keys()
-    for index, entries in one.optimizer["state"].items():
-        other = two.optimizer["state"][index]
-        assert entries.keys() == other.keys()
-        assert all(torch.equal(entries[key], other[key]) for key in entries)
+    optimizers = [(one.optimizer, two.optimizer)]
+    if one.opponent and two.opponent:
+        optimizers.append((one.opponent[1], two.opponent[1]))
+    for left, right in optimizers:
+        assert left["param_groups"] == right["param_groups"]
+        assert left["state"].keys() == right["state"].keys()
+        for index, entries in left["state"].items():
+            assert entries.keys() == right["state"][index].keys()
+            assert all(torch.equal(entries[key], right["state"][index][key]) for key in entries)
     assert one.counters["images_seen"] == two.counters["images_seen"]
     assert one.counters["step"] == two.counters["step"]
 
@@ -335,6 +343,150 @@ def test_compiling_is_asked_of_the_module_and_changes_no_key(tiny, tmp_path, mon
     assert sorted(state.model) == sorted(state.ema) == sorted(keys)
 
 
+# ---- two networks against each other ---------------------------------------------------------------------------------
+
+
+def duel(tiny, run_dir, task=None, **changes):
+    task = task or tiny.TinyDuel()
+    return train(task, run_dir, tiny.tiny_config(**changes), opponent=task.opponent)
+
+
+@pytest.mark.parametrize("stop", [8, 16, 20])
+def test_a_duel_resumes_bit_for_bit_also_between_two_lazy_steps(tiny, tmp_path, stop):
+    whole = duel(tiny, tmp_path / "whole")
+    first = duel(tiny, tmp_path / "halves", max_images=stop)
+    assert load_state(first.checkpoint).opponent is not None
+    torch.rand(100)
+    task = tiny.TinyDuel()
+    second = duel(tiny, tmp_path / "halves", task)
+    assert_same_state(whole.checkpoint, second.checkpoint)
+    assert task.opponent.steps == list(range(stop // 4, 8))
+
+
+def test_both_networks_move_and_neither_disturbs_the_others_gradient(tiny, tmp_path):
+    """A slow twin: two optimisers by hand, each with the gradient of its own loss alone."""
+    given = {"grad_clip": None, "warmup_images": 0, "max_images": 16, "precision": "fp32"}
+    result = duel(tiny, tmp_path, tiny.TinyDuel(random=False), **given)
+    twin = tiny.TinyDuel(random=False)
+    own = torch.optim.AdamW(twin.module.parameters(), lr=1e-2, betas=(0.9, 0.99), weight_decay=0.0)
+    other = torch.optim.AdamW(twin.opponent.module.parameters(), lr=2e-2, betas=(0.0, 0.99), weight_decay=0.0)
+    for step in range(4):
+        batch = twin.batch(4 * step, 4, 0, 1)
+        mine = torch.autograd.grad(twin.losses(batch, 4 * step)["total"], list(twin.module.parameters()))
+        theirs = torch.autograd.grad(
+            twin.opponent.losses(batch, step)["total"], list(twin.opponent.module.parameters())
+        )
+        for optimizer, module, grads in ((own, twin.module, mine), (other, twin.opponent.module, theirs)):
+            for parameter, grad in zip(module.parameters(), grads):
+                parameter.grad = grad
+            optimizer.step()
+    state = load_state(result.checkpoint)
+    for found, wanted in (
+        (state.model, twin.module.state_dict()),
+        (state.opponent[0], twin.opponent.module.state_dict()),
+    ):
+        for name, value in wanted.items():
+            torch.testing.assert_close(found[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_an_opponent_at_rest_leaves_the_task_alone(tiny, tmp_path):
+    """The task's numbers are those of a run without an opponent where it does not look at it."""
+    task = tiny.TinyTask()
+    task.opponent = tiny.TinyOpponent()
+    task.opponent.shown = torch.zeros(4, 2)
+    beside = duel(tiny, tmp_path / "beside", task)
+    alone = train(tiny.TinyTask(), tmp_path / "alone", tiny.tiny_config())
+    one, two = load_state(beside.checkpoint), load_state(alone.checkpoint)
+    assert all(torch.equal(one.model[name], value) for name, value in two.model.items())
+
+
+def test_accumulated_parts_of_a_duel_give_the_gradient_of_the_whole_batch(tiny, tmp_path):
+    ends = []
+    for accumulate in (1, 2):
+        result = duel(tiny, tmp_path / str(accumulate), tiny.TinyDuel(random=False), accumulate=accumulate)
+        ends.append(load_state(result.checkpoint).opponent[0])
+    for name, value in ends[0].items():
+        torch.testing.assert_close(ends[1][name], value, rtol=1e-4, atol=1e-6)
+
+
+def test_both_gradients_are_clipped_each_by_its_own_norm(tiny, tmp_path):
+    task = tiny.TinyDuel()
+    duel(tiny, tmp_path, task, grad_clip=1e-3)
+    for module in (task.module, task.opponent.module):
+        norm = torch.stack([p.grad.norm() for p in module.parameters()]).norm().item()
+        assert norm == pytest.approx(1e-3, rel=1e-2)
+
+
+@pytest.mark.parametrize("poison", ["loss", "gradient"])
+def test_a_nan_of_the_opponent_stops_the_run_and_keeps_the_last_good_state(tiny, tmp_path, poison):
+    task = tiny.TinyDuel(against=lambda step: poison if step >= 5 else None)
+    with pytest.raises(TrainingError, match=r"diverged after 20 images: opponent .*nan.*checkpoint-00000016"):
+        duel(tiny, tmp_path / "run", task, max_images=None)
+    healed = duel(tiny, tmp_path / "run")
+    assert_same_state(healed.checkpoint, duel(tiny, tmp_path / "whole").checkpoint)
+
+
+def test_runs_with_and_without_an_opponent_do_not_go_on_as_each_other(tiny, tmp_path):
+    duel(tiny, tmp_path / "two", max_images=16)
+    with pytest.raises(CheckpointError, match="with a second network and cannot go on without one"):
+        train(tiny.TinyTask(), tmp_path / "two", tiny.tiny_config())
+    train(tiny.TinyTask(), tmp_path / "one", tiny.tiny_config(max_images=16))
+    with pytest.raises(CheckpointError, match="without a second network and cannot go on with one"):
+        duel(tiny, tmp_path / "one")
+
+
+def test_the_log_has_the_opponents_figures_and_a_lazy_term_is_a_mean_of_the_steps_that_have_it(tiny, tmp_path):
+    duel(tiny, tmp_path / "each")
+    duel(tiny, tmp_path / "all", log_every=32)
+    each, last = read_log(tmp_path / "each" / "log.jsonl"), read_log(tmp_path / "all" / "log.jsonl")[-1]
+    assert all(line["opponent"]["losses"].keys() >= {"real", "fake", "total"} for line in each)
+    assert ["lazy" in line["opponent"]["losses"] for line in each] == [step % 3 == 0 for step in range(8)]
+    assert each[-1]["opponent"]["lr"] == 2e-2
+    assert "adversarial" in each[-1]["losses"]
+    lazy = [line["opponent"]["losses"]["lazy"] for line in each[1:] if "lazy" in line["opponent"]["losses"]]
+    assert last["opponent"]["losses"]["lazy"] == pytest.approx(sum(lazy) / len(lazy))
+    config = json.loads((tmp_path / "each" / "config.json").read_text())
+    assert config["opponent"]["lr"] == 2e-2
+    assert config["opponent"]["parameters"] == 25
+
+
+# ---- spikes ----------------------------------------------------------------------------------------------------------
+
+
+def spiking(tiny, spikes):
+    """A task whose loss is a thousand times the usual in the steps that `spikes` names."""
+    task = tiny.TinyTask()
+    losses = task.losses
+
+    def spiked(batch, images_seen):
+        terms = losses(batch, images_seen)
+        return {**terms, "total": terms["total"].abs() * 0.0 + (1000.0 if images_seen // 4 in spikes else 1.0)}
+
+    task.losses = spiked
+    return task
+
+
+def test_a_loss_far_above_the_usual_is_logged_and_training_goes_on(tiny, tmp_path, caplog):
+    result = train(spiking(tiny, {25, 30, 31}), tmp_path, tiny.tiny_config(max_images=160, log_every=0))
+    assert result.images_seen == 160
+    spikes = [line for line in read_log(tmp_path / "log.jsonl") if line["kind"] == "spike"]
+    assert [line["images_seen"] for line in spikes] == [104, 124, 128]
+    assert spikes[0]["losses"]["total"] == 1000.0
+    assert spikes[0]["usual"] == 1.0
+    assert [r.getMessage() for r in caplog.records if "spike" in r.getMessage()] == [
+        "loss spike after 104 images: total 1000, usually 1",
+        "loss spike after 124 images: total 1000, usually 1",
+    ]
+
+
+def test_a_loss_that_stays_far_above_the_usual_stops_the_run_with_a_sentence(tiny, tmp_path):
+    task = spiking(tiny, range(30, 1000))
+    match = r"diverged after 320 images: total 1000 and more than 3 times the usual 1 for 50 steps; .*checkpoint-00000"
+    with pytest.raises(TrainingError, match=match):
+        train(task, tmp_path, tiny.tiny_config(max_images=None, save_every=100))
+    assert latest_state(tmp_path / "checkpoints") is not None
+
+
 # ---- what a run leaves -----------------------------------------------------------------------------------------------
 
 
@@ -451,14 +603,19 @@ def environment() -> dict[str, str]:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_two_processes_train_as_one(tiny, tmp_path):
-    alone = train(tiny.TinyTask(random=False), tmp_path / "alone", tiny.tiny_config())
-    command = [sys.executable, str(TINY), str(tmp_path / "pair"), json.dumps({"random": False}), "2"]
+@pytest.mark.parametrize("against", [False, True], ids=["alone", "duel"])
+def test_two_processes_train_as_one(tiny, tmp_path, against):
+    task = (tiny.TinyDuel if against else tiny.TinyTask)(random=False)
+    alone = train(task, tmp_path / "alone", tiny.tiny_config(), opponent=getattr(task, "opponent", None))
+    command = [sys.executable, str(TINY), str(tmp_path / "pair"), json.dumps({"random": False, "duel": against}), "2"]
     done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == ["max_images 32 0", "max_images 32 1"]
     one, two = load_state(alone.checkpoint), load_state(latest_state(tmp_path / "pair" / "checkpoints"))
     assert two.config["processes"] == 2
+    assert (one.opponent is not None) == (two.opponent is not None) == against
+    for name, value in one.opponent[0].items() if one.opponent else ():
+        torch.testing.assert_close(two.opponent[0][name], value, rtol=1e-4, atol=1e-6)
     for name, value in one.model.items():
         torch.testing.assert_close(two.model[name], value, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(two.ema[name], one.ema[name], rtol=1e-4, atol=1e-6)

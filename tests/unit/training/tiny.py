@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export3d.training.loop import LoopConfig, train
+from export3d.training.loop import LoopConfig, OpponentConfig, train
 
 
 class TinyModule(nn.Module):
@@ -94,6 +94,53 @@ class TinyTask:
         return np.full((8, 12, 3), 200, np.uint8)
 
 
+class TinyOpponent:
+    """Tells outputs from targets; every third step has a term more, as lazy regularisation has.
+
+    Args:
+        hook: called with the step inside `losses`; returns None, "loss" or "gradient": what becomes NaN.
+    """
+
+    def __init__(self, hook: Any = None) -> None:
+        torch.manual_seed(8)
+        self.module: nn.Module = nn.Sequential(nn.Linear(2, 6), nn.Tanh(), nn.Linear(6, 1))
+        self.settings = OpponentConfig(lr=2e-2, betas=(0.0, 0.99))
+        self.hook = hook
+        self.shown: Tensor | None = None
+        self.steps: list[int] = []
+
+    def losses(self, batch: Mapping[str, Any], step: int) -> dict[str, Tensor]:
+        assert self.shown is not None
+        self.steps.append(step)
+        real, fake = self.module(batch["y"]), self.module(self.shown)
+        terms = {"real": nn.functional.softplus(-real).mean(), "fake": nn.functional.softplus(fake).mean()}
+        total = terms["real"] + terms["fake"]
+        if step % 3 == 0:
+            terms["lazy"] = real.square().mean()
+            total = total + 3 * terms["lazy"]
+        poison = self.hook(step) if self.hook else None
+        if poison == "loss":
+            total = total * torch.nan
+        elif poison == "gradient":
+            total = total + (real * 0.0).sqrt().sum()
+        return {**terms, "total": total}
+
+
+class TinyDuel(TinyTask):
+    """`TinyTask` against `TinyOpponent`."""
+
+    def __init__(self, random: bool = True, hook: Any = None, slow_s: float = 0.0, against: Any = None) -> None:
+        super().__init__(random, hook, slow_s)
+        self.opponent = TinyOpponent(against)
+
+    def losses(self, batch: Mapping[str, Any], images_seen: int) -> dict[str, Tensor]:
+        terms = super().losses(batch, images_seen)
+        out = self.module(batch["x"])
+        self.opponent.shown = out.detach()
+        terms["adversarial"] = 0.1 * nn.functional.softplus(-self.opponent.module(out)).mean()
+        return {**terms, "total": terms["total"] + terms["adversarial"]}
+
+
 def tiny_config(**changes: Any) -> LoopConfig:
     """Four images a step, a state every two steps, nothing else written."""
     base = {
@@ -106,8 +153,9 @@ def tiny_config(**changes: Any) -> LoopConfig:
 
 def run(run_dir: str, changes: dict[str, Any]) -> None:
     """One process of a run; prints why and where it stopped."""
-    task = TinyTask(random=changes.pop("random", True), slow_s=changes.pop("slow_s", 0.0))
-    result = train(task, Path(run_dir), tiny_config(**changes))
+    kind = TinyDuel if changes.pop("duel", False) else TinyTask
+    task = kind(random=changes.pop("random", True), slow_s=changes.pop("slow_s", 0.0))
+    result = train(task, Path(run_dir), tiny_config(**changes), opponent=getattr(task, "opponent", None))
     os.write(1, f"{result.reason} {result.images_seen} {os.environ.get('RANK', '0')}\n".encode())
 
 

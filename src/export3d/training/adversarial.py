@@ -1,0 +1,217 @@
+"""Phase two: phase one's weights against a discriminator that knows the camera (Sec. 3.4, Eq. 12).
+
+L_total = lambda_rec L_rec + lambda_adv L_adv. The paper trains everything; others found that the discriminator then
+spoils what the tri-plane does (darkened faces, mouths that no longer follow), and trained the super-resolution alone,
+which is the default here: it can change how sharp a picture is and, with `superres.detail`, what of it is taken from
+the source, but not what the volume shows or how the flow moves the source.
+
+In one step both networks see the same pairs: the generator gets its gradient through the discriminator, and the
+discriminator compares the driving frames with the pictures just drawn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed as distributed
+from torch import Tensor, nn
+
+from export3d.checkpoint import load_into
+from export3d.data.frames import FrameStore
+from export3d.discriminator import Discriminator, discriminator_config
+from export3d.errors import ConfigError
+from export3d.image import resize
+from export3d.losses import adversarial, discrimination, r1_penalty
+from export3d.model import Export3D, Output
+from export3d.pretrained import adapt_resolution, load_pretrained
+from export3d.training.loop import LoopConfig, OpponentConfig, Result, train
+from export3d.training.pairs import Drawn, PairConfig, PairTask, export, load_frames, words
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialConfig(PairConfig):
+    """Settings of phase two, beside the loop's and those of `PairConfig`.
+
+    Attributes:
+        adv_trainable: "sr": the super-resolution alone is trained, all else stays as it is, bit for bit; "all": the
+            whole model, as in the paper (a pre-trained expression encoder stays frozen).
+        lambda_rec: weight of the reconstruction in Eq. 12; the paper's.
+        lambda_adv: weight of the adversarial loss; the paper's.
+        discriminator: its size, see `export3d.discriminator.PRESETS`.
+        d_lr: learning rate of the discriminator; the paper's.
+        d_betas: of its Adam; those of StyleGAN2-ADA and EG3D.
+        r1_gamma: gamma of R1; EG3D's. 0 leaves R1 out.
+        r1_every: steps between two in which R1 is taken, with so many times its weight.
+    """
+
+    adv_trainable: Literal["sr", "all"] = "sr"
+    lambda_rec: float = 1.0
+    lambda_adv: float = 0.01
+    discriminator: Literal["full", "small", "tiny"] = "full"
+    d_lr: float = 1e-5
+    d_betas: tuple[float, float] = (0.0, 0.99)
+    r1_gamma: float = 1.0
+    r1_every: int = 16
+
+    def __post_init__(self) -> None:
+        if min(self.lambda_rec, self.lambda_adv, self.r1_gamma) < 0.0 or self.r1_every < 1:
+            raise ConfigError("lambda_rec, lambda_adv and r1_gamma must not be negative, and r1_every at least 1")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What the discriminator sees of a step, without the generator's gradient.
+
+    Attributes:
+        real, fake: final image (B, 3, H, H) and raw image (B, 3, R, R): of the driving frames, and as drawn.
+        camera: (B, 25) of both.
+    """
+
+    real: tuple[Tensor, Tensor]
+    fake: tuple[Tensor, Tensor]
+    camera: Tensor
+
+
+class DiscriminatorSide:
+    """What `training.loop` trains against the generator."""
+
+    def __init__(self, config: AdversarialConfig, image_size: int) -> None:
+        self.config = config
+        self.sizes = discriminator_config(config.discriminator, image_size)
+        self.module: nn.Module = Discriminator(self.sizes)
+        self.settings = OpponentConfig(lr=config.d_lr, betas=config.d_betas)
+        self.shown: Shown | None = None
+
+    def losses(self, batch: Mapping[str, Any], step: int) -> Mapping[str, Tensor]:
+        """Both logistic losses on what the task has just shown, R1 where it is due, and the mean scores.
+
+        `r1` is gamma / 2 |grad D|^2; it enters `total` times `r1_every`.
+        """
+        assert self.shown is not None, "the task draws first"
+        shown, self.shown = self.shown, None
+        due = self.config.r1_gamma > 0.0 and step % self.config.r1_every == 0
+        real_pictures = [picture.detach().requires_grad_(due) for picture in shown.real]
+        full = torch.autocast(shown.camera.device.type, enabled=False) if due else contextlib.nullcontext()
+        with full:  # gradients of gradients need the precision
+            real = self.module(*real_pictures, shown.camera)
+        fake = self.module(*shown.fake, shown.camera)
+        terms = discrimination(real, fake)
+        total = terms["real"] + terms["fake"]
+        if due:
+            terms["r1"] = 0.5 * self.config.r1_gamma * r1_penalty(real, real_pictures)
+            total = total + self.config.r1_every * terms["r1"]
+        return {**terms, "score_real": real.mean(), "score_fake": fake.mean(), "total": total}
+
+
+class AdversarialTask(PairTask):
+    """What `training.loop` trains in phase two, together with `opponent`.
+
+    Args:
+        former: the model of phase one; it is copied, to this run's image size.
+        train_frames, val_frames: see `PairTask`.
+
+    `config` holds, as JSON, what rebuilds the module and this run's settings.
+    """
+
+    settings: AdversarialConfig
+
+    def __init__(
+        self,
+        config: AdversarialConfig,
+        former: Export3D,
+        train_frames: FrameStore,
+        val_frames: FrameStore | None = None,
+    ) -> None:
+        torch.manual_seed(0)
+        model = Export3D(config.sized(former.config))
+        load_into(model, adapt_resolution(former.state_dict(), model), what="the weights of phase one")
+        super().__init__(config, model, train_frames, val_frames)
+        if config.adv_trainable == "sr":
+            model.requires_grad_(False)
+            model.superres.requires_grad_(True)
+        elif model.config.expression.frozen and model.generator.flow_field is not None:
+            model.generator.flow_field.requires_grad_(False)  # as in phase one
+        self.opponent = DiscriminatorSide(config, model.config.image_size)
+        self.config: Mapping[str, Any] = {
+            "model": model.config.to_dict(),
+            "adversarial": words(config),
+            "discriminator": asdict(self.opponent.sizes),
+        }
+
+    def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
+        """Eq. 12 on one batch, each term with its weight; with "all" the tri-plane EMA goes on (Eq. 14)."""
+        output = self._forward(batch)
+        assert output.image is not None
+        weights = self.settings.weights
+        if self.settings.adv_trainable == "sr":  # the raw image cannot change
+            weights = replace(weights, lpips_raw=0.0)
+        terms = {name: self.settings.lambda_rec * term for name, term in self.compare(output, batch, weights).items()}
+        fake, camera = (output.image, output.rendered.raw), batch["camera"]
+        terms["adversarial"] = self.settings.lambda_adv * adversarial(self.opponent.module(*fake, camera))
+        terms["total"] = terms["total"] + terms["adversarial"]
+        self.opponent.shown = Shown(self._real(batch, output), (fake[0].detach(), fake[1].detach()), camera)
+        if self.settings.adv_trainable == "all":
+            self.model.generator.average.update(output.generated)
+        return terms
+
+    def figures(self, drawn: Drawn) -> dict[str, Tensor]:
+        """PSNR, LPIPS where there is a perceptual network, the discriminator's scores of driving frames and of ours."""
+        found = super().figures(drawn)
+        target, raw = drawn.pair["driving"], drawn.rendered.raw
+        if self.perceptual is not None:
+            found["lpips"] = self.perceptual(drawn.image.clamp(-1, 1), target)
+        discriminator, camera = self.opponent.module, drawn.pair["camera"]
+        found["score_real"] = discriminator(target, resize(target, raw.shape[-1]), camera)
+        found["score_fake"] = discriminator(drawn.image, raw, camera)
+        return found
+
+    def _forward(self, batch: Mapping[str, Any]) -> Output:
+        """The model's output; with "sr" the gradient reaches the super-resolution alone, and nothing else is kept."""
+        if self.settings.adv_trainable == "all":
+            return self.draw(batch)
+        with torch.no_grad():
+            output = self.draw(batch, superres=False)
+        image = self.model.finish(output.planes, batch["camera"], output.rendered)
+        return replace(output, image=image, planes=replace(output.planes, flow=None))
+
+    @staticmethod
+    def _real(batch: Mapping[str, Any], output: Output) -> tuple[Tensor, Tensor]:
+        assert output.image is not None
+        target: Tensor = batch["driving"]
+        return resize(target, output.image.shape[-1]), resize(target, output.rendered.raw.shape[-1])
+
+
+def run(
+    data: Path,
+    out: Path,
+    config: AdversarialConfig,
+    loop: LoopConfig,
+    *,
+    init_from: Path,
+    resume: bool = True,
+    pseudo: Sequence[Path] = (),
+    cache: Path | None = None,
+) -> Result:
+    """Train phase two on a prepared folder (with `train` and, where there is one, `val`) into the run folder `out`.
+
+    The averaged weights are written to `out/weights.safetensors` at the end.
+
+    Args:
+        init_from: phase one's weights; they say what model it is. A run that goes on takes its own instead.
+        pseudo: splits of pseudo-clips (`export3d pseudo-clips`) to train on beside the real ones.
+        cache: folder that keeps decoded frames between runs.
+    """
+    former = load_pretrained(init_from)
+    size = config.sized(former.config).image_size
+    discriminator_config(config.discriminator, size)  # refused before minutes go into decoding
+    clips, val = load_frames(data, size, pseudo, cache)
+    task = AdversarialTask(config, former, clips, val)
+    result = train(task, out, loop, opponent=task.opponent, resume=resume)
+    if not distributed.is_initialized() or distributed.get_rank() == 0:
+        export(result.checkpoint, out / "weights.safetensors", "adversarial")
+    return result
