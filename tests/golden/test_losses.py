@@ -15,7 +15,9 @@ pytest.importorskip("accelerate")
 
 HERE = Path(__file__).parent
 PHASES = ("one", "one_as_base", "two_sr", "two_all")
-RTOL = 1e-3
+RTOL = {"grad_norm": 1e-2}
+"""Everything else 1e-3. Measured on one processor made to act as older ones (vector instructions of SSE4.1, AVX2 and
+AVX-512, with and without oneDNN, one thread and two): losses differ by 1.1e-4 at most, gradient norms by 2.6e-3."""
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +46,11 @@ def test_the_first_losses_are_those_of_the_file(phase: str, losses: ModuleType) 
     found, wanted = losses.first_losses(phase), golden[phase]
     assert len(found) == len(wanted) == losses.STEPS
     for step, (here, there) in enumerate(zip(found, wanted)):
-        assert flat(here) == pytest.approx(flat(there), rel=RTOL, abs=1e-5), (
-            f"step {step} of phase {phase}: on purpose? then run python tests/golden/losses.py and commit losses.json"
-        )
+        here, there = flat(here), flat(there)
+        assert here.keys() == there.keys()
+        for name, value in there.items():
+            rtol = RTOL.get(name.rpartition("/")[2], 1e-3)
+            assert here[name] == pytest.approx(value, rel=rtol, abs=1e-5), (
+                f"{name} in step {step} of phase {phase}; "
+                "if on purpose, run python tests/golden/losses.py and commit losses.json"
+            )

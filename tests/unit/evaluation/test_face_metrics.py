@@ -468,7 +468,7 @@ def test_a_wrong_expression_costs_aed_and_akd(scorer: FaceScorer, rendered: dict
     scores = scored(scorer, rendered["jaw"])
     assert rises(scores["aed"])
     assert rises(scores["akd"])
-    assert scores["apd"][-1] < 2.0
+    assert scores["apd"][-1] < 3.0  # the head is still, but a fitted pitch follows a jaw (docs/sliders.md)
     assert rises(scorer.read(rendered["jaw"]).curves[:, 1].tolist())
 
 
