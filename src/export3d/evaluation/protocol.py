@@ -210,6 +210,8 @@ def score_predictions(
     frames = {clip.name: clip.count for clip in clips.values()}
     kept = {name for name in clips if results.has(name)}
     scored, skipped = score_all(list(clips.values()), kept, work, frames, workers, progress)
+    if not scored:
+        raise InputError(f"nothing in {folder} could be scored: {next(iter(skipped.values()))}")
 
     def build(
         found: tuple[ClipResult, ...], distances: dict[str, dict[str, float]], credits: tuple[dict[str, str], ...]
