@@ -173,7 +173,7 @@ class FrameStore:
         """Decode a split.
 
         Args:
-            folder: a split (the folder that holds `index.json`).
+            folder: a split (the folder that holds `index.json`, or its URL).
             resolution: R; smaller than the stored crops means an antialiased reduction.
             device: where the tensors go.
             max_clips: take only the first records of the index.
@@ -185,7 +185,6 @@ class FrameStore:
         Raises:
             InputError: not a prepared split, or a damaged one.  ConfigError: a resolution the crops cannot give.
         """
-        folder = Path(folder)
         index = read_index(folder)
         entries = index.entries[:max_clips]
         if not entries:
@@ -202,13 +201,16 @@ class FrameStore:
             start += entry.frames
         records = _take(read_shards(folder, index), len(clips))
         if cache is None:
-            arrays = {name: np.empty(shape, dtype) for name, (shape, dtype) in _specs(start, resolution, index).items()}
+            arrays = {
+                name: np.empty(shape, dtype)
+                for name, (shape, dtype) in layout(start, resolution, index.expression_size).items()
+            }
             _fill(arrays, records, clips, resolution, threads, progress)
             return _from_arrays(arrays, tuple(clips), index.space).to(device)
         header = {"format": CACHE_FORMAT, "version": str(VERSION), "digest": digest, "space": index.space}
         header["clips"] = json.dumps([vars(clip) for clip in clips])
         with replacing(Path(cache)) as temporary:
-            arrays = _mapped_safetensors(temporary, _specs(start, resolution, index), header)
+            arrays = _mapped_safetensors(temporary, layout(start, resolution, index.expression_size), header)
             _fill(arrays, records, clips, resolution, threads, progress)
             for array in arrays.values():
                 array.flush()  # type: ignore[attr-defined]
@@ -237,7 +239,7 @@ class FrameStore:
         except OSError as error:
             raise write_failure(folder, error) from error
         parts: list[dict[str, Any]] = []
-        with ThreadPoolExecutor(_threads(None)) as pool:
+        with ThreadPoolExecutor(decoders(None)) as pool:
             for first, images in self._jpeg_runs(pool, quality, max_bytes):
                 last = first + len(images)
                 part = {
@@ -286,7 +288,7 @@ class FrameStore:
             tracks: dict[str, list[NDArray[Any]]] = {name: [] for name in _TRACKS}
             pictures = np.empty((total, 3, resolution, resolution), np.uint8)
             at = 0
-            with ThreadPoolExecutor(_threads(threads)) as pool:
+            with ThreadPoolExecutor(decoders(threads)) as pool:
                 for file, frames in parts:
                     part = load_file(folder / file)
                     offsets, blob = part["offsets"], part["jpeg"].tobytes()
@@ -342,11 +344,11 @@ _TENSORS = tuple(f.name for f in fields(FrameStore) if f.name not in ("clips", "
 _TRACKS = tuple(name for name in _TENSORS if name != "frames")
 
 
-def _specs(frames: int, resolution: int, index: Index) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each array, the strictest alignment first (safetensors packs them without gaps)."""
+def layout(frames: int, resolution: int, expression_size: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each array of a store, the strictest alignment first (safetensors packs them without gaps)."""
     return {
         "clip": ((frames,), "<i8"),
-        "expression": ((frames, index.expression_size), "<f4"),
+        "expression": ((frames, expression_size), "<f4"),
         "camera": ((frames, 25), "<f4"),
         "landmarks": ((frames, 478, 2), "<f2"),
         "found": ((frames,), "|b1"),
@@ -363,7 +365,7 @@ def _fill(
     progress: Callable[[int, int], None] | None,
 ) -> None:
     """Decode records into the rows of their clips; at most two waiting records a thread are held."""
-    workers = _threads(threads)
+    workers = decoders(threads)
     room = threading.Semaphore(3 * workers)
     done = 0
     lock = threading.Lock()
@@ -513,5 +515,6 @@ def _take(records: Iterator[Record], count: int) -> Iterator[Record]:
         yield record
 
 
-def _threads(threads: int | None) -> int:
+def decoders(threads: int | None) -> int:
+    """How many clips to decode at once (default: one a core)."""
     return max(1, threads if threads is not None else (os.cpu_count() or 1))

@@ -10,7 +10,8 @@ still portrait, three neighbouring members of one tar:
 The index is the truth: a tar it does not name does not exist. New tars are written first (temporary name, then
 rename), then the index replaces the old one in one step, then tars that nothing names any more are deleted, so that a
 kill at any moment leaves the old split or the new one. Nothing read here can execute: JSON, safetensors, and tar
-members that are only ever read into memory.
+members that are only ever read into memory. A split is written to a folder; it is read from there or from a URL to
+which the folder was copied as it is (`data.places`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import tarfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from export3d.camera import LABEL_SIZE
+from export3d.data.places import Place, as_place, fetch, inside
 from export3d.errors import InputError, ShapeError, check_shape
 from export3d.files import replacing, write_bytes, write_failure
 
@@ -186,7 +188,7 @@ class Index:
         return json.dumps({**head, **lists}, indent=1, ensure_ascii=False) + "\n"
 
     @classmethod
-    def from_json(cls, text: str, where: Path) -> Index:
+    def from_json(cls, text: str, where: Place) -> Index:
         """Inverse of `to_json`; `where` names the file in the `InputError` of a damaged or foreign index."""
         try:
             value = json.loads(text)
@@ -210,20 +212,38 @@ class Index:
         return index
 
 
-def read_index(folder: Path) -> Index:
-    """The index of one split.
+def has_split(data: Place, name: str) -> bool:
+    """Whether a prepared folder has this split."""
+    split = inside(data, name)
+    if isinstance(split, Path):
+        return split.is_dir()
+    return fetch(f"{split}/{INDEX_NAME}") is not None
+
+
+def read_index(folder: Path | str) -> Index:
+    """The index of one split, a folder or its URL.
 
     Raises:
-        InputError: no such folder, not a prepared split, or a damaged index.
+        InputError: no such folder, not a prepared split, or a damaged index.  MissingExtra: see `places.fetch`.
     """
-    path = Path(folder) / INDEX_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        known = [child.parent.name for child in sorted(Path(folder).glob(f"*/{INDEX_NAME}"))]
+    place = as_place(folder)
+    path = inside(place, INDEX_NAME)
+    text = _index_text(path)
+    if text is None:
+        known = [] if isinstance(place, str) else [child.parent.name for child in sorted(place.glob(f"*/{INDEX_NAME}"))]
         hint = f"name one of its splits: {', '.join(known)}" if known else "make it with: export3d prepare"
-        raise InputError(f"{folder} is not a prepared split (no readable {INDEX_NAME}); {hint}") from error
+        raise InputError(f"{folder} is not a prepared split (no readable {INDEX_NAME}); {hint}")
     return Index.from_json(text, path)
+
+
+def _index_text(path: Place) -> str | None:
+    try:
+        if isinstance(path, Path):
+            return path.read_text(encoding="utf-8")
+        data = fetch(path)
+        return None if data is None else data.decode()
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 def read_tar(path: Path) -> Iterator[Record]:
@@ -234,30 +254,54 @@ def read_tar(path: Path) -> Iterator[Record]:
     """
     path = Path(path)
     try:
-        with tarfile.open(path, mode="r:") as archive:
+        with path.open("rb") as stream:
+            yield from _read(stream, path)
+    except OSError as error:
+        raise InputError(f"cannot read shard {path} ({error}); prepare the data again") from error
+
+
+def _read(stream: IO[bytes], path: Place) -> Iterator[Record]:
+    """The records in the bytes of a tar; `path` is what errors call it."""
+    try:
+        with tarfile.open(fileobj=stream, mode="r:") as archive:
             members: dict[str, bytes] = {}
             current = ""
             for member in archive:
                 name, _, extension = member.name.partition(".")
-                stream = archive.extractfile(member) if member.isfile() else None
-                if stream is None or member.size > _MAX_MEMBER_BYTES:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is None or member.size > _MAX_MEMBER_BYTES:
                     raise InputError(f"{path} holds {member.name!r}, which is no part of a record; prepare it again")
                 if name != current and members:
                     yield _record(path, current, members)
                     members = {}
                 current = name
-                members[extension] = stream.read()
+                members[extension] = content.read()
             if members:
                 yield _record(path, current, members)
     except (OSError, tarfile.TarError, EOFError) as error:
         raise InputError(f"cannot read shard {path} ({error}); prepare the data again") from error
 
 
-def read_shards(folder: Path, index: Index | None = None) -> Iterator[Record]:
-    """All records of a split in the order of its index (`InputError` as `read_tar`)."""
-    folder = Path(folder)
+def read_shard(folder: Place, shard: Shard) -> Iterator[Record]:
+    """The records of one tar of a split, in order; from a URL the tar is held in memory and must have its checksum.
+
+    Raises:
+        InputError: as `read_tar` and `places.fetch`.
+    """
+    path = inside(folder, shard.file)
+    if isinstance(path, Path):
+        yield from read_tar(path)
+        return
+    data = fetch(path, shard.bytes, shard.sha256)
+    if data is None:
+        raise InputError(f"{path} is not there, though the index names it; copy the prepared folder there again")
+    yield from _read(io.BytesIO(data), path)
+
+
+def read_shards(folder: Path | str, index: Index | None = None) -> Iterator[Record]:
+    """All records of a split in the order of its index (`InputError` as `read_shard`)."""
     for shard in (index or read_index(folder)).shards:
-        yield from read_tar(folder / shard.file)
+        yield from read_shard(as_place(folder), shard)
 
 
 def write_tar(path: Path, records: Iterable[Record]) -> None:
@@ -443,7 +487,7 @@ def _members(record: Record) -> dict[str, bytes]:
     }
 
 
-def _record(path: Path, key: str, members: dict[str, bytes]) -> Record:
+def _record(path: Place, key: str, members: dict[str, bytes]) -> Record:
     suffix = next((name for name in MEDIA_SUFFIXES if name in members), None)
     if suffix is None or "json" not in members or "track.safetensors" not in members:
         raise InputError(f"record {key} in {path} is incomplete; prepare the data again")
