@@ -33,13 +33,16 @@ def ray_weights(density: Tensor, delta: Tensor) -> Tensor:
     return alpha * torch.exp(-before)
 
 
-def composite(density: Tensor, feature: Tensor, depths: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def composite(
+    density: Tensor, feature: Tensor, depths: Tensor, order: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """Volume rendering of samples at `depths`, with densities and features taken at the intervals' middles (as EG3D).
 
     Args:
         density: (B, R, S) non-negative, per scene unit.
         feature: (B, R, S, C).
         depths: (B, R, S) ascending, scene units.
+        order: (B, R, S) int64, which sample of `feature` belongs to each depth; None: they stand in the depths' order.
 
     Returns:
         feature (B, R, C), expected depth (B, R) (not divided by the opacity) and weights (B, R, S - 1).
@@ -51,6 +54,8 @@ def composite(density: Tensor, feature: Tensor, depths: Tensor) -> tuple[Tensor,
     # sum_i w_i (f_i + f_{i+1}) / 2, regrouped so that no (B, R, S, C) tensor of mid-points is made
     half = weights / 2
     per_sample = torch.nn.functional.pad(half, (0, 1)) + torch.nn.functional.pad(half, (1, 0))
+    if order is not None:  # weights are moved, a number each, rather than features
+        per_sample = torch.zeros_like(per_sample).scatter(-1, order, per_sample)
     colour = (per_sample[..., None, :] @ feature)[..., 0, :]
     depth = (weights * (depths[..., 1:] + depths[..., :-1]) / 2).sum(dim=-1)
     return colour, depth, weights

@@ -79,13 +79,13 @@ class VolumeRenderer(nn.Module):
         planes: Tensor,
         label: Tensor,
         resolution: int | None = None,
-        generator: torch.Generator | None = None,
+        jitter: Tensor | None = None,
     ) -> Rendered:
         """Render planes (B, 3, C, H, W) from cameras (B, 25).
 
         Args:
             resolution: rays along each side; the configured one by default.
-            generator: jitters the samples (training); without it the result is repeatable.
+            jitter: (B,) int64 seeds that jitter each item's samples (training); None renders repeatably.
         """
         c = self.config
         check_shape(label, f"{planes.shape[0]} 25", "camera label")
@@ -94,17 +94,17 @@ class VolumeRenderer(nn.Module):
             planes = planes.float()
             origins, directions = camera_rays(label, size)
             near, far = ray_limits(label, c.reach)
-            depths = stratified_depths(near, far, size * size, c.coarse, generator)
+            depths = stratified_depths(near, far, size * size, c.coarse, jitter)
             colour, density = self._decode(planes, origins, directions, depths)
+            order = None
             if c.fine:
                 _, _, weights = composite(density.detach(), colour.detach()[..., :1], depths)
-                more = importance_depths(depths, weights, c.fine, generator)
+                more = importance_depths(depths, weights, c.fine, jitter)
                 more_colour, more_density = self._decode(planes, origins, directions, more)
                 depths, order = torch.cat([depths, more], dim=-1).sort(dim=-1)
                 density = torch.cat([density, more_density], dim=-1).gather(-1, order)
                 colour = torch.cat([colour, more_colour], dim=-2)
-                colour = colour.gather(-2, order[..., None].expand_as(colour))
-            feature, depth, weights = composite(density, colour, depths)
+            feature, depth, weights = composite(density, colour, depths, order)
             opacity = weights.sum(dim=-1)
             depth = depth + (1.0 - opacity) * far[:, None]
             # what no sample absorbed is black, as the unlit volume behind the head would be

@@ -1,7 +1,9 @@
 """Where along a ray to look: stratified samples, then more where the first ones found density.
 
-Letters: B batch, R rays, S samples. Depths are distances t along unit rays, scene units. Without a generator samples
-sit in the middle of their bins, so that inference is repeatable; with one they are jittered (training).
+Letters: B batch, R rays, S samples. Depths are distances t along unit rays, scene units. Without seeds samples sit in
+the middle of their bins, so that inference is repeatable; with them they are jittered (training). Each item of a batch
+has a seed of its own, and its jitter is a function of that seed, of the ray and of the sample alone: the same on every
+device, and however a batch is shared by processes or cut into parts.
 """
 
 from __future__ import annotations
@@ -12,14 +14,15 @@ from torch import Tensor
 
 from export3d.errors import check_shape
 
+_WORD = 0xFFFFFFFF
 
-def stratified_depths(
-    near: Tensor, far: Tensor, rays: int, samples: int, generator: torch.Generator | None = None
-) -> Tensor:
+
+def stratified_depths(near: Tensor, far: Tensor, rays: int, samples: int, seeds: Tensor | None = None) -> Tensor:
     """One depth in each of `samples` equal bins of [near, far].
 
     Args:
         near, far: (B,).
+        seeds: (B,) int64, of the jitter.
 
     Returns:
         (B, R, S), ascending.
@@ -28,13 +31,11 @@ def stratified_depths(
     check_shape(far, "B", "far")
     shape = (near.shape[0], rays, samples)
     bins = torch.arange(samples, device=near.device, dtype=near.dtype).expand(shape)
-    offset = _offsets(shape, near, generator)
+    offset = _offsets(shape, near, seeds, stream=0)
     return near[:, None, None] + (far - near)[:, None, None] * (bins + offset) / samples
 
 
-def importance_depths(
-    depths: Tensor, weights: Tensor, samples: int, generator: torch.Generator | None = None
-) -> Tensor:
+def importance_depths(depths: Tensor, weights: Tensor, samples: int, seeds: Tensor | None = None) -> Tensor:
     """Depths drawn from the piecewise-constant density that compositing weights describe (inverse transform).
 
     Weights are first spread to neighbouring intervals (maximum of two, mean of two) and lifted by 0.01, as in EG3D, so
@@ -43,6 +44,7 @@ def importance_depths(
     Args:
         depths: (B, R, S), ascending.
         weights: (B, R, S - 1), one an interval, non-negative.
+        seeds: (B,) int64, of the jitter.
 
     Returns:
         (B, R, samples), ascending.
@@ -56,14 +58,32 @@ def importance_depths(
         cdf = torch.cat([torch.zeros_like(cdf[..., :1]), cdf / cdf[..., -1:]], dim=-1)
         shape = (*weights.shape[:2], samples)
         bins = torch.arange(samples, device=depths.device, dtype=depths.dtype).expand(shape)
-        u = ((bins + _offsets(shape, depths, generator)) / samples).contiguous()
+        u = ((bins + _offsets(shape, depths, seeds, stream=1)) / samples).contiguous()
         right = torch.searchsorted(cdf, u, right=True).clamp(1, cdf.shape[-1] - 1)
         below, above = cdf.gather(-1, right - 1), cdf.gather(-1, right)
         start, end = depths.gather(-1, right - 1), depths.gather(-1, right)
         return start + (end - start) * ((u - below) / (above - below).clamp_min(1e-8)).clamp(0.0, 1.0)
 
 
-def _offsets(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    if generator is None:
+def _offsets(shape: tuple[int, int, int], like: Tensor, seeds: Tensor | None, stream: int) -> Tensor:
+    """Places within the bins, 0 up to 1, for a shape (B, R, S); the middle without seeds."""
+    if seeds is None:
         return like.new_full((), 0.5)
-    return torch.rand(shape, generator=generator, device=generator.device, dtype=like.dtype).to(like.device)
+    check_shape(seeds, f"{shape[0]}", "seeds")
+    start = _scrambled((2 * seeds + stream) & _WORD)
+    count = torch.arange(shape[1] * shape[2], device=seeds.device)
+    words = _scrambled((start[:, None] + count) & _WORD)
+    return (words >> 8).to(like).mul_(2.0**-24).view(shape)
+
+
+def _scrambled(words: Tensor) -> Tensor:
+    """A 32-bit integer hash, on int64 tensors of values from 0 to 2^32 - 1; changes nothing it is given.
+
+    Constants by C. Wellons (Hash Prospector), who searched for the hash of two rounds in which every bit of the input
+    flips every bit of the result as nearly half the time as can be. Both factors are below 2^31: no product overflows.
+    """
+    x = words ^ (words >> 16)
+    x = x.mul_(0x21F0AAAD).bitwise_and_(_WORD)
+    x = x.bitwise_xor_(x >> 15)
+    x = x.mul_(0x735A2D97).bitwise_and_(_WORD)
+    return x.bitwise_xor_(x >> 15)

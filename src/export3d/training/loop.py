@@ -75,6 +75,12 @@ class Task(Protocol):
     def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
         """Scalars to log; `total` is minimised. Called under autocast if the precision is bf16."""
 
+    def end_step(self) -> None:
+        """Called once a step by all processes, when all its parts are done and the weights have moved: for buffers.
+
+        The weights EMA copies them right after.
+        """
+
     def validate(self, ema: nn.Module) -> Mapping[str, float]:
         """Figures of the averaged network (in eval mode, without gradients, on the main process); may be empty."""
 
@@ -256,7 +262,7 @@ class _Side:
     """A network and what moves it."""
 
     def __init__(
-        self, module: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float, fused: bool
+        self, module: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
     ) -> None:
         self.module, self.lr, self.rate = module, lr, lr
         trained = [p for p in module.parameters() if p.requires_grad]
@@ -267,7 +273,7 @@ class _Side:
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self.parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def begin(self, rate: float) -> None:
@@ -337,13 +343,12 @@ class _Run:
         module = self._place(task.module)
         self.module = module
         self.ema = copy.deepcopy(module).eval().requires_grad_(False)
-        fused = self.device.type == "cuda"
-        self.own = _Side(module, config.lr, config.betas, config.eps, config.weight_decay, fused)
+        self.own = _Side(module, config.lr, config.betas, config.eps, config.weight_decay)
         self.other: _Side | None = None
         if opponent is not None:
             s = opponent.settings
             rival = self._place(opponent.module).requires_grad_(True)
-            self.other = _Side(rival, s.lr, s.betas, s.eps, 0.0, fused)
+            self.other = _Side(rival, s.lr, s.betas, s.eps, 0.0)
             self.other.require_gradients(False)
         self.sides = [side for side in (self.own, self.other) if side is not None]
         if found is not None:
@@ -444,6 +449,7 @@ class _Run:
         self._refuse_non_finite(figures, norms)
         for side in self.sides:
             side.optimizer.step()
+        self.task.end_step()
         self._average_weights()
         theirs = {n.removeprefix(_OPPONENT): value for n, value in figures.items() if n.startswith(_OPPONENT)}
         own = {n: value for n, value in figures.items() if not n.startswith(_OPPONENT)}
@@ -627,7 +633,9 @@ class _Run:
         flat = self.accelerator.reduce(flat, reduction="mean")
         *pieces, extra = flat.split([g.numel() for g in grads] + [extra.numel()])
         for parameter, piece in zip(parameters, pieces):
-            parameter.grad = piece.view(parameter.shape).to(parameter.dtype)
+            if parameter.grad is None:
+                parameter.grad = torch.empty_like(parameter)
+            parameter.grad.copy_(piece.view(parameter.shape))  # in its own memory format: a fused optimiser trusts it
         averaged = dict(zip(names, extra))
         interrupted, out_of_time = extra[len(names) :].tolist()
         return averaged, (interrupted > 0, out_of_time > 0)
@@ -720,6 +728,10 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
         ) from error
     for group, own in zip(optimizer.param_groups, settings):
         group.update(own)
+    for parameter, moments in optimizer.state.items():
+        for name, value in moments.items():
+            if value.shape == parameter.shape:  # in the parameter's memory format: a fused optimiser trusts it
+                moments[name] = torch.empty_like(parameter).copy_(value)
 
 
 def _seed_all(seed: int, rank: int, images_seen: int) -> None:

@@ -12,7 +12,8 @@ class PlaneAverage(nn.Module):
 
     T_EMA^j = delta * T_EMA^(j-1) + (1 - delta) * mean over the global batch of T^j, starting at 0; T^j += T_EMA^(j-1).
     The mean is taken before the addition, in the order of the paper's formula. `forward` adds and never changes the
-    module; the training step calls `update`. At inference the average is frozen.
+    module. A training step calls `collect` with each part of its batch and `update` once at its end, so that all parts
+    and processes see the same average and the step moves it once. At inference the average is frozen.
 
     Args:
         shape: (3, C, H, W) of one tri-plane.
@@ -25,15 +26,27 @@ class PlaneAverage(nn.Module):
         super().__init__()
         self.delta = delta
         self.register_buffer("value", torch.zeros(shape))
+        self._sum: Tensor | None = None
+        self._parts = 0
 
     def forward(self, planes: Tensor) -> Tensor:
         """(B, 3, C, H, W) to the same: T + T_EMA."""
         return planes + self.value.to(planes.dtype)
 
     @torch.no_grad()
-    def update(self, planes: Tensor) -> None:
-        """Fold in the generated planes (B, 3, C, H, W), before the addition; averaged over all processes."""
+    def collect(self, planes: Tensor) -> None:
+        """Note the planes (B, 3, C, H, W) that were generated for a part of the batch; all parts have the same B."""
         mean = planes.detach().float().mean(dim=0)
+        self._sum = mean if self._sum is None else self._sum.add_(mean)
+        self._parts += 1
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Fold in what was collected since the last call, averaged over parts and processes; nothing, if none was."""
+        if self._sum is None:
+            return
+        mean = self._sum / self._parts
+        self._sum, self._parts = None, 0
         if distributed.is_available() and distributed.is_initialized():
             distributed.all_reduce(mean)
             mean /= distributed.get_world_size()

@@ -106,7 +106,7 @@ def pieces(rendered: Rendered) -> tuple[Tensor, Tensor, Tensor]:
     return rendered.feature, rendered.depth, rendered.opacity
 
 
-def test_without_a_generator_the_same_scene_gives_the_same_bytes() -> None:
+def test_without_jitter_the_same_scene_gives_the_same_bytes() -> None:
     renderer, planes, cameras = scene()
     first = pieces(renderer(planes, cameras))
     torch.manual_seed(99)
@@ -114,11 +114,11 @@ def test_without_a_generator_the_same_scene_gives_the_same_bytes() -> None:
         assert torch.equal(a, b)
 
 
-def test_a_generator_jitters_the_samples_and_its_seed_repeats_them() -> None:
+def test_seeds_jitter_the_samples_and_repeat_them() -> None:
     renderer, planes, cameras = scene()
 
     def render(seed: int) -> Tensor:
-        found: Rendered = renderer(planes, cameras, generator=torch.Generator().manual_seed(seed))
+        found: Rendered = renderer(planes, cameras, jitter=torch.full((len(planes),), seed))
         return found.feature
 
     still = renderer(planes, cameras).feature
@@ -137,10 +137,20 @@ def test_an_item_alone_renders_as_it_does_in_a_batch() -> None:
             torch.testing.assert_close(whole[b : b + 1], alone, rtol=1e-5, atol=1e-6)
 
 
+def test_an_item_is_jittered_by_its_own_seed_alone() -> None:
+    renderer, planes, cameras = scene(3)
+    seeds = torch.tensor([40, 41, 42])
+    together = pieces(renderer(planes, cameras, jitter=seeds))
+    for b in range(3):
+        one = slice(b, b + 1)
+        for whole, alone in zip(together, pieces(renderer(planes[one], cameras[one], jitter=seeds[one]))):
+            torch.testing.assert_close(whole[one], alone, rtol=1e-5, atol=1e-6)
+
+
 def test_rendering_never_changes_the_renderer() -> None:
     renderer, planes, cameras = scene()
     before = {name: value.clone() for name, value in renderer.state_dict().items()}
-    renderer(planes, cameras, generator=torch.Generator().manual_seed(0))
+    renderer(planes, cameras, jitter=torch.arange(len(planes)))
     for name, value in renderer.state_dict().items():
         assert torch.equal(value, before[name])
 

@@ -25,7 +25,7 @@ def test_stratified_depths_are_the_middles_of_equal_bins() -> None:
 
 
 def test_jittered_depths_stay_each_in_its_bin_and_fill_it() -> None:
-    found = stratified_depths(torch.tensor([1.0]), torch.tensor([3.0]), 4000, 8, torch.Generator().manual_seed(0))
+    found = stratified_depths(torch.tensor([1.0]), torch.tensor([3.0]), 4000, 8, torch.tensor([0]))
     place = (found - 1.0) / 2.0 * 8 - torch.arange(8)
     assert place.min() > -1e-5
     assert place.max() < 1 + 1e-5
@@ -46,7 +46,7 @@ def test_importance_depths_agree_with_the_slow_twin() -> None:
 def test_importance_samples_follow_the_weights() -> None:
     """A histogram of many jittered samples is the piecewise-constant density, up to the sample at each edge."""
     depths, weights, samples = edges(), torch.rand(1, 2, 8).square(), 20_000
-    found = importance_depths(depths, weights, samples, torch.Generator().manual_seed(3))
+    found = importance_depths(depths, weights, samples, torch.tensor([3]))
     for r in range(2):
         counts, _ = np.histogram(found[0, r].numpy(), bins=depths[0, r].numpy())
         chance = reference.spread(weights[0, r].double().numpy())
@@ -55,7 +55,7 @@ def test_importance_samples_follow_the_weights() -> None:
 
 def test_within_an_interval_importance_samples_are_uniform() -> None:
     depths = torch.tensor([[[0.0, 1.0, 2.0, 3.0]]])
-    found = importance_depths(depths, torch.tensor([[[0.0, 1.0, 0.0]]]), 4000, torch.Generator().manual_seed(1))
+    found = importance_depths(depths, torch.tensor([[[0.0, 1.0, 0.0]]]), 4000, torch.tensor([1]))
     middle = found[(found > 1) & (found < 2)] - 1
     counts = torch.histc(middle, 10, 0, 1)
     torch.testing.assert_close(counts, torch.full((10,), float(len(middle)) / 10), atol=3, rtol=0)
@@ -79,8 +79,8 @@ def test_without_any_weight_samples_spread_evenly_and_nothing_is_nan() -> None:
 def test_depths_are_ascending_and_within_the_first_and_last_edge() -> None:
     depths = 2.0 + torch.cumsum(torch.rand(2, 50, 12), dim=-1)
     weights = torch.rand(2, 50, 11) ** 8
-    for generator in (None, torch.Generator().manual_seed(0)):
-        found = importance_depths(depths, weights, 32, generator)
+    for seeds in (None, torch.tensor([0, 1])):
+        found = importance_depths(depths, weights, 32, seeds)
         assert (found.diff(dim=-1) >= 0).all()
         assert (found >= depths[..., :1]).all()
         assert (found <= depths[..., -1:]).all()
@@ -91,17 +91,38 @@ def test_no_gradient_flows_through_importance_sampling() -> None:
     assert not importance_depths(edges(), weights, 4).requires_grad
 
 
-def test_the_same_generator_state_gives_the_same_depths_and_another_gives_others() -> None:
-    def draw(seed: int | None) -> torch.Tensor:
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        near, far = torch.tensor([1.0]), torch.tensor([2.0])
-        depths = stratified_depths(near, far, 4, 6, generator)
-        return torch.cat([depths, importance_depths(depths, torch.ones(1, 4, 5), 6, generator)])
+def jittered(*seeds: int) -> torch.Tensor:
+    """(B, 2, 400, 6) places within their bins of stratified depths, 0..1, and of the importance depths behind them."""
+    given, near = torch.tensor(seeds), torch.zeros(len(seeds))
+    depths = stratified_depths(near, near + 6.0, 400, 6, given)
+    flat = torch.linspace(0.0, 6.0, 7).expand(len(seeds), 400, 7)
+    fine = importance_depths(flat, torch.ones(len(seeds), 400, 6), 6, given)
+    return torch.stack([depths, fine], dim=1) - torch.arange(6.0)
 
-    assert torch.equal(draw(5), draw(5))
-    assert torch.equal(draw(None), draw(None))
-    assert not torch.equal(draw(5), draw(6))
-    assert not torch.equal(draw(5), draw(None))
+
+def test_an_item_has_the_jitter_of_its_seed_whatever_else_is_in_the_batch() -> None:
+    together = jittered(5, 2**40 + 7, 0)
+    assert together.min() >= -1e-6
+    assert together.max() <= 1.0
+    for item, seed in enumerate((5, 2**40 + 7, 0)):
+        assert torch.equal(together[item], jittered(seed)[0])
+
+
+def test_seeds_rays_samples_and_both_draws_are_jittered_independently() -> None:
+    """Neighbouring seeds too, as those of a batch are."""
+    places = (jittered(*range(64)) - 0.5).flatten(2)  # (seed, draw, ray and sample)
+    streams = places.flatten(0, 1)
+    correlation = streams @ streams.mT / (streams.shape[1] / 12)
+    assert (correlation - torch.eye(len(streams))).abs().max() < 0.12  # 2400 numbers each: deviation 0.02
+    shifted = [(streams[:, k:] * streams[:, :-k]).mean() * 12 for k in (1, 2, 6)]
+    assert torch.stack(shifted).abs().max() < 0.01
+    counts = torch.histc(places, 10, -0.5, 0.5) / places.numel()
+    torch.testing.assert_close(counts, torch.full((10,), 0.1), atol=2e-3, rtol=0)
+
+
+def test_a_seed_too_few_is_refused() -> None:
+    with pytest.raises(ShapeError, match="seeds"):
+        stratified_depths(torch.zeros(2), torch.ones(2), 4, 4, torch.tensor([1]))
 
 
 def test_one_weight_too_many_is_refused() -> None:

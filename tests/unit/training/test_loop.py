@@ -330,6 +330,11 @@ def test_channels_last_reaches_kernels_and_images_and_is_not_seen_on_disk(tiny, 
         ends.append(load_state(train(task, tmp_path / str(channels_last), config).checkpoint).model)
         assert set(task.formats) == {channels_last}
         assert task.module.weight.is_contiguous(memory_format=torch.channels_last) == channels_last
+        train(
+            Pictures(), tmp_path / f"cut {channels_last}", tiny.tiny_config(channels_last=channels_last, max_images=16)
+        )
+        resumed = train(Pictures(), tmp_path / f"cut {channels_last}", config).checkpoint
+        assert torch.equal(load_state(resumed).model["weight"], ends[-1]["weight"])
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
 
 
@@ -341,6 +346,13 @@ def test_compiling_is_asked_of_the_module_and_changes_no_key(tiny, tmp_path, mon
     state = load_state(train(task, tmp_path, tiny.tiny_config(compile=True)).checkpoint)
     assert compiled == [task.module]
     assert sorted(state.model) == sorted(state.ema) == sorted(keys)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_task_is_told_of_the_end_of_each_step_once(tiny, tmp_path, accumulate):
+    task = tiny.TinyTask()
+    train(task, tmp_path, tiny.tiny_config(accumulate=accumulate))
+    assert task.steps_ended == 8
 
 
 # ---- two networks against each other ---------------------------------------------------------------------------------
@@ -623,6 +635,26 @@ def test_two_processes_train_as_one(tiny, tmp_path, against):
     assert [line["losses"]["total"] for line in read_log(tmp_path / "pair" / "log.jsonl")] == pytest.approx(
         mean, rel=1e-4
     )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.parametrize(("accumulate", "processes", "channels_last"), [(2, 1, False), (1, 2, True), (2, 2, False)])
+def test_phase_one_is_the_same_in_parts_and_processes(tiny, tmp_path, accumulate, processes, channels_last):
+    """With ray jitter, augmentation and the tri-plane EMA: the losses of every step, and where the buffers end."""
+    settings = {"lr": 1e-3, "batch_size": 8, "max_images": 48, "log_every": 8, "channels_last": channels_last}
+    whole = train(tiny.pairs(), tmp_path / "whole", tiny.tiny_config(**settings))
+    given = json.dumps({**settings, "pairs": True, "accumulate": accumulate})
+    command = [sys.executable, str(TINY), str(tmp_path / "parts"), given, str(processes)]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    logs = [read_log(tmp_path / name / "log.jsonl") for name in ("whole", "parts")]
+    assert len(logs[0]) == len(logs[1]) == 6
+    for one, two in zip(*logs):
+        assert two["losses"] == pytest.approx(one["losses"], rel=1e-4)
+    one, two = load_state(whole.checkpoint), load_state(latest_state(tmp_path / "parts" / "checkpoints"))
+    name = "generator.average.value"
+    assert one.model[name].abs().max() > 1e-4
+    torch.testing.assert_close(two.model[name], one.model[name], rtol=1e-3, atol=1e-6)
 
 
 def test_a_killed_run_goes_on_from_its_last_state(tiny, tmp_path):

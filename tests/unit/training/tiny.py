@@ -5,6 +5,7 @@ python tiny.py RUN_DIR '{"max_images": 32, ...}' [PROCESSES]
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import socket
@@ -50,6 +51,8 @@ class TinyTask:
         slow_s: how long a step takes.
     """
 
+    steps_ended = 0
+
     def __init__(self, random: bool = True, hook: Any = None, slow_s: float = 0.0) -> None:
         torch.manual_seed(7)
         self.random, self.hook, self.slow_s = random, hook, slow_s
@@ -81,6 +84,9 @@ class TinyTask:
             total = total + (out * 0.0).sqrt().sum()
         self.first_losses.append(float(error.detach()))
         return {"total": total, "error": error}
+
+    def end_step(self) -> None:
+        self.steps_ended += 1
 
     def validate(self, ema: nn.Module) -> dict[str, float]:
         assert not ema.training
@@ -151,10 +157,23 @@ def tiny_config(**changes: Any) -> LoopConfig:
     return LoopConfig(**{**base, **changes})
 
 
+def pairs() -> Any:
+    """The task of phase one, in the form of preset `base` and as small as `tiny`, on made-up clips."""
+    folder = Path(__file__).parents[2] / "golden"
+    sys.path.insert(0, str(folder))
+    try:
+        return importlib.import_module("losses").phase_one(as_base=True)[0]
+    finally:
+        sys.path.remove(str(folder))
+
+
 def run(run_dir: str, changes: dict[str, Any]) -> None:
     """One process of a run; prints why and where it stopped."""
-    kind = TinyDuel if changes.pop("duel", False) else TinyTask
-    task = kind(random=changes.pop("random", True), slow_s=changes.pop("slow_s", 0.0))
+    if changes.pop("pairs", False):
+        task = pairs()
+    else:
+        kind = TinyDuel if changes.pop("duel", False) else TinyTask
+        task = kind(random=changes.pop("random", True), slow_s=changes.pop("slow_s", 0.0))
     result = train(task, Path(run_dir), tiny_config(**changes), opponent=getattr(task, "opponent", None))
     os.write(1, f"{result.reason} {result.images_seen} {os.environ.get('RANK', '0')}\n".encode())
 
