@@ -109,6 +109,39 @@ def tiny_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def rigid_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Weights in the form of preset `base`, as small as `tiny`, that show the source itself, moved by the camera alone.
+
+    All else in them is random.
+    """
+    from dataclasses import replace
+
+    import torch
+
+    from export3d.config import preset
+    from export3d.model import Export3D
+    from export3d.pretrained import save_pretrained
+
+    torch.manual_seed(7)
+    base, tiny = preset("base"), preset("tiny")
+    extras = {name: getattr(base.generator, name) for name in ("skip", "align", "flow", "redraw")}
+    superres = replace(tiny.superres, detail=base.superres.detail)
+    model = Export3D(replace(tiny, generator=replace(tiny.generator, **extras), superres=superres))
+    assert model.motion is not None
+    assert model.superres.detail is not None
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+        detail = model.superres.detail
+        for layer in (model.motion.out, detail.choice, detail.lean, detail.nudge):
+            layer.weight.zero_()
+        detail.lean.bias.zero_()
+        detail.nudge.bias.zero_()
+        model.superres.detail.choice.bias.copy_(torch.tensor([0.0, 60.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+    return save_pretrained(model, tmp_path_factory.mktemp("weights") / "rigid.safetensors", {"images_seen": 0})
+
+
+@pytest.fixture(scope="session")
 def astronaut_turns(astronaut_path: Path) -> list[np.ndarray]:
     """Two dozen frames, uint8 (256, 256, 3): the bundled portrait tilts its head to and fro in the image plane."""
     from PIL import Image

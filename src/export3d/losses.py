@@ -14,10 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.errors import check_shape
-from export3d.face.mesh import canonical_mesh
+from export3d.face.mesh import LANDMARKS
+from export3d.face.repose import INNER_LIPS
+from export3d.face.sheet import EYE_CORNERS, LOWER_LIDS, UPPER_LIDS
 from export3d.image import resize
 from export3d.perceptual import Perceptual
 from export3d.triplane.align import plane_positions
+from export3d.triplane.motion import IRISES, projected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,18 +60,34 @@ def face_weight(landmarks: Tensor, size: int, emphasis: float) -> Tensor:
     return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
 
 
-IRISES = (range(468, 473), range(473, 478))
-"""Landmarks of the person's right and left iris."""
-_EYE_CORNERS = ((33, 133), (263, 362))
+_LIPS = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146, *INNER_LIPS)
+_LIDS = tuple(n for loops in (EYE_CORNERS, UPPER_LIDS, LOWER_LIDS) for loop in loops for n in loop)
 _IRIS_WEIGHT = 5.0
+_SHAPE_WEIGHT = 3.0
 
 
-@functools.lru_cache(maxsize=1)
-def _landmark_depth() -> Tensor:
-    """(478,) z, scene units: the canonical mesh, and the irises where the corners of their eyes are."""
-    mesh = torch.from_numpy(canonical_mesh().vertices[:, 2].copy()).float()
-    irises = [mesh[list(corners)].mean().expand(len(iris)) for corners, iris in zip(_EYE_CORNERS, IRISES)]
-    return torch.cat([mesh, *irises])
+@functools.lru_cache(maxsize=4)
+def _landmark_weight(device: torch.device) -> Tensor:
+    """(478,) lips and lids count three times, irises five times; sums to 1."""
+    weight = torch.ones(LANDMARKS)
+    weight[list(_LIPS + _LIDS)] = _SHAPE_WEIGHT
+    weight[IRISES[0].start :] = _IRIS_WEIGHT
+    return (weight / weight.sum()).to(device)
+
+
+def landmark_error(points: Tensor, landmarks: Tensor, camera: Tensor) -> Tensor:
+    """How far moved landmarks are from where the driving frame has them (not in the paper).
+
+    Weighted mean of the L1 distance, in widths of the picture: lips and lids, few and small, and the irises, on which
+    the gaze hangs alone, count more.
+
+    Args:
+        points: (B, 478, 3), see `LandmarkMotion`.
+        landmarks: (B, 478, 2), 0..1 across the driving frame.
+        camera: (B, 25) of the driving frame.
+    """
+    away = (projected(points, camera)[0] - landmarks.float()).abs().sum(-1)
+    return (away * _landmark_weight(away.device)).sum(-1).mean()
 
 
 def flow_error(
@@ -77,29 +96,31 @@ def flow_error(
     source_camera: Tensor,
     landmarks: Tensor,
     camera: Tensor,
+    depth: Tensor,
     half_extent: float,
 ) -> Tensor:
     """How far the skips' flow is from the one that carries each landmark to its place (not in the paper).
 
-    Where the driving face has landmark k (on the xy plane, at the depth of the canonical mesh), the source's detail of
-    the same landmark should be looked up (in the aligned source, on the average head): mean over the landmarks of the
-    L1 distance between the flow there and the wanted one, in [-1, 1] grid units of the plane. The ten of the irises
-    count five times, since the gaze hangs on them alone.
+    Where the driving face has landmark k (on the xy plane), the source's detail of the same landmark should be looked
+    up (in the aligned source, on the average head): mean over the landmarks of the L1 distance between the flow there
+    and the wanted one, in [-1, 1] grid units of the plane. The ten of the irises count five times, since the gaze hangs
+    on them alone. Each pair has its own mean first, so that parts of a batch add up to the whole.
 
     Args:
         flow: (B, 2, H, W), see `TriplaneGenerator.generate`.
         source_landmarks, landmarks: (B, 478, 2), 0..1 across source and driving frame.
         source_camera, camera: (B, 25).
+        depth: (B, 478) or (478,) z of the driving landmarks in the head's own axes, scene units.
         half_extent: of the planes, scene units.
     """
-    here = plane_positions(landmarks, camera, half_extent, _landmark_depth().to(flow.device))
+    here = plane_positions(landmarks, camera, half_extent, depth)
     there = plane_positions(source_landmarks, source_camera, half_extent)
     found = F.grid_sample(flow.float(), here[:, :, None], align_corners=False, padding_mode="border")[..., 0].mT
     inside = (here.abs().amax(-1) < 1.0) & (there.abs().amax(-1) < 1.0)
     weight = inside.float()
     weight[:, IRISES[0].start :] *= _IRIS_WEIGHT
     error = (found - (there - here)).abs().sum(-1) * weight
-    return error.sum() / weight.sum().clamp_min(1.0)
+    return (error.sum(1) / weight.sum(1).clamp_min(1.0)).mean()
 
 
 def l2(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

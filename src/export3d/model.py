@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import export3d.camera as cameras
 from export3d.config import ModelConfig
 from export3d.errors import ConfigError, check_shape
 from export3d.expression.encoder import ExpressionEncoder
@@ -16,8 +15,9 @@ from export3d.hub import HubModel
 from export3d.image import resize
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution, Views
-from export3d.triplane.align import driving_view, frontal_view, head_nearness
+from export3d.triplane.align import frontal_view, head_nearness, turned_view
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
+from export3d.triplane.motion import LandmarkMotion, driving_view, plane_flow
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,13 @@ class Planes:
     Attributes:
         triplane: (B, 3, C, H/2, W/2).
         flow: (B, 2, H/2, W/2), see `TriplaneGenerator.generate`; None where the model has none.
+        points: (B, 478, 3) where the landmarks are, see `LandmarkMotion`; None where the model does not ask.
         source: of the same batch.
     """
 
     triplane: Tensor
     flow: Tensor | None
+    points: Tensor | None
     source: SourceFeatures
 
 
@@ -51,11 +53,6 @@ class Output:
     generated: Tensor
     planes: Planes
 
-    @property
-    def flow(self) -> Tensor | None:
-        """(B, 2, H/2, W/2), see `TriplaneGenerator.generate`; None where the model has none."""
-        return self.planes.flow
-
 
 class Export3D(HubModel):
     """Source image, driving expression and camera to the driving frame.
@@ -70,6 +67,8 @@ class Export3D(HubModel):
         super().__init__()
         self.config = config
         self.expression = ExpressionEncoder(config.expression)
+        looks = config.generator.flow or config.superres.detail
+        self.motion = LandmarkMotion(config.expression.d) if looks else None
         self.generator = TriplaneGenerator(config.generator, config.expression.d)
         self.renderer = VolumeRenderer(config.render, config.generator.plane_channels)
         self.superres = SuperResolution(config.superres, config.render.features)
@@ -79,37 +78,37 @@ class Export3D(HubModel):
         return cls(ModelConfig.from_dict(values))
 
     def encode(
-        self, source: Tensor, source_camera: Tensor | None = None, source_expression: Tensor | None = None
+        self,
+        source: Tensor,
+        source_camera: Tensor | None = None,
+        source_expression: Tensor | None = None,
+        source_landmarks: Tensor | None = None,
     ) -> SourceFeatures:
-        """Source (B, 3, H, W) in [-1, 1], its cameras (B, 25) and expressions (B, E) to what all driven frames share.
+        """Sources to what all driven frames share.
 
-        The cameras are needed where the configuration aligns the source or takes detail from it, both where it has a
-        flow (`base`); they are ignored elsewhere (`paper`).
+        Args:
+            source: (B, 3, H, W) in [-1, 1].
+            source_camera: (B, 25); needed where the configuration aligns the source (`align`) or moves it.
+            source_expression, source_landmarks: (B, E), and (B, 478, 2), 0..1 across the source; needed where the
+                configuration moves the source (`flow`, `detail`). `base` needs all three, `paper` ignores them.
         """
-        settings, detail = self.config.generator, self.config.superres.detail
-        if source_camera is None and (settings.align or settings.flow or detail):
-            raise ConfigError(
-                "this model aligns its source or takes detail from it: give encode() the source's camera label too"
-            )
-        pose = None
-        if settings.flow:
-            if source_expression is None:
-                raise ConfigError("this model moves its source's features: give encode() the source's expression too")
-            assert source_camera is not None
-            pose = self.pose(source_camera, source_expression)
+        settings, half = self.config.generator, self.config.render.half_extent
         size = self.config.image_size
         check_shape(source, f"B 3 {size} {size}", "source")
-        own = (source, source_camera) if detail else (None, None)
-        source = resize(source, settings.image_size)
+        face = None
+        if self.motion is not None:
+            if source_camera is None or source_expression is None or source_landmarks is None:
+                raise ConfigError(
+                    "this model moves its source's pixels: give encode() the source's camera, expression and landmarks"
+                )
+            face = self.motion.face(self.expression(source_expression), source_landmarks, source_camera, half)
+        seen = resize(source, settings.image_size)
         if settings.align:
-            assert source_camera is not None
-            source = frontal_view(source, source_camera, self.config.render.half_extent)
-        return replace(self.generator.encode(source, pose), image=own[0], camera=own[1])
-
-    def pose(self, source_camera: Tensor, source_expression: Tensor) -> Tensor:
-        """Cameras (B, 25) and expressions (B, E) of sources to what the flow starts from, `SourceFeatures.pose`."""
-        rotation = cameras.unpack(source_camera)[0][:, :3, :3].flatten(1)
-        return torch.cat([self.expression(source_expression), rotation], dim=1)
+            if source_camera is None:
+                raise ConfigError("this model aligns its source: give encode() the source's camera label too")
+            seen = frontal_view(seen, source_camera, half)
+        own = (source, source_camera) if self.config.superres.detail else (None, None)
+        return replace(self.generator.encode(seen), face=face, image=own[0], camera=own[1])
 
     def planes(self, source: SourceFeatures, expression: Tensor, shift: Tensor | None = None) -> Planes:
         """T_beta(S) (Eq. 6): features and expressions (B, E) to tri-planes.
@@ -126,8 +125,18 @@ class Export3D(HubModel):
         if shift is not None:
             check_shape(shift, f"{shift.shape[0]} {coefficients.shape[1]}", "shift of lambda")
             coefficients = coefficients + shift
-        generated, flow = self.generator.generate(source, self.expression.embed(coefficients))
-        return Planes(self.generator.average(generated), flow, source)
+        return self._planes(source, self.expression.embed(coefficients))[0]
+
+    def _planes(self, source: SourceFeatures, beta: Tensor) -> tuple[Planes, Tensor]:
+        """Features and beta' (B, d) to tri-planes, with and without the tri-plane EMA."""
+        points = field = None
+        if self.motion is not None and source.face is not None:
+            points = self.motion(beta, source.face)
+            if self.config.generator.flow:
+                grid = self.config.generator.image_size // 2
+                field = plane_flow(points, source.face, self.config.render.half_extent, grid)
+        generated, flow = self.generator.generate(source, beta, field)
+        return Planes(self.generator.average(generated), flow, points, source), generated
 
     def render(self, planes: Planes, camera: Tensor, resolution: int | None = None) -> Rendered:
         """Tri-planes seen by cameras (B, 25) at `resolution` rays a side; repeatable."""
@@ -146,14 +155,15 @@ class Export3D(HubModel):
     def _views(self, planes: Planes, camera: Tensor) -> Views | None:
         if not self.config.superres.detail:
             return None
-        image, own = planes.source.image, planes.source.camera
-        if image is None or own is None:
+        image, own, face = planes.source.image, planes.source.camera, planes.source.face
+        if image is None or own is None or face is None or planes.points is None:
             raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
         half = self.config.render.half_extent
-        moved, stretched = driving_view(image, own, camera, planes.flow, half)
+        moved, stretched, offset = driving_view(image, planes.points, face, camera)
         with torch.no_grad():
             head = torch.cat([head_nearness(label, image.shape[-1], half) for label in (camera, own)], dim=1)
-        return Views(moved, stretched, image, head)
+            turned = turned_view(image, own, camera, half)
+        return Views(moved, stretched, offset, image, turned, head)
 
     def forward(
         self,
@@ -162,20 +172,20 @@ class Export3D(HubModel):
         camera: Tensor,
         source_camera: Tensor | None = None,
         source_expression: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        source_landmarks: Tensor | None = None,
+        jitter: Tensor | None = None,
         resolution: int | None = None,
         superres: bool = True,
     ) -> Output:
         """Source (B, 3, H, W), driving expression (B, E) and camera (B, 25) to the driving frame.
 
         Args:
-            source_camera, source_expression: (B, 25) and (B, E), see `encode`.
-            generator: jitters the ray samples (training).
+            source_camera, source_expression, source_landmarks: see `encode`.
+            jitter: (B,) int64 seeds that jitter each item's ray samples (training).
             resolution: rays a side, for training phases that render fewer.
             superres: whether to compute the final image.
         """
-        features = self.encode(source, source_camera, source_expression)
-        generated, flow = self.generator.generate(features, self.expression(expression))
-        planes = Planes(self.generator.average(generated), flow, features)
-        rendered = self.renderer(planes.triplane, camera, resolution, generator)
+        features = self.encode(source, source_camera, source_expression, source_landmarks)
+        planes, generated = self._planes(features, self.expression(expression))
+        rendered = self.renderer(planes.triplane, camera, resolution, jitter)
         return Output(self.finish(planes, camera, rendered) if superres else None, rendered, generated, planes)

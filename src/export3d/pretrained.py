@@ -22,10 +22,11 @@ from export3d.weights import PACKAGED_ENCODER as PACKAGED_ENCODER
 from export3d.weights import PACKAGED_NAMES, find, install
 
 _AVERAGE = "generator.average.value"
-_FLOW = ("generator.flow_field.", "generator.flows.")
+_FLOW = "generator.flows."
+_MOTION = "motion."
 _REDRAW = ".closes"
 _DETAIL = "superres.detail."
-_SEES_EXPRESSION = ("expression.", "generator.flow_field.")
+_SEES_EXPRESSION = ("expression.", _MOTION)
 
 
 def load_pretrained(path: Path | str | None = None) -> Export3D:
@@ -133,11 +134,11 @@ def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str
 def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
     """Give `model` what `former` learned, also where the image size, the expression encoder or the flow differs.
 
-    Everything outside the expression encoder is copied; a flow that the former did not have starts at zero, where it
-    changes nothing. With the same encoder the copy is complete. With another one (of another form, or pre-trained
-    otherwise) the model keeps its own; the linear maps inside EAdaLN are fitted anew by least squares, so that they
-    give the former modulations as well as the new beta' can tell them; and the flow's field, whose two layers see beta'
-    too, starts at zero (`training.reconstruction` fits it to landmarks).
+    Everything outside the expression encoder is copied; a flow or a motion that the former did not have starts at zero,
+    where it changes nothing. With the same encoder the copy is complete. With another one (of another form, or
+    pre-trained otherwise) the model keeps its own; the linear maps inside EAdaLN are fitted anew by least squares, so
+    that they give the former modulations as well as the new beta' can tell them; and the motion of landmarks, which
+    sees beta' too, starts at zero (`training.reconstruction` fits it).
 
     Args:
         expression: (N, E) coefficients to fit on, of the training data.
@@ -150,6 +151,8 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
     )
     own = model.state_dict()
     tensors = adapt_resolution(former.state_dict(), model)
+    if model.motion is None:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(_MOTION)}
     if not model.config.generator.flow:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_FLOW)}
     if not model.config.generator.redraw:
@@ -158,7 +161,7 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_DETAIL)}
     if exchanged:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_SEES_EXPRESSION)}
-    kept = {name for name in own if name.startswith((*_FLOW, _DETAIL)) and name not in tensors}
+    kept = {name for name in own if name.startswith((_FLOW, _MOTION, _DETAIL)) and name not in tensors}
     if exchanged:
         kept |= {name for name in own if name.startswith(_SEES_EXPRESSION) or name.endswith("modulation.weight")}
     load_into(model, {**tensors, **{name: own[name] for name in kept}}, what="the former weights")

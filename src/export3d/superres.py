@@ -6,16 +6,19 @@ that carries the raw image along, to which each block adds.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.errors import ConfigError, check_shape
+from export3d.face.sheet import show
 from export3d.layers import conv3x3
 
 _DETAIL_WIDTH = 16
+_OVERVIEW_WIDTH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +27,8 @@ class SuperResConfig:
 
     Attributes:
         mid_channels, high_channels: widths of the blocks at H/2 and H (128 and 64 in EG3D's 256-pixel module).
-        detail: each pixel chooses between what is drawn, the source moved to the driving view, and the source as it
-            lies there (`Detail`; not in the paper).
+        detail: each pixel chooses between what is drawn, the source moved or turned to the driving view, and the
+            source as it lies there (`Detail`; not in the paper).
     """
 
     mid_channels: int = 128
@@ -38,36 +41,58 @@ class Views:
     """What the source itself offers for a driving frame.
 
     Attributes:
-        moved: (B, 3, H, W) the source in the driving view, see `triplane.align.driving_view`.
+        moved: (B, 3, H, W) the source in the driving view, see `triplane.motion.driving_view`.
         stretched: (B, 1, H, W) how far it is stretched there, 0 to 1.
+        offset: (B, 2, H, W) from where it comes, [-1, 1] grid units from the pixel's own place, x first.
         still: (B, 3, H, W) the source as it is: a room does not turn with the head.
+        turned: (B, 3, H, W) the whole source turned as the head is (`triplane.align.turned_view`): hair far from the
+            face goes that way.
         head: (B, 2, H, W) where the head is in the driving view and was in the source (`triplane.align.head_nearness`).
     """
 
     moved: Tensor
     stretched: Tensor
+    offset: Tensor
     still: Tensor
+    turned: Tensor
     head: Tensor
 
     def stacked(self) -> Tensor:
-        """All of them, (B, 9, H, W)."""
-        return torch.cat([self.moved, self.still, self.stretched, self.head], dim=1)
+        """All but the offset, (B, 12, H, W)."""
+        return torch.cat([self.moved, self.still, self.stretched, self.head, self.turned], dim=1)
+
+    def nudged(self, change: Tensor) -> Views:
+        """The moved source looked up a little beside its place: change (B, 2, h, w) as `offset`, enlarged."""
+        offset = self.offset + F.interpolate(
+            change.float(), self.offset.shape[-2:], mode="bilinear", align_corners=False
+        )
+        height, width = offset.shape[-2:]
+        identity = torch.eye(2, 3, device=offset.device).expand(len(offset), 2, 3)
+        grid = F.affine_grid(identity, [len(offset), 1, height, width], align_corners=False)
+        return replace(self, moved=show(self.still, (grid + offset.permute(0, 2, 3, 1) + 1.0) / 2.0), offset=offset)
 
 
 class Detail(nn.Module):
     """Chooses at each pixel between drawn, moved and still pictures, and adds what none of them shows.
 
     Drawn pixels are soft, the source's are sharp but shut where a mouth must open, and of the past where the head
-    was. Begins with nine tenths of what is drawn.
+    was. Begins with mostly what is drawn.
     """
 
-    def __init__(self, mid: int, high: int) -> None:
+    def __init__(self, features: int, mid: int, high: int) -> None:
         super().__init__()
-        self.mid = conv3x3(9, mid)
-        self.first = conv3x3(high + 3 + 9, _DETAIL_WIDTH)
+        widths = (features + 14, *[_OVERVIEW_WIDTH] * 3)
+        self.overview = nn.ModuleList(
+            nn.Conv2d(before, after, 3, padding=2**step, dilation=2**step)
+            for step, (before, after) in enumerate(itertools.pairwise(widths))
+        )
+        self.lean = nn.Conv2d(_OVERVIEW_WIDTH, 4, 1)
+        self.nudge = nn.Conv2d(_OVERVIEW_WIDTH, 2, 1)
+        self.mid = conv3x3(12, mid)
+        self.first = conv3x3(high + 3 + 12, _DETAIL_WIDTH)
         self.second = conv3x3(_DETAIL_WIDTH, _DETAIL_WIDTH)
-        self.choice = conv3x3(_DETAIL_WIDTH, 6)
-        for layer in (self.mid, self.choice):
+        self.choice = conv3x3(_DETAIL_WIDTH, 7)
+        for layer in (self.mid, self.choice, self.lean, self.nudge):
             nn.init.zeros_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -79,13 +104,31 @@ class Detail(nn.Module):
         out: Tensor = self.mid(F.avg_pool2d(views.stacked(), 2))
         return out
 
-    def forward(self, x: Tensor, drawn: Tensor, views: Views) -> Tensor:
-        """Features (B, high, H, W) and the drawn picture (B, 3, H, W) to the final one."""
+    def overlook(self, feature: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+        """Which picture to lean to and where to nudge the moved one, from afar.
+
+        Whether a pixel belongs to the head that moved or to the room behind it shows only in its surroundings.
+
+        Args:
+            feature: (B, F, H/4, W/4) rendered features.
+
+        Returns:
+            (B, 4, H/4, W/4) logits of the drawn, moved, still and turned picture, and (B, 2, H/4, W/4), see
+            `Views.nudged`.
+        """
+        x = torch.cat([feature, F.avg_pool2d(torch.cat([views.stacked(), 4.0 * views.offset], dim=1), 4)], dim=1)
+        for layer in self.overview:
+            x = F.leaky_relu(layer(x), 0.2)
+        return self.lean(x), 0.1 * self.nudge(x)
+
+    def forward(self, x: Tensor, drawn: Tensor, views: Views, lean: Tensor) -> Tensor:
+        """Features (B, high, H, W), the drawn picture (B, 3, H, W) and what `overlook` gave to the final one."""
         x = torch.cat([x, drawn, views.stacked()], dim=1)
         x = F.leaky_relu(self.second(F.leaky_relu(self.first(x), 0.2)), 0.2)
-        choice, added = self.choice(x).split(3, dim=1)
-        share = choice.softmax(dim=1)
-        out: Tensor = added + share[:, :1] * drawn + share[:, 1:2] * views.moved + share[:, 2:] * views.still
+        choice, added = self.choice(x).split([4, 3], dim=1)
+        share = (choice + _enlarge(lean, 4)).softmax(dim=1)
+        pictures = (drawn, views.moved, views.still, views.turned)
+        out: Tensor = sum((part * picture for part, picture in zip(share.split(1, dim=1), pictures)), start=added)
         return out
 
 
@@ -109,7 +152,7 @@ class SuperResolution(nn.Module):
             nn.init.zeros_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        self.detail = Detail(mid, high) if config.detail else None
+        self.detail = Detail(features, mid, high) if config.detail else None
 
     def forward(self, feature: Tensor, views: Views | None = None) -> Tensor:
         """Feature image whose first three channels are the raw RGB, to the final RGB; about [-1, 1], not clamped.
@@ -123,7 +166,10 @@ class SuperResolution(nn.Module):
         rgb = _enlarge(feature[:, :3], 2)
         x = _enlarge(feature, 2)
         x = self.mid_first(x)
+        lean = None
         if self.detail is not None and views is not None:
+            lean, nudge = self.detail.overlook(feature, views)
+            views = views.nudged(nudge)
             x = x + self.detail.at_half(views)
         x = F.leaky_relu(self.mid_second(F.leaky_relu(x, 0.2)), 0.2)
         rgb = _enlarge(rgb + self.mid_rgb(x), 2)
@@ -131,5 +177,6 @@ class SuperResolution(nn.Module):
         x = F.leaky_relu(self.high_second(F.leaky_relu(self.high_first(x), 0.2)), 0.2)
         out: Tensor = rgb + self.high_rgb(x)
         if self.detail is not None and views is not None:
-            out = self.detail(x, out, views)
+            assert lean is not None
+            out = self.detail(x, out, views, lean)
         return out

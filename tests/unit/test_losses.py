@@ -20,6 +20,7 @@ from export3d.losses import (
     face_weight,
     flow_error,
     l2,
+    landmark_error,
     r1_penalty,
     reconstruction,
 )
@@ -187,6 +188,15 @@ def seen(vertices: np.ndarray, camera: Camera, gaze: tuple[float, float] = (0.0,
     return landmarks, torch.from_numpy(camera.label[None]).float()
 
 
+def depth_of(vertices: np.ndarray) -> Tensor:
+    """(1, 478) z of the landmarks of `seen`."""
+    irises = [np.repeat(vertices[eye, 2].mean(), 5) for eye in CORNERS]
+    return torch.from_numpy(np.concatenate([vertices[:, 2], *irises])[None]).float()
+
+
+MESH = depth_of(canonical_mesh().vertices)
+
+
 def on_the_average_head(shift: tuple[float, float] = (0.0, 0.0)) -> np.ndarray:
     """The canonical mesh's vertices moved by `shift`, with the depth that the alignment gives their new place."""
     vertices = canonical_mesh().vertices.copy()
@@ -203,10 +213,13 @@ def test_a_flow_that_carries_each_landmark_to_its_place_has_no_error() -> None:
         seen(canonical_mesh().vertices, Camera.orbit()),
     )
     flow = (torch.tensor(shift) / HALF)[None, :, None, None].expand(1, 2, 48, 48)
-    assert float(flow_error(flow, *source, *driving, HALF)) < 1e-3
-    wrong = float(flow_error(torch.zeros(1, 2, 48, 48), *source, *driving, HALF))
+    assert float(flow_error(flow, *source, *driving, MESH, HALF)) < 1e-3
+    wrong = float(flow_error(torch.zeros(1, 2, 48, 48), *source, *driving, MESH, HALF))
     assert wrong == pytest.approx(0.05 / HALF, rel=0.02)  # L1, in half extents
-    assert float(flow_error(2 * flow, *source, *driving, HALF)) == pytest.approx(wrong, rel=0.02)
+    assert float(flow_error(2 * flow, *source, *driving, MESH, HALF)) == pytest.approx(wrong, rel=0.02)
+    turned = seen(canonical_mesh().vertices, Camera.orbit(20.0))
+    assert float(flow_error(flow, *source, *turned, MESH, HALF)) < 1e-3
+    assert float(flow_error(flow, *source, *turned, MESH + 0.05, HALF)) > 0.02  # another depth, another place
 
 
 def test_the_flow_is_read_at_the_driving_face() -> None:
@@ -219,8 +232,8 @@ def test_the_flow_is_read_at_the_driving_face() -> None:
     moved[:, 2] = proxy_depth(*torch.from_numpy(moved[:, :2]).T).numpy()
     driving = seen(vertices, Camera.orbit(-15.0, 5.0))
     for camera in (Camera.orbit(), Camera.orbit(10.0, -5.0)):
-        assert float(flow_error(flow, *seen(moved, camera), *driving, HALF)) < 3e-3
-    assert float(flow_error(-flow, *seen(moved, Camera.orbit()), *driving, HALF)) > 0.02
+        assert float(flow_error(flow, *seen(moved, camera), *driving, MESH, HALF)) < 3e-3
+    assert float(flow_error(-flow, *seen(moved, Camera.orbit()), *driving, MESH, HALF)) > 0.02
 
 
 def test_a_gaze_alone_is_an_error_that_counts() -> None:
@@ -228,8 +241,8 @@ def test_a_gaze_alone_is_an_error_that_counts() -> None:
     source = seen(on_the_average_head(), Camera.orbit(), gaze=(0.01, 0.0))
     driving = seen(on_the_average_head(), Camera.orbit())
     still = torch.zeros(1, 2, 48, 48)
-    at_rest = float(flow_error(still, *driving, *driving, HALF))
-    assert float(flow_error(still, *source, *driving, HALF)) - at_rest == pytest.approx(
+    at_rest = float(flow_error(still, *driving, *driving, MESH, HALF))
+    assert float(flow_error(still, *source, *driving, MESH, HALF)) - at_rest == pytest.approx(
         50 / (468 + 50) * 0.01 / HALF, rel=0.2
     )
 
@@ -237,15 +250,18 @@ def test_a_gaze_alone_is_an_error_that_counts() -> None:
 def test_the_flow_error_is_the_weighted_mean_over_landmarks_inside_the_plane() -> None:
     landmarks, source = torch.rand(2, 478, 2) * 0.6 + 0.2, torch.rand(2, 478, 2) * 0.6 + 0.2
     landmarks[:, 100:200] += 5.0  # off the plane: they count for nothing
+    landmarks[1, 200:300] += 5.0
     camera = torch.from_numpy(np.stack([Camera.orbit(5.0).label, Camera.orbit(-5.0).label])).float()
-    mesh = torch.from_numpy(canonical_mesh().vertices[:, 2].copy()).float()
-    depth = torch.cat([mesh, *(mesh[eye].mean().expand(5) for eye in CORNERS)])
+    depth = torch.cat([MESH, MESH + 0.01])
     here, there = plane_positions(landmarks, camera, HALF, depth), plane_positions(source, camera, HALF)
     weight = ((here.abs().amax(-1) < 1) & (there.abs().amax(-1) < 1)).float()
     assert not weight[:, 100:200].any()
     weight[:, 468:] *= 5.0
-    expected = ((there - here).abs().sum(-1) * weight).sum() / weight.sum()
-    torch.testing.assert_close(flow_error(torch.zeros(2, 2, 8, 8), source, camera, landmarks, camera, HALF), expected)
+    error = ((there - here).abs().sum(-1) * weight).sum(-1) / weight.sum(-1)
+    expected = error.mean()  # of each pair's own mean
+    assert weight[0].sum() != weight[1].sum()
+    found = flow_error(torch.zeros(2, 2, 8, 8), source, camera, landmarks, camera, depth, HALF)
+    torch.testing.assert_close(found, expected)
 
 
 def test_the_flow_gets_a_gradient_and_none_is_needed_where_no_landmark_is_inside() -> None:
@@ -254,11 +270,63 @@ def test_the_flow_gets_a_gradient_and_none_is_needed_where_no_landmark_is_inside
         seen(on_the_average_head((0.02, 0.0)), Camera.orbit()),
         seen(canonical_mesh().vertices, Camera.orbit()),
     )
-    flow_error(flow, *source, *driving, HALF).backward()
+    flow_error(flow, *source, *driving, MESH, HALF).backward()
     assert flow.grad is not None
     assert flow.grad[:, 0].count_nonzero() > 10
     nowhere = (source[0] + 5.0, source[1])
-    assert float(flow_error(flow, *nowhere, *nowhere, HALF).detach()) == 0.0
+    assert float(flow_error(flow, *nowhere, *nowhere, MESH, HALF).detach()) == 0.0
+
+
+# ---- landmarks -------------------------------------------------------------------------------------------------------
+
+
+def two_heads() -> tuple[Tensor, Tensor, Tensor]:
+    """Points (2, 478, 3) of the canonical mesh, their places (2, 478, 2) and the cameras (2, 25) that see them."""
+    views = [Camera.orbit(10.0), Camera.orbit(-20.0, 5.0)]
+    places, labels = zip(*(seen(canonical_mesh().vertices, camera) for camera in views))
+    mesh = canonical_mesh().vertices
+    irises = [np.repeat([mesh[eye].mean(axis=0)], 5, axis=0) for eye in CORNERS]
+    points = torch.from_numpy(np.concatenate([mesh, *irises])).float()
+    return points.expand(2, -1, -1), torch.cat(places), torch.cat(labels)
+
+
+def test_landmarks_at_their_places_have_no_error_and_the_others_that_of_their_distance() -> None:
+    points, places, camera = two_heads()
+    assert float(landmark_error(points, places, camera)) < 1e-6
+    away = places + torch.tensor([0.03, -0.01])
+    assert float(landmark_error(points, away, camera)) == pytest.approx(0.04, rel=1e-4)  # weights sum to 1
+    away[1] = places[1]
+    assert float(landmark_error(points, away, camera)) == pytest.approx(0.02, rel=1e-4)
+
+
+def test_lips_and_lids_count_three_times_and_irises_five_times_as_much_as_a_cheek() -> None:
+    points, places, camera = two_heads()
+
+    def error(landmark: int) -> float:
+        away = places.clone()
+        away[:, landmark, 0] += 0.01
+        return float(landmark_error(points, away, camera))
+
+    cheek = error(50)
+    for landmark in (0, 13, 14, 17, 61, 291, 33, 159, 145, 386, 374, 263):
+        assert error(landmark) == pytest.approx(3 * cheek, rel=1e-2)
+    for landmark in range(468, 478):
+        assert error(landmark) == pytest.approx(5 * cheek, rel=1e-2)
+    assert error(4) == pytest.approx(cheek, rel=1e-2)
+
+
+def test_the_landmark_error_pulls_points_towards_their_places_and_not_along_the_rays() -> None:
+    points, places, camera = two_heads()
+    moved = (points + 0.01 * torch.randn_like(points)).requires_grad_()
+    error = landmark_error(moved, places, camera)
+    error.backward()
+    assert moved.grad is not None
+    assert (moved.grad.abs().sum(-1) > 0).all()
+    with torch.no_grad():
+        assert landmark_error(moved - 0.1 * moved.grad, places, camera) < error
+    rays = torch.nn.functional.normalize(moved.detach() - camera[:, None, [3, 7, 11]], dim=-1)
+    along = (moved.grad * rays).sum(-1).abs()
+    assert (along < 1e-3 * moved.grad.norm(dim=-1)).all()
 
 
 # ---- Eq. 12 ----------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ from export3d.pretrained import (
     save_pretrained,
 )
 from export3d.triplane.blocks import EAdaLN
-from export3d.triplane.generator import FlowField
+from export3d.triplane.motion import LandmarkMotion, average_landmarks, projected
 
 
 def sized(config: ModelConfig, size: int) -> ModelConfig:
@@ -40,7 +40,7 @@ def sized(config: ModelConfig, size: int) -> ModelConfig:
 
 def model(size: int = 64, config: ModelConfig | None = None) -> Export3D:
     made = Export3D(sized(config or tiny(), size))
-    made.generator.average.update(torch.randn(1, *made.generator.average.value.shape) * 100)
+    made.generator.average.value.normal_(std=0.2)
     return made
 
 
@@ -173,14 +173,15 @@ FLOWING = replace(tiny(), generator=replace(tiny().generator, skip=True, flow=Tr
 
 
 def learned(config: ModelConfig | None = None, size: int = 64) -> Export3D:
-    """A model whose EAdaLN, flow and super-resolution listen, as after training."""
+    """A model whose EAdaLN, motion and super-resolution listen, as after training."""
     made = model(size, config)
     made.expression.standardise(torch.full((52,), 0.5), torch.full((52,), 0.3))
     for module in made.modules():
         if isinstance(module, EAdaLN):
             nn.init.normal_(module.modulation.weight, std=0.5)
-        if isinstance(module, FlowField):
-            nn.init.normal_(module.out.weight, std=0.1)
+        if isinstance(module, LandmarkMotion):
+            for layer in (module.depth, module.out):
+                nn.init.normal_(layer.weight, std=0.05)
     for layer in (made.superres.mid_rgb, made.superres.high_rgb):
         nn.init.normal_(layer.weight, std=0.05)
     return made.eval()
@@ -202,8 +203,9 @@ def draw(made: Export3D, expression: Tensor) -> Tensor:
     size = made.config.generator.image_size
     source = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
     camera = torch.from_numpy(Camera.orbit(10.0).label[None]).float()
+    landmarks = projected(average_landmarks()[None], camera)[0]
     with torch.no_grad():
-        return made.planes(made.encode(source, camera, expression[:1]), expression).triplane
+        return made.planes(made.encode(source, camera, expression[:1], landmarks), expression).triplane
 
 
 def assert_nearly_the_same(found: Tensor, wanted: Tensor) -> None:
@@ -259,11 +261,23 @@ def test_another_image_size_and_another_encoder_at_once() -> None:
     assert_nearly_the_same(draw(heir, expression), draw(twin.eval(), expression))
 
 
-def test_a_flow_that_the_former_did_not_have_changes_nothing() -> None:
+def test_a_flow_that_the_former_did_not_have_starts_rigid_and_the_rest_is_inherited() -> None:
     former, heir = learned(replace(FLOWING, generator=replace(FLOWING.generator, flow=False))), model(config=FLOWING)
+    assert former.motion is None
     inherit(heir, former, torch.rand(50, 52))
-    expression = torch.rand(2, 52)
-    torch.testing.assert_close(draw(heir.eval(), expression), draw(former, expression), rtol=0, atol=1e-4)
+    assert heir.motion is not None
+    assert not heir.motion.out.weight.any()
+    for name, value in former.state_dict().items():
+        assert torch.equal(heir.state_dict()[name], value), name
+
+
+def test_a_flow_that_the_heir_has_not_is_left() -> None:
+    heir = model(config=replace(FLOWING, generator=replace(FLOWING.generator, flow=False)))
+    former = learned(FLOWING)
+    inherit(heir, former, torch.rand(50, 52))
+    assert heir.motion is None
+    for name, value in heir.state_dict().items():
+        assert torch.equal(value, former.state_dict()[name]), name
 
 
 @pytest.mark.parametrize("has", [False, True])
@@ -279,15 +293,19 @@ def test_detail_is_inherited_where_both_have_it_and_left_where_one_has_not(has: 
         assert torch.equal(again.superres.state_dict()[name], value), name
 
 
-def test_the_flows_field_starts_anew_with_another_encoder_and_the_rest_is_inherited() -> None:
-    """It sees beta' through two layers: it is fitted to landmarks again, from zero."""
+def test_the_motion_starts_anew_with_another_encoder_and_the_rest_is_inherited() -> None:
+    """It sees beta' through its layers: it is fitted to landmarks again, from nothing."""
     former, heir = learned(FLOWING), model(config=variant(FLOWING, "clebs")).eval()
     same_up_to_a_linear_map(former.expression, heir.expression)
     inherit(heir, former, torch.rand(300, 52))
-    assert not heir.generator.flow_field.out.weight.any()
+    assert heir.motion is not None
+    assert not heir.motion.out.weight.any()
+    assert not heir.motion.depth.weight.any()
     for name, value in former.generator.flows.state_dict().items():
         assert torch.equal(heir.generator.flows.state_dict()[name], value), name
-    nn.init.zeros_(former.generator.flow_field.out.weight)
+    for layer in (former.motion.out, former.motion.depth):
+        nn.init.zeros_(layer.weight)
+    nn.init.zeros_(former.motion.depth.bias)
     expression = torch.rand(4, 52)
     assert_nearly_the_same(draw(heir, expression), draw(former, expression))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -63,29 +65,67 @@ DETAILED = SuperResConfig(mid_channels=8, high_channels=4, detail=True)
 
 
 def views(batch: int = 2, size: int = 32) -> Views:
-    moved, still = torch.randn(2, batch, 3, size, size)
-    return Views(moved, torch.rand(batch, 1, size, size), still, torch.rand(batch, 2, size, size))
+    moved, still, turned = torch.randn(3, batch, 3, size, size)
+    stretched, head = torch.rand(batch, 1, size, size), torch.rand(batch, 2, size, size)
+    seen = Views(moved, stretched, 0.1 * torch.randn(batch, 2, size, size), still, turned, head)
+    return seen.nudged(torch.zeros(batch, 2, size, size))  # what is moved is what the offset says
 
 
-def test_a_new_detail_shows_nine_tenths_of_what_is_drawn() -> None:
+def test_a_new_detail_shows_mostly_what_is_drawn() -> None:
     plain, detailed = SuperResolution(SMALL, 6), SuperResolution(DETAILED, 6)
     missing, unexpected = detailed.load_state_dict(plain.state_dict(), strict=False)
     assert not unexpected
     assert all(name.startswith("detail.") for name in missing)
     feature, seen = torch.randn(2, 6, 8, 8), views()
-    share = torch.tensor([3.0, 0.0, 0.0]).softmax(0)
-    assert share[0] > 0.9
-    expected = share[0] * plain(feature) + share[1] * seen.moved + share[2] * seen.still
-    torch.testing.assert_close(detailed(feature, seen), expected)
+    share = torch.tensor([3.0, 0.0, 0.0, 0.0]).softmax(0)
+    assert share[0] > 0.85
+    taken = seen.moved + seen.still + seen.turned
+    torch.testing.assert_close(detailed(feature, seen), share[0] * plain(feature) + share[1] * taken)
 
 
-@pytest.mark.parametrize(("which", "name"), [(1, "moved"), (2, "still")])
+@pytest.mark.parametrize(("which", "name"), [(1, "moved"), (2, "still"), (3, "turned")])
 def test_a_pixel_can_take_the_source_as_it_is(which: int, name: str) -> None:
     module, seen = SuperResolution(DETAILED, 6), views()
     assert module.detail is not None
     with torch.no_grad():
         module.detail.choice.bias[which] = 60.0
     torch.testing.assert_close(module(torch.randn(2, 6, 8, 8), seen), getattr(seen, name), atol=1e-5, rtol=1e-5)
+
+
+def test_a_nudge_looks_beside_the_place() -> None:
+    """A slope of brightness across the picture: a nudge to the right brings what lies there."""
+    slope = torch.linspace(-1.0, 1.0, 64).expand(1, 3, 64, 64)
+    still = torch.zeros(1, 2, 64, 64)
+    seen = Views(slope, still[:, :1], still, slope, slope, still)
+    change = torch.tensor([0.125, 0.0]).view(1, 2, 1, 1).expand(1, 2, 16, 16)
+    nudged = seen.nudged(change)
+    torch.testing.assert_close(nudged.moved[..., :56], slope[..., 4:60], atol=1e-3, rtol=0)
+    torch.testing.assert_close(nudged.offset, change[..., :1, :1].expand(1, 2, 64, 64))
+    assert nudged.still is seen.still
+
+
+@pytest.mark.parametrize("which", [1, 2, 3])
+def test_a_place_can_lean_to_the_source_by_what_lies_around_it(which: int) -> None:
+    """What `overlook` sees of features and views two dozen pixels away decides too."""
+    module, seen = SuperResolution(DETAILED, 6), views(size=64)
+    detail, feature = module.detail, torch.randn(2, 6, 16, 16)
+    assert detail is not None
+    before = module(feature, seen)
+    with torch.no_grad():
+        detail.lean.bias[which] = 60.0
+    torch.testing.assert_close(
+        module(feature, seen), (seen.moved, seen.still, seen.turned)[which - 1], atol=1e-5, rtol=1e-5
+    )
+    with torch.no_grad():
+        detail.lean.bias.zero_()
+        nn.init.normal_(detail.lean.weight)
+    for far in ("offset", "stretched"):
+        changed = replace(seen, **{far: getattr(seen, far).clone()})
+        getattr(changed, far)[..., :8, :8] += 0.5
+        change = (module(feature, changed) - module(feature, seen)).abs().amax(dim=(0, 1))
+        assert change[20:32, 20:32].max() > 1e-4
+        assert change[44:, 44:].max() == 0.0
+    assert not torch.allclose(before, module(feature, seen), atol=1e-3)
 
 
 def test_every_weight_of_the_detail_takes_part() -> None:

@@ -107,7 +107,7 @@ class Animator:
         Raises:
             BadImage, NoFaceFound: naming the file.
         """
-        from export3d.face.crop import crop
+        from export3d.face.crop import CROP_SIZE, crop
 
         name = "the portrait" if isinstance(portrait, np.ndarray) else str(portrait)
         image = portrait if isinstance(portrait, np.ndarray) else read_image(portrait)
@@ -120,7 +120,10 @@ class Animator:
             expression=track.motion.expression[0],
             camera=track.motion.camera[0],
             features=self.model.encode(
-                tensor, self._tensor(track.motion.camera[:1]), self._tensor(track.motion.expression[:1])
+                tensor,
+                self._tensor(track.motion.camera[:1]),
+                self._tensor(track.motion.expression[:1]),
+                self._tensor(track.landmarks[:1] / CROP_SIZE),
             ),
             crop=track.crop,
             several_faces=track.several_faces,

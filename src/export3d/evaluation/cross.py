@@ -314,8 +314,7 @@ def cross_identity(
     other = None if against is None else _read_report(Path(against), settings)
     words = [(m.name, m.definition) for m in measures]
     results = Results(Path(out), {**settings, "measures": words, "publishable_only": publishable_only})
-    start = functools.partial(
-        _Work,
+    plan = _Plan(
         split=split,
         weights=None if weights is None else Path(weights),
         identity=tuple(identity),
@@ -328,18 +327,11 @@ def cross_identity(
         save=save,
         workers=workers,
     )
-    kept = kept_from_before(results, save, {pair.name: pair.folder for pair in listed})
-    there = {entry.key: entry.frames for entry in index.entries}
-    expected = {pair.name: min(frames, there[pair.driver]) for pair in listed}
-    scored, skipped = score_all(listed, kept, start, expected, workers, progress)
-    if not scored:
-        raise InputError(f"no pair of {split} could be scored: {next(iter(skipped.values()))}")
+    scored, skipped = _score_pairs(plan, listed, index, progress)
 
     def build(clips: tuple[ClipResult, ...], _: dict[str, Any], credits: tuple[dict[str, str], ...]) -> CrossReport:
         title = f"Cross-identity reenactment on {split.resolve().name}"
-        # Frames that are spaced out have no flicker, and then the report says nothing of it.
-        absent = {m for m in temporal.MEASURES if all(math.isnan(clip.value(OURS, m.name)) for clip in clips)}
-        shown = tuple(m for m in measures if m not in absent)
+        shown = _measured(measures, clips)
         return CrossReport(title, settings, (OURS, REAL), shown, clips, skipped=skipped, credits=credits, other=other)
 
     return results.finish(scored, build, previous=other)
@@ -359,9 +351,9 @@ def asked_motion(driver: Motion, source_camera: Values, source_expression: Value
     return replace(driver, camera=from_pose(driver.angles_deg, position))
 
 
-@dataclass(kw_only=True)
-class _Work:
-    """Scores pairs, one at a time; a call returns why a pair could not be scored, or nothing."""
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a process needs to score pairs; made of plain values, so that it can be sent to one."""
 
     split: Path
     weights: Path | None
@@ -375,12 +367,36 @@ class _Work:
     save: Path | None
     workers: int
 
-    def __post_init__(self) -> None:
-        threads_for(self.workers)
-        self._model = load_pretrained(self.weights).to(self.device)
+
+def _score_pairs(
+    plan: _Plan, pairs: Sequence[Pair], index: Index, progress: Progress | None
+) -> tuple[list[str], dict[str, str]]:
+    """See `score_all`; raises `InputError` where no pair could be scored."""
+    kept = kept_from_before(plan.results, plan.save, {pair.name: pair.folder for pair in pairs})
+    there = {entry.key: entry.frames for entry in index.entries}
+    expected = {pair.name: min(plan.frames, there[pair.driver]) for pair in pairs}
+    scored, skipped = score_all(pairs, kept, functools.partial(_Work, plan), expected, plan.workers, progress)
+    if not scored:
+        raise InputError(f"no pair of {plan.split} could be scored: {next(iter(skipped.values()))}")
+    return scored, skipped
+
+
+def _measured(measures: tuple[Measure, ...], clips: Sequence[ClipResult]) -> tuple[Measure, ...]:
+    """The measures without flicker where frames that are spaced out have none."""
+    absent = {m for m in temporal.MEASURES if all(math.isnan(clip.value(OURS, m.name)) for clip in clips)}
+    return tuple(m for m in measures if m not in absent)
+
+
+class _Work:
+    """Scores pairs, one at a time; a call returns why a pair could not be scored, or nothing."""
+
+    def __init__(self, plan: _Plan) -> None:
+        threads_for(plan.workers)
+        self._plan = plan
+        self._model = load_pretrained(plan.weights).to(plan.device)
         self._size = self._model.config.image_size
-        self._entries = {entry.key: entry for entry in read_index(self.split).entries}
-        self._identities = [load_identity(name) for name in self.identity]
+        self._entries = {entry.key: entry for entry in read_index(plan.split).entries}
+        self._identities = [load_identity(name) for name in plan.identity]
         self._tracker = Tracker(smoothing=Smoothing(pose_s=0, distance_s=0, expression_s=0))
         self._driver: _Driver | None = None
 
@@ -393,15 +409,15 @@ class _Work:
 
     def _score(self, pair: Pair) -> None:
         if self._driver is None or self._driver.record.key != pair.driver:  # the next pair often has the same one
-            self._driver = _Driver(self._record(pair.driver), self.frames, self._size, self._seen)
+            self._driver = _Driver(self._record(pair.driver), self._plan.frames, self._size, self._seen)
         driver, source = self._driver, self._record(pair.source)
         if not source.found.any():
             raise NoFaceFound(f"the face was not found in {source.key}; prepare it again")
         frame = most_frontal(source.camera, source.found)
         camera, expression = source.camera[frame], source.expression[frame]
         still = np.ascontiguousarray(np.moveaxis(decode(source, self._size)[frame], 0, -1))
-        asked = _at(asked_motion(driver.motion, camera, expression, self.motion), driver.rows)
-        pictures = self._render(still, camera, expression, asked)
+        asked = _at(asked_motion(driver.motion, camera, expression, self._plan.motion), driver.rows)
+        pictures = self._render(still, source, frame, asked)
         ours, theirs = self._seen(pictures, pair.name), driver.seen
 
         values, reference = _movement(asked, ours), _movement(_at(driver.motion, driver.rows), theirs)
@@ -425,7 +441,7 @@ class _Work:
         at = int(away.argmax())
         both = [(origin_of(r.info), str(r.info.get("terms", ""))) for r in (source, driver.record)]
         case = None
-        if not self.publishable_only or all(publishable(terms, origin) for origin, terms in both):
+        if not self._plan.publishable_only or all(publishable(terms, origin) for origin, terms in both):
             pair_shown = enlarged(np.stack([theirs.pictures[at], pictures[at]]))
             case = Shown(float(away[at]), int(driver.rows[at]), shown, *pair_shown)
         result = ClipResult(
@@ -441,23 +457,28 @@ class _Work:
         )
         strip = clip_strip(still, Chunk(driver.rows, theirs.pictures, {OURS: pictures}), worst)
         with contextlib.ExitStack() as stack:
-            if self.save is not None:
-                saved = stack.enter_context(PredictionWriter(self.save).clip(pair.folder, still))
+            if self._plan.save is not None:
+                saved = stack.enter_context(PredictionWriter(self._plan.save).clip(pair.folder, still))
                 saved.add(theirs.pictures, pictures)
             # Before the pictures get their name: a cut in between scores the pair again and loses nothing.
-            self.results.write(result, ClipScores(result.scores, len(pictures), result.worst_frame, strip, {}), case)
+            self._plan.results.write(
+                result, ClipScores(result.scores, len(pictures), result.worst_frame, strip, {}), case
+            )
 
     @torch.inference_mode()
-    def _render(self, still: Picture, camera: Values, expression: Values, asked: Motion) -> Picture:
-        """(K, R, R, 3): the source (R, R, 3), which has this camera and expression, as it is asked to be."""
-        own = (to_tensor(still), torch.from_numpy(np.array(camera)), torch.from_numpy(np.array(expression)))
-        features = self._model.encode(*(values[None].to(self.device) for values in own))
-        wanted = (torch.from_numpy(np.array(values)).to(self.device) for values in (asked.expression, asked.camera))
-        parts = zip(*(torch.split(values, self.batch) for values in wanted))
+    def _render(self, still: Picture, source: Record, frame: int, asked: Motion) -> Picture:
+        """(K, R, R, 3): the source, a frame (R, R, 3) of its record, as it is asked to be."""
+        known = (source.camera, source.expression, source.landmarks)
+        own = (to_tensor(still), *(torch.from_numpy(np.array(values[frame], np.float32)) for values in known))
+        features = self._model.encode(*(values[None].to(self._plan.device) for values in own))
+        wanted = (
+            torch.from_numpy(np.array(values)).to(self._plan.device) for values in (asked.expression, asked.camera)
+        )
+        parts = zip(*(torch.split(values, self._plan.batch) for values in wanted))
         return np.concatenate([to_uint8(self._model.frame(self._model.planes(features, e), c)) for e, c in parts])
 
     def _record(self, key: str) -> Record:
-        return next(r for r in read_tar(self.split / self._entries[key].shard) if r.key == key)
+        return next(r for r in read_tar(self._plan.split / self._entries[key].shard) if r.key == key)
 
     def _seen(self, pictures: Picture, name: str) -> _Seen:
         return _Seen(pictures, name, self._tracker, self._identities)

@@ -84,7 +84,8 @@ class Reenactment:
         expression = torch.from_numpy(np.array(clip.motion.expression)).to(device)
         camera = torch.from_numpy(np.array(clip.motion.camera)).to(device)
         image, row = clip.images([clip.source], device), [clip.source]
-        features = self.model.encode(image, camera[row], expression[row])
+        landmarks = torch.from_numpy(np.array(clip.record.landmarks[row], dtype=np.float32)).to(device)
+        features = self.model.encode(image, camera[row], expression[row], landmarks)
 
         def predict(rows: Rows) -> Tensor:
             at = torch.from_numpy(rows).to(device)

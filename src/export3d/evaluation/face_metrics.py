@@ -13,7 +13,6 @@ definitions are the paper's, units and absolute values are not.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -24,9 +23,10 @@ import torch
 from numpy.typing import NDArray
 
 from export3d.camera import head_angles, head_position
-from export3d.errors import CheckpointError, ConfigError, MissingExtra, ShapeError, check_shape
+from export3d.errors import CheckpointError, ConfigError, ShapeError, check_shape
 from export3d.evaluation.identity import PACKAGED, csim, face_chip, load_identity
 from export3d.evaluation.metrics import Measure
+from export3d.evaluation.networks import OnnxNetwork, by_name_or_file
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox
 from export3d.face.landmarks import Face, FaceLandmarker, Landmarker
@@ -60,7 +60,9 @@ _WIDER = 2.0
 _FAN_SIDE, _FAN_UP = 200.0 / 195.0, 0.12
 """face-alignment's square around a face's box: this many times (width + height), raised by a part of the height."""
 _FAN_SIZE = 256
+_POINTS = "a network of 68 points"
 
+_DEEP3D = "a Deep3DFaceRecon network"
 _DEEP3D_SIZE = 224
 _DEEP3D_SCALE = 102.0
 """Pixels of the chip to a unit (10 cm) of Deep3DFaceRecon's face."""
@@ -175,13 +177,7 @@ def load_landmarks(name: str | Path = _MEDIAPIPE) -> LandmarkDetector:
         ConfigError: neither.  CheckpointError: the file is missing or no such network.
         MissingExtra: onnxruntime is not installed.
     """
-    if str(name) == _MEDIAPIPE:
-        return MediaPipeLandmarks()
-    if Path(name).suffix.lower() == ".onnx":
-        return OnnxLandmarks(Path(name))
-    raise ConfigError(
-        f"unknown landmark detector {str(name)!r}; give {_MEDIAPIPE} or the path of a 68-point .onnx network"
-    )
+    return by_name_or_file(name, "landmark detector", (_MEDIAPIPE, MediaPipeLandmarks), (_POINTS, OnnxLandmarks))
 
 
 class MediaPipeLandmarks:
@@ -210,7 +206,7 @@ class OnnxLandmarks:
     """
 
     def __init__(self, path: Path) -> None:
-        self._network = _Network(path, "a network of 68 points", _FAN_SIZE)
+        self._network = OnnxNetwork(path, _POINTS, _FAN_SIZE, any_size=True)
         self.name = path.stem
         self._points(self._network.outputs(torch.zeros(3, self._network.size, self._network.size)))
         self.description = f"68-point network {self._network.description}, {self._network.size} px chip"
@@ -288,13 +284,7 @@ def load_expression(name: str | Path = _ARKIT) -> Expression:
         ConfigError: neither.  CheckpointError: the file is missing or no such network.
         MissingExtra: onnxruntime is not installed.
     """
-    if str(name) == _ARKIT:
-        return TrackedExpression()
-    if Path(name).suffix.lower() == ".onnx":
-        return Deep3dExpression(Path(name))
-    raise ConfigError(
-        f"unknown expression {str(name)!r}; give {_ARKIT} or the path of a Deep3DFaceRecon network as .onnx"
-    )
+    return by_name_or_file(name, "expression", (_ARKIT, TrackedExpression), (_DEEP3D, Deep3dExpression))
 
 
 class TrackedExpression:
@@ -327,11 +317,7 @@ class Deep3dExpression:
     """
 
     def __init__(self, path: Path) -> None:
-        self._network = _Network(path, "a Deep3DFaceRecon network", _DEEP3D_SIZE)
-        if self._network.size != _DEEP3D_SIZE:
-            raise CheckpointError(
-                f"{path} takes {self._network.size} px, not {_DEEP3D_SIZE}; name a Deep3DFaceRecon network"
-            )
+        self._network = OnnxNetwork(path, _DEEP3D, _DEEP3D_SIZE)
         self._coefficients(torch.zeros(3, _DEEP3D_SIZE, _DEEP3D_SIZE))
         self.description = (
             f"64 expression coefficients and pose of the Deep3DFaceRecon network {self._network.description}; "
@@ -638,43 +624,13 @@ def _measures(
     return (*frame, *(clip if motion else ()))
 
 
-# --- pictures and networks --------------------------------------------------------------------------------------------
-
-
-class _Network:
-    """An ONNX network on one thread: (1, 3, S, S) RGB from 0 to 1 to its outputs."""
-
-    def __init__(self, path: Path, what: str, size: int) -> None:
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("evaluate", "onnxruntime") from error
-        if not path.is_file():
-            raise CheckpointError(f"there is no {path}; name {what} as an .onnx file")
-        data = path.read_bytes()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        self.path = path
-        self.description = f"{path.name} (sha256 {hashlib.sha256(data).hexdigest()[:12]})"
-        try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            given = self._session.get_inputs()[0]
-            sides = [side for side in given.shape[2:] if isinstance(side, int) and side > 0]
-            self._name, self.size = given.name, sides[0] if sides else size
-            self.outputs(torch.zeros(3, self.size, self.size))
-        except Exception as error:  # onnxruntime has a class for each of its failures, and they are private
-            raise CheckpointError(f"{path} cannot be run as {what} of (1, 3, {size}, {size}) RGB") from error
-
-    def outputs(self, chip: torch.Tensor) -> list[NDArray[np.float32]]:
-        """What it says of a chip (3, S, S), 0 to 255."""
-        return [np.asarray(value) for value in self._session.run(None, {self._name: (chip / 255.0)[None].numpy()})]
+# --- pictures --------------------------------------------------------------------------------------------
 
 
 def _square_chip(picture: Picture, box: CropBox, size: int) -> torch.Tensor:
-    """(3, size, size) float32, 0 to 255: a square of the picture, its edge repeated beyond it."""
+    """(3, size, size) float32, 0 to 1: a square of the picture, its edge repeated beyond it."""
     corners = np.array([[0.0, 0.0], [1.0, 1.0]])
-    return face_chip(picture, box.corner + corners * box.side, corners * size, size)
+    return face_chip(picture, box.corner + corners * box.side, corners * size, size) / 255.0
 
 
 def _checked(picture: Picture, name: str) -> Picture:

@@ -8,8 +8,7 @@ near 0 for them. Every report names the descriptor.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -19,7 +18,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export3d.errors import CheckpointError, ConfigError, MissingExtra, ShapeError, check_shape
+from export3d.errors import CheckpointError, ShapeError, check_shape
+from export3d.evaluation.networks import OnnxNetwork, by_name_or_file
 from export3d.perceptual import read_tensors
 
 Picture = NDArray[np.uint8]
@@ -33,7 +33,8 @@ _EYE_RIGHT, _EYE_LEFT = (33, 133), (362, 263)
 Corners, not irises: a descriptor should not depend on where the person looks."""
 _NOSE_BASE, _NOSE_TIP, _MOUTH = 2, 4, (61, 291)
 
-_DLIB_SIZE = 150
+DLIB_SIZE = 150
+"""Pixels of the packaged descriptor's chip."""
 _DLIB_LENGTH = 128
 _DLIB_BATCH = 16
 """Chips that go through the network together; more gain nothing."""
@@ -48,8 +49,12 @@ _DLIB_POINTS = np.array(
     ]
 )
 """dlib's mean face: corners of the eyes from left to right, then the base of the nose, before padding."""
+DLIB_TEMPLATE = (_DLIB_POINTS + _DLIB_PADDING) / (1.0 + 2.0 * _DLIB_PADDING) * DLIB_SIZE
+"""(5, 2) where the landmarks `DLIB_CORNERS` belong, pixels of the chip."""
+DLIB_CORNERS = (*_EYE_RIGHT, *_EYE_LEFT, _NOSE_BASE)
 _DLIB_MEAN_RGB = (122.782, 117.001, 104.298)
 
+_ARCFACE = "an ArcFace network"
 _ARCFACE_SIZE = 112
 _ARCFACE_POINTS = np.array(
     [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]
@@ -92,13 +97,7 @@ def load_identity(name: str | Path = PACKAGED) -> Identity:
         ConfigError: neither.  CheckpointError: the file is missing or no such network.
         MissingExtra: onnxruntime is not installed.
     """
-    if str(name) == PACKAGED:
-        return DlibIdentity()
-    if Path(name).suffix.lower() == ".onnx":
-        return ArcFaceIdentity(Path(name))
-    raise ConfigError(
-        f"unknown identity descriptor {str(name)!r}; give {PACKAGED} or the path of an ArcFace .onnx file"
-    )
+    return by_name_or_file(name, "identity descriptor", (PACKAGED, DlibIdentity), (_ARCFACE, ArcFaceIdentity))
 
 
 def csim(a: NDArray[np.floating[Any]], b: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
@@ -133,16 +132,27 @@ class DlibIdentity:
         """The network's output as it is, (128,) float32, about 1.4 long; arguments as `__call__`."""
         return np.asarray(self._vectors([picture], _checked(landmarks)[None])[0])
 
+    def vectors(self, chips: Tensor) -> Tensor:
+        """Chips (B, 3, 150, 150), RGB 0 to 255, to the network's output (B, 128); can be differentiated."""
+        with torch.autocast(chips.device.type, enabled=False):
+            return self._network((chips - chips.new_tensor(_DLIB_MEAN_RGB).view(3, 1, 1)) / 256.0)
+
+    def stages(self, pictures: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and output (B, C, h, w) of the network's stages, first to last, of RGB (B, 3, H, W) from 0 to 255."""
+        return self._network.stages((pictures - pictures.new_tensor(_DLIB_MEAN_RGB).view(3, 1, 1)) / 256.0)
+
+    def to(self, device: torch.device) -> None:
+        """Move the network; all but `vectors` and `stages` expects it on the CPU."""
+        self._network.to(device)
+
     @torch.inference_mode()
     def _vectors(self, pictures: Sequence[Picture], landmarks: NDArray[np.floating[Any]]) -> Vector:
-        template = (_DLIB_POINTS + _DLIB_PADDING) / (1.0 + 2.0 * _DLIB_PADDING) * _DLIB_SIZE
-        points = _checked(landmarks, len(pictures))[:, [*_EYE_RIGHT, *_EYE_LEFT, _NOSE_BASE]]
+        points = _checked(landmarks, len(pictures))[:, list(DLIB_CORNERS)]
         out = np.empty((len(pictures), _DLIB_LENGTH), dtype=np.float32)
         for start in range(0, len(pictures), _DLIB_BATCH):
             part = slice(start, start + _DLIB_BATCH)
-            chips = [face_chip(p, at, template, _DLIB_SIZE) for p, at in zip(pictures[part], points[part])]
-            centred = (torch.stack(chips) - torch.tensor(_DLIB_MEAN_RGB).view(3, 1, 1)) / 256.0
-            out[part] = self._network(centred).numpy()
+            chips = [face_chip(p, at, DLIB_TEMPLATE, DLIB_SIZE) for p, at in zip(pictures[part], points[part])]
+            out[part] = self.vectors(torch.stack(chips)).numpy()
         return out
 
 
@@ -155,29 +165,13 @@ class ArcFaceIdentity:
     """
 
     def __init__(self, path: Path) -> None:
-        path = Path(path)
-        try:
-            import onnxruntime
-        except ImportError as error:
-            raise MissingExtra("evaluate", "onnxruntime") from error
-        if not path.is_file():
-            raise CheckpointError(f"no identity network at {path}; name an ArcFace .onnx file")
-        data = path.read_bytes()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        options.log_severity_level = 4
-        try:
-            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-            self._input = self._session.get_inputs()[0].name
-            found = self._run(torch.zeros(3, _ARCFACE_SIZE, _ARCFACE_SIZE))
-        except Exception as error:  # onnxruntime has a class for each of its failures, and they are private
-            raise CheckpointError(f"{path} cannot be run as an ArcFace network of (1, 3, 112, 112) RGB") from error
+        self._network = OnnxNetwork(path, _ARCFACE, _ARCFACE_SIZE)
+        found = self._run(torch.zeros(3, _ARCFACE_SIZE, _ARCFACE_SIZE))
         if found.ndim != 2 or len(found) != 1:
-            raise CheckpointError(f"{path} gives {found.shape}, not one vector for each face; name an ArcFace network")
+            raise CheckpointError(f"{path} gives {found.shape}, not one vector for each face; name {_ARCFACE}")
         self.name = path.stem
         self._length = found.shape[1]
-        digest = hashlib.sha256(data).hexdigest()[:12]
-        self.description = f"ArcFace network {path.name} (sha256 {digest}), 112 px chip of five points"
+        self.description = f"ArcFace network {self._network.description}, 112 px chip of five points"
 
     def __call__(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
         """See `Identity.__call__`."""
@@ -193,7 +187,7 @@ class ArcFaceIdentity:
         return np.stack(vectors) if vectors else np.empty((0, self._length), dtype=np.float32)
 
     def _run(self, chip: Tensor) -> NDArray[np.float32]:
-        return np.asarray(self._session.run(None, {self._input: ((chip - 127.5) / 127.5)[None].numpy()})[0])
+        return self._network.outputs((chip - 127.5) / 127.5)[0]
 
 
 def face_chip(
@@ -250,9 +244,18 @@ class _ResNet29:
                 value = value.contiguous(memory_format=torch.channels_last)
             self._tensors[name] = value.float()
 
+    def to(self, device: torch.device) -> None:
+        self._tensors = {name: value.to(device) for name, value in self._tensors.items()}
+
     def __call__(self, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        x = F.max_pool2d(F.relu(self._layer(x, "conv32_down", 2, 0)), 3, 2)
+        *_, (_, last) = self.stages(x)
+        return F.linear(last.mean(dim=(2, 3)), self._tensors["fc.weight"])
+
+    def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
+        """Name and output of the first convolution and of each residual block, of pictures of any size."""
+        x = F.relu(self._layer(x.contiguous(memory_format=torch.channels_last), "conv32_down", 2, 0))
+        yield "conv32_down", x
+        x = F.max_pool2d(x, 3, 2)
         for block in ("conv32_1", "conv32_2", "conv32_3", "conv64_down", "conv64_1", "conv64_2", "conv64_3",
                       "conv128_down", "conv128_1", "conv128_2", "conv256_down", "conv256_1", "conv256_2",
                       "conv256_down_out"):  # fmt: skip
@@ -264,7 +267,7 @@ class _ResNet29:
                 size = [max(p, q) for p, q in zip(x.shape, y.shape)]
                 x, y = _padded(x, size), _padded(y, size)
             x = F.relu(x + y)
-        return F.linear(x.mean(dim=(2, 3)), self._tensors["fc.weight"])
+            yield block, x
 
     def _layer(self, x: Tensor, name: str, stride: int, padding: int) -> Tensor:
         weight, bias = self._tensors[f"{name}.weight"], self._tensors[f"{name}.bias"]

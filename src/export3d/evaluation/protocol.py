@@ -27,7 +27,7 @@ from export3d.data.workers import Crash, run_jobs
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.driven import BATCH, DrivenClip, Method, Reenactment, driven_chunks, driven_clip
 from export3d.evaluation.figures import publishable
-from export3d.evaluation.metrics import PSNR
+from export3d.evaluation.metrics import PSNR, Measure
 from export3d.evaluation.predictions import PredictionWriter, SavedClip, read_predictions
 from export3d.evaluation.references import REFERENCES
 from export3d.evaluation.report import BASELINE, MOVING_DB, ClipResult, Report
@@ -106,9 +106,7 @@ def same_identity(
     split = Path(split)
     if min(every, batch, 1 if max_clips is None else max_clips) < 1 or workers < 0:
         raise ConfigError("every, batch and the number of clips must be at least 1, workers at least 0")
-    unknown = [name for name in references if name not in REFERENCES]
-    if unknown:
-        raise ConfigError(f"unknown reference {unknown[0]!r}; choose from {', '.join(REFERENCES)}")
+    methods = _methods(references)
     chosen = pick_device(device)
     index = read_index(split)
     model = load_pretrained(weights)
@@ -117,7 +115,6 @@ def same_identity(
             f"{split} holds expressions in {index.space} but the weights were trained on {model.config.space}; "
             "prepare the clips in that space or use other weights"
         )
-    methods = (OURS, *(name for name in REFERENCES if name in references or name == BASELINE))
     with ClipScorer(scoring, chosen) as scorer:  # also: fail now where networks are missing
         measures, overall, networks = scorer.measures, scorer.overall_measures, scorer.description
     settings = {
@@ -150,20 +147,27 @@ def same_identity(
         workers=workers,
     )
     videos = [entry for entry in index.entries if entry.kind == "video"][:max_clips]
-    kept = kept_from_before(results, plan.save, {entry.key: entry.key for entry in videos})
-    frames = {entry.key: max(1, -(-(entry.frames - 1) // every)) for entry in videos}
-    scored, skipped = score_all(videos, kept, functools.partial(_Work, plan), frames, workers, progress)
+    scored, skipped = _score_videos(plan, videos, progress)
+    title = f"Same-identity reenactment on {split.resolve().name}"
+    return _report(results, scored, title, settings, methods, measures, overall, skipped)
+
+
+def _methods(references: Sequence[str]) -> tuple[str, ...]:
+    unknown = [name for name in references if name not in REFERENCES]
+    if unknown:
+        raise ConfigError(f"unknown reference {unknown[0]!r}; choose from {', '.join(REFERENCES)}")
+    return (OURS, *(name for name in REFERENCES if name in references or name == BASELINE))
+
+
+def _score_videos(plan: _Plan, videos: Sequence[Entry], progress: Progress | None) -> tuple[list[str], dict[str, str]]:
+    """See `score_all`; raises `InputError` where nothing could be scored."""
+    kept = kept_from_before(plan.results, plan.save, {entry.key: entry.key for entry in videos})
+    frames = {entry.key: max(1, -(-(entry.frames - 1) // plan.every)) for entry in videos}
+    scored, skipped = score_all(videos, kept, functools.partial(_Work, plan), frames, plan.workers, progress)
     if not scored:
         reason = next(iter(skipped.values()), "it holds no video")
-        raise InputError(f"nothing in {split} can be scored: {reason}; name a prepared split with clips")
-
-    def build(
-        clips: tuple[ClipResult, ...], distances: dict[str, dict[str, float]], credits: tuple[dict[str, str], ...]
-    ) -> Report:
-        title = f"Same-identity reenactment on {split.resolve().name}"
-        return Report(title, settings, methods, measures, clips, distances, overall, skipped, credits)
-
-    return results.finish(scored, build, overall)
+        raise InputError(f"nothing in {plan.split} can be scored: {reason}; name a prepared split with clips")
+    return scored, skipped
 
 
 def score_predictions(
@@ -213,11 +217,24 @@ def score_predictions(
     if not scored:
         raise InputError(f"nothing in {folder} could be scored: {next(iter(skipped.values()))}")
 
+    title = f"Predictions in {folder.resolve().name}"
+    return _report(results, scored, title, settings, methods, measures, overall, skipped)
+
+
+def _report(
+    results: Results,
+    scored: Sequence[str],
+    title: str,
+    settings: dict[str, Any],
+    methods: tuple[str, ...],
+    measures: tuple[Measure, ...],
+    overall: tuple[Measure, ...],
+    skipped: dict[str, str],
+) -> Report:
     def build(
-        found: tuple[ClipResult, ...], distances: dict[str, dict[str, float]], credits: tuple[dict[str, str], ...]
+        clips: tuple[ClipResult, ...], distances: dict[str, dict[str, float]], credits: tuple[dict[str, str], ...]
     ) -> Report:
-        title = f"Predictions in {folder.resolve().name}"
-        return Report(title, settings, methods, measures, found, distances, overall, skipped, credits)
+        return Report(title, settings, methods, measures, clips, distances, overall, skipped, credits)
 
     return results.finish(scored, build, overall)
 

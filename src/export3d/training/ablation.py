@@ -55,6 +55,7 @@ from export3d.evaluation.report import (
 )
 from export3d.evaluation.scoring import ClipScorer, Scoring
 from export3d.files import check_input, write_bytes
+from export3d.hub import locate
 from export3d.image import resize, to_tensor, to_uint8
 from export3d.model import Export3D
 from export3d.motion import Motion
@@ -275,7 +276,7 @@ def ablate(
     loop: LoopConfig,
     rows: Sequence[Row] = ROWS,
     *,
-    init_from: Path | None = None,
+    from_pretrained: Path | str | None = None,
     pseudo: Sequence[Path] = (),
     cache: Path | None = None,
     pairs: Path | None = None,
@@ -289,7 +290,7 @@ def ablate(
     LPIPS is scored with the backbone that the rows are trained with; without one it is left out.
 
     Args:
-        data, out, config, loop, rows, init_from, pseudo, cache: see `train_rows`.
+        data, out, config, loop, rows, from_pretrained, pseudo, cache: see `train_rows`.
         pairs, identity, frames: of the cross-identity scores, see `evaluation.cross.cross_identity`.
         every: the same-identity scores drive every N-th frame.
         progress: called with (what is scored, frames done, frames).
@@ -308,7 +309,7 @@ def ablate(
     make_folder(out)
     for name in ("ablation.md", "ablation.json", "sheet.png"):
         check_output(out / name)
-    trained = train_rows(data, out, config, loop, rows, init_from=init_from, pseudo=pseudo, cache=cache)
+    trained = train_rows(data, out, config, loop, rows, from_pretrained=from_pretrained, pseudo=pseudo, cache=cache)
     if distributed.is_initialized() and distributed.get_rank() != 0:
         return None
     split = data / "val"
@@ -358,7 +359,7 @@ def train_rows(
     loop: LoopConfig,
     rows: Sequence[Row] = ROWS,
     *,
-    init_from: Path | None = None,
+    from_pretrained: Path | str | None = None,
     pseudo: Sequence[Path] = (),
     cache: Path | None = None,
 ) -> dict[Row, Path]:
@@ -370,8 +371,8 @@ def train_rows(
         config: what all rows share; its variants are changes to all of them.
         loop: with `max_images`, the budget of each row.
         rows: which ones; several processes may share them and one output folder.
-        init_from: weights that every row begins with, see `pretrained.inherit`; those that were trained with one row's
-            encoder favour that row.
+        from_pretrained: weights that every row begins with, see `pretrained.inherit`; those that were trained with one
+            row's encoder favour that row.
         pseudo, cache: as in `training.reconstruction.run`.
 
     Raises:
@@ -382,7 +383,7 @@ def train_rows(
     _check(data, config, loop, rows)
     assert loop.max_images is not None
     make_folder(out)
-    start = _start(out, config) if init_from is None else init_from
+    start = _start(out, config) if from_pretrained is None else locate(from_pretrained)[0]
     wanted = {row: _settings(row, data, config, loop, start, pseudo) for row in rows}
     for row in rows:  # all of them, before hours go into the first
         _check_row(out / row, wanted[row])
@@ -391,8 +392,9 @@ def train_rows(
             continue
         make_folder(out / row)
         write_bytes(out / row / _SETTINGS, (json.dumps(wanted[row], indent=1) + "\n").encode())
-        changed = replace(config, variants=(*config.variants, row))
-        result = run(data, out / row, changed, loop, init_from=start, pseudo=pseudo, cache=cache)
+        encoder = config.expression or PACKAGED_ENCODER  # not that of the weights to begin with
+        changed = replace(config, expression=encoder, variants=(*config.variants, row))
+        result = run(data, out / row, changed, loop, from_pretrained=start, pseudo=pseudo, cache=cache)
         if result.reason != "max_images":
             told = f"after {result.images_seen} of {loop.max_images} images"
             raise TrainingError(f"row {row} was stopped {told}; the same command goes on")
@@ -435,7 +437,7 @@ def _settings(
     """All that decides a row's weights, as JSON; files and splits by their contents."""
     words = {name: value for name, value in (asdict(config) | asdict(loop)).items() if name not in _NO_MATTER}
     words |= {"expression": (config.expression or PACKAGED_ENCODER) if row == "clebs" else None}
-    words |= {"init_from": start, "variants": [*config.variants, row]}
+    words |= {"from_pretrained": start, "variants": [*config.variants, row]}
     words = {name: _digest(value) if isinstance(value, Path) else value for name, value in words.items()}
     words |= {"data": _split_digest(data / "train"), "pseudo": [_split_digest(split) for split in pseudo]}
     words |= {"model": replace(config, variants=(*config.variants, row)).model_config().to_dict()}
@@ -750,14 +752,14 @@ def _draw_sheet(
             if not pictures:
                 pictures += [_enlarged(source), _enlarged(np.moveaxis(decode(shot.driver, size)[shot.row], 0, -1))]
             motions = [
-                (shot.source.camera, shot.source.expression, shot.frame),
-                (shot.asked.camera, shot.asked.expression, shot.row),
+                ((shot.source.camera, shot.source.expression, shot.source.landmarks), shot.frame),
+                ((shot.asked.camera, shot.asked.expression), shot.row),
             ]
-            (camera, expression), (asked_camera, asked) = (
-                tuple(torch.from_numpy(np.array(values[row], np.float32))[None].to(device) for values in (c, e))
-                for c, e, row in motions
+            own, (asked_camera, asked) = (
+                tuple(torch.from_numpy(np.array(values[row], np.float32))[None].to(device) for values in known)
+                for known, row in motions
             )
-            features = model.encode(to_tensor(source)[None].to(device), camera, expression)
+            features = model.encode(to_tensor(source)[None].to(device), *own)
             pictures.append(_enlarged(to_uint8(model.frame(model.planes(features, asked), asked_camera))[0]))
     write_sheet(path, rows, [["source", "driving", *(PAPER[row] for row in trained)]] * len(rows))
     return tuple(shot.credit for shot in shots)

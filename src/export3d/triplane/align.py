@@ -55,7 +55,7 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
     Args:
         points: (B, L, 2), 0..1 across the image.
         label: (B, 25) cameras of the images.
-        depth: (L,) z of each point, scene units; None: on the average head (`proxy_depth`).
+        depth: (L,) or (B, L) z of each point, scene units; None: on the average head (`proxy_depth`).
 
     Returns:
         (B, L, 2) in [-1, 1] grid units of the plane, x first.
@@ -63,7 +63,8 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
     check_shape(points, "B L 2", "points")
     cam2world, intrinsics = camera.unpack(label.float())
     ones = torch.ones_like(points[..., :1])
-    rays = torch.cat([points.float(), ones], -1) @ torch.linalg.inv(intrinsics).mT @ cam2world[:, :3, :3].mT
+    with torch.autocast(points.device.type, enabled=False):  # bf16 would round places to an eighth of a pixel
+        rays = torch.cat([points.float(), ones], -1) @ torch.linalg.inv(intrinsics).mT @ cam2world[:, :3, :3].mT
     origin = cam2world[:, None, :3, 3]
     z = torch.full_like(rays[..., 2], _BACK - _RISE) if depth is None else depth.to(rays).expand_as(rays[..., 2])
     for _ in range(1 if depth is not None else 12):  # the ray meets the bump after a few steps: its slope is below 1
@@ -72,41 +73,6 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
             z = proxy_depth(place[..., 0], place[..., 1])
     positions: Tensor = place[..., :2] / half_extent
     return positions
-
-
-def driving_view(
-    image: Tensor, label: Tensor, driving_label: Tensor, flow: Tensor | None, half_extent: float
-) -> tuple[Tensor, Tensor]:
-    """The source image as the driving camera sees it, painted on the average head and moved by the flow.
-
-    Each pixel's ray meets the average head at a place of the xy plane; the flow says where the aligned source has what
-    belongs there; the source's camera finds it in the image.
-
-    Args:
-        image: (B, C, H, H).
-        label, driving_label: (B, 25) cameras of the image and of the wanted view.
-        flow: (B, 2, h, w), see `TriplaneGenerator.generate`; None moves nothing.
-        half_extent: of the planes, scene units.
-
-    Returns:
-        (B, C, H, H), the border continued, and (B, 1, H, H) how far it is stretched there (`stretch`).
-    """
-    check_shape(image, "B C H H", "image")
-    batch, size = image.shape[0], image.shape[-1]
-    centre = (torch.arange(size, device=image.device, dtype=torch.float32) + 0.5) / size
-    y, x = torch.meshgrid(centre, centre, indexing="ij")
-    pixels = torch.stack([x, y], dim=-1).reshape(1, -1, 2).expand(batch, -1, -1)
-    with torch.no_grad():
-        place = plane_positions(pixels, driving_label, half_extent)
-    if flow is not None:
-        offset = F.grid_sample(flow.float(), place[:, :, None], padding_mode="border", align_corners=False)
-        place = place + offset[..., 0].mT
-    plane = place * half_extent
-    points = torch.cat([plane, proxy_depth(plane[..., :1], plane[..., 1:])], dim=-1)
-    grid = _pictured(points, label).reshape(batch, size, size, 2)
-    seen = F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
-    moved = grid.permute(0, 3, 1, 2) - (torch.stack([x, y]) * 2 - 1)
-    return seen, stretch(moved)
 
 
 def head_nearness(label: Tensor, size: int, half_extent: float) -> Tensor:
@@ -121,20 +87,45 @@ def head_nearness(label: Tensor, size: int, half_extent: float) -> Tensor:
         (B, 1, H, H): 1 at the middle, falling evenly to 0 at four widths of the head's bump.
     """
     coarse = size // 4
-    centre = (torch.arange(coarse, device=label.device, dtype=torch.float32) + 0.5) / coarse
-    y, x = torch.meshgrid(centre, centre, indexing="ij")
-    pixels = torch.stack([x, y], dim=-1).reshape(1, -1, 2).expand(label.shape[0], -1, -1)
-    place = plane_positions(pixels, label, half_extent) * half_extent
+    place = _seen_places(label, coarse, half_extent)
     away = (place / place.new_tensor([_WIDTH, _HEIGHT])).norm(dim=-1)
     near = (1.0 - away / 4.0).clamp(0.0, 1.0).reshape(-1, 1, coarse, coarse)
     return F.interpolate(near, size, mode="bilinear", align_corners=False)
 
 
+def turned_view(image: Tensor, label: Tensor, driving_label: Tensor, half_extent: float) -> Tensor:
+    """The image, painted on the average head, as the driving camera sees it: all of it turns, hair and room alike.
+
+    Args:
+        image: (B, C, H, H), H a multiple of 4.
+        label, driving_label: (B, 25) cameras of the image and of the wanted view.
+        half_extent: of the planes, scene units.
+
+    Returns:
+        (B, C, H, H), the border continued.
+    """
+    size, coarse = image.shape[-1], image.shape[-1] // 4
+    place = _seen_places(driving_label, coarse, half_extent)
+    points = torch.cat([place, proxy_depth(place[..., :1], place[..., 1:])], dim=-1)
+    lookup = _pictured(points, label).reshape(-1, coarse, coarse, 2).permute(0, 3, 1, 2)
+    lookup = F.interpolate(lookup, size, mode="bilinear", align_corners=False)
+    return F.grid_sample(image.float(), lookup.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+
+
+def _seen_places(label: Tensor, size: int, half_extent: float) -> Tensor:
+    """Where the pixels of cameras' pictures lie on the average head: (B, 25) to (B, size size, 2), scene units."""
+    centre = (torch.arange(size, device=label.device, dtype=torch.float32) + 0.5) / size
+    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    pixels = torch.stack([x, y], dim=-1).reshape(1, -1, 2).expand(label.shape[0], -1, -1)
+    return plane_positions(pixels, label, half_extent) * half_extent
+
+
 def _pictured(points: Tensor, label: Tensor) -> Tensor:
     """Points (B, N, 3) of the scene to their places (B, N, 2) in the pictures of cameras (B, 25), [-1, 1], x first."""
     cam2world, intrinsics = camera.unpack(label.float())
-    local = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
-    projected = local @ intrinsics.transpose(1, 2)
+    with torch.autocast(points.device.type, enabled=False):
+        local = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
+        projected = local @ intrinsics.transpose(1, 2)
     return projected[..., :2] / projected[..., 2:].clamp_min(1e-3) * 2 - 1
 
 

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.errors import ConfigError, check_shape
-from export3d.layers import GaussianLowPass, ResidualConvs, conv3x3, tokens_to_image
+from export3d.layers import ResidualConvs, conv3x3, tokens_to_image
 from export3d.triplane.align import stretch
 from export3d.triplane.average import PlaneAverage
 from export3d.triplane.blocks import ViTBlock
+from export3d.triplane.motion import Face
 from export3d.triplane.stem import ConvStem, OverlapPatchMerge
 from export3d.triplane.upsample import ShuffleUpsample
 
@@ -47,9 +48,10 @@ class GeneratorConfig:
         skip: the stem's features go past the tokens to the grids of H/8, H/4 and H/2, each through a gate that the
             expression-aware features open and close (not in the paper).
         align: the source is first resampled onto the xy plane by its camera, see `triplane.align` (not in the paper).
-        flow: the skips are warped by a field of offsets, predicted from both expressions and refined by the
-            expression-aware features: lips and lids of the source move, before anything is drawn anew (not in the
-            paper; needs `skip`, and the source's own expression).
+        flow: the skips are warped by a field of offsets that carries the source's landmarks to their new places
+            (`triplane.motion`) and is refined by the expression-aware features: lips and lids of the source move,
+            before anything is drawn anew (not in the paper; needs `skip`, and the source's expression and
+            landmarks).
         redraw: the skips' gates also see where the flow stretches the source, and can close there: what a mouth shows
             that the source has closed must be drawn, not stretched from its lips (not in the paper; needs `flow`).
     """
@@ -92,14 +94,13 @@ class SourceFeatures:
     Attributes:
         tokens: (B, N, h) visual tokens.
         skips: the stem's features for the grids of H/8, H/4 and H/2; empty without the skip.
-        pose: (B, d + 9) the source's own beta' and the rotation of its camera, from which the flow starts; None without
-            the flow.
+        face: where the source's face is and moves from; None without flow and detail.
         image, camera: (B, 3, H, W) and (B, 25) the source itself, for the super-resolution's detail; None without it.
     """
 
     tokens: Tensor
     skips: tuple[Tensor, ...] = ()
-    pose: Tensor | None = None
+    face: Face | None = None
     image: Tensor | None = None
     camera: Tensor | None = None
 
@@ -108,7 +109,8 @@ class SourceFeatures:
         return SourceFeatures(
             self.tokens.expand(batch, *self.tokens.shape[1:]),
             tuple(skip.expand(batch, *skip.shape[1:]) for skip in self.skips),
-            *(None if x is None else x.expand(batch, *x.shape[1:]) for x in (self.pose, self.image, self.camera)),
+            None if self.face is None else self.face.expand(batch),
+            *(None if x is None else x.expand(batch, *x.shape[1:]) for x in (self.image, self.camera)),
         )
 
 
@@ -128,33 +130,6 @@ class GatedSkip(nn.Module):
         detail: Tensor = self.project(skip)
         logits: Tensor = self.gate(x)
         return x + torch.sigmoid(logits if closing is None else logits - closing) * detail
-
-
-class FlowField(nn.Module):
-    """The flow as far as expressions tell: from beta' of driving face and source to a smooth field; starts at zero.
-
-    Lips, lids and brows move much the same way in every face once it is aligned with the planes, so two layers go far.
-    The source's camera is there because alignment leaves a parallax that depends on it.
-    """
-
-    GRID = 64
-
-    def __init__(self, embedding: int) -> None:
-        super().__init__()
-        self.gain = embedding**0.5
-        self.hidden = nn.Linear(2 * embedding + 9, 96)
-        self.out = nn.Linear(96, 2 * self.GRID**2)
-        self.low_pass = GaussianLowPass(1.0)
-        nn.init.zeros_(self.out.weight)
-        nn.init.zeros_(self.out.bias)
-
-    def forward(self, embedding: Tensor, pose: Tensor) -> Tensor:
-        """beta' (B, d) and `SourceFeatures.pose` (B, d + 9) to offsets (B, 2, GRID, GRID)."""
-        beta, rotation = pose[:, :-9], pose[:, -9:]
-        x = torch.cat([self.gain * embedding, self.gain * beta, 3.0 * rotation], dim=1)
-        x = self.out(F.leaky_relu(self.hidden(x), 0.2)).view(-1, 2, self.GRID, self.GRID)
-        flow: Tensor = 0.1 * self.low_pass(x)
-        return flow
 
 
 class FlowStep(nn.Module):
@@ -214,7 +189,6 @@ class TriplaneGenerator(nn.Module):
         quarter = c.mid_channels // 4
         targets = ((c.mid_channels, c.dim // 4), (quarter, c.dim // 8), (c.high_channels, c.dim // 16))
         self.skips = nn.ModuleList(GatedSkip(*widths) for widths in targets if c.skip)
-        self.flow_field = FlowField(embedding) if c.flow else None
         self.flows = nn.ModuleList(FlowStep(width, c.redraw) for width, _ in targets if c.flow)
         self.plain_merge = OverlapPatchMerge(quarter, c.plain_dim)
         self.plain = nn.ModuleList(ViTBlock(c.plain_dim, c.heads, c.ffn_ratio) for _ in range(c.plain_blocks))
@@ -225,26 +199,32 @@ class TriplaneGenerator(nn.Module):
         size = c.image_size // 2
         self.average = PlaneAverage((3, c.plane_channels, size, size), c.ema_delta)
 
-    def encode(self, source: Tensor, pose: Tensor | None = None) -> SourceFeatures:
-        """Source image (B, 3, H, W) in [-1, 1] to its features, once for all expressions; `pose`: see there."""
+    def encode(self, source: Tensor) -> SourceFeatures:
+        """Source image (B, 3, H, W) in [-1, 1] to its features, once for all expressions."""
         size = self.config.image_size
         check_shape(source, f"B 3 {size} {size}", "source")
         fine, middle, coarse = self.stem(source)
         tokens, _, _ = self.merge(coarse)
-        return SourceFeatures(tokens, (coarse, middle, fine) if self.config.skip else (), pose)
+        return SourceFeatures(tokens, (coarse, middle, fine) if self.config.skip else ())
 
-    def generate(self, source: SourceFeatures, embedding: Tensor) -> tuple[Tensor, Tensor | None]:
+    def generate(
+        self, source: SourceFeatures, embedding: Tensor, field: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """Features and beta' (B, d) to the planes (B, 3, C, H/2, W/2) before the tri-plane EMA is added, and the flow.
 
         The flow (B, 2, H/2, W/2), x first, says where on the aligned source, in [-1, 1] grid units from its own place,
         a place on the xy plane looks for its detail; None without `flow`.
+
+        Args:
+            field: (B, 2, H/2, W/2) the flow as far as landmarks tell (`motion.plane_flow`); needed with `flow`.
         """
+        if self.config.flow != (field is not None):
+            raise ConfigError("a generator with a flow needs the landmarks' field, and one without takes none")
         grid = self.config.image_size // 16
         tokens = source.tokens
         for block in self.conditioned:
             tokens = block(tokens, grid, grid, embedding)
         x = self.mid(self.upsample(tokens_to_image(tokens, grid, grid)))
-        field = self._field(source, embedding)
         flow, change = self._flow(0, x, field, None)
         x = self._with_detail(0, x, source, flow)
         x = self.upsample(self.mid_residual(x))
@@ -259,14 +239,6 @@ class TriplaneGenerator(nn.Module):
         x = self._with_detail(2, x, source, flow)
         planes: Tensor = self.to_planes(F.leaky_relu(self.high(x), 0.2))
         return planes.reshape(planes.shape[0], 3, self.config.plane_channels, *planes.shape[2:]), flow
-
-    def _field(self, source: SourceFeatures, embedding: Tensor) -> Tensor | None:
-        if self.flow_field is None:
-            return None
-        if source.pose is None:
-            raise ConfigError("this generator has a flow: give encode() the source's pose too")
-        field: Tensor = self.flow_field(embedding, source.pose)
-        return field
 
     def _flow(
         self, level: int, x: Tensor, field: Tensor | None, change: Tensor | None
@@ -287,7 +259,7 @@ class TriplaneGenerator(nn.Module):
         out: Tensor = self.skips[level](x, detail, closing)
         return out
 
-    def forward(self, source: SourceFeatures, embedding: Tensor) -> Tensor:
+    def forward(self, source: SourceFeatures, embedding: Tensor, field: Tensor | None = None) -> Tensor:
         """Features and beta' (B, d) to the tri-plane (B, 3, C, H/2, W/2), planes in the order xy, yz, zx (Eq. 4)."""
-        planes: Tensor = self.average(self.generate(source, embedding)[0])
+        planes: Tensor = self.average(self.generate(source, embedding, field)[0])
         return planes

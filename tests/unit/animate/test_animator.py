@@ -11,7 +11,7 @@ import torch
 from export3d.animate.animator import Animator, Source, pick_device
 from export3d.animate.drive import Driving, rebase
 from export3d.animate.export import write_animation
-from export3d.camera import Camera, from_pose, head_angles, head_position
+from export3d.camera import Camera, from_pose, head_angles, head_position, project
 from export3d.errors import BadMotionFile, CheckpointError, ConfigError, NoFaceFound, OutputError, ShapeError
 from export3d.motion import Motion, with_scores
 from export3d.pretrained import load_pretrained
@@ -102,6 +102,26 @@ def test_an_edit_sets_scores_moves_sliders_and_turns_the_head(animator: Animator
     assert (edited != animator.edit(source, {"jawOpen": 0.8}, yaw_deg=10, pitch_deg=-5, roll_deg=3)).any()
     assert (edited != animator.edit(source, {"jawOpen": 0.8}, {2: 4.0})).any()
     assert (edited != animator.edit(source, None, {2: 4.0}, yaw_deg=10, pitch_deg=-5, roll_deg=3)).any()
+
+
+def test_a_model_that_moves_its_source_is_told_where_the_portraits_face_is(
+    rigid_weights: Path, astronaut_path: Path
+) -> None:
+    """By its own camera the portrait is shown as it is; turned, it is another picture."""
+    rigid = Animator(load_pretrained(rigid_weights), "cpu")
+    source = rigid.encode(astronaut_path)
+    own = rigid.render(source, source.expression, source.camera).astype(int)
+    assert np.abs(own - source.image).max() <= 2
+    face = source.features.face
+    assert face is not None
+    places = face.places[0, :468].numpy()
+    np.testing.assert_allclose(project(face.points[0, :468].numpy(), source.camera), places, atol=1e-4)
+    assert (np.ptp(places, axis=0) > 0.25).all()
+    assert (places > 0.1).all()
+    assert (places < 0.9).all()
+    turned = rigid.edit(source, yaw_deg=20).astype(int)
+    assert np.abs(turned - own).mean() > 3
+    assert np.abs(turned - rigid.edit(source, {"jawOpen": 0.8}, yaw_deg=20)).max() <= 1
 
 
 def test_an_edit_that_cannot_be_is_refused(animator: Animator, source: Source) -> None:

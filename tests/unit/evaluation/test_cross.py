@@ -330,6 +330,17 @@ def test_an_untrained_network_shows_no_face_and_that_is_said(people: Path, tiny_
         cross_identity(people, tmp_path / "out", weights=tiny_weights, frames=2, device="cpu")
 
 
+def test_a_network_that_shows_the_moved_source_keeps_its_face(
+    people: Path, rigid_weights: Path, tmp_path: Path
+) -> None:
+    """It is told where the source's landmarks are, and turns them to the driver's camera."""
+    report = cross_identity(people, tmp_path / "out", weights=rigid_weights, frames=2, device="cpu")
+    (result,) = report.pairs
+    assert result.found == 1.0
+    assert result.values["csim_dlib"] > 0.9
+    assert result.values["apd"] < 4.0
+
+
 @pytest.mark.parametrize(
     ("pair", "why"),
     [("nobody,moves", "does not hold"), ("moves,still", "still picture"), ("moves,moves", "one and the same person")],

@@ -15,7 +15,9 @@ from PIL import Image
 
 from export3d.data import shards
 from export3d.data.shards import Record, update
+from export3d.data.workers import Crash
 from export3d.errors import CheckpointError, ConfigError, InputError, OutputError
+from export3d.evaluation import protocol
 from export3d.evaluation.driven import Reenactment, driven_clip
 from export3d.evaluation.predictions import PredictionWriter
 from export3d.evaluation.protocol import same_identity, score_predictions
@@ -135,6 +137,16 @@ def test_a_folder_with_one_wrong_frame_is_not_scored_at_all(split: Path, tmp_pat
         score_predictions(saved, out, scoring=PLAIN)
     assert "walks" in str(caught.value)
     assert "rests" in str(caught.value)
+    assert not (out / "report.json").exists()
+
+
+def test_pictures_of_which_none_could_be_scored_are_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved, out = tmp_path / "saved", tmp_path / "out"
+    with PredictionWriter(saved).clip("walks", np.zeros((64, 64, 3), np.uint8)) as clip:
+        clip.add(np.zeros((1, 64, 64, 3), np.uint8), np.zeros((1, 64, 64, 3), np.uint8))
+    monkeypatch.setattr(protocol, "run_jobs", lambda jobs, *_: ((job, Crash(-9)) for job in jobs))
+    with pytest.raises(InputError, match=r"saved could be scored: the process that scored it died \(exit code -9\)"):
+        score_predictions(saved, out, scoring=PLAIN)
     assert not (out / "report.json").exists()
 
 

@@ -21,13 +21,11 @@ from export3d.evaluation.references import (
     LandmarkWarp,
     MeshRepose,
     Oracle,
-    Sheet,
     expression_motion,
-    paint,
 )
 from export3d.evaluation.report import ORACLE, SIMPLE
 from export3d.face.mesh import canonical_mesh
-from export3d.face.repose import FACE_OVAL, rasterise
+from export3d.face.repose import FACE_OVAL
 from export3d.image import to_tensor, to_uint8
 from export3d.motion import ARKIT52, Motion
 from export3d.pretrained import load_pretrained
@@ -179,36 +177,6 @@ def test_what_is_far_from_the_face_stays(method: type) -> None:
     assert change[[0, 0], [0, -1]].max() < 0.2
 
 
-def test_hair_follows_the_head_less_and_less() -> None:
-    face = seen(label())[[*range(468), 468, 473]] * SIZE
-    sheet = Sheet(face, SIZE)
-    moved = sheet.place(face + np.array([10.0, 0.0])) - sheet.source
-    rings = moved[470:-4].reshape(12, 36, 2)
-    np.testing.assert_allclose(moved[:470], np.tile([10.0, 0.0], (470, 1)), atol=1e-9)
-    np.testing.assert_allclose(rings[..., 1], 0.0, atol=1e-9)
-    assert (np.diff(rings[..., 0], axis=0) < 1e-6).all()
-    assert (rings[0, :, 0] > 9).all()
-    assert (rings[-1] == 0).all()
-
-
-def test_a_head_that_tilts_takes_its_hair_along_and_a_small_bump_does_not() -> None:
-    """A turn is felt beyond the outline in full; one landmark of the outline soon no more."""
-    face = seen(label())[[*range(468), 468, 473]] * SIZE
-    sheet = Sheet(face, SIZE)
-    angle = np.radians(5)
-    turn = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    rings = sheet.source[470:-4].reshape(12, 36, 2)
-    middle = face.mean(0)
-    felt = (sheet.place((face - middle) @ turn + middle) - sheet.source)[470:-4].reshape(12, 36, 2)
-    whole = (rings - middle) @ turn + middle - rings
-    np.testing.assert_allclose(felt[0], whole[0], atol=0.2)
-    bump = face.copy()
-    bump[10] -= [0.0, 10.0]
-    felt = np.linalg.norm((sheet.place(bump) - sheet.source)[470:-4].reshape(12, 36, 2), axis=-1)
-    assert felt[0].max() > 3
-    assert felt[6].max() < 0.5
-
-
 @pytest.mark.parametrize("method", MOVERS)
 def test_the_far_cheek_hides_behind_the_nose(method: type) -> None:
     """Turned by 60 degrees one half of the face is not seen any more: its colour is gone, the other's is there."""
@@ -292,41 +260,15 @@ def test_in_another_expression_space_the_mesh_is_rigid() -> None:
     assert torch.equal(driven(MeshRepose, clip), driven(MeshRepose, clip_of([label(), label(10)])))
 
 
-# --- the painter ------------------------------------------------------------------------------------------------------
-
-
-def test_triangles_side_by_side_are_painted_as_a_z_buffer_sees_them(rng: np.random.Generator) -> None:
-    """A grid with its inner vertices shaken: the slow twin agrees at every pixel."""
-    steps = np.linspace(-4, 44, 9)
-    places = np.stack(np.meshgrid(steps, steps), -1).reshape(-1, 2)
-    places += rng.uniform(-1.5, 1.5, places.shape)
-    carried = rng.uniform(0, 40, places.shape)
-    corner = np.arange(81).reshape(9, 9)
-    a, b, c, d = (part.ravel() for part in (corner[:-1, :-1], corner[:-1, 1:], corner[1:, :-1], corner[1:, 1:]))
-    triangles = np.concatenate([np.stack([a, b, c], 1), np.stack([d, c, b], 1)])
-    shown, number = paint(places, carried, triangles, 40)
-    index, weights = rasterise(places, np.zeros(81), triangles, 40)
-    assert (index >= 0).all()
-    expected = np.einsum("yxk,yxkc->yxc", weights, carried[triangles[index]])
-    np.testing.assert_allclose(shown, expected, atol=1e-6)
-    assert (number == index).mean() > 0.999
-
-
-def test_the_last_triangle_lies_on_top() -> None:
-    places = np.array([[0, 0], [20, 0], [0, 20], [4, 4], [12, 4], [4, 12.0]])
-    triangles = np.array([[0, 1, 2], [3, 4, 5]])
-    assert paint(places, places, triangles, 8)[1][6, 6] == 1
-    assert paint(places, places, triangles[::-1], 8)[1][6, 6] == 1
-    assert paint(places, places, triangles[::-1], 8)[1][1, 1] == 1
-    assert paint(places, places, triangles, 8)[1][1, 1] == 0
-
-
 # --- the oracle, and real faces ---------------------------------------------------------------------------------------
 
 
-def test_the_oracle_drives_each_frame_by_itself(make_clip: Callable[..., Record], tiny_weights: Path) -> None:
+@pytest.mark.parametrize("weights", ["tiny_weights", "rigid_weights"])
+def test_the_oracle_drives_each_frame_by_itself(
+    make_clip: Callable[..., Record], weights: str, request: pytest.FixtureRequest
+) -> None:
     clip = driven_clip(make_clip("a"), "arkit52", 64)
-    model = load_pretrained(tiny_weights)
+    model = load_pretrained(request.getfixturevalue(weights))
     found = Oracle(model)(clip, CPU)(clip.driven[:2])
     for number, row in enumerate(clip.driven[:2]):
         itself = DrivenClip(clip.record, clip.frames, clip.motion, int(row), clip.driven, 0)

@@ -8,7 +8,7 @@ import torch
 
 from export3d.camera import Camera, mirror, project
 from export3d.errors import ShapeError
-from export3d.triplane.align import driving_view, frontal_view, head_nearness, plane_positions, proxy_depth
+from export3d.triplane.align import frontal_view, head_nearness, plane_positions, proxy_depth, turned_view
 
 HALF = 0.36
 
@@ -128,63 +128,7 @@ def test_points_of_a_batch_are_seen_by_their_own_cameras() -> None:
         torch.testing.assert_close(together[b : b + 1], plane_positions(points[b : b + 1], labels[b : b + 1], HALF))
 
 
-# ---- the driving view ------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("camera", CAMERAS)
-def test_the_driving_view_of_the_sources_own_camera_is_the_source(camera: Camera) -> None:
-    image = torch.rand(1, 3, 32, 32)
-    seen, stretched = driving_view(image, label(camera), label(camera), None, HALF)
-    # From far aside a few rays graze the head, where twelve steps do not find it to the pixel.
-    assert ((seen - image).abs() < 2e-2).float().mean() > 0.9
-    assert stretched.mean() < 1e-2
-
-
-@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 2), (2, 3), (3, 0)])
-def test_the_driving_view_shows_each_place_of_the_average_head_where_its_camera_sees_it(
-    before: int, after: int
-) -> None:
-    """Pixels of a picture of coordinates tell where in the source they were found."""
-    size = 64
-    seen, _ = driving_view(coordinate_image(size), label(CAMERAS[before]), label(CAMERAS[after]), None, HALF)
-    points = surface(24)
-    points = points[np.abs(points[:, :2]).max(axis=1) < 0.2]
-    there, here = (project(points, CAMERAS[which].label) for which in (before, after))
-    shown = (np.abs(here - 0.5) < 0.48).all(axis=1) & (np.abs(there - 0.5) < 0.48).all(axis=1)
-    assert shown.sum() > 20
-    grid = torch.from_numpy(here[shown] * 2 - 1).float()[None, None]
-    found = torch.nn.functional.grid_sample(seen, grid, align_corners=False)[0, :, 0].T.numpy()
-    # Where the head hides a part of itself, another place of it is seen: not more than a few.
-    assert np.mean(np.abs(found - there[shown]).max(axis=1) < 2 / size) > 0.85
-
-
-def test_the_driving_view_looks_where_the_flow_says() -> None:
-    camera, size = label(Camera.orbit()), 64
-    flow = torch.zeros(1, 2, 16, 16)
-    flow[:, 0] = 0.1  # a tenth of the plane's half to the right
-    seen, stretched = driving_view(coordinate_image(size), camera, camera, flow, HALF)
-    moved = (seen - coordinate_image(size))[0, :, 24:40, 24:40]
-    expected = project(np.array([[0.1 * HALF, 0.0, -0.1]]), Camera.orbit().label)[0, 0] - 0.5
-    assert moved[0].mean() == pytest.approx(expected, rel=0.1)
-    assert moved[1].abs().max() < 0.02
-    assert stretched[..., 24:40, 24:40].max() < 0.2
-
-
-def test_a_flow_that_shrinks_its_lookup_stretches_the_picture() -> None:
-    camera = label(Camera.orbit())
-    places = torch.linspace(-1, 1, 33)
-    flow = -0.8 * torch.stack(torch.meshgrid(places, places, indexing="xy"))[None]
-    _, stretched = driving_view(torch.rand(1, 3, 64, 64), camera, camera, flow, HALF)
-    assert stretched[..., 16:48, 16:48].min() > 0.9
-
-
-def test_the_driving_view_gives_the_flow_a_gradient() -> None:
-    flow = torch.zeros(2, 2, 8, 8, requires_grad=True)
-    cameras = torch.cat([label(CAMERAS[0]), label(CAMERAS[1])])
-    seen, _ = driving_view(torch.rand(2, 3, 32, 32), cameras, cameras.flip(0), flow, HALF)
-    seen.square().mean().backward()
-    assert flow.grad is not None
-    assert flow.grad.count_nonzero() > 20
+# ---- where the head is -----------------------------------------------------------------------------------------------
 
 
 def test_nearness_is_greatest_where_the_camera_sees_the_middle_of_the_face() -> None:
@@ -197,3 +141,30 @@ def test_nearness_is_greatest_where_the_camera_sees_the_middle_of_the_face() -> 
         assert np.abs(np.array([column, row]) + 0.5 - middle * 64).max() < 4
         assert found.max() > 0.9
     assert near.min() == 0.0
+
+
+# ---- the turned view -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("camera", CAMERAS)
+def test_the_turned_view_of_the_sources_own_camera_is_the_source(camera: Camera) -> None:
+    image = coordinate_image(64)
+    seen = turned_view(image, label(camera), label(camera), HALF)
+    # From far aside a few rays graze the head, where twelve steps do not find it to the pixel.
+    assert ((seen - image)[..., 2:-2, 2:-2].abs() < 2e-2).float().mean() > 0.9
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 2), (2, 3), (3, 0)])
+def test_the_turned_view_shows_each_place_of_the_average_head_where_its_camera_sees_it(before: int, after: int) -> None:
+    """Pixels of a picture of coordinates tell where in the source they were found."""
+    size = 64
+    seen = turned_view(coordinate_image(size), label(CAMERAS[before]), label(CAMERAS[after]), HALF)
+    points = surface(24)
+    points = points[np.abs(points[:, :2]).max(axis=1) < 0.2]
+    there, here = (project(points, CAMERAS[which].label) for which in (before, after))
+    shown = (np.abs(here - 0.5) < 0.45).all(axis=1) & (np.abs(there - 0.5) < 0.45).all(axis=1)
+    assert shown.sum() > 20
+    grid = torch.from_numpy(here[shown] * 2 - 1).float()[None, None]
+    found = torch.nn.functional.grid_sample(seen, grid, align_corners=False)[0, :, 0].T.numpy()
+    # Where the head hides a part of itself, another place of it is seen: not more than a few.
+    assert np.mean(np.abs(found - there[shown]).max(axis=1) < 2 / size) > 0.8

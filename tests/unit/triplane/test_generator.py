@@ -14,7 +14,6 @@ from export3d.errors import ConfigError, ShapeError
 from export3d.triplane.align import stretch
 from export3d.triplane.blocks import EAdaLN
 from export3d.triplane.generator import (
-    FlowField,
     FlowStep,
     GatedSkip,
     GeneratorConfig,
@@ -22,15 +21,17 @@ from export3d.triplane.generator import (
     TriplaneGenerator,
     warp,
 )
+from export3d.triplane.motion import Face
 
 TINY = preset("tiny").generator
 FLOWING = replace(TINY, skip=True, flow=True)
 EMBEDDING = 12
 
 
-def pose(batch: int) -> Tensor:
-    """(B, d + 9): the source's own beta' and its camera's rotation."""
-    return torch.cat([torch.randn(batch, EMBEDDING), torch.eye(3).flatten().expand(batch, 9)], dim=1)
+def field(batch: int, size: int = 64) -> Tensor:
+    """(B, 2, H/2, W/2): what landmarks tell of the flow, here smooth noise."""
+    coarse = 0.1 * torch.randn(batch, 2, 4, 4)
+    return nn.functional.interpolate(coarse, size // 2, mode="bilinear", align_corners=False)
 
 
 def listening(config: GeneratorConfig = TINY) -> TriplaneGenerator:
@@ -43,10 +44,8 @@ def listening(config: GeneratorConfig = TINY) -> TriplaneGenerator:
 
 
 def moving(generator: TriplaneGenerator) -> TriplaneGenerator:
-    """The same generator with a flow that is not zero (new ones are), where it has any."""
+    """The same generator with features that change the flow (those of new ones do not), where it has any."""
     for module in generator.modules():
-        if isinstance(module, FlowField):
-            nn.init.normal_(module.out.weight, std=0.1)
         if isinstance(module, FlowStep):
             nn.init.normal_(module.change.weight, std=0.1)
     return generator
@@ -77,7 +76,7 @@ def test_the_paper_preset_has_the_sizes_of_the_paper() -> None:
 def test_the_same_weights_fit_every_image_size(size: int) -> None:
     config = replace(FLOWING, image_size=size)
     generator = TriplaneGenerator(config, EMBEDDING)
-    planes = generator(generator.encode(torch.zeros(1, 3, size, size), pose(1)), torch.zeros(1, EMBEDDING))
+    planes = generator(generator.encode(torch.zeros(1, 3, size, size)), torch.zeros(1, EMBEDDING), field(1, size))
     assert planes.shape == (1, 3, 8, size // 2, size // 2)
     reference = TriplaneGenerator(FLOWING, EMBEDDING).state_dict()
     own = generator.state_dict()
@@ -88,21 +87,23 @@ def test_the_same_weights_fit_every_image_size(size: int) -> None:
 @pytest.mark.parametrize("config", [TINY, replace(TINY, skip=True), FLOWING], ids=["tokens", "skip", "flow"])
 def test_features_of_one_source_serve_a_batch_of_expressions(config: GeneratorConfig) -> None:
     generator = moving(listening(config))
-    image, place, embeddings = torch.randn(1, 3, 64, 64), pose(1), torch.randn(3, EMBEDDING)
+    image, embeddings = torch.randn(1, 3, 64, 64), torch.randn(3, EMBEDDING)
+    given = field(3) if config.flow else None
     with torch.no_grad():
-        once = generator(generator.encode(image, place).expand(3), embeddings)
-        each = generator(generator.encode(image.expand(3, 3, 64, 64), place.expand(3, -1)), embeddings)
+        once = generator(generator.encode(image).expand(3), embeddings, given)
+        each = generator(generator.encode(image.expand(3, 3, 64, 64)), embeddings, given)
     torch.testing.assert_close(once, each, rtol=1e-4, atol=1e-5)
 
 
 def test_expanding_features_copies_nothing() -> None:
     skips = (torch.randn(1, 32, 8, 8), torch.randn(1, 16, 16, 16))
-    features = SourceFeatures(torch.randn(1, 16, 64), skips, pose(1))
+    face = Face(*(torch.randn(1, *shape) for shape in ((EMBEDDING,), (470, 2), (470, 2), (478, 3), (32,))))
+    features = SourceFeatures(torch.randn(1, 16, 64), skips, face)
     many = features.expand(5)
-    assert many.pose is not None
-    assert features.pose is not None
-    assert many.pose.shape == (5, EMBEDDING + 9)
-    assert many.pose.data_ptr() == features.pose.data_ptr()
+    assert many.face is not None
+    assert many.face.points.shape == (5, 478, 3)
+    assert many.face.points.data_ptr() == face.points.data_ptr()
+    assert SourceFeatures(torch.randn(1, 16, 64)).expand(2).face is None
     assert many.tokens.shape == (5, 16, 64)
     assert many.tokens.data_ptr() == features.tokens.data_ptr()
     for after, before in zip(many.skips, features.skips, strict=True):
@@ -174,7 +175,7 @@ def test_gates_start_almost_open_for_every_feature() -> None:
 
 def test_the_average_is_added_to_what_was_generated() -> None:
     generator = listening()
-    generator.average.update(torch.randn(1, 3, 8, 32, 32))
+    generator.average.value.normal_()
     features, embedding = generator.encode(torch.randn(2, 3, 64, 64)), torch.randn(2, EMBEDDING)
     torch.testing.assert_close(
         generator(features, embedding), generator.generate(features, embedding)[0] + generator.average.value
@@ -203,7 +204,7 @@ def test_every_weight_takes_part() -> None:
     for module in generator.modules():  # zero-initialised second convolutions would hide the first
         if isinstance(module, nn.Conv2d) and module.weight.count_nonzero() == 0:
             nn.init.normal_(module.weight, std=0.05)
-    planes = generator(generator.encode(torch.randn(2, 3, 64, 64), pose(2)), torch.randn(2, EMBEDDING))
+    planes = generator(generator.encode(torch.randn(2, 3, 64, 64)), torch.randn(2, EMBEDDING), field(2))
     (planes * torch.randn_like(planes)).sum().backward()
     for name, parameter in generator.named_parameters():
         assert parameter.grad is not None, name
@@ -213,57 +214,46 @@ def test_every_weight_takes_part() -> None:
 # ---- flow ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_flow_is_zero_and_changes_nothing() -> None:
+def test_a_new_flow_is_what_landmarks_tell_and_without_motion_changes_nothing() -> None:
     still, flowing = listening(replace(TINY, skip=True)), listening(FLOWING)
     missing, unexpected = flowing.load_state_dict(still.state_dict(), strict=False)
     assert not unexpected
-    assert all(name.startswith(("flow_field.", "flows.")) for name in missing)
+    assert all(name.startswith("flows.") for name in missing)
     image, embedding = torch.randn(2, 3, 64, 64), torch.randn(2, EMBEDDING)
     with torch.no_grad():
         expected, nothing = still.generate(still.encode(image), embedding)
-        found, flow = flowing.generate(flowing.encode(image, pose(2)), embedding)
+        found, flow = flowing.generate(flowing.encode(image), embedding, torch.zeros(2, 2, 32, 32))
+        moved, told = flowing.generate(flowing.encode(image), embedding, given := field(2))
     assert nothing is None
     assert torch.equal(flow, torch.zeros(2, 2, 32, 32))
+    torch.testing.assert_close(told, given)
+    assert (moved - found).abs().max() > 1e-3
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_new_flow_can_learn() -> None:
     generator = listening(FLOWING)
-    _, flow = generator.generate(generator.encode(torch.randn(2, 3, 64, 64), pose(2)), torch.randn(2, EMBEDDING))
+    given = field(2).requires_grad_()
+    _, flow = generator.generate(generator.encode(torch.randn(2, 3, 64, 64)), torch.randn(2, EMBEDDING), given)
     (flow - 0.1).square().mean().backward()
-    layers = [generator.flow_field.out, *(step.change for step in generator.flows)]
-    for layer in layers:
+    assert given.grad is not None
+    assert given.grad.count_nonzero() == given.numel()
+    for layer in (step.change for step in generator.flows):
         assert layer.weight.grad.count_nonzero() > 0
         assert layer.bias.grad.count_nonzero() > 0
 
 
-def test_the_flow_depends_on_both_expressions_and_on_the_sources_camera() -> None:
-    generator = moving(TriplaneGenerator(FLOWING, EMBEDDING))  # deaf EAdaLN: what answers is the field
-    image, embedding, place = torch.randn(1, 3, 64, 64), torch.randn(1, EMBEDDING), pose(1)
-
-    def flow(embedding: Tensor, place: Tensor) -> Tensor:
-        with torch.no_grad():
-            return generator.generate(generator.encode(image, place), embedding)[1]
-
-    here = flow(embedding, place)
-    assert here.shape == (1, 2, 32, 32)
-    other, turned = pose(1), place.clone()
-    turned[:, -9:] = torch.linalg.qr(torch.randn(3, 3))[0].flatten()
-    for there in (flow(embedding + 1, place), flow(embedding, other), flow(embedding, turned)):
-        assert (there - here).abs().max() > 1e-4
-
-
 def test_each_step_adds_its_change_to_the_coarser_one_and_to_the_field() -> None:
     step, x = FlowStep(6), torch.randn(1, 6, 8, 8)
-    field, coarser = torch.randn(1, 2, 1, 1).expand(1, 2, 16, 16), torch.randn(1, 2, 1, 1).expand(1, 2, 4, 4)
-    field_here, coarser_here = field[..., :8, :8], coarser[..., :1, :1].expand(1, 2, 8, 8)
-    flow, change = step(x, field, None)
-    torch.testing.assert_close(flow, field_here)  # nothing of its own at first
+    told, coarser = torch.randn(1, 2, 1, 1).expand(1, 2, 16, 16), torch.randn(1, 2, 1, 1).expand(1, 2, 4, 4)
+    told_here, coarser_here = told[..., :8, :8], coarser[..., :1, :1].expand(1, 2, 8, 8)
+    flow, change = step(x, told, None)
+    torch.testing.assert_close(flow, told_here)  # nothing of its own at first
     assert torch.equal(change, torch.zeros(1, 2, 8, 8))
     nn.init.normal_(step.change.weight)
-    flow, change = step(x, field, coarser)
+    flow, change = step(x, told, coarser)
     torch.testing.assert_close(change, 0.1 * step.change(x) + coarser_here)
-    torch.testing.assert_close(flow, field_here + change)
+    torch.testing.assert_close(flow, told_here + change)
 
 
 def test_a_warp_by_a_constant_shifts() -> None:
@@ -277,12 +267,15 @@ def test_a_warp_by_a_constant_shifts() -> None:
     torch.testing.assert_close(warp(features, down)[..., :-2, :], features[..., 2:, :], rtol=1e-5, atol=1e-5)
 
 
-def test_a_flow_needs_the_skip_and_the_sources_pose() -> None:
+@pytest.mark.parametrize(("config", "given"), [(FLOWING, None), (replace(TINY, skip=True), field(1))])
+def test_a_flow_needs_the_skip_and_the_landmarks_field_and_without_it_takes_none(
+    config: GeneratorConfig, given: Tensor | None
+) -> None:
     with pytest.raises(ConfigError, match="skip"):
         replace(TINY, flow=True)
-    generator = TriplaneGenerator(FLOWING, EMBEDDING)
-    with pytest.raises(ConfigError, match="pose"):
-        generator.generate(generator.encode(torch.zeros(1, 3, 64, 64)), torch.zeros(1, EMBEDDING))
+    generator = TriplaneGenerator(config, EMBEDDING)
+    with pytest.raises(ConfigError, match="landmarks' field"):
+        generator.generate(generator.encode(torch.zeros(1, 3, 64, 64)), torch.zeros(1, EMBEDDING), given)
 
 
 # ---- settings --------------------------------------------------------------------------------------------------------
@@ -344,10 +337,10 @@ def test_a_new_redraw_changes_nothing_and_can_learn() -> None:
     missing, unexpected = redrawing.load_state_dict(flowing.state_dict(), strict=False)
     assert not unexpected
     assert missing == [f"flows.{level}.closes" for level in range(3)]
-    image, place, embedding = torch.randn(1, 3, 64, 64), pose(1), torch.randn(1, EMBEDDING)
-    planes, flow = redrawing.generate(redrawing.encode(image, place), embedding)
+    image, given, embedding = torch.randn(1, 3, 64, 64), field(1), torch.randn(1, EMBEDDING)
+    planes, flow = redrawing.generate(redrawing.encode(image), embedding, given)
     with torch.no_grad():
-        torch.testing.assert_close(planes, flowing.generate(flowing.encode(image, place), embedding)[0])
+        torch.testing.assert_close(planes, flowing.generate(flowing.encode(image), embedding, given)[0])
     assert stretch(flow).max() > 0.05
     planes.square().mean().backward()
     for step in redrawing.flows:

@@ -1,0 +1,89 @@
+"""Networks that measure faces: each has a packaged one that goes by a name, and takes others as ONNX files."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export3d.errors import CheckpointError, ConfigError, MissingExtra
+
+Packaged = TypeVar("Packaged")
+FromFile = TypeVar("FromFile")
+
+
+def by_name_or_file(
+    given: str | Path,
+    what: str,
+    packaged: tuple[str, Callable[[], Packaged]],
+    network: tuple[str, Callable[[Path], FromFile]],
+) -> Packaged | FromFile:
+    """What a name, or the path of an `.onnx` file, stands for.
+
+    Args:
+        given: the name or the path.
+        what: how messages call what is chosen.
+        packaged: the name, and what makes it.
+        network: how messages call a network from a file, with its article, and what makes it of its path.
+
+    Raises:
+        ConfigError: neither.
+    """
+    name, make = packaged
+    if str(given) == name:
+        return make()
+    kind, read = network
+    if Path(given).suffix.lower() == ".onnx":
+        return read(Path(given))
+    raise ConfigError(f"unknown {what} {str(given)!r}; give {name} or the path of {kind} as .onnx")
+
+
+class OnnxNetwork:
+    """An ONNX network on one thread: (1, 3, S, S) to its outputs.
+
+    Args:
+        path: its file.
+        what: how messages call it, with its article.
+        size: S, or with `any_size` what S is where the file leaves it open.
+
+    Attributes:
+        size: S.
+        description: name and digest of the file, for reports.
+
+    Raises:
+        MissingExtra: onnxruntime is not installed.
+        CheckpointError: the file is missing, or does not take such pictures.
+    """
+
+    def __init__(self, path: Path, what: str, size: int, *, any_size: bool = False) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise MissingExtra("evaluate", "onnxruntime") from error
+        if not path.is_file():
+            raise CheckpointError(f"there is no {path}; name {what} as an .onnx file")
+        data = path.read_bytes()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.log_severity_level = 4
+        self.path = path
+        self.description = f"{path.name} (sha256 {hashlib.sha256(data).hexdigest()[:12]})"
+        try:
+            self._session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+            given = self._session.get_inputs()[0]
+            sides = [side for side in given.shape[2:] if isinstance(side, int) and side > 0]
+            self._name, self.size = given.name, sides[0] if sides else size
+            self.outputs(torch.zeros(3, self.size, self.size))
+        except Exception as error:  # onnxruntime has a class for each of its failures, and they are private
+            raise CheckpointError(f"{path} cannot be run as {what} of (1, 3, {size}, {size}) RGB") from error
+        if self.size != size and not any_size:
+            raise CheckpointError(f"{path} takes {self.size} px, not {size}; name {what}")
+
+    def outputs(self, picture: torch.Tensor) -> list[NDArray[np.float32]]:
+        """What it says of a picture (3, S, S), in the range that it was trained on."""
+        return [np.asarray(value) for value in self._session.run(None, {self._name: picture[None].numpy()})]

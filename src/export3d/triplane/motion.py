@@ -1,0 +1,184 @@
+"""How a face moves with its expression, landmark by landmark (not in the paper).
+
+Where a source's landmarks are is known: the tracker saw them. What is learned is their depth and how they move when one
+expression becomes another, from landmarks alone, in a minute (`training.reconstruction`). From the moved landmarks
+follows where the generator's features of the source go (`plane_flow`) and what the source itself shows in the driving
+view (`driving_view`).
+
+Letters: B batch, L = 478 landmarks, F = 470 vertices of the sheet's face, d size of beta'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import export3d.camera as cameras
+from export3d.errors import check_shape
+from export3d.face.mesh import LANDMARKS, canonical_mesh
+from export3d.face.sheet import EYE_CORNERS, FACE, Sheet, show
+from export3d.triplane.align import plane_positions, stretch
+
+IRISES = (range(468, 473), range(473, 478))
+"""Landmarks of the person's right and left iris."""
+_CODE, _HIDDEN = 32, 128
+_DEPTH_UNIT, _MOTION_UNIT = 0.02, 0.05
+"""Scene units that outputs of about 1 mean: a face's depth differs so far from the average, landmarks move so far."""
+_LEARNED = 0.1
+"""Scene units of differences between faces that are inputs of about 1."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """A source's face, at rest.
+
+    Attributes:
+        beta: (B, d) its own beta'.
+        places: (B, F, 2) where it is in the source, 0..1.
+        aligned: (B, F, 2) where that is on the source turned to face the planes, in their [-1, 1] grid units.
+        points: (B, L, 3) where its landmarks are in the head's own axes, scene units.
+        code: (B, c) what the motion knows of its shape.
+    """
+
+    beta: Tensor
+    places: Tensor
+    aligned: Tensor
+    points: Tensor
+    code: Tensor
+
+    def expand(self, batch: int) -> Face:
+        """One face repeated for a batch; copies nothing."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Face(*(x.expand(batch, *x.shape[1:]) for x in values))
+
+
+class LandmarkMotion(nn.Module):
+    """Depth and motion of a face's landmarks; before training it has the average head's depth and is rigid.
+
+    A landmark moves by f(beta', code) - f(source's beta', code): with its own expression a face is left as it is.
+    """
+
+    average: Tensor
+
+    def __init__(self, embedding: int) -> None:
+        super().__init__()
+        self.gain = embedding**0.5
+        self.shape = nn.Linear(2 * LANDMARKS, _CODE)
+        self.depth = nn.Linear(_CODE, LANDMARKS)
+        self.first = nn.Linear(embedding + _CODE, _HIDDEN)
+        self.second = nn.Linear(_HIDDEN, _HIDDEN)
+        self.out = nn.Linear(_HIDDEN, 3 * LANDMARKS, bias=False)
+        for layer in (self.depth, self.out):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.depth.bias)
+        self.register_buffer("average", average_landmarks(), persistent=False)
+
+    def face(self, beta: Tensor, landmarks: Tensor, camera: Tensor, half_extent: float) -> Face:
+        """Faces as their sources show them.
+
+        Args:
+            beta: (B, d) beta' of the sources.
+            landmarks: (B, L, 2), 0..1 across the sources.
+            camera: (B, 25).
+            half_extent: of the planes, scene units.
+        """
+        check_shape(landmarks, f"B {LANDMARKS} 2", "the source's landmarks")
+        with torch.autocast(landmarks.device.type, enabled=False):
+            landmarks, camera, beta = landmarks.float(), camera.float(), beta.float()
+            depth = self.average[:, 2] + _DEPTH_UNIT * self.depth.bias
+            seen = lifted(landmarks, camera, depth)[..., :2] - self.average[:, :2]
+            code = self.shape(seen.flatten(1) / _LEARNED)
+            points = lifted(landmarks, camera, self.average[:, 2] + _DEPTH_UNIT * self.depth(code))
+            places = landmarks[:, list(FACE)]
+            with torch.no_grad():
+                aligned = plane_positions(places, camera, half_extent)
+        return Face(beta, places, aligned, points, code)
+
+    def forward(self, beta: Tensor, face: Face) -> Tensor:
+        """Driving beta' (B, d) and faces to where their landmarks are then (B, L, 3), scene units."""
+        with torch.autocast(beta.device.type, enabled=False):
+            move = self._offsets(beta.float(), face.code) - self._offsets(face.beta, face.code)
+            return face.points + _MOTION_UNIT * move
+
+    def _offsets(self, beta: Tensor, code: Tensor) -> Tensor:
+        x = F.leaky_relu(self.first(torch.cat([self.gain * beta, code], dim=1)), 0.2)
+        out: Tensor = self.out(F.leaky_relu(self.second(x), 0.2))
+        return out.view(-1, LANDMARKS, 3)
+
+
+def average_landmarks() -> Tensor:
+    """(L, 3) the canonical mesh, and all points of the irises midway between the corners of their eyes; scene units."""
+    mesh = torch.from_numpy(canonical_mesh().vertices.copy()).float()
+    irises = [mesh[list(corners)].mean(dim=0).expand(len(iris), -1) for corners, iris in zip(EYE_CORNERS, IRISES)]
+    return torch.cat([mesh, *irises])
+
+
+def lifted(landmarks: Tensor, camera: Tensor, depth: Tensor) -> Tensor:
+    """Points of pictures where their rays reach a depth.
+
+    Args:
+        landmarks: (B, L, 2), 0..1 across the pictures.
+        camera: (B, 25).
+        depth: (L,) or (B, L), z in the head's own axes, scene units.
+
+    Returns:
+        (B, L, 3), scene units.
+    """
+    places = plane_positions(landmarks, camera, 1.0, depth)
+    return torch.cat([places, depth.expand(places.shape[:-1])[..., None]], dim=-1)
+
+
+def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Tensor:
+    """Where places of the xy plane find their detail on the aligned source.
+
+    Args:
+        points: (B, L, 3) moved landmarks.
+        size: of the grid.
+
+    Returns:
+        (B, 2, size, size) offsets, x first, in the plane's [-1, 1] grid units.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        front = points[:, list(FACE)]
+        here = (front[..., :2] / half_extent + 1.0) / 2.0
+        source, _ = Sheet((face.aligned + 1.0) / 2.0).look(here, front[..., 2], size)
+        return 2.0 * (source - _centres(size, points.device)).permute(0, 3, 1, 2)
+
+
+def driving_view(image: Tensor, points: Tensor, face: Face, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The source as a camera sees it once its landmarks have moved.
+
+    Args:
+        image: (B, C, H, H) sources.
+        points: (B, L, 3) moved landmarks.
+        camera: (B, 25) of the wanted views.
+
+    Returns:
+        (B, C, H, H), (B, 1, H, H) how far it is stretched there (`align.stretch`), and (B, 2, H, H) from where it
+        comes, in [-1, 1] grid units from the pixel's own place, x first.
+    """
+    size = image.shape[-1]
+    with torch.autocast(points.device.type, enabled=False):
+        places, distance = projected(points[:, list(FACE)], camera)
+        source, _ = Sheet(face.places).look(places, distance, size)
+        moved = 2.0 * (source - _centres(size, points.device)).permute(0, 3, 1, 2)
+        return show(image.float(), source), stretch(moved), moved
+
+
+def projected(points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (B, N, 3) as cameras (B, 25) see them: places (B, N, 2), 0..1, and distances along the axis (B, N)."""
+    with torch.autocast(points.device.type, enabled=False):
+        cam2world, intrinsics = cameras.unpack(camera.float())
+        local = (points.float() - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
+        image = local @ intrinsics.mT
+        return image[..., :2] / image[..., 2:].clamp_min(1e-3), local[..., 2]
+
+
+def _centres(size: int, device: torch.device) -> Tensor:
+    """(size, size, 2) centres of a grid's cells, 0..1, x first."""
+    centre = (torch.arange(size, device=device) + 0.5) / size
+    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    return torch.stack([x, y], dim=-1)
