@@ -17,9 +17,10 @@ train() {
     export3d train "$out/data" --variants clebs --pseudo "$out/pseudo/train" --cache "$out/cache" --backbone squeeze \
         --backbone-file "$networks/squeezenet1_1_features_fp32.pth" --heads-file "$networks/squeeze.pth" \
         --l2 2 --lpips-raw 0 --face-emphasis 20 --still-fraction 0.2 --hard-fraction 0.6 --coarse 16 --fine 0 \
-        --batch-size 8 --channels-last --ema-halflife-images 800 --save-every 2000 "$@"
+        --batch-size 8 --ema-halflife-images 800 --save-every 2000 "$@"
 }
-train -o "$out/small" --image-size 128 --lpips 0.3 --lr 6e-4 --warmup-images 800 --max-minutes 25 --validate-every 2000
-train -o "$out/full" --init-from "$out/small/weights.safetensors" --lpips 0.5 --lr 4e-4 --warmup-images 100 \
-    --max-minutes 45 --decay clock --decay-from 0.3 --final-lr-ratio 0.05 --validate-every 800
+train -o "$out/small" --image-size 128 --channels-last --lpips 0.3 --lr 6e-4 --warmup-images 800 --max-minutes 25 \
+    --validate-every 2000
+train -o "$out/full" --from-pretrained "$out/small/weights.safetensors" --preset base --lpips 0.5 --lr 4e-4 \
+    --warmup-images 100 --max-minutes 45 --decay clock --decay-from 0.3 --final-lr-ratio 0.05 --validate-every 800
 export3d evaluate "$out/data/val" -o "$out/evaluation" --weights "$out/full/weights.safetensors" --backbone none

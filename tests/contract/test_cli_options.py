@@ -25,22 +25,25 @@ OPTIONS: dict[str, list[str]] = {
     "sheet": ["subject", "portraits=()", "output", "check=False", "weights=None", "device='auto'"],
     "track": ["video", "output", "start=0.0", "seconds=None", "note=''", "summary=False"],
     "compare-motion": ["a", "b", "minimum=()"],
-    "prepare": ["clips=()", "output", "manifest=None", "workers=None", "val_fraction=0.0", "resume=True"],
+    "prepare": [
+        "clips=()", "output", "manifest=None", "workers=None", "val_fraction=None", "resume=True",
+        "pseudo_clips=False", "face_model=None", "landmark_map=None",
+    ],
     "pseudo-clips": [
         "split", "output", "face_model", "landmark_map", "frames=13", "seed=0", "limit=None", "workers=1",
         "exclude=None",
     ],
     "pretrain": ["data", "config=...", "loop=...", "output", "pseudo=()", "resume=True", "cache=None"],
     "train": [
-        "data", "config=...", "loop=...", "output", "resume=True", "init_from=None", "pseudo=()", "cache=None",
+        "data", "config=...", "loop=...", "output", "resume=True", "from_pretrained=None", "pseudo=()", "cache=None",
     ],
     "refine": [
-        "data", "config=...", "loop=...", "output", "init_from", "resume=True", "pseudo=()", "cache=None",
+        "data", "config=...", "loop=...", "output", "from_pretrained", "resume=True", "pseudo=()", "cache=None",
     ],
     "ablate": [
         "data", "config=...", "loop=...", "output",
-        "rows=('direct_3dmm', 'e2e_lebs_n25', 'e2e_lebs_n10', 'e2e_lebs_n5', 'clebs')", "init_from=None", "pseudo=()",
-        "cache=None", "pairs=None", "identity=()", "frames=40", "every=5",
+        "rows=('direct_3dmm', 'e2e_lebs_n25', 'e2e_lebs_n10', 'e2e_lebs_n5', 'clebs')", "from_pretrained=None",
+        "pseudo=()", "cache=None", "pairs=None", "identity=()", "frames=40", "every=5",
     ],
     "evaluate": [
         "data='data'", "output='evaluation'", "split='val'", "clips=None", "predictions=None", "protocol='same'",
@@ -51,7 +54,7 @@ OPTIONS: dict[str, list[str]] = {
     ],
     "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
     "weights": ["action='list'", "what=()", "name=None", "revision=None"],
-    "demo": ["output='out'", "motion='speech'", "absolute=False", "device='auto'"],
+    "demo": ["output='out'", "motion='speech'", "absolute=False", "weights=None", "device='auto'"],
 }  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def command(
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     rows: tuple[Row, ...] = ROWS,
-    init_from: Path | None = None,
+    from_pretrained: Path | None = None,
     pseudo: tuple[Path, ...] = (),
     cache: Path | None = None,
     pairs: Path | None = None,
@@ -39,8 +39,8 @@ def command(
         loop: how it is trained; --max-images is the budget of each row.
         output: folder for a run a row, ablation.md, ablation.json and sheet.png.
         rows: variants to train and compare; the last one is what the others are compared with.
-        init_from: weights that all rows begin with (.safetensors); by default the same random ones, since weights that
-            were trained with one row's encoder favour that row.
+        from_pretrained: weights that all rows begin with, by name, file or Hugging Face repository; by default the same
+            random ones, since weights that were trained with one row's encoder favour that row.
         pseudo: splits of pseudo-clips to train on beside the real ones.
         cache: folder that keeps decoded frames between runs.
         pairs: CSV file of sources and drivers for the cross-identity scores; by default a rule chooses them.
@@ -64,7 +64,7 @@ def command(
             config,
             loop,
             rows,
-            init_from=init_from,
+            from_pretrained=from_pretrained,
             pseudo=pseudo,
             cache=cache,
             pairs=pairs,

@@ -16,6 +16,7 @@ def command(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out"),
     motion: Literal["speech", "expressions", "turns"] = "speech",
     absolute: bool = False,
+    weights: Path | None = None,
     device: str = "auto",
 ) -> int:
     """Animate the bundled portrait, then track the result and say how well it follows the motion.
@@ -24,6 +25,7 @@ def command(
         output: folder for demo.mp4 and demo_sheet.png; created if need be.
         motion: which of the motions inside the package.
         absolute: take the driving face's pose and expression as they are (default: relative to the portrait's own).
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
         device: cpu, cuda, or auto.
     """
     from export3d.animate.drive import bundled_motion, bundled_portrait, read_motion
@@ -35,7 +37,7 @@ def command(
     from export3d.animate.animator import Animator
     from export3d.motion import compare
 
-    animator = Animator.from_pretrained(None, device)
+    animator = Animator.from_pretrained(weights, device)
     moved_by = read_motion(bundled_motion(motion))
     write_animation(
         animator,

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from export3d.cli.terminal import progress_bar, tell
+from export3d.cli.terminal import job_progress, tell
 from export3d.errors import ConfigError, InputError
 
 
@@ -70,19 +71,11 @@ def command(
         device: cpu, cuda, or auto.
         batch: frames driven together.
     """
-    only_cross: dict[str, object] = {"--pairs": pairs, "--against": against, "--motion": motion != "absolute",
-                                     "--frames": frames != 40}  # fmt: skip
-    only_same: dict[str, object] = {"--every": every > 1, "--backbone-file": backbone_file, "--heads-file": heads_file,
-                                    "--backbone": backbone != "auto", "--no-faces": not faces,
-                                    "--landmarks": landmarks != "mediapipe", "--expression": expression != "arkit52",
-                                    "--references": len(references) != 4}  # fmt: skip
-    only_ours: dict[str, object] = {"--weights": weights, "--every": every > 1, "--save": save,
-                                    "--references": len(references) != 4, "--max-clips": max_clips,
-                                    "--clips": clips, **only_cross}  # fmt: skip
+    given = {name for name, value in locals().items() if value != _DEFAULTS[name]}
     if predictions is not None:
-        _refuse("--predictions", only_ours)
+        _refuse("--predictions", given & _ONLY_OURS)
     else:
-        _refuse(f"--protocol {protocol}", only_same if protocol == "cross" else only_cross)
+        _refuse(f"--protocol {protocol}", given & (_ONLY_SAME if protocol == "cross" else _ONLY_CROSS))
 
     from export3d.evaluation.scoring import Scoring
 
@@ -95,66 +88,46 @@ def command(
         expression=expression,
         identity=identity or ("dlib",),
     )
-    with progress_bar("scoring") as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with job_progress("scoring", unit="frame") as progress:
+        shared: dict[str, Any] = {"workers": workers, "device": device, "progress": progress}
         if predictions is not None:
             from export3d.evaluation.protocol import score_predictions
 
             truth = protocol == "same"
-            table = score_predictions(
-                predictions, output, truth=truth, scoring=scoring, workers=workers, device=device, progress=progress
-            ).markdown()
-        elif protocol == "cross":
-            from export3d.evaluation.cross import cross_identity
-
-            table = cross_identity(
-                _split(data, split, clips, output),
-                output,
-                weights=weights,
-                pairs=pairs,
-                identity=scoring.identity,
-                motion=motion,
-                frames=frames,
-                against=against,
-                save=save,
-                workers=workers,
-                publishable_only=clips is None,
-                max_pairs=max_clips,
-                device=device,
-                batch=batch,
-                progress=progress,
-            ).markdown()
+            table = score_predictions(predictions, output, truth=truth, scoring=scoring, **shared).markdown()
         else:
-            from export3d.evaluation.protocol import same_identity
+            shared |= {"weights": weights, "save": save, "publishable_only": clips is None, "batch": batch}
+            folder = _split(data, split, clips, output)
+            if protocol == "cross":
+                from export3d.evaluation.cross import cross_identity
 
-            table = same_identity(
-                _split(data, split, clips, output),
-                output,
-                weights=weights,
-                references=references,
-                scoring=scoring,
-                every=every,
-                save=save,
-                workers=workers,
-                publishable_only=clips is None,
-                max_clips=max_clips,
-                device=device,
-                batch=batch,
-                progress=progress,
-            ).markdown()
+                shared |= {"pairs": pairs, "motion": motion, "frames": frames, "against": against}
+                table = cross_identity(
+                    folder, output, identity=scoring.identity, max_pairs=max_clips, **shared
+                ).markdown()
+            else:
+                from export3d.evaluation.protocol import same_identity
+
+                shared |= {"references": references, "every": every}
+                table = same_identity(folder, output, scoring=scoring, max_clips=max_clips, **shared).markdown()
     print(table)
     tell(f"wrote {output / 'report.html'}")
     return 0
 
 
-def _refuse(choice: str, foreign: dict[str, object]) -> None:
-    given = [name for name, value in foreign.items() if value]
-    if given:
-        raise ConfigError(f"{choice} does not take {', '.join(given)}; leave out one or the other")
+_DEFAULTS = {name: parameter.default for name, parameter in inspect.signature(command).parameters.items()}
+_ONLY_CROSS = {"pairs", "against", "motion", "frames"}
+_ONLY_SAME = {
+    "every", "backbone", "backbone_file", "heads_file", "faces", "landmarks", "expression", "references",
+}  # fmt: skip
+_ONLY_OURS = {"weights", "every", "save", "references", "max_clips", "clips", *_ONLY_CROSS}
+"""Options that the other protocol, or pictures that are there already, have no use for."""
+
+
+def _refuse(choice: str, foreign: set[str]) -> None:
+    if foreign:
+        options = ["--no-faces" if name == "faces" else f"--{name.replace('_', '-')}" for name in sorted(foreign)]
+        raise ConfigError(f"{choice} does not take {', '.join(options)}; leave out one or the other")
 
 
 def _split(data: Path, split: str, clips: Path | None, output: Path) -> Path:

@@ -9,6 +9,7 @@ Nothing heavy is imported here: `export3d --help` must answer at once, so a comm
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 import logging
@@ -34,7 +35,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "weights": ("export3d.cli.weights", "list, verify, install and remove weights"),
     "demo": ("export3d.cli.demo", "animate the bundled portrait by a bundled motion"),
 }
-"""Command name to (module, one line of help); each module has one function `command`."""
+"""Command name to (module, one line of help).
+
+Each module has one function `command`; where defaults depend on what is given, `defaults(arguments)` says which.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,9 +97,10 @@ def _run(name: str, argv: list[str]) -> int:
     import tyro
 
     function = entry(name)
+    defaults = getattr(importlib.import_module(COMMANDS[name][0]), "defaults", None)
     try:
         result = tyro.cli(
-            function,
+            functools.partial(function, **({} if defaults is None else defaults(argv))),
             args=argv,
             prog=f"export3d {name}",
             description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],

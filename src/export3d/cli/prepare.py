@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from export3d.cli.terminal import progress_bar
+from export3d.cli.terminal import job_progress, tell
+from export3d.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from export3d.data.prepare import Report
+
+_TOLD = 10
+"""So many files that were skipped are told one by one; the report has them all."""
 
 
 def command(
@@ -16,30 +23,79 @@ def command(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     manifest: Path | None = None,
     workers: int | None = None,
-    val_fraction: float = 0.0,
+    val_fraction: float | None = None,
     resume: bool = True,
+    pseudo_clips: bool = False,
+    face_model: Path | None = None,
+    landmark_map: Path | None = None,
 ) -> int:
     """Turn videos and still portraits into training shards: track, crop, 256 x 256 at 25 fps.
 
-    What was refused, and why, stands in report.csv; a run that was stopped goes on where it stopped.
+    What was skipped, and why, stands in report.csv; a run that was stopped goes on where it stopped.
 
     Args:
         clips: videos, portraits, and folders that are searched for them; with a manifest, none means all of its files.
         output: folder for the shards, one folder for each split, and the report.
         manifest: CSV with the columns file, person, split, and perhaps terms; files are relative to it.
         workers: processes; by default one for each core, 0 works in this process.
-        val_fraction: without a manifest, the share of people that go to the split val.
+        val_fraction: without a manifest, the share of the videos that are held out (split val); by default a tenth, at
+            least one of four or more.
         resume: keep what was finished before; with --no-resume everything given is done again.
+        pseudo_clips: make the portraits of the split train move too, into pseudo/train (see `export3d pseudo-clips`).
+        face_model: the morphable face for that, ict_face.npz.
+        landmark_map: where MediaPipe's landmarks lie on it, mediapipe_to_ict.npz.
     """
+    if not pseudo_clips and (face_model or landmark_map):
+        raise ConfigError("--face-model and --landmark-map are for --pseudo-clips; give that too, or leave them out")
+    if pseudo_clips and (face_model is None or landmark_map is None):
+        raise ConfigError("--pseudo-clips needs a morphable face; name its files with --face-model and --landmark-map")
     from export3d.data.prepare import prepare
 
-    with progress_bar("preparing", unit="file") as bar:
-
-        def progress(done: int, files: int, name: str) -> None:
-            bar.total = files
-            bar.set_postfix_str(name, refresh=False)
-            bar.update(done - bar.n)
-
+    with job_progress("preparing", unit="file") as progress:
         report = prepare(clips, output, manifest, workers, resume, val_fraction, progress=progress)
+    _tell_skipped(report)
     print(report.summary())
+    if manifest is None:
+        _tell_held_out(report)
+    if face_model is not None and landmark_map is not None:
+        _make_pseudo_clips(output, face_model, landmark_map, workers)
     return 0
+
+
+def _tell_skipped(report: Report) -> None:
+    """A sentence for each file, or part of one, that was skipped; raises `InputError` where nothing else is left."""
+    if not any(figures["records"] for figures in report.splits.values()):
+        reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
+        raise InputError(
+            f"none of the files can be used ({reasons}; see {report.out / 'report.csv'}); give videos or portraits of "
+            "one face that is near, lit and not turned away"
+        )
+    for reject in report.rejects[:_TOLD]:
+        tell(f"skipped ({reject.reason}): {reject.detail}")
+    if len(report.rejects) > _TOLD:
+        tell(f"skipped: {len(report.rejects) - _TOLD} more")
+
+
+def _tell_held_out(report: Report) -> None:
+    counts = {name: figures["videos"] for name, figures in report.splits.items()}
+    held_out, train = counts.get("val", 0), counts.get("train", 0)
+    if held_out:
+        tell(
+            f"held out as split val: {held_out} of {held_out + train} videos, to see how training does; where one "
+            "person is in all of them, its figures are of a face that training knows"
+        )
+    elif train:
+        tell("no video is held out; training goes without figures on unseen videos")
+
+
+def _make_pseudo_clips(output: Path, face_model: Path, landmark_map: Path, workers: int | None) -> None:
+    import os
+
+    from export3d.data.pseudo import pseudo_clips
+
+    processes = (os.cpu_count() or 1) if workers is None else workers
+    made = output / "pseudo" / "train"
+    with job_progress("reposing", unit="portrait") as progress:
+        report = pseudo_clips(output / "train", made, face_model, landmark_map, workers=processes, progress=progress)
+    print(report.summary())
+    tell(f"to train on them too: export3d train {output} --pseudo {made}")

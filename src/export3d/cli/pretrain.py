@@ -13,12 +13,12 @@ from export3d.training.pretrain import PretrainConfig, run
 
 
 def command(
-    data: tyro.conf.Positional[Path],
+    data: tyro.conf.Positional[str],
     config: PretrainConfig = PretrainConfig(),  # noqa: B008 - frozen
     loop: LoopConfig = LoopConfig(batch_size=8, log_every=400, validate_every=800, warmup_images=400),  # noqa: B008
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    pseudo: tuple[Path, ...] = (),
+    pseudo: tuple[str, ...] = (),
     resume: bool = True,
     cache: Path | None = None,
 ) -> int:
@@ -27,10 +27,11 @@ def command(
     Counts clips where other stages count images: one sample is a clip with its 33 frames.
 
     Args:
-        data: folder of prepared shards, with `train` and perhaps `val` in it.
+        data: folder of prepared shards, with `train` and perhaps `val` in it, or its URL (http, https, s3, …).
         config: what is trained.
         loop: how it is trained.
-        output: the run's folder: configuration, log, sheets, checkpoints, and clebs.safetensors at the end.
+        output: the run's folder: configuration, log, sheets, checkpoints, and clebs.safetensors (with
+            reader.safetensors, for `train --expression-reader`) at the end.
         pseudo: splits of pseudo-clips to draw from beside the real clips.
         resume: go on from the folder's last checkpoint; with --no-resume a folder that has one is refused.
         cache: folder that keeps decoded frames between runs.

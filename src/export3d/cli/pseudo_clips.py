@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from export3d.cli.terminal import progress_bar
+from export3d.cli.terminal import job_progress
 
 
 def command(
@@ -44,13 +44,7 @@ def command(
         shut = exclude.read_text(encoding="utf-8").split() if exclude else []
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {exclude} ({error}); give a text file with one key a line") from error
-    with progress_bar("reposing", unit="portrait") as bar:
-
-        def progress(done: int, portraits: int, name: str) -> None:
-            bar.total = portraits
-            bar.set_postfix_str(name, refresh=False)
-            bar.update(done - bar.n)
-
+    with job_progress("reposing", unit="portrait") as progress:
         report = pseudo_clips(split, output, face_model, landmark_map, frames, seed, limit, workers, shut, progress)
     print(report.summary())
     return 0

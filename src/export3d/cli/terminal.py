@@ -35,6 +35,19 @@ def with_progress(items: Iterable[Item], title: str, total: int) -> Iterator[Ite
 
 
 @contextmanager
+def job_progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
+    """What functions that know how much there is to do take as `progress`: (done, total) or (done, total, of what)."""
+    with progress_bar(title, unit=unit) as bar:
+
+        def progress(done: int, total: int, name: str = "") -> None:
+            bar.total = total
+            bar.set_postfix_str(name, refresh=False)
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+@contextmanager
 def frame_counter(title: str, path: Path) -> Iterator[Callable[[int], None]]:
     """What `Tracker.track_video` takes as `progress`, shown as a bar; nothing is shown for a motion file."""
     with progress_bar(f"{title} {path.name}") as bar:

@@ -150,7 +150,16 @@ def close_crop(store: FrameStore, rows: Tensor, size: int, amounts: NDArray[np.f
         rows: (T,) of the store.
         amounts: (T, 4) in [-1, 1]: shift x, shift y, zoom and turn of each crop; None: none.
     """
-    points = store.landmarks[rows].float()
+    image = store.frames[rows].float().div_(127.5).sub_(1.0)
+    return crop_around(image, store.landmarks[rows], size, amounts)
+
+
+def crop_around(image: Tensor, landmarks: Tensor, size: int, amounts: NDArray[np.float64] | None = None) -> Tensor:
+    """Square crops (T, 3, size, size) of pictures (T, 3, R, R) around their landmarks (T, 478, 2), 0..1 across them.
+
+    Gradients flow to the pictures; `amounts` as for `close_crop`.
+    """
+    points = landmarks.float()
     low, high = points.amin(1), points.amax(1)
     centre, half = (low + high) - 1.0, (high - low).amax(1) * _MARGIN  # in the [-1, 1] grid of the picture
     cos, sin = torch.ones_like(half), torch.zeros_like(half)
@@ -166,6 +175,5 @@ def close_crop(store: FrameStore, rows: Tensor, size: int, amounts: NDArray[np.f
         ],
         dim=1,
     )
-    image = store.frames[rows].float().div_(127.5).sub_(1.0)
-    grid = F.affine_grid(theta, [len(rows), 3, size, size], align_corners=False)
+    grid = F.affine_grid(theta, [len(image), 3, size, size], align_corners=False)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)

@@ -75,9 +75,11 @@ class PairSampler:
         still_fraction: share of samples from still portraits.
         pseudo_fraction: share of samples from pseudo-clips, where the store has some; the rest are from videos.
         hard_fraction: share of video samples whose driving frame is the farthest of eight in pose and expression.
+        curriculum_images: that share grows evenly from 0 to `hard_fraction` over so many samples; 0: it is so at once.
 
     Raises:
-        ConfigError: a fraction outside 0..1, or `mirror` in a space whose mirror image is not known.
+        ConfigError: a fraction outside 0..1, a negative curriculum, or `mirror` in a space whose mirror image is not
+            known.
         InputError: no frame with a found face.
     """
 
@@ -90,16 +92,19 @@ class PairSampler:
         still_fraction: float = 0.3,
         hard_fraction: float = 0.0,
         pseudo_fraction: float = 0.3,
+        curriculum_images: int = 0,
     ) -> None:
         fractions = {"still": still_fraction, "pseudo": pseudo_fraction, "hard": hard_fraction}
         for name, value in fractions.items():
             if not 0.0 <= value <= 1.0:
                 raise ConfigError(f"{name}_fraction is {value}; give a number from 0 to 1")
+        if curriculum_images < 0:
+            raise ConfigError(f"curriculum_images is {curriculum_images}; give a number of images, or 0 for none")
         if mirror and store.space != "arkit52":
             raise ConfigError(f"expressions in {store.space} cannot be mirrored; use mirror=False")
         self.store, self.seed, self.mirror = store, seed, mirror
         self.augment = (Augment() if augment is True else augment) or None
-        self.hard_fraction = hard_fraction
+        self.hard_fraction, self.curriculum_images = hard_fraction, curriculum_images
         found = store.found.cpu().numpy()
         self._usable = [clip.start + np.flatnonzero(found[clip.rows]) for clip in store.clips]
         stills = [i for i, rows in enumerate(self._usable) if len(rows) and store.clips[i].kind == "image"]
@@ -145,11 +150,7 @@ class PairSampler:
         Raises:
             ConfigError: the batch cannot be shared evenly.
         """
-        if batch_size < 1 or batch_size % world or not 0 <= rank < world:
-            raise ConfigError(f"a batch of {batch_size} cannot be shared by {world} processes (rank {rank}); change it")
-        share = batch_size // world
-        first = images_seen + rank * share
-        draws = [self._draw(number) for number in range(first, first + share)]
+        draws = [self._draw(number) for number in share_of(images_seen, batch_size, rank, world)]
         sides = [self._side(draws, which) for which in (0, 1)]
         colour = torch.from_numpy(np.stack([draw.colour for draw in draws])).float().to(self.store.device)
         source, driving = (recolour(side["image"], colour) for side in sides)
@@ -173,7 +174,7 @@ class PairSampler:
         usable = self._usable[clip]
         still = self.store.clips[clip].kind == "image"
         source, others = rng.integers(len(usable)), rng.integers(max(1, len(usable) - 1), size=_HARD_CANDIDATES)
-        hard, mirrored = rng.random() < self.hard_fraction, rng.random() < 0.5
+        hard, mirrored = rng.random() < self._hard_share(number), rng.random() < 0.5
         candidates = usable[np.where(others >= source, (others + 1) % len(usable), others)]
         frame = usable[source]
         driving = candidates[int(np.argmax(self._distance(frame, candidates))) if hard and not still else 0]
@@ -190,6 +191,10 @@ class PairSampler:
             if rng.random() < limits.together and not still:
                 geometry[1] = geometry[0]
         return _Draw(clip, (int(frame), int(driving)), self.mirror and bool(mirrored), geometry, colour)
+
+    def _hard_share(self, number: int) -> float:
+        """Probability of a hard pair for the sample `number`."""
+        return self.hard_fraction * min(1.0, number / self.curriculum_images if self.curriculum_images else 1.0)
 
     def _distance(self, frame: int, candidates: NDArray[np.int64]) -> Array:
         """How far frames are from one: head angles in units of 15 degrees plus the summed change of expression."""
@@ -240,6 +245,15 @@ class PairSampler:
         limits = [torch.from_numpy(limit).float().to(device)[:, None] for limit in (low, high)]
         valid = ((origin >= limits[0]) & (origin <= limits[1])).all(-1)
         return valid.view(-1, 1, size, size).float()
+
+
+def share_of(images_seen: int, batch_size: int, rank: int, world: int) -> range:
+    """Numbers of the samples of a batch that fall to one process, see `PairSampler.batch`."""
+    if batch_size < 1 or batch_size % world or not 0 <= rank < world:
+        raise ConfigError(f"a batch of {batch_size} cannot be shared by {world} processes (rank {rank}); change it")
+    share = batch_size // world
+    first = images_seen + rank * share
+    return range(first, first + share)
 
 
 @dataclass(frozen=True)

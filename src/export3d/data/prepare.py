@@ -45,6 +45,9 @@ _PROBE_BYTES = 1 << 20
 _VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".flv"}
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_VAL_FRACTION = 0.1
+_FEW = 4
+"""Of fewer videos none is held out: training needs them all."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ def prepare(
     manifest: Path | str | None = None,
     workers: int | None = None,
     resume: bool = True,
-    val_fraction: float = 0.0,
+    val_fraction: float | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
 ) -> Report:
@@ -129,11 +132,13 @@ def prepare(
         inputs: files, and folders that are searched to the bottom. With a manifest none means all of its files.
         out: gets one folder of shards for each split, `report.json` and `report.csv`.
         manifest: CSV with columns file (relative to the CSV), person, split, and optionally terms and others, which are
-            kept as provenance. Without one everything is in the split `train`, with the file's stem as its person.
+            kept as provenance. Without one each file's person is its stem, and its split `train` or, of the videos that
+            are held out, `val`.
         workers: processes (default: one a core); 0 works in this process. Processes are spawned: a script that calls
             this needs `if __name__ == "__main__":`.
         resume: keep what was finished before; False prepares the given files anew.
-        val_fraction: without a manifest, share of people (chosen by their names alone) that go to the split `val`.
+        val_fraction: without a manifest, the share of the videos to hold out, whole videos chosen by their names: by
+            default a tenth, at least one of four or more. Further videos move none from one split to the other.
         limits: what a clip must be.
         progress: called with (files done, files, name of the last).
 
@@ -148,12 +153,13 @@ def prepare(
     began = time.monotonic()
     out, limits = Path(out), limits or Limits()
     workers = (os.cpu_count() or 1) if workers is None else workers
-    if not 0.0 <= val_fraction < 1.0 or workers < 0:
+    if not 0.0 <= (val_fraction or 0.0) < 1.0 or workers < 0:
         raise ConfigError("val_fraction must be at least 0 and below 1, and workers not negative")
     if manifest is not None and val_fraction:
         raise ConfigError("the manifest says who is in which split; leave val_fraction out")
     rows = None if manifest is None else _read_manifest(Path(manifest))
-    files, ignored = _collect([Path(path) for path in inputs], rows)
+    paths = [Path(path) for path in inputs]
+    files, ignored = _collect(paths, rows)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -181,6 +187,8 @@ def prepare(
             if progress is not None:
                 progress(done, len(todo), job.file)
         _pack(out / split, mine)
+        if rows is None and split == "val" and _all_refused(out / split, mine):  # others take their place
+            return prepare(paths, out, None, workers, resume, val_fraction, limits, progress)
     _forget_moved(out, jobs)
     report = _report(out, [*outside, *crashed], done, len(jobs) - len(todo), ignored, time.monotonic() - began)
     _write_report(report, limits)
@@ -242,15 +250,16 @@ def _jobs(
     rows: dict[Path, dict[str, str]] | None,
     out: Path,
     limits: Limits,
-    val_fraction: float,
+    val_fraction: float | None,
 ) -> tuple[list[Job], list[Reject]]:
     """Jobs with unique keys and fingerprints, and the files that cannot be one."""
+    held_out = _held_out(files, out, _VAL_FRACTION if val_fraction is None else val_fraction) if rows is None else set()
     drafts: list[Job] = []
     rejects: list[Reject] = []
     contents: dict[str, str] = {}
     for path, name in files:
         if rows is None:
-            split = "val" if _unit(path.stem) < val_fraction else "train"
+            split = "val" if path.stem in held_out else "train"
             job = Job(path, name, split, path.stem, "unstated")
         elif path in rows:
             row = dict(rows[path])
@@ -269,9 +278,24 @@ def _jobs(
             continue
         facts = [VERSION, content, job.split, job.person, job.terms, job.origin, asdict(limits)]
         fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
-        place = hashlib.sha256(str(path).encode()).hexdigest()[:16]
+        place = _place(path)
         drafts.append(replace(job, fingerprint=fingerprint, place=place, parts=out / job.split / _PARTS))
     return _with_keys(drafts, out), rejects
+
+
+def _held_out(files: list[tuple[Path, str]], out: Path, share: float) -> set[str]:
+    """Stems of the videos that are for validation; pictures have no second frame to validate with."""
+    indices = {folder.name: read_index(folder) for folder in _splits(out)}
+    used = {entry.place for index in indices.values() for entry in index.entries}
+    refused = {reject.place for index in indices.values() for reject in index.rejects} - used
+    stems = {path.stem for path, _ in files if _place(path) not in refused and _kind(path) == "video"}
+    if not share or len(stems) < _FEW:
+        return set()
+    before = {entry.person: name for name, index in indices.items() for entry in index.entries}
+    held = {stem for stem in stems if before.get(stem) == "val"}
+    missing = max(1, round(share * len(stems))) - len(held)
+    others = sorted(stems - held, key=lambda stem: (stem in before, _unit(stem)))
+    return held | set(others[: max(0, missing)])
 
 
 def _with_keys(jobs: list[Job], out: Path) -> list[Job]:
@@ -290,6 +314,10 @@ def _with_keys(jobs: list[Job], out: Path) -> list[Job]:
             name = f"{name}-{job.fingerprint[:8]}"
         named.append(replace(job, key=name))
     return named
+
+
+def _place(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:16]
 
 
 def _kind(path: Path) -> str | None:
@@ -444,14 +472,24 @@ def _pack(split: Path, jobs: Sequence[Job]) -> None:
     shutil.rmtree(parts, ignore_errors=True)
 
 
+def _all_refused(split: Path, jobs: Sequence[Job]) -> bool:
+    index = read_index(split)
+    return not index.entries and {job.place for job in jobs} <= {reject.place for reject in index.rejects}
+
+
 def _forget_moved(out: Path, jobs: Sequence[Job]) -> None:
-    """Take files that are now in another split out of the one they were in: a person must never be in two."""
+    """Take files that are now in another split out of the one they were in: a person must never be in two.
+
+    A split of which nothing is left goes.
+    """
     home = {job.place: job.split for job in jobs}
     for folder in _splits(out):
         index = read_index(folder)
         gone = {line.fingerprint for line in _lines(index) if home.get(line.place, folder.name) != folder.name}
         if gone:
             update(folder, [], drop=gone)
+            if not _lines(read_index(folder)):
+                shutil.rmtree(folder)
 
 
 def _report(out: Path, more_rejects: list[Reject], done: int, skipped: int, ignored: int, seconds: float) -> Report:

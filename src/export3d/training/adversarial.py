@@ -23,8 +23,10 @@ from torch import Tensor, nn
 
 from export3d.checkpoint import load_into
 from export3d.data.frames import FrameStore
+from export3d.data.rotation import Rotation
 from export3d.discriminator import Discriminator, discriminator_config
 from export3d.errors import ConfigError
+from export3d.hub import locate
 from export3d.image import resize
 from export3d.losses import adversarial, discrimination, r1_penalty
 from export3d.model import Export3D, Output
@@ -114,6 +116,7 @@ class AdversarialTask(PairTask):
     Args:
         former: the model of phase one; it is copied, to this run's image size.
         train_frames, val_frames: see `PairTask`.
+        seed: of the pairs and of the untrained discriminator.
 
     `config` holds, as JSON, what rebuilds the module and this run's settings.
     """
@@ -124,18 +127,19 @@ class AdversarialTask(PairTask):
         self,
         config: AdversarialConfig,
         former: Export3D,
-        train_frames: FrameStore,
+        train_frames: FrameStore | Rotation,
         val_frames: FrameStore | None = None,
+        seed: int = 0,
     ) -> None:
-        torch.manual_seed(0)
+        torch.manual_seed(seed)
         model = Export3D(config.sized(former.config))
         load_into(model, adapt_resolution(former.state_dict(), model), what="the weights of phase one")
-        super().__init__(config, model, train_frames, val_frames)
+        super().__init__(config, model, train_frames, val_frames, seed)
         if config.adv_trainable == "sr":
             model.requires_grad_(False)
             model.superres.requires_grad_(True)
-        elif model.config.expression.frozen and model.generator.flow_field is not None:
-            model.generator.flow_field.requires_grad_(False)  # as in phase one
+        elif model.config.expression.frozen and model.motion is not None:
+            model.motion.requires_grad_(False)  # as in phase one
         self.opponent = DiscriminatorSide(config, model.config.image_size)
         self.config: Mapping[str, Any] = {
             "model": model.config.to_dict(),
@@ -156,7 +160,7 @@ class AdversarialTask(PairTask):
         terms["total"] = terms["total"] + terms["adversarial"]
         self.opponent.shown = Shown(self._real(batch, output), (fake[0].detach(), fake[1].detach()), camera)
         if self.settings.adv_trainable == "all":
-            self.model.generator.average.update(output.generated)
+            self.model.generator.average.collect(output.generated)
         return terms
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
@@ -187,14 +191,14 @@ class AdversarialTask(PairTask):
 
 
 def run(
-    data: Path,
+    data: Path | str,
     out: Path,
     config: AdversarialConfig,
     loop: LoopConfig,
     *,
-    init_from: Path,
+    from_pretrained: Path | str,
     resume: bool = True,
-    pseudo: Sequence[Path] = (),
+    pseudo: Sequence[Path | str] = (),
     cache: Path | None = None,
 ) -> Result:
     """Train phase two on a prepared folder (with `train` and, where there is one, `val`) into the run folder `out`.
@@ -202,15 +206,17 @@ def run(
     The averaged weights are written to `out/weights.safetensors` at the end.
 
     Args:
-        init_from: phase one's weights; they say what model it is. A run that goes on takes its own instead.
+        data: the folder, or its URL; so may `pseudo` be.
+        from_pretrained: phase one's weights (see `hub.locate`); they say what model it is. A run that goes on takes its
+            own instead.
         pseudo: splits of pseudo-clips (`export3d pseudo-clips`) to train on beside the real ones.
         cache: folder that keeps decoded frames between runs.
     """
-    former = load_pretrained(init_from)
+    former = load_pretrained(locate(from_pretrained)[0])
     size = config.sized(former.config).image_size
     discriminator_config(config.discriminator, size)  # refused before minutes go into decoding
-    clips, val = load_frames(data, size, pseudo, cache)
-    task = AdversarialTask(config, former, clips, val)
+    clips, val = load_frames(data, size, pseudo, cache, config.memory)
+    task = AdversarialTask(config, former, clips, val, loop.seed)
     result = train(task, out, loop, opponent=task.opponent, resume=resume)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         export(result.checkpoint, out / "weights.safetensors", "adversarial")

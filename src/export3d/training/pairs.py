@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,13 +17,21 @@ from export3d.checkpoint import load_into, load_state
 from export3d.config import ModelConfig
 from export3d.data.dataset import PairSampler
 from export3d.data.frames import FrameStore
-from export3d.errors import InputError
+from export3d.data.places import as_place, inside
+from export3d.data.rotation import RotatingSampler, Rotation, rows_of_block
+from export3d.data.shards import has_split
+from export3d.errors import ConfigError, InputError, MissingExtra
 from export3d.image import contact_sheet, resize, to_uint8
-from export3d.losses import ReconstructionWeights, face_weight, flow_error, reconstruction
+from export3d.losses import ReconstructionWeights, face_weight, flow_error, landmark_error, reconstruction
 from export3d.model import Export3D, Output
 from export3d.perceptual import Perceptual, load_perceptual
 from export3d.pretrained import save_pretrained
 from export3d.render.renderer import Rendered
+from export3d.training import face_features
+from export3d.training.face_features import FacePerceptual
+from export3d.training.regularisers import ExpressionError, IdentityError, density_variation
+
+log = logging.getLogger(__name__)
 
 _VALIDATED = 64
 _AT_ONCE = 8
@@ -38,11 +47,20 @@ class PairConfig:
         coarse: stratified samples a ray, in training and in the weights it leaves; None keeps the model's.
         fine: importance samples a ray, likewise.
         weights: of the loss terms.
-        backbone: perceptual network: `alex`, `squeeze`, `vgg16`, or `none`.
+        backbone: perceptual network: `alex`, `squeeze`, `vgg16` (LPIPS), `dlib` (`training.face_features`, packaged),
+            `none`, or `auto`: `squeeze` where its weights are at hand, else `dlib`.
         backbone_file, heads_file: its weight files; torchvision's where no file is given.
         face_emphasis: extra weight of the squared error at eyes and mouth; 0 is the paper's plain mean.
-        flow: weight of the flow's landmark error (`losses.flow_error`), where the model has a flow.
-        still_fraction, pseudo_fraction, hard_fraction, mirror, augment: see `export3d.data.dataset.PairSampler`.
+        flow: weight of the errors of landmarks (`losses.landmark_error`, `losses.flow_error`), where the model moves
+            the source.
+        identity_weight: of the error of identity, see `training.regularisers`.
+        expression_weight: of the error of expression, read by `expression_reader`.
+        expression_reader: the image encoder that `export3d pretrain` wrote, reader.safetensors.
+        density_weight: of the density's variation over small steps.
+        still_fraction, pseudo_fraction, hard_fraction, curriculum_images, mirror, augment: see
+            `export3d.data.dataset.PairSampler`.
+        memory: GB of decoded training frames held at once; where they are more, a window moves through them
+            (`export3d.data.rotation`); None holds them all.
         sheet_pairs: pairs in an image sheet.
     """
 
@@ -55,11 +73,17 @@ class PairConfig:
     heads_file: Path | None = None
     face_emphasis: float = 0.0
     flow: float = 10.0
+    identity_weight: float = 0.0
+    expression_weight: float = 0.0
+    expression_reader: Path | None = None
+    density_weight: float = 0.0
     still_fraction: float = 0.3
     pseudo_fraction: float = 0.3
     hard_fraction: float = 0.0
+    curriculum_images: int = 0
     mirror: bool = True
     augment: bool = True
+    memory: float | None = None
     sheet_pairs: int = 8
 
     def sized(self, config: ModelConfig) -> ModelConfig:
@@ -93,49 +117,68 @@ class PairTask:
 
     Args:
         model: what is trained.
-        train_frames: decoded training frames at the model's image size.
+        train_frames: decoded training frames at the model's image size, all of them or a window on them.
         val_frames: the same of the validation split, for figures and sheets; may be None.
+        seed: of the pairs; another one gives others.
 
     Raises:
         InputError: the frames are in another expression space than the model.
+        ConfigError: an error of expression is asked for without the encoder that reads it.
     """
 
     def __init__(
-        self, config: PairConfig, model: Export3D, train_frames: FrameStore, val_frames: FrameStore | None = None
+        self,
+        config: PairConfig,
+        model: Export3D,
+        train_frames: FrameStore | Rotation,
+        val_frames: FrameStore | None = None,
+        seed: int = 0,
     ) -> None:
         self.settings: PairConfig = config
+        self.seed = seed
         self.model = model
         if train_frames.space != model.config.space:
             raise InputError(f"the training data is in {train_frames.space}, the model expects {model.config.space}")
         self.module: nn.Module = model
         self.sampler = self._sampler(train_frames)
         self.val = val_frames
-        self.perceptual: Perceptual | None = None
-        if config.backbone != "none":
-            self.perceptual = load_perceptual(config.backbone, config.backbone_file, config.heads_file)
+        self.perceptual = _perceptual(config)
+        self.identity = IdentityError() if config.identity_weight else None
+        self.expression = _expression_error(config)
 
     def prepare(self, device: torch.device) -> None:
-        """Move the perceptual network and all frames to the training device."""
+        """Move the networks that compare pictures and all frames to the training device."""
         if self.perceptual is not None:
             self.perceptual = self.perceptual.to(device)
-        if device.type != self.sampler.store.device.type:
-            self.sampler = self._sampler(self.sampler.store.to(device))
+        for error in (self.identity, self.expression):
+            if error is not None:
+                error.to(device)
+        sampler = self.sampler
+        if device.type != sampler.store.device.type:
+            frames = sampler.rotation if isinstance(sampler, RotatingSampler) else sampler.store
+            self.sampler = self._sampler(frames.to(device))
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
-        """Pairs by number, with one generator seed for the ray jitter of this share."""
-        return {**self.sampler.batch(images_seen, batch_size, rank, world), "jitter": images_seen * world + rank}
+        """Pairs by number, with the number of each, from which its ray samples are jittered."""
+        pairs = self.sampler.batch(images_seen, batch_size, rank, world)
+        share = batch_size // world
+        first = images_seen + rank * share
+        return {**pairs, "number": torch.arange(first, first + share, device=pairs["source"].device)}
+
+    def end_step(self) -> None:
+        """Fold what the step generated into the tri-plane EMA (Eq. 14)."""
+        self.model.generator.average.update()
 
     def draw(self, batch: Mapping[str, Any], superres: bool = True) -> Output:
         """The model's forward pass on a batch, ray samples jittered."""
-        source: Tensor = batch["source"]
-        jitter = torch.Generator(source.device).manual_seed(int(batch["jitter"]))
         output: Output = self.model(
-            source,
+            batch["source"],
             batch["expression"],
             batch["camera"],
             batch["source_camera"],
             batch["source_expression"],
-            generator=jitter,
+            batch["source_landmarks"],
+            jitter=batch["number"],
             superres=superres,
         )
         return output
@@ -143,7 +186,10 @@ class PairTask:
     def compare(
         self, output: Output, batch: Mapping[str, Any], weights: ReconstructionWeights | None = None
     ) -> dict[str, Tensor]:
-        """Eq. 11 and, where the model has a flow, its landmark error: each weighted term, and `total`."""
+        """Eq. 11, the errors of landmarks where the model moves them, and what else was asked for.
+
+        Each weighted term, and `total`.
+        """
         emphasis = self.settings.face_emphasis
         weight = face_weight(batch["landmarks"], batch["driving"].shape[-1], emphasis) if emphasis else None
         terms = reconstruction(
@@ -154,11 +200,36 @@ class PairTask:
             weights or self.settings.weights,
             weight,
         )
-        if output.flow is not None and self.settings.flow:
-            half = self.model.config.render.half_extent
-            before, after = (batch["source_landmarks"], batch["source_camera"]), (batch["landmarks"], batch["camera"])
-            terms["flow"] = self.settings.flow * flow_error(output.flow, *before, *after, half)
-            terms["total"] = terms["total"] + terms["flow"]
+        for name, term in {**self._landmarks(output, batch), **self._optional(output, batch)}.items():
+            terms[name] = term
+            terms["total"] = terms["total"] + term
+        return terms
+
+    def _landmarks(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weighted errors of landmarks, as far as anything is trained that moves them."""
+        points, flow, terms = output.planes.points, output.planes.flow, {}
+        after = (batch["landmarks"], batch["camera"])
+        if points is not None and points.requires_grad and self.settings.flow:
+            terms["landmarks"] = self.settings.flow * landmark_error(points, *after)
+        if points is not None and flow is not None and self.settings.flow:
+            before, half = (batch["source_landmarks"], batch["source_camera"]), self.model.config.render.half_extent
+            depth = points[..., 2].detach()
+            terms["flow"] = self.settings.flow * flow_error(flow, *before, *after, depth, half)
+        return terms
+
+    def _optional(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weighted terms of `training.regularisers` that this run has; of the raw image where there is no other."""
+        s, terms = self.settings, {}
+        image = output.rendered.raw if output.image is None else output.image
+        pictures = (image, resize(batch["driving"], image.shape[-1]), batch["landmarks"])
+        if self.identity is not None:
+            terms["identity"] = s.identity_weight * self.identity(*pictures)
+        if self.expression is not None:
+            terms["expression"] = s.expression_weight * self.expression(*pictures)
+        triplane = output.planes.triplane
+        if s.density_weight and triplane.requires_grad:
+            half, decoder = self.model.config.render.half_extent, self.model.renderer.decoder
+            terms["density"] = s.density_weight * density_variation(decoder, triplane, half, batch["number"])
         return terms
 
     def drawn(self, ema: nn.Module, count: int) -> Iterator[Drawn]:
@@ -168,7 +239,8 @@ class PairTask:
         for start in range(0, count, _AT_ONCE):
             batch = sampler.batch(start, min(_AT_ONCE, count - start))
             pair = {name: value.to(device) for name, value in batch.items()}
-            features = ema.encode(pair["source"], pair["source_camera"], pair["source_expression"])  # type: ignore[operator]
+            own = (pair[f"source_{name}"] for name in ("camera", "expression", "landmarks"))
+            features = ema.encode(pair["source"], *own)  # type: ignore[operator]
             planes = ema.planes(features, pair["expression"])  # type: ignore[operator]
             rendered: Rendered = ema.render(planes, pair["camera"])  # type: ignore[operator]
             yield Drawn(pair, ema.finish(planes, pair["camera"], rendered), rendered)  # type: ignore[operator]
@@ -201,41 +273,64 @@ class PairTask:
             rows += [[to_uint8(x[i].clamp(-1, 1)) for x in pictures] for i in range(len(found.image))]
         return contact_sheet(rows)
 
-    def _sampler(self, frames: FrameStore) -> PairSampler:
+    def _sampler(self, frames: FrameStore | Rotation) -> PairSampler | RotatingSampler:
+        if isinstance(frames, Rotation):
+            return RotatingSampler(frames, self._pairs)
+        return self._pairs(frames)
+
+    def _pairs(self, frames: FrameStore) -> PairSampler:
         s = self.settings
         return PairSampler(
             frames,
+            self.seed,
             mirror=s.mirror,
             augment=s.augment,
             still_fraction=s.still_fraction,
             pseudo_fraction=s.pseudo_fraction,
             hard_fraction=s.hard_fraction,
+            curriculum_images=s.curriculum_images,
         )
 
 
 def load_frames(
-    data: Path, size: int, pseudo: Sequence[Path] = (), cache: Path | None = None
-) -> tuple[FrameStore, FrameStore | None]:
+    data: Path | str,
+    size: int,
+    pseudo: Sequence[Path | str] = (),
+    cache: Path | None = None,
+    memory: float | None = None,
+) -> tuple[FrameStore | Rotation, FrameStore | None]:
     """Decoded frames of `size` pixels of a prepared folder: of `train`, and of `val` where there is one.
 
     Args:
+        data: the folder, or its URL.
         pseudo: splits of pseudo-clips (`export3d pseudo-clips`) that join the training frames.
         cache: folder that keeps decoded frames between runs.
-    """
+        memory: see `PairConfig`; the validation frames are held besides.
 
-    def frames(split: Path, name: str) -> FrameStore:
+    Raises:
+        InputError: not prepared, or damaged.  ConfigError: `cache` and `memory` both.
+    """
+    place = as_place(data)
+    if cache is not None and memory is not None:
+        raise ConfigError("--cache keeps all frames on the disk and --memory a part of them in memory; leave one out")
+
+    def frames(split: Path | str, name: str) -> FrameStore:
         kept = None
         if cache is not None:
             cache.mkdir(parents=True, exist_ok=True)
             kept = cache / f"{name}-{size}.safetensors"
         return FrameStore.load(split, size, cache=kept)
 
-    if not (data / "train").is_dir():
-        raise InputError(f"{data} has no folder 'train'; make one with: export3d prepare CLIPS -o {data}")
+    if not has_split(place, "train"):
+        raise InputError(f"{data} has no folder 'train'; make one with: export3d prepare CLIPS -o DIR")
+    train = inside(place, "train")
+    rows = None if memory is None else rows_of_block(memory, [train, *pseudo], size)
+    val = frames(inside(place, "val"), "val") if has_split(place, "val") else None
+    if rows is not None:
+        return Rotation([train], size, rows, pseudo=pseudo), val
     made = [frames(folder, f"pseudo{number}").as_pseudo() for number, folder in enumerate(pseudo)]
-    clips = frames(data / "train", "train")
-    clips = FrameStore.join([clips, *made]) if made else clips
-    return clips, frames(data / "val", "val") if (data / "val").is_dir() else None
+    clips = frames(train, "train")
+    return FrameStore.join([clips, *made]) if made else clips, val
 
 
 def export(checkpoint: Path, path: Path, phase: str) -> Path:
@@ -249,6 +344,31 @@ def export(checkpoint: Path, path: Path, phase: str) -> Path:
 def words(config: Any) -> dict[str, Any]:
     """A dataclass of settings as JSON-able words and numbers; paths as text."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
+
+
+def _perceptual(config: PairConfig) -> Perceptual | None:
+    if config.backbone == "none":
+        return None
+    if config.backbone == face_features.NAME:
+        return FacePerceptual()
+    if config.backbone != "auto":
+        return load_perceptual(config.backbone, config.backbone_file, config.heads_file)
+    try:
+        return load_perceptual("squeeze", config.backbone_file, config.heads_file)
+    except (MissingExtra, OSError):  # torchvision is not installed, or cannot download
+        log.warning(
+            "the weights of LPIPS are not at hand, so pictures are compared by features of the packaged face "
+            "descriptor; to use LPIPS, name its files with --backbone-file and --heads-file, or install torchvision"
+        )
+        return FacePerceptual()
+
+
+def _expression_error(config: PairConfig) -> ExpressionError | None:
+    if not config.expression_weight:
+        return None
+    if config.expression_reader is None:
+        raise ConfigError("expression_weight needs the encoder that reads expressions: --expression-reader FILE")
+    return ExpressionError.load(config.expression_reader)
 
 
 def _psnr(image: Tensor, target: Tensor) -> Tensor:

@@ -20,14 +20,17 @@ from torch import Tensor, nn
 from export3d.checkpoint import load_into, load_state
 from export3d.data.contrast import ContrastConfig, ContrastSampler, close_crop
 from export3d.data.frames import FrameStore
+from export3d.data.places import as_place, inside
+from export3d.data.shards import has_split
 from export3d.errors import ConfigError, InputError
 from export3d.evaluation.expression import retrieval_accuracy, spread_frames
-from export3d.expression.contrastive import CLeBS, CLeBSConfig, contrastive_loss
+from export3d.expression.contrastive import CLeBS, CLeBSConfig, ResNetSE18, contrastive_loss
 from export3d.expression.directions import settle
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.image import contact_sheet, to_uint8
 from export3d.pretrained import save_encoder
 from export3d.training.loop import LoopConfig, Result, train
+from export3d.training.regularisers import ReaderConfig, save_reader
 
 FRAMES_PX = 128
 """Pictures that the close crops are cut from; a face is about 70 pixels wide in them."""
@@ -111,6 +114,9 @@ class PretrainTask:
             clips += count
         return {"total": total / clips, "top5": top5 / clips}
 
+    def end_step(self) -> None:
+        """Nothing is left to do."""
+
     def validate(self, ema: nn.Module) -> Mapping[str, float]:
         """Loss and retrieval on held-out clips: 33 frames of each, evenly spread, without augmentation."""
         if self.val is None:
@@ -151,51 +157,70 @@ class PretrainTask:
 
 
 def run(
-    data: Path,
+    data: Path | str,
     out: Path,
     config: PretrainConfig,
     loop: LoopConfig,
     *,
-    pseudo: Sequence[Path] = (),
+    pseudo: Sequence[Path | str] = (),
     resume: bool = True,
     cache: Path | None = None,
 ) -> Result:
     """Pre-train on a prepared folder (with `train` and, where there is one, `val`) into the run folder `out`.
 
-    The frozen encoder is written to `out/clebs.safetensors` at the end, its directions settled on the training videos.
+    The frozen encoder is written to `out/clebs.safetensors` at the end, its directions settled on the training videos,
+    and its partner for images to `out/reader.safetensors`.
 
     Args:
+        data: the folder, or its URL; so may `pseudo` be.
         pseudo: splits of pseudo-clips (`export3d pseudo-clips`), drawn beside the real clips.
         cache: folder that keeps decoded frames between runs.
     """
-    if not (data / "train").is_dir():
-        raise InputError(f"{data} has no folder 'train'; make one with: export3d prepare CLIPS -o {data}")
+    place = as_place(data)
+    if not has_split(place, "train"):
+        raise InputError(f"{data} has no folder 'train'; make one with: export3d prepare CLIPS -o DIR")
 
-    def frames(split: Path, name: str) -> FrameStore:
+    def frames(split: Path | str, name: str) -> FrameStore:
         if cache is None:
             return FrameStore.load(split, FRAMES_PX)
         cache.mkdir(parents=True, exist_ok=True)
         return FrameStore.load(split, FRAMES_PX, cache=cache / f"{name}-{FRAMES_PX}.safetensors")
 
-    clips = frames(data / "train", "train")
-    val = frames(data / "val", "val") if (data / "val").is_dir() else None
+    clips = frames(inside(place, "train"), "train")
+    val = frames(inside(place, "val"), "val") if has_split(place, "val") else None
     made = [frames(folder, f"pseudo{number}") for number, folder in enumerate(pseudo)]
     result = train(PretrainTask(config, clips, made, val), out, loop, resume=resume)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         export(result, out / "clebs.safetensors", clips)
+        export_reader(result.checkpoint, out / "reader.safetensors")
     return result
 
 
 def export(result: Result, path: Path, clips: FrameStore) -> Path:
     """The averaged expression encoder of a run, its directions settled on `clips`, as a file for `load_encoder`."""
     state = load_state(result.checkpoint)
-    prefix = "expression."
     encoder = ExpressionEncoder(ExpressionConfig(**state.config["task"]["pretrain"]["model"]["expression"]))
-    tensors = {name.removeprefix(prefix): value for name, value in state.ema.items() if name.startswith(prefix)}
-    load_into(encoder, tensors, what=str(result.checkpoint))
+    load_into(encoder, _part(state.ema, "expression."), what=str(result.checkpoint))
     settle(encoder, videos(clips))
     info = {"clips_seen": state.counters["images_seen"], "validation": result.validation}
     return save_encoder(encoder, path, info)
+
+
+def export_reader(checkpoint: Path, path: Path) -> Path:
+    """The averaged image encoder of a training state as a file for `regularisers.ExpressionError.load`."""
+    state = load_state(checkpoint)
+    settings = state.config["task"]["pretrain"]
+    model = settings["model"]
+    sizes = ReaderConfig(
+        width=model["width"], d=model["expression"]["d"], groups=model["groups"], size=settings["frames"]["size"]
+    )
+    reader = ResNetSE18(sizes.width, sizes.d, sizes.groups)
+    load_into(reader, _part(state.ema, "image."), what=str(checkpoint))
+    return save_reader(reader, sizes, path)
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
 def videos(store: FrameStore) -> Tensor:

@@ -16,9 +16,11 @@ from torch import Tensor
 from export3d.checkpoint import latest_state, load_into
 from export3d.config import ModelConfig, preset, variant
 from export3d.data.frames import FrameStore
+from export3d.data.rotation import Rotation
 from export3d.errors import ConfigError
 from export3d.expression.encoder import ExpressionEncoder
-from export3d.losses import flow_error
+from export3d.hub import locate
+from export3d.losses import landmark_error
 from export3d.model import Export3D
 from export3d.pretrained import inherit, load_encoder, load_pretrained
 from export3d.training.loop import LoopConfig, Result, train
@@ -32,23 +34,33 @@ class ReconstructionConfig(PairConfig):
     """Settings of phase one, beside the loop's and those of `PairConfig`.
 
     Attributes:
-        preset: model preset.
-        variants: changes to the preset by name, see `export3d.config.VARIANTS`; "clebs" needs a pre-trained encoder.
-        expression: the pre-trained encoder's file for "clebs"; None takes the packaged one.
+        preset: model preset; None takes the settings of the weights to begin with.
+        variants: changes to those by name, see `export3d.config.VARIANTS`; "clebs" needs a pre-trained encoder.
+        expression: the pre-trained encoder's file for "clebs"; None takes that of the weights to begin with, where it
+            was pre-trained, else the packaged one.
         superres: train the super-resolution too; without it only the raw image is compared.
-        flow_steps: steps in which a fresh run first fits the flow's field to 256 pairs of landmarks each, without
+        motion_steps: steps in which a fresh run first fits the motion of landmarks to 256 pairs of them each, without
             pictures: a minute that saves many thousand images.
     """
 
-    preset: str = "base"
+    preset: str | None = "base"
     variants: tuple[str, ...] = ()
     expression: Path | None = None
     superres: bool = True
-    flow_steps: int = 1000
+    motion_steps: int = 1500
 
-    def model_config(self) -> ModelConfig:
-        """The preset with this run's variants, image size and samples a ray."""
-        config = preset(self.preset)
+    def model_config(self, former: ModelConfig | None = None) -> ModelConfig:
+        """The preset, or else the settings of the weights to begin with, with this run's changes to them.
+
+        Raises:
+            ConfigError: an unknown preset or variant, or neither a preset nor weights to begin with.
+        """
+        if self.preset is not None:
+            config = preset(self.preset)
+        elif former is not None:
+            config = former
+        else:
+            raise ConfigError("there is no model to train; give a --preset, or weights with --from-pretrained")
         for name in self.variants:
             config = variant(config, name)
         return self.sized(config)
@@ -58,8 +70,10 @@ class ReconstructionTask(PairTask):
     """What `training.loop` trains in phase one.
 
     Args:
-        train_frames: decoded training frames at the model's image size.
+        train_frames: decoded training frames at the model's image size, all of them or a window on them.
         val_frames: the same of the validation split, for figures and sheets; may be None.
+        seed: of the pairs and of the untrained weights.
+        former: the model to begin with, see `pretrained.inherit`.
 
     `config` holds, as JSON, what rebuilds the module and this run's settings.
     """
@@ -67,20 +81,30 @@ class ReconstructionTask(PairTask):
     settings: ReconstructionConfig
 
     def __init__(
-        self, config: ReconstructionConfig, train_frames: FrameStore, val_frames: FrameStore | None = None
+        self,
+        config: ReconstructionConfig,
+        train_frames: FrameStore | Rotation,
+        val_frames: FrameStore | None = None,
+        seed: int = 0,
+        former: Export3D | None = None,
     ) -> None:
-        self.model_config = config.model_config()
+        self.model_config = config.model_config(None if former is None else former.config)
         self.config: Mapping[str, Any] = {"model": self.model_config.to_dict(), "reconstruction": words(config)}
-        torch.manual_seed(0)
-        super().__init__(config, Export3D(self.model_config), train_frames, val_frames)
+        torch.manual_seed(seed)
+        super().__init__(config, Export3D(self.model_config), train_frames, val_frames, seed)
         if self.model_config.expression.frozen:
-            self._take_encoder(load_encoder(config.expression), config.expression)
+            kept = former is not None and former.config.expression.frozen and config.expression is None
+            encoder = former.expression if former is not None and kept else load_encoder(config.expression)
+            self._take_encoder(encoder, config.expression)
         else:
             seen = train_frames.expression
             self.model.expression.standardise(seen.mean(0), seen.std(0, correction=0))
-        if self.model_config.expression.frozen and self.model.generator.flow_field is not None:
-            # What the field sees will not change any more, and the small batches of the loop only blur its fit.
-            self.model.generator.flow_field.requires_grad_(False)
+        if self.model_config.expression.frozen and self.model.motion is not None:
+            # What the motion sees will not change any more, and the small batches of the loop only blur its fit.
+            self.model.motion.requires_grad_(False)
+        if former is not None:
+            seen = train_frames.expression
+            inherit(self.model, former, seen[:: max(1, len(seen) // 5000)])
 
     def _take_encoder(self, encoder: ExpressionEncoder, path: Path | None) -> None:
         """Put a pre-trained encoder into the model; it is never trained again."""
@@ -92,60 +116,56 @@ class ReconstructionTask(PairTask):
             )
         load_into(self.model.expression, encoder.state_dict(), what=str(path or "the packaged encoder"))
 
-    def fit_flow(self) -> float:
-        """Fit the flow's field, as far as expressions tell it, to landmarks alone; returns the last tenth's mean error.
+    def fit_motion(self) -> float:
+        """Fit the depth and the motion of landmarks to landmarks alone; returns the last tenth's mean error.
 
-        A field that is not zero was fitted or trained before and stays. Small penalties on the field and on its slopes
-        let it fade away from the face, where there are no landmarks.
-        The encoder is not trained here. With a frozen encoder the loop leaves the field as it is fitted and trains what
-        the features change of it; otherwise it goes on training both. Errors are those of `losses.flow_error`.
+        A motion that is not zero was fitted or trained before and stays. The encoder is not trained here. With a frozen
+        encoder the loop leaves the motion as it is fitted and trains what the features change of the flow; otherwise it
+        goes on training both. Errors are those of `losses.landmark_error`.
         """
-        field, steps = self.model.generator.flow_field, self.settings.flow_steps
-        if field is None or not steps or not self.settings.flow or field.out.weight.any():
+        motion, steps = self.model.motion, self.settings.motion_steps
+        if motion is None or not steps or not self.settings.flow or motion.out.weight.any():
             return 0.0
         store = self.sampler.store
         sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2]))  # nobody looks at the pictures
-        trained = [p.requires_grad for p in field.parameters()]
-        optimizer = torch.optim.AdamW(field.requires_grad_(True).parameters(), lr=2e-3)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+        trained = [p.requires_grad for p in motion.parameters()]
+        optimizer = torch.optim.AdamW(motion.requires_grad_(True).parameters(), lr=2e-3)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 20), pct_start=0.1)
         half, errors = self.model_config.render.half_extent, []
         for step in range(steps):
             batch = sampler.batch(step * 256, 256)
             with torch.no_grad():
-                pose = self.model.pose(batch["source_camera"], batch["source_expression"])
-                embedding = self.model.expression(batch["expression"])
-            before, after = (batch["source_landmarks"], batch["source_camera"]), (batch["landmarks"], batch["camera"])
-            flow = field(embedding, pose)
-            error = flow_error(flow, *before, *after, half)
-            slopes = flow.diff(dim=2).abs().mean() + flow.diff(dim=3).abs().mean()
+                own, beta = (self.model.expression(batch[name]) for name in ("source_expression", "expression"))
+            face = motion.face(own, batch["source_landmarks"], batch["source_camera"], half)
+            error = landmark_error(motion(beta, face), batch["landmarks"], batch["camera"])
             optimizer.zero_grad(set_to_none=True)
-            (error + 0.1 * slopes + 0.02 * flow.abs().mean()).backward()
+            torch.autograd.backward(error)
             optimizer.step()
             schedule.step()
             errors.append(float(error.detach()))
-        for parameter, was in zip(field.parameters(), trained):
+        for parameter, was in zip(motion.parameters(), trained):
             parameter.requires_grad_(was)
         last = float(np.mean(errors[-max(1, steps // 10) :]))
-        log.info("flow fitted to landmarks: error %.4f to %.4f of half a plane", errors[0], last)
+        log.info("motion fitted to landmarks: error %.4f to %.4f of the picture", errors[0], last)
         return last
 
     def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
-        """Eq. 11 on one batch; also folds the generated planes into the tri-plane EMA (Eq. 14)."""
+        """Eq. 11 on one batch; also notes the generated planes for the tri-plane EMA (Eq. 14)."""
         output = self.draw(batch, superres=self.settings.superres)
         terms = self.compare(output, batch)
-        self.model.generator.average.update(output.generated)
+        self.model.generator.average.collect(output.generated)
         return terms
 
 
 def run(
-    data: Path,
+    data: Path | str,
     out: Path,
     config: ReconstructionConfig,
     loop: LoopConfig,
     *,
     resume: bool = True,
-    init_from: Path | None = None,
-    pseudo: Sequence[Path] = (),
+    from_pretrained: Path | str | None = None,
+    pseudo: Sequence[Path | str] = (),
     cache: Path | None = None,
 ) -> Result:
     """Train phase one on a prepared folder (with `train` and, where there is one, `val`) into the run folder `out`.
@@ -153,18 +173,18 @@ def run(
     The averaged weights are written to `out/weights.safetensors` at the end.
 
     Args:
-        init_from: weights to begin with (fresh optimiser), of any image size and expression encoder, see
-            `pretrained.inherit`.
+        data: the folder, or its URL; so may `pseudo` be.
+        from_pretrained: weights to begin with (fresh optimiser), of any image size and expression encoder, see
+            `pretrained.inherit`: a file, a folder, a name, or a Hugging Face repository (`hub.locate`).
         pseudo: splits of pseudo-clips (`export3d pseudo-clips`) to train on beside the real ones.
         cache: folder that keeps decoded frames between runs.
     """
-    clips, val = load_frames(data, config.model_config().image_size, pseudo, cache)
-    task = ReconstructionTask(config, clips, val)
-    if init_from is not None:
-        seen = task.sampler.store.expression
-        inherit(task.model, load_pretrained(init_from), seen[:: max(1, len(seen) // 5000)])
+    former = None if from_pretrained is None else load_pretrained(locate(from_pretrained)[0])
+    size = config.model_config(None if former is None else former.config).image_size
+    clips, val = load_frames(data, size, pseudo, cache, config.memory)
+    task = ReconstructionTask(config, clips, val, loop.seed, former)
     if latest_state(out / "checkpoints") is None:
-        task.fit_flow()
+        task.fit_motion()
     result = train(task, out, loop, resume=resume)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         export(result.checkpoint, out / "weights.safetensors", "reconstruction")

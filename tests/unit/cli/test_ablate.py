@@ -33,7 +33,7 @@ def test_the_command_hands_over_rows_settings_and_budget(
 ) -> None:
     words = (
         f"ablate {tmp_path} -o {tmp_path}/out --preset tiny --image-size 64 --rows direct_3dmm clebs --max-images 8 "
-        "--batch-size 2 --betas 0 0.9 --l2 2 --lpips-raw 0 --expression e.safetensors --init-from w.safetensors "
+        "--batch-size 2 --betas 0 0.9 --l2 2 --lpips-raw 0 --expression e.safetensors --from-pretrained w.safetensors "
         "--pseudo a b --pairs p.csv --identity dlib --identity arc.onnx --frames 7 --every 3 --cache c"
     )
     assert main(words.split()) == 0
@@ -41,7 +41,11 @@ def test_the_command_hands_over_rows_settings_and_budget(
     assert (asked["config"].preset, asked["config"].image_size, asked["config"].weights.l2) == ("tiny", 64, 2.0)
     assert asked["config"].expression == Path("e.safetensors")
     assert (asked["loop"].max_images, asked["loop"].batch_size, asked["loop"].betas) == (8, 2, (0.0, 0.9))
-    assert (asked["init_from"], asked["pairs"], asked["cache"]) == (Path("w.safetensors"), Path("p.csv"), Path("c"))
+    assert (asked["from_pretrained"], asked["pairs"], asked["cache"]) == (
+        Path("w.safetensors"),
+        Path("p.csv"),
+        Path("c"),
+    )
     assert asked["pseudo"] == (Path("a"), Path("b"))
     assert asked["identity"] == ("dlib", "arc.onnx")
     assert (asked["frames"], asked["every"]) == (7, 3)

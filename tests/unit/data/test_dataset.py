@@ -144,6 +144,21 @@ def test_hard_pairs_are_farther_apart(store: FrameStore) -> None:
     assert distance(1.0) > 1.05 * distance(0.0)
 
 
+def test_a_curriculum_brings_hard_pairs_in_by_the_number_of_a_sample(store: FrameStore) -> None:
+    settings = {"still_fraction": 0.0, "hard_fraction": 1.0, **PLAIN}
+    growing = PairSampler(store, 0, curriculum_images=400, **settings)
+    easy, hard = PairSampler(store, 0, **{**settings, "hard_fraction": 0.0}), PairSampler(store, 0, **settings)
+
+    def rows(sampler: PairSampler, first: int) -> list[int]:
+        return rows_of(store, sampler.batch(first, 100)["expression"])
+
+    assert torch.equal(growing.batch(0, 1)["driving"], easy.batch(0, 1)["driving"])
+    differing = [sum(a != b for a, b in zip(rows(growing, n), rows(hard, n))) for n in (0, 100, 200, 300)]
+    assert differing[0] > differing[2] > differing[3] > 0
+    assert rows(growing, 400) == rows(hard, 400)
+    assert rows(growing, 200) == rows(PairSampler(store, 0, curriculum_images=400, **settings), 200)
+
+
 def test_a_mirrored_sample_mirrors_everything(store: FrameStore) -> None:
     plain = PairSampler(store, 5, mirror=False, augment=False).batch(0, 32)
     mixed = PairSampler(store, 5, mirror=True, augment=False).batch(0, 32)
@@ -284,6 +299,8 @@ def test_settings_that_cannot_work_are_refused(store: FrameStore) -> None:
 
     with pytest.raises(ConfigError, match="still_fraction"):
         PairSampler(store, 0, still_fraction=1.5)
+    with pytest.raises(ConfigError, match="curriculum_images"):
+        PairSampler(store, 0, curriculum_images=-1)
     with pytest.raises(ConfigError, match="mirror"):
         PairSampler(replace(store, space="bfm64"), 0)
     with pytest.raises(ConfigError, match="shared by 3"):

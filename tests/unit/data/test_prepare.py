@@ -140,18 +140,75 @@ def test_a_manifest_needs_its_columns(clips: Path, tmp_path: Path) -> None:
         run([], tmp_path / "out", clips / "list.csv")
 
 
-def test_a_share_of_the_people_can_be_kept_for_validation(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
-    for i in range(12):
-        shutil.copy(clips / "more" / "carla.png", clips / f"person{i}.png")
-        with Image.open(clips / f"person{i}.png") as image:
-            image.convert("RGB").save(clips / f"person{i}.png", compress_level=i % 10, optimize=i > 9)
-    run(clips, tmp_path / "a", val_fraction=0.4)
-    run([clips / "anna.mp4", clips / "bob.mp4"], tmp_path / "b", val_fraction=0.4)
-    train, val = keys(tmp_path / "a"), keys(tmp_path / "a", "val")
+@pytest.fixture
+def many(tmp_path: Path, draw_clip: Draw, draw_frame: Callable[..., np.ndarray]) -> Path:
+    """Ten clips of as many frames as nothing else has, and a portrait."""
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(10):
+        draw_clip(folder / f"take{number}.mp4", [160] * (16 + number))
+    Image.fromarray(draw_frame()).save(folder / "portrait.png")
+    return folder
+
+
+def test_without_a_manifest_a_tenth_of_the_videos_is_held_out(many: Path, tmp_path: Path, drawn: list[str]) -> None:
+    run(many, tmp_path / "out")
+    train, val = keys(tmp_path / "out"), keys(tmp_path / "out", "val")
+    assert len(val) == 1
+    assert train | val == {"portrait", *(f"take{number}" for number in range(10))}
     assert not train & val
-    assert val
-    for folder in (tmp_path / "b").glob("*/index.json"):  # a name's side does not depend on the others
-        assert {e.key for e in read_index(folder.parent).entries} <= keys(tmp_path / "a", folder.parent.name)
+    assert drawn[0] == f"{min(val)}.mp4", "validation data first"
+    run(many, tmp_path / "again")
+    assert keys(tmp_path / "again", "val") == val, "the names alone decide"
+
+
+def test_a_chosen_share_of_the_videos_is_held_out(many: Path, tmp_path: Path, drawn: list[str]) -> None:
+    run(many, tmp_path / "most", val_fraction=0.6)
+    assert len(keys(tmp_path / "most", "val")) == 6
+    assert "portrait" in keys(tmp_path / "most"), "a portrait has no second frame to validate with"
+    run(many, tmp_path / "none", val_fraction=0.0)
+    assert not (tmp_path / "none" / "val").exists()
+
+
+def test_further_videos_move_none_to_the_other_split(many: Path, tmp_path: Path, drawn: list[str]) -> None:
+    first = [many / f"take{number}.mp4" for number in range(4)]
+    run(first, tmp_path / "out")
+    held = keys(tmp_path / "out", "val")
+    assert len(held) == 1
+    drawn.clear()
+    run(many, tmp_path / "out", val_fraction=0.5)
+    assert held <= keys(tmp_path / "out", "val")
+    assert len(keys(tmp_path / "out", "val")) == 5
+    assert not {path.name for path in first} & set(drawn), "what is trained on stays trained on"
+
+
+def test_of_three_videos_none_is_held_out(many: Path, tmp_path: Path, drawn: list[str]) -> None:
+    run([many / f"take{number}.mp4" for number in range(3)], tmp_path / "out")
+    assert len(keys(tmp_path / "out")) == 3
+    assert not (tmp_path / "out" / "val").exists()
+
+
+def test_another_video_is_held_out_where_the_first_choice_is_refused(
+    many: Path, tmp_path: Path, drawn: list[str], draw_clip: Draw
+) -> None:
+    run(many, tmp_path / "first")
+    [choice] = keys(tmp_path / "first", "val")
+    draw_clip(many / f"{choice}.mp4", [160] * 4)
+    report = run(many, tmp_path / "out")
+    [other] = keys(tmp_path / "out", "val")
+    assert other != choice
+    assert len(keys(tmp_path / "out")) == 9
+    assert [(reject.file, reject.split) for reject in report.rejects] == [(f"{choice}.mp4", "train")]
+
+
+def test_a_split_of_refused_videos_does_not_stay(tmp_path: Path, drawn: list[str], draw_clip: Draw) -> None:
+    folder = tmp_path / "bad"
+    folder.mkdir()
+    for number in range(4):
+        draw_clip(folder / f"take{number}.mp4", [160] * (3 + number))
+    report = run(folder, tmp_path / "out")
+    assert len(report.rejects) == 4
+    assert not (tmp_path / "out" / "val").exists()
 
 
 def test_what_was_finished_is_not_done_again(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
@@ -247,7 +304,7 @@ def test_files_of_one_name_get_keys_of_their_own(
 ) -> None:
     draw_clip(clips / "more" / "anna.mp4", [150] * 22)
     draw_clip(clips / "an na.mp4", [140] * 21)
-    run(clips, tmp_path / "out")
+    run(clips, tmp_path / "out", val_fraction=0.0)
     entries = {entry.file: entry.key for entry in read_index(tmp_path / "out" / "train").entries}
     assert entries["an na.mp4"] == "an_na"
     assert entries["anna.mp4"] != entries["more/anna.mp4"]

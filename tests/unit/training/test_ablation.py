@@ -166,7 +166,7 @@ def test_what_all_rows_begin_with_can_be_named(
     data: Path, config: ReconstructionConfig, tmp_path: Path, tiny_weights: Path
 ) -> None:
     still = loop(lr=1e-12, max_images=2)
-    found = train_rows(data, tmp_path / "out", config, still, ("e2e_lebs_n5",), init_from=tiny_weights)
+    found = train_rows(data, tmp_path / "out", config, still, ("e2e_lebs_n5",), from_pretrained=tiny_weights)
     given, got = parameters(tiny_weights), parameters(found["e2e_lebs_n5"])
     assert not (tmp_path / "out" / "start.safetensors").exists()
     names = [name for name in given if name.startswith(("superres.", "renderer.")) and given[name].ndim > 1]
@@ -645,9 +645,11 @@ def test_real_faces_are_trained_on_and_scored(
     people = [make_person("anna", astronaut_turns), make_person("bert", [turn[:, ::-1] for turn in astronaut_turns])]
     for split in ("train", "val"):
         update(tmp_path / "data" / split, people)
-    config = ReconstructionConfig(preset="base", backbone="none", image_size=96, coarse=8, fine=0, flow_steps=1)
+    config = ReconstructionConfig(preset="base", backbone="none", image_size=96, coarse=8, fine=0, motion_steps=1)
     schedule = loop(max_images=4, lr=1e-6, max_minutes=None)
-    found = ablate(tmp_path / "data", tmp_path / "out", config, schedule, TWO, init_from=PACKAGED, frames=3, every=8)
+    found = ablate(
+        tmp_path / "data", tmp_path / "out", config, schedule, TWO, from_pretrained=PACKAGED, frames=3, every=8
+    )
     assert found is not None
     keys = {column.key for column in found.columns}
     assert {"same psnr", "same ssim", "same akd", "same csim_dlib", "same aed", "same apd"} <= keys

@@ -89,12 +89,26 @@ def test_with_all_the_whole_model_is_trained_and_the_tri_plane_average_goes_on(
     assert changed == wanted
 
 
-def test_a_pre_trained_expression_encoder_stays_frozen(clips: FrameStore, tmp_path: Path) -> None:
-    task = AdversarialTask(ALL, former(clebs(tiny())), clips)
+MOVING = replace(
+    tiny(),
+    generator=replace(tiny().generator, skip=True, align=True, flow=True, redraw=True),
+    superres=replace(tiny().superres, detail=True),
+)
+"""What `base` adds to the paper's form, at the size of `tiny`."""
+
+
+@pytest.mark.parametrize("config", [tiny(), MOVING], ids=["paper's form", "extended"])
+def test_a_pre_trained_expression_encoder_and_the_motion_fitted_to_it_stay_frozen(
+    config: ModelConfig, clips: FrameStore, tmp_path: Path
+) -> None:
+    task = AdversarialTask(ALL, former(clebs(config)), clips)
     state = load_state(train(task, tmp_path, loop(), opponent=task.opponent).checkpoint)
-    changed = moved(former(clebs(tiny())).state_dict(), state.model)
-    assert changed
-    assert not [name for name in changed if name.startswith("expression.")]
+    before = former(clebs(config)).state_dict()
+    changed = moved(before, state.model)
+    frozen = {name for name in before if name.startswith(("expression.", "motion."))}
+    wanted = {name for name, _ in task.model.named_parameters()} | {"generator.average.value"}
+    assert changed == wanted - frozen
+    assert any(name.startswith("motion.") for name in before) == (config is MOVING)
 
 
 def test_with_sr_no_gradient_is_kept_below_the_super_resolution(clips: FrameStore) -> None:
@@ -279,30 +293,30 @@ def test_a_run_leaves_weights_that_can_be_loaded(
     clips: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start = save_pretrained(former(), tmp_path / "start.safetensors", {"images_seen": 5})
-    monkeypatch.setattr(phase, "load_frames", lambda data, size, pseudo, cache: (clips, clips))
-    result = run(tmp_path, tmp_path / "run", PLAIN, loop(validate_every=8, sheet_every=8), init_from=start)
+    monkeypatch.setattr(phase, "load_frames", lambda data, size, pseudo, cache, memory: (clips, clips))
+    result = run(tmp_path, tmp_path / "run", PLAIN, loop(validate_every=8, sheet_every=8), from_pretrained=start)
     assert {"psnr", "score_real", "score_fake"} <= set(result.validation)
     loaded = load_pretrained(tmp_path / "run" / "weights.safetensors")
     assert not moved(load_state(result.checkpoint).ema, loaded.state_dict())
     side = json.loads((tmp_path / "run" / "weights.json").read_text())
     assert side["info"] == {"images_seen": 8, "phase": "adversarial"}
     assert len(list((tmp_path / "run" / "sheets").glob("*.png"))) == 2
-    again = run(tmp_path, tmp_path / "run", PLAIN, loop(max_images=10), init_from=start)
+    again = run(tmp_path, tmp_path / "run", PLAIN, loop(max_images=10), from_pretrained=start)
     assert (again.images_seen, again.step) == (10, 5)
 
 
 def test_a_size_that_the_discriminator_cannot_halve_is_refused_before_clips_are_decoded(tmp_path: Path) -> None:
     start = save_pretrained(former(), tmp_path / "start.safetensors", {"images_seen": 5})
     with pytest.raises(ConfigError, match="64, 128 or 256"):
-        run(tmp_path / "nowhere", tmp_path / "run", replace(PLAIN, image_size=96), loop(), init_from=start)
+        run(tmp_path / "nowhere", tmp_path / "run", replace(PLAIN, image_size=96), loop(), from_pretrained=start)
 
 
 def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     start = save_pretrained(former(), tmp_path / "start.safetensors", {"images_seen": 5})
     given = ["refine", str(tmp_path), "-o", str(tmp_path / "run")]
     assert main(given) == 2
-    assert "--init-from" in capsys.readouterr().err
-    assert main([*given, "--init-from", str(tmp_path / "none.safetensors")]) == 2
+    assert "--from-pretrained" in capsys.readouterr().err
+    assert main([*given, "--from-pretrained", str(tmp_path / "none.safetensors")]) == 2
     assert "no weights at" in capsys.readouterr().err
-    assert main([*given, "--init-from", str(start), "--adv-trainable", "all"]) == 2
+    assert main([*given, "--from-pretrained", str(start), "--adv-trainable", "all"]) == 2
     assert "export3d prepare" in capsys.readouterr().err

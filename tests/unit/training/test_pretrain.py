@@ -26,6 +26,7 @@ from export3d.expression.encoder import ExpressionConfig
 from export3d.pretrained import load_encoder
 from export3d.training.loop import LoopConfig, Result, train
 from export3d.training.pretrain import PretrainConfig, PretrainTask, held_out, run, videos
+from export3d.training.regularisers import ExpressionError
 
 FRAMES = 8
 SMALL = PretrainConfig(
@@ -267,6 +268,7 @@ def test_a_run_leaves_a_frozen_encoder_with_settled_directions(tmp_path: Path) -
     assert (encoder.low < encoder.high).all()
     sidecar = json.loads((tmp_path / "out" / "clebs.json").read_text("utf-8"))
     assert sidecar["info"]["clips_seen"] == 4
+    ExpressionError.load(tmp_path / "out" / "reader.safetensors")
 
     task = PretrainTask(SMALL, made_up_store(range(2)))
     task.clebs.load_state_dict(load_state(result.checkpoint).ema)  # the averaged weights, not the last

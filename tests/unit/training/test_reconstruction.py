@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,18 @@ from export3d.checkpoint import load_state
 from export3d.config import ModelConfig, tiny
 from export3d.data.frames import Clip, FrameStore
 from export3d.data.shards import Record, update
-from export3d.errors import ConfigError, InputError
+from export3d.errors import ConfigError, InputError, MissingExtra
+from export3d.expression.contrastive import ResNetSE18
 from export3d.expression.directions import measure_ranges
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.face.mesh import canonical_mesh
-from export3d.losses import ReconstructionWeights, flow_error
+from export3d.losses import ReconstructionWeights, landmark_error
 from export3d.model import Export3D
 from export3d.pretrained import load_encoder, load_pretrained, save_encoder
+from export3d.training.face_features import FacePerceptual
 from export3d.training.loop import LoopConfig, Result, train
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask, run
+from export3d.training.regularisers import ReaderConfig, save_reader
 from export3d.triplane.blocks import EAdaLN
 
 PLAIN = ReconstructionConfig(preset="tiny", backbone="none", augment=False, mirror=False, sheet_pairs=2)
@@ -157,14 +161,13 @@ def test_the_same_seed_gives_the_same_first_losses_and_another_seed_others() -> 
     assert first(0) != first(2)
 
 
-def test_a_batch_is_shared_by_processes_without_overlap_and_with_jitter_of_their_own() -> None:
+def test_a_batch_is_shared_by_processes_without_overlap_and_each_pair_keeps_its_jitter() -> None:
     made = task()
     whole = made.batch(8, 4, 0, 1)
     shares = [made.batch(8, 4, rank, 2) for rank in range(2)]
-    for name in ("source", "driving", "expression", "camera", "source_camera", "source_landmarks", "source_expression"):
+    for name in whole:
         assert torch.equal(whole[name], torch.cat([share[name] for share in shares])), name
-    assert shares[0]["jitter"] != shares[1]["jitter"]
-    assert made.batch(12, 4, 0, 2)["jitter"] not in {share["jitter"] for share in shares}
+    assert whole["number"].tolist() == [8, 9, 10, 11]
 
 
 def test_a_step_folds_what_was_generated_into_the_average_after_using_it() -> None:
@@ -176,6 +179,7 @@ def test_a_step_folds_what_was_generated_into_the_average_after_using_it() -> No
             batch["source"], batch["expression"], batch["camera"], batch["source_camera"], superres=False
         ).generated
         made.losses(batch, 0)
+        made.end_step()
     torch.testing.assert_close(average.value, (1 - average.delta) * generated.mean(dim=0))
 
 
@@ -204,6 +208,43 @@ def test_a_single_portrait_is_enough_to_start() -> None:
     made = task(videos=0, stills=1)
     assert made.model.expression.deviation.isfinite().all()
     assert made.losses(made.batch(0, 2, 0, 1), 0)["total"].isfinite()
+
+
+def test_another_seed_gives_other_pairs_and_other_untrained_weights() -> None:
+    first, same, other = (ReconstructionTask(PLAIN, made_up_store(), seed=seed) for seed in (3, 3, 4))
+    for name, value in first.batch(0, 8, 0, 1).items():
+        assert torch.equal(value, same.batch(0, 8, 0, 1)[name]), name
+    assert not torch.equal(first.batch(0, 8, 0, 1)["driving"], other.batch(0, 8, 0, 1)["driving"])
+    weight = "renderer.decoder.hidden.weight"
+    assert torch.equal(first.model.state_dict()[weight], same.model.state_dict()[weight])
+    assert not torch.equal(first.model.state_dict()[weight], other.model.state_dict()[weight])
+
+
+def test_optional_terms_are_weighted_and_join_the_total(tmp_path: Path) -> None:
+    sizes = ReaderConfig(width=8, d=16, groups=8, size=32)
+    reader = save_reader(ResNetSE18(sizes.width, sizes.d, sizes.groups), sizes, tmp_path / "reader.safetensors")
+    config = replace(PLAIN, identity_weight=2.0, expression_weight=3.0, expression_reader=reader, density_weight=4.0)
+    plain, made = task(), task(config)
+    batch = made.batch(0, 2, 0, 1)
+    before, terms = plain.losses(batch, 0), made.losses(batch, 0)
+    assert set(terms) == set(before) | {"identity", "expression", "density"}
+    torch.testing.assert_close(
+        terms["total"], before["total"] + terms["identity"] + terms["expression"] + terms["density"]
+    )
+    output = made.draw(batch)
+    assert output.image is not None
+    assert made.identity is not None
+    wanted = 2.0 * made.identity(output.image, batch["driving"], batch["landmarks"])
+    torch.testing.assert_close(terms["identity"], wanted)
+    for name in ("identity", "expression", "density"):
+        made.model.zero_grad()
+        made.losses(batch, 0)[name].backward()
+        assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.model.generator.parameters()), name
+
+
+def test_an_error_of_expression_needs_a_reader() -> None:
+    with pytest.raises(ConfigError, match="--expression-reader"):
+        task(replace(PLAIN, expression_weight=1.0))
 
 
 def test_the_saved_model_keeps_the_samples_a_ray_it_was_trained_with() -> None:
@@ -253,18 +294,23 @@ def test_data_of_another_expression_space_is_refused() -> None:
 # ---- flow ------------------------------------------------------------------------------------------------------------
 
 
+MOVED = ("landmarks", "flow")
+"""The terms of models that move their source."""
+
+
 @pytest.mark.usefixtures("extended")
-def test_the_flows_landmark_error_is_a_term_with_a_weight_of_its_own() -> None:
+def test_the_errors_of_landmarks_and_flow_are_terms_with_a_weight_of_their_own() -> None:
     def terms(weight: float) -> dict[str, float]:
         made = task(replace(PLAIN, flow=weight))
         return {k: float(v.detach()) for k, v in made.losses(made.batch(0, 2, 0, 1), 0).items()}
 
     one, five, none = terms(1.0), terms(5.0), terms(0.0)
-    assert one["flow"] > 0
-    assert five["flow"] == pytest.approx(5 * one["flow"], rel=1e-5)
-    assert "flow" not in none
+    for name in MOVED:
+        assert one[name] > 0
+        assert five[name] == pytest.approx(5 * one[name], rel=1e-5)
+        assert name not in none
     for found in (one, five):
-        assert found["total"] == pytest.approx(none["total"] + found["flow"], rel=1e-5)
+        assert found["total"] == pytest.approx(none["total"] + sum(found[name] for name in MOVED), rel=1e-5)
 
 
 @pytest.mark.usefixtures("extended")
@@ -280,6 +326,24 @@ def test_the_flow_alone_learns_to_carry_landmarks() -> None:
         optimizer.step()
         found.append(float(loss.detach()))
     assert found[-1] < 0.9 * found[0]
+    assert all(p.grad is None for p in made.model.renderer.parameters())
+
+
+@pytest.mark.parametrize("name", ["direct_3dmm", "e2e_lebs_n10", "e2e_lebs_n5"])
+@pytest.mark.usefixtures("extended")
+def test_trained_end_to_end_the_error_of_landmarks_reaches_motion_and_encoder(name: str) -> None:
+    made = ReconstructionTask(
+        replace(PLAIN, variants=(name,), flow=1.0, motion_steps=2), with_real_landmarks(made_up_store())
+    )
+    made.fit_motion()
+    made.losses(made.batch(0, 4, 0, 1), 0)["landmarks"].backward()
+    assert made.model.motion is not None
+    for part in (made.model.motion, made.model.expression):
+        for key, parameter in part.named_parameters():
+            assert parameter.grad is not None, key
+            assert parameter.grad.isfinite().all(), key
+            assert parameter.grad.count_nonzero() > 0, key
+    assert all(p.grad is None for p in made.model.generator.parameters())
 
 
 def with_real_landmarks(store: FrameStore) -> FrameStore:
@@ -287,45 +351,51 @@ def with_real_landmarks(store: FrameStore) -> FrameStore:
     vertices = np.repeat(canonical_mesh().vertices[None], len(store), axis=0)
     chin = vertices[..., 1] > np.quantile(vertices[..., 1], 0.75)
     vertices[..., 1] += 0.06 * chin * store.expression[:, :1].numpy()
-    points = project(np.concatenate([vertices, vertices[:, :10]], axis=1), store.camera.double().numpy())
+    irises = [vertices[:, corners].mean(axis=1, keepdims=True).repeat(5, axis=1) for corners in ([33, 133], [263, 362])]
+    points = project(np.concatenate([vertices, *irises], axis=1), store.camera.double().numpy())
     return replace(store, landmarks=torch.from_numpy(points).half())
 
 
-@pytest.mark.usefixtures("extended")
-def test_the_flows_field_is_fitted_to_landmarks_before_there_are_pictures() -> None:
-    store = with_real_landmarks(made_up_store(frames=12))
-    made = ReconstructionTask(replace(PLAIN, flow_steps=30), store)
-    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+def error_of_landmarks(made: ReconstructionTask) -> float:
+    """Of 32 pairs, through the whole model's own steps."""
     pairs = made.batch(0, 32, 0, 1)
-    sides = (pairs["source_landmarks"], pairs["source_camera"], pairs["landmarks"], pairs["camera"])
-    half = made.model_config.render.half_extent
-    at_first = float(flow_error(torch.zeros(32, 2, 8, 8), *sides, half))
-    fitted = made.fit_flow()
+    own = (pairs[f"source_{name}"] for name in ("camera", "expression", "landmarks"))
     with torch.no_grad():
-        pose = made.model.pose(pairs["source_camera"], pairs["source_expression"])
-        flow = made.model.generator.flow_field(made.model.expression(pairs["expression"]), pose)  # type: ignore[misc]
-    found = float(flow_error(flow, *sides, half))
-    assert found < 0.7 * at_first
+        planes = made.model.planes(made.model.encode(pairs["source"], *own), pairs["expression"])
+    assert planes.points is not None
+    return float(landmark_error(planes.points, pairs["landmarks"], pairs["camera"]))
+
+
+@pytest.mark.usefixtures("extended")
+def test_the_motion_is_fitted_to_landmarks_before_there_are_pictures() -> None:
+    made = ReconstructionTask(replace(PLAIN, motion_steps=40), with_real_landmarks(made_up_store(frames=12)))
+    before = {name: value.clone() for name, value in made.model.state_dict().items()}
+    at_first = error_of_landmarks(made)
+    fitted = made.fit_motion()
+    found = error_of_landmarks(made)
+    assert found < 0.6 * at_first
     assert found == pytest.approx(fitted, rel=0.3)
     for name, value in made.model.state_dict().items():
-        assert torch.equal(value, before[name]) != name.startswith("generator.flow_field."), name
+        assert torch.equal(value, before[name]) != name.startswith("motion."), name
+    assert all(p.requires_grad and p.grad is None for p in made.model.expression.parameters())
     after = {name: value.clone() for name, value in made.model.state_dict().items()}
-    assert made.fit_flow() == 0.0  # what is fitted or trained stays
+    assert made.fit_motion() == 0.0  # what is fitted or trained stays
     assert all(torch.equal(value, after[name]) for name, value in made.model.state_dict().items())
 
 
-@pytest.mark.parametrize("changes", [{"flow_steps": 0}, {"flow": 0.0}])
+@pytest.mark.parametrize("changes", [{"motion_steps": 0}, {"flow": 0.0}])
 @pytest.mark.usefixtures("extended")
-def test_the_field_stays_zero_where_nobody_wants_it(changes: dict[str, Any]) -> None:
+def test_the_motion_stays_rigid_where_nobody_wants_it(changes: dict[str, Any]) -> None:
     made = task(replace(PLAIN, **changes))
-    assert made.fit_flow() == 0.0
-    assert not made.model.generator.flow_field.out.weight.any()  # type: ignore[union-attr]
+    assert made.fit_motion() == 0.0
+    assert made.model.motion is not None
+    assert not made.model.motion.out.weight.any()
 
 
-def test_a_model_without_a_flow_has_no_such_term() -> None:
+def test_a_model_that_does_not_move_its_source_has_no_such_terms() -> None:
     made = task(replace(PLAIN, flow=10.0))
-    assert "flow" not in made.losses(made.batch(0, 2, 0, 1), 0)
-    assert made.fit_flow() == 0.0
+    assert not set(MOVED) & set(made.losses(made.batch(0, 2, 0, 1), 0))
+    assert made.fit_motion() == 0.0
 
 
 # ---- variants and the frozen encoder ---------------------------------------------------------------------------------
@@ -373,14 +443,17 @@ def test_a_frozen_encoder_is_bit_equal_after_training_the_generator(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("extended")
-def test_with_a_frozen_encoder_the_field_is_fitted_and_then_left(tmp_path: Path) -> None:
-    made = task(replace(PLAIN, variants=("clebs",), expression=saved_encoder(tmp_path), flow_steps=1))
-    made.fit_flow()
-    field = made.model.generator.flow_field
-    assert field is not None
-    assert field.out.weight.any()
-    assert not any(p.requires_grad for p in field.parameters())
+def test_with_a_frozen_encoder_the_motion_is_fitted_and_then_left(tmp_path: Path) -> None:
+    made = task(replace(PLAIN, variants=("clebs",), expression=saved_encoder(tmp_path), motion_steps=1))
+    made.fit_motion()
+    motion = made.model.motion
+    assert motion is not None
+    assert motion.out.weight.any()
+    assert not any(p.requires_grad for p in motion.parameters())
     assert all(p.requires_grad for p in made.model.generator.flows.parameters())
+    terms = made.losses(made.batch(0, 2, 0, 1), 0)
+    assert "landmarks" not in terms  # nothing is trained that could lower it
+    assert "flow" in terms
 
 
 @pytest.mark.parametrize("sizes", [{"n": 5}, {"d": 16}])
@@ -399,12 +472,52 @@ def test_a_run_continues_weights_of_another_encoder_and_size_with_the_frozen_one
         tmp_path / "large",
         replace(PLAIN, variants=("clebs",), expression=path),
         loop(max_images=2),
-        init_from=tmp_path / "small" / "weights.safetensors",
+        from_pretrained=tmp_path / "small" / "weights.safetensors",
     )
     continued = load_pretrained(tmp_path / "large" / "weights.safetensors")
     assert continued.config.expression.frozen
     for name, value in load_encoder(path).state_dict().items():
         assert torch.equal(continued.expression.state_dict()[name], value), name
+
+
+def test_weights_to_begin_with_keep_their_settings_and_their_encoder() -> None:
+    wanted = model_settings.variant(model_settings.no_skip(tiny()), "clebs")
+    former = Export3D(wanted)
+    made = ReconstructionTask(replace(PLAIN, preset=None), made_up_store(), former=former)
+    assert made.model.config == wanted
+    for name, value in former.state_dict().items():
+        assert torch.equal(made.model.state_dict()[name], value), name
+
+
+def test_an_encoder_that_is_named_goes_before_that_of_the_weights(tmp_path: Path) -> None:
+    former = Export3D(model_settings.variant(tiny(), "clebs"))
+    path = saved_encoder(tmp_path)
+    made = ReconstructionTask(replace(PLAIN, preset=None, expression=path), made_up_store(), former=former)
+    for name, value in load_encoder(path).state_dict().items():
+        assert torch.equal(made.model.expression.state_dict()[name], value), name
+
+
+def test_neither_preset_nor_weights_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--from-pretrained"):
+        run(tmp_path, tmp_path / "out", replace(PLAIN, preset=None), loop())
+
+
+def test_the_packaged_features_take_the_place_of_lpips_where_its_weights_are_not_at_hand(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)  # as where it is not installed
+    assert isinstance(task(replace(PLAIN, backbone="auto")).perceptual, FacePerceptual)
+    assert "--backbone-file" in caplog.text
+    with pytest.raises(MissingExtra):
+        task(replace(PLAIN, backbone="squeeze"))
+
+
+def test_lpips_is_taken_where_its_weights_are_named(shared_models: Path, caplog: pytest.LogCaptureFixture) -> None:
+    features = shared_models / "lpips" / "squeezenet1_1_features_fp32.pth"
+    made = task(replace(PLAIN, backbone="auto", backbone_file=features)).perceptual
+    assert made is not None
+    assert made.backbone == "squeeze"
+    assert caplog.text == ""
 
 
 # ---- figures and sheets ----------------------------------------------------------------------------------------------
@@ -487,7 +600,11 @@ def test_a_run_leaves_weights_that_can_be_loaded_and_continued_at_another_size(t
         assert torch.equal(value, average[name]), name
 
     large = run(
-        tmp_path / "data", tmp_path / "large", PLAIN, loop(max_images=2, lr=1e-12, warmup_images=0), init_from=weights
+        tmp_path / "data",
+        tmp_path / "large",
+        PLAIN,
+        loop(max_images=2, lr=1e-12, warmup_images=0),
+        from_pretrained=weights,
     )
     assert large.images_seen == 2
     continued: Export3D = load_pretrained(tmp_path / "large" / "weights.safetensors")

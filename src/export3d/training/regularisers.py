@@ -1,0 +1,167 @@
+"""Optional terms beside Eq. 11: identity, expression and density (none of them in the paper).
+
+Each has a weight of 0 unless a run asks for it; docs/training-log.md tells what equal budgets said of each. Drawn and
+target picture are read by the same network at the landmarks of the target, so that a perfect picture costs nothing.
+
+Letters: B pairs, H pixels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from export3d.checkpoint import load_into, load_weights, save_weights
+from export3d.data.contrast import crop_around
+from export3d.errors import CheckpointError, check_shape
+from export3d.evaluation.identity import DLIB_CORNERS, DLIB_SIZE, DLIB_TEMPLATE, DlibIdentity
+from export3d.expression.contrastive import ResNetSE18, unit
+from export3d.render.decoder import PlaneDecoder
+from export3d.render.planes import plane_features
+
+_DENSITY_POINTS = 1000
+_DENSITY_STEP = 0.004
+"""Both EG3D's: points a volume, and the deviation of the step between two of them, in sides of the volume."""
+
+
+class IdentityError:
+    """1 - cosine of the packaged face descriptor (dlib's ResNet-29) of drawn and target picture."""
+
+    def __init__(self) -> None:
+        self._describe = DlibIdentity()
+
+    def to(self, device: torch.device) -> IdentityError:
+        """Itself, its network on `device`."""
+        self._describe.to(device)
+        return self
+
+    def __call__(self, image: Tensor, target: Tensor, landmarks: Tensor) -> Tensor:
+        """Mean over the pairs, 0 to 2.
+
+        Args:
+            image, target: (B, 3, H, H) in [-1, 1]; gradients flow to the first.
+            landmarks: (B, 478, 2) of the target, 0..1 across it.
+        """
+        with torch.no_grad():
+            wanted = self._vectors(target, landmarks)
+        return _cosine_error(self._vectors(image, landmarks), wanted)
+
+    def _vectors(self, image: Tensor, landmarks: Tensor) -> Tensor:
+        points = landmarks[:, list(DLIB_CORNERS)]
+        template = torch.from_numpy(DLIB_TEMPLATE / DLIB_SIZE).to(points)
+        return self._describe.vectors((aligned(image, points, template, DLIB_SIZE) + 1.0) * 127.5)
+
+
+def aligned(image: Tensor, points: Tensor, template: Tensor, size: int) -> Tensor:
+    """Faces turned, scaled and shifted so that their points lie on a template's in the least-squares sense.
+
+    Args:
+        image: (B, 3, H, H); its edge is repeated beyond it.
+        points: (B, N, 2), 0..1 across the picture.
+        template: (N, 2), 0..1 across the chip.
+        size: pixels of the chip.
+
+    Returns:
+        (B, 3, size, size), bilinear, which suits chips that are not much smaller than the face in the picture.
+    """
+    check_shape(points, f"{image.shape[0]} {template.shape[0]} 2", "points")
+    to, at = (2.0 * x.float() - 1.0 for x in (points, template))  # grid_sample's coordinates
+    middle, centre = to.mean(1), at.mean(0)
+    x, y = (at - centre).unbind(-1)
+    u, v = (to - middle[:, None]).unbind(-1)
+    # (u, v) = [[a, -b], [b, a]] (x, y), by least squares.
+    a, b = (x * u + y * v).sum(-1), (x * v - y * u).sum(-1)
+    turn = torch.stack([torch.stack([a, -b], -1), torch.stack([b, a], -1)], 1) / (x.square() + y.square()).sum()
+    shift = middle - turn @ centre
+    grid = F.affine_grid(torch.cat([turn, shift[..., None]], -1), [len(image), 3, size, size], align_corners=False)
+    return F.grid_sample(image.float(), grid, padding_mode="border", align_corners=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReaderConfig:
+    """The image tower of a pre-training (`expression.contrastive.CLeBS`): its sizes, and the pixels of its crops."""
+
+    width: int
+    d: int
+    groups: int
+    size: int
+
+
+class ExpressionError:
+    """1 - cosine of what CLeBS's image encoder reads off drawn and target picture.
+
+    That encoder was trained to tell a person's frames apart by their expression alone: unlike a tracker it can be
+    differentiated.
+    """
+
+    def __init__(self, reader: ResNetSE18, size: int) -> None:
+        self._reader = reader.eval().requires_grad_(False)
+        self._size = size
+
+    @classmethod
+    def load(cls, path: Path) -> ExpressionError:
+        """With the encoder of a file that `export3d pretrain` wrote.
+
+        Raises:
+            CheckpointError: the file is missing, damaged, or of another kind.
+        """
+        tensors, config, _ = load_weights(path)
+        try:
+            sizes = ReaderConfig(**config["reader"])
+        except (KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{path} holds no expression reader; name the reader.safetensors of export3d pretrain"
+            ) from error
+        reader = ResNetSE18(sizes.width, sizes.d, sizes.groups)
+        load_into(reader, {name: value.float() for name, value in tensors.items()}, what=str(path))
+        return cls(reader, sizes.size)
+
+    def to(self, device: torch.device) -> ExpressionError:
+        """Itself, its network on `device`."""
+        self._reader.to(device)
+        return self
+
+    def __call__(self, image: Tensor, target: Tensor, landmarks: Tensor) -> Tensor:
+        """Mean over the pairs, 0 to 2; arguments as for `IdentityError`."""
+        with torch.autocast(image.device.type, enabled=False):
+            with torch.no_grad():
+                wanted = self._reader(crop_around(target.float(), landmarks, self._size))
+            return _cosine_error(self._reader(crop_around(image.float(), landmarks, self._size)), wanted)
+
+
+def save_reader(reader: ResNetSE18, config: ReaderConfig, path: Path) -> Path:
+    """Write an image encoder in half precision, for `ExpressionError.load`."""
+    return save_weights(path, reader.state_dict(), {"reader": asdict(config)}, {}, dtype=torch.float16)
+
+
+def density_variation(decoder: PlaneDecoder, triplane: Tensor, half_extent: float, seeds: Tensor) -> Tensor:
+    """How much the density changes over a small step: mean |sigma(x) - sigma(x + e)| at random points of the volume.
+
+    EG3D's density regularisation (Chan et al. 2022, supplement; after Fridovich-Keil et al. 2022): it takes away haze
+    and speckles that no camera of the training data sees. Here of the density as it is rendered.
+
+    Args:
+        triplane: (B, 3, C, H, W) of half side `half_extent` (scene units).
+        seeds: (B,) int64, of each volume's 1,000 points, uniform, and of the steps, normal with a deviation of 0.4 % of
+            its side.
+
+    Returns:
+        A scalar, units of the density; 0 for a constant one.
+    """
+    check_shape(seeds, f"{triplane.shape[0]}", "seeds")
+    draws = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]  # on the CPU: the same on every device
+    points = torch.stack([2.0 * torch.rand(_DENSITY_POINTS, 3, generator=draw) - 1.0 for draw in draws])
+    steps = torch.stack([torch.randn(_DENSITY_POINTS, 3, generator=draw) for draw in draws])
+    both = torch.cat([points, points + 2.0 * _DENSITY_STEP * steps], dim=1).to(triplane.device) * half_extent
+    with torch.autocast(triplane.device.type, enabled=False):
+        densities: Tensor = decoder(plane_features(triplane.float(), both, half_extent))[1]
+    here, there = densities.chunk(2, dim=1)
+    return (here - there).abs().mean()
+
+
+def _cosine_error(found: Tensor, wanted: Tensor) -> Tensor:
+    return (1.0 - (unit(found) * unit(wanted)).sum(-1)).mean()
