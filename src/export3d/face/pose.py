@@ -3,19 +3,29 @@
 The unknowns are the world-to-camera rotation R and translation t of x = f * (R X + t)_xy / (R X + t)_z, with X the mesh
 in world axes and f = `camera.FOCAL` crop widths. A weighted scaled-orthographic fit starts Levenberg-Marquardt, which
 ends at the minimum of the weighted squared distances on the 33 pose landmarks. Whole clips are solved at once.
+
+Expressions move some of the 33, and the landmark network itself nods a little with a jaw or the brows. What the face
+does shows in all 468 landmarks, in how they lie beside the fitted mesh: a linear map of that (`steady_map`, fitted by
+benchmarks/pose_steady.py) tells by how much the fitted head moved with it, and this is taken off.
 """
 
 from __future__ import annotations
 
+import functools
+from importlib import resources
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load
 
 import export3d.camera as camera
-from export3d.errors import ShapeError
-from export3d.face.mesh import canonical_mesh
+from export3d.errors import Export3DError, ShapeError
+from export3d.face.mesh import VERTICES, canonical_mesh
 
 Array = NDArray[np.floating]
 
+STEADY_FILE = "pose_steady.safetensors"
 _ITERATIONS = 20
 _SHAPE_FRAMES = 64
 _SHAPE_ROUNDS = 6
@@ -45,24 +55,63 @@ def fit_cameras(landmarks_px: ArrayLike, size: float, shape: Array | None = None
     Args:
         landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite.
         size: crop width in pixels.
-        shape: (33, 3) the person's own pose landmarks in world units (`person_shape`); the canonical ones by default.
+        shape: (468, 3) the person's own mesh in world units (`person_shape`); the canonical one by default. What it
+            shows itself, such as a smile that lasts, is not taken off.
 
     Returns:
         labels (T, 25) and reprojection (T,) in pixels.
     """
-    image = _pose_points(landmarks_px, size)
-    points = _pose_shape() if shape is None else np.asarray(shape, dtype=np.float64)
-    rotation, translation = solve(points, image, canonical_mesh().pose_weights)
-    residual = _project(points, rotation, translation) - image
+    mesh = canonical_mesh()
+    vertices = mesh.vertices if shape is None else np.asarray(shape, dtype=np.float64)
+    image = _image(landmarks_px, size)
+    points, seen = vertices[mesh.pose_landmarks], image[:, mesh.pose_landmarks]
+    rotation, translation = solve(points, seen, mesh.pose_weights)
+    twist = np.einsum("tnk,jnk->tj", beside_mesh(image, vertices, rotation, translation), steady_map())
+    translation = translation + np.einsum("tij,tj->ti", rotation, twist[:, 3:])
+    rotation = rotation @ _turn(twist[:, :3])
+    residual = _project(points, rotation, translation) - seen
     return _labels(rotation, translation), np.linalg.norm(residual, axis=-1).mean(-1) * (camera.FOCAL * size)
+
+
+def beside_mesh(image: Array, vertices: Array, rotation: Array, translation: Array) -> Array:
+    """How all landmarks lie beside the mesh of a fitted head, along the head's own x and y.
+
+    Args:
+        image: (T, 468, 2) landmarks in the image plane at depth 1, 0 in the middle of the crop.
+        vertices: (468, 3) world units.
+        rotation, translation: (T, 3, 3) and (T, 3) of `solve`.
+
+    Returns:
+        (T, 468, 2) world units; a side that is turned away counts for less.
+    """
+    local = vertices @ np.swapaxes(rotation, 1, 2) + translation[:, None]
+    return np.asarray((image * local[..., 2:] - local[..., :2]) @ rotation[:, :2, :2])
+
+
+@functools.lru_cache(maxsize=1)
+def steady_map() -> Array:
+    """(6, 468, 2) from `beside_mesh` to what takes an expression's share off a pose: a turn and a shift.
+
+    Both are along the head's axes and go to the right of the fitted pose: radians (as a rotation vector) and world
+    units, each for one world unit.
+
+    Raises:
+        Export3DError: the installation lacks the packaged file.
+    """
+    try:
+        data = (resources.files("export3d") / "assets" / STEADY_FILE).read_bytes()
+        return np.asarray(load(data)["map"].reshape(6, VERTICES, 2), dtype=np.float64)
+    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        raise Export3DError(f"the packaged {STEADY_FILE} cannot be read ({error}); reinstall export3d") from error
 
 
 def reprojection(landmarks_px: ArrayLike, labels: ArrayLike, size: float, shape: Array | None = None) -> Array:
     """Mean Euclidean distance over the 33 pose landmarks: (T, 478, 2) and (T, 25) to (T,) pixels."""
-    points = _pose_shape() if shape is None else np.asarray(shape, dtype=np.float64)
+    mesh = canonical_mesh()
+    points = (mesh.vertices if shape is None else np.asarray(shape, dtype=np.float64))[mesh.pose_landmarks]
     labels = np.asarray(labels, dtype=np.float64)
     seen = camera.project(np.broadcast_to(points, (len(labels), *points.shape)), labels)
-    difference = seen - 0.5 - _pose_points(landmarks_px, size) * camera.FOCAL
+    difference = seen - 0.5 - _image(landmarks_px, size)[:, mesh.pose_landmarks] * camera.FOCAL
     return np.asarray(np.linalg.norm(difference, axis=-1).mean(-1) * size)
 
 
@@ -71,21 +120,32 @@ def project(points: ArrayLike, label: ArrayLike, size: float) -> Array:
     return camera.project(np.asarray(points, dtype=np.float64), np.asarray(label, dtype=np.float64)) * size
 
 
-def person_shape(landmarks_px: ArrayLike, size: float) -> Array:
-    """The person's own pose landmarks, from the frames of one clip: (T, 478, 2) crop pixels to (33, 3) world units.
+def person_shape(landmarks_px: ArrayLike, size: float, labels: ArrayLike | None = None) -> Array:
+    """The person's own mesh, from the frames of one clip.
 
     Poses and shape in turn, the shape held near the canonical one by a Gaussian prior: what all frames agree on moves,
     what they cannot tell (depth, where the head never turns) stays. Position, turn and scale of the head stay too,
     since the poses explain those for free.
+
+    Args:
+        landmarks_px: (T, 478, 2) crop pixels.
+        size: crop width in pixels.
+        labels: (T, 25) cameras that are known; then the shape alone is sought, as they see it.
+
+    Returns:
+        (468, 3) world units.
     """
-    image = _pose_points(landmarks_px, size)
-    image = image[np.linspace(0, len(image) - 1, min(len(image), _SHAPE_FRAMES)).round().astype(int)]
-    weights = canonical_mesh().pose_weights
-    canonical = _pose_shape()
+    image = _image(landmarks_px, size)
+    some = np.linspace(0, len(image) - 1, min(len(image), _SHAPE_FRAMES)).round().astype(int)
+    image = image[some]
+    mesh = canonical_mesh()
+    canonical, pose_landmarks = mesh.vertices, mesh.pose_landmarks
     stiffness = (_LANDMARK_NOISE / camera.FOCAL / (_SHAPE_SPREAD_CM * camera.UNITS_PER_CM)) ** 2
-    shape, start = canonical, None
+    shape = canonical
+    start = known = None if labels is None else _unpack(np.asarray(labels, dtype=np.float64)[some])
     for _ in range(_SHAPE_ROUNDS):
-        start = rotation, translation = solve(shape, image, weights, start)
+        start = known or solve(shape[pose_landmarks], image[:, pose_landmarks], mesh.pose_weights, start)
+        rotation, translation = start
         turned = shape @ np.swapaxes(rotation, 1, 2)
         jacobian = _by_point(turned + translation[:, None]) @ rotation[:, None]
         residual = image - _project(shape, rotation, translation)
@@ -95,17 +155,12 @@ def person_shape(landmarks_px: ArrayLike, size: float) -> Array:
     return shape
 
 
-def _pose_shape() -> Array:
-    mesh = canonical_mesh()
-    return mesh.vertices[mesh.pose_landmarks]
-
-
-def _pose_points(landmarks_px: ArrayLike, size: float) -> Array:
-    """(T, 33, 2) of the pose landmarks in the image plane at depth 1: 0 in the middle of the crop."""
+def _image(landmarks_px: ArrayLike, size: float) -> Array:
+    """(T, 468, 2) landmarks in the image plane at depth 1: 0 in the middle of the crop."""
     landmarks = np.asarray(landmarks_px, dtype=np.float64)
-    if landmarks.ndim != 3 or landmarks.shape[1] < 468 or landmarks.shape[2] < 2:
+    if landmarks.ndim != 3 or landmarks.shape[1] < VERTICES or landmarks.shape[2] < 2:
         raise ShapeError(f"landmarks must have shape (T, 478, 2), got {landmarks.shape}")
-    return (landmarks[:, canonical_mesh().pose_landmarks, :2] / size - 0.5) / camera.FOCAL
+    return (landmarks[:, :VERTICES, :2] / size - 0.5) / camera.FOCAL
 
 
 def _labels(rotation: Array, translation: Array) -> Array:
@@ -114,6 +169,12 @@ def _labels(rotation: Array, translation: Array) -> Array:
     cam2world[:, :3, 3] = -np.einsum("tji,tj->ti", rotation, translation)
     cam2world[:, 3, 3] = 1.0
     return camera.pack(cam2world, np.broadcast_to(camera.default_intrinsics(), (len(rotation), 3, 3)))
+
+
+def _unpack(labels: Array) -> tuple[Array, Array]:
+    """Inverse of `_labels`."""
+    rotation = np.swapaxes(camera.unpack(labels)[0][:, :3, :3], 1, 2)
+    return rotation, camera.head_position(labels)
 
 
 def _project(points: Array, rotation: Array, translation: Array) -> Array:

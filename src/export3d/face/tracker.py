@@ -238,6 +238,7 @@ def _track(seen: list[Face | None], fps: float, several_faces: bool, smoothing: 
     landmarks = box.to_crop(in_frames)
     shape = pose.person_shape(landmarks, CROP_SIZE) if len(faces) >= _SHAPE_FRAMES else None
     labels, _ = pose.fit_cameras(landmarks, CROP_SIZE, shape)
+    shape = None if shape is None else pose.person_shape(landmarks, CROP_SIZE, labels)
     angles, position = pose_numbers(labels)
     labels = from_pose_numbers(_bridge(angles, found), _bridge(position, found))
     labels = smooth_cameras(labels, fps, smoothing)

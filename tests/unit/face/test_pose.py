@@ -4,10 +4,13 @@ import numpy as np
 import pytest
 
 import export3d.camera as camera
-from export3d.errors import ShapeError
+from export3d.errors import Export3DError, ShapeError
 from export3d.face import pose
-from export3d.face.crop import crop_box
+from export3d.face.crop import crop, crop_box
 from export3d.face.mesh import canonical_mesh
+from export3d.face.morphable import MorphableFace
+from export3d.face.repose import Puppet
+from export3d.motion import ARKIT52
 
 
 def random_cameras(rng, count):
@@ -125,17 +128,97 @@ def test_a_persons_shape_is_found_from_a_turning_head(rng):
     angles = np.stack([np.linspace(-30, 30, 40), 10 * np.sin(np.arange(40.0)), np.zeros(40)], axis=1)
     landmarks = seen(camera.from_pose(angles, np.tile([0.0, 0.0, 2.7], (40, 1))), vertices=own)
     canonical, without = pose.fit_cameras(landmarks, 256)
-    labels, distance = pose.fit_cameras(landmarks, 256, pose.person_shape(landmarks, 256))
+    labels, _ = pose.fit_cameras(landmarks, 256, pose.person_shape(landmarks, 256))
+    distance = pose.reprojection(landmarks, labels, 256, pose.person_shape(landmarks, 256, labels))
     assert np.median(without) > 1.0
     assert distance.max() < 0.2
     wrong, less_wrong = (np.ptp(camera.head_angles(found) - angles, axis=0).max() for found in (canonical, labels))
-    assert less_wrong < 0.5 * wrong  # a constant remains: nobody can tell which way a face is "straight"
+    assert less_wrong < 0.7 * wrong  # a constant remains: nobody can tell which way a face is "straight"
 
 
 def test_the_average_face_is_its_own_shape(rng):
     mesh = canonical_mesh()
     landmarks = seen(random_cameras(rng, 12))
-    np.testing.assert_allclose(pose.person_shape(landmarks, 256), mesh.vertices[mesh.pose_landmarks], atol=1e-6)
+    np.testing.assert_allclose(pose.person_shape(landmarks, 256), mesh.vertices, atol=1e-6)
+
+
+def test_cameras_that_are_known_leave_only_the_shape_to_be_found(rng):
+    mesh = canonical_mesh()
+    own = mesh.vertices.copy()
+    own[mesh.pose_landmarks] += rng.normal(0, 0.2 * camera.UNITS_PER_CM, (33, 3))
+    labels = random_cameras(rng, 40)
+    landmarks = seen(labels, vertices=own)
+    found = pose.person_shape(landmarks, 256, labels)
+    assert pose.reprojection(landmarks, labels, 256, found).max() < 0.1
+    assert np.abs(found - own)[mesh.pose_landmarks].max() < 0.05 * camera.UNITS_PER_CM
+
+
+def test_a_turn_of_a_face_that_is_not_average_is_kept(rng):
+    """What is taken off follows expressions, not turns: these faces only turn."""
+    mesh = canonical_mesh()
+    vertices = mesh.vertices + 0.15 * camera.UNITS_PER_CM * smooth_field(mesh, rng)
+    for axis, most in ((0, 25.0), (1, 15.0), (2, 20.0)):
+        angles = np.zeros((11, 3))
+        angles[:, axis] = np.linspace(-most, most, 11)
+        labels, _ = pose.fit_cameras(
+            seen(camera.from_pose(angles, np.tile([0, 0, 2.7], (11, 1))), vertices=vertices), 256
+        )
+        found = camera.head_angles(labels)[:, axis]
+        assert np.polyfit(angles[:, axis], found, 1)[0] == pytest.approx(1.0, abs=0.08)
+
+
+def smooth_field(mesh, rng):
+    """(468, 3) of standard deviation 1 that varies slowly over the face."""
+    waves = rng.normal(0, 0.5, (3, 8))
+    field = np.sin(mesh.vertices_cm @ waves + rng.uniform(0, 6, 8)) @ rng.normal(0, 1, (8, 3))
+    return field / field.std()
+
+
+def test_mirrored_landmarks_have_the_mirrored_camera(rng):
+    mesh = canonical_mesh()
+    twin = np.linalg.norm((mesh.vertices * [-1, 1, 1])[:, None] - mesh.vertices, axis=2).argmin(1)
+    landmarks = seen(random_cameras(rng, 20)) + rng.normal(0, 1.5, (20, 468, 2))
+    labels, _ = pose.fit_cameras(landmarks, 256)
+    mirrored, _ = pose.fit_cameras(landmarks[:, twin] * [-1, 1] + [256, 0], 256)
+    np.testing.assert_allclose(camera.mirror(mirrored), labels, atol=2e-3)
+
+
+def test_the_size_of_the_crop_does_not_matter_to_what_is_taken_off(rng):
+    landmarks = seen(random_cameras(rng, 5)) + rng.normal(0, 1.5, (5, 468, 2))
+    np.testing.assert_allclose(pose.fit_cameras(landmarks * 2, 512)[0], pose.fit_cameras(landmarks, 256)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(("name", "value"), [("mouthPucker", 0.9), ("mouthSmile", 0.0)])
+def test_a_face_that_moves_turns_the_fitted_head_less_than_its_33_landmarks_do(
+    landmarker, astronaut, shared_models, name, value
+):
+    mesh = canonical_mesh()
+    picture = crop(astronaut, crop_box(landmarker.detect(astronaut)[0].landmarks[:, :2]), 256)
+    own = landmarker.detect(picture)[0]
+    folder = shared_models / "face3d"
+    face = MorphableFace.load(folder / "ict_face.npz", folder / "mediapipe_to_ict.npz")
+    puppet = Puppet(face, picture, own.landmarks, own.scores)
+    scores = own.scores.copy()
+    scores[[n for n, full in enumerate(ARKIT52) if full.startswith(name)]] = value
+    views = [puppet.view(shown).image for shown in (own.scores, scores)]
+    landmarks = np.stack([landmarker.detect(view)[0].landmarks[:, :2] for view in views]).astype(float)
+    image = (landmarks[:, mesh.pose_landmarks] / 256 - 0.5) / camera.FOCAL
+    rotation, _ = pose.solve(mesh.vertices[mesh.pose_landmarks], image, mesh.pose_weights)
+    plain = np.ptp(np.degrees(np.arcsin(rotation[:, 2, 1])))
+    steady = np.ptp(camera.head_angles(pose.fit_cameras(landmarks, 256)[0])[:, 1])
+    assert plain > 1.0
+    assert steady < 0.75 * plain
+
+
+def test_an_installation_without_the_map_says_so(monkeypatch, tmp_path):
+    pose.steady_map.cache_clear()
+    monkeypatch.setattr(pose.resources, "files", lambda package: tmp_path)
+    with pytest.raises(Export3DError, match=r"pose_steady\.safetensors cannot be read .* reinstall export3d"):
+        pose.steady_map()
+    (tmp_path / "assets").mkdir()
+    (tmp_path / "assets" / "pose_steady.safetensors").write_bytes(b"something else")
+    with pytest.raises(Export3DError, match="reinstall export3d"):
+        pose.steady_map()
 
 
 def test_identical_frames_get_identical_cameras(portrait):

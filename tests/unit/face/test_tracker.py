@@ -74,7 +74,9 @@ def test_a_picture_and_a_clip_of_it_agree(landmarker, astronaut):
     assert len(one.motion) == 1
     assert one.crop == many.crop
     angles = [camera.head_angles(track.motion.camera[0]) for track in (one, many)]
-    np.testing.assert_allclose(*angles, atol=0.1)
+    difference = np.abs(angles[0] - angles[1])
+    assert difference[[0, 2]].max() < 0.2
+    assert difference[1] < 3.0  # what a clip shows all the time is taken for the person's face: nothing is taken off
     assert 0.5 < one.median_reprojection < 4.0
 
 
