@@ -37,7 +37,7 @@ ROWS: dict[str, list[str]] = {
 }
 SETTINGS = {
     "variants": "clebs", "image-size": 128, "coarse": 16, "fine": 0, "batch-size": 8, "precision": "fp32",
-    "backbone": "squeeze", "l2": 2, "lpips": 0.5, "lpips-raw": 0, "face-emphasis": 20, "motion-steps": 300,
+    "backbone": "squeeze", "l2": 2, "lpips": 0.5, "lpips-raw": 0, "face-emphasis": 20, "motion-steps": 300, "flow": 10,
     "still-fraction": 0.2, "pseudo-fraction": 0.2, "hard-fraction": 0.6, "lr": 6e-4, "warmup-images": 200,
     "decay": "none", "ema-rampup": 0.05, "ema-halflife-images": 200, "log-every": 80, "sheet-every": 0,
     "validate-every": 1_000_000, "save-every": 1_000_000,

@@ -87,7 +87,9 @@ def weights(folder: Path) -> Path:
 
 def phase_one(as_base: bool) -> tuple[Any, dict[str, Any]]:
     """The task, and what else `train` takes."""
-    config = ReconstructionConfig(preset="tiny", backbone="none", face_emphasis=2.0, hard_fraction=0.5, flow=1.0)
+    config = ReconstructionConfig(
+        preset="tiny", backbone="none", face_emphasis=2.0, hard_fraction=0.5, landmarks=1.0, flow=1.0
+    )
     kept = model_settings.PRESETS["tiny"]
     if as_base:
         base, plain = model_settings.preset("base"), kept()

@@ -51,8 +51,8 @@ class PairConfig:
             `none`, or `auto`: `squeeze` where its weights are at hand, else `dlib`.
         backbone_file, heads_file: its weight files; torchvision's where no file is given.
         face_emphasis: extra weight of the squared error at eyes and mouth; 0 is the paper's plain mean.
-        flow: weight of the errors of landmarks (`losses.landmark_error`, `losses.flow_error`), where the model moves
-            the source.
+        landmarks: weight of the landmarks' error (`losses.landmark_error`), where their motion is trained too.
+        flow: weight of the error of the flow that carries them (`losses.flow_error`).
         identity_weight: of the error of identity, see `training.regularisers`.
         expression_weight: of the error of expression, read by `expression_reader`.
         expression_reader: the image encoder that `export3d pretrain` wrote, reader.safetensors.
@@ -72,7 +72,8 @@ class PairConfig:
     backbone_file: Path | None = None
     heads_file: Path | None = None
     face_emphasis: float = 0.0
-    flow: float = 10.0
+    landmarks: float = 10.0
+    flow: float = 0.0
     identity_weight: float = 0.0
     expression_weight: float = 0.0
     expression_reader: Path | None = None
@@ -209,8 +210,8 @@ class PairTask:
         """The weighted errors of landmarks, as far as anything is trained that moves them."""
         points, flow, terms = output.planes.points, output.planes.flow, {}
         after = (batch["landmarks"], batch["camera"])
-        if points is not None and points.requires_grad and self.settings.flow:
-            terms["landmarks"] = self.settings.flow * landmark_error(points, *after)
+        if points is not None and points.requires_grad and self.settings.landmarks:
+            terms["landmarks"] = self.settings.landmarks * landmark_error(points, *after)
         if points is not None and flow is not None and self.settings.flow:
             before, half = (batch["source_landmarks"], batch["source_camera"]), self.model.config.render.half_extent
             depth = points[..., 2].detach()

@@ -124,7 +124,7 @@ class ReconstructionTask(PairTask):
         goes on training both. Errors are those of `losses.landmark_error`.
         """
         motion, steps = self.model.motion, self.settings.motion_steps
-        if motion is None or not steps or not self.settings.flow or motion.out.weight.any():
+        if motion is None or not steps or motion.out.weight.any():
             return 0.0
         store = self.sampler.store
         sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2]))  # nobody looks at the pictures
