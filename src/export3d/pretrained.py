@@ -170,9 +170,10 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
 
 
 def _equal(a: ExpressionEncoder, b: ExpressionEncoder) -> bool:
-    """Whether two encoders of one form give the same beta'."""
+    """Whether two encoders of one form give the same beta', as far as half precision tells, in which weights ship."""
     other = b.state_dict()
-    return all(torch.equal(value, other[name]) for name, value in a.state_dict().items() if name not in ("low", "high"))
+    names = (name for name in other if name not in ("low", "high"))
+    return all(torch.equal(a.state_dict()[name].half(), other[name].half()) for name in names)
 
 
 @torch.no_grad()

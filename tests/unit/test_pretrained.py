@@ -261,6 +261,18 @@ def test_another_image_size_and_another_encoder_at_once() -> None:
     assert_nearly_the_same(draw(heir, expression), draw(twin.eval(), expression))
 
 
+def test_the_packaged_encoder_is_the_packaged_models_own() -> None:
+    """One ships in half precision, the other does not; whoever names the encoder too loses nothing."""
+    former = load_pretrained()
+    heir = Export3D(former.config)
+    load_into(heir.expression, load_encoder().state_dict(), what="the packaged encoder")
+    inherit(heir, former, torch.rand(50, 52))
+    assert heir.motion is not None
+    assert heir.motion.out.weight.any()
+    for name, value in former.state_dict().items():
+        assert torch.equal(heir.state_dict()[name], value), name
+
+
 def test_a_flow_that_the_former_did_not_have_starts_rigid_and_the_rest_is_inherited() -> None:
     former, heir = learned(replace(FLOWING, generator=replace(FLOWING.generator, flow=False))), model(config=FLOWING)
     assert former.motion is None

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from export3d.checkpoint import latest_state, load_into, load_state, load_weights, save_state
+from export3d.checkpoint import latest_state, load_into, load_state, save_state
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, TrainingError
 from export3d.training.record import Recorder
 from export3d.training.schedule import ema_decay, is_due, learning_rate
@@ -235,7 +235,6 @@ def train(
     *,
     opponent: Opponent | None = None,
     resume: bool = True,
-    init_from: Path | str | None = None,
     command: Sequence[str] | None = None,
 ) -> Result:
     """Train `task.module` until `max_images`, `max_minutes`, SIGINT or SIGTERM; always ends with a saved state.
@@ -246,16 +245,15 @@ def train(
         config: settings; on resuming they may differ from those of the first start.
         opponent: a second network to train in the same steps.
         resume: False refuses a folder that already holds states.
-        init_from: weights (`….safetensors`) to begin a fresh run with; ignored when a state is resumed.
         command: what `command.txt` says; default: this process's arguments.
 
     Raises:
         TrainingError: a loss or gradient is not finite, or the loss stays far above the usual (`training.spikes`); the
             last saved state is untouched.
-        CheckpointError: the state or the weights cannot be loaded or belong to another architecture.
+        CheckpointError: the state cannot be loaded or belongs to another architecture.
         ConfigError, OutputError, MissingExtra("train").
     """
-    return _Run(task, opponent, Path(run_dir), config, resume, init_from, command).go()
+    return _Run(task, opponent, Path(run_dir), config, resume, command).go()
 
 
 class _Side:
@@ -313,7 +311,6 @@ class _Run:
         run_dir: Path,
         config: LoopConfig,
         resume: bool,
-        init_from: Path | str | None,
         command: Sequence[str] | None,
     ) -> None:
         self.started = time.monotonic()
@@ -337,8 +334,6 @@ class _Run:
         found = latest_state(run_dir / "checkpoints")
         if found and not resume:
             raise ConfigError(f"{run_dir} already holds a run ({found.name}); resume it or choose another folder")
-        if found is None and init_from is not None:
-            load_into(task.module, load_weights(init_from)[0], what=f"the weights {init_from}")
 
         module = self._place(task.module)
         self.module = module

@@ -132,24 +132,6 @@ def test_an_optimiser_state_of_other_parameters_is_refused(tiny, tmp_path):
         train(task, tmp_path, tiny.tiny_config())
 
 
-def test_released_weights_begin_a_fresh_run(tiny, tmp_path):
-    weights = {name: torch.full_like(value, 2) for name, value in tiny.TinyTask().module.state_dict().items()}
-    path = save_weights(tmp_path / "released.safetensors", weights, {}, {})
-    config = tiny.tiny_config(max_images=4, lr=1e-12)
-    state = load_state(train(tiny.TinyTask(), tmp_path / "run", config, init_from=path).checkpoint)
-    torch.testing.assert_close(state.model["first.weight"], weights["first.weight"])
-    torch.testing.assert_close(state.ema["first.weight"], weights["first.weight"])
-    assert {float(entries["step"]) for entries in state.optimizer["state"].values()} == {1.0}
-
-
-def test_a_resumed_run_does_not_go_back_to_the_released_weights(tiny, tmp_path):
-    path = save_weights(tmp_path / "released.safetensors", tiny.TinyTask().module.state_dict(), {}, {})
-    whole = train(tiny.TinyTask(), tmp_path / "whole", tiny.tiny_config(), init_from=path)
-    train(tiny.TinyTask(), tmp_path / "halves", tiny.tiny_config(max_images=16), init_from=path)
-    second = train(tiny.TinyTask(), tmp_path / "halves", tiny.tiny_config(), init_from=path)
-    assert_same_state(whole.checkpoint, second.checkpoint)
-
-
 # ---- why a run stops -------------------------------------------------------------------------------------------------
 
 
