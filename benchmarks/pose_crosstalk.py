@@ -1,14 +1,15 @@
-"""How far a fitted head follows its face, before and after an expression's share is taken off (`face/pose.py`).
+"""How far a fitted head follows its face, and what is left when the expression's share is taken off (`face/pose.py`).
 
     python benchmarks/pose_crosstalk.py PREPARED/val --face-model ict_face.npz --landmark-map mediapipe_to_ict.npz
 
-*Before* is the fit to the 33 landmarks alone, *after* is `pose.fit_cameras`.
+*Plain* is the fit to the 33 landmarks alone, *scores* the tracker's `pose.fit_cameras` with the frames' scores,
+*landmarks* is `pose.still_cameras`.
 
 1. Puppets: portraits whose head is known to be still, each score raised to its natural maximum (99th percentile of the
    split's frames): mean change of the fitted angles, and the change that nine people in ten stay below, degrees.
 2. Clips: degrees of pitch for each unit of a score, by linear regression of quick changes; the correlation of pitch
-   with jawOpen; the slope of angles after on angles before where heads turn; distance of the landmarks from their
-   projections; time.
+   with jawOpen; the slope of angles on plain angles where heads turn; distance of the landmarks from their
+   projections.
 3. How much cameras change, on clips and on portraits with a quiet mouth; noise of up to a pixel each way.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,6 @@ from export3d.data.shards import Record, read_shards
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE
 from export3d.face.landmarks import FaceLandmarker
-from export3d.face.mesh import canonical_mesh
 from export3d.face.morphable import MorphableFace
 from export3d.face.repose import Puppet
 from export3d.face.smooth import smooth
@@ -62,25 +62,29 @@ def main() -> None:
     changes(clips, stills)
 
 
-def before(landmarks: Array) -> Array:
-    """Labels (T, 25) by the 33 landmarks alone: (T, 478, 2) pixels of the crop."""
-    mesh = canonical_mesh()
-    image = (landmarks[:, mesh.pose_landmarks, :2] / CROP_SIZE - 0.5) / camera.FOCAL
-    rotation, translation = pose.solve(mesh.vertices[mesh.pose_landmarks], image, mesh.pose_weights)
-    cam2world = np.tile(np.eye(4), (len(rotation), 1, 1))
-    cam2world[:, :3, :3] = np.swapaxes(rotation, 1, 2)
-    cam2world[:, :3, 3] = -np.einsum("tji,tj->ti", rotation, translation)
-    return camera.pack(cam2world, np.tile(camera.default_intrinsics(), (len(rotation), 1, 1)))
+def plain(landmarks: Array, scores: Array, shape: Array | None = None) -> Array:
+    """Labels (T, 25) by the 33 landmarks alone: (T, 478, 2) pixels of the crop, (T, 52)."""
+    return pose.fit_cameras(landmarks, CROP_SIZE, shape)[0]
 
 
-def after(landmarks: Array) -> Array:
-    """Labels (T, 25) as the tracker fits them to single pictures."""
-    return pose.fit_cameras(landmarks, CROP_SIZE)[0]
+def by_scores(landmarks: Array, scores: Array, shape: Array | None = None) -> Array:
+    """Labels (T, 25) as the tracker fits them."""
+    return pose.fit_cameras(landmarks, CROP_SIZE, shape, scores)[0]
 
 
-def after_in_clip(landmarks: Array) -> Array:
-    """Labels (T, 25) as the tracker fits them to clips, before smoothing."""
-    return pose.fit_cameras(landmarks, CROP_SIZE, pose.person_shape(landmarks, CROP_SIZE))[0]
+def by_landmarks(landmarks: Array, scores: Array, shape: Array | None = None) -> Array:
+    """Labels (T, 25) as `sheet basis` fits them."""
+    return pose.still_cameras(landmarks, CROP_SIZE, shape)[0]
+
+
+FITS: tuple[Callable[..., Array], ...] = (plain, by_scores, by_landmarks)
+
+
+def fits_of_clip(clip: Record) -> list[Array]:
+    """Labels (T, 25) of every fit, before smoothing; all but the plain one with the person's own face shape."""
+    landmarks, scores = _landmarks(clip), _scores(clip)
+    shape = pose.person_shape(landmarks, CROP_SIZE)
+    return [how(landmarks, scores, None if how is plain else shape) for how in FITS]
 
 
 def puppets(face: MorphableFace, stills: list[Record], seen: dict[str, Array], people: int) -> None:
@@ -104,74 +108,70 @@ def puppets(face: MorphableFace, stills: list[Record], seen: dict[str, Array], p
             moved = _angles(landmarker, puppet.view(scores).image)
             if rest is not None and moved is not None:
                 changes[name].append(moved - rest)
-    print(f"{count} puppets; before → after, degrees: mean (nine in ten below)\n")
+    print(f"{count} puppets; plain → scores, landmarks, degrees: mean (nine in ten below)\n")
     print("| score | to | pitch | yaw | roll |\n| --- | --- | --- | --- | --- |")
     for name, values in changes.items():
         mean, most = np.mean(values, axis=0), np.percentile(np.abs(values), 90, axis=0)
-        cells = [f"{mean[0, k]:+.1f} ({most[0, k]:.1f}) → {mean[1, k]:+.1f} ({most[1, k]:.1f})" for k in (1, 0, 2)]
+        by_fit = [[f"{mean[n, k]:+.1f} ({most[n, k]:.1f})" for n in range(len(FITS))] for k in (1, 0, 2)]
+        cells = [f"{cell[0]} → {', '.join(cell[1:])}" for cell in by_fit]
         print(f"| {name} | {amounts[name]:.2f} | {' | '.join(cells)} |")
 
 
 def talk(clips: list[Record]) -> None:
-    scores, angles, jaw, gains, far, spent = [], [], [], [], [], []
+    scores, angles, jaw, gains, far = [], [], [], [], []
     for clip in clips:
-        landmarks = _landmarks(clip)
-        began = time.process_time()
-        labels = before(landmarks), after_in_clip(landmarks)
-        spent.append((time.process_time() - began, len(landmarks)))
-        both = np.stack([camera.head_angles(label) for label in labels])
+        landmarks, labels = _landmarks(clip), fits_of_clip(clip)
+        found = np.stack([camera.head_angles(label) for label in labels])
         score = _quick(np.stack([_score(clip, name) for name in QUICK], axis=1))
-        quick = np.stack([_quick(found) for found in both], axis=1)
+        quick = np.stack([_quick(one) for one in found], axis=1)
         scores.append(score)
         angles.append(quick[:, :, 1])
         if score[:, 0].std() > 0.02:
-            jaw.append([np.corrcoef(score[:, 0], quick[:, k, 1])[0, 1] for k in (0, 1)])
-        turns = [both[0, :, k].std() > least for k, least in enumerate((5.0, 3.0))]
-        gains.append([np.polyfit(both[0, :, k], both[1, :, k], 1)[0] if turns[k] else np.nan for k in (0, 1)])
-        shapes = [None, None, *(pose.person_shape(landmarks, CROP_SIZE, label) for label in labels)]
+            jaw.append([np.corrcoef(score[:, 0], pitch)[0, 1] for pitch in quick[:, :, 1].T])
+        turns = [found[0, :, k].std() > least for k, least in enumerate((5.0, 3.0))]
+        slope = [[np.polyfit(found[0, :, k], one[:, k], 1)[0] for k in (0, 1)] for one in found[1:]]
+        gains.append(np.where(turns, slope, np.nan))
+        shapes = [None] * len(labels) + [pose.person_shape(landmarks, CROP_SIZE, label) for label in labels]
         distances = [pose.reprojection(landmarks, label, CROP_SIZE, s) for label, s in zip(labels * 2, shapes)]
         far.append(np.median(distances, axis=1))
     slopes = np.linalg.lstsq(np.concatenate(scores), np.concatenate(angles), rcond=None)[0]
     print(f"\n{len(clips)} clips, {sum(map(len, scores))} frames; pitch, degrees for each unit of a score\n")
-    print("| score | before | after |\n| --- | --- | --- |")
-    for name, (one, other) in zip(QUICK, slopes):
-        print(f"| {name} | {one:+.1f} | {other:+.1f} |")
-    one, other = np.mean(jaw, axis=0)
-    print(f"\ncorrelation of pitch with jawOpen, mean of {len(jaw)} clips: {one:+.2f} → {other:+.2f}")
+    print("| score | plain | scores | landmarks |\n| --- | --- | --- | --- |")
+    for name, slope in zip(QUICK, slopes):
+        print(f"| {name} | {' | '.join(f'{value:+.1f}' for value in slope)} |")
+    print(f"\ncorrelation of pitch with jawOpen, mean of {len(jaw)} clips: {_row(np.mean(jaw, axis=0))}")
     for k, name in enumerate(("yaw", "pitch")):
-        slope = np.array(gains)[:, k]
-        slope = slope[np.isfinite(slope)]
-        around = f"{np.median(slope):.2f} ({slope.min():.2f} to {slope.max():.2f})"
-        print(f"{name} after on before, {len(slope)} clips: {around}")
+        slope = np.array(gains)[:, :, k]
+        slope = slope[np.isfinite(slope[:, 0])]
+        around = [f"{np.median(one):.2f} ({one.min():.2f} to {one.max():.2f})" for one in slope.T]
+        print(f"{name} on plain {name}, {len(slope)} clips: {', '.join(around)}")
     middle = np.median(far, axis=0)
-    print(
-        f"distance, canonical mesh, px: {middle[0]:.2f} → {middle[1]:.2f}; own shape: {middle[2]:.2f} → {middle[3]:.2f}"
-    )
-    print(f"both fits, one core: {1e3 * sum(s for s, _ in spent) / sum(n for _, n in spent):.2f} ms a frame")
+    print(f"distance, canonical mesh, px: {_row(middle[: len(FITS)])}; own shape: {_row(middle[len(FITS) :])}")
 
 
 def changes(clips: list[Record], stills: list[Record]) -> None:
     mouth = [number for number, name in enumerate(ARKIT52) if name.startswith(("mouth", "jaw"))]
-    quiet = np.concatenate([_landmarks(still) for still in stills if still.expression[0, mouth].max() < 0.3])
-    frames = [_landmarks(clip) for clip in clips]
+    calm = [still for still in stills if still.expression[0, mouth].max() < 0.3]
+    quiet, scores = (np.concatenate([of(still) for still in calm]) for of in (_landmarks, _scores))
     groups = {
-        f"{len(quiet)} portraits with a quiet mouth": (before(quiet), after(quiet)),
-        f"{len(clips)} clips": tuple(np.concatenate([how(f) for f in frames]) for how in (before, after_in_clip)),
+        f"{len(quiet)} portraits with a quiet mouth": [how(quiet, scores) for how in FITS],
+        f"{len(clips)} clips": [np.concatenate(labels) for labels in zip(*map(fits_of_clip, clips))],
     }
-    for name, (one, other) in groups.items():
-        turn = camera.head_angles(other) - camera.head_angles(one)
-        move = np.linalg.norm(_middle(other) - _middle(one), axis=1) * CROP_SIZE
-        print(
-            f"{name}, change of yaw, pitch, roll: median {_row(np.median(turn, axis=0))}, of its size "
-            f"{_row(np.median(np.abs(turn), axis=0))}, 95 % {_row(np.percentile(np.abs(turn), 95, axis=0))} degrees; "
-            f"origin in the crop: median {np.median(move):.2f}, 95 % {np.percentile(move, 95):.2f} px"
-        )
+    for name, labels in groups.items():
+        for how, other in zip(FITS[1:], labels[1:]):
+            turn = camera.head_angles(other) - camera.head_angles(labels[0])
+            move = np.linalg.norm(_middle(other) - _middle(labels[0]), axis=1) * CROP_SIZE
+            print(
+                f"{name}, change of yaw, pitch, roll {how.__name__}: median {_row(np.median(turn, axis=0))}, of its "
+                f"size {_row(np.median(np.abs(turn), axis=0))}, 95 % {_row(np.percentile(np.abs(turn), 95, axis=0))} "
+                f"degrees; origin in the crop: median {np.median(move):.2f}, 95 % {np.percentile(move, 95):.2f} px"
+            )
     rng = np.random.default_rng(1)  # not the noise that the map was fitted to
     still = np.repeat(quiet[:, None], 50, axis=1)
     noisy = (still + rng.uniform(-1.0, 1.0, still.shape)).reshape(-1, *quiet.shape[1:])
-    for name, how in (("before", before), ("after", after)):
-        left = camera.head_angles(how(noisy)).reshape(len(quiet), 50, 3).std(1).mean(0)
-        print(f"noise of up to a pixel leaves {_row(left)} degrees of yaw, pitch, roll {name}")
+    for how in (plain, by_landmarks):  # scores have no part in this noise
+        left = camera.head_angles(how(noisy, scores)).reshape(len(quiet), 50, 3).std(1).mean(0)
+        print(f"noise of up to a pixel leaves {_row(left)} degrees of yaw, pitch, roll {how.__name__}")
 
 
 def _angles(landmarker: FaceLandmarker, picture: Array) -> Array | None:
@@ -179,7 +179,7 @@ def _angles(landmarker: FaceLandmarker, picture: Array) -> Array | None:
     if not faces:
         return None
     landmarks = faces[0].landmarks[None, :, :2].astype(np.float64)
-    return np.concatenate([camera.head_angles(how(landmarks)) for how in (before, after)])
+    return np.concatenate([camera.head_angles(how(landmarks, faces[0].scores[None])) for how in FITS])
 
 
 def _middle(labels: Array) -> Array:
@@ -198,6 +198,10 @@ def _row(values: Array) -> str:
 
 def _landmarks(record: Record) -> Array:
     return record.landmarks[record.found].astype(np.float64) * CROP_SIZE
+
+
+def _scores(record: Record) -> Array:
+    return record.expression[record.found].astype(np.float64)
 
 
 def _numbers(name: str) -> list[int]:

@@ -1,10 +1,11 @@
-"""Fits `assets/pose_steady.safetensors`, the map that takes an expression's share off a fitted pose (`face/pose.py`).
+"""Fits `assets/pose_steady.safetensors`, the maps that take an expression's share off a fitted pose (`face/pose.py`).
 
     python benchmarks/pose_steady.py PREPARED/train PSEUDO/train -o pose_steady.safetensors [--portraits 40]
+    python benchmarks/pose_steady.py PREPARED/train PSEUDO/train -o pose_steady.safetensors --keep-map
 
-PREPARED is made by `export3d prepare`, PSEUDO from it by `export3d pseudo-clips`. The map is linear in where the
-landmarks lie beside the canonical mesh; it is fitted by least squares, mirrored faces included. It learns from heads
-that are known to be still, or nearly:
+PREPARED is made by `export3d prepare`, PSEUDO from it by `export3d pseudo-clips`. The first map (`map`) is linear in
+where the landmarks lie beside the canonical mesh; it is fitted by least squares, mirrored faces included. It learns
+from heads that are known to be still, or nearly:
 
 - puppets: pseudo-clips, the frames in which the head was not turned;
 - renders: portraits moved along the basis of the packaged weights before a fixed camera;
@@ -17,7 +18,12 @@ It must not answer to anything else, so its answers to these are penalised:
 - noise on every landmark of up to a pixel each way, whose share of the pose is taken off instead.
 
 The packaged map was fitted when the portraits' own cameras were still the plain fit to 33 landmarks (a map of zeros);
-cameras that are steady move the renders a little, so that a second fit differs from it.
+cameras that are steady move the renders a little, so that a second fit differs from it. `--keep-map` keeps the packaged
+one.
+
+The second map (`scores`) is what the 52 scores tell of the first one's answers: ridge regression over the frames of all
+clips and pseudo-clips, mirrored ones included, answers and scores less their mean in each clip. Here poses are fitted
+with the person's own face shape, and those of clips smoothed, as the tracker does.
 """
 
 from __future__ import annotations
@@ -40,15 +46,19 @@ from export3d.face import pose
 from export3d.face.crop import CROP_SIZE
 from export3d.face.landmarks import FaceLandmarker
 from export3d.face.mesh import VERTICES, canonical_mesh
-from export3d.face.smooth import smooth
+from export3d.face.smooth import smooth, smooth_cameras
 from export3d.files import write_bytes
-from export3d.motion import ARKIT52
+from export3d.motion import ARKIT52, ARKIT52_MIRRORED
 
 PIXEL = camera.RADIUS / (CROP_SIZE * camera.FOCAL)
 """World units: a pixel of the crop at the default distance."""
 WEIGHTS = {"puppets": 1.0, "renders": 6.0, "talk": 30.0, "noise": 4.0}
 PENALTIES = {"turned puppets": 6.0, "turning clips": 0.3, "people": 0.5, "mean": 30.0}
 RIDGE = 0.02
+SCORES_RIDGE = 2e-5
+"""For each frame."""
+PSEUDO_WEIGHT = 0.25
+"""Of a frame of a pseudo-clip beside one of a clip."""
 QUICK = 6.0
 """Frames: what a parabola under a Gaussian window of this width does not follow is a quick change."""
 TURNING_DEG = (6.0, 4.0)
@@ -68,16 +78,28 @@ def main() -> None:
     arguments.add_argument("pseudo", type=Path)
     arguments.add_argument("-o", "--output", type=Path, required=True)
     arguments.add_argument("--portraits", type=int, default=40, help="portraits that are rendered")
+    arguments.add_argument("--keep-map", action="store_true", help="fit the scores' map to the packaged one")
     options = arguments.parse_args()
     records = list(read_shards(options.prepared))
-    stills = [record for record in records if record.kind == "image"]
+    made = list(read_shards(options.pseudo))
     clips = [record for record in records if record.kind == "video"]
-    still, turned = puppets(list(read_shards(options.pseudo)))
+    if options.keep_map:
+        by_unit = pose.steady_map().astype(np.float16)
+    else:
+        by_unit = landmark_map([record for record in records if record.kind == "image"], clips, made, options.portraits)
+    told = scores_map(clips, made, by_unit.astype(np.float64)).astype(np.float32)
+    maps = {"map": np.ascontiguousarray(by_unit), "scores": np.ascontiguousarray(told)}
+    write_bytes(options.output, save(maps))
+
+
+def landmark_map(stills: list[Record], clips: list[Record], made: list[Record], portraits: int) -> Array:
+    """(6, 468, 2) float16 of `pose.steady_map`."""
+    still, turned = puppets(made)
     rest = resting(stills, clips)
     mean = mirrored(rest).mean(0, keepdims=True)
     learned = {
         "puppets": still,
-        "renders": renders(stills, options.portraits),
+        "renders": renders(stills, portraits),
         "talk": talk(clips),
         "noise": noise(stills),
     }
@@ -91,21 +113,47 @@ def main() -> None:
         both = mirrored(beside)
         left += PENALTIES[name] / len(both) * both.T @ both
     fitted = np.linalg.solve(left, right)
-    by_unit = (fitted / PIXEL).T.reshape(6, VERTICES, 2).astype(np.float16)
-    write_bytes(options.output, save({"map": np.ascontiguousarray(by_unit)}))
     for name, (beside, twist) in learned.items():
         before, after = (np.degrees(x[:, :3].std(0)).round(2) for x in (twist, twist - beside @ fitted))
         print(f"{name}: {len(twist)} changes, pitch, yaw, roll {before} degrees before, {after} after")
     print(f"resting faces: {np.degrees((rest @ fitted)[:, :3].std(0)).round(2)}, {len(rest)} people")
+    return (fitted / PIXEL).T.reshape(6, VERTICES, 2).astype(np.float16)
 
 
-def fit(landmarks: Array) -> tuple[Array, Array, Array]:
+def scores_map(clips: list[Record], made: list[Record], by_unit: Array) -> Array:
+    """(6, 52) of `pose.scores_map`, from the answers of a landmark map (6, 468, 2)."""
+    scores, twist = [], []
+    for records, weight in ((clips, 1.0), (made, PSEUDO_WEIGHT)):
+        for record in records:
+            landmarks = landmarks_of(record)
+            rotation, translation, beside = fit(landmarks, pose.person_shape(landmarks, CROP_SIZE))
+            told = PIXEL * beside @ by_unit.reshape(6, -1).T
+            if records is clips:
+                poses = (rotation, translation), pose.moved(rotation, translation, told)
+                before, after = (smooth_cameras(_label(*one), record.info["fps"]) for one in poses)
+                told = twists(*_pose(before), *_pose(after))
+            seen = record.expression[record.found].astype(np.float64)
+            scores.append(weight**0.5 * (seen - seen.mean(0)))
+            twist.append(weight**0.5 * (told - told.mean(0)))
+    frames = np.concatenate([*scores, *(one[:, ARKIT52_MIRRORED] for one in scores)])
+    wanted = np.concatenate([*twist, *(one * MIRRORED_TWIST for one in twist)])
+    ridge = SCORES_RIDGE * len(frames) * np.eye(len(ARKIT52))
+    found = np.linalg.solve(frames.T @ frames + ridge, frames.T @ wanted)
+    left = ((wanted - frames @ found) ** 2).mean(0) / (wanted**2).mean(0)
+    print(f"{len(frames) // 2} frames, told by the scores: pitch, yaw, roll {(1 - left[:3]).round(2)} of the variance")
+    strongest = np.argsort(-np.abs(found[:, 0]))[:8]
+    print("degrees of pitch a unit:", ", ".join(f"{ARKIT52[n]} {np.degrees(found[n, 0]):+.1f}" for n in strongest))
+    return found.T
+
+
+def fit(landmarks: Array, shape: Array | None = None) -> tuple[Array, Array, Array]:
     """Rotation (T, 3, 3), translation (T, 3) and `pose.beside_mesh` as (T, 936) pixels of (T, 478, 2) crop pixels."""
     mesh = canonical_mesh()
+    vertices = mesh.vertices if shape is None else shape
     image = (landmarks[:, :VERTICES, :2].astype(float) / CROP_SIZE - 0.5) / camera.FOCAL
-    points, seen = mesh.vertices[mesh.pose_landmarks], image[:, mesh.pose_landmarks]
+    points, seen = vertices[mesh.pose_landmarks], image[:, mesh.pose_landmarks]
     rotation, translation = pose.solve(points, seen, mesh.pose_weights)
-    beside = pose.beside_mesh(image, mesh.vertices, rotation, translation) / PIXEL
+    beside = pose.beside_mesh(image, vertices, rotation, translation) / PIXEL
     return rotation, translation, beside.reshape(len(beside), -1)
 
 
@@ -232,6 +280,10 @@ def resting(stills: list[Record], clips: list[Record]) -> Array:
 
 def _score(record: Record, name: str) -> Array:
     return record.expression[record.found][:, [n for n, full in enumerate(ARKIT52) if full.startswith(name)]].mean(1)
+
+
+def _pose(labels: Array) -> tuple[Array, Array]:
+    return camera.head_rotation(camera.head_angles(labels)), camera.head_position(labels)
 
 
 def _label(rotation: Array, translation: Array) -> Array:

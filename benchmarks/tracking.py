@@ -41,7 +41,9 @@ def main() -> None:
             track = tracker.track_video(options.manifest.parent / row["file"])
             spent = time.perf_counter() - start
             labels, count = track.motion.camera, len(track.motion)
-            average = pose.fit_cameras(track.landmarks[track.found], 256)[1]
+            average = pose.fit_cameras(track.landmarks[track.found], 256, scores=track.motion.expression[track.found])[
+                1
+            ]
             yaw, distance = camera.head_angles(labels)[:, 0], camera.head_position(labels)[:, 2]
             tremor = np.median(np.abs(np.diff(yaw, 2))) if count > 2 else 0.0
             print(

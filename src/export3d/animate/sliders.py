@@ -272,8 +272,12 @@ def _heading(direction: int, step: int, value: float) -> str:
 
 
 def look(tracker: Tracker, picture: Picture) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Scores (52,), head angles (3,) and the pixels of the face mesh (H, W), averaged over shifts of the picture."""
-    from export3d.face.crop import CropBox, crop
+    """Scores (52,), head angles (3,) and the pixels of the face mesh (H, W), averaged over shifts of the picture.
+
+    The angles are those of `face.pose.still_cameras`: degrees by which the head itself turned.
+    """
+    from export3d.face.crop import CROP_SIZE, CropBox, crop
+    from export3d.face.pose import still_cameras
 
     size = picture.shape[0]
     scores, angles, landmarks = [], [], []
@@ -281,7 +285,7 @@ def look(tracker: Tracker, picture: Picture) -> tuple[Array, Array, NDArray[np.b
         box = CropBox((size / 2 + x, size / 2 + y), size)
         track = tracker.track_image(crop(picture, box, size), "a rendered picture")
         scores.append(track.motion.expression[0])
-        angles.append(head_angles(track.motion.camera[0]))
+        angles.append(head_angles(still_cameras(track.landmarks, CROP_SIZE)[0][0]))
         landmarks.append(box.from_crop(track.crop.from_crop(track.landmarks[0]), size))
     return np.mean(scores, axis=0), np.mean(angles, axis=0), _mesh(np.mean(landmarks, axis=0), size)
 

@@ -331,7 +331,7 @@ def _tracked(
     landmarks = np.stack([seen[row][0].landmarks[:, :2] for row in rows]).astype(np.float64)
     scores = np.stack([seen[row][0].scores for row in rows])
     shape = pose.person_shape(landmarks, CROP_SIZE)
-    camera, distance = pose.fit_cameras(landmarks, CROP_SIZE, shape)
+    camera, distance = pose.fit_cameras(landmarks, CROP_SIZE, shape, scores)
     good = distance <= limits.max_reprojection_px
     if good.sum() < 2:
         return "poor track", f"{still.key} fits a head to {np.median(distance):.1f} px in its frames"

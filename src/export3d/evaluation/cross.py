@@ -518,7 +518,7 @@ def _movement(asked: Motion, seen: _Seen) -> dict[str, float]:
     """AED, APD and correlations of pictures with what was asked for, and in how many a face was found."""
     tracked = seen.track.motion
     agreement = compare(asked, tracked)
-    labels, _ = pose.fit_cameras(seen.landmarks, CROP_SIZE)
+    labels, _ = pose.fit_cameras(seen.landmarks, CROP_SIZE, scores=tracked.expression)
     return {
         "aed": float(np.abs(asked.expression - tracked.expression).mean()),
         "apd": float(np.mean([agreement["mean_abs_difference"][name] for name in ("yaw", "pitch", "roll")])),

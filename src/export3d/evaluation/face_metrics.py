@@ -297,7 +297,7 @@ class TrackedExpression:
         angles, position = (np.full((len(landmarks), 3), np.nan) for _ in range(2))
         seen = _known(landmarks)
         if len(seen):
-            labels, _ = pose.fit_cameras(landmarks[seen], CROP_SIZE)
+            labels, _ = pose.fit_cameras(landmarks[seen], CROP_SIZE, scores=scores[seen])
             angles[seen], position[seen] = head_angles(labels), head_position(labels)
         return scores, angles, position
 

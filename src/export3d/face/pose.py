@@ -4,9 +4,12 @@ The unknowns are the world-to-camera rotation R and translation t of x = f * (R 
 in world axes and f = `camera.FOCAL` crop widths. A weighted scaled-orthographic fit starts Levenberg-Marquardt, which
 ends at the minimum of the weighted squared distances on the 33 pose landmarks. Whole clips are solved at once.
 
-Expressions move some of the 33, and the landmark network itself nods a little with a jaw or the brows. What the face
-does shows in all 468 landmarks, in how they lie beside the fitted mesh: a linear map of that (`steady_map`, fitted by
-benchmarks/pose_steady.py) tells by how much the fitted head moved with it, and this is taken off.
+Expressions move some of the 33, and the landmark network itself nods a little with a jaw or the brows. Two linear maps,
+fitted by benchmarks/pose_steady.py, tell by how much the fitted head moved with the face:
+
+- `scores_map`, of the 52 ARKit scores. Cameras have this taken off: it is what anything driven by scores can follow.
+- `steady_map`, of how all 468 landmarks lie beside the fitted mesh. It tells more, but much of that is particular to
+  the person, or noise. It serves to see whether a head is still in pictures of one face (`still_cameras`).
 """
 
 from __future__ import annotations
@@ -22,6 +25,7 @@ from safetensors.numpy import load
 import export3d.camera as camera
 from export3d.errors import Export3DError, ShapeError
 from export3d.face.mesh import VERTICES, canonical_mesh
+from export3d.motion import ARKIT52
 
 Array = NDArray[np.floating]
 
@@ -35,42 +39,61 @@ _LANDMARK_NOISE = 1.0 / 256.0
 """Standard deviation of a landmark, crop widths."""
 
 
-def fit_camera(landmarks_px: ArrayLike, size: float) -> tuple[Array, float]:
+def fit_camera(landmarks_px: ArrayLike, size: float, scores: ArrayLike | None = None) -> tuple[Array, float]:
     """The camera that sees the canonical mesh where the landmarks are.
 
     Args:
         landmarks_px: (478, 2) or (468, 2) crop pixels.
         size: crop width in pixels.
+        scores: (52,) ARKit scores of the face, whose share is taken off; without them nothing is.
 
     Returns:
         label (25,) and the mean distance in pixels between landmarks and projections (`reprojection`).
     """
-    labels, distance = fit_cameras(np.asarray(landmarks_px)[None], size)
+    of_frame = None if scores is None else np.asarray(scores)[None]
+    labels, distance = fit_cameras(np.asarray(landmarks_px)[None], size, scores=of_frame)
     return labels[0], float(distance[0])
 
 
-def fit_cameras(landmarks_px: ArrayLike, size: float, shape: Array | None = None) -> tuple[Array, Array]:
+def fit_cameras(
+    landmarks_px: ArrayLike, size: float, shape: Array | None = None, scores: ArrayLike | None = None
+) -> tuple[Array, Array]:
     """`fit_camera` for every frame of a clip.
 
     Args:
         landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite.
         size: crop width in pixels.
-        shape: (468, 3) the person's own mesh in world units (`person_shape`); the canonical one by default. What it
-            shows itself, such as a smile that lasts, is not taken off.
+        shape: (468, 3) the person's own mesh in world units (`person_shape`); the canonical one by default.
+        scores: (T, 52) ARKit scores of the frames, 0..1, not smoothed: their share (`scores_map`) is taken off.
 
     Returns:
         labels (T, 25) and reprojection (T,) in pixels.
     """
-    mesh = canonical_mesh()
-    vertices = mesh.vertices if shape is None else np.asarray(shape, dtype=np.float64)
-    image = _image(landmarks_px, size)
-    points, seen = vertices[mesh.pose_landmarks], image[:, mesh.pose_landmarks]
-    rotation, translation = solve(points, seen, mesh.pose_weights)
+    image, vertices = _image(landmarks_px, size), _vertices(shape)
+    rotation, translation = _fit(image, vertices)
+    if scores is not None:
+        given = np.asarray(scores, dtype=np.float64)
+        if given.shape != (len(image), len(ARKIT52)):
+            raise ShapeError(f"scores must have shape ({len(image)}, {len(ARKIT52)}), got {given.shape}")
+        rotation, translation = moved(rotation, translation, np.einsum("te,je->tj", given, scores_map()))
+    return _cameras(image, vertices, rotation, translation, size)
+
+
+def still_cameras(landmarks_px: ArrayLike, size: float, shape: Array | None = None) -> tuple[Array, Array]:
+    """`fit_cameras` for telling whether a head is still: all that the landmarks tell of the face is taken off.
+
+    Args:
+        landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite.
+        size: crop width in pixels.
+        shape: (468, 3) as for `fit_cameras`. What it shows itself, such as a smile that lasts, is not taken off.
+
+    Returns:
+        labels (T, 25) and reprojection (T,) in pixels.
+    """
+    image, vertices = _image(landmarks_px, size), _vertices(shape)
+    rotation, translation = _fit(image, vertices)
     twist = np.einsum("tnk,jnk->tj", beside_mesh(image, vertices, rotation, translation), steady_map())
-    translation = translation + np.einsum("tij,tj->ti", rotation, twist[:, 3:])
-    rotation = rotation @ _turn(twist[:, :3])
-    residual = _project(points, rotation, translation) - seen
-    return _labels(rotation, translation), np.linalg.norm(residual, axis=-1).mean(-1) * (camera.FOCAL * size)
+    return _cameras(image, vertices, *moved(rotation, translation, twist), size)
 
 
 def beside_mesh(image: Array, vertices: Array, rotation: Array, translation: Array) -> Array:
@@ -88,30 +111,49 @@ def beside_mesh(image: Array, vertices: Array, rotation: Array, translation: Arr
     return np.asarray((image * local[..., 2:] - local[..., :2]) @ rotation[:, :2, :2])
 
 
+def moved(rotation: Array, translation: Array, twist: Array) -> tuple[Array, Array]:
+    """Poses (T, 3, 3) and (T, 3) after twists (T, 6): a rotation vector and a shift, along the head's own axes."""
+    translation = translation + np.einsum("tij,tj->ti", rotation, twist[:, 3:])
+    return rotation @ _turn(twist[:, :3]), translation
+
+
 @functools.lru_cache(maxsize=1)
-def steady_map() -> Array:
-    """(6, 468, 2) from `beside_mesh` to what takes an expression's share off a pose: a turn and a shift.
+def scores_map() -> Array:
+    """(6, 52) from ARKit scores to what takes their share off a pose: a turn and a shift.
 
     Both are along the head's axes and go to the right of the fitted pose: radians (as a rotation vector) and world
-    units, each for one world unit.
+    units, each for a score of 1.
 
     Raises:
         Export3DError: the installation lacks the packaged file.
     """
+    return _packaged("scores", 6, len(ARKIT52))
+
+
+@functools.lru_cache(maxsize=1)
+def steady_map() -> Array:
+    """(6, 468, 2) from `beside_mesh` to a turn and a shift as in `scores_map`, each for one world unit.
+
+    Raises:
+        Export3DError: the installation lacks the packaged file.
+    """
+    return _packaged("map", 6, VERTICES, 2)
+
+
+def _packaged(name: str, *shape: int) -> Array:
     try:
         data = (resources.files("export3d") / "assets" / STEADY_FILE).read_bytes()
-        return np.asarray(load(data)["map"].reshape(6, VERTICES, 2), dtype=np.float64)
+        return np.asarray(load(data)[name].reshape(shape), dtype=np.float64)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise Export3DError(f"the packaged {STEADY_FILE} cannot be read ({error}); reinstall export3d") from error
 
 
 def reprojection(landmarks_px: ArrayLike, labels: ArrayLike, size: float, shape: Array | None = None) -> Array:
     """Mean Euclidean distance over the 33 pose landmarks: (T, 478, 2) and (T, 25) to (T,) pixels."""
-    mesh = canonical_mesh()
-    points = (mesh.vertices if shape is None else np.asarray(shape, dtype=np.float64))[mesh.pose_landmarks]
+    points = _vertices(shape)[canonical_mesh().pose_landmarks]
     labels = np.asarray(labels, dtype=np.float64)
     seen = camera.project(np.broadcast_to(points, (len(labels), *points.shape)), labels)
-    difference = seen - 0.5 - _image(landmarks_px, size)[:, mesh.pose_landmarks] * camera.FOCAL
+    difference = seen - 0.5 - _image(landmarks_px, size)[:, canonical_mesh().pose_landmarks] * camera.FOCAL
     return np.asarray(np.linalg.norm(difference, axis=-1).mean(-1) * size)
 
 
@@ -161,6 +203,23 @@ def _image(landmarks_px: ArrayLike, size: float) -> Array:
     if landmarks.ndim != 3 or landmarks.shape[1] < VERTICES or landmarks.shape[2] < 2:
         raise ShapeError(f"landmarks must have shape (T, 478, 2), got {landmarks.shape}")
     return (landmarks[:, :VERTICES, :2] / size - 0.5) / camera.FOCAL
+
+
+def _vertices(shape: Array | None) -> Array:
+    return canonical_mesh().vertices if shape is None else np.asarray(shape, dtype=np.float64)
+
+
+def _fit(image: Array, vertices: Array) -> tuple[Array, Array]:
+    """`solve` on the 33 pose landmarks of (T, 468, 2)."""
+    mesh = canonical_mesh()
+    return solve(vertices[mesh.pose_landmarks], image[:, mesh.pose_landmarks], mesh.pose_weights)
+
+
+def _cameras(image: Array, vertices: Array, rotation: Array, translation: Array, size: float) -> tuple[Array, Array]:
+    """Labels (T, 25) and reprojection (T,) in pixels."""
+    pose_landmarks = canonical_mesh().pose_landmarks
+    residual = _project(vertices[pose_landmarks], rotation, translation) - image[:, pose_landmarks]
+    return _labels(rotation, translation), np.linalg.norm(residual, axis=-1).mean(-1) * (camera.FOCAL * size)
 
 
 def _labels(rotation: Array, translation: Array) -> Array:

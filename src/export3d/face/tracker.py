@@ -237,12 +237,13 @@ def _track(seen: list[Face | None], fps: float, several_faces: bool, smoothing: 
     box = crop_box(in_frames)
     landmarks = box.to_crop(in_frames)
     shape = pose.person_shape(landmarks, CROP_SIZE) if len(faces) >= _SHAPE_FRAMES else None
-    labels, _ = pose.fit_cameras(landmarks, CROP_SIZE, shape)
+    seen_scores = np.stack([face.scores for face in faces])
+    labels, _ = pose.fit_cameras(landmarks, CROP_SIZE, shape, seen_scores)
     shape = None if shape is None else pose.person_shape(landmarks, CROP_SIZE, labels)
     angles, position = pose_numbers(labels)
     labels = from_pose_numbers(_bridge(angles, found), _bridge(position, found))
     labels = smooth_cameras(labels, fps, smoothing)
-    scores = smooth_expression(_bridge(np.stack([face.scores for face in faces]), found), fps, smoothing)
+    scores = smooth_expression(_bridge(seen_scores, found), fps, smoothing)
     distance = np.full(len(seen), np.nan, dtype=np.float32)
     distance[found] = pose.reprojection(landmarks, labels[found], CROP_SIZE, shape)
     return Track(

@@ -15,8 +15,10 @@ from PIL import Image
 from export3d.animate import sliders
 from export3d.animate.animator import Animator, Source
 from export3d.animate.sliders import Effect, Strip, Summary
+from export3d.camera import head_angles
 from export3d.config import tiny
 from export3d.errors import ConfigError
+from export3d.face.pose import still_cameras
 from export3d.face.tracker import Tracker
 from export3d.model import Export3D
 from export3d.motion import ARKIT52
@@ -165,6 +167,15 @@ def test_pictures_that_are_all_the_same_show_no_change(tracker: Tracker, face: n
 def test_a_head_that_tilts_is_measured_in_degrees(tracker: Tracker, astronaut_turns: list[np.ndarray]) -> None:
     tilted = sliders.effect(tracker, strip_of(astronaut_turns[6], astronaut_turns[0], astronaut_turns[18]))
     assert tilted.angles[2] == pytest.approx(24.0, abs=1.5)
+
+
+def test_the_angles_of_a_picture_are_those_of_the_head_itself(tracker: Tracker, face: np.ndarray) -> None:
+    """Not the tracker's cameras: whatever the landmarks tell of the face is taken off."""
+    angles = sliders.look(tracker, face)[1]
+    track = tracker.track_image(face)
+    still, cameras = head_angles(still_cameras(track.landmarks, 256)[0][0]), head_angles(track.motion.camera[0])
+    np.testing.assert_allclose(angles, still, atol=0.6)  # the mean of nine shifts
+    assert np.abs(still - cameras).max() > 1.0  # she smiles
 
 
 def test_a_change_is_told_apart_by_where_it_is(tracker: Tracker, face: np.ndarray) -> None:

@@ -15,6 +15,7 @@ from export3d.data.frames import FrameStore
 from export3d.data.pseudo import BANK_NAME, Bank, pseudo_clips
 from export3d.data.shards import Record, read_index, read_shards, update, verify
 from export3d.errors import ConfigError, InputError
+from export3d.face import pose
 from export3d.motion import ARKIT52
 
 
@@ -137,6 +138,11 @@ def test_labels_tell_what_the_pictures_show(run: tuple[Path, list[Record]]) -> N
         assert np.abs(shown[np.abs(asked) < 0.02]).max(initial=0.0) < 0.25
     turned = np.abs(np.array(clip.info["turn_deg"])).max(1) > 0
     angles = head_angles(clip.camera.astype(np.float64))
+    landmarks = clip.landmarks.astype(np.float64) * 256
+    shape = pose.person_shape(landmarks, 256)
+    labels = pose.fit_cameras(landmarks, 256, shape, clip.expression)[0]  # as the tracker fits it
+    np.testing.assert_allclose(angles, head_angles(labels), atol=0.2)
+    assert np.abs(angles - head_angles(pose.fit_cameras(landmarks, 256, shape)[0])).max() > 1.0
     for axis in (0, 2):
         asked = np.array(clip.info["turn_deg"])[turned, axis]
         assert np.corrcoef(asked, angles[turned, axis])[0, 1] > 0.8

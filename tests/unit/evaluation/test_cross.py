@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,6 +23,7 @@ from export3d.errors import ConfigError, InputError
 from export3d.evaluation.cross import (
     CrossReport,
     Pair,
+    _movement,
     asked_motion,
     choose_pairs,
     cross_identity,
@@ -30,6 +32,8 @@ from export3d.evaluation.cross import (
 from export3d.evaluation.metrics import Measure
 from export3d.evaluation.predictions import read_predictions
 from export3d.evaluation.report import ClipResult, paired_difference
+from export3d.face import pose
+from export3d.face.mesh import canonical_mesh
 from export3d.face.tracker import Track
 from export3d.image import read_image
 from export3d.model import Export3D
@@ -189,6 +193,15 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> None:
 
     real = cross.load_pretrained
     monkeypatch.setattr(cross, "load_pretrained", lambda weights: Mirror(real(weights)))
+
+
+def test_poses_of_the_pictures_are_fitted_as_the_tracker_fits_them() -> None:
+    motion = made_motion((0.0, 10.0, -15.0))
+    landmarks = pose.project(np.broadcast_to(canonical_mesh().vertices, (3, 468, 3)), motion.camera, 256)
+    tracked = replace(motion, camera=pose.fit_cameras(landmarks, 256, scores=motion.expression)[0])
+    seen = SimpleNamespace(landmarks=landmarks, track=SimpleNamespace(motion=tracked, found=np.ones(3, bool)))
+    assert _movement(tracked, seen)["apd6"] == pytest.approx(0.0, abs=1e-5)
+    assert _movement(motion, seen)["apd6"] > 0.01
 
 
 @pytest.mark.usefixtures("copied")

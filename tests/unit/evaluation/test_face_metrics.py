@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from export3d.camera import Camera
+from export3d.camera import Camera, head_angles, head_position
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, ShapeError
 from export3d.evaluation import face_metrics
 from export3d.evaluation.face_metrics import (
@@ -178,11 +178,17 @@ def drawn_scorer(faces: dict[int, list[Face]], **options: bool) -> FaceScorer:
 
 def test_a_reading_holds_pose_expression_and_points_of_the_picture() -> None:
     camera = Camera.orbit(yaw_deg=12.0, pitch_deg=-5.0)
-    reading = drawn_scorer({1: [drawn_face(camera, jawOpen=0.3, eyeBlinkLeft=0.2)]}).read(plain(1))
+    calm, face = drawn_face(camera), drawn_face(camera, jawOpen=0.3, eyeBlinkLeft=0.2)
+    reading = drawn_scorer({1: [calm]}).read(plain(1))
     np.testing.assert_allclose(reading.angles_deg, [[12.0, -5.0, 0.0]], atol=0.01)
     np.testing.assert_allclose(reading.position, [[0.0, 0.0, 2.7]], atol=1e-3)
+    reading = drawn_scorer({1: [face]}).read(plain(1))
+    label, _ = pose.fit_camera(face.landmarks[:, :2], 256, face.scores)  # as the tracker fits it
+    np.testing.assert_allclose(reading.angles_deg[0], head_angles(label), atol=1e-4)
+    np.testing.assert_allclose(reading.position[0], head_position(label), atol=1e-5)
     np.testing.assert_allclose(reading.pose6[0, :3], np.radians(reading.angles_deg[0]))
-    np.testing.assert_allclose(reading.curves, [[12.0, 0.3, 0.1]], atol=0.01)
+    np.testing.assert_allclose(reading.curves, [[reading.angles_deg[0, 0], 0.3, 0.1]], atol=1e-4)
+    assert abs(reading.angles_deg[0, 1] + 5.0) > 0.5
     np.testing.assert_allclose(reading.landmarks68[0], drawn_landmarks(camera)[list(IBUG68)], atol=1e-4)
     assert reading.expression.shape == (1, 52)
     assert reading.identity == {}

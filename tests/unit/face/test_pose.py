@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save
 
 import export3d.camera as camera
 from export3d.errors import Export3DError, ShapeError
@@ -10,7 +12,7 @@ from export3d.face.crop import crop, crop_box
 from export3d.face.mesh import canonical_mesh
 from export3d.face.morphable import MorphableFace
 from export3d.face.repose import Puppet
-from export3d.motion import ARKIT52
+from export3d.motion import ARKIT52, ARKIT52_MIRRORED
 
 
 def random_cameras(rng, count):
@@ -154,13 +156,13 @@ def test_cameras_that_are_known_leave_only_the_shape_to_be_found(rng):
 
 
 def test_a_turn_of_a_face_that_is_not_average_is_kept(rng):
-    """What is taken off follows expressions, not turns: these faces only turn."""
+    """What the landmarks have taken off follows expressions, not turns: these faces only turn."""
     mesh = canonical_mesh()
     vertices = mesh.vertices + 0.15 * camera.UNITS_PER_CM * smooth_field(mesh, rng)
     for axis, most in ((0, 25.0), (1, 15.0), (2, 20.0)):
         angles = np.zeros((11, 3))
         angles[:, axis] = np.linspace(-most, most, 11)
-        labels, _ = pose.fit_cameras(
+        labels, _ = pose.still_cameras(
             seen(camera.from_pose(angles, np.tile([0, 0, 2.7], (11, 1))), vertices=vertices), 256
         )
         found = camera.head_angles(labels)[:, axis]
@@ -174,25 +176,83 @@ def smooth_field(mesh, rng):
     return field / field.std()
 
 
-def test_mirrored_landmarks_have_the_mirrored_camera(rng):
+@pytest.mark.parametrize("fit", [pose.fit_cameras, pose.still_cameras])
+def test_mirrored_landmarks_have_the_mirrored_camera(rng, fit):
     mesh = canonical_mesh()
     twin = np.linalg.norm((mesh.vertices * [-1, 1, 1])[:, None] - mesh.vertices, axis=2).argmin(1)
     landmarks = seen(random_cameras(rng, 20)) + rng.normal(0, 1.5, (20, 468, 2))
-    labels, _ = pose.fit_cameras(landmarks, 256)
-    mirrored, _ = pose.fit_cameras(landmarks[:, twin] * [-1, 1] + [256, 0], 256)
+    labels, _ = fit(landmarks, 256)
+    mirrored, _ = fit(landmarks[:, twin] * [-1, 1] + [256, 0], 256)
     np.testing.assert_allclose(camera.mirror(mirrored), labels, atol=2e-3)
+
+
+def test_mirrored_scores_have_their_share_taken_off_in_mirror_image(rng):
+    mesh = canonical_mesh()
+    twin = np.linalg.norm((mesh.vertices * [-1, 1, 1])[:, None] - mesh.vertices, axis=2).argmin(1)
+    landmarks, scores = seen(random_cameras(rng, 20)), rng.uniform(0, 1, (20, 52))
+    labels, _ = pose.fit_cameras(landmarks, 256, scores=scores)
+    mirrored, _ = pose.fit_cameras(
+        landmarks[:, twin] * [-1, 1] + [256, 0], 256, scores=scores[:, list(ARKIT52_MIRRORED)]
+    )
+    assert np.abs(labels - pose.fit_cameras(landmarks, 256)[0]).max() > 0.02
+    np.testing.assert_allclose(camera.mirror(mirrored), labels, atol=1e-6)
+
+
+def test_without_scores_the_fit_is_that_of_the_33_landmarks(rng):
+    mesh = canonical_mesh()
+    landmarks = seen(random_cameras(rng, 5)) + rng.normal(0, 1.5, (5, 468, 2))
+    plain, distance = pose.fit_cameras(landmarks, 256)
+    image = (landmarks[:, mesh.pose_landmarks] / 256 - 0.5) / camera.FOCAL
+    rotation, translation = pose.solve(mesh.vertices[mesh.pose_landmarks], image, mesh.pose_weights)
+    for label, turn, shift in zip(plain, rotation, translation):
+        found = pose_of(label)
+        np.testing.assert_allclose(found[0], turn, atol=1e-6)
+        np.testing.assert_allclose(found[1], shift, atol=1e-6)
+    np.testing.assert_allclose(distance, pose.reprojection(landmarks, plain, 256), rtol=1e-9)
+    for scores in (np.zeros((5, 52)), np.eye(52)[[ARKIT52.index("tongueOut")] * 5]):  # never seen: no share
+        np.testing.assert_array_equal(pose.fit_cameras(landmarks, 256, scores=scores)[0], plain)
+
+
+def test_the_share_of_the_scores_is_taken_off(rng):
+    """A rotation vector and a shift along the head's axes, to the right of the plain pose."""
+    landmarks, scores = seen(random_cameras(rng, 5)), rng.uniform(0, 1, (5, 52))
+    plain, _ = pose.fit_cameras(landmarks, 256)
+    labels, distance = pose.fit_cameras(landmarks, 256, scores=scores)
+    for before, after, score in zip(plain, labels, scores):
+        twist = pose.scores_map() @ score
+        x, y, z = twist[:3]
+        turn = torch.linalg.matrix_exp(torch.tensor([[0, -z, y], [z, 0, -x], [-y, x, 0]])).numpy()
+        (rotation, translation), found = pose_of(before), pose_of(after)
+        np.testing.assert_allclose(found[0], rotation @ turn, atol=1e-9)
+        np.testing.assert_allclose(found[1], translation + rotation @ twist[3:], atol=1e-9)
+    np.testing.assert_allclose(distance, pose.reprojection(landmarks, labels, 256), rtol=1e-6)
+    one, _ = pose.fit_camera(landmarks[0], 256, scores[0])
+    np.testing.assert_array_equal(one, labels[0])
+
+
+def test_a_jaw_that_opens_is_taken_for_a_nod_of_three_degrees(rng):
+    landmarks = seen(camera.from_pose(np.zeros((2, 3)), np.tile([0.0, 0.0, 2.7], (2, 1))))
+    scores = np.eye(52)[[ARKIT52.index("jawOpen")] * 2] * [[0.0], [1.0]]
+    angles = camera.head_angles(pose.fit_cameras(landmarks, 256, scores=scores)[0])
+    np.testing.assert_allclose(angles[1] - angles[0], [0.0, -3.4, 0.0], atol=0.1)
+
+
+def pose_of(label):
+    """World-to-camera rotation (3, 3) and translation (3,) of a label."""
+    cam2world, _ = camera.unpack(label)
+    return cam2world[:3, :3].T, -cam2world[:3, :3].T @ cam2world[:3, 3]
 
 
 def test_the_size_of_the_crop_does_not_matter_to_what_is_taken_off(rng):
     landmarks = seen(random_cameras(rng, 5)) + rng.normal(0, 1.5, (5, 468, 2))
-    np.testing.assert_allclose(pose.fit_cameras(landmarks * 2, 512)[0], pose.fit_cameras(landmarks, 256)[0], atol=1e-6)
+    one, other = pose.still_cameras(landmarks * 2, 512)[0], pose.still_cameras(landmarks, 256)[0]
+    np.testing.assert_allclose(one, other, atol=1e-6)
 
 
 @pytest.mark.parametrize(("name", "value"), [("mouthPucker", 0.9), ("mouthSmile", 0.0)])
 def test_a_face_that_moves_turns_the_fitted_head_less_than_its_33_landmarks_do(
     landmarker, astronaut, shared_models, name, value
 ):
-    mesh = canonical_mesh()
     picture = crop(astronaut, crop_box(landmarker.detect(astronaut)[0].landmarks[:, :2]), 256)
     own = landmarker.detect(picture)[0]
     folder = shared_models / "face3d"
@@ -202,23 +262,35 @@ def test_a_face_that_moves_turns_the_fitted_head_less_than_its_33_landmarks_do(
     scores[[n for n, full in enumerate(ARKIT52) if full.startswith(name)]] = value
     views = [puppet.view(shown).image for shown in (own.scores, scores)]
     landmarks = np.stack([landmarker.detect(view)[0].landmarks[:, :2] for view in views]).astype(float)
-    image = (landmarks[:, mesh.pose_landmarks] / 256 - 0.5) / camera.FOCAL
-    rotation, _ = pose.solve(mesh.vertices[mesh.pose_landmarks], image, mesh.pose_weights)
-    plain = np.ptp(np.degrees(np.arcsin(rotation[:, 2, 1])))
-    steady = np.ptp(camera.head_angles(pose.fit_cameras(landmarks, 256)[0])[:, 1])
+    fits = (pose.fit_cameras(landmarks, 256)[0], pose.still_cameras(landmarks, 256)[0])
+    plain, steady = (np.ptp(camera.head_angles(labels)[:, 1]) for labels in fits)
     assert plain > 1.0
     assert steady < 0.75 * plain
 
 
-def test_an_installation_without_the_map_says_so(monkeypatch, tmp_path):
-    pose.steady_map.cache_clear()
+def test_the_packaged_maps_are_small_and_symmetric():
+    assert pose.steady_map().shape == (6, 468, 2)
+    told = pose.scores_map()
+    assert told.shape == (6, 52)
+    twist = np.array([1.0, -1.0, -1.0, -1.0, 1.0, 1.0])[:, None]  # of the mirrored face
+    np.testing.assert_allclose(told[:, list(ARKIT52_MIRRORED)], told * twist, atol=1e-6)
+    assert np.degrees(np.abs(told[:3]).max()) < 10.0
+    assert np.abs(told[3:]).max() < 2 * camera.UNITS_PER_CM
+
+
+@pytest.mark.parametrize("of", [pose.steady_map, pose.scores_map])
+def test_an_installation_without_the_maps_says_so(monkeypatch, tmp_path, of):
+    of.cache_clear()
     monkeypatch.setattr(pose.resources, "files", lambda package: tmp_path)
     with pytest.raises(Export3DError, match=r"pose_steady\.safetensors cannot be read .* reinstall export3d"):
-        pose.steady_map()
+        of()
     (tmp_path / "assets").mkdir()
     (tmp_path / "assets" / "pose_steady.safetensors").write_bytes(b"something else")
     with pytest.raises(Export3DError, match="reinstall export3d"):
-        pose.steady_map()
+        of()
+    (tmp_path / "assets" / "pose_steady.safetensors").write_bytes(save({"map": np.zeros((6, 4)), "other": np.zeros(3)}))
+    with pytest.raises(Export3DError, match="reinstall export3d"):
+        of()
 
 
 def test_identical_frames_get_identical_cameras(portrait):
@@ -237,3 +309,9 @@ def test_degenerate_landmarks_give_numbers_not_a_crash():
 def test_landmarks_of_another_shape_are_refused(shape):
     with pytest.raises(ShapeError):
         pose.fit_cameras(np.zeros(shape), 256)
+
+
+@pytest.mark.parametrize("shape", [(52,), (2, 52), (3, 64)])
+def test_scores_of_another_shape_are_refused(shape):
+    with pytest.raises(ShapeError, match=r"\(3, 52\)"):
+        pose.fit_cameras(np.zeros((3, 478, 2)), 256, scores=np.zeros(shape))

@@ -65,14 +65,14 @@ def test_very_short_clips_survive(count, rng):
     assert smooth_expression(rng.uniform(0, 1, (count, 52)), FPS).shape == (count, 52)
 
 
-def test_landmark_noise_of_one_pixel_leaves_less_than_a_fifth_of_a_degree_of_yaw(rng):
+def test_landmark_noise_of_one_pixel_leaves_less_than_a_quarter_of_a_degree_of_yaw(rng):
     """A still face, each landmark of each frame moved by up to a pixel each way: the yaw's standard deviation."""
     still = pose.project(canonical_mesh().vertices, cameras([8.0], -6.0)[0], 256)
     noisy = still + rng.uniform(-1.0, 1.0, (250, 468, 2))
     for shape in (None, pose.person_shape(noisy, 256)):
         labels, _ = pose.fit_cameras(noisy, 256, shape)
         steady = smooth_cameras(labels, FPS)
-        assert yaw_of(steady).std() < 0.2
+        assert yaw_of(steady).std() < 0.25
         assert yaw_of(steady).std() < 0.8 * yaw_of(labels).std()
         assert np.abs(np.diff(yaw_of(steady), 2)).mean() < 0.1
 
