@@ -125,19 +125,21 @@ def rigid_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(7)
     base, tiny = preset("base"), preset("tiny")
     extras = {name: getattr(base.generator, name) for name in ("skip", "align", "flow", "redraw")}
-    superres = replace(tiny.superres, detail=base.superres.detail)
+    superres = replace(tiny.superres, detail=base.superres.detail, dense=base.superres.dense)
     model = Export3D(replace(tiny, generator=replace(tiny.generator, **extras), superres=superres))
     assert model.motion is not None
+    assert model.dense is not None
     assert model.superres.detail is not None
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        detail = model.superres.detail
-        for layer in (model.motion.out, detail.choice, detail.lean, detail.nudge):
+        dense, detail = model.dense, model.superres.detail
+        for layer in (model.motion.out, detail.choice, detail.lean, dense.share, dense.beyond):
             layer.weight.zero_()
         detail.lean.bias.zero_()
-        detail.nudge.bias.zero_()
-        model.superres.detail.choice.bias.copy_(torch.tensor([0.0, 60.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+        dense.beyond.bias.zero_()
+        dense.share.bias.copy_(torch.tensor([60.0, 0.0, 0.0, 0.0]))
+        detail.choice.bias.copy_(torch.tensor([0.0, 60.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
     return save_pretrained(model, tmp_path_factory.mktemp("weights") / "rigid.safetensors", {"images_seen": 0})
 
 

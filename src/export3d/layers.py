@@ -124,3 +124,23 @@ class GaussianLowPass(nn.Module):
         x = F.pad(x, (radius, radius, radius, radius), mode="reflect")
         x = F.conv2d(x, row, groups=channels)
         return F.conv2d(x, row.transpose(2, 3), groups=channels)
+
+
+def pixel_grid(size: int, device: torch.device) -> Tensor:
+    """(1, 2, size, size) centres of a picture's pixels, x first, in [-1, 1] grid units."""
+    centre = (torch.arange(size, device=device) + 0.5) / size * 2.0 - 1.0
+    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    return torch.stack([x, y])[None]
+
+
+def look(image: Tensor, flow: Tensor) -> Tensor:
+    """The image (B, C, h, h) looked up beside each pixel, its border repeated.
+
+    Args:
+        flow: (B, 2, H, H), x first, in [-1, 1] grid units.
+
+    Returns:
+        (B, C, H, H).
+    """
+    places = (pixel_grid(flow.shape[-1], flow.device) + flow).permute(0, 2, 3, 1)
+    return F.grid_sample(image.float(), places.float(), padding_mode="border", align_corners=False)

@@ -123,6 +123,20 @@ def flow_error(
     return (error.sum(1) / weight.sum(1).clamp_min(1.0)).mean()
 
 
+def moved_error(moved: Tensor, target: Tensor, perceptual: Perceptual | None) -> Tensor:
+    """How far what the source offers for a driving frame is from that frame (not in the paper).
+
+    The perceptual distance, where there is a network for it, and half the mean absolute difference at full size and
+    averaged over 4 x 4 and 8 x 8 pixels: the coarse ones also tell what lies far beside its place.
+
+    Args:
+        moved, target: (B, 3, H, W), see `superres.Views`.
+    """
+    pooled = (F.avg_pool2d(moved - target, size) for size in (1, 4, 8))
+    error = 0.5 * torch.stack([difference.abs().mean() for difference in pooled]).sum()
+    return error if perceptual is None else error + perceptual(moved, target).mean()
+
+
 def l2(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """L_2: mean squared error over all values, a scalar; `weight` (B, 1, H, W) multiplies the squares."""
     check_shape(target, f"{image.shape[0]} 3 {image.shape[2]} {image.shape[3]}", "target")

@@ -9,15 +9,18 @@ import torch
 from torch import Tensor
 
 from export3d.config import ModelConfig
+from export3d.dense_motion import DenseMotion
 from export3d.errors import ConfigError, check_shape
 from export3d.expression.encoder import ExpressionEncoder
+from export3d.face.sheet import show
 from export3d.hub import HubModel
 from export3d.image import resize
+from export3d.layers import look, pixel_grid
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution, Views
-from export3d.triplane.align import frontal_view, head_nearness, turned_view
+from export3d.triplane.align import frontal_view, head_nearness, stretch, turned_flow
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
-from export3d.triplane.motion import LandmarkMotion, driving_view, plane_flow
+from export3d.triplane.motion import LandmarkMotion, driving_flow, plane_flow
 
 
 @dataclass(frozen=True)
@@ -46,12 +49,15 @@ class Output:
         rendered: raw image, depth and opacity at H/4.
         generated: (B, 3, C, H/2, W/2) the tri-plane before the tri-plane EMA was added.
         planes: what was rendered.
+        moved: (B, 3, H, W) the source in the driving view (`superres.Views`); None where the final image takes nothing
+            from it.
     """
 
     image: Tensor | None
     rendered: Rendered
     generated: Tensor
     planes: Planes
+    moved: Tensor | None
 
 
 class Export3D(HubModel):
@@ -69,6 +75,7 @@ class Export3D(HubModel):
         self.expression = ExpressionEncoder(config.expression)
         looks = config.generator.flow or config.superres.detail
         self.motion = LandmarkMotion(config.expression.d) if looks else None
+        self.dense = DenseMotion() if config.superres.dense else None
         self.generator = TriplaneGenerator(config.generator, config.expression.d)
         self.renderer = VolumeRenderer(config.render, config.generator.plane_channels)
         self.superres = SuperResolution(config.superres, config.render.features)
@@ -159,11 +166,17 @@ class Export3D(HubModel):
         if image is None or own is None or face is None or planes.points is None:
             raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
         half = self.config.render.half_extent
-        moved, stretched, offset = driving_view(image, planes.points, face, camera)
+        size, image = image.shape[-1], image.float()
+        flow, as_face = driving_flow(planes.points, face, camera, size)
         with torch.no_grad():
-            head = torch.cat([head_nearness(label, image.shape[-1], half) for label in (camera, own)], dim=1)
-            turned = turned_view(image, own, camera, half)
-        return Views(moved, stretched, offset, image, turned, head)
+            head = torch.cat([head_nearness(label, size, half) for label in (camera, own)], dim=1)
+            as_head = turned_flow(own, camera, half, size)
+            turned = look(image, as_head)
+        if self.dense is not None:
+            candidates = torch.stack([flow, as_head, as_face, torch.zeros_like(flow)], dim=1)
+            flow = self.dense(image, candidates, torch.cat([stretch(flow), head], dim=1))
+        places = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
+        return Views(show(image, places.permute(0, 2, 3, 1)), stretch(flow), flow, image, turned, head)
 
     def forward(
         self,
@@ -188,4 +201,8 @@ class Export3D(HubModel):
         features = self.encode(source, source_camera, source_expression, source_landmarks)
         planes, generated = self._planes(features, self.expression(expression))
         rendered = self.renderer(planes.triplane, camera, resolution, jitter)
-        return Output(self.finish(planes, camera, rendered) if superres else None, rendered, generated, planes)
+        if not superres:
+            return Output(None, rendered, generated, planes, None)
+        views = self._views(planes, camera)
+        image = self.superres(rendered.feature, views)
+        return Output(image, rendered, generated, planes, None if views is None else views.moved)

@@ -26,6 +26,7 @@ _FLOW = "generator.flows."
 _MOTION = "motion."
 _REDRAW = ".closes"
 _DETAIL = "superres.detail."
+_DENSE = "dense."
 _SEES_EXPRESSION = ("expression.", _MOTION)
 
 
@@ -159,9 +160,11 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
         tensors = {name: value for name, value in tensors.items() if not name.endswith(_REDRAW)}
     if not model.config.superres.detail:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_DETAIL)}
+    if model.dense is None:
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(_DENSE)}
     if exchanged:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_SEES_EXPRESSION)}
-    kept = {name for name in own if name.startswith((_FLOW, _MOTION, _DETAIL)) and name not in tensors}
+    kept = {name for name in own if name.startswith((_FLOW, _MOTION, _DETAIL, _DENSE)) and name not in tensors}
     if exchanged:
         kept |= {name for name in own if name.startswith(_SEES_EXPRESSION) or name.endswith("modulation.weight")}
     load_into(model, {**tensors, **{name: own[name] for name in kept}}, what="the former weights")

@@ -7,14 +7,13 @@ that carries the raw image along, to which each block adds.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.errors import ConfigError, check_shape
-from export3d.face.sheet import show
 from export3d.layers import conv3x3
 
 _DETAIL_WIDTH = 16
@@ -29,11 +28,18 @@ class SuperResConfig:
         mid_channels, high_channels: widths of the blocks at H/2 and H (128 and 64 in EG3D's 256-pixel module).
         detail: each pixel chooses between what is drawn, the source moved or turned to the driving view, and the
             source as it lies there (`Detail`; not in the paper).
+        dense: what is moved follows a learned mixture of motions (`dense_motion`), not the face's sheet alone; only
+            with `detail`.
     """
 
     mid_channels: int = 128
     high_channels: int = 64
     detail: bool = False
+    dense: bool = False
+
+    def __post_init__(self) -> None:
+        if self.dense and not self.detail:
+            raise ConfigError("superres.dense moves what superres.detail takes from the source; switch both on")
 
 
 @dataclass(frozen=True)
@@ -41,11 +47,11 @@ class Views:
     """What the source itself offers for a driving frame.
 
     Attributes:
-        moved: (B, 3, H, W) the source in the driving view, see `triplane.motion.driving_view`.
-        stretched: (B, 1, H, W) how far it is stretched there, 0 to 1.
+        moved: (B, 3, H, W) the source in the driving view.
+        stretched: (B, 1, H, W) how far it is stretched there, 0 to 1 (`triplane.align.stretch`).
         offset: (B, 2, H, W) from where it comes, [-1, 1] grid units from the pixel's own place, x first.
         still: (B, 3, H, W) the source as it is: a room does not turn with the head.
-        turned: (B, 3, H, W) the whole source turned as the head is (`triplane.align.turned_view`): hair far from the
+        turned: (B, 3, H, W) the whole source turned as the head is (`triplane.align.turned_flow`): hair far from the
             face goes that way.
         head: (B, 2, H, W) where the head is in the driving view and was in the source (`triplane.align.head_nearness`).
     """
@@ -60,16 +66,6 @@ class Views:
     def stacked(self) -> Tensor:
         """All but the offset, (B, 12, H, W)."""
         return torch.cat([self.moved, self.still, self.stretched, self.head, self.turned], dim=1)
-
-    def nudged(self, change: Tensor) -> Views:
-        """The moved source looked up a little beside its place: change (B, 2, h, w) as `offset`, enlarged."""
-        offset = self.offset + F.interpolate(
-            change.float(), self.offset.shape[-2:], mode="bilinear", align_corners=False
-        )
-        height, width = offset.shape[-2:]
-        identity = torch.eye(2, 3, device=offset.device).expand(len(offset), 2, 3)
-        grid = F.affine_grid(identity, [len(offset), 1, height, width], align_corners=False)
-        return replace(self, moved=show(self.still, (grid + offset.permute(0, 2, 3, 1) + 1.0) / 2.0), offset=offset)
 
 
 class Detail(nn.Module):
@@ -87,12 +83,11 @@ class Detail(nn.Module):
             for step, (before, after) in enumerate(itertools.pairwise(widths))
         )
         self.lean = nn.Conv2d(_OVERVIEW_WIDTH, 4, 1)
-        self.nudge = nn.Conv2d(_OVERVIEW_WIDTH, 2, 1)
         self.mid = conv3x3(12, mid)
         self.first = conv3x3(high + 3 + 12, _DETAIL_WIDTH)
         self.second = conv3x3(_DETAIL_WIDTH, _DETAIL_WIDTH)
         self.choice = conv3x3(_DETAIL_WIDTH, 7)
-        for layer in (self.mid, self.choice, self.lean, self.nudge):
+        for layer in (self.mid, self.choice, self.lean):
             nn.init.zeros_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
@@ -104,8 +99,8 @@ class Detail(nn.Module):
         out: Tensor = self.mid(F.avg_pool2d(views.stacked(), 2))
         return out
 
-    def overlook(self, feature: Tensor, views: Views) -> tuple[Tensor, Tensor]:
-        """Which picture to lean to and where to nudge the moved one, from afar.
+    def overlook(self, feature: Tensor, views: Views) -> Tensor:
+        """Which picture to lean to, from afar.
 
         Whether a pixel belongs to the head that moved or to the room behind it shows only in its surroundings.
 
@@ -113,13 +108,13 @@ class Detail(nn.Module):
             feature: (B, F, H/4, W/4) rendered features.
 
         Returns:
-            (B, 4, H/4, W/4) logits of the drawn, moved, still and turned picture, and (B, 2, H/4, W/4), see
-            `Views.nudged`.
+            (B, 4, H/4, W/4) logits of the drawn, moved, still and turned picture.
         """
         x = torch.cat([feature, F.avg_pool2d(torch.cat([views.stacked(), 4.0 * views.offset], dim=1), 4)], dim=1)
         for layer in self.overview:
             x = F.leaky_relu(layer(x), 0.2)
-        return self.lean(x), 0.1 * self.nudge(x)
+        out: Tensor = self.lean(x)
+        return out
 
     def forward(self, x: Tensor, drawn: Tensor, views: Views, lean: Tensor) -> Tensor:
         """Features (B, high, H, W), the drawn picture (B, 3, H, W) and what `overlook` gave to the final one."""
@@ -168,8 +163,7 @@ class SuperResolution(nn.Module):
         x = self.mid_first(x)
         lean = None
         if self.detail is not None and views is not None:
-            lean, nudge = self.detail.overlook(feature, views)
-            views = views.nudged(nudge)
+            lean = self.detail.overlook(feature, views)
             x = x + self.detail.at_half(views)
         x = F.leaky_relu(self.mid_second(F.leaky_relu(x, 0.2)), 0.2)
         rgb = _enlarge(rgb + self.mid_rgb(x), 2)

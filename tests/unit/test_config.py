@@ -15,6 +15,8 @@ from export3d.config import (
     ModelConfig,
     base,
     no_align,
+    no_dense,
+    no_detail,
     no_flow,
     no_lowpass,
     no_redraw,
@@ -93,6 +95,7 @@ def test_a_setting_left_out_takes_its_default() -> None:
         ({"generator": {"dim": 64.0}}, "generator.dim"),
         ({"generator": {"skip": 1}}, "generator.skip"),
         ({"generator": {"flow": True}}, "skip"),
+        ({"superres": {"dense": True}}, "superres.detail"),
         ({"expression": {"frozen": 0}}, "expression.frozen"),
         ({"render": {"coarse": True}}, "render.coarse"),
         ({"render": {"reach": None}}, "render.reach"),
@@ -133,9 +136,15 @@ def test_a_variant_changes_one_thing(name: str) -> None:
     assert changed(config, no_flow(config)) == flow
     assert changed(config, no_redraw(config)) == ({"generator.redraw"} if had_flow else set())
     assert changed(config, no_align(config)) == ({"generator.align"} if config.generator.align else set())
+    detail, dense = config.superres.detail, config.superres.dense
+    moved = {"superres.dense"} if dense else set()
+    assert changed(config, no_dense(config)) == moved
+    assert changed(config, no_detail(config)) == ({"superres.detail"} if detail else set()) | moved
     assert not no_skip(config).generator.skip
     assert not no_flow(config).generator.flow
     assert not no_align(config).generator.align
+    assert not no_dense(config).superres.dense
+    assert not no_detail(config).superres.detail
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -166,9 +175,9 @@ def test_a_variant_survives_json(name: str) -> None:
     assert ModelConfig.from_dict(json.loads(config.to_json())) == config
 
 
-def test_weights_of_before_the_flow_and_the_frozen_encoder_are_still_read() -> None:
+def test_weights_of_before_some_settings_are_still_read() -> None:
     old = tiny().to_dict()
-    del old["generator"]["flow"], old["expression"]["basis"], old["expression"]["frozen"]
+    del old["generator"]["flow"], old["expression"]["basis"], old["expression"]["frozen"], old["superres"]["dense"]
     assert ModelConfig.from_dict(old) == tiny()
 
 

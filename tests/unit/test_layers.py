@@ -17,6 +17,8 @@ from export3d.layers import (
     conv3x3,
     image_to_tokens,
     linear,
+    look,
+    pixel_grid,
     tokens_to_image,
 )
 
@@ -129,3 +131,41 @@ def test_linear_layers_start_small() -> None:
     layer = linear(256, 256)
     assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
     assert layer.bias.count_nonzero() == 0
+
+
+# ---- places of a picture ---------------------------------------------------------------------------------------------
+
+
+def test_the_grid_has_the_middles_of_pixels_and_x_first() -> None:
+    grid = pixel_grid(4, torch.device("cpu"))
+    centres = torch.tensor([-0.75, -0.25, 0.25, 0.75])
+    assert torch.equal(grid, torch.stack([centres.expand(4, 4), centres.expand(4, 4).T])[None])
+
+
+@pytest.mark.parametrize("size", [8, 37, 256])
+def test_whoever_looks_at_its_own_place_sees_the_image(size: int) -> None:
+    image = torch.rand(2, 3, size, size)
+    torch.testing.assert_close(look(image, torch.zeros(2, 2, size, size)), image, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("x", "y"), [(2, 0), (0, 2), (-3, 1)])
+def test_whoever_looks_some_pixels_beside_sees_what_lies_there_and_the_border_goes_on(x: int, y: int) -> None:
+    image = torch.rand(2, 3, 16, 16)
+    flow = (2.0 / 16 * torch.tensor([x, y], dtype=torch.float32))[None, :, None, None].expand(2, 2, 16, 16)
+    columns, rows = ((torch.arange(16) + step).clamp(0, 15) for step in (x, y))
+    torch.testing.assert_close(look(image, flow), image[:, :, rows][..., columns], atol=1e-5, rtol=0)
+
+
+def test_a_flow_finer_than_its_image_looks_between_pixels() -> None:
+    ramp = pixel_grid(16, torch.device("cpu"))  # shows each place where it is
+    flow = 0.2 * torch.randn(3, 2, 48, 48)
+    wanted = (pixel_grid(48, torch.device("cpu")) + flow).clamp(-15 / 16, 15 / 16)
+    torch.testing.assert_close(look(ramp.expand(3, -1, -1, -1), flow), wanted, atol=1e-5, rtol=0)
+
+
+def test_under_bfloat16_autocast_places_keep_their_precision() -> None:
+    image, flow = torch.rand(1, 3, 64, 64), 0.2 * torch.randn(1, 2, 64, 64)
+    wanted = look(image, flow)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(look(image, flow), wanted)
+        assert look(image.bfloat16(), flow).dtype == torch.float32

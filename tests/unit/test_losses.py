@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from export3d.camera import Camera, project
 from export3d.errors import ShapeError
 from export3d.face.mesh import canonical_mesh
 from export3d.image import resize
+from export3d.layers import look
 from export3d.losses import (
     EYES,
     MOUTH,
@@ -21,6 +24,7 @@ from export3d.losses import (
     flow_error,
     l2,
     landmark_error,
+    moved_error,
     r1_penalty,
     reconstruction,
 )
@@ -327,6 +331,51 @@ def test_the_landmark_error_pulls_points_towards_their_places_and_not_along_the_
     rays = torch.nn.functional.normalize(moved.detach() - camera[:, None, [3, 7, 11]], dim=-1)
     along = (moved.grad * rays).sum(-1).abs()
     assert (along < 1e-3 * moved.grad.norm(dim=-1)).all()
+
+
+# ---- what the source offers ------------------------------------------------------------------------------------------
+
+
+def discs(shift: int) -> Tensor:
+    """(1, 3, 64, 64): a soft disc, so many pixels right of the middle."""
+    x = torch.arange(64) - 31.5
+    y, x = torch.meshgrid(x, x - shift, indexing="ij")
+    return (2.0 * torch.sigmoid(12.0 - (x.square() + y.square()).sqrt()) - 1.0).expand(1, 3, 64, 64)
+
+
+@pytest.mark.parametrize("with_network", [False, True])
+def test_what_lies_at_its_place_costs_nothing_and_the_rest_by_how_far_it_is_away(
+    with_network: bool, perceptual: Perceptual
+) -> None:
+    network = perceptual if with_network else None
+    errors = [float(moved_error(discs(shift), discs(0), network)) for shift in (0, 1, 2, 4, 8)]
+    assert errors[0] == 0.0
+    assert all(nearer < farther for nearer, farther in itertools.pairwise(errors))
+
+
+def test_the_error_of_what_is_moved_is_the_perceptual_distance_and_half_the_differences_at_three_sizes(
+    perceptual: Perceptual,
+) -> None:
+    moved, _, target = images()
+    difference = (moved - target).numpy()
+    wanted = sum(
+        0.5 * np.abs(difference.reshape(1, 3, 64 // n, n, 64 // n, n).mean(axis=(3, 5))).mean() for n in (1, 4, 8)
+    )
+    plain = moved_error(moved, target, None)
+    assert float(plain) == pytest.approx(float(wanted), rel=1e-5)
+    torch.testing.assert_close(moved_error(moved, target, perceptual), plain + perceptual(moved, target).mean())
+
+
+@pytest.mark.parametrize("with_network", [False, True])
+def test_the_error_of_what_is_moved_pulls_it_to_its_place(with_network: bool, perceptual: Perceptual) -> None:
+    """Through a flow: five pixels away, where neither edge meets the other."""
+    offset = torch.zeros(1, 2, 1, 1, requires_grad=True)
+    found = look(discs(5), offset.expand(1, 2, 64, 64))
+    moved_error(found, discs(0), perceptual if with_network else None).backward()
+    assert offset.grad is not None
+    right, down = offset.grad[0, :, 0, 0].tolist()
+    assert right < 0  # what is wanted lies to the right in the source
+    assert abs(down) < 0.5 * abs(right)
 
 
 # ---- Eq. 12 ----------------------------------------------------------------------------------------------------------

@@ -14,20 +14,23 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from export3d.camera import Camera
-from export3d.config import ModelConfig, preset, tiny
+from export3d.config import ModelConfig, no_dense, preset, tiny
+from export3d.dense_motion import CANDIDATES, DenseMotion
 from export3d.errors import ConfigError, ShapeError
+from export3d.face.sheet import show
 from export3d.image import resize
+from export3d.layers import pixel_grid
 from export3d.model import Export3D
 from export3d.superres import Detail
-from export3d.triplane.align import frontal_view
+from export3d.triplane.align import frontal_view, turned_flow
 from export3d.triplane.blocks import EAdaLN
 from export3d.triplane.generator import FlowStep
-from export3d.triplane.motion import LandmarkMotion, average_landmarks, driving_view, plane_flow, projected
+from export3d.triplane.motion import LandmarkMotion, average_landmarks, driving_flow, plane_flow, projected
 
 EXTENDED = replace(
     tiny(),
     generator=replace(tiny().generator, skip=True, align=True, flow=True, redraw=True),
-    superres=replace(tiny().superres, detail=True),
+    superres=replace(tiny().superres, detail=True, dense=True),
 )
 """What `base` adds to the paper's form, at the size of `tiny`."""
 
@@ -52,6 +55,9 @@ def awake(config: ModelConfig | None = None) -> Export3D:
         if isinstance(module, Detail):
             for layer in (module.choice, module.lean):
                 nn.init.normal_(layer.weight, std=0.3)
+        if isinstance(module, DenseMotion):
+            for layer in (module.share, module.beyond):
+                nn.init.normal_(layer.weight, std=0.1)
     for layer in (model.superres.mid_rgb, model.superres.high_rgb):
         nn.init.normal_(layer.weight, std=0.05)
     return model
@@ -149,7 +155,7 @@ def test_one_source_serves_many_expressions(config: ModelConfig) -> None:
 
 def test_a_model_that_aligns_asks_for_the_camera_of_the_source_and_uses_it() -> None:
     config = replace(EXTENDED, generator=replace(EXTENDED.generator, flow=False, redraw=False))
-    model = awake(replace(config, superres=replace(config.superres, detail=False)))
+    model = awake(replace(config, superres=replace(config.superres, detail=False, dense=False)))
     assert model.motion is None
     source, _, _ = inputs(1)
     with pytest.raises(ConfigError, match="camera"):
@@ -367,22 +373,89 @@ def test_a_pass_under_bfloat16_autocast_stays_near_the_float32_one(config: Model
 # ---- detail ----------------------------------------------------------------------------------------------------------
 
 
+def shown(image: Tensor, flow: Tensor) -> Tensor:
+    """The image as a flow moves it."""
+    places = (pixel_grid(flow.shape[-1], flow.device) + flow + 1.0) / 2.0
+    return show(image, places.permute(0, 2, 3, 1))
+
+
 def test_detail_is_taken_from_the_source_at_its_place_and_in_the_driving_view() -> None:
     """Chosen wholly, the moved source is that of the driving camera and the still one the source itself."""
-    model = awake(EXTENDED)
+    model = awake(no_dense(EXTENDED))
     source, expression, camera = inputs(2)
     detail = model.superres.detail
     assert detail is not None
+    assert model.dense is None
     for layer in (detail.choice, detail.lean):
         nn.init.zeros_(layer.weight)
     with torch.no_grad():
         features = model.encode(source, camera.flip(0), expression.flip(0), landmarks(camera.flip(0)))
         planes = model.planes(features, expression)
-        moved, _, _ = driving_view(source, planes.points, features.face, camera)
+        moved = shown(source, driving_flow(planes.points, features.face, camera, 64)[0])
         for which, wanted in ((1, moved), (2, source)):
             detail.choice.bias.zero_()
             detail.choice.bias[which] = 60.0
             torch.testing.assert_close(model.frame(planes, camera), wanted, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("which", range(len(CANDIDATES)), ids=CANDIDATES)
+def test_the_dense_motion_mixes_what_its_candidates_say(which: int) -> None:
+    """Chosen wholly, each candidate moves the source by its own flow."""
+    model = awake(EXTENDED)
+    source, expression, camera = inputs(2)
+    dense = model.dense
+    assert dense is not None
+    with torch.no_grad():
+        for layer in (dense.share, dense.beyond):
+            nn.init.zeros_(layer.weight)
+        dense.share.bias.zero_()
+        dense.share.bias[which] = 60.0
+        own = camera.flip(0)
+        output = model(source, expression, camera, own, expression.flip(0), landmarks(own))
+        on_sheet, as_face = driving_flow(output.planes.points, output.planes.source.face, camera, 64)
+        flows = (on_sheet, turned_flow(own, camera, EXTENDED.render.half_extent, 64), as_face, 0 * on_sheet)
+    torch.testing.assert_close(output.moved, shown(source, flows[which]), atol=1e-4, rtol=0)
+    for other in {*range(len(flows))} - {which}:
+        assert (output.moved - shown(source, flows[other])).abs().mean() > 1e-2
+
+
+def test_a_new_dense_motion_moves_the_source_and_mostly_on_the_sheet() -> None:
+    model = Export3D(EXTENDED).eval()
+    source, expression, camera = inputs(2)
+    own = camera.flip(0)
+    with torch.no_grad():
+        output = model(source, expression, camera, own, expression, landmarks(own))
+        on_sheet, as_face = driving_flow(output.planes.points, output.planes.source.face, camera, 64)
+        as_head = turned_flow(own, camera, EXTENDED.render.half_extent, 64)
+        share = torch.tensor([2.0, 0.0, 0.0, 0.0]).softmax(0)
+        wanted = share[0] * on_sheet + share[1] * (as_head + as_face)
+    torch.testing.assert_close(output.moved, shown(source, wanted), atol=1e-4, rtol=0)
+
+
+def test_without_a_dense_motion_the_source_moves_on_the_sheet_alone() -> None:
+    model = awake(no_dense(EXTENDED))
+    assert not [name for name in model.state_dict() if name.startswith("dense.")]
+    source, expression, camera = inputs(2)
+    own = camera.flip(0)
+    with torch.no_grad():
+        output = model(source, expression, camera, own, expression.flip(0), landmarks(own))
+        flow, _ = driving_flow(output.planes.points, output.planes.source.face, camera, 64)
+    assert output.image is not None
+    assert output.image.shape == (2, 3, 64, 64)
+    torch.testing.assert_close(output.moved, shown(source, flow), atol=1e-5, rtol=0)
+
+
+def test_what_moved_is_told_where_the_picture_takes_from_it() -> None:
+    source, expression, camera = inputs(1)
+    assert awake()(source, expression, camera).moved is None
+    given = (source, expression, camera, camera, expression, landmarks(camera))
+    model = awake(EXTENDED)
+    assert model(*given, superres=False).moved is None
+    moved = model(*given).moved
+    assert moved.shape == (1, 3, 64, 64)
+    moved.square().mean().backward()
+    assert all(p.grad is not None and p.grad.count_nonzero() > 0 for p in model.dense.parameters())
+    assert all(p.grad is None for p in model.superres.parameters())
 
 
 def test_features_without_the_source_cannot_give_detail() -> None:

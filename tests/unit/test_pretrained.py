@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from export3d.camera import Camera
 from export3d.checkpoint import load_into, save_weights
 from export3d.config import ModelConfig, tiny, variant
+from export3d.dense_motion import DenseMotion
 from export3d.errors import CheckpointError, ConfigError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.model import Export3D
@@ -182,6 +183,8 @@ def learned(config: ModelConfig | None = None, size: int = 64) -> Export3D:
         if isinstance(module, LandmarkMotion):
             for layer in (module.depth, module.out):
                 nn.init.normal_(layer.weight, std=0.05)
+        if isinstance(module, DenseMotion):
+            nn.init.normal_(module.share.weight, std=0.1)
     for layer in (made.superres.mid_rgb, made.superres.high_rgb):
         nn.init.normal_(layer.weight, std=0.05)
     return made.eval()
@@ -303,6 +306,33 @@ def test_detail_is_inherited_where_both_have_it_and_left_where_one_has_not(has: 
     inherit(again, former if has else heir, torch.rand(50, 52))
     for name, value in (former if has else heir).superres.state_dict().items():
         assert torch.equal(again.superres.state_dict()[name], value), name
+
+
+@pytest.mark.parametrize("has", [False, True])
+def test_a_dense_motion_is_inherited_where_both_have_it_and_starts_fresh_where_the_former_had_none(has: bool) -> None:
+    detailed = replace(FLOWING, superres=replace(FLOWING.superres, detail=True))
+    dense = replace(detailed, superres=replace(detailed.superres, dense=True))
+    former, heir = (learned(c) for c in ((dense, detailed) if has else (detailed, dense)))
+    fresh = {name: value.clone() for name, value in heir.state_dict().items() if name.startswith("dense.")}
+    inherit(heir, former, torch.rand(50, 52))
+    assert bool(fresh) != has
+    for name, value in heir.state_dict().items():
+        assert torch.equal(value, fresh[name] if name in fresh else former.state_dict()[name]), name
+    again, owner = model(config=dense), former if has else heir
+    inherit(again, owner, torch.rand(50, 52))
+    for name, value in owner.state_dict().items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_dense_motion_does_not_see_the_expression_and_is_kept_with_another_encoder() -> None:
+    superres = replace(FLOWING.superres, detail=True, dense=True)
+    former = learned(replace(FLOWING, superres=superres))
+    heir = model(config=replace(variant(FLOWING, "clebs"), superres=superres))
+    inherit(heir, former, torch.rand(300, 52))
+    assert former.dense is not None
+    assert heir.dense is not None
+    for name, value in former.dense.state_dict().items():
+        assert torch.equal(heir.dense.state_dict()[name], value), name
 
 
 def test_the_motion_starts_anew_with_another_encoder_and_the_rest_is_inherited() -> None:

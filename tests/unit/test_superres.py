@@ -67,8 +67,7 @@ DETAILED = SuperResConfig(mid_channels=8, high_channels=4, detail=True)
 def views(batch: int = 2, size: int = 32) -> Views:
     moved, still, turned = torch.randn(3, batch, 3, size, size)
     stretched, head = torch.rand(batch, 1, size, size), torch.rand(batch, 2, size, size)
-    seen = Views(moved, stretched, 0.1 * torch.randn(batch, 2, size, size), still, turned, head)
-    return seen.nudged(torch.zeros(batch, 2, size, size))  # what is moved is what the offset says
+    return Views(moved, stretched, 0.1 * torch.randn(batch, 2, size, size), still, turned, head)
 
 
 def test_a_new_detail_shows_mostly_what_is_drawn() -> None:
@@ -90,18 +89,6 @@ def test_a_pixel_can_take_the_source_as_it_is(which: int, name: str) -> None:
     with torch.no_grad():
         module.detail.choice.bias[which] = 60.0
     torch.testing.assert_close(module(torch.randn(2, 6, 8, 8), seen), getattr(seen, name), atol=1e-5, rtol=1e-5)
-
-
-def test_a_nudge_looks_beside_the_place() -> None:
-    """A slope of brightness across the picture: a nudge to the right brings what lies there."""
-    slope = torch.linspace(-1.0, 1.0, 64).expand(1, 3, 64, 64)
-    still = torch.zeros(1, 2, 64, 64)
-    seen = Views(slope, still[:, :1], still, slope, slope, still)
-    change = torch.tensor([0.125, 0.0]).view(1, 2, 1, 1).expand(1, 2, 16, 16)
-    nudged = seen.nudged(change)
-    torch.testing.assert_close(nudged.moved[..., :56], slope[..., 4:60], atol=1e-3, rtol=0)
-    torch.testing.assert_close(nudged.offset, change[..., :1, :1].expand(1, 2, 64, 64))
-    assert nudged.still is seen.still
 
 
 @pytest.mark.parametrize("which", [1, 2, 3])
@@ -143,3 +130,11 @@ def test_every_weight_of_the_detail_takes_part() -> None:
 def test_views_are_for_detail_alone(config: SuperResConfig, seen: Views | None) -> None:
     with pytest.raises(ConfigError, match="needs views of the source, and without it takes none"):
         SuperResolution(config, 6)(torch.randn(1, 6, 8, 8), seen)
+
+
+def test_a_dense_motion_needs_detail_to_move() -> None:
+    sentence = "superres.dense moves what superres.detail takes from the source; switch both on"
+    with pytest.raises(ConfigError, match=sentence):
+        SuperResConfig(dense=True)
+    with pytest.raises(ConfigError, match=sentence):
+        replace(SuperResConfig(detail=True, dense=True), detail=False)

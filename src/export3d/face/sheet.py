@@ -86,7 +86,7 @@ class Sheet:
 
     def place(self, face: Tensor) -> Tensor:
         """(B, V, 2) all vertices where those of the face are at (B, F, 2)."""
-        turn, shift = _similarity(self._face, face)
+        turn, shift = similarity(self._face, face)
         oval = list(FACE_OVAL)
         beyond = face[:, oval] - (self._face[:, oval] @ turn + shift)
         spectrum = torch.fft.fft(beyond, dim=1)[:, None] * self._fading[..., None]
@@ -236,7 +236,7 @@ def softened(picture: Tensor) -> Tensor:
     return F.conv2d(F.pad(picture, (1, 1, 1, 1), "replicate"), kernel, groups=channels)
 
 
-def _similarity(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+def similarity(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     """The turn and scale (B, 2, 2), for rows of points, and the shift (B, 1, 2) nearest to what moves one to other."""
     a, b = before - before.mean(dim=1, keepdim=True), after - after.mean(dim=1, keepdim=True)
     size = a.square().sum(dim=(1, 2)).clamp_min(1e-12)

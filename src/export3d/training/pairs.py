@@ -22,7 +22,14 @@ from export3d.data.rotation import RotatingSampler, Rotation, rows_of_block
 from export3d.data.shards import has_split
 from export3d.errors import ConfigError, InputError, MissingExtra
 from export3d.image import contact_sheet, resize, to_uint8
-from export3d.losses import ReconstructionWeights, face_weight, flow_error, landmark_error, reconstruction
+from export3d.losses import (
+    ReconstructionWeights,
+    face_weight,
+    flow_error,
+    landmark_error,
+    moved_error,
+    reconstruction,
+)
 from export3d.model import Export3D, Output
 from export3d.perceptual import Perceptual, load_perceptual
 from export3d.pretrained import save_pretrained
@@ -53,6 +60,7 @@ class PairConfig:
         face_emphasis: extra weight of the squared error at eyes and mouth; 0 is the paper's plain mean.
         landmarks: weight of the landmarks' error (`losses.landmark_error`), where their motion is trained too.
         flow: weight of the error of the flow that carries them (`losses.flow_error`).
+        moved: weight of the error of what the source offers (`losses.moved_error`), where its motion is trained.
         identity_weight: of the error of identity, see `training.regularisers`.
         expression_weight: of the error of expression, read by `expression_reader`.
         expression_reader: the image encoder that `export3d pretrain` wrote, reader.safetensors.
@@ -74,6 +82,7 @@ class PairConfig:
     face_emphasis: float = 0.0
     landmarks: float = 10.0
     flow: float = 0.0
+    moved: float = 0.5
     identity_weight: float = 0.0
     expression_weight: float = 0.0
     expression_reader: Path | None = None
@@ -187,7 +196,7 @@ class PairTask:
     def compare(
         self, output: Output, batch: Mapping[str, Any], weights: ReconstructionWeights | None = None
     ) -> dict[str, Tensor]:
-        """Eq. 11, the errors of landmarks where the model moves them, and what else was asked for.
+        """Eq. 11, the errors of landmarks and pixels that the model moves, and what else was asked for.
 
         Each weighted term, and `total`.
         """
@@ -201,13 +210,13 @@ class PairTask:
             weights or self.settings.weights,
             weight,
         )
-        for name, term in {**self._landmarks(output, batch), **self._optional(output, batch)}.items():
+        for name, term in {**self._motion(output, batch), **self._optional(output, batch)}.items():
             terms[name] = term
             terms["total"] = terms["total"] + term
         return terms
 
-    def _landmarks(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The weighted errors of landmarks, as far as anything is trained that moves them."""
+    def _motion(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The weighted errors of landmarks and of what moves with them, as far as anything is trained that moves."""
         points, flow, terms = output.planes.points, output.planes.flow, {}
         after = (batch["landmarks"], batch["camera"])
         if points is not None and points.requires_grad and self.settings.landmarks:
@@ -216,6 +225,8 @@ class PairTask:
             before, half = (batch["source_landmarks"], batch["source_camera"]), self.model.config.render.half_extent
             depth = points[..., 2].detach()
             terms["flow"] = self.settings.flow * flow_error(flow, *before, *after, depth, half)
+        if output.moved is not None and output.moved.requires_grad and self.settings.moved:
+            terms["moved"] = self.settings.moved * moved_error(output.moved, batch["driving"], self.perceptual)
         return terms
 
     def _optional(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 import export3d.camera as camera
 from export3d.errors import check_shape
+from export3d.layers import pixel_grid
 
 _BACK, _RISE = 0.08, 0.19
 _WIDTH, _HEIGHT = 0.12, 0.15
@@ -93,23 +94,22 @@ def head_nearness(label: Tensor, size: int, half_extent: float) -> Tensor:
     return F.interpolate(near, size, mode="bilinear", align_corners=False)
 
 
-def turned_view(image: Tensor, label: Tensor, driving_label: Tensor, half_extent: float) -> Tensor:
-    """The image, painted on the average head, as the driving camera sees it: all of it turns, hair and room alike.
+def turned_flow(label: Tensor, driving_label: Tensor, half_extent: float, size: int) -> Tensor:
+    """Where a driving view's pixels come from if all of the picture, hair and room alike, lies on the average head.
 
     Args:
-        image: (B, C, H, H), H a multiple of 4.
-        label, driving_label: (B, 25) cameras of the image and of the wanted view.
+        label, driving_label: (B, 25) cameras of the picture and of the wanted view.
         half_extent: of the planes, scene units.
+        size: H, a multiple of 4.
 
     Returns:
-        (B, C, H, H), the border continued.
+        (B, 2, H, H), offsets to places of the picture, x first, in [-1, 1] grid units.
     """
-    size, coarse = image.shape[-1], image.shape[-1] // 4
+    coarse = size // 4
     place = _seen_places(driving_label, coarse, half_extent)
     points = torch.cat([place, proxy_depth(place[..., :1], place[..., 1:])], dim=-1)
     lookup = _pictured(points, label).reshape(-1, coarse, coarse, 2).permute(0, 3, 1, 2)
-    lookup = F.interpolate(lookup, size, mode="bilinear", align_corners=False)
-    return F.grid_sample(image.float(), lookup.permute(0, 2, 3, 1), padding_mode="border", align_corners=False)
+    return F.interpolate(lookup - pixel_grid(coarse, lookup.device), size, mode="bilinear", align_corners=False)
 
 
 def _seen_places(label: Tensor, size: int, half_extent: float) -> Tensor:

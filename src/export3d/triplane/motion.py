@@ -2,8 +2,8 @@
 
 Where a source's landmarks are is known: the tracker saw them. What is learned is their depth and how they move when one
 expression becomes another, from landmarks alone, in a minute (`training.reconstruction`). From the moved landmarks
-follows where the generator's features of the source go (`plane_flow`) and what the source itself shows in the driving
-view (`driving_view`).
+follows where the generator's features of the source go (`plane_flow`) and where in the source the pixels of the driving
+frame come from (`driving_flow`).
 
 Letters: B batch, L = 478 landmarks, F = 470 vertices of the sheet's face, d size of beta'.
 """
@@ -19,8 +19,9 @@ from torch import Tensor, nn
 import export3d.camera as cameras
 from export3d.errors import check_shape
 from export3d.face.mesh import LANDMARKS, canonical_mesh
-from export3d.face.sheet import EYE_CORNERS, FACE, Sheet, show
-from export3d.triplane.align import plane_positions, stretch
+from export3d.face.sheet import EYE_CORNERS, FACE, Sheet, similarity
+from export3d.layers import pixel_grid
+from export3d.triplane.align import plane_positions
 
 IRISES = (range(468, 473), range(473, 478))
 """Landmarks of the person's right and left iris."""
@@ -145,27 +146,29 @@ def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Ten
         front = points[:, list(FACE)]
         here = (front[..., :2] / half_extent + 1.0) / 2.0
         source, _ = Sheet((face.aligned + 1.0) / 2.0).look(here, front[..., 2], size)
-        return 2.0 * (source - _centres(size, points.device)).permute(0, 3, 1, 2)
+        return 2.0 * source.permute(0, 3, 1, 2) - 1.0 - pixel_grid(size, points.device)
 
 
-def driving_view(image: Tensor, points: Tensor, face: Face, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The source as a camera sees it once its landmarks have moved.
+def driving_flow(points: Tensor, face: Face, camera: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where the pixels of a driving frame come from, once the source's landmarks have moved.
 
     Args:
-        image: (B, C, H, H) sources.
         points: (B, L, 3) moved landmarks.
         camera: (B, 25) of the wanted views.
+        size: pixels across the frame.
 
     Returns:
-        (B, C, H, H), (B, 1, H, H) how far it is stretched there (`align.stretch`), and (B, 2, H, H) from where it
-        comes, in [-1, 1] grid units from the pixel's own place, x first.
+        Two flows (B, 2, size, size), offsets to places of the source, x first, in [-1, 1] grid units: on the elastic
+        sheet of the landmarks, and on a picture that turns, grows and shifts in its plane as the face does on average.
     """
-    size = image.shape[-1]
     with torch.autocast(points.device.type, enabled=False):
         places, distance = projected(points[:, list(FACE)], camera)
         source, _ = Sheet(face.places).look(places, distance, size)
-        moved = 2.0 * (source - _centres(size, points.device)).permute(0, 3, 1, 2)
-        return show(image.float(), source), stretch(moved), moved
+        here = pixel_grid(size, points.device)
+        sheet = 2.0 * source.permute(0, 3, 1, 2) - 1.0 - here
+        turn, shift = similarity(places, face.places)
+        there = ((here + 1.0) / 2.0).flatten(2).mT @ turn + shift
+        return sheet, 2.0 * there.mT.reshape(-1, 2, size, size) - 1.0 - here
 
 
 def projected(points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
@@ -175,10 +178,3 @@ def projected(points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
         local = (points.float() - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
         image = local @ intrinsics.mT
         return image[..., :2] / image[..., 2:].clamp_min(1e-3), local[..., 2]
-
-
-def _centres(size: int, device: torch.device) -> Tensor:
-    """(size, size, 2) centres of a grid's cells, 0..1, x first."""
-    centre = (torch.arange(size, device=device) + 0.5) / size
-    y, x = torch.meshgrid(centre, centre, indexing="ij")
-    return torch.stack([x, y], dim=-1)

@@ -92,7 +92,7 @@ def test_with_all_the_whole_model_is_trained_and_the_tri_plane_average_goes_on(
 MOVING = replace(
     tiny(),
     generator=replace(tiny().generator, skip=True, align=True, flow=True, redraw=True),
-    superres=replace(tiny().superres, detail=True),
+    superres=replace(tiny().superres, detail=True, dense=True),
 )
 """What `base` adds to the paper's form, at the size of `tiny`."""
 
@@ -109,6 +109,17 @@ def test_a_pre_trained_expression_encoder_and_the_motion_fitted_to_it_stay_froze
     wanted = {name for name, _ in task.model.named_parameters()} | {"generator.average.value"}
     assert changed == wanted - frozen
     assert any(name.startswith("motion.") for name in before) == (config is MOVING)
+
+
+def test_with_all_what_is_moved_is_compared_too_and_with_sr_it_cannot_change(clips: FrameStore) -> None:
+    for config in (ALL, PLAIN):
+        task = AdversarialTask(config, former(MOVING), clips)
+        terms = task.losses(task.batch(0, 2, 0, 1), 0)
+        assert ("moved" in terms) == ("landmarks" in terms) == (config is ALL)
+        terms["total"].backward()  # type: ignore[no-untyped-call]
+        learns = [p.grad is not None for n, p in task.model.named_parameters() if n.startswith("dense.")]
+        assert learns
+        assert all(learns) == any(learns) == (config is ALL)
 
 
 def test_with_sr_no_gradient_is_kept_below_the_super_resolution(clips: FrameStore) -> None:

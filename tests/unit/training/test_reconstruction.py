@@ -26,7 +26,7 @@ from export3d.expression.contrastive import ResNetSE18
 from export3d.expression.directions import measure_ranges
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.face.mesh import canonical_mesh
-from export3d.losses import ReconstructionWeights, landmark_error
+from export3d.losses import ReconstructionWeights, landmark_error, moved_error
 from export3d.model import Export3D
 from export3d.pretrained import load_encoder, load_pretrained, save_encoder
 from export3d.training.face_features import FacePerceptual
@@ -395,6 +395,67 @@ def test_a_model_that_does_not_move_its_source_has_no_such_terms() -> None:
     made = task(replace(PLAIN, landmarks=10.0, flow=10.0))
     assert not set(MOVED) & set(made.losses(made.batch(0, 2, 0, 1), 0))
     assert made.fit_motion() == 0.0
+
+
+# ---- dense motion ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dense(extended: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
+    """Makes the preset `tiny` take detail from its source too, moved by dense motion."""
+    config = replace(extended, superres=replace(extended.superres, detail=True, dense=True))
+    monkeypatch.setitem(model_settings.PRESETS, "tiny", lambda: config)
+    return config
+
+
+@pytest.mark.usefixtures("dense")
+def test_the_error_of_what_is_moved_is_a_term_of_its_own_weight() -> None:
+    def terms(weight: float) -> dict[str, float]:
+        made = task(replace(PLAIN, moved=weight))
+        return {k: float(v.detach()) for k, v in made.losses(made.batch(0, 2, 0, 1), 0).items()}
+
+    one, five, none = terms(1.0), terms(5.0), terms(0.0)
+    assert set(one) == {"l2", "l2_raw", "landmarks", "moved", "total"}
+    assert set(none) == set(one) - {"moved"}
+    assert one["moved"] > 0
+    assert five["moved"] == pytest.approx(5 * one["moved"], rel=1e-5)
+    for found in (one, five, none):
+        assert found["total"] == pytest.approx(sum(v for k, v in found.items() if k != "total"), rel=1e-5)
+
+
+@pytest.mark.usefixtures("dense")
+def test_what_is_moved_is_compared_with_the_driving_frame_by_the_weight_of_the_settings() -> None:
+    made = task()
+    batch = made.batch(0, 2, 0, 1)
+    output = made.draw(batch)
+    assert output.moved is not None
+    wanted = PLAIN.moved * moved_error(output.moved, batch["driving"], None)
+    torch.testing.assert_close(made.losses(batch, 0)["moved"], wanted)
+    made.losses(batch, 0)["moved"].backward()
+    assert made.model.dense is not None
+    assert made.model.dense.share.weight.grad is not None
+    assert made.model.dense.share.weight.grad.count_nonzero() > 0
+    assert all(p.grad is None for p in made.model.generator.parameters())
+
+
+@pytest.mark.usefixtures("dense")
+def test_with_a_frozen_encoder_what_is_moved_is_compared_while_dense_motion_is_trained(tmp_path: Path) -> None:
+    config = replace(PLAIN, variants=("clebs",), expression=saved_encoder(tmp_path), motion_steps=1)
+    made = task(config)
+    made.fit_motion()
+    assert set(made.losses(made.batch(0, 2, 0, 1), 0)) == {"l2", "l2_raw", "moved", "total"}
+    assert made.model.dense is not None
+    made.model.dense.requires_grad_(False)
+    assert set(made.losses(made.batch(0, 2, 0, 1), 0)) == {"l2", "l2_raw", "total"}
+    sheet = task(replace(config, variants=("clebs", "no_dense")))
+    sheet.fit_motion()
+    assert set(sheet.losses(sheet.batch(0, 2, 0, 1), 0)) == {"l2", "l2_raw", "total"}
+
+
+@pytest.mark.usefixtures("dense")
+def test_without_super_resolution_nothing_is_moved() -> None:
+    made = task(replace(PLAIN, superres=False))
+    assert set(made.losses(made.batch(0, 2, 0, 1), 0)) == {"l2_raw", "landmarks", "total"}
 
 
 # ---- variants and the frozen encoder ---------------------------------------------------------------------------------

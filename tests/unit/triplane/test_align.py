@@ -8,7 +8,8 @@ import torch
 
 from export3d.camera import Camera, mirror, project
 from export3d.errors import ShapeError
-from export3d.triplane.align import frontal_view, head_nearness, plane_positions, proxy_depth, turned_view
+from export3d.layers import look
+from export3d.triplane.align import frontal_view, head_nearness, plane_positions, proxy_depth, turned_flow
 
 HALF = 0.36
 
@@ -146,19 +147,41 @@ def test_nearness_is_greatest_where_the_camera_sees_the_middle_of_the_face() -> 
 # ---- the turned view -------------------------------------------------------------------------------------------------
 
 
+def turned_view(before: Camera, after: Camera, size: int = 64) -> torch.Tensor:
+    """(1, 2, size, size): a picture of coordinates, looked up by the flow between two cameras."""
+    return look(coordinate_image(size), turned_flow(label(before), label(after), HALF, size))
+
+
 @pytest.mark.parametrize("camera", CAMERAS)
 def test_the_turned_view_of_the_sources_own_camera_is_the_source(camera: Camera) -> None:
-    image = coordinate_image(64)
-    seen = turned_view(image, label(camera), label(camera), HALF)
     # From far aside a few rays graze the head, where twelve steps do not find it to the pixel.
-    assert ((seen - image)[..., 2:-2, 2:-2].abs() < 2e-2).float().mean() > 0.9
+    assert ((turned_view(camera, camera) - coordinate_image(64)).abs() < 2e-2).float().mean() > 0.9
+    flow = turned_flow(label(camera), label(camera), HALF, 64)
+    assert flow.shape == (1, 2, 64, 64)
+    assert (flow.abs() < 1e-3).float().mean() > 0.85
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_the_turned_flow_is_the_same_at_any_size(size: int) -> None:
+    there, here = (turned_flow(label(CAMERAS[0]), label(CAMERAS[1]), HALF, n) for n in (64, size))
+    resized = torch.nn.functional.interpolate(here, 64, mode="bilinear", antialias=True, align_corners=False)
+    assert there.abs().mean() > 0.05
+    assert (resized - there).abs().mean() < 0.005
+
+
+def test_each_turned_flow_of_a_batch_is_that_of_its_own_cameras() -> None:
+    before = torch.cat([label(camera) for camera in CAMERAS])
+    together = turned_flow(before, before.flip(0), HALF, 32)
+    for b in range(4):
+        alone = turned_flow(before[b : b + 1], before.flip(0)[b : b + 1], HALF, 32)
+        torch.testing.assert_close(together[b : b + 1], alone)
 
 
 @pytest.mark.parametrize(("before", "after"), [(0, 1), (1, 2), (2, 3), (3, 0)])
 def test_the_turned_view_shows_each_place_of_the_average_head_where_its_camera_sees_it(before: int, after: int) -> None:
     """Pixels of a picture of coordinates tell where in the source they were found."""
     size = 64
-    seen = turned_view(coordinate_image(size), label(CAMERAS[before]), label(CAMERAS[after]), HALF)
+    seen = turned_view(CAMERAS[before], CAMERAS[after], size)
     points = surface(24)
     points = points[np.abs(points[:, :2]).max(axis=1) < 0.2]
     there, here = (project(points, CAMERAS[which].label) for which in (before, after))

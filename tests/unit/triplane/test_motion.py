@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -15,16 +15,17 @@ from export3d.errors import ShapeError
 from export3d.evaluation.references import expression_motion
 from export3d.face.mesh import canonical_mesh
 from export3d.face.repose import INNER_LIPS
-from export3d.face.sheet import FACE
+from export3d.face.sheet import FACE, show, similarity
+from export3d.layers import pixel_grid
 from export3d.losses import flow_error, landmark_error
 from export3d.motion import ARKIT52
-from export3d.triplane.align import frontal_view, stretch
+from export3d.triplane.align import frontal_view, stretch, turned_flow
 from export3d.triplane.motion import (
     IRISES,
     Face,
     LandmarkMotion,
     average_landmarks,
-    driving_view,
+    driving_flow,
     lifted,
     plane_flow,
     projected,
@@ -245,6 +246,12 @@ def test_the_flow_of_moved_landmarks_is_without_error_where_they_are_right() -> 
 # ---- the driving view ------------------------------------------------------------------------------------------------
 
 
+def driving_view(image: Tensor, points: Tensor, face: Face, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the sheet shows of pictures: itself, how far it is stretched there, and from where it comes."""
+    flow, _ = driving_flow(points, face, camera, image.shape[-1])
+    return show(image, places(image.shape[-1]).add(flow / 2).permute(0, 2, 3, 1)), stretch(flow), flow
+
+
 def test_its_own_camera_and_expression_show_the_source_itself() -> None:
     motion, image = restless(), torch.rand(4, 3, 64, 64)
     face = at_rest(motion)
@@ -284,13 +291,52 @@ def test_each_view_of_a_batch_is_as_it_is_alone() -> None:
         alone = driving_view(image[one], points[one], own, CAMERAS.flip(0)[one])
         for found, wanted in zip(together, alone):
             torch.testing.assert_close(found[one], wanted, atol=1e-3, rtol=0)
+        as_face, alone_as_face = (
+            driving_flow(*given, 64)[1]
+            for given in ((points, face, CAMERAS.flip(0)), (points[one], own, CAMERAS.flip(0)[one]))
+        )
+        torch.testing.assert_close(as_face[one], alone_as_face, atol=1e-5, rtol=0)
         torch.testing.assert_close(flow[one], plane_flow(points[one], own, HALF, 32), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("which", range(4), ids=NAMES)
+def test_a_face_that_is_turned_grown_and_shifted_in_the_picture_gives_just_that_flow(which: int) -> None:
+    """To its similarity everywhere, and to the sheet on the face."""
+    face = at_rest(camera=CAMERAS[which : which + 1])
+    here, turn = projected(face.points[:, list(FACE)], CAMERAS[which : which + 1])[0], torch.tensor(0.3)
+    by = 1.2 * torch.stack([turn.cos(), turn.sin(), -turn.sin(), turn.cos()]).view(2, 2)
+    shift = torch.tensor([0.1, -0.07])
+    face = replace(face, places=(here - 0.5) @ by + 0.5 + shift)
+    on_sheet, as_face = driving_flow(face.points, face, CAMERAS[which : which + 1], 64)
+    grid = pixel_grid(64, torch.device("cpu"))
+    wanted = torch.einsum("bihw,ij->bjhw", grid, by) + 2 * shift[None, :, None, None] - grid
+    torch.testing.assert_close(as_face, wanted, atol=1e-5, rtol=0)
+    numbers = [FACE.index(n) for n in FRONT]
+    found, right = (read(flow, here)[:, numbers] for flow in (on_sheet, wanted))
+    torch.testing.assert_close(found, right, atol=0.02, rtol=0)
+
+
+def test_the_similarity_of_a_face_that_also_changes_is_the_nearest() -> None:
+    before, after = torch.rand(2, 2, 40, 2)
+    turn, shift = similarity(before, after)
+
+    def error(turn: Tensor, shift: Tensor) -> Tensor:
+        return (before @ turn + shift - after).square().sum(dim=(1, 2))
+
+    least = error(turn, shift)
+    spin, grow = torch.tensor([[0.0, 0.05], [-0.05, 0.0]]), 0.05 * torch.eye(2)
+    centre = before.mean(dim=1, keepdim=True)
+    for change in (spin, -spin, grow, -grow):
+        assert (error(turn + change, shift - centre @ change) > least).all()
+    for move in 0.02 * torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]):
+        assert (error(turn, shift + move) > least).all()
 
 
 def test_view_and_flow_give_the_landmarks_a_gradient() -> None:
     face = at_rest()
     for make in (
         lambda points: driving_view(places(48).expand(4, -1, -1, -1), points, face, CAMERAS.flip(0))[0],
+        lambda points: driving_flow(points, face, CAMERAS.flip(0), 48)[1],
         lambda points: plane_flow(points, face, HALF, 48),
     ):
         points = face.points.detach().clone().requires_grad_()
@@ -339,11 +385,11 @@ def test_under_bfloat16_autocast_nothing_is_rounded() -> None:
     def everything() -> list[Tensor]:
         face = motion.face(own, landmarks, CAMERAS, HALF)
         points = motion(beta, face)
-        views = driving_view(image, points, face, CAMERAS.flip(0))
+        flows = *driving_flow(points, face, CAMERAS.flip(0), 64), turned_flow(CAMERAS, CAMERAS.flip(0), HALF, 64)
         flow, error = plane_flow(points, face, HALF, 32), landmark_error(points, landmarks, CAMERAS)
         return [
             points,
-            *views,
+            *flows,
             flow,
             error,
             frontal_view(image, CAMERAS, HALF),
