@@ -12,7 +12,7 @@ from export3d.training.reconstruction import ReconstructionConfig
 PAIRS = ReconstructionConfig(
     preset=None,
     backbone="auto",
-    weights=ReconstructionWeights(l2=2.0, lpips=0.7, lpips_raw=0.0),
+    weights=ReconstructionWeights(l2=2.0, lpips=2.0, lpips_raw=0.0),
     face_emphasis=20.0,
     hard_fraction=0.6,
 )
