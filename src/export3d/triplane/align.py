@@ -43,8 +43,7 @@ def frontal_view(image: Tensor, label: Tensor, half_extent: float) -> Tensor:
     check_shape(image, "B C H H", "image")
     check_shape(label, f"{image.shape[0]} {camera.LABEL_SIZE}", "source camera")
     size = image.shape[-1]
-    centre = ((torch.arange(size, device=image.device, dtype=torch.float32) + 0.5) / size * 2 - 1) * half_extent
-    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    x, y = (pixel_grid(size, image.device)[0] * half_extent).unbind()
     points = torch.stack([x, y, proxy_depth(x, y)], dim=-1).reshape(1, -1, 3)
     grid = _pictured(points, label).reshape(-1, size, size, 2).to(image.dtype)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
@@ -114,9 +113,7 @@ def turned_flow(label: Tensor, driving_label: Tensor, half_extent: float, size: 
 
 def _seen_places(label: Tensor, size: int, half_extent: float) -> Tensor:
     """Where the pixels of cameras' pictures lie on the average head: (B, 25) to (B, size size, 2), scene units."""
-    centre = (torch.arange(size, device=label.device, dtype=torch.float32) + 0.5) / size
-    y, x = torch.meshgrid(centre, centre, indexing="ij")
-    pixels = torch.stack([x, y], dim=-1).reshape(1, -1, 2).expand(label.shape[0], -1, -1)
+    pixels = ((pixel_grid(size, label.device) + 1.0) / 2.0).flatten(2).mT.expand(label.shape[0], -1, -1)
     return plane_positions(pixels, label, half_extent) * half_extent
 
 
