@@ -1,8 +1,8 @@
 """The command line: finds the command, runs it, and turns failures into sentences and exit codes.
 
 Exit codes: 0 done; 1 a check failed (`compare-motion --min`, `sheet --check`, `weights verify`); 2 a bad input, setting
-or output, told in one sentence on standard error; 130 interrupted. Anything else is our own bug and keeps its
-traceback.
+or output, told in one sentence on standard error; 130 interrupted; 141 whoever read the output (`| head`) has left.
+Anything else is our own bug and keeps its traceback.
 
 Nothing heavy is imported here: `export3d --help` must answer at once, so a command's module is loaded when it runs.
 """
@@ -13,6 +13,8 @@ import functools
 import importlib
 import inspect
 import logging
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -43,7 +45,17 @@ Each module has one function `command`; where defaults depend on what is given, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` is without the program's name (default: the real one)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        code = _main(list(sys.argv[1:] if argv is None else argv))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        if not _reader_left():
+            raise
+        return 141
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(overview())
         return 0
@@ -114,6 +126,16 @@ def _run(name: str, argv: list[str]) -> int:
     except SystemExit as stop:  # tyro's way to end after --help (0) and after bad options (2)
         return stop.code if isinstance(stop.code, int) else 2
     return int(result or 0)
+
+
+def _reader_left() -> bool:
+    """Whether nobody reads standard output any more; what is still written to it then goes nowhere."""
+    poll = select.poll()
+    poll.register(sys.stdout.fileno(), 0)
+    if not poll.poll(0):
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _report_warnings() -> logging.Handler:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 from types import ModuleType
 
@@ -90,3 +92,27 @@ def test_the_librarys_warnings_are_shown_once_and_only_while_a_command_runs(
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert door.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("export3d 0.")
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+@pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["weights", "list"]])
+def test_a_reader_that_leaves_ends_the_command_quietly(arguments: list[str], buffered: bool) -> None:
+    """As `export3d --help | head -1` does."""
+    read, write = os.pipe()
+    os.close(read)
+    environment = {**os.environ, "PYTHONUNBUFFERED": "" if buffered else "1"}
+    command = [sys.executable, "-m", "export3d", *arguments]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, env=environment, check=False)
+    os.close(write)
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 141
+
+
+def test_another_broken_pipe_is_our_own_bug(command: ModuleType) -> None:
+    def broken() -> None:
+        """Lose a worker."""
+        raise BrokenPipeError("a worker died")
+
+    command.command = broken
+    with pytest.raises(BrokenPipeError, match="worker"):
+        door.main(["try"])
