@@ -123,7 +123,7 @@ def base() -> ModelConfig:
             redraw=True,
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
-        superres=SuperResConfig(mid_channels=64, high_channels=32, detail=True, dense=True),
+        superres=SuperResConfig(mid_channels=64, high_channels=32, detail=True, dense=True, mouth=True),
     )
 
 
@@ -196,12 +196,17 @@ def no_redraw(config: ModelConfig) -> ModelConfig:
 
 def no_detail(config: ModelConfig) -> ModelConfig:
     """The paper's super-resolution: nothing is taken from the source's pixels."""
-    return replace(config, superres=replace(config.superres, detail=False, dense=False))
+    return replace(config, superres=replace(config.superres, detail=False, dense=False, mouth=False))
 
 
 def no_dense(config: ModelConfig) -> ModelConfig:
     """What is taken from the source moves on the face's elastic sheet alone."""
     return replace(config, superres=replace(config.superres, dense=False))
+
+
+def no_mouth(config: ModelConfig) -> ModelConfig:
+    """What is taken from the source is chosen without being told where the mouth is open."""
+    return replace(config, superres=replace(config.superres, mouth=False))
 
 
 def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
@@ -228,6 +233,7 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_redraw": no_redraw,
     "no_detail": no_detail,
     "no_dense": no_dense,
+    "no_mouth": no_mouth,
     "no_align": no_align,
 }
 """One change each, by name; the first five are the rows of Table 3."""

@@ -133,6 +133,20 @@ def pixel_grid(size: int, device: torch.device) -> Tensor:
     return torch.stack([x, y])[None]
 
 
+def covered(corners: Tensor, size: int) -> Tensor:
+    """The pixels of pictures that polygons cover: (B, N, 2), 0..1, x first, to (B, 1, size, size), 0 or 1.
+
+    By the even-odd rule at the pixels' centres.
+    """
+    centre = (torch.arange(size, device=corners.device) + 0.5) / size
+    x, y = corners.float().unbind(-1)
+    dx, dy = x.roll(-1, 1) - x, y.roll(-1, 1) - y
+    crossed = (y[..., None] > centre) != ((y + dy)[..., None] > centre)  # (B, N, rows): edges that a row's line meets
+    at = x[..., None] + dx[..., None] * (centre - y[..., None]) / torch.where(dy == 0.0, 1.0, dy)[..., None]
+    left = crossed[..., None] & (at[..., None] > centre)
+    return (left.sum(dim=1) % 2).float()[:, None]
+
+
 def look(image: Tensor, flow: Tensor) -> Tensor:
     """The image (B, C, h, h) looked up beside each pixel, its border repeated.
 

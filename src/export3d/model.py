@@ -20,7 +20,7 @@ from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution, Views
 from export3d.triplane.align import frontal_view, head_nearness, stretch, turned_flow
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
-from export3d.triplane.motion import LandmarkMotion, driving_flow, plane_flow
+from export3d.triplane.motion import LandmarkMotion, driving_flow, openings, plane_flow
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,9 @@ class Export3D(HubModel):
             candidates = torch.stack([flow, as_head, as_face, torch.zeros_like(flow)], dim=1)
             flow = self.dense(image, candidates, torch.cat([stretch(flow), head], dim=1))
         places = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
-        return Views(show(image, places.permute(0, 2, 3, 1)), stretch(flow), flow, image, turned, head)
+        moved = show(image, places.permute(0, 2, 3, 1))
+        mouth = openings(planes.points, face, camera, as_head) if self.config.superres.mouth else None
+        return Views(moved, stretch(flow), flow, image, turned, head, mouth)
 
     def forward(
         self,

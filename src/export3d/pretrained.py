@@ -27,6 +27,7 @@ _MOTION = "motion."
 _REDRAW = ".closes"
 _DETAIL = "superres.detail."
 _DENSE = "dense."
+_SEES_MOUTH = ("superres.detail.mid.weight", "superres.detail.first.weight")
 _SEES_EXPRESSION = ("expression.", _MOTION)
 
 
@@ -135,8 +136,8 @@ def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str
 def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
     """Give `model` what `former` learned, also where the image size, the expression encoder or the flow differs.
 
-    Everything outside the expression encoder is copied; a flow or a motion that the former did not have starts at zero,
-    where it changes nothing. With the same encoder the copy is complete. With another one (of another form, or
+    Everything outside the expression encoder is copied; a flow, a motion or a mouth that the former did not have starts
+    at zero, where it changes nothing. With the same encoder the copy is complete. With another one (of another form, or
     pre-trained otherwise) the model keeps its own; the linear maps inside EAdaLN are fitted anew by least squares, so
     that they give the former modulations as well as the new beta' can tell them; and the motion of landmarks, which
     sees beta' too, starts at zero (`training.reconstruction` fits it).
@@ -164,6 +165,10 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_DENSE)}
     if exchanged:
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_SEES_EXPRESSION)}
+    for name in _SEES_MOUTH:
+        if name in tensors:  # the last inputs are the mouth's: new ones start at zero, where they change nothing
+            extra = own[name].shape[1] - tensors[name].shape[1]
+            tensors[name] = F.pad(tensors[name], (0, 0, 0, 0, 0, extra))
     kept = {name for name in own if name.startswith((_FLOW, _MOTION, _DETAIL, _DENSE)) and name not in tensors}
     if exchanged:
         kept |= {name for name in own if name.startswith(_SEES_EXPRESSION) or name.endswith("modulation.weight")}

@@ -30,16 +30,20 @@ class SuperResConfig:
             source as it lies there (`Detail`; not in the paper).
         dense: what is moved follows a learned mixture of motions (`dense_motion`), not the face's sheet alone; only
             with `detail`.
+        mouth: it also sees where the mouth is open, in the driving view and in the source; only with `detail`.
     """
 
     mid_channels: int = 128
     high_channels: int = 64
     detail: bool = False
     dense: bool = False
+    mouth: bool = False
 
     def __post_init__(self) -> None:
         if self.dense and not self.detail:
             raise ConfigError("superres.dense moves what superres.detail takes from the source; switch both on")
+        if self.mouth and not self.detail:
+            raise ConfigError("superres.mouth tells superres.detail where teeth are; switch both on")
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,8 @@ class Views:
         turned: (B, 3, H, W) the whole source turned as the head is (`triplane.align.turned_flow`): hair far from the
             face goes that way.
         head: (B, 2, H, W) where the head is in the driving view and was in the source (`triplane.align.head_nearness`).
+        mouth: (B, 2, H, W) where the mouth is open in the driving view, and in `turned`: upper teeth go with the head,
+            whatever the lips do (`triplane.motion.openings`). None where the model does not ask.
     """
 
     moved: Tensor
@@ -62,10 +68,15 @@ class Views:
     still: Tensor
     turned: Tensor
     head: Tensor
+    mouth: Tensor | None = None
+
+    def around(self) -> Tensor:
+        """What may be seen from afar, (B, 12, H, W)."""
+        return torch.cat([self.moved, self.still, self.stretched, self.head, self.turned], dim=1)
 
     def stacked(self) -> Tensor:
-        """All but the offset, (B, 12, H, W)."""
-        return torch.cat([self.moved, self.still, self.stretched, self.head, self.turned], dim=1)
+        """All but the offset, (B, 12, H, W), with the mouth (B, 14, H, W)."""
+        return self.around() if self.mouth is None else torch.cat([self.around(), self.mouth], dim=1)
 
 
 class Detail(nn.Module):
@@ -75,16 +86,17 @@ class Detail(nn.Module):
     was. Begins with mostly what is drawn.
     """
 
-    def __init__(self, features: int, mid: int, high: int) -> None:
+    def __init__(self, features: int, mid: int, high: int, mouth: bool = False) -> None:
         super().__init__()
+        seen = 14 if mouth else 12
         widths = (features + 14, *[_OVERVIEW_WIDTH] * 3)
         self.overview = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=2**step, dilation=2**step)
             for step, (before, after) in enumerate(itertools.pairwise(widths))
         )
         self.lean = nn.Conv2d(_OVERVIEW_WIDTH, 4, 1)
-        self.mid = conv3x3(12, mid)
-        self.first = conv3x3(high + 3 + 12, _DETAIL_WIDTH)
+        self.mid = conv3x3(seen, mid)
+        self.first = conv3x3(high + 3 + seen, _DETAIL_WIDTH)
         self.second = conv3x3(_DETAIL_WIDTH, _DETAIL_WIDTH)
         self.choice = conv3x3(_DETAIL_WIDTH, 7)
         for layer in (self.mid, self.choice, self.lean):
@@ -110,7 +122,7 @@ class Detail(nn.Module):
         Returns:
             (B, 4, H/4, W/4) logits of the drawn, moved, still and turned picture.
         """
-        x = torch.cat([feature, F.avg_pool2d(torch.cat([views.stacked(), 4.0 * views.offset], dim=1), 4)], dim=1)
+        x = torch.cat([feature, F.avg_pool2d(torch.cat([views.around(), 4.0 * views.offset], dim=1), 4)], dim=1)
         for layer in self.overview:
             x = F.leaky_relu(layer(x), 0.2)
         out: Tensor = self.lean(x)
@@ -147,7 +159,7 @@ class SuperResolution(nn.Module):
             nn.init.zeros_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-        self.detail = Detail(features, mid, high) if config.detail else None
+        self.detail = Detail(features, mid, high, config.mouth) if config.detail else None
 
     def forward(self, feature: Tensor, views: Views | None = None) -> Tensor:
         """Feature image whose first three channels are the raw RGB, to the final RGB; about [-1, 1], not clamped.

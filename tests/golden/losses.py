@@ -98,7 +98,7 @@ def phase_one(as_base: bool) -> tuple[Any, dict[str, Any]]:
         changed = replace(
             plain,
             generator=replace(plain.generator, **extras),
-            superres=replace(plain.superres, detail=base.superres.detail, dense=base.superres.dense),
+            superres=replace(plain.superres, detail=base.superres.detail, dense=base.superres.dense, mouth=True),
         )
         model_settings.PRESETS["tiny"] = lambda: changed
     try:

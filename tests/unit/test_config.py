@@ -19,6 +19,7 @@ from export3d.config import (
     no_detail,
     no_flow,
     no_lowpass,
+    no_mouth,
     no_redraw,
     no_skip,
     paper,
@@ -96,6 +97,7 @@ def test_a_setting_left_out_takes_its_default() -> None:
         ({"generator": {"skip": 1}}, "generator.skip"),
         ({"generator": {"flow": True}}, "skip"),
         ({"superres": {"dense": True}}, "superres.detail"),
+        ({"superres": {"mouth": True}}, "superres.detail"),
         ({"expression": {"frozen": 0}}, "expression.frozen"),
         ({"render": {"coarse": True}}, "render.coarse"),
         ({"render": {"reach": None}}, "render.reach"),
@@ -138,12 +140,15 @@ def test_a_variant_changes_one_thing(name: str) -> None:
     assert changed(config, no_align(config)) == ({"generator.align"} if config.generator.align else set())
     detail, dense = config.superres.detail, config.superres.dense
     moved = {"superres.dense"} if dense else set()
+    mouth = {"superres.mouth"} if config.superres.mouth else set()
     assert changed(config, no_dense(config)) == moved
-    assert changed(config, no_detail(config)) == ({"superres.detail"} if detail else set()) | moved
+    assert changed(config, no_mouth(config)) == mouth
+    assert changed(config, no_detail(config)) == ({"superres.detail"} if detail else set()) | moved | mouth
     assert not no_skip(config).generator.skip
     assert not no_flow(config).generator.flow
     assert not no_align(config).generator.align
     assert not no_dense(config).superres.dense
+    assert not no_mouth(config).superres.mouth
     assert not no_detail(config).superres.detail
 
 

@@ -15,6 +15,7 @@ from export3d.layers import (
     ResidualConvs,
     SelfAttention,
     conv3x3,
+    covered,
     image_to_tokens,
     linear,
     look,
@@ -154,6 +155,31 @@ def test_whoever_looks_some_pixels_beside_sees_what_lies_there_and_the_border_go
     flow = (2.0 / 16 * torch.tensor([x, y], dtype=torch.float32))[None, :, None, None].expand(2, 2, 16, 16)
     columns, rows = ((torch.arange(16) + step).clamp(0, 15) for step in (x, y))
     torch.testing.assert_close(look(image, flow), image[:, :, rows][..., columns], atol=1e-5, rtol=0)
+
+
+def test_a_polygon_covers_the_pixels_whose_middles_lie_in_it() -> None:
+    box = torch.tensor([[0.25, 0.125], [0.75, 0.125], [0.75, 0.5], [0.25, 0.5]])
+    wanted = torch.zeros(8, 8)
+    wanted[1:4, 2:6] = 1.0
+    assert torch.equal(covered(torch.stack([box, box.flip(0)]), 8), wanted.expand(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_a_polygon_may_be_bent_inward_and_lie_partly_or_wholly_outside(size: int) -> None:
+    x, y = ((pixel_grid(size, torch.device("cpu")) + 1.0) / 2.0)[0]
+    arrow = torch.tensor([[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.5, 0.3]])  # what is under both lower edges is out
+    lower_left = y - 0.1 > (x - 0.1) * 0.5
+    lower_right = (y - 0.3) > (x - 0.5) * 1.5
+    wanted = (x < 0.9) & (y > 0.1) & ~torch.where(x < 0.5, lower_left, lower_right)
+    assert torch.equal(covered(arrow[None], size)[0, 0].bool(), wanted)
+    beyond = torch.tensor([[-1.0, -1.0], [0.5, -1.0], [0.5, 2.0], [-1.0, 2.0]])
+    assert torch.equal(covered(beyond[None], size)[0, 0].bool(), x < 0.5)
+    assert not covered(arrow[None] + 2.0, size).any()
+
+
+def test_a_polygon_without_an_inside_covers_nothing() -> None:
+    line = torch.tensor([[0.1, 0.3], [0.9, 0.3], [0.9, 0.3], [0.1, 0.3]])
+    assert not covered(torch.stack([line, torch.full((4, 2), 0.5)]), 32).any()
 
 
 def test_a_flow_finer_than_its_image_looks_between_pixels() -> None:

@@ -15,6 +15,9 @@ from export3d.face.mesh import canonical_mesh
 from export3d.image import resize
 from export3d.layers import look
 from export3d.losses import (
+    _LIPS as LIPS,
+)
+from export3d.losses import (
     EYES,
     MOUTH,
     ReconstructionWeights,
@@ -24,6 +27,7 @@ from export3d.losses import (
     flow_error,
     l2,
     landmark_error,
+    mouth_error,
     moved_error,
     r1_penalty,
     reconstruction,
@@ -376,6 +380,51 @@ def test_the_error_of_what_is_moved_pulls_it_to_its_place(with_network: bool, pe
     right, down = offset.grad[0, :, 0, 0].tolist()
     assert right < 0  # what is wanted lies to the right in the source
     assert abs(down) < 0.5 * abs(right)
+
+
+# ---- the mouth looked at closely -------------------------------------------------------------------------------------
+
+
+def smiling(centre: tuple[float, float], width: float) -> Tensor:
+    """(1, 478, 2): a mouth that wide about a place, everything else at a corner."""
+    points, turn = torch.zeros(1, 478, 2), torch.linspace(0.0, 2 * np.pi, 41)[:40]
+    points[0, list(LIPS)] = torch.tensor(centre) + width / 2 * torch.stack([turn.cos(), 0.4 * turn.sin()], dim=-1)
+    return points
+
+
+def test_only_what_is_near_the_mouth_costs_and_none_where_nothing_differs(perceptual: Perceptual) -> None:
+    _, _, target = images()
+    landmarks = smiling((0.5, 0.75), 0.3)
+    assert float(mouth_error(target, target, landmarks, perceptual)) == 0.0
+    near, far = target.clone(), target.clone()
+    near[..., 44:52, 28:36] += 0.5
+    far[..., :20, :] += 0.5
+    assert float(mouth_error(near, target, landmarks, perceptual)) > 0.01
+    assert float(mouth_error(far, target, landmarks, perceptual)) == 0.0
+
+
+@pytest.mark.parametrize(("width", "side"), [(0.3, 0.45), (0.05, 0.2)])
+def test_the_mouth_is_enlarged_from_half_as_large_again_or_a_fifth_of_the_picture(width: float, side: float) -> None:
+    """A difference everywhere costs what it is; one in a square of known area that share of it."""
+    _, _, target = (resize(x, 256) for x in images())
+    landmarks = smiling((0.5, 0.5), width)
+    assert float(mouth_error(target + 0.2, target, landmarks, None)) == pytest.approx(0.1, rel=1e-4)
+    small = target.clone()
+    small[..., 120:136, 120:136] += 0.2
+    found = float(mouth_error(small, target, landmarks, None))
+    assert found == pytest.approx(0.1 * (16 / 256 / side) ** 2, rel=0.05)
+
+
+def test_the_mouths_error_is_half_the_difference_and_the_perceptual_distance(perceptual: Perceptual) -> None:
+    image, _, target = images()
+    landmarks = smiling((0.5, 0.5), 0.6)
+    steps = (torch.arange(32) + 0.5) / 32 * 0.9 + 0.05
+    grid = 2 * torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)[None] - 1
+    near, wanted = (torch.nn.functional.grid_sample(x, grid, align_corners=False) for x in (image, target))
+    plain = mouth_error(image, target, landmarks, None)
+    torch.testing.assert_close(plain, 0.5 * (near - wanted).abs().mean(), atol=1e-5, rtol=1e-4)
+    both = mouth_error(image, target, landmarks, perceptual)
+    torch.testing.assert_close(both, plain + perceptual(near, wanted).mean(), atol=1e-4, rtol=1e-3)
 
 
 # ---- Eq. 12 ----------------------------------------------------------------------------------------------------------

@@ -324,6 +324,26 @@ def test_a_dense_motion_is_inherited_where_both_have_it_and_starts_fresh_where_t
         assert torch.equal(again.state_dict()[name], value), name
 
 
+@pytest.mark.parametrize("has", [False, True])
+def test_what_sees_the_mouth_starts_at_zero_and_is_left_where_it_is_not_wanted(has: bool) -> None:
+    plain = replace(FLOWING, superres=replace(FLOWING.superres, detail=True))
+    seeing = replace(plain, superres=replace(plain.superres, mouth=True))
+    former, heir = (learned(c) for c in ((seeing, plain) if has else (plain, seeing)))
+    inherit(heir, former, torch.rand(50, 52))
+    for name, value in heir.state_dict().items():
+        other = former.state_dict()[name]
+        if value.shape == other.shape:
+            assert torch.equal(value, other), name
+            continue
+        common = min(value.shape[1], other.shape[1])
+        assert abs(value.shape[1] - other.shape[1]) == 2, name
+        assert torch.equal(value[:, :common], other[:, :common]), name
+        assert not value[:, common:].any(), name
+    if not has:
+        expression = torch.rand(2, 52)
+        torch.testing.assert_close(draw(heir.eval(), expression), draw(former, expression), rtol=0, atol=1e-4)
+
+
 def test_a_dense_motion_does_not_see_the_expression_and_is_kept_with_another_encoder() -> None:
     superres = replace(FLOWING.superres, detail=True, dense=True)
     former = learned(replace(FLOWING, superres=superres))

@@ -62,12 +62,14 @@ def test_a_feature_image_without_a_batch_is_refused() -> None:
 # ---- detail ----------------------------------------------------------------------------------------------------------
 
 DETAILED = SuperResConfig(mid_channels=8, high_channels=4, detail=True)
+WITH_MOUTH = replace(DETAILED, mouth=True)
 
 
-def views(batch: int = 2, size: int = 32) -> Views:
+def views(batch: int = 2, size: int = 32, mouth: bool = False) -> Views:
     moved, still, turned = torch.randn(3, batch, 3, size, size)
+    opening = torch.rand(batch, 2, size, size) if mouth else None
     stretched, head = torch.rand(batch, 1, size, size), torch.rand(batch, 2, size, size)
-    return Views(moved, stretched, 0.1 * torch.randn(batch, 2, size, size), still, turned, head)
+    return Views(moved, stretched, 0.1 * torch.randn(batch, 2, size, size), still, turned, head, opening)
 
 
 def test_a_new_detail_shows_mostly_what_is_drawn() -> None:
@@ -115,15 +117,32 @@ def test_a_place_can_lean_to_the_source_by_what_lies_around_it(which: int) -> No
     assert not torch.allclose(before, module(feature, seen), atol=1e-3)
 
 
-def test_every_weight_of_the_detail_takes_part() -> None:
-    module = SuperResolution(DETAILED, 6)
+@pytest.mark.parametrize("mouth", [False, True])
+def test_every_weight_of_the_detail_takes_part(mouth: bool) -> None:
+    module = SuperResolution(WITH_MOUTH if mouth else DETAILED, 6)
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.normal_(layer.weight, std=0.3)
-    module(torch.randn(2, 6, 8, 8), views()).square().sum().backward()
+    module(torch.randn(2, 6, 8, 8), views(mouth=mouth)).square().sum().backward()
     for name, parameter in module.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_where_the_mouth_is_open_decides_near_by_alone(which: int) -> None:
+    module, seen = SuperResolution(WITH_MOUTH, 6), views(size=64, mouth=True)
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.normal_(layer.weight, std=0.1)
+    feature = torch.randn(2, 6, 16, 16)
+    assert seen.mouth is not None
+    opened = replace(seen, mouth=seen.mouth.clone())
+    assert opened.mouth is not None
+    opened.mouth[:, which, 24:32, 24:32] += 1.0
+    change = (module(feature, opened) - module(feature, seen)).abs().amax(dim=(0, 1))
+    assert change[24:32, 24:32].max() > 1e-3
+    assert change[48:].max() == change[:, 48:].max() == change[:8].max() == 0.0
 
 
 @pytest.mark.parametrize(("config", "seen"), [(SMALL, views(1)), (DETAILED, None)])

@@ -27,6 +27,7 @@ from export3d.losses import (
     face_weight,
     flow_error,
     landmark_error,
+    mouth_error,
     moved_error,
     reconstruction,
 )
@@ -61,6 +62,7 @@ class PairConfig:
         landmarks: weight of the landmarks' error (`losses.landmark_error`), where their motion is trained too.
         flow: weight of the error of the flow that carries them (`losses.flow_error`).
         moved: weight of the error of what the source offers (`losses.moved_error`), where its motion is trained.
+        mouth: weight of the mouth's error, looked at closely (`losses.mouth_error`).
         identity_weight: of the error of identity, see `training.regularisers`.
         expression_weight: of the error of expression, read by `expression_reader`.
         expression_reader: the image encoder that `export3d pretrain` wrote, reader.safetensors.
@@ -83,6 +85,7 @@ class PairConfig:
     landmarks: float = 10.0
     flow: float = 0.0
     moved: float = 0.5
+    mouth: float = 0.0
     identity_weight: float = 0.0
     expression_weight: float = 0.0
     expression_reader: Path | None = None
@@ -234,6 +237,8 @@ class PairTask:
         s, terms = self.settings, {}
         image = output.rendered.raw if output.image is None else output.image
         pictures = (image, resize(batch["driving"], image.shape[-1]), batch["landmarks"])
+        if s.mouth:
+            terms["mouth"] = s.mouth * mouth_error(*pictures, self.perceptual)
         if self.identity is not None:
             terms["identity"] = s.identity_weight * self.identity(*pictures)
         if self.expression is not None:

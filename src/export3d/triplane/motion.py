@@ -19,8 +19,10 @@ from torch import Tensor, nn
 import export3d.camera as cameras
 from export3d.errors import check_shape
 from export3d.face.mesh import LANDMARKS, canonical_mesh
+from export3d.face.repose import INNER_LIPS
 from export3d.face.sheet import EYE_CORNERS, FACE, Sheet, similarity
-from export3d.layers import pixel_grid
+from export3d.image import resize
+from export3d.layers import covered, look, pixel_grid
 from export3d.triplane.align import plane_positions
 
 IRISES = (range(468, 473), range(473, 478))
@@ -169,6 +171,26 @@ def driving_flow(points: Tensor, face: Face, camera: Tensor, size: int) -> tuple
         turn, shift = similarity(places, face.places)
         there = ((here + 1.0) / 2.0).flatten(2).mT @ turn + shift
         return sheet, 2.0 * there.mT.reshape(-1, 2, size, size) - 1.0 - here
+
+
+@torch.no_grad()
+def openings(points: Tensor, face: Face, camera: Tensor, turned: Tensor) -> Tensor:
+    """Where the mouth is open: the polygon of the inner lips.
+
+    Args:
+        points: (B, L, 3) moved landmarks.
+        camera: (B, 25) of the wanted views.
+        turned: (B, 2, H, H), see `align.turned_flow`.
+
+    Returns:
+        (B, 2, H, H), 0 to 1: in the driving view, and in the source turned as the head is.
+    """
+    size = turned.shape[-1]
+    lips = list(INNER_LIPS)
+    driving = covered(projected(points[:, lips], camera)[0], size // 2)
+    source = look(covered(face.places[:, lips], size // 2), resize(turned, size // 2))
+    masks = torch.cat([driving, source], dim=1)
+    return F.interpolate(masks, size, mode="bilinear", align_corners=False)
 
 
 def projected(points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:

@@ -452,6 +452,18 @@ def test_with_a_frozen_encoder_what_is_moved_is_compared_while_dense_motion_is_t
     assert set(sheet.losses(sheet.batch(0, 2, 0, 1), 0)) == {"l2", "l2_raw", "total"}
 
 
+def test_the_mouths_error_is_a_term_of_its_own_weight() -> None:
+    def terms(weight: float) -> dict[str, float]:
+        made = task(replace(PLAIN, mouth=weight))
+        return {k: float(v.detach()) for k, v in made.losses(made.batch(0, 2, 0, 1), 0).items()}
+
+    one, three, none = terms(1.0), terms(3.0), terms(0.0)
+    assert set(one) - set(none) == {"mouth"}
+    assert one["mouth"] > 0
+    assert three["mouth"] == pytest.approx(3 * one["mouth"], rel=1e-5)
+    assert one["total"] == pytest.approx(none["total"] + one["mouth"], rel=1e-5)
+
+
 @pytest.mark.usefixtures("dense")
 def test_without_super_resolution_nothing_is_moved() -> None:
     made = task(replace(PLAIN, superres=False))

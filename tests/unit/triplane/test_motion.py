@@ -27,6 +27,7 @@ from export3d.triplane.motion import (
     average_landmarks,
     driving_flow,
     lifted,
+    openings,
     plane_flow,
     projected,
 )
@@ -372,6 +373,37 @@ def test_a_mouth_that_opens_is_stretched_between_the_lips_and_not_on_the_cheeks(
         assert values[0] > 0.95
         assert max(values[1:]) < 0.2
     assert seen.isfinite().all()
+
+
+def parted(lift: float) -> Face:
+    """The average head whose lips are parted by so much of the height between them."""
+    points = average_landmarks()[None].clone()
+    upper, lower = INNER_LIPS[1:10], INNER_LIPS[:10:-1]
+    points[:, list(lower), 1] += lift
+    points[:, list(upper), 1] -= lift
+    return at_rest(camera=CAMERAS[:1], points=points)
+
+
+def test_at_rest_the_mouth_is_open_where_the_source_has_it_open() -> None:
+    face = parted(0.01)
+    driving, source = openings(face.points, face, CAMERAS[:1], torch.zeros(1, 2, 128, 128)).unbind(dim=1)
+    torch.testing.assert_close(driving, source, atol=1e-4, rtol=0)
+    lips = projected(face.points.detach(), CAMERAS[:1])[0][:, list(INNER_LIPS)]
+    x, y = lips[0].T
+    area = 0.5 * (x * y.roll(-1) - y * x.roll(-1)).sum().abs()
+    assert float(driving.mean()) == pytest.approx(float(area), rel=0.1)
+    assert float(read(driving[:, None], lips.mean(dim=1, keepdim=True))) == pytest.approx(1.0)
+
+
+def test_a_jaw_opens_the_driving_mouth_and_leaves_the_upper_teeth_with_the_head() -> None:
+    face = parted(0.004)
+    points, still = with_jaw_down(face), torch.zeros(1, 2, 128, 128)
+    before, after = (openings(p, face, CAMERAS[:1], still) for p in (face.points, points))
+    assert float(after[:, 0].sum()) > 1.5 * float(before[:, 0].sum())
+    assert torch.equal(after[:, 1], before[:, 1])
+    shifted = openings(points, face, CAMERAS[:1], torch.full((1, 2, 128, 128), 2.0 * 8 / 128))
+    torch.testing.assert_close(shifted[:, 1, :-8, :-8], before[:, 1, 8:, 8:], atol=1e-4, rtol=0)
+    assert torch.equal(shifted[:, 0], after[:, 0])
 
 
 # ---- mixed precision -------------------------------------------------------------------------------------------------
