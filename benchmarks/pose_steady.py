@@ -1,7 +1,7 @@
 """Fits `assets/pose_steady.safetensors`, the maps that take an expression's share off a fitted pose (`face/pose.py`).
 
     python benchmarks/pose_steady.py PREPARED/train PSEUDO/train -o pose_steady.safetensors [--portraits 40]
-    python benchmarks/pose_steady.py PREPARED/train PSEUDO/train -o pose_steady.safetensors --keep-map
+    python benchmarks/pose_steady.py PREPARED/train PSEUDO/train -o pose_steady.safetensors --keep map
 
 PREPARED is made by `export3d prepare`, PSEUDO from it by `export3d pseudo-clips`. The first map (`map`) is linear in
 where the landmarks lie beside the canonical mesh; it is fitted by least squares, mirrored faces included. It learns
@@ -17,9 +17,9 @@ It must not answer to anything else, so its answers to these are penalised:
 - people: how resting faces differ, and above all what they have in common;
 - noise on every landmark of up to a pixel each way, whose share of the pose is taken off instead.
 
-The packaged map was fitted when the portraits' own cameras were still the plain fit to 33 landmarks (a map of zeros);
-cameras that are steady move the renders a little, so that a second fit differs from it. `--keep-map` keeps the packaged
-one.
+The packaged map was fitted to renders of the packaged weights. `--keep map` or `--keep scores` takes that map as it is
+packaged: new weights draw other renders, which is a reason to fit the first again, and none to change the second, on
+which all cameras hang, prepared ones and those that the weights were trained with.
 
 The second map (`scores`) is what the 52 scores tell of the first one's answers: ridge regression over the frames of all
 clips and pseudo-clips, mirrored ones included, answers and scores less their mean in each clip. Here poses are fitted
@@ -78,16 +78,19 @@ def main() -> None:
     arguments.add_argument("pseudo", type=Path)
     arguments.add_argument("-o", "--output", type=Path, required=True)
     arguments.add_argument("--portraits", type=int, default=40, help="portraits that are rendered")
-    arguments.add_argument("--keep-map", action="store_true", help="fit the scores' map to the packaged one")
+    arguments.add_argument("--keep", choices=("map", "scores"), help="fit the other map alone")
     options = arguments.parse_args()
     records = list(read_shards(options.prepared))
     made = list(read_shards(options.pseudo))
     clips = [record for record in records if record.kind == "video"]
-    if options.keep_map:
+    if options.keep == "map":
         by_unit = pose.steady_map().astype(np.float16)
     else:
         by_unit = landmark_map([record for record in records if record.kind == "image"], clips, made, options.portraits)
-    told = scores_map(clips, made, by_unit.astype(np.float64)).astype(np.float32)
+    if options.keep == "scores":
+        told = pose.scores_map().astype(np.float32)
+    else:
+        told = scores_map(clips, made, by_unit.astype(np.float64)).astype(np.float32)
     maps = {"map": np.ascontiguousarray(by_unit), "scores": np.ascontiguousarray(told)}
     write_bytes(options.output, save(maps))
 
