@@ -14,10 +14,10 @@ PAIRS = ReconstructionConfig(
     backbone="auto",
     weights=ReconstructionWeights(l2=2.0, lpips=2.0, lpips_raw=0.0),
     face_emphasis=20.0,
-    mouth=1.0,
     hard_fraction=0.6,
 )
-"""The model is that of the weights to begin with; the losses are those that the packaged weights were trained with."""
+"""The model is that of the weights to begin with; the losses are those that the packaged weights were trained with,
+but for the mouth's (docs/fine-tuning.md)."""
 
 LOOP = LoopConfig(
     batch_size=8,
