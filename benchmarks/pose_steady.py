@@ -17,9 +17,9 @@ It must not answer to anything else, so its answers to these are penalised:
 - people: how resting faces differ, and above all what they have in common;
 - noise on every landmark of up to a pixel each way, whose share of the pose is taken off instead.
 
-The packaged map was fitted when the portraits' own cameras were still the plain fit to 33 landmarks (a map of zeros), to
-renders of earlier weights; a second fit differs from it. `--keep map` or `--keep scores` takes that map as it is packaged:
-on the scores' map all cameras hang, prepared ones and those that the weights were trained with.
+The packaged map was fitted when the portraits' own cameras were still the plain fit to 33 landmarks (a map of zeros),
+to renders of earlier weights; a second fit differs from it. `--keep map` or `--keep scores` takes that map as it is
+packaged: on the scores' map all cameras hang, prepared ones and those that the weights were trained with.
 
 The second map (`scores`) is what the 52 scores tell of the first one's answers: ridge regression over the frames of all
 clips and pseudo-clips, mirrored ones included, answers and scores less their mean in each clip. Here poses are fitted
