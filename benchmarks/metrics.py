@@ -29,10 +29,10 @@ import torch
 from PIL import Image
 
 from export3d.animate.drive import bundled_portrait
-from export3d.evaluation.face_metrics import FaceScorer, Movement
-from export3d.evaluation.frechet import sample_rows
-from export3d.evaluation.scoring import CHUNK, Chunk, ClipScorer, Scoring
-from export3d.evaluation.temporal import Flicker
+from export3d.evaluation.measures.face import FaceScorer, Movement
+from export3d.evaluation.measures.frechet import sample_rows
+from export3d.evaluation.measures.temporal import Flicker
+from export3d.evaluation.protocols.scoring import CHUNK, Chunk, ClipScorer, Scoring
 from export3d.image import read_image, to_tensor
 
 SIZE = 256

@@ -31,7 +31,7 @@ from export3d.face.landmarks import FaceLandmarker
 from export3d.face.morphable import MorphableFace
 from export3d.face.repose import Puppet
 from export3d.face.smooth import smooth
-from export3d.motion import ARKIT52
+from export3d.motion.arkit import ARKIT52
 
 SCORES = (
     *("jawOpen", "mouthSmile", "mouthPucker", "mouthFunnel", "mouthLowerDown", "mouthUpperUp", "mouthShrugLower"),

@@ -38,17 +38,17 @@ from safetensors.numpy import save
 
 import export3d.camera as camera
 from export3d.animate.animator import Animator
-from export3d.animate.sliders import coefficients, natural_range
-from export3d.data.pseudo import TURN_DEG
+from export3d.data.pseudo_clips import TURN_DEG
 from export3d.data.shards import Record, read_shards
 from export3d.errors import NoFaceFound
+from export3d.expression.sliders import coefficients, natural_range
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE
 from export3d.face.landmarks import FaceLandmarker
 from export3d.face.mesh import VERTICES, canonical_mesh
 from export3d.face.smooth import smooth, smooth_cameras
 from export3d.files import write_bytes
-from export3d.motion import ARKIT52, ARKIT52_MIRRORED
+from export3d.motion.arkit import ARKIT52, ARKIT52_MIRRORED
 
 PIXEL = camera.RADIUS / (CROP_SIZE * camera.FOCAL)
 """World units: a pixel of the crop at the default distance."""

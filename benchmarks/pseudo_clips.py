@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from export3d.camera import head_angles
-from export3d.data.pseudo import BANK_NAME
+from export3d.data.pseudo_clips import BANK_NAME
 from export3d.data.shards import read_index, read_shards
-from export3d.motion import ARKIT52
+from export3d.motion.arkit import ARKIT52
 
 SCORES = (
     *("jawOpen", "mouthSmileLeft", "eyeBlinkLeft", "mouthPucker", "mouthUpperUpLeft", "browOuterUpLeft"),

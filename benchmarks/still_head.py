@@ -19,8 +19,8 @@ import numpy as np
 
 import export3d.camera as camera
 from export3d.animate.animator import Animator
+from export3d.animate.basis_sheet import look
 from export3d.animate.drive import bundled_portrait
-from export3d.animate.sliders import look
 from export3d.face import pose
 from export3d.face.mesh import canonical_mesh
 from export3d.face.tracker import Tracker

@@ -43,8 +43,9 @@ from export3d.camera import Camera, project
 from export3d.data.frames import Clip, FrameStore
 from export3d.face.mesh import canonical_mesh
 from export3d.model import Output
-from export3d.motion import SPACES
-from export3d.training.loop import LoopConfig, train
+from export3d.motion.motion import SPACES
+from export3d.training.loop import train
+from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask
 
 WARM_STEPS = 3

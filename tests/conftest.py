@@ -169,7 +169,8 @@ def face_video(astronaut_turns: list[np.ndarray], tmp_path_factory: pytest.TempP
 def motion_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Half a second of made-up motion: the head turns, the jaw opens, the eyes close."""
     from export3d.camera import Camera
-    from export3d.motion import ARKIT52, Motion
+    from export3d.motion.arkit import ARKIT52
+    from export3d.motion.motion import Motion
 
     phase = np.linspace(0.0, 2.0 * np.pi, 12)
     expression = np.zeros((12, len(ARKIT52)))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from export3d.camera import Camera as Camera
     from export3d.errors import Export3DError as Export3DError
     from export3d.model import Export3D as Export3D
-    from export3d.motion import Motion as Motion
+    from export3d.motion.motion import Motion as Motion
     from export3d.pretrained import load_pretrained as load_pretrained
 
 __version__ = "0.1.0"
@@ -34,7 +34,7 @@ _HOMES = {
     "Camera": "export3d.camera",
     "Export3D": "export3d.model",
     "Export3DError": "export3d.errors",
-    "Motion": "export3d.motion",
+    "Motion": "export3d.motion.motion",
     "Source": "export3d.animate.animator",
     "driving_motion": "export3d.animate.drive",
     "load_pretrained": "export3d.pretrained",

@@ -16,8 +16,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
 
+import export3d.camera as camera
+import export3d.camera as cameras
 from export3d.errors import ShapeError
 
 if TYPE_CHECKING:
@@ -229,3 +233,21 @@ def _axis_rotation(angle: Array, axis: int) -> Array:
     out[..., i, i], out[..., j, j] = c, c
     out[..., i, j], out[..., j, i] = -s, s
     return out
+
+
+def projected(points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
+    """Points (B, N, 3) as cameras (B, 25) see them: places (B, N, 2), 0..1, and distances along the axis (B, N)."""
+    with torch.autocast(points.device.type, enabled=False):
+        cam2world, intrinsics = cameras.unpack(camera.float())
+        local = (points.float() - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
+        image = local @ intrinsics.mT
+        return image[..., :2] / image[..., 2:].clamp_min(1e-3), local[..., 2]
+
+
+def _pictured(points: Tensor, label: Tensor) -> Tensor:
+    """Points (B, N, 3) of the scene to their places (B, N, 2) in the pictures of cameras (B, 25), [-1, 1], x first."""
+    cam2world, intrinsics = camera.unpack(label.float())
+    with torch.autocast(points.device.type, enabled=False):
+        local = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
+        projected = local @ intrinsics.transpose(1, 2)
+    return projected[..., :2] / projected[..., 2:].clamp_min(1e-3) * 2 - 1

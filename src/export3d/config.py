@@ -12,7 +12,7 @@ from typing import Any
 
 from export3d.errors import ConfigError
 from export3d.expression.encoder import ExpressionConfig
-from export3d.motion import SPACES
+from export3d.motion.motion import SPACES
 from export3d.render.renderer import RenderConfig
 from export3d.superres import SuperResConfig
 from export3d.triplane.generator import GeneratorConfig
@@ -23,7 +23,7 @@ class ModelConfig:
     """Everything that decides the model's weights and how they are used.
 
     Attributes:
-        space: expression space of the coefficients, a key of `export3d.motion.SPACES`.
+        space: expression space of the coefficients, a key of `export3d.motion.motion.SPACES`.
     """
 
     space: str = "arkit52"

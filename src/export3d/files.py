@@ -6,6 +6,7 @@ everywhere; every writer goes through `replacing`, so that an interrupted run le
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import tempfile
@@ -149,3 +150,37 @@ def _flush_folder(folder: Path) -> None:
                 os.fsync(handle)
             finally:
                 os.close(handle)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write to a temporary name in the same folder, flush to the disk, rename, flush the folder."""
+    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders; its rename is durable enough
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        cause = error.strerror or error
+        raise OutputError(f"cannot write {path}: {cause}; free space or choose another folder") from error

@@ -126,35 +126,6 @@ class GaussianLowPass(nn.Module):
         return F.conv2d(x, row.transpose(2, 3), groups=channels)
 
 
-def pixel_grid(size: int, device: torch.device) -> Tensor:
-    """(1, 2, size, size) centres of a picture's pixels, x first, in [-1, 1] grid units."""
-    centre = (torch.arange(size, device=device) + 0.5) / size * 2.0 - 1.0
-    y, x = torch.meshgrid(centre, centre, indexing="ij")
-    return torch.stack([x, y])[None]
-
-
-def covered(corners: Tensor, size: int) -> Tensor:
-    """The pixels of pictures that polygons cover: (B, N, 2), 0..1, x first, to (B, 1, size, size), 0 or 1.
-
-    By the even-odd rule at the pixels' centres.
-    """
-    centre = (torch.arange(size, device=corners.device) + 0.5) / size
-    x, y = corners.float().unbind(-1)
-    dx, dy = x.roll(-1, 1) - x, y.roll(-1, 1) - y
-    crossed = (y[..., None] > centre) != ((y + dy)[..., None] > centre)  # (B, N, rows): edges that a row's line meets
-    at = x[..., None] + dx[..., None] * (centre - y[..., None]) / torch.where(dy == 0.0, 1.0, dy)[..., None]
-    left = crossed[..., None] & (at[..., None] > centre)
-    return (left.sum(dim=1) % 2).float()[:, None]
-
-
-def look(image: Tensor, flow: Tensor) -> Tensor:
-    """The image (B, C, h, h) looked up beside each pixel, its border repeated.
-
-    Args:
-        flow: (B, 2, H, H), x first, in [-1, 1] grid units.
-
-    Returns:
-        (B, C, H, H).
-    """
-    places = (pixel_grid(flow.shape[-1], flow.device) + flow).permute(0, 2, 3, 1)
-    return F.grid_sample(image.float(), places.float(), padding_mode="border", align_corners=False)
+def enlarge(x: Tensor, factor: int) -> Tensor:
+    """(B, C, H, W) to (B, C, factor H, factor W), bilinear."""
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)

@@ -5,7 +5,6 @@ Letters: B batch, H W pixels. Images are in [-1, 1].
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,14 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.errors import check_shape
-from export3d.face.mesh import LANDMARKS
-from export3d.face.repose import INNER_LIPS
-from export3d.face.sheet import EYE_CORNERS, LOWER_LIDS, UPPER_LIDS
+from export3d.face.landmark_sets import EYES, MOUTH
 from export3d.image import resize
-from export3d.layers import pixel_grid
 from export3d.perceptual import Perceptual
-from export3d.triplane.align import plane_positions
-from export3d.triplane.motion import IRISES, projected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +26,6 @@ class ReconstructionWeights:
     l2: float = 1.0
     lpips_raw: float = 1.0
     lpips: float = 1.0
-
-
-EYES = (33, 133, 159, 145, 263, 362, 386, 374)
-"""Corners and lid middles of both eyes among the 478 landmarks."""
-MOUTH = (61, 291, 0, 17, 13, 14)
-"""Corners, outer and inner middles of the lips among the 478 landmarks."""
 
 
 def face_weight(landmarks: Tensor, size: int, emphasis: float) -> Tensor:
@@ -59,105 +47,6 @@ def face_weight(landmarks: Tensor, size: int, emphasis: float) -> Tensor:
     bumps = torch.exp(-(down[..., :, None] + across[..., None, :]) / (2 * 0.04**2))
     weight = 1.0 + emphasis * bumps.amax(dim=1, keepdim=True)
     return weight / weight.mean(dim=(1, 2, 3), keepdim=True)
-
-
-_LIPS = (61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146, *INNER_LIPS)
-_LIDS = tuple(n for loops in (EYE_CORNERS, UPPER_LIDS, LOWER_LIDS) for loop in loops for n in loop)
-_IRIS_WEIGHT = 5.0
-_SHAPE_WEIGHT = 3.0
-
-
-@functools.lru_cache(maxsize=4)
-def _landmark_weight(device: torch.device) -> Tensor:
-    """(478,) lips and lids count three times, irises five times; sums to 1."""
-    weight = torch.ones(LANDMARKS)
-    weight[list(_LIPS + _LIDS)] = _SHAPE_WEIGHT
-    weight[IRISES[0].start :] = _IRIS_WEIGHT
-    return (weight / weight.sum()).to(device)
-
-
-def landmark_error(points: Tensor, landmarks: Tensor, camera: Tensor) -> Tensor:
-    """How far moved landmarks are from where the driving frame has them (not in the paper).
-
-    Weighted mean of the L1 distance, in widths of the picture: lips and lids, few and small, and the irises, on which
-    the gaze hangs alone, count more.
-
-    Args:
-        points: (B, 478, 3), see `LandmarkMotion`.
-        landmarks: (B, 478, 2), 0..1 across the driving frame.
-        camera: (B, 25) of the driving frame.
-    """
-    away = (projected(points, camera)[0] - landmarks.float()).abs().sum(-1)
-    return (away * _landmark_weight(away.device)).sum(-1).mean()
-
-
-def flow_error(
-    flow: Tensor,
-    source_landmarks: Tensor,
-    source_camera: Tensor,
-    landmarks: Tensor,
-    camera: Tensor,
-    depth: Tensor,
-    half_extent: float,
-) -> Tensor:
-    """How far the skips' flow is from the one that carries each landmark to its place (not in the paper).
-
-    Where the driving face has landmark k (on the xy plane), the source's detail of the same landmark should be looked
-    up (in the aligned source, on the average head): mean over the landmarks of the L1 distance between the flow there
-    and the wanted one, in [-1, 1] grid units of the plane. The ten of the irises count five times, since the gaze hangs
-    on them alone. Each pair has its own mean first, so that parts of a batch add up to the whole.
-
-    Args:
-        flow: (B, 2, H, W), see `TriplaneGenerator.generate`.
-        source_landmarks, landmarks: (B, 478, 2), 0..1 across source and driving frame.
-        source_camera, camera: (B, 25).
-        depth: (B, 478) or (478,) z of the driving landmarks in the head's own axes, scene units.
-        half_extent: of the planes, scene units.
-    """
-    here = plane_positions(landmarks, camera, half_extent, depth)
-    there = plane_positions(source_landmarks, source_camera, half_extent)
-    found = F.grid_sample(flow.float(), here[:, :, None], align_corners=False, padding_mode="border")[..., 0].mT
-    inside = (here.abs().amax(-1) < 1.0) & (there.abs().amax(-1) < 1.0)
-    weight = inside.float()
-    weight[:, IRISES[0].start :] *= _IRIS_WEIGHT
-    error = (found - (there - here)).abs().sum(-1) * weight
-    return (error.sum(1) / weight.sum(1).clamp_min(1.0)).mean()
-
-
-def moved_error(moved: Tensor, target: Tensor, perceptual: Perceptual | None) -> Tensor:
-    """How far what the source offers for a driving frame is from that frame (not in the paper).
-
-    The perceptual distance, where there is a network for it, and half the mean absolute difference at full size and
-    averaged over 4 x 4 and 8 x 8 pixels: the coarse ones also tell what lies far beside its place.
-
-    Args:
-        moved, target: (B, 3, H, W), see `superres.Views`.
-    """
-    pooled = (F.avg_pool2d(moved - target, size) for size in (1, 4, 8))
-    error = 0.5 * torch.stack([difference.abs().mean() for difference in pooled]).sum()
-    return error if perceptual is None else error + perceptual(moved, target).mean()
-
-
-def mouth_error(image: Tensor, target: Tensor, landmarks: Tensor, perceptual: Perceptual | None) -> Tensor:
-    """How far the mouth is from the driving frame's, looked at closely (not in the paper).
-
-    Teeth and lips are a few pixels of a picture, whose perceptual distance hardly sees them. Here a square about the
-    lips, half as large again as they are and at least a fifth of the picture, is enlarged to half the picture's size;
-    there the perceptual distance, where there is a network for it, and half the mean absolute difference are taken.
-
-    Args:
-        image, target: (B, 3, H, H).
-        landmarks: (B, 478, 2), 0..1 across the driving frame.
-    """
-    lips = landmarks[:, list(_LIPS)].float()
-    low, high = lips.amin(dim=1), lips.amax(dim=1)
-    half = (0.75 * (high - low).amax(dim=1)).clamp_min(0.1)
-    steps = pixel_grid(image.shape[-1] // 2, image.device).permute(0, 2, 3, 1)
-    places = (high + low)[:, None, None] - 1.0 + 2.0 * half[:, None, None, None] * steps
-    near = (F.grid_sample(x.float(), places, padding_mode="border", align_corners=False) for x in (image, target))
-    mouth, wanted = near
-    error = 0.5 * (mouth - wanted).abs().mean()
-    return error if perceptual is None else error + perceptual(mouth, wanted).mean()
 
 
 def l2(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

@@ -9,18 +9,20 @@ import torch
 from torch import Tensor
 
 from export3d.config import ModelConfig
-from export3d.dense_motion import DenseMotion
 from export3d.errors import ConfigError, check_shape
 from export3d.expression.encoder import ExpressionEncoder
-from export3d.face.sheet import show
-from export3d.hub import HubModel
 from export3d.image import resize
-from export3d.layers import look, pixel_grid
 from export3d.render.renderer import Rendered, VolumeRenderer
-from export3d.superres import SuperResolution, Views
-from export3d.triplane.align import frontal_view, head_nearness, stretch, turned_flow
+from export3d.superres import SuperResolution
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
-from export3d.triplane.motion import LandmarkMotion, driving_flow, openings, plane_flow
+from export3d.warping.average_head import frontal_view, head_nearness, turned_flow
+from export3d.warping.dense_motion import DenseMotion
+from export3d.warping.detail import Views
+from export3d.warping.elastic_mesh import show
+from export3d.warping.flow_field import look, pixel_grid, stretch
+from export3d.warping.flows import driving_flow, openings, plane_flow
+from export3d.warping.landmark_motion import LandmarkMotion
+from export3d.weights.hub import HubModel
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export3d.checkpoint import Json, load_into, load_weights, read_sidecar, save_weights
 from export3d.errors import CheckpointError, ConfigError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
-from export3d.hub import locate
 from export3d.model import Export3D
 from export3d.triplane.blocks import EAdaLN
-from export3d.weights import PACKAGED as PACKAGED
-from export3d.weights import PACKAGED_ENCODER as PACKAGED_ENCODER
-from export3d.weights import PACKAGED_NAMES, find, install
+from export3d.weights.blob import Json
+from export3d.weights.file import load_into, load_weights, read_sidecar, save_weights
+from export3d.weights.hub import locate
+from export3d.weights.names import PACKAGED as PACKAGED
+from export3d.weights.names import PACKAGED_ENCODER as PACKAGED_ENCODER
+from export3d.weights.names import PACKAGED_NAMES, find, install
 
 _AVERAGE = "generator.average.value"
 _FLOW = "generator.flows."

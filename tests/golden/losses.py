@@ -25,7 +25,8 @@ from export3d.face.mesh import canonical_mesh
 from export3d.model import Export3D
 from export3d.pretrained import load_pretrained, save_pretrained
 from export3d.training.adversarial import AdversarialConfig, AdversarialTask
-from export3d.training.loop import LoopConfig, train
+from export3d.training.loop import train
+from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask
 from export3d.training.record import read_log
 

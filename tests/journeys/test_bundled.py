@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from export3d.cli.main import main
-from export3d.motion import Motion
+from export3d.motion.motion import Motion
 from export3d.video import VideoWriter, probe, read_frames
 from tests.live_link_face import write_take
 

@@ -16,7 +16,7 @@ from export3d.config import preset, variant
 from export3d.model import Export3D
 from export3d.pretrained import load_pretrained, save_pretrained
 from export3d.video import VideoWriter, probe
-from export3d.weights import install
+from export3d.weights.names import install
 
 Capture = pytest.CaptureFixture[str]
 

@@ -15,13 +15,11 @@ from export3d.layers import (
     ResidualConvs,
     SelfAttention,
     conv3x3,
-    covered,
     image_to_tokens,
     linear,
-    look,
-    pixel_grid,
     tokens_to_image,
 )
+from export3d.warping.flow_field import covered, look, pixel_grid
 
 
 def checkerboard(size: int = 12) -> torch.Tensor:

@@ -11,29 +11,23 @@ from torch import Tensor
 
 from export3d.camera import Camera, project
 from export3d.errors import ShapeError
+from export3d.face.landmark_sets import EYES, MOUTH
+from export3d.face.landmark_sets import LIPS as LIPS
 from export3d.face.mesh import canonical_mesh
 from export3d.image import resize
-from export3d.layers import look
 from export3d.losses import (
-    _LIPS as LIPS,
-)
-from export3d.losses import (
-    EYES,
-    MOUTH,
     ReconstructionWeights,
     adversarial,
     discrimination,
     face_weight,
-    flow_error,
     l2,
-    landmark_error,
-    mouth_error,
-    moved_error,
     r1_penalty,
     reconstruction,
 )
 from export3d.perceptual import Perceptual
-from export3d.triplane.align import plane_positions, proxy_depth
+from export3d.warping.average_head import plane_positions, proxy_depth
+from export3d.warping.flow_field import look
+from export3d.warping.losses import flow_error, landmark_error, mouth_error, moved_error
 
 
 @pytest.fixture(scope="module")

@@ -13,19 +13,20 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from export3d.camera import Camera
+from export3d.camera import Camera, projected
 from export3d.config import ModelConfig, no_dense, preset, tiny
-from export3d.dense_motion import CANDIDATES, DenseMotion
 from export3d.errors import ConfigError, ShapeError
-from export3d.face.sheet import show
 from export3d.image import resize
-from export3d.layers import pixel_grid
 from export3d.model import Export3D
-from export3d.superres import Detail
-from export3d.triplane.align import frontal_view, turned_flow
 from export3d.triplane.blocks import EAdaLN
-from export3d.triplane.generator import FlowStep
-from export3d.triplane.motion import LandmarkMotion, average_landmarks, driving_flow, plane_flow, projected
+from export3d.warping.average_head import frontal_view, turned_flow
+from export3d.warping.dense_motion import CANDIDATES, DenseMotion
+from export3d.warping.detail import Detail
+from export3d.warping.elastic_mesh import show
+from export3d.warping.flow_field import pixel_grid
+from export3d.warping.flows import driving_flow, plane_flow
+from export3d.warping.landmark_motion import LandmarkMotion, average_landmarks
+from export3d.warping.skip_path import FlowStep
 
 EXTENDED = replace(
     tiny(),

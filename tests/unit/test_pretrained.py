@@ -12,10 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from export3d.camera import Camera
-from export3d.checkpoint import load_into, save_weights
+from export3d.camera import Camera, projected
 from export3d.config import ModelConfig, tiny, variant
-from export3d.dense_motion import DenseMotion
 from export3d.errors import CheckpointError, ConfigError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.model import Export3D
@@ -28,7 +26,9 @@ from export3d.pretrained import (
     save_pretrained,
 )
 from export3d.triplane.blocks import EAdaLN
-from export3d.triplane.motion import LandmarkMotion, average_landmarks, projected
+from export3d.warping.dense_motion import DenseMotion
+from export3d.warping.landmark_motion import LandmarkMotion, average_landmarks
+from export3d.weights.file import load_into, save_weights
 
 
 def sized(config: ModelConfig, size: int) -> ModelConfig:

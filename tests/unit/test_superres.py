@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from export3d.errors import ConfigError, ShapeError
-from export3d.superres import SuperResConfig, SuperResolution, Views
+from export3d.superres import SuperResConfig, SuperResolution
+from export3d.warping.detail import Views
 
 SMALL = SuperResConfig(mid_channels=8, high_channels=4)
 

@@ -19,13 +19,14 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from export3d.animate import sliders
 from export3d.animate.drive import rebase
 from export3d.camera import LABEL_SIZE, from_pose, head_angles, head_position
 from export3d.errors import ConfigError, check_shape
+from export3d.expression import sliders
 from export3d.image import read_image, to_tensor, to_uint8
 from export3d.model import Export3D
-from export3d.motion import SPACES, Motion, with_scores
+from export3d.motion.arkit import with_scores
+from export3d.motion.motion import SPACES, Motion
 from export3d.pretrained import load_pretrained
 from export3d.triplane.generator import SourceFeatures
 
@@ -134,7 +135,7 @@ class Animator:
     ) -> Picture:
         """One frame, uint8 (H, W, 3), of the source with an expression (E,) seen by a camera label (25,).
 
-        `shift` (n,) is added to the expression's lambda: sliders along the basis, see `export3d.animate.sliders`.
+        `shift` (n,) is added to the expression's lambda: sliders along the basis, see `export3d.animate.basis_sheet`.
         """
         expressions = np.asarray(expression, dtype=np.float32)
         labels = np.asarray(camera, dtype=np.float32)
@@ -178,7 +179,7 @@ class Animator:
         if scores and self.space != "arkit52":
             raise ConfigError(f"these weights take expressions in {self.space}, which has no ARKit scores to set")
         expression = with_scores(source.expression, scores) if scores else source.expression
-        shift = sliders.shift(self.model, expression, basis) if basis else None
+        shift = sliders.shift(self.model.expression, expression, basis) if basis else None
         camera = source.camera
         if turn.any():
             camera = from_pose(head_angles(camera) + turn, head_position(camera)).astype(np.float32)

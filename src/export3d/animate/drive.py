@@ -17,9 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d import camera
-from export3d.animate.livelink import load_live_link_face
 from export3d.errors import BadMotionFile, check_shape
-from export3d.motion import ARKIT52, Motion, load_bfm64, with_scores
+from export3d.motion.arkit import ARKIT52, with_scores
+from export3d.motion.bfm64 import load_bfm64
+from export3d.motion.livelink import load_live_link_face
+from export3d.motion.motion import Motion
 
 if TYPE_CHECKING:
     from export3d.face.crop import CropBox

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from export3d.ablation.rows import ROWS, Row
+from export3d.ablation.scores import ablate
 from export3d.cli.terminal import progress_bar, tell
-from export3d.training.ablation import ROWS, Row, ablate
-from export3d.training.loop import LoopConfig
+from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig
 
 

@@ -47,7 +47,7 @@ def command(
     from export3d.animate.drive import BUNDLED, bundled_motion, hold, read_motion, rebase
     from export3d.animate.drive import driving as drive
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
-    from export3d.motion import ARKIT52, with_scores
+    from export3d.motion.arkit import ARKIT52, with_scores
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
     with_scores([0.0] * len(ARKIT52), held)  # an unknown name is told before the work begins

@@ -12,7 +12,7 @@ from export3d.cli.terminal import frame_counter, tell
 from export3d.errors import ConfigError
 
 if TYPE_CHECKING:
-    from export3d.motion import Motion
+    from export3d.motion.motion import Motion
 
 NAMES = ("yaw", "pitch", "roll", "jawOpen", "eyeBlink")
 
@@ -33,7 +33,7 @@ def command(
         minimum: exit with code 1 if this correlation (yaw, pitch, roll, jawOpen or eyeBlink) is lower; may be repeated.
     """
     bounds = dict(_bound(text) for text in minimum)
-    from export3d.motion import compare
+    from export3d.motion.compare import compare
 
     result = compare(_motion(a), _motion(b))
     print(table(result))
@@ -48,7 +48,7 @@ def command(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The outcome of `export3d.motion.compare` as text, a row for each measure."""
+    """The outcome of `export3d.motion.compare.compare` as text, a row for each measure."""
     lines = [f"{result['frames']} frames   correlation   mean difference"]
     for name, correlation in result["correlation"].items():
         unit = " degrees" if name in NAMES[:3] else ""

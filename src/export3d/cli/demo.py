@@ -35,7 +35,7 @@ def command(
     video, sheet = folder / "demo.mp4", folder / "demo_sheet.png"
 
     from export3d.animate.animator import Animator
-    from export3d.motion import compare
+    from export3d.motion.compare import compare
 
     animator = Animator.from_pretrained(weights, device)
     moved_by = read_motion(bundled_motion(motion))

@@ -77,7 +77,7 @@ def command(
     else:
         _refuse(f"--protocol {protocol}", given & (_ONLY_SAME if protocol == "cross" else _ONLY_CROSS))
 
-    from export3d.evaluation.scoring import Scoring
+    from export3d.evaluation.protocols.scoring import Scoring
 
     scoring = Scoring(
         backbone=backbone,
@@ -91,7 +91,7 @@ def command(
     with job_progress("scoring", unit="frame") as progress:
         shared: dict[str, Any] = {"workers": workers, "device": device, "progress": progress}
         if predictions is not None:
-            from export3d.evaluation.protocol import score_predictions
+            from export3d.evaluation.protocols.saved import score_predictions
 
             truth = protocol == "same"
             table = score_predictions(predictions, output, truth=truth, scoring=scoring, **shared).markdown()
@@ -99,14 +99,14 @@ def command(
             shared |= {"weights": weights, "save": save, "publishable_only": clips is None, "batch": batch}
             folder = _split(data, split, clips, output)
             if protocol == "cross":
-                from export3d.evaluation.cross import cross_identity
+                from export3d.evaluation.protocols.cross import cross_identity
 
                 shared |= {"pairs": pairs, "motion": motion, "frames": frames, "against": against}
                 table = cross_identity(
                     folder, output, identity=scoring.identity, max_pairs=max_clips, **shared
                 ).markdown()
             else:
-                from export3d.evaluation.protocol import same_identity
+                from export3d.evaluation.protocols.same import same_identity
 
                 shared |= {"references": references, "every": every}
                 table = same_identity(folder, output, scoring=scoring, max_clips=max_clips, **shared).markdown()
@@ -133,7 +133,7 @@ def _refuse(choice: str, foreign: set[str]) -> None:
 def _split(data: Path, split: str, clips: Path | None, output: Path) -> Path:
     """The folder of shards that is meant; the user's own videos are prepared first."""
     if clips is not None:
-        from export3d.evaluation.user_clips import prepare_clips
+        from export3d.evaluation.protocols.user_clips import prepare_clips
 
         return prepare_clips(clips, output / "prepared")
     if (data / "index.json").is_file():

@@ -91,7 +91,7 @@ def _tell_held_out(report: Report) -> None:
 def _make_pseudo_clips(output: Path, face_model: Path, landmark_map: Path, workers: int | None) -> None:
     import os
 
-    from export3d.data.pseudo import pseudo_clips
+    from export3d.data.pseudo_clips import pseudo_clips
 
     processes = (os.cpu_count() or 1) if workers is None else workers
     made = output / "pseudo" / "train"

@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from export3d.cli.terminal import tell
-from export3d.training.loop import LoopConfig
+from export3d.training.loop_config import LoopConfig
 from export3d.training.pretrain import PretrainConfig, run
 
 

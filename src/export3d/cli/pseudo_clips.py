@@ -37,7 +37,7 @@ def command(
         workers: processes; 0 works in this one.
         exclude: text file with the keys of portraits to leave out, one a line.
     """
-    from export3d.data.pseudo import pseudo_clips
+    from export3d.data.pseudo_clips import pseudo_clips
     from export3d.errors import InputError
 
     try:

@@ -9,7 +9,7 @@ import tyro
 
 from export3d.cli.terminal import tell
 from export3d.training.adversarial import AdversarialConfig, run
-from export3d.training.loop import LoopConfig
+from export3d.training.loop_config import LoopConfig
 
 
 def command(

@@ -36,7 +36,7 @@ def command(
     chosen = portraits or (bundled_portrait(),)
 
     from export3d.animate.animator import Animator
-    from export3d.animate.sliders import STILL_DEG, write_basis
+    from export3d.animate.basis_sheet import STILL_DEG, write_basis
 
     animator = Animator.from_pretrained(weights, device)
     with progress_bar("portraits", len(chosen), "portrait") as bar:

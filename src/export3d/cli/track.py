@@ -36,7 +36,7 @@ def command(
 
     check_output(output, (".motion",), [video])
     if video.suffix.lower() == ".csv":
-        from export3d.animate.livelink import load_live_link_face
+        from export3d.motion.livelink import load_live_link_face
 
         track, motion = None, load_live_link_face(video)
     else:

@@ -11,7 +11,8 @@ import tyro
 
 from export3d.cli.terminal import tell
 from export3d.training import fine_tuning
-from export3d.training.loop import LoopConfig, Result
+from export3d.training.loop import Result
+from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig, run
 
 

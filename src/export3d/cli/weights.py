@@ -47,8 +47,8 @@ def command(
 
 
 def _list() -> int:
-    from export3d.checkpoint import read_sidecar
-    from export3d.weights import PACKAGED_NAMES, home, known
+    from export3d.weights.file import read_sidecar
+    from export3d.weights.names import PACKAGED_NAMES, home, known
 
     rows: list[tuple[str, ...]] = [("name", "what", "MB", "images seen", "sha256", "from")]
     for name, path in known().items():
@@ -80,7 +80,7 @@ def _row(sidecar: dict[str, Any], origin: str) -> tuple[str, ...]:
 def _verify(what: tuple[str, ...]) -> int:
     from export3d.errors import Export3DError
     from export3d.pretrained import verify
-    from export3d.weights import known
+    from export3d.weights.names import known
 
     damaged = 0
     for which in what or tuple(known()):
@@ -94,7 +94,7 @@ def _verify(what: tuple[str, ...]) -> int:
 
 def _install(source: str, name: str | None, revision: str | None) -> int:
     from export3d.pretrained import install_weights
-    from export3d.weights import PACKAGED_NAMES
+    from export3d.weights.names import PACKAGED_NAMES
 
     path = install_weights(source, name, revision=revision)
     if path in PACKAGED_NAMES.values():
@@ -105,7 +105,7 @@ def _install(source: str, name: str | None, revision: str | None) -> int:
 
 
 def _remove(names: tuple[str, ...]) -> int:
-    from export3d.weights import remove
+    from export3d.weights.names import remove
 
     for name in names:
         folder: Path = remove(name)

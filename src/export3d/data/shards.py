@@ -34,7 +34,7 @@ from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from export3d.camera import LABEL_SIZE
-from export3d.data.places import Place, as_place, fetch, inside
+from export3d.data.locations import Place, as_place, fetch, inside
 from export3d.errors import InputError, ShapeError, check_shape
 from export3d.files import replacing, write_bytes, write_failure
 

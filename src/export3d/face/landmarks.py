@@ -26,7 +26,7 @@ from PIL import Image
 from export3d.errors import Export3DError, MissingExtra, ShapeError
 from export3d.face.crop import CropBox, crop
 from export3d.face.mesh import model_bytes
-from export3d.motion import ARKIT52
+from export3d.motion.arkit import ARKIT52
 
 logger = logging.getLogger(__name__)
 

@@ -19,7 +19,7 @@ from export3d.camera import FOCAL
 from export3d.errors import InputError, MissingExtra, ShapeError
 from export3d.face import pose
 from export3d.face.mesh import VERTICES
-from export3d.motion import ARKIT52
+from export3d.motion.arkit import ARKIT52
 
 Array = NDArray[np.float64]
 

@@ -25,7 +25,7 @@ from safetensors.numpy import load
 import export3d.camera as camera
 from export3d.errors import Export3DError, ShapeError
 from export3d.face.mesh import VERTICES, canonical_mesh
-from export3d.motion import ARKIT52
+from export3d.motion.arkit import ARKIT52
 
 Array = NDArray[np.floating]
 

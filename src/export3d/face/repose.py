@@ -19,19 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from export3d.camera import FOCAL
 from export3d.errors import MissingExtra
+from export3d.face.landmark_sets import FACE_OVAL, INNER_LIPS
 from export3d.face.morphable import FaceFit, MorphableFace, fit_face
-from export3d.motion import ARKIT52
+from export3d.motion.arkit import ARKIT52
 
 Array = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
-INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)
-"""The landmarks around the mouth's opening, as a polygon."""
-FACE_OVAL = (
-    *(10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377),
-    *(152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109),
-)
-"""The landmarks around the face, as a polygon."""
 _CHEEKS = (117, 346)
 _EYES = {"Left": (386, 374), "Right": (159, 145)}
 """Upper and lower lid in the middle of each eye."""

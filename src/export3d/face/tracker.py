@@ -18,7 +18,7 @@ from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox, crop_box
 from export3d.face.landmarks import LONG_SIDE, Face, FaceLandmarker, Landmarker
 from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, smooth_cameras, smooth_expression
-from export3d.motion import Motion
+from export3d.motion.motion import Motion
 
 logger = logging.getLogger(__name__)
 

@@ -21,18 +21,20 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
-from export3d.checkpoint import load_into
+from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore
-from export3d.data.rotation import Rotation
 from export3d.discriminator import Discriminator, discriminator_config
 from export3d.errors import ConfigError
-from export3d.hub import locate
 from export3d.image import resize
 from export3d.losses import adversarial, discrimination, r1_penalty
 from export3d.model import Export3D, Output
 from export3d.pretrained import adapt_resolution, load_pretrained
-from export3d.training.loop import LoopConfig, OpponentConfig, Result, train
+from export3d.training.loop import Result, train
+from export3d.training.loop_config import LoopConfig
 from export3d.training.pairs import Drawn, PairConfig, PairTask, export, load_frames, words
+from export3d.training.task import OpponentConfig
+from export3d.weights.file import load_into
+from export3d.weights.hub import locate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from export3d.evaluation.identity import DlibIdentity
+from export3d.evaluation.measures.identity import DlibIdentity
 from export3d.perceptual import Perceptual
 
 NAME = "dlib"

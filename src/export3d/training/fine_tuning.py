@@ -6,7 +6,7 @@ docs/fine-tuning.md tells how they were chosen.
 from __future__ import annotations
 
 from export3d.losses import ReconstructionWeights
-from export3d.training.loop import LoopConfig
+from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig
 
 PAIRS = ReconstructionConfig(

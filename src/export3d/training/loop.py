@@ -19,26 +19,26 @@ import copy
 import dataclasses
 import logging
 import math
-import random
 import signal
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Any, Literal, NoReturn
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from export3d.checkpoint import latest_state, load_into, load_state, save_state
-from export3d.errors import CheckpointError, ConfigError, MissingExtra, TrainingError
+from export3d.errors import CheckpointError, ConfigError, TrainingError
+from export3d.training.loop_config import LoopConfig
+from export3d.training.processes import autocast_dtype, make_accelerator, seed_everything, stop_signals
 from export3d.training.record import Recorder
 from export3d.training.schedule import ema_decay, is_due, learning_rate
 from export3d.training.spikes import FACTOR, PATIENCE, SpikeWatch
+from export3d.training.state import latest_state, load_state, save_state
+from export3d.training.task import Opponent, Task
+from export3d.weights.file import load_into
 
 log = logging.getLogger(__name__)
 
@@ -46,166 +46,6 @@ _OPPONENT = "opponent "
 """Before the names of the second network's losses."""
 
 StopReason = Literal["max_images", "max_minutes", "interrupted"]
-
-
-class Task(Protocol):
-    """What is trained. The loop calls these and nothing else.
-
-    Attributes:
-        module: the network; its parameters that require a gradient are trained, its parameters and buffers are saved.
-        config: JSON-able configuration that rebuilds `module`; stored with every state.
-    """
-
-    module: nn.Module
-    config: Mapping[str, Any]
-
-    def prepare(self, device: torch.device) -> None:
-        """Move everything but `module` (perceptual networks, frames) to `device`; called once, before the first step.
-
-        `module` is already there; its weights are those the run starts from.
-        """
-
-    def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
-        """The share of process `rank` of `world` in the `batch_size` images of all, which start at `images_seen`.
-
-        A function of its arguments alone; the shares together are the batch that one process would get. Tensors in it
-        are moved to the module's device by the loop.
-        """
-
-    def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
-        """Scalars to log; `total` is minimised. Called under autocast if the precision is bf16."""
-
-    def end_step(self) -> None:
-        """Called once a step by all processes, when all its parts are done and the weights have moved: for buffers.
-
-        The weights EMA copies them right after.
-        """
-
-    def validate(self, ema: nn.Module) -> Mapping[str, float]:
-        """Figures of the averaged network (in eval mode, without gradients, on the main process); may be empty."""
-
-    def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
-        """An image (H, W, 3) uint8 RGB that shows what the averaged network does."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class OpponentConfig:
-    """Adam of the second network; warm-up, decay and gradient clipping are the loop's."""
-
-    lr: float
-    betas: tuple[float, float]
-    eps: float = 1e-8
-
-    def __post_init__(self) -> None:
-        if not self.lr > 0:
-            raise ConfigError(f"the second network's learning rate {self.lr} must be positive")
-
-
-class Opponent(Protocol):
-    """A second network, trained in the same steps against what the task's network does.
-
-    Its parameters require a gradient during its own `losses` alone, so that the task may send its own gradient through
-    it and leave none there. Both networks move at the end of the step, from the weights they had at its beginning.
-
-    Attributes:
-        module: the network; all its parameters are trained. It is saved with the run, but not averaged.
-        settings: of its optimiser.
-    """
-
-    module: nn.Module
-    settings: OpponentConfig
-
-    def losses(self, batch: Mapping[str, Any], step: int) -> Mapping[str, Tensor]:
-        """Scalars to log; `total` is minimised. Called right after `Task.losses` with the same batch.
-
-        Args:
-            batch: as the task got it.
-            step: steps before this one, in all starts of the run.
-        """
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """Settings of the loop. Everything periodic is counted in images; 0 means never.
-
-    Attributes:
-        batch_size: images a step over all processes and accumulated parts together.
-        accumulate: parts a step is computed in, one after another, to save memory.
-        max_images: stop there; None: no limit.
-        max_minutes: stop this start of the run after so many minutes and save; None: no limit.
-        log_every, sheet_every, validate_every, save_every: images between log lines, sheets, validations and states.
-        keep: how many states stay on disk.
-        part_size_mb: cut files of a state into parts of this size; None: whole files.
-        seed: with the same seed and the same settings a run on a CPU repeats bit for bit.
-        lr, betas, eps, weight_decay: AdamW; weight decay acts on matrices and kernels only.
-        warmup_images: linear warm-up of the learning rate.
-        decay: cosine decay of the learning rate "images": over max_images, "clock": over max_minutes of this start
-            (then a resumed run is not bit-exact), or "none".
-        decay_from: the part of the run, 0..1, after which the cosine begins.
-        final_lr_ratio: what remains of the learning rate at the end of the decay.
-        grad_clip: largest norm of the gradient over all parameters; None: not clipped.
-        ema_halflife_images: half-life of the weights EMA; 0: no averaging, the EMA is the weights.
-        ema_rampup: the half-life is at most this part of the images seen.
-        precision: "fp32", "bf16" (autocast) or "auto": bf16 on a GPU that has it.
-        channels_last: store kernels and images in that memory format.
-        compile: `module.compile()`, i.e. torch.compile for the module's own call.
-        cpu: stay on the CPU even where there is a GPU (several processes included).
-        tensorboard: write TensorBoard events too.
-        progress: show a progress bar.
-    """
-
-    batch_size: int = 16
-    accumulate: int = 1
-    max_images: int | None = None
-    max_minutes: float | None = None
-    log_every: int = 1_000
-    sheet_every: int = 20_000
-    validate_every: int = 50_000
-    save_every: int = 20_000
-    keep: int = 2
-    part_size_mb: float | None = None
-    seed: int = 0
-    lr: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.0
-    warmup_images: int = 10_000
-    decay: Literal["none", "images", "clock"] = "none"
-    decay_from: float = 0.0
-    final_lr_ratio: float = 0.0
-    grad_clip: float | None = 1.0
-    ema_halflife_images: float = 10_000
-    ema_rampup: float = 0.05
-    precision: Literal["fp32", "bf16", "auto"] = "auto"
-    channels_last: bool = False
-    compile: bool = False
-    cpu: bool = False
-    tensorboard: bool = True
-    progress: bool = True
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
-            raise ConfigError(
-                f"batch_size {self.batch_size} must be a positive multiple of accumulate {self.accumulate}; change one"
-            )
-        periods = ("log_every", "sheet_every", "validate_every", "save_every")
-        for name in (*periods, "warmup_images", "ema_halflife_images", "ema_rampup", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}; 0 switches it off")
-        for name in ("max_images", "max_minutes", "grad_clip", "part_size_mb"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be positive, got {value}; leave it out for no limit")
-        if not self.lr > 0 or self.keep < 1:
-            raise ConfigError(f"lr {self.lr} must be positive and keep {self.keep} at least 1")
-        if not 0 <= self.decay_from < 1 or not 0 <= self.final_lr_ratio <= 1:
-            raise ConfigError(
-                f"decay_from {self.decay_from} must lie in [0, 1) and final_lr_ratio {self.final_lr_ratio} in [0, 1]"
-            )
-        if self.decay == "images" and self.max_images is None:
-            raise ConfigError("decay over images needs an end; set max_images, or decay to 'clock' or 'none'")
-        if self.decay == "clock" and self.max_minutes is None:
-            raise ConfigError("decay by the clock needs an end; set max_minutes, or decay to 'images' or 'none'")
 
 
 @dataclass(frozen=True)
@@ -315,7 +155,7 @@ class _Run:
     ) -> None:
         self.started = time.monotonic()
         self.task, self.opponent, self.config, self.run_dir, self.command = task, opponent, config, run_dir, command
-        self.accelerator = _accelerator(config.cpu)
+        self.accelerator = make_accelerator(config.cpu)
         self.device: torch.device = self.accelerator.device
         self.rank: int = self.accelerator.process_index
         self.world: int = self.accelerator.num_processes
@@ -349,7 +189,7 @@ class _Run:
         if found is not None:
             self._restore(found)
         task.prepare(self.device)
-        self.autocast_dtype = _autocast_dtype(config.precision, self.device)
+        self.autocast_dtype = autocast_dtype(config.precision, self.device)
         if config.compile:
             module.compile()
         self.resolved = {
@@ -368,7 +208,7 @@ class _Run:
 
     def go(self) -> Result:
         config = self.config
-        with _signals(self._on_signal), contextlib.ExitStack() as stack:
+        with stop_signals(self._on_signal), contextlib.ExitStack() as stack:
             record: Recorder | None = None
             if self.is_main:
                 record = stack.enter_context(
@@ -471,12 +311,12 @@ class _Run:
             self.ema.eval()
             with torch.no_grad():
                 if validates:
-                    _seed_all(self.config.seed, 0, 0)
+                    seed_everything(self.config.seed, 0, 0)
                     self.validation = {name: float(value) for name, value in self.task.validate(self.ema).items()}
                     if self.validation:
                         record.line("validation", self.images_seen, self.minutes, figures=self.validation)
                 if draws:
-                    _seed_all(self.config.seed, 0, 0)
+                    seed_everything(self.config.seed, 0, 0)
                     record.sheet(self.images_seen, self.task.sheet(self.ema))
         self.accelerator.wait_for_everyone()
 
@@ -554,7 +394,7 @@ class _Run:
         )
 
     def _seed(self, images_seen: int) -> None:
-        _seed_all(self.config.seed, self.rank, images_seen)
+        seed_everything(self.config.seed, self.rank, images_seen)
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.autocast_dtype is None:
@@ -696,22 +536,6 @@ def _mean(told: Sequence[_Told]) -> dict[str, Any]:
     return {"losses": losses, "grad_norm": sum(step.grad_norm for step in told) / len(told)}
 
 
-def _accelerator(cpu: bool) -> Any:
-    try:
-        from accelerate import Accelerator
-    except ImportError as error:
-        raise MissingExtra("train", "accelerate") from error
-    # Autocast is the loop's own, since bf16 needs no gradient scaling. Where there is no GPU, processes only find each
-    # other if the CPU is asked for.
-    return Accelerator(mixed_precision="no", cpu=cpu or not torch.accelerator.is_available())
-
-
-def _autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
-    return torch.bfloat16 if precision == "bf16" else None
-
-
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
     """Restore moments and step counts; the settings (lr, betas, …) stay those of this start."""
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
@@ -727,32 +551,3 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
         for name, value in moments.items():
             if value.shape == parameter.shape:  # in the parameter's memory format: a fused optimiser trusts it
                 moments[name] = torch.empty_like(parameter).copy_(value)
-
-
-def _seed_all(seed: int, rank: int, images_seen: int) -> None:
-    """Seed Python, NumPy and torch (all devices) from one place in the run."""
-    words = np.random.SeedSequence((seed, rank, images_seen)).generate_state(3, np.uint64)
-    random.seed(int(words[0]))
-    np.random.seed(int(words[1]) % 2**32)  # noqa: NPY002  third-party code may draw from the global generator
-    torch.manual_seed(int(words[2]) % 2**63)
-
-
-@contextlib.contextmanager
-def _signals(handler: Any) -> Iterator[None]:
-    """Route SIGINT and SIGTERM to `handler`; a second one acts as usual. Only the main thread may do this."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def once(number: int, frame: object) -> None:
-        signal.signal(number, previous[signal.Signals(number)])
-        handler(number, frame)
-
-    for number in previous:
-        signal.signal(number, once)
-    try:
-        yield
-    finally:
-        for number, old in previous.items():
-            signal.signal(number, old)

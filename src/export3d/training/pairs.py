@@ -13,24 +13,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export3d.checkpoint import load_into, load_state
 from export3d.config import ModelConfig
-from export3d.data.dataset import PairSampler
+from export3d.data.frame_window import RotatingSampler, Rotation, rows_of_block
 from export3d.data.frames import FrameStore
-from export3d.data.places import as_place, inside
-from export3d.data.rotation import RotatingSampler, Rotation, rows_of_block
+from export3d.data.locations import as_place, inside
+from export3d.data.pairs import PairSampler
 from export3d.data.shards import has_split
 from export3d.errors import ConfigError, InputError, MissingExtra
 from export3d.image import contact_sheet, resize, to_uint8
-from export3d.losses import (
-    ReconstructionWeights,
-    face_weight,
-    flow_error,
-    landmark_error,
-    mouth_error,
-    moved_error,
-    reconstruction,
-)
+from export3d.losses import ReconstructionWeights, face_weight, reconstruction
 from export3d.model import Export3D, Output
 from export3d.perceptual import Perceptual, load_perceptual
 from export3d.pretrained import save_pretrained
@@ -38,6 +29,9 @@ from export3d.render.renderer import Rendered
 from export3d.training import face_features
 from export3d.training.face_features import FacePerceptual
 from export3d.training.regularisers import ExpressionError, IdentityError, density_variation
+from export3d.training.state import load_state
+from export3d.warping.losses import flow_error, landmark_error, mouth_error, moved_error
+from export3d.weights.file import load_into
 
 log = logging.getLogger(__name__)
 
@@ -68,9 +62,9 @@ class PairConfig:
         expression_reader: the image encoder that `export3d pretrain` wrote, reader.safetensors.
         density_weight: of the density's variation over small steps.
         still_fraction, pseudo_fraction, hard_fraction, curriculum_images, mirror, augment: see
-            `export3d.data.dataset.PairSampler`.
+            `export3d.data.pairs.PairSampler`.
         memory: GB of decoded training frames held at once; where they are more, a window moves through them
-            (`export3d.data.rotation`); None holds them all.
+            (`export3d.data.frame_window`); None holds them all.
         sheet_pairs: pairs in an image sheet.
     """
 

@@ -17,20 +17,22 @@ import torch.distributed as distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export3d.checkpoint import load_into, load_state
-from export3d.data.contrast import ContrastConfig, ContrastSampler, close_crop
+from export3d.data.contrastive import ContrastConfig, ContrastSampler, close_crop
 from export3d.data.frames import FrameStore
-from export3d.data.places import as_place, inside
+from export3d.data.locations import as_place, inside
 from export3d.data.shards import has_split
 from export3d.errors import ConfigError, InputError
-from export3d.evaluation.expression import retrieval_accuracy, spread_frames
+from export3d.evaluation.appearance.probes import retrieval_accuracy, spread_frames
 from export3d.expression.contrastive import CLeBS, CLeBSConfig, ResNetSE18, contrastive_loss
 from export3d.expression.directions import settle
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.image import contact_sheet, to_uint8
 from export3d.pretrained import save_encoder
-from export3d.training.loop import LoopConfig, Result, train
+from export3d.training.loop import Result, train
+from export3d.training.loop_config import LoopConfig
 from export3d.training.regularisers import ReaderConfig, save_reader
+from export3d.training.state import load_state
+from export3d.weights.file import load_into
 
 FRAMES_PX = 128
 """Pictures that the close crops are cut from; a face is about 70 pixels wide in them."""

@@ -13,18 +13,20 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from export3d.checkpoint import latest_state, load_into
 from export3d.config import ModelConfig, preset, variant
+from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore
-from export3d.data.rotation import Rotation
 from export3d.errors import ConfigError
 from export3d.expression.encoder import ExpressionEncoder
-from export3d.hub import locate
-from export3d.losses import landmark_error
 from export3d.model import Export3D
 from export3d.pretrained import inherit, load_encoder, load_pretrained
-from export3d.training.loop import LoopConfig, Result, train
+from export3d.training.loop import Result, train
+from export3d.training.loop_config import LoopConfig
 from export3d.training.pairs import PairConfig, PairTask, export, load_frames, words
+from export3d.training.state import latest_state
+from export3d.warping.losses import landmark_error
+from export3d.weights.file import load_into
+from export3d.weights.hub import locate
 
 log = logging.getLogger(__name__)
 

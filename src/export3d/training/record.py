@@ -6,7 +6,7 @@ run/
 ├── log.jsonl         one JSON object a line; every line has `images_seen` and `minutes`
 ├── sheets/           00001234.png: what the averaged network draws at that many images
 ├── tensorboard/      the same figures, if tensorboard is installed
-└── checkpoints/      see `export3d.checkpoint`
+└── checkpoints/      see `training.state`
 """
 
 from __future__ import annotations

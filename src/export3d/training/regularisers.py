@@ -15,13 +15,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export3d.checkpoint import load_into, load_weights, save_weights
-from export3d.data.contrast import crop_around
+from export3d.data.contrastive import crop_around
 from export3d.errors import CheckpointError, check_shape
-from export3d.evaluation.identity import DLIB_CORNERS, DLIB_SIZE, DLIB_TEMPLATE, DlibIdentity
+from export3d.evaluation.measures.identity import DLIB_CORNERS, DLIB_SIZE, DLIB_TEMPLATE, DlibIdentity
 from export3d.expression.contrastive import ResNetSE18, unit
 from export3d.render.decoder import PlaneDecoder
 from export3d.render.planes import plane_features
+from export3d.weights.file import load_into, load_weights, save_weights
 
 _DENSITY_POINTS = 1000
 _DENSITY_STEP = 0.004

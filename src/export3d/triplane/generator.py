@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from export3d.errors import ConfigError, check_shape
 from export3d.layers import ResidualConvs, conv3x3, tokens_to_image
-from export3d.triplane.align import stretch
 from export3d.triplane.average import PlaneAverage
 from export3d.triplane.blocks import ViTBlock
-from export3d.triplane.motion import Face
 from export3d.triplane.stem import ConvStem, OverlapPatchMerge
 from export3d.triplane.upsample import ShuffleUpsample
+from export3d.warping.flow_field import warp
+from export3d.warping.landmark_motion import Face
+from export3d.warping.skip_path import FlowStep, GatedSkip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,63 +113,6 @@ class SourceFeatures:
             None if self.face is None else self.face.expand(batch),
             *(None if x is None else x.expand(batch, *x.shape[1:]) for x in (self.image, self.camera)),
         )
-
-
-class GatedSkip(nn.Module):
-    """x + sigmoid(gate(x)) * project(skip): source detail where the features ask for it; starts almost open."""
-
-    def __init__(self, channels: int, skip_channels: int) -> None:
-        super().__init__()
-        self.project = nn.Conv2d(skip_channels, channels, 1)
-        self.gate = nn.Conv2d(channels, channels, 1)
-        nn.init.zeros_(self.gate.weight)
-        if self.gate.bias is not None:
-            nn.init.constant_(self.gate.bias, 2.0)
-
-    def forward(self, x: Tensor, skip: Tensor, closing: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) and (B, C', H, W) to (B, C, H, W); `closing` (B, C, H, W) is taken from the gate's logits."""
-        detail: Tensor = self.project(skip)
-        logits: Tensor = self.gate(x)
-        return x + torch.sigmoid(logits if closing is None else logits - closing) * detail
-
-
-class FlowStep(nn.Module):
-    """The flow (B, 2, H, W) of one grid, in [-1, 1] grid units, x first: the field plus what the features change.
-
-    Changes add up from grid to grid and start at zero; the field comes to each grid at its own full resolution.
-    With `redraw`, each channel learns how far stretching closes its gate; that starts at zero too.
-    """
-
-    def __init__(self, channels: int, redraw: bool = False) -> None:
-        super().__init__()
-        self.closes = nn.Parameter(torch.zeros(channels)) if redraw else None
-        self.change = nn.Conv2d(channels, 2, 3, padding=1)
-        nn.init.zeros_(self.change.weight)
-        nn.init.zeros_(self.change.bias) if self.change.bias is not None else None
-
-    def forward(self, x: Tensor, field: Tensor, change: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Features (B, C, H, W), the field, and the coarser grid's change, to the flow and the change at (H, W)."""
-        own: Tensor = 0.1 * self.change(x)
-        if change is not None:
-            own = own + F.interpolate(change, x.shape[-2:], mode="bilinear", align_corners=False)
-        resized = F.interpolate(field, x.shape[-2:], mode="bilinear", align_corners=False, antialias=True)
-        return resized + own, own
-
-    def closing(self, flow: Tensor) -> Tensor | None:
-        """What stretching takes from the gate's logits (B, C, H, W); None without `redraw`."""
-        if self.closes is None:
-            return None
-        closing: Tensor = 10.0 * self.closes.view(1, -1, 1, 1) * stretch(flow)
-        return closing
-
-
-def warp(features: Tensor, flow: Tensor) -> Tensor:
-    """Features (B, C, H, W) looked up at their own places plus `flow` (B, 2, H, W), in [-1, 1] grid units."""
-    height, width = features.shape[-2:]
-    flow = flow.float()  # bf16 would round places to an eighth of a pixel
-    identity = torch.eye(2, 3, device=flow.device).expand(flow.shape[0], 2, 3)
-    grid = F.affine_grid(identity, [flow.shape[0], 1, height, width], align_corners=False) + flow.permute(0, 2, 3, 1)
-    return F.grid_sample(features.float(), grid, padding_mode="border", align_corners=False)
 
 
 class TriplaneGenerator(nn.Module):

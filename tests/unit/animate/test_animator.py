@@ -13,7 +13,8 @@ from export3d.animate.drive import Driving, rebase
 from export3d.animate.export import write_animation
 from export3d.camera import Camera, from_pose, head_angles, head_position, project
 from export3d.errors import BadMotionFile, CheckpointError, ConfigError, NoFaceFound, OutputError, ShapeError
-from export3d.motion import Motion, with_scores
+from export3d.motion.arkit import with_scores
+from export3d.motion.motion import Motion
 from export3d.pretrained import load_pretrained
 
 

@@ -22,7 +22,9 @@ from export3d.animate.drive import (
     reference_frame,
 )
 from export3d.errors import BadMotionFile, ConfigError, ShapeError
-from export3d.motion import ARKIT52, ARKIT52_MIRRORED, Motion, pearson
+from export3d.motion.arkit import ARKIT52, ARKIT52_MIRRORED
+from export3d.motion.compare import pearson
+from export3d.motion.motion import Motion
 from tests.live_link_face import write_take
 
 

@@ -7,9 +7,10 @@ from typing import Any
 
 import pytest
 
+from export3d.ablation.rows import ROWS
+from export3d.ablation.table import Ablation, RowResult
 from export3d.cli import ablate as module
 from export3d.cli.main import main
-from export3d.training.ablation import ROWS, Ablation, RowResult
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from export3d.cli.main import main
-from export3d.motion import Motion
+from export3d.motion.motion import Motion
 from export3d.video import VideoWriter, read_frames
 
 Run = Callable[..., int]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from export3d.cli.main import main
-from export3d.weights import FILE, find, installed
+from export3d.weights.names import FILE, find, installed
 
 
 @pytest.fixture(autouse=True)

@@ -114,7 +114,7 @@ def test_packed_frames_and_caches_need_no_pyav(split: Path, tmp_path: Path) -> N
     FrameStore.load(split, 32, cache=tmp_path / "c.safetensors").save(tmp_path / "packed")
     program = (
         "import sys; sys.modules['av'] = None; sys.modules['cv2'] = None\n"
-        "from export3d.data.dataset import FrameStore\n"
+        "from export3d.data.frames import FrameStore\n"
         f"a = FrameStore.load({str(split)!r}, 32, cache={str(tmp_path / 'c.safetensors')!r})\n"
         f"b = FrameStore.load_packed({str(tmp_path / 'packed')!r})\n"
         "assert len(a) == len(b) == 22\n"

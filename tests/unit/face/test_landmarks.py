@@ -10,7 +10,7 @@ from PIL import Image
 from export3d.errors import Export3DError, MissingExtra, ShapeError
 from export3d.face.crop import CropBox
 from export3d.face.landmarks import FaceLandmarker
-from export3d.motion import ARKIT52
+from export3d.motion.arkit import ARKIT52
 
 
 def collage(head, *places, size=(720, 1280)):

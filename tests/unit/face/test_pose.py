@@ -12,7 +12,7 @@ from export3d.face.crop import crop, crop_box
 from export3d.face.mesh import canonical_mesh
 from export3d.face.morphable import MorphableFace
 from export3d.face.repose import Puppet
-from export3d.motion import ARKIT52, ARKIT52_MIRRORED
+from export3d.motion.arkit import ARKIT52, ARKIT52_MIRRORED
 
 
 def random_cameras(rng, count):

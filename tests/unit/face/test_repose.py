@@ -15,7 +15,7 @@ from export3d.face.landmarks import Face, FaceLandmarker
 from export3d.face.morphable import MorphableFace, fit_face
 from export3d.face.repose import Puppet, mouth_loop, rasterise
 from export3d.face.tracker import Tracker
-from export3d.motion import ARKIT52
+from export3d.motion.arkit import ARKIT52
 
 
 def slow_rasterise(

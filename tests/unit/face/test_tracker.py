@@ -13,7 +13,7 @@ from export3d.face import pose
 from export3d.face.landmarks import Face
 from export3d.face.mesh import canonical_mesh
 from export3d.face.tracker import Tracker
-from export3d.motion import with_scores
+from export3d.motion.arkit import with_scores
 
 FRAME = np.zeros((480, 640, 3), np.uint8)
 

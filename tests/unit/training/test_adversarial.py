@@ -13,7 +13,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from export3d.checkpoint import load_state
 from export3d.cli.main import main
 from export3d.config import ModelConfig, clebs, tiny
 from export3d.data.frames import FrameStore
@@ -24,8 +23,10 @@ from export3d.perceptual import Perceptual
 from export3d.pretrained import load_pretrained, save_pretrained
 from export3d.training import adversarial as phase
 from export3d.training.adversarial import AdversarialConfig, AdversarialTask, run
-from export3d.training.loop import LoopConfig, Result, train
+from export3d.training.loop import Result, train
+from export3d.training.loop_config import LoopConfig
 from export3d.training.record import read_log
+from export3d.training.state import load_state
 
 pytest.importorskip("accelerate")
 

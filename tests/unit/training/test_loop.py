@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
-from export3d.checkpoint import latest_state, load_state, load_weights, save_weights, states
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, TrainingError
-from export3d.training.loop import LoopConfig, train
+from export3d.training.loop import train
+from export3d.training.loop_config import LoopConfig
 from export3d.training.record import read_log
 from export3d.training.schedule import ema_decay
+from export3d.training.state import latest_state, load_state, states
+from export3d.weights.file import load_weights, save_weights
 
 pytest.importorskip("accelerate")
 

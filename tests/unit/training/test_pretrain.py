@@ -15,18 +15,19 @@ import pytest
 import torch
 
 from export3d.camera import Camera
-from export3d.checkpoint import load_state
 from export3d.cli.main import main
-from export3d.data.contrast import ContrastConfig
+from export3d.data.contrastive import ContrastConfig
 from export3d.data.frames import Clip, FrameStore
 from export3d.data.shards import Record, update
 from export3d.errors import ConfigError, InputError
 from export3d.expression.contrastive import CLeBSConfig, contrastive_loss
 from export3d.expression.encoder import ExpressionConfig
 from export3d.pretrained import load_encoder
-from export3d.training.loop import LoopConfig, Result, train
+from export3d.training.loop import Result, train
+from export3d.training.loop_config import LoopConfig
 from export3d.training.pretrain import PretrainConfig, PretrainTask, held_out, run, videos
 from export3d.training.regularisers import ExpressionError
+from export3d.training.state import load_state
 
 FRAMES = 8
 SMALL = PretrainConfig(

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from export3d import config as model_settings
 from export3d.camera import Camera, project
-from export3d.checkpoint import load_state
 from export3d.config import ModelConfig, tiny
 from export3d.data.frames import Clip, FrameStore
 from export3d.data.shards import Record, update
@@ -26,14 +25,17 @@ from export3d.expression.contrastive import ResNetSE18
 from export3d.expression.directions import measure_ranges
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.face.mesh import canonical_mesh
-from export3d.losses import ReconstructionWeights, landmark_error, moved_error
+from export3d.losses import ReconstructionWeights
 from export3d.model import Export3D
 from export3d.pretrained import load_encoder, load_pretrained, save_encoder
 from export3d.training.face_features import FacePerceptual
-from export3d.training.loop import LoopConfig, Result, train
+from export3d.training.loop import Result, train
+from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask, run
 from export3d.training.regularisers import ReaderConfig, save_reader
+from export3d.training.state import load_state
 from export3d.triplane.blocks import EAdaLN
+from export3d.warping.losses import landmark_error, moved_error
 
 PLAIN = ReconstructionConfig(preset="tiny", backbone="none", augment=False, mirror=False, sheet_pairs=2)
 

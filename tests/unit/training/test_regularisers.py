@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.animate.drive import bundled_portrait
-from export3d.checkpoint import save_weights
 from export3d.errors import CheckpointError
-from export3d.evaluation.identity import DlibIdentity
+from export3d.evaluation.measures.identity import DlibIdentity
 from export3d.expression.contrastive import ResNetSE18
 from export3d.image import read_image, to_tensor
 from export3d.render.decoder import PlaneDecoder
@@ -26,6 +25,7 @@ from export3d.training.regularisers import (
     density_variation,
     save_reader,
 )
+from export3d.weights.file import save_weights
 
 SIZES = ReaderConfig(width=8, d=16, groups=8, size=32)
 

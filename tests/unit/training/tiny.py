@@ -20,7 +20,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from export3d.training.loop import LoopConfig, OpponentConfig, train
+from export3d.training.loop import train
+from export3d.training.loop_config import LoopConfig
+from export3d.training.task import OpponentConfig
 
 
 class TinyModule(nn.Module):

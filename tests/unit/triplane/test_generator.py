@@ -11,17 +11,11 @@ from torch import Tensor, nn
 
 from export3d.config import preset
 from export3d.errors import ConfigError, ShapeError
-from export3d.triplane.align import stretch
 from export3d.triplane.blocks import EAdaLN
-from export3d.triplane.generator import (
-    FlowStep,
-    GatedSkip,
-    GeneratorConfig,
-    SourceFeatures,
-    TriplaneGenerator,
-    warp,
-)
-from export3d.triplane.motion import Face
+from export3d.triplane.generator import GeneratorConfig, SourceFeatures, TriplaneGenerator
+from export3d.warping.flow_field import stretch, warp
+from export3d.warping.landmark_motion import Face
+from export3d.warping.skip_path import FlowStep, GatedSkip
 
 TINY = preset("tiny").generator
 FLOWING = replace(TINY, skip=True, flow=True)

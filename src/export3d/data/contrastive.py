@@ -1,0 +1,179 @@
+"""Frames of clips for contrastive pre-training (Sec. 3.1): T frames of each of G clips, close crops of the face.
+
+As in `data.dataset`, a sample is a function of (seed, its number) and of nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export3d.data.frames import FrameStore
+from export3d.data.pairs import Augment, colour_matrix, recolour
+from export3d.errors import ConfigError, InputError
+from export3d.motion.arkit import ARKIT52_MIRRORED
+
+Draw = Literal["spread", "uniform", "neighbours"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ContrastConfig:
+    """How frames are drawn and varied.
+
+    Attributes:
+        frames: T, of each clip: one positive and T - 1 negatives (33 in the paper). Shorter clips give all they have.
+        draw: "spread": one frame from each of T equal parts of the clip; "uniform": any T frames; "neighbours": T
+            consecutive ones, near-duplicates of each other.
+        size: pixels of the face crops.
+        augment: vary crops (each frame its own way), colours and mirror images (each clip).
+        noise: deviation of noise on the expression coefficients; none without augmentation.
+        near: frames whose coefficients all differ by at most so much are not negatives of each other; 0 spares only
+            equal ones (a slow recording repeats frames at 25 a second).
+    """
+
+    frames: int = 33
+    draw: Draw = "spread"
+    size: int = 64
+    augment: bool = True
+    noise: float = 0.02
+    near: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.frames < 2:
+            raise ConfigError(f"frames {self.frames}: a contrast needs at least two frames of a clip")
+        if self.size < 32 or self.noise < 0.0:
+            raise ConfigError(f"size {self.size} must be at least 32 pixels and noise {self.noise} not negative")
+
+
+_MARGIN = 1.2
+"""Sides of the crop over the larger side of the landmarks' box."""
+_SHIFT, _SCALE, _TURN = 0.05, 0.1, np.radians(8.0)
+_COLOUR = Augment(brightness=0.15, contrast=0.3, saturation=0.5, white_balance=0.12)
+
+
+class ContrastSampler:
+    """Endless groups of frames of one clip each.
+
+    Args:
+        stores: frames of clips, of one expression space; all their clips are drawn equally often within a store.
+        config: how.
+        shares: how often each store is drawn from; all clips equally by default.
+        seed: another seed gives other groups.
+
+    Raises:
+        InputError: no clip with at least two found frames.
+    """
+
+    def __init__(
+        self, stores: Sequence[FrameStore], config: ContrastConfig, shares: Sequence[float] = (), seed: int = 0
+    ) -> None:
+        self.stores, self.config, self.seed = list(stores), config, seed
+        self._clips: list[list[NDArray[np.int64]]] = []
+        for store in self.stores:
+            found = store.found.cpu().numpy()
+            rows = [clip.start + np.flatnonzero(found[clip.rows]) for clip in store.clips if clip.kind != "image"]
+            self._clips.append([r for r in rows if len(r) >= 2])
+        counts = np.array([len(clips) for clips in self._clips], dtype=float)
+        if not counts.sum():
+            raise InputError("the training data has no clip with two frames of a found face; see its report")
+        given = np.array(shares or counts, dtype=float)
+        weights = given * (counts > 0) if len(given) == len(counts) else np.zeros(1)
+        if (given < 0).any() or not weights.sum() > 0:
+            raise ConfigError(f"{len(self.stores)} stores of clips cannot be drawn with the shares {list(shares)}")
+        self._cumulative = np.cumsum(weights / weights.sum())
+
+    def batch(self, clips_seen: int, count: int, rank: int = 0, world: int = 1) -> list[dict[str, Tensor]]:
+        """The clips number `clips_seen` to `clips_seen + count`, or the share of one process, grouped by frame count.
+
+        Returns:
+            dictionaries with image (G, T, 3, S, S) in [-1, 1], expression (G, T, E) and same (G, T, T) bool, the pairs
+            that are no negatives; T is the same within each.
+        """
+        if count < 1 or count % world or not 0 <= rank < world:
+            raise ConfigError(f"{count} clips cannot be shared by {world} processes (rank {rank}); change batch_size")
+        share = count // world
+        first = clips_seen + rank * share
+        groups: dict[int, list[dict[str, Tensor]]] = {}
+        for number in range(first, first + share):
+            group = self._group(number)
+            groups.setdefault(len(group["image"]), []).append(group)
+        return [{name: torch.stack([g[name] for g in same]) for name in same[0]} for same in groups.values()]
+
+    def _group(self, number: int) -> dict[str, Tensor]:
+        """One clip's frames."""
+        rng = np.random.default_rng([self.seed, number])
+        which = min(int(np.searchsorted(self._cumulative, rng.random(), side="right")), len(self.stores) - 1)
+        store = self.stores[which]
+        usable = self._clips[which][rng.integers(len(self._clips[which]))]
+        rows = torch.from_numpy(draw_frames(usable, self.config.frames, self.config.draw, rng)).to(store.device)
+        expression = store.expression[rows]
+        same = (expression[:, None] - expression[None]).abs().amax(-1) <= self.config.near
+        size = self.config.size
+        if not self.config.augment:
+            return {"image": close_crop(store, rows, size), "expression": expression, "same": same}
+        amounts = rng.uniform(-1.0, 1.0, size=(len(rows), 4))
+        image = close_crop(store, rows, size, amounts)
+        colour = torch.from_numpy(colour_matrix(rng.uniform(-1.0, 1.0, size=6), _COLOUR)).float()
+        image = recolour(image, colour.to(image.device).expand(len(rows), -1, -1))
+        if store.space == "arkit52" and rng.random() < 0.5:
+            image, expression = image.flip(-1), expression[:, list(ARKIT52_MIRRORED)]
+        noise = torch.from_numpy(rng.standard_normal(expression.shape)).to(expression)
+        return {"image": image, "expression": expression + self.config.noise * noise, "same": same}
+
+
+def draw_frames(usable: NDArray[np.int64], count: int, draw: Draw, rng: np.random.Generator) -> NDArray[np.int64]:
+    """At most `count` different rows of a clip's usable ones, ascending; see `ContrastConfig.draw`."""
+    if len(usable) <= count:
+        return usable
+    if draw == "spread":
+        edges = np.linspace(0, len(usable), count + 1)
+        starts = np.ceil(edges[:-1]).astype(int)
+        ends = np.maximum(np.ceil(edges[1:]).astype(int), starts + 1)
+        return usable[np.minimum(rng.integers(starts, ends), len(usable) - 1)]
+    if draw == "uniform":
+        return usable[np.sort(rng.choice(len(usable), count, replace=False))]
+    start = rng.integers(len(usable) - count + 1)
+    return usable[start : start + count]
+
+
+def close_crop(store: FrameStore, rows: Tensor, size: int, amounts: NDArray[np.float64] | None = None) -> Tensor:
+    """Square crops around the landmarks: (T, 3, size, size) in [-1, 1].
+
+    Args:
+        rows: (T,) of the store.
+        amounts: (T, 4) in [-1, 1]: shift x, shift y, zoom and turn of each crop; None: none.
+    """
+    image = store.frames[rows].float().div_(127.5).sub_(1.0)
+    return crop_around(image, store.landmarks[rows], size, amounts)
+
+
+def crop_around(image: Tensor, landmarks: Tensor, size: int, amounts: NDArray[np.float64] | None = None) -> Tensor:
+    """Square crops (T, 3, size, size) of pictures (T, 3, R, R) around their landmarks (T, 478, 2), 0..1 across them.
+
+    Gradients flow to the pictures; `amounts` as for `close_crop`.
+    """
+    points = landmarks.float()
+    low, high = points.amin(1), points.amax(1)
+    centre, half = (low + high) - 1.0, (high - low).amax(1) * _MARGIN  # in the [-1, 1] grid of the picture
+    cos, sin = torch.ones_like(half), torch.zeros_like(half)
+    if amounts is not None:
+        moved = torch.from_numpy(amounts).to(half)
+        centre = centre + moved[:, :2] * _SHIFT * 2 * half[:, None]
+        half = half * torch.exp(moved[:, 2] * _SCALE)
+        cos, sin = torch.cos(moved[:, 3] * _TURN), torch.sin(moved[:, 3] * _TURN)
+    theta = torch.stack(
+        [
+            torch.stack([half * cos, -half * sin, centre[:, 0]], -1),
+            torch.stack([half * sin, half * cos, centre[:, 1]], -1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta, [len(image), 3, size, size], align_corners=False)
+    return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)

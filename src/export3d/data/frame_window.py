@@ -1,0 +1,301 @@
+"""Training frames that do not fit into memory: a window of decoded frames that moves through all clips, without end.
+
+All frames of some splits form one endless sequence: an epoch holds every clip once, its shards in an order of its own,
+mixed four at a time. The sequence is cut into blocks of equally many frames, wherever that falls within a clip. In turn
+t the window holds the blocks t to t + 7; meanwhile a thread reads and decodes block t + 8, which takes the place of the
+oldest when turn t + 1 begins. A turn lasts for as many pairs as a block has frames.
+
+What lies in the window follows from the index, the seed and the number of images seen, never from how fast anything
+was: a run that goes on sees the pairs of one that never stopped, and several processes see those of one. Where decoding
+is slower than training, training waits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export3d.data.frames import Arrays, Clip, FrameStore, decode, decoders, layout
+from export3d.data.locations import Place, as_place
+from export3d.data.pairs import PairSampler, share_of
+from export3d.data.shards import Record, Shard, read_index, read_shard
+from export3d.errors import ConfigError, InputError
+
+PARTS = 8
+"""Blocks in the window."""
+_MIXED = 4
+"""Shards whose clips are mixed; they are held in memory as they are, at most 64 MB each."""
+_MIN_BLOCK = 256
+
+
+@dataclass(frozen=True)
+class _Tar:
+    """A shard, where it lies, and the numbers of its clips."""
+
+    folder: Place
+    shard: Shard
+    clips: tuple[int, ...]
+
+
+class Rotation:
+    """A window on the frames of some splits; `store` is what lies in it now.
+
+    Args:
+        splits: folders or URLs of prepared splits.
+        resolution: see `FrameStore.load`.
+        rows: frames in a block; the window holds eight, and one more waits outside.
+        pseudo: further splits, of pseudo-clips.
+        seed: another one gives another order.
+        threads: decoders working at once (default: one a core); each holds a clip beside the window.
+
+    Raises:
+        InputError: not prepared splits, empty ones, or of different expression spaces.
+    """
+
+    def __init__(
+        self,
+        splits: Sequence[Path | str],
+        resolution: int,
+        rows: int,
+        *,
+        pseudo: Sequence[Path | str] = (),
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        self.rows, self.resolution, self.seed = rows, resolution, seed
+        self._threads = decoders(threads)
+        self._clips: list[Clip] = []
+        self._tars: list[list[_Tar]] = []
+        self.space, expression_size = self._list(splits, pseudo)
+        self.frames = sum(clip.frames for clip in self._clips)
+        shapes = layout(rows, resolution, expression_size)
+        self._next = {name: np.empty(shape, dtype) for name, (shape, dtype) in shapes.items() if name != "clip"}
+        self._window = {n: torch.from_numpy(np.concatenate([array] * PARTS)) for n, array in self._next.items()}
+        self._pieces: list[list[Clip]] = [[]] * PARTS
+        self._turn = 0
+        self._blocks: Iterator[list[Clip]] = iter(())
+        self._worker: threading.Thread | None = None
+        self._outcome: list[Clip] | Exception = []
+        self._fill(0)
+
+    @property
+    def store(self) -> FrameStore:
+        """The window. Its tensors change with the next turn."""
+        at = enumerate(self._pieces)
+        clips = [replace(piece, start=piece.start + slot * self.rows) for slot, pieces in at for piece in pieces]
+        lengths = torch.tensor([clip.frames for clip in clips])
+        number = torch.repeat_interleave(torch.arange(len(clips)), lengths).to(self._window["found"].device)
+        return FrameStore(**self._window, clip=number, clips=tuple(clips), space=self.space)
+
+    @property
+    def expression(self) -> Tensor:
+        """(eight times `rows`, E) expressions in the window."""
+        return self._window["expression"]
+
+    def at(self, turn: int) -> FrameStore:
+        """The window of a turn; the one after the present is at hand, any other is read anew.
+
+        Raises:
+            InputError: a shard cannot be read, or is not what the index says.
+        """
+        if turn == self._turn + 1:
+            self._put(turn + PARTS - 1, self._finish())
+            self._turn = turn
+            self._begin()
+        elif turn != self._turn:
+            self._fill(turn)
+        return self.store
+
+    def to(self, device: torch.device | str) -> Rotation:
+        """This rotation, its window moved to `device`."""
+        self._window = {name: tensor.to(device) for name, tensor in self._window.items()}
+        return self
+
+    def _list(self, splits: Sequence[Path | str], pseudo: Sequence[Path | str]) -> tuple[str, int]:
+        """Note all clips and shards; the expressions' space and size."""
+        indices = [read_index(split) for split in (*splits, *pseudo)]
+        first = indices[0]
+        for at, (split, index) in enumerate(zip((*splits, *pseudo), indices)):
+            if not index.entries:
+                raise InputError(f"{split} holds no records; see the report of its preparation")
+            if (index.space, index.expression_size) != (first.space, first.expression_size):
+                raise InputError(f"clips in {first.space} and in {index.space} cannot be mixed; prepare them alike")
+            numbers: dict[str, list[int]] = {shard.file: [] for shard in index.shards}
+            for entry in index.entries:
+                numbers[entry.shard].append(len(self._clips))
+                kind = "pseudo" if at >= len(splits) and entry.kind == "video" else entry.kind
+                self._clips.append(Clip(entry.key, kind, entry.person, entry.terms, 0, entry.frames, entry.inside))
+            folder = as_place(split)
+            self._tars.append([_Tar(folder, shard, tuple(numbers[shard.file])) for shard in index.shards])
+        return first.space, first.expression_size
+
+    # ---- blocks into the window --------------------------------------------------------------------------------------
+
+    def _fill(self, turn: int) -> None:
+        """Read all blocks of a turn."""
+        if self._worker is not None:
+            self._worker.join()
+        self._blocks = self._decoded_blocks(turn)
+        for number in range(turn, turn + PARTS):
+            self._put(number, next(self._blocks))
+        self._turn = turn
+        self._begin()
+
+    def _put(self, number: int, pieces: list[Clip]) -> None:
+        """The block that was decoded last takes the place of the one eight before it."""
+        slot = number % PARTS
+        for name, tensor in self._window.items():
+            tensor[slot * self.rows : (slot + 1) * self.rows].copy_(torch.from_numpy(self._next[name]))
+        self._pieces[slot] = pieces
+
+    def _begin(self) -> None:
+        """Decode the next block meanwhile."""
+        # A thread that the interpreter does not wait for: at the end of a run nobody wants the block.
+        self._worker = threading.Thread(target=self._work, name="export3d-rotation", daemon=True)
+        self._worker.start()
+
+    def _work(self) -> None:
+        try:
+            self._outcome = next(self._blocks)
+        except Exception as error:  # told to whoever waits for the block
+            self._outcome = error
+
+    def _finish(self) -> list[Clip]:
+        assert self._worker is not None
+        self._worker.join()
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+    # ---- the sequence ------------------------------------------------------------------------------------------------
+
+    def _decoded_blocks(self, first: int) -> Iterator[list[Clip]]:
+        """Blocks from number `first` on: each is left in `_next`, and the clips and pieces of clips in it are given."""
+        epoch, skipped = divmod(first * self.rows, self.frames)
+        pieces: list[Clip] = []
+        filled = 0
+        for number, arrays in self._decoded_clips(epoch, skipped):
+            used, length = 0, len(arrays["found"])
+            while used < length:
+                count = min(length - used, self.rows - filled)
+                for name, array in arrays.items():
+                    self._next[name][filled : filled + count] = array[used : used + count]
+                pieces.append(replace(self._clips[number], start=filled, frames=count))
+                filled, used = filled + count, used + count
+                if filled == self.rows:
+                    yield pieces
+                    pieces, filled = [], 0
+
+    def _decoded_clips(self, epoch: int, skipped: int) -> Iterator[tuple[int, Arrays]]:
+        """The clips of `_records`, decoded some ahead: number and the rows that are not skipped."""
+
+        def decoded(number: int, record: Record, skipped: int) -> tuple[int, Arrays]:
+            tracks = {name: getattr(record, name)[skipped:] for name in self._next if name != "frames"}
+            return number, {"frames": decode(record, self.resolution)[skipped:], **tracks}
+
+        with ThreadPoolExecutor(self._threads) as pool:
+            waiting: deque[Future[tuple[int, Arrays]]] = deque()
+            for found in self._records(epoch, skipped):
+                waiting.append(pool.submit(decoded, *found))
+                if len(waiting) >= self._threads:
+                    yield waiting.popleft().result()
+
+    def _records(self, epoch: int, skipped: int) -> Iterator[tuple[int, Record, int]]:
+        """Clips from a frame of an epoch on, without end: number, record, and how many of its rows lie before that."""
+        for number in itertools.count(epoch):
+            for place, group in enumerate(self._epoch(number)):
+                clips = [clip for tar in group for clip in tar.clips]
+                frames = sum(self._clips[clip].frames for clip in clips)
+                if skipped >= frames:
+                    skipped -= frames
+                    continue
+                records = self._read(group)
+                order = np.random.default_rng([self.seed, number, 1 + place]).permutation(clips)
+                for clip in map(int, order):
+                    record = records.pop(clip)
+                    if skipped < record.frames:
+                        yield clip, record, skipped
+                    skipped = max(0, skipped - record.frames)
+
+    def _epoch(self, number: int) -> list[list[_Tar]]:
+        """The shards of an epoch in groups; those of each split are spread evenly over it."""
+        rng = np.random.default_rng([self.seed, number])
+        placed = [
+            ((place + 0.5) / len(tars), split, tars[which])
+            for split, tars in enumerate(self._tars)
+            for place, which in enumerate(rng.permutation(len(tars)))
+        ]
+        ordered = [tar for _, _, tar in sorted(placed, key=lambda found: found[:2])]
+        return [ordered[start : start + _MIXED] for start in range(0, len(ordered), _MIXED)]
+
+    def _read(self, group: list[_Tar]) -> dict[int, Record]:
+        """All records of some shards by the number of their clip."""
+        records: dict[int, Record] = {}
+        for tar in group:
+            found = {record.key: record for record in read_shard(tar.folder, tar.shard)}
+            for number in tar.clips:
+                clip = self._clips[number]
+                record = found.get(clip.name)
+                if record is None or record.frames != clip.frames:
+                    raise InputError(f"{tar.shard.file} does not hold {clip.name} as the index says; prepare it again")
+                records[number] = record
+        return records
+
+
+class RotatingSampler:
+    """Endless training pairs from a rotation: what `PairSampler` is to a store.
+
+    Args:
+        rotation: is turned as the number of images seen tells.
+        sampler: draws pairs from one window.
+    """
+
+    def __init__(self, rotation: Rotation, sampler: Callable[[FrameStore], PairSampler]) -> None:
+        self.rotation, self._make = rotation, sampler
+        self._turn = -1
+
+    @property
+    def store(self) -> FrameStore:
+        """The present window."""
+        return self.rotation.store
+
+    def batch(self, images_seen: int, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """As `PairSampler.batch`; a sample depends on its number and on what fits into the window."""
+        numbers = share_of(images_seen, batch_size, rank, world)
+        parts = [
+            self._at(turn).batch(run[0], len(run))
+            for turn, run in ((t, list(r)) for t, r in itertools.groupby(numbers, lambda n: n // self.rotation.rows))
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _at(self, turn: int) -> PairSampler:
+        if turn != self._turn:
+            self._sampler, self._turn = self._make(self.rotation.at(turn)), turn
+        return self._sampler
+
+
+def rows_of_block(memory: float, splits: Sequence[Path | str], resolution: int) -> int | None:
+    """Frames in a block of a rotation that takes `memory` GB (1e9 bytes); None where all frames fit into that.
+
+    Raises:
+        ConfigError: so little memory that pairs would come from a handful of clips.
+    """
+    indices = [read_index(split) for split in splits]
+    shapes = layout(1, resolution, indices[0].expression_size).values()
+    size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes)
+    if size * sum(index.frames for index in indices) <= memory * 1e9:
+        return None
+    rows = int(memory * 1e9 / size / (PARTS + 1))
+    if rows < _MIN_BLOCK:
+        least = _MIN_BLOCK * (PARTS + 1) * size / 1e9
+        raise ConfigError(f"memory {memory} GB is too little for frames of {resolution} px; give at least {least:.2f}")
+    return rows

@@ -1,0 +1,202 @@
+"""What there is to prepare: clips and portraits of a folder or a manifest, split by person."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import re
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+from export3d.data.clips import Limits, media_kind
+from export3d.data.shards import INDEX_NAME, Reject, read_index
+from export3d.errors import InputError
+
+VERSION = 1
+"""Of the way clips are prepared; part of each fingerprint, so raising it prepares everything anew."""
+SPLIT_PARTS = "parts"
+_PROBE_BYTES = 1 << 20
+_VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".flv"}
+_IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
+_SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_VAL_FRACTION = 0.1
+_FEW = 4
+"""Of fewer videos none is held out: training needs them all."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One source file to prepare.
+
+    Attributes:
+        path: where it lies.
+        file: how the report calls it.
+        split, person, terms: from the manifest, or the defaults.
+        origin: further provenance for the record.
+        key: name of its record.
+        fingerprint, place: see `shards.Entry`.
+        parts: folder for its part.
+    """
+
+    path: Path
+    file: str
+    split: str
+    person: str
+    terms: str
+    origin: dict[str, str] = field(default_factory=dict)
+    key: str = ""
+    fingerprint: str = ""
+    place: str = ""
+    parts: Path = Path()
+
+
+def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
+    """Rows by the resolved path of their file; `InputError` unless it can be used as it is."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as stream:
+            reader = csv.DictReader(stream)
+            missing = {"file", "person", "split"} - set(reader.fieldnames or ())
+            if missing:
+                raise InputError(f"{path} lacks the columns {', '.join(sorted(missing))}; add them to its first line")
+            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"cannot read the manifest {path} ({error}); give a CSV file in UTF-8") from error
+    split_of: dict[str, str] = {}
+    for number, row in enumerate(rows, 2):
+        if not row["file"] or not row["person"] or not _SPLIT_NAME.fullmatch(row["split"]):
+            raise InputError(f"{path} line {number} needs a file, a person and a split (letters, digits, _ and -)")
+        if split_of.setdefault(row["person"], row["split"]) != row["split"]:
+            raise InputError(
+                f"{path} line {number} puts {row['person']} into {row['split']} and into {split_of[row['person']]}; "
+                "a person belongs to one split"
+            )
+    return {(path.parent / row["file"]).resolve(): row for row in rows}
+
+
+def collect(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> tuple[list[tuple[Path, str]], int]:
+    """(path, name in the report) of each file to prepare, and how many others the folders hold."""
+    files: dict[Path, str] = {}
+    ignored = 0
+    if not inputs and rows:
+        files = {path: row["file"] for path, row in rows.items()}
+    for given in inputs:
+        if given.is_file():
+            files.setdefault(given.resolve(), given.name)
+        elif given.is_dir():
+            for path in sorted(given.rglob("*")):
+                if not path.is_file() or any(part.startswith(".") for part in path.relative_to(given).parts):
+                    continue
+                if path.suffix.lower() in _VIDEO_SUFFIXES | _IMAGE_SUFFIXES or _kind(path) is not None:
+                    files.setdefault(path.resolve(), path.relative_to(given).as_posix())
+                else:
+                    ignored += 1
+        else:
+            raise InputError(f"{given} does not exist; give videos, pictures or folders of them")
+    if not files:
+        raise InputError("there is nothing to prepare; give videos, pictures or folders that hold some")
+    return list(files.items()), ignored
+
+
+def list_jobs(
+    files: list[tuple[Path, str]],
+    rows: dict[Path, dict[str, str]] | None,
+    out: Path,
+    limits: Limits,
+    val_fraction: float | None,
+) -> tuple[list[Job], list[Reject]]:
+    """Jobs with unique keys and fingerprints, and the files that cannot be one."""
+    held_out = _held_out(files, out, _VAL_FRACTION if val_fraction is None else val_fraction) if rows is None else set()
+    drafts: list[Job] = []
+    rejects: list[Reject] = []
+    contents: dict[str, str] = {}
+    for path, name in files:
+        if rows is None:
+            split = "val" if path.stem in held_out else "train"
+            job = Job(path, name, split, path.stem, "unstated")
+        elif path in rows:
+            row = dict(rows[path])
+            job = Job(path, row.pop("file"), row.pop("split"), row.pop("person"), row.pop("terms", ""), row)
+        else:
+            rejects.append(Reject(name, "", "not in the manifest", f"{name} has no line in the manifest"))
+            continue
+        try:
+            content = _content(path)
+        except OSError as error:
+            rejects.append(Reject(job.file, job.split, "unreadable", f"{job.file} cannot be opened ({error.strerror})"))
+            continue
+        first = contents.setdefault(content, job.file)
+        if first != job.file:
+            rejects.append(Reject(job.file, job.split, "duplicate", f"{job.file} has the same contents as {first}"))
+            continue
+        facts = [VERSION, content, job.split, job.person, job.terms, job.origin, asdict(limits)]
+        fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        place = _place(path)
+        drafts.append(replace(job, fingerprint=fingerprint, place=place, parts=out / job.split / SPLIT_PARTS))
+    return _with_keys(drafts, out), rejects
+
+
+def _held_out(files: list[tuple[Path, str]], out: Path, share: float) -> set[str]:
+    """Stems of the videos that are for validation; pictures have no second frame to validate with."""
+    indices = {folder.name: read_index(folder) for folder in split_names(out)}
+    used = {entry.place for index in indices.values() for entry in index.entries}
+    refused = {reject.place for index in indices.values() for reject in index.rejects} - used
+    stems = {path.stem for path, _ in files if _place(path) not in refused and _kind(path) == "video"}
+    if not share or len(stems) < _FEW:
+        return set()
+    before = {entry.person: name for name, index in indices.items() for entry in index.entries}
+    held = {stem for stem in stems if before.get(stem) == "val"}
+    missing = max(1, round(share * len(stems))) - len(held)
+    others = sorted(stems - held, key=lambda stem: (stem in before, _unit(stem)))
+    return held | set(others[: max(0, missing)])
+
+
+def _with_keys(jobs: list[Job], out: Path) -> list[Job]:
+    """Name each job's record after its file; two files of one name get a bit of their fingerprint added."""
+    wanted = [re.sub(r"[^A-Za-z0-9_-]+", "_", job.path.stem)[:100] or "clip" for job in jobs]
+    counts = Counter((job.split, name.lower()) for job, name in zip(jobs, wanted))
+    taken = {
+        (folder.name, re.sub(r"-\d\d$", "", entry.key).lower()): entry.place
+        for folder in split_names(out)
+        for entry in read_index(folder).entries
+    }
+    named = []
+    for job, name in zip(jobs, wanted):
+        slot = (job.split, name.lower())
+        if counts[slot] > 1 or taken.get(slot, job.place) != job.place:
+            name = f"{name}-{job.fingerprint[:8]}"
+        named.append(replace(job, key=name))
+    return named
+
+
+def _place(path: Path) -> str:
+    return hashlib.sha256(str(path).encode()).hexdigest()[:16]
+
+
+def _kind(path: Path) -> str | None:
+    try:
+        return media_kind(path)
+    except OSError:
+        return None
+
+
+def _content(path: Path) -> str:
+    """A digest of a file's size, beginning and end: enough to tell files apart without reading terabytes."""
+    digest = hashlib.sha256()
+    size = path.stat().st_size
+    digest.update(size.to_bytes(8, "little"))
+    with path.open("rb") as stream:
+        digest.update(stream.read(_PROBE_BYTES))
+        stream.seek(max(0, size - _PROBE_BYTES))
+        digest.update(stream.read(_PROBE_BYTES))
+    return digest.hexdigest()
+
+
+def _unit(name: str) -> float:
+    """A number in 0..1 that depends on a name and nothing else."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
+
+
+def split_names(out: Path) -> list[Path]:
+    return [path.parent for path in sorted(out.glob(f"*/{INDEX_NAME}"))]

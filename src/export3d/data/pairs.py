@@ -1,0 +1,353 @@
+"""Training pairs: a source frame and a driving frame of the same clip, drawn by number.
+
+A sample is a function of (seed, its number since training began) and of nothing else: whoever asks for images 4800 to
+4832 gets the same 32 samples, on one process or spread over eight, before or after an interruption.
+
+Still portraits have no second frame; there source and target are the same picture, and what differs is the view: each
+is shifted, scaled and turned in its plane by its own small amount, and its camera with it (shift moves the principal
+point, scale the focal length, turn the camera's roll), so that the pair still obeys one camera model exactly.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+import export3d.camera as cameras
+from export3d.data.frames import Clip, FrameStore
+from export3d.errors import ConfigError, InputError
+from export3d.face.mesh import canonical_mesh
+from export3d.motion.arkit import ARKIT52_MIRRORED
+
+__all__ = ["Augment", "Clip", "FrameStore", "PairSampler", "landmark_mirror_map"]
+
+Array = NDArray[np.float64]
+
+_HARD_CANDIDATES = 8
+_ANGLE_SCALE_DEG = 15.0
+# Landmarks 468 to 477: centre, then right, top, left and bottom rim as the viewer sees them, of either iris.
+_IRIS_MIRROR = (473, 476, 475, 474, 477, 468, 471, 470, 469, 472)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augment:
+    """How far pairs are varied; every amount is the end of a uniform range about "unchanged".
+
+    Colour changes are the same on source and driving; geometry is drawn for each of the two, or once for both.
+    """
+
+    geometry_probability: float = 0.5
+    """Of a frame's crop being moved at all (still portraits: always)."""
+    shift: float = 0.03
+    """Crop widths, each axis."""
+    together: float = 0.7
+    """Of both frames of a clip being moved alike: the crop of a real clip stands still, and the room with it."""
+    scale: float = 0.06
+    """Logarithm of the zoom."""
+    roll_deg: float = 6.0
+    colour_probability: float = 0.5
+    brightness: float = 0.08
+    """Of the range 0..1."""
+    contrast: float = 0.15
+    saturation: float = 0.3
+    white_balance: float = 0.06
+    """Gain of each colour channel."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 0.0 or (name.endswith(("probability", "together")) and value > 1.0):
+                raise ConfigError(f"augmentation {name} is {value}; give a number from 0 up (probabilities at most 1)")
+
+
+class PairSampler:
+    """Endless training pairs, addressed by the number of images seen.
+
+    Args:
+        store: decoded frames; batches come on its device.
+        seed: another seed gives other pairs.
+        mirror: mirror a sample (pictures, cameras, expressions, landmarks) with probability 0.5.
+        augment: vary crops and colours; True for the defaults of `Augment`.
+        still_fraction: share of samples from still portraits.
+        pseudo_fraction: share of samples from pseudo-clips, where the store has some; the rest are from videos.
+        hard_fraction: share of video samples whose driving frame is the farthest of eight in pose and expression.
+        curriculum_images: that share grows evenly from 0 to `hard_fraction` over so many samples; 0: it is so at once.
+
+    Raises:
+        ConfigError: a fraction outside 0..1, a negative curriculum, or `mirror` in a space whose mirror image is not
+            known.
+        InputError: no frame with a found face.
+    """
+
+    def __init__(
+        self,
+        store: FrameStore,
+        seed: int = 0,
+        mirror: bool = True,
+        augment: bool | Augment = True,
+        still_fraction: float = 0.3,
+        hard_fraction: float = 0.0,
+        pseudo_fraction: float = 0.3,
+        curriculum_images: int = 0,
+    ) -> None:
+        fractions = {"still": still_fraction, "pseudo": pseudo_fraction, "hard": hard_fraction}
+        for name, value in fractions.items():
+            if not 0.0 <= value <= 1.0:
+                raise ConfigError(f"{name}_fraction is {value}; give a number from 0 to 1")
+        if curriculum_images < 0:
+            raise ConfigError(f"curriculum_images is {curriculum_images}; give a number of images, or 0 for none")
+        if mirror and store.space != "arkit52":
+            raise ConfigError(f"expressions in {store.space} cannot be mirrored; use mirror=False")
+        self.store, self.seed, self.mirror = store, seed, mirror
+        self.augment = (Augment() if augment is True else augment) or None
+        self.hard_fraction, self.curriculum_images = hard_fraction, curriculum_images
+        found = store.found.cpu().numpy()
+        self._usable = [clip.start + np.flatnonzero(found[clip.rows]) for clip in store.clips]
+        stills = [i for i, rows in enumerate(self._usable) if len(rows) and store.clips[i].kind == "image"]
+        videos, pseudo = (
+            [i for i, rows in enumerate(self._usable) if len(rows) > 1 and store.clips[i].kind == kind]
+            for kind in ("video", "pseudo")
+        )
+        if not stills and not videos and not pseudo:
+            raise InputError("the training data has no frame with a found face; see the report of its preparation")
+        # A long clip says more than a short one, but not in proportion: its frames resemble each other.
+        weight = np.zeros(len(store.clips))
+        pseudo_fraction *= bool(pseudo)
+        if still_fraction + pseudo_fraction > 1.0:
+            raise ConfigError("still_fraction and pseudo_fraction together are above 1; make them smaller")
+        shares = (still_fraction, pseudo_fraction, 1.0 - still_fraction - pseudo_fraction)
+        for group, share in zip((stills, pseudo, videos), shares):
+            if group:
+                sizes = np.sqrt([len(self._usable[i]) for i in group])
+                weight[group] = sizes / sizes.sum() * share
+        if weight.sum() == 0.0:
+            weight[stills or pseudo or videos] = 1.0
+        self._cumulative = np.cumsum(weight / weight.sum())
+        self._cumulative[np.flatnonzero(weight)[-1] :] = 1.0
+        self._camera = store.camera.cpu().numpy().astype(np.float64)
+        self._expression = store.expression.cpu().numpy()
+        self._landmark_mirror = torch.from_numpy(landmark_mirror_map()).to(store.device) if mirror else None
+
+    def batch(self, images_seen: int, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """The samples `images_seen` to `images_seen + batch_size`, or the part of them that falls to one process.
+
+        Args:
+            images_seen: samples drawn before, by all processes together.
+            batch_size: of all processes together; a multiple of `world`.
+            rank: process number, 0 to world - 1; it gets the `rank`-th run of batch_size / world samples.
+            world: processes.
+
+        Returns:
+            float32 on the store's device, with b = batch_size / world: source, driving (b, 3, R, R) in [-1, 1];
+            source_expression, expression (b, E); source_camera, camera (b, 25); source_landmarks, landmarks
+            (b, 478, 2), 0..1 across their picture; of the driving frame valid (b, 1, R, R), 0 where the picture repeats
+            an edge of the source video (its crop reaches beyond it), else 1; and clip (b,) int64.
+
+        Raises:
+            ConfigError: the batch cannot be shared evenly.
+        """
+        draws = [self._draw(number) for number in share_of(images_seen, batch_size, rank, world)]
+        sides = [self._side(draws, which) for which in (0, 1)]
+        colour = torch.from_numpy(np.stack([draw.colour for draw in draws])).float().to(self.store.device)
+        source, driving = (recolour(side["image"], colour) for side in sides)
+        return {
+            "source": source,
+            "driving": driving,
+            "source_expression": sides[0]["expression"],
+            "expression": sides[1]["expression"],
+            "source_camera": sides[0]["camera"],
+            "camera": sides[1]["camera"],
+            "source_landmarks": sides[0]["landmarks"],
+            "landmarks": sides[1]["landmarks"],
+            "valid": self._valid(draws),
+            "clip": torch.tensor([draw.clip for draw in draws], device=self.store.device),
+        }
+
+    def _draw(self, number: int) -> _Draw:
+        """Every choice of one sample. The order of the calls to `rng` is what a seed means: keep it."""
+        rng = np.random.default_rng([self.seed, number])
+        clip = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
+        usable = self._usable[clip]
+        still = self.store.clips[clip].kind == "image"
+        source, others = rng.integers(len(usable)), rng.integers(max(1, len(usable) - 1), size=_HARD_CANDIDATES)
+        hard, mirrored = rng.random() < self._hard_share(number), rng.random() < 0.5
+        candidates = usable[np.where(others >= source, (others + 1) % len(usable), others)]
+        frame = usable[source]
+        driving = candidates[int(np.argmax(self._distance(frame, candidates))) if hard and not still else 0]
+        geometry, colour = np.tile([0.0, 0.0, 1.0, 0.0], (2, 1)), np.eye(3, 4)
+        limits = self.augment
+        if limits is not None:
+            moved = (rng.random(2) < limits.geometry_probability) | still
+            amounts = rng.uniform(-1.0, 1.0, size=(2, 4))
+            shift, zoom = amounts[:, :2] * limits.shift, np.exp(amounts[:, 2:3] * limits.scale)
+            turn = np.radians(amounts[:, 3:] * limits.roll_deg)
+            geometry = np.where(moved[:, None], np.concatenate([shift, zoom, turn], axis=1), geometry)
+            if rng.random() < limits.colour_probability:
+                colour = colour_matrix(rng.uniform(-1.0, 1.0, size=6), limits)
+            if rng.random() < limits.together and not still:
+                geometry[1] = geometry[0]
+        return _Draw(clip, (int(frame), int(driving)), self.mirror and bool(mirrored), geometry, colour)
+
+    def _hard_share(self, number: int) -> float:
+        """Probability of a hard pair for the sample `number`."""
+        return self.hard_fraction * min(1.0, number / self.curriculum_images if self.curriculum_images else 1.0)
+
+    def _distance(self, frame: int, candidates: NDArray[np.int64]) -> Array:
+        """How far frames are from one: head angles in units of 15 degrees plus the summed change of expression."""
+        angles = cameras.head_angles(self._camera[[frame, *candidates]])
+        pose = np.abs(angles[1:] - angles[0]).sum(-1) / _ANGLE_SCALE_DEG
+        return np.asarray(pose + np.abs(self._expression[candidates] - self._expression[frame]).sum(-1))
+
+    def _side(self, draws: list[_Draw], which: int) -> dict[str, Tensor]:
+        """Source (0) or driving (1) frames of the draws: picture in [-1, 1], camera, expression, landmarks."""
+        store = self.store
+        rows = torch.tensor([draw.rows[which] for draw in draws], device=store.device)
+        image = store.frames[rows].float().div_(127.5).sub_(1.0)
+        expression, landmarks = store.expression[rows], store.landmarks[rows].float()
+        labels = self._camera[[draw.rows[which] for draw in draws]]
+        flipped = np.array([draw.mirrored for draw in draws])
+        if flipped.any():
+            assert self._landmark_mirror is not None
+            mask = torch.from_numpy(flipped).to(store.device)
+            image = torch.where(mask[:, None, None, None], image.flip(-1), image)
+            expression = torch.where(mask[:, None], expression[:, list(ARKIT52_MIRRORED)], expression)
+            other = landmarks[:, self._landmark_mirror] * landmarks.new_tensor([-1.0, 1.0]) + landmarks.new_tensor(
+                [1.0, 0.0]
+            )
+            landmarks = torch.where(mask[:, None, None], other, landmarks)
+            labels = np.where(flipped[:, None], cameras.mirror(labels), labels)
+        geometry = np.stack([draw.geometry[which] for draw in draws])
+        if self.augment is not None:
+            centre = _split(labels)[1][:, :2, 2]
+            image, landmarks = _move(image, landmarks, geometry, centre)
+            labels = moved_camera(labels, geometry)
+        camera = torch.from_numpy(labels).float().to(store.device)
+        return {"image": image, "camera": camera, "expression": expression, "landmarks": landmarks}
+
+    def _valid(self, draws: list[_Draw]) -> Tensor:
+        """(B, 1, R, R): which pixels of the driving pictures are the source's own."""
+        left, top, right, bottom = np.array([self.store.clips[draw.clip].inside for draw in draws]).T
+        flipped = np.array([draw.mirrored for draw in draws])
+        left, right = np.where(flipped, 1.0 - right, left), np.where(flipped, 1.0 - left, right)
+        low, high = np.stack([left, top], -1), np.stack([right, bottom], -1)
+        labels = self._camera[[draw.rows[1] for draw in draws]]
+        centre = _split(np.where(flipped[:, None], cameras.mirror(labels), labels))[1][:, :2, 2]
+        matrix, offset = _affine(np.stack([draw.geometry[1] for draw in draws]), centre)
+        size, device = self.store.resolution, self.store.device
+        back = torch.from_numpy(np.linalg.inv(matrix)).float().to(device)
+        steps = (torch.arange(size, device=device) + 0.5) / size
+        pixels = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(1, -1, 2)
+        origin = (pixels - torch.from_numpy(offset).float().to(device)[:, None]) @ back.mT
+        limits = [torch.from_numpy(limit).float().to(device)[:, None] for limit in (low, high)]
+        valid = ((origin >= limits[0]) & (origin <= limits[1])).all(-1)
+        return valid.view(-1, 1, size, size).float()
+
+
+def share_of(images_seen: int, batch_size: int, rank: int, world: int) -> range:
+    """Numbers of the samples of a batch that fall to one process, see `PairSampler.batch`."""
+    if batch_size < 1 or batch_size % world or not 0 <= rank < world:
+        raise ConfigError(f"a batch of {batch_size} cannot be shared by {world} processes (rank {rank}); change it")
+    share = batch_size // world
+    first = images_seen + rank * share
+    return range(first, first + share)
+
+
+@dataclass(frozen=True)
+class _Draw:
+    """One sample: clip number, (source, driving) rows, mirrored or not, geometry (2, 4), colour matrix (3, 4)."""
+
+    clip: int
+    rows: tuple[int, int]
+    mirrored: bool
+    geometry: Array
+    colour: Array
+
+
+@functools.lru_cache(maxsize=1)
+def landmark_mirror_map() -> NDArray[np.int64]:
+    """Which landmark of a face becomes which in the mirror: (478,), its own inverse.
+
+    The partner of a vertex is the one at its mirror image on the canonical mesh (which is exactly symmetric); irises
+    swap sides, right and left rim points with them.
+    """
+    vertices = canonical_mesh().vertices_cm
+    gaps = np.linalg.norm(vertices[:, None] * [-1.0, 1.0, 1.0] - vertices[None], axis=-1)
+    return np.concatenate([gaps.argmin(1), _IRIS_MIRROR]).astype(np.int64)
+
+
+def moved_camera(labels: Array, geometry: Array) -> Array:
+    """The cameras of pictures that were moved in their plane.
+
+    Args:
+        labels: (B, 25).
+        geometry: (B, 4) shift x, shift y (crop widths), zoom, clockwise turn (radians), about the principal point.
+
+    Returns:
+        (B, 25): principal point + shift, focal length x zoom, camera rolled against the turn.
+    """
+    cam2world, intrinsics = _split(labels)
+    intrinsics[:, :2, :2] *= geometry[:, 2, None, None]
+    intrinsics[:, :2, 2] += geometry[:, :2]
+    turn = np.zeros((len(geometry), 3, 3))
+    turn[:, 2, 2] = 1.0
+    turn[:, :2, :2] = _rotation(geometry[:, 3])
+    # A point's camera coordinates turn clockwise by R, so world-to-camera becomes R W and its inverse W^T R^T.
+    cam2world[:, :3, :3] = cam2world[:, :3, :3] @ np.swapaxes(turn, 1, 2)
+    return np.asarray(cameras.pack(cam2world, intrinsics), dtype=np.float64)
+
+
+def _split(labels: Array) -> tuple[Array, Array]:
+    """Copies of cam2world (B, 4, 4) and intrinsics (B, 3, 3)."""
+    cam2world, intrinsics = cameras.unpack(np.asarray(labels, dtype=np.float64))
+    return np.array(cam2world, dtype=np.float64), np.array(intrinsics, dtype=np.float64)
+
+
+def _move(image: Tensor, landmarks: Tensor, geometry: Array, centre: Array) -> tuple[Tensor, Tensor]:
+    """Apply p' = c + shift + zoom R (p - c) to pictures (B, 3, R, R) and points (B, L, 2); edges are repeated."""
+    still = (geometry == [0.0, 0.0, 1.0, 0.0]).all(1)
+    if still.all():
+        return image, landmarks
+    matrix, offset = _affine(geometry, centre)
+    inverse = np.linalg.inv(matrix)
+    # grid_sample looks up p for each p', in coordinates q = 2 p - 1.
+    back = np.concatenate([inverse, (inverse @ (1.0 - 2.0 * offset)[..., None] - 1.0)], axis=-1)
+    theta = torch.from_numpy(back).to(image)
+    grid = torch.nn.functional.affine_grid(theta, list(image.shape), align_corners=False)
+    moved = torch.nn.functional.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=False)
+    mask = torch.from_numpy(still).to(image.device)
+    points = landmarks @ torch.from_numpy(matrix).to(landmarks).mT + torch.from_numpy(offset).to(landmarks)[:, None]
+    image = torch.where(mask[:, None, None, None], image, moved.clamp_(-1.0, 1.0))
+    return image, torch.where(mask[:, None, None], landmarks, points)
+
+
+def _affine(geometry: Array, centre: Array) -> tuple[Array, Array]:
+    """p' = A p + b of a move about `centre` (B, 2): A (B, 2, 2), b (B, 2)."""
+    matrix = _rotation(geometry[:, 3]) * geometry[:, 2, None, None]
+    return matrix, centre + geometry[:, :2] - (matrix @ centre[..., None])[..., 0]
+
+
+def _rotation(angle: Array) -> Array:
+    """(B,) radians to (B, 2, 2); clockwise on a picture, whose y axis points down."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
+
+
+def colour_matrix(amounts: Array, limits: Augment) -> Array:
+    """(3, 4) on colours in [-1, 1] from six numbers in [-1, 1]: saturation, contrast and gains, brightness last."""
+    grey = np.broadcast_to([0.299, 0.587, 0.114], (3, 3))
+    saturation = 1.0 + amounts[0] * limits.saturation
+    gain = (1.0 + amounts[1] * limits.contrast) * (1.0 + amounts[3:] * limits.white_balance)
+    matrix = gain[:, None] * (saturation * np.eye(3) + (1.0 - saturation) * grey)
+    # White balance acts on 0..1 (black stays black): in [-1, 1] that adds gain - 1 to the offset.
+    offset = 2.0 * amounts[2] * limits.brightness + amounts[3:] * limits.white_balance
+    return np.concatenate([matrix, offset[:, None]], axis=1)
+
+
+def recolour(image: Tensor, colour: Tensor) -> Tensor:
+    """Apply colour matrices (B, 3, 4) to pictures (B, 3, R, R), clamped to [-1, 1]."""
+    out = torch.einsum("bij,bjhw->bihw", colour[:, :, :3], image) + colour[:, :, 3, None, None]
+    return out.clamp_(-1.0, 1.0)

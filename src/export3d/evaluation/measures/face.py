@@ -1,0 +1,398 @@
+"""What a tracker and a descriptor see in driven frames: AKD, CSIM, AED and APD (Sec. 4.1, 6.4), correlations in time.
+
+A picture is read once (`FaceScorer.read`): face, 478 landmarks and ARKit scores by MediaPipe, 68 points, expression,
+head pose and identity. Readings are then compared, so that a target that several methods share is read once. Each
+picture is read by itself: a reading depends on no other picture, nothing is smoothed, and equal pictures have equal
+readings. The head pose is therefore the canonical mesh's, and refers to the picture as it is, not to a crop around the
+face that was found: a shifted face counts as shifted.
+
+The paper's figures are made of face-alignment's points, Deep3DFaceRecon's coefficients and an ArcFace network. Here the
+points are MediaPipe's at the places of the 68 and the expression is that of 52 ARKit scores, unless networks are named:
+definitions are the paper's, units and absolute values are not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d.errors import ConfigError, ShapeError, check_shape
+from export3d.evaluation.measures.face_readers import (
+    ARKIT,
+    MEDIAPIPE,
+    Expression,
+    LandmarkDetector,
+    TrackedExpression,
+    at_256,
+    checked_reader,
+    known_reader,
+    load_expression,
+    load_landmarks,
+)
+from export3d.evaluation.measures.identity import PACKAGED, csim, load_identity
+from export3d.evaluation.measures.image import Measure
+from export3d.face.crop import CROP_SIZE, CropBox
+from export3d.face.landmarks import Face, FaceLandmarker, Landmarker
+from export3d.face.mesh import LANDMARKS
+from export3d.motion.arkit import ARKIT52
+from export3d.motion.compare import pearson
+
+Picture = NDArray[np.uint8]
+Array = NDArray[np.float64]
+Float = NDArray[np.floating[Any]]
+
+
+_CURVES = ("yaw", "jawOpen", "eyeBlink")
+_FEWEST = 3
+"""Frames below which a correlation says nothing: two points always lie on a line."""
+_WIDER = 2.0
+"""Where no face is seen, the picture is looked at once more within a margin, this many times as wide."""
+
+
+# --- distances --------------------------------------------------------------------------------------------------------
+
+
+def akd(a: Float, b: Float) -> Array:
+    """Average key-point distance (Sec. 6.4): mean over the points of |dx| + |dy|, the L1 distance of 68 points.
+
+    Args:
+        a, b: (T, 68, 2) pixels of a picture of 256.
+
+    Returns:
+        (T,) pixels, from 0, lower is better.
+
+    >>> akd(np.zeros((1, 68, 2)), np.full((1, 68, 2), [3.0, -4.0])).tolist()
+    [7.0]
+    """
+    return np.asarray(_difference(a, b, "T 68 2").sum(axis=-1).mean(axis=-1))
+
+
+def aed(a: Float, b: Float) -> Array:
+    """Average expression distance (Sec. 6.4): mean |difference| of expression values.
+
+    Args:
+        a, b: (T, E).
+
+    Returns:
+        (T,) in the values' own unit, from 0, lower is better.
+    """
+    return np.asarray(_difference(a, b, "T E").mean(axis=-1))
+
+
+def apd(a: Float, b: Float) -> Array:
+    """Average pose distance of the three angles: mean |difference| of yaw, pitch and roll.
+
+    Args:
+        a, b: (T, 3) degrees; 359 and 1 differ by 2.
+
+    Returns:
+        (T,) degrees, 0 to 180, lower is better.
+    """
+    return np.asarray(_turned(_difference(a, b, "T 3"), 360.0).mean(axis=-1))
+
+
+def apd6(a: Float, b: Float) -> Array:
+    """Average pose distance of six numbers, as the paper counts (Sec. 6.4): mean |difference| of angles and position.
+
+    Args:
+        a, b: (T, 6), three angles in radians and three of position in scene units of 54 cm (`Reading.pose6`).
+
+    Returns:
+        (T,) in the mixed unit, from 0, lower is better.
+    """
+    difference = _difference(a, b, "T 6")
+    difference[:, :3] = _turned(difference[:, :3], 2.0 * np.pi)
+    return np.asarray(difference.mean(axis=-1))
+
+
+def _difference(a: Float, b: Float, pattern: str) -> Array:
+    """|a - b| of arrays of one shape."""
+    check_shape(a, pattern, "the first of two")
+    check_shape(b, " ".join(map(str, np.shape(a))), "the second of two")
+    return np.asarray(np.abs(np.asarray(a, np.float64) - np.asarray(b, np.float64)))
+
+
+def _turned(difference: Array, turn: float) -> Array:
+    """Angles from 0 to half a turn."""
+    rest = difference % turn
+    return np.asarray(np.minimum(rest, turn - rest))
+
+
+# --- landmarks --------------------------------------------------------------------------------------------------------
+
+
+# --- expression and pose ----------------------------------------------------------------------------------------------
+
+
+# --- readings ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """What is seen in T pictures; NaN wherever `found` is False.
+
+    Attributes:
+        found: (T,) bool, whether there is a face.
+        landmarks68: (T, 68, 2) pixels of the picture at 256.
+        landmarks: (T, 478, 2) MediaPipe's, likewise.
+        expression: (T, E), of what measures the expression.
+        angles_deg: (T, 3) yaw, pitch and roll, degrees.
+        position: (T, 3) of the head, scene units (Deep3DFaceRecon: units of 10 cm).
+        scores: (T, 52) ARKit scores, whatever measures the expression; behind jawOpen and eyeBlink.
+        identity: by descriptor (T, D) unit vectors, empty where it was not asked for.
+    """
+
+    found: NDArray[np.bool_]
+    landmarks68: Array
+    landmarks: Array
+    expression: Array
+    angles_deg: Array
+    position: Array
+    scores: Array
+    identity: dict[str, Array]
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    def at(self, rows: NDArray[np.integer[Any]]) -> Reading:
+        """The readings of some pictures, by their numbers (N,)."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "identity"}
+        identity = {name: vectors[rows] for name, vectors in self.identity.items()}
+        return Reading(**{name: value[rows] for name, value in parts.items()}, identity=identity)
+
+    @property
+    def pose6(self) -> Array:
+        """(T, 6) angles in radians, then position: what `apd6` takes."""
+        return np.concatenate([np.radians(self.angles_deg), self.position], axis=1)
+
+    @property
+    def curves(self) -> Array:
+        """(T, 3): yaw in degrees, jawOpen, and eyeBlink, the mean of both sides."""
+        jaw, *lids = (ARKIT52.index(name) for name in ("jawOpen", "eyeBlinkLeft", "eyeBlinkRight"))
+        return np.stack([self.angles_deg[:, 0], self.scores[:, jaw], self.scores[:, lids].mean(axis=1)], axis=-1)
+
+
+class FaceScorer:
+    """Reads faces and compares the readings; close it, or use it in a `with` statement.
+
+    Args:
+        landmarks: what finds the 68 points behind AKD, see `load_landmarks`.
+        identities: descriptors behind CSIM, see `identity.load_identity`.
+        expression: what measures expression and pose behind AED and APD, see `load_expression`.
+        motion: whether `measures` has the figures of `Movement`, for which frames must be neighbours.
+        landmarker: what finds faces; MediaPipe's by default.
+
+    Attributes:
+        measures: every figure that `frame_scores` and `Movement` give, in the order of tables.
+
+    Raises:
+        MissingExtra: mediapipe, or onnxruntime for an ONNX file, is not installed.
+        CheckpointError, ConfigError: as the `load_` functions.
+    """
+
+    measures: tuple[Measure, ...]
+
+    def __init__(
+        self,
+        landmarks: str | Path = MEDIAPIPE,
+        identities: Sequence[str | Path] = (PACKAGED,),
+        expression: str | Path = ARKIT,
+        motion: bool = True,
+        *,
+        landmarker: Landmarker | None = None,
+    ) -> None:
+        self._points = load_landmarks(landmarks)
+        self._identities = [load_identity(name) for name in identities]
+        names = [who.name for who in self._identities]
+        if len(set(names)) != len(names):
+            raise ConfigError(f"two identity descriptors are called {', '.join(names)}; rename a file or leave one out")
+        self._expression = load_expression(expression)
+        self.measures = _measures(self._points, self._identities, self._expression, motion)
+        self._landmarker: Landmarker = FaceLandmarker() if landmarker is None else landmarker
+
+    def __enter__(self) -> FaceScorer:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the networks; harmless to call twice."""
+        self._landmarker.close()
+
+    @property
+    def description(self) -> dict[str, str]:
+        """What reads what, for a report's settings."""
+        return {
+            "landmarks": self._points.description,
+            "identity": "; ".join(who.description for who in self._identities),
+            "expression and pose": self._expression.description,
+        }
+
+    def read(
+        self, pictures: Sequence[Picture] | Picture, name: str = "the pictures", *, identity: bool = True
+    ) -> Reading:
+        """Read T pictures; where there are several faces the largest counts. Equal pictures are read once.
+
+        Args:
+            pictures: uint8 (R, R, 3) RGB each, or an array (T, R, R, 3); drawn at 256 where R differs.
+            name: how messages call them.
+            identity: whether to describe who it is; CSIM does not need it of targets.
+
+        Returns:
+            T readings; a picture without a face is not an error.
+
+        Raises:
+            ShapeError: not square 8-bit RGB pictures.
+        """
+        seen: dict[bytes, int] = {}
+        which = np.array(
+            [seen.setdefault(checked_reader(p, name).tobytes(), len(seen)) for p in pictures], dtype=np.int64
+        )
+        _, first = np.unique(which, return_index=True)
+        reading = self._read([at_256(pictures[int(t)]) for t in first], identity)
+        return reading.at(which)
+
+    def frame_scores(self, prediction: Reading, target: Reading, source: Reading) -> dict[str, Array]:
+        """Compare T predicted frames with their targets, and their faces with the source's.
+
+        Args:
+            prediction, target: of T pictures.
+            source: of one picture, or of T.
+
+        Returns:
+            (T,) by name of `akd`, `csim_...`, `aed`, `apd` and `apd6`; NaN where one of the two faces is missing.
+
+        Raises:
+            ShapeError: readings of different lengths.
+        """
+        count = len(prediction)
+        if len(target) != count or len(source) not in (1, count):
+            raise ShapeError(
+                f"{count} predictions need as many targets and one source, got {len(target)} and {len(source)}"
+            )
+        scores = {"akd": akd(prediction.landmarks68, target.landmarks68)}
+        both = prediction.found & source.found
+        for who in self._identities:
+            scores[f"csim_{who.name}"] = cosine = np.full(count, np.nan)
+            if both.any():
+                ours, theirs = prediction.identity[who.name], source.identity[who.name]
+                cosine[both] = csim(ours, theirs)[both]
+        scores["aed"] = aed(prediction.expression, target.expression)
+        scores["apd"] = apd(prediction.angles_deg, target.angles_deg)
+        scores["apd6"] = apd6(prediction.pose6, target.pose6)
+        return scores
+
+    def _read(self, pictures: list[Picture], identity: bool) -> Reading:
+        faces = [self._face(picture) for picture in pictures]
+        landmarks, scores = (np.full((len(faces), *shape), np.nan) for shape in ((LANDMARKS, 2), (len(ARKIT52),)))
+        for t, face in enumerate(faces):
+            if face is not None:
+                landmarks[t], scores[t] = face.landmarks[:, :2], face.scores
+        expression, angles, position = self._expression(pictures, landmarks, scores)
+        return Reading(
+            found=np.array([face is not None for face in faces], dtype=bool),
+            landmarks68=self._points(pictures, landmarks),
+            landmarks=landmarks,
+            expression=expression,
+            angles_deg=angles,
+            position=position,
+            scores=scores,
+            identity=self._describe(pictures, landmarks) if identity else {},
+        )
+
+    def _face(self, picture: Picture) -> Face | None:
+        """The largest face, looked for once more within a margin: one that fills the picture is missed otherwise."""
+        faces = self._landmarker.detect(picture)
+        if not faces:
+            middle = CROP_SIZE / 2
+            faces = self._landmarker.detect(picture, CropBox((middle, middle), _WIDER * CROP_SIZE))
+        return faces[0] if faces else None
+
+    def _describe(self, pictures: Sequence[Picture], landmarks: Array) -> dict[str, Array]:
+        out, seen = {}, known_reader(landmarks)
+        for who in self._identities:
+            vectors = who.many([pictures[int(t)] for t in seen], landmarks[seen])
+            out[who.name] = np.full((len(pictures), vectors.shape[1]), np.nan)
+            out[who.name][seen] = vectors
+        return out
+
+
+class Movement:
+    """Whether a clip moves as its target: correlations of yaw, jawOpen and eyeBlink, read in both.
+
+    Add a clip's frames chunk by chunk; only three numbers a frame are kept.
+    """
+
+    def __init__(self) -> None:
+        self._ours: list[Array] = []
+        self._theirs: list[Array] = []
+
+    def add(self, prediction: Reading, target: Reading) -> None:
+        """The next T frames.
+
+        Raises:
+            ShapeError: readings of different lengths.
+        """
+        if len(prediction) != len(target):
+            raise ShapeError(f"{len(prediction)} predictions need as many targets, got {len(target)}")
+        self._ours.append(prediction.curves)
+        self._theirs.append(target.curves)
+
+    def result(self) -> dict[str, float]:
+        """The clip's figures.
+
+        Returns:
+            `yaw`, `jawOpen`, `eyeBlink`: Pearson correlation over the frames in which both faces were found, -1 to 1;
+            NaN for fewer than three of them and where a curve is constant. `found`: of the frames in which the target
+            shows a face, the share in which the prediction does, too; NaN where the target never does.
+        """
+        ours, theirs = (np.concatenate([np.zeros((0, len(_CURVES))), *curves]) for curves in (self._ours, self._theirs))
+        asked = ~np.isnan(theirs).any(axis=1)
+        both = asked & ~np.isnan(ours).any(axis=1)
+        enough = int(both.sum()) >= _FEWEST
+        out = {
+            name: pearson(ours[both, i], theirs[both, i]) if enough else float("nan") for i, name in enumerate(_CURVES)
+        }
+        return {**out, "found": float(both.sum() / asked.sum()) if asked.any() else float("nan")}
+
+
+def _measures(
+    points: LandmarkDetector, identities: Sequence[Any], expression: Expression, motion: bool
+) -> tuple[Measure, ...]:
+    unit = "" if isinstance(expression, TrackedExpression) else ", of the named network"
+    values = "52 ARKit scores" if isinstance(expression, TrackedExpression) else "64 expression coefficients"
+    place = "scene units (54 cm)" if isinstance(expression, TrackedExpression) else "units of 10 cm"
+    frame = [
+        Measure("akd", "AKD (px)", False, 2, f"mean of |dx| + |dy| over 68 points at 256 px; {points.description}"),
+        *(
+            Measure(
+                f"csim_{who.name}",
+                f"CSIM {who.name}",
+                True,
+                3,
+                f"cosine of identity, frame and source; {who.description}",
+            )
+            for who in identities
+        ),
+        Measure("aed", "AED", False, 4, f"mean |difference| of {values}, read in frame and target"),
+        Measure("apd", "APD (degrees)", False, 2, f"mean |difference| of yaw, pitch and roll{unit}"),
+        Measure(
+            "apd6", "APD (6 numbers)", False, 4, f"mean |difference| of three angles in radians and position in {place}"
+        ),
+    ]
+    clip = [
+        Measure(name, f"{name} (r)", True, 2, f"Pearson correlation of {name}, read in frames and targets")
+        for name in _CURVES
+    ]
+    share = "share of the frames whose target shows a face in which the tracker finds one"
+    clip.append(Measure("found", "face found", True, 3, share))
+    return (*frame, *(clip if motion else ()))
+
+
+# --- pictures --------------------------------------------------------------------------------------------

@@ -1,0 +1,233 @@
+"""Methods to stand beside ours: what doing nothing gives, what two simple methods give, and the most ours could.
+
+- `copy`: the source itself.
+- `warp`: the source as an elastic sheet whose landmarks lie where the driving frame has them. These are the truth's own
+  landmarks: it is told far more than a driven model is.
+- `mesh`: the same sheet, moved by what drives our model too: the tracked camera and some of the scores.
+- `oracle`: the driving frame itself as the source of our own model, shown by its own camera and expression.
+
+No simple method invents what the source hides: skin and background are stretched there, and a mouth that opens is dark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+import export3d.camera as cameras
+from export3d.errors import check_shape
+from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS, LOWER_LIDS, UPPER_LIDS
+from export3d.face.mesh import LANDMARKS, VERTICES, canonical_mesh
+from export3d.model import Export3D
+from export3d.motion.arkit import ARKIT52
+from export3d.warping.elastic_mesh import FACE, Sheet, show, softened
+
+if TYPE_CHECKING:
+    from export3d.evaluation.protocols.driven import DrivenClip, Method, Predict, Rows
+
+Array = NDArray[np.float64]
+Numbers = NDArray[np.int64]
+Faces = Callable[[int], tuple[Array, Array]]
+"""A frame's number to its face: (F, 2) places of the sheet's vertices, 0..1, and (F,) distances from the camera."""
+
+_MOUTH_OPENS = (0.008, 0.024)
+"""It gets dark between the lips from the first to the second change of their distance, in widths of the picture."""
+_SHADE, _DARKNESS = 0.8, 0.35
+"""How much of the dark colour there is at most, and how bright that is, in parts of the face's own colour."""
+
+_CLOSED = 0.8
+"""The eyes' opening falls in proportion to the blink score, to nothing at this score."""
+_MOVES: dict[str, dict[int, tuple[float, float]]] = {
+    "jawOpen": {0: (0.0, 0.2), 14: (0.0, 3.0), 61: (0.2, 0.95), 291: (-0.2, 0.95), 152: (0.0, 1.75)},
+    "mouthLowerDownRight": {0: (0.0, -0.15), 14: (0.0, 0.95), 61: (-0.35, 0.2), 152: (0.0, 0.3)},
+    "mouthLowerDownLeft": {0: (0.0, -0.15), 14: (0.0, 0.95), 291: (0.35, 0.2), 152: (0.0, 0.3)},
+    "mouthSmileRight": {0: (0.0, -0.1), 61: (-0.8, -0.6)},
+    "mouthSmileLeft": {0: (0.0, -0.1), 291: (0.8, -0.6)},
+    "mouthPucker": {0: (0.0, 0.1), 61: (0.5, 0.2), 291: (-0.5, 0.2), 152: (0.0, 0.2)},
+    "browInnerUp": {105: (-0.1, -0.75), 334: (0.1, -0.75)},
+}
+"""Centimetres right and down by which a score of 1 moves landmarks: least squares on training clips, rounded."""
+_STILL = (4, 168, 33, 263, 205, 425, 234, 454)
+"""Landmarks that no score moves."""
+
+
+class Copy:
+    """The source frame itself, whatever drives: what any method has to beat."""
+
+    def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
+        source = clip.images([clip.source], device)
+        return lambda rows: source.expand(len(rows), -1, -1, -1)
+
+
+class LandmarkWarp:
+    """The source warped so that its landmarks lie on the driving frame's true ones.
+
+    Piecewise affine over the face mesh, smooth outside it (`Sheet`). The tracked camera only says which parts of the
+    face hide others.
+    """
+
+    def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
+        world = _canonical_face()
+        return _predictor(clip, device, lambda row: (_face(clip, row), _distance(world, _camera(clip, row))))
+
+
+class MeshRepose:
+    """The source on a 3D face mesh, seen by the driving camera; the driving landmarks are not used.
+
+    The canonical mesh gives each of the source's landmarks its depth. Where the expressions are ARKit's scores some of
+    them move the mesh too, by rules that are the same for everyone (jaw, lower lip, corners of the mouth, brows, lids:
+    `expression_motion`). For all else, such as gaze, and in other expression spaces the face is rigid.
+    """
+
+    def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
+        label = _camera(clip, clip.source)
+        cam2world, intrinsics = cameras.unpack(label)
+        pixels = np.concatenate([_face(clip, clip.source), np.ones((len(FACE), 1))], axis=1)
+        rays = pixels @ np.linalg.inv(intrinsics).T
+        world = rays * _distance(_canonical_face(), label)[:, None] @ cam2world[:3, :3].T + cam2world[:3, 3]
+        scores = np.asarray(clip.motion.expression, dtype=np.float64) if clip.motion.space == "arkit52" else None
+
+        def face(row: int) -> tuple[Array, Array]:
+            moved = world if scores is None else world + expression_motion(world, scores[clip.source], scores[row])
+            label = _camera(clip, row)
+            return np.asarray(cameras.project(moved, label), dtype=np.float64), _distance(moved, label)
+
+        return _predictor(clip, device, face)
+
+
+class Oracle:
+    """Each driving frame as the source of our own model, shown by its own expression and camera.
+
+    What is missing to the truth is what encoder, tri-plane and renderer cannot show, as they are trained; nothing has
+    to be guessed that the source hides.
+    """
+
+    def __init__(self, model: Export3D) -> None:
+        self.model = model
+
+    def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
+        expression = torch.from_numpy(np.array(clip.motion.expression)).to(device)
+        camera = torch.from_numpy(np.array(clip.motion.camera)).to(device)
+        landmarks = torch.from_numpy(np.array(clip.record.landmarks, dtype=np.float32)).to(device)
+
+        def predict(rows: Rows) -> Tensor:
+            at = torch.from_numpy(rows).to(device)
+            features = self.model.encode(clip.images(rows, device), camera[at], expression[at], landmarks[at])
+            return self.model.frame(self.model.planes(features, expression[at]), camera[at])
+
+        return predict
+
+
+REFERENCES: dict[str, Callable[[Export3D], Method]] = {
+    "copy": lambda model: Copy(),
+    "warp": lambda model: LandmarkWarp(),
+    "mesh": lambda model: MeshRepose(),
+    "oracle": Oracle,
+}
+"""Every reference by name; the model is ours, for those that need it."""
+
+
+def expression_motion(face: Array, scores: Array, driving: Array) -> Array:
+    """How a face moves from (52,) scores to others: (F, 3) world units to the same, the irises still.
+
+    Rules of thumb: some scores pull a few landmarks, the lids close in proportion to the blink score, and the face
+    between bends as a thin plate does, cut between the lips.
+    """
+    controls, spread = _bending()
+    pull = np.zeros((VERTICES, 3))
+    for name, landmarks in _MOVES.items():
+        number = ARKIT52.index(name)
+        for landmark, way in landmarks.items():
+            pull[landmark, :2] += (driving[number] - scores[number]) * cameras.UNITS_PER_CM * np.array(way)
+    for side, upper, lower in zip(("Right", "Left"), UPPER_LIDS, LOWER_LIDS):
+        number = ARKIT52.index(f"eyeBlink{side}")
+        before, after = (max(1.0 - s[number] / _CLOSED, 0.1) for s in (scores, driving))
+        closing = max(1.0 - after / before, -1.0)
+        pull[list(upper)] = closing * (face[list(lower)] - face[list(upper)])
+    return np.concatenate([spread @ pull[controls], np.zeros((len(FACE) - VERTICES, 3))])
+
+
+def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
+    """Pictures of the source's sheet, its face where `faces` says."""
+    image = clip.images([clip.source], device)
+    at_rest = _face(clip, clip.source)
+    sheet = Sheet(torch.from_numpy(at_rest[None]).float().to(device))
+    dark = _DARKNESS * (_mean_inside(image, at_rest) + 1.0) - 1.0
+
+    def predict(rows: Rows) -> Tensor:
+        pictures = []
+        for row in rows:
+            face, depth = faces(int(row))
+            places, distance = (torch.from_numpy(x[None]).float().to(device) for x in (face, depth))
+            source, mouth = sheet.look(places, distance, image.shape[-1])
+            shade = softened(softened(mouth[:, None] * _shade(at_rest, face)))
+            picture = show(image, source)
+            pictures.append((picture + shade * (dark - picture)).clamp(-1.0, 1.0))
+        return torch.cat(pictures)
+
+    return predict
+
+
+def _mean_inside(image: Tensor, face: Array) -> Tensor:
+    """Mean colour (1, 3, 1, 1) of the image at the face's vertices."""
+    at = torch.from_numpy((face * 2.0 - 1.0).astype(np.float32)).to(image.device)
+    colours = F.grid_sample(image, at[None, None], "nearest", "border", align_corners=False)
+    return colours.mean(dim=(2, 3), keepdim=True)
+
+
+def _shade(source: Array, face: Array) -> float:
+    """How dark it is between the lips: 0 where they are at most twice as far apart as in the source."""
+    before, after = (float(np.linalg.norm(points[13] - points[14])) for points in (source, face))
+    first, full = _MOUTH_OPENS
+    opened = min(max((after - before - first) / (full - first), 0.0), 1.0)
+    return min(opened * max(1.0 - 2.0 * before / max(after, 1e-9), 0.0), _SHADE)
+
+
+def _face(clip: DrivenClip, row: int) -> Array:
+    """(F, 2) the sheet's vertices of the face in a frame, 0..1."""
+    landmarks = clip.record.landmarks
+    check_shape(landmarks, f"T {LANDMARKS} 2", f"landmarks of {clip.record.key}")
+    return np.asarray(landmarks[row][list(FACE)], dtype=np.float64)
+
+
+def _camera(clip: DrivenClip, row: int) -> Array:
+    return np.asarray(clip.motion.camera[row], dtype=np.float64)
+
+
+def _distance(world: Array, label: Array) -> Array:
+    """How far in front of a camera (25,) points (N, 3) are, scene units."""
+    cam2world, _ = cameras.unpack(label)
+    return np.asarray((world - cam2world[:3, 3]) @ cam2world[:3, 2])
+
+
+@lru_cache(maxsize=1)
+def _canonical_face() -> Array:
+    """(F, 3) the canonical mesh and irises, world units."""
+    vertices = canonical_mesh().vertices
+    return np.concatenate([vertices, [vertices[list(corners)].mean(axis=0) for corners in EYE_CORNERS]])
+
+
+@lru_cache(maxsize=1)
+def _bending() -> tuple[Numbers, Array]:
+    """(C,) landmarks that are held, and (468, C) how all follow them: least bending of the mesh, cut at the lips."""
+    mesh = canonical_mesh()
+    held = {*_STILL, *(n for way in _MOVES.values() for n in way), *np.ravel(EYE_CORNERS)}
+    controls = np.array(sorted(held.union(*UPPER_LIDS, *LOWER_LIDS)), dtype=np.int64)
+    corners = mesh.triangles[~np.isin(mesh.triangles, INNER_LIPS).all(axis=1)]
+    laplacian = np.zeros((VERTICES, VERTICES))
+    for a, b in ((0, 1), (1, 2), (2, 0)):
+        laplacian[corners[:, a], corners[:, b]] = laplacian[corners[:, b], corners[:, a]] = -1.0
+    laplacian -= np.diag(laplacian.sum(axis=1))
+    energy = laplacian @ laplacian
+    free = np.setdiff1d(np.arange(VERTICES), controls)
+    spread = np.zeros((VERTICES, len(controls)))
+    spread[controls, np.arange(len(controls))] = 1.0
+    spread[free] = -np.linalg.solve(energy[np.ix_(free, free)], energy[np.ix_(free, controls)])
+    return controls, spread

@@ -1,0 +1,178 @@
+"""What an evaluation leaves on disk: a folder for each clip, so that a run that was cut goes on, and the report of all.
+
+    OUT/report.html, report.md, report.json, sheet.png
+    OUT/clips/KEY/scores.json, strip.webp, features.safetensors, and case.png where the clip may be shown on the sheet
+
+`scores.json` is written last: a folder that has it is whole. It names the settings that it was made with, and counts
+only for a run with the same ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from export3d.animate.export import check_output, encode_webp, make_folder, write_sheet, write_still
+from export3d.errors import InputError
+from export3d.evaluation.measures.frechet import Moments, frechet_distance
+from export3d.evaluation.measures.image import Measure
+from export3d.evaluation.protocols.scoring import ClipScores
+from export3d.evaluation.reports.figures import Case, Gallery, sheet_rows
+from export3d.evaluation.reports.html import WORST, page
+from export3d.evaluation.reports.report import ClipResult, Report, clip_result
+from export3d.evaluation.reports.tables import strict
+from export3d.files import write_bytes
+from export3d.image import read_image
+
+Picture = NDArray[np.uint8]
+R = TypeVar("R", bound=Report)
+
+REPORTS = ("report.html", "report.json", "report.md", "sheet.png")
+
+
+class Shown(NamedTuple):
+    """The pictures of a clip that a contact sheet may show, and how far it moves; uint8 (R, R, 3) each."""
+
+    movement: float
+    frame: int
+    source: Picture
+    driving: Picture
+    ours: Picture
+
+
+class Results:
+    """The results of one evaluation in its folder.
+
+    Args:
+        out: the folder, made if missing.
+        settings: everything that decides the numbers; clips scored with others are scored again.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
+        self.out = make_folder(out)
+        for name in REPORTS:
+            check_output(self.out / name)
+        text = json.dumps(strict(dict(settings)), sort_keys=True, default=str)
+        self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def has(self, key: str) -> bool:
+        """Whether a clip has been scored with these settings."""
+        return self._read(key) is not None
+
+    def write(self, result: ClipResult, scores: ClipScores, shown: Shown | None) -> None:
+        """Keep one clip."""
+        folder = self._folder(result.key)
+        shutil.rmtree(folder, ignore_errors=True)
+        make_folder(folder)
+        write_bytes(folder / "strip.webp", encode_webp(scores.strip))
+        from safetensors.numpy import save
+
+        arrays = {f"{measure}/{m}": values for measure, by in scores.features.items() for m, values in by.items()}
+        write_bytes(folder / "features.safetensors", save(arrays))
+        value: dict[str, Any] = {"settings": self.digest, "result": asdict(result)}
+        if shown is not None:
+            write_still(folder / "case.png", np.concatenate([shown.source, shown.driving, shown.ours], axis=1))
+            value["shown"] = {"movement": shown.movement, "frame": shown.frame}
+        write_bytes(folder / "scores.json", (json.dumps(strict(value), indent=1) + "\n").encode())
+
+    def result(self, key: str) -> ClipResult:
+        """One clip's figures."""
+        value = self._read(key)
+        if value is None:
+            raise InputError(f"{self._folder(key)} does not hold the scores of this evaluation; evaluate again")
+        return clip_result(value["result"])
+
+    def strip(self, key: str) -> bytes:
+        """One clip's strip, a WebP file."""
+        return (self._folder(key) / "strip.webp").read_bytes()
+
+    def finish(
+        self,
+        keys: Sequence[str],
+        build: Callable[[tuple[ClipResult, ...], dict[str, dict[str, float]], tuple[dict[str, str], ...]], R],
+        overall: Sequence[Measure] = (),
+        previous: Report | None = None,
+    ) -> R:
+        """Put the clips together: Fréchet distances, sheet, report in all its forms.
+
+        Args:
+            keys: of the clips, in order.
+            build: results, figures of the whole, and the sheet's credits to the report.
+            overall: the measures of the whole.
+            previous: an earlier run that the page compares this one with.
+        """
+        clips = tuple(self.result(key) for key in keys)
+        gallery = Gallery(publishable_only=False)  # who may not be shown has left no case
+        for clip in clips:
+            self._offer(gallery, clip)
+        distances = self._distances(keys, overall)
+        report = build(clips, distances, tuple(case.credit for case in gallery.cases))
+        strips = {clip.key: self.strip(clip.key) for clip in report.worst_first()[:WORST]}
+        (self.out / "sheet.png").unlink(missing_ok=True)
+        if gallery.cases:
+            write_sheet(self.out / "sheet.png", *sheet_rows(gallery.cases))
+        write_bytes(self.out / "report.html", page(report, strips, previous=previous).encode())
+        write_bytes(self.out / "report.md", report.markdown().encode())
+        write_bytes(self.out / "report.json", report.to_json().encode())
+        return report
+
+    def _folder(self, key: str) -> Path:
+        return self.out / "clips" / key
+
+    def _read(self, key: str) -> dict[str, Any] | None:
+        try:
+            value = json.loads((self._folder(key) / "scores.json").read_text(encoding="utf-8"))
+            return dict(value) if value["settings"] == self.digest else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def _offer(self, gallery: Gallery, clip: ClipResult) -> None:
+        shown = (self._read(clip.key) or {}).get("shown")
+        if shown is None:
+            return
+        pictures = np.split(read_image(self._folder(clip.key) / "case.png"), 3, axis=1)
+        gallery.offer(
+            Case(
+                clip.key,
+                clip.person,
+                clip.terms,
+                clip.origin,
+                float(shown["movement"]),
+                int(shown["frame"]),
+                *(np.ascontiguousarray(picture) for picture in pictures),
+            )
+        )
+
+    def _distances(self, keys: Sequence[str], overall: Sequence[Measure]) -> dict[str, dict[str, float]]:
+        """Method to Fréchet distances, from the sampled frames of all clips."""
+        from safetensors.torch import load_file
+
+        moments: dict[str, Moments] = {}
+        for key in keys:
+            for name, values in load_file(self._folder(key) / "features.safetensors").items():
+                moments.setdefault(name, Moments(values.shape[1])).add(values)
+        out: dict[str, dict[str, float]] = {}
+        for name, found in moments.items():
+            measure, method = name.split("/", 1)
+            if method != "target":
+                out.setdefault(method, {})[measure] = frechet_distance(found, moments[f"{measure}/target"])
+        known = {measure.name for measure in overall}
+        return {method: {m: value for m, value in by.items() if m in known} for method, by in out.items()}
+
+
+def threads_for(workers: int) -> None:
+    """Share the processor among processes, each of which would otherwise take all of it."""
+    if workers > 1:
+        torch.set_num_threads(max(1, torch.get_num_threads() // workers))

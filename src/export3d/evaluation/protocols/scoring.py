@@ -1,0 +1,366 @@
+"""Scores of one clip: pictures that some methods made, against the true ones, every measure at once.
+
+Frames come in chunks of consecutive ones. What is seen in the true pictures (landmarks, expression, identity) is read
+once and shared by all methods. Only numbers are kept, and the few pictures that a strip shows: memory depends neither
+on the length of a clip nor on how many there are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export3d.errors import ConfigError
+from export3d.evaluation.measures import temporal
+from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
+from export3d.evaluation.measures.frechet import FrechetFeatures, load_features, sample_rows
+from export3d.evaluation.measures.identity import PACKAGED
+from export3d.evaluation.measures.image import PSNR, SSIM, Measure, Metric, lpips
+from export3d.evaluation.measures.temporal import Flicker
+from export3d.face.crop import CROP_SIZE
+from export3d.image import contact_sheet, resize, to_tensor, to_uint8
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+Picture = NDArray[np.uint8]
+Frames = NDArray[np.uint8]
+Rows = NDArray[np.int64]
+
+CHUNK = 64
+"""Frames that are driven, read and scored together."""
+_STRIP_ROWS = 3
+_STRIP_SIZE = 160
+_TORCH_BATCH = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """What is measured, and by which networks.
+
+    Attributes:
+        truth: whether the driving frames are the true pictures; without it (another person drives) only identity,
+            expression, pose and movement are measured.
+        backbone: of LPIPS: `alex`, `squeeze`, `vgg16`, `none`; `auto` is `alex` where its weights are at hand (a file
+            given or torchvision installed), else none.
+        backbone_file, heads_file: its weights, see `metrics.lpips`.
+        faces: also measure landmarks, expression, pose and identity, and the Fréchet distance.
+        landmarks: detector behind AKD, see `face_metrics.load_landmarks`.
+        expression: what reads expressions and poses, see `face_metrics.FaceScorer`.
+        identity: descriptors behind CSIM, see `identity.load_identity`.
+        frechet: backbones of the Fréchet distance, see `frechet.load_features`; None takes the packaged identity
+            descriptor, where it is among the identities, and the backbone of LPIPS.
+    """
+
+    truth: bool = True
+    backbone: str = "auto"
+    backbone_file: Path | None = None
+    heads_file: Path | None = None
+    faces: bool = True
+    landmarks: str | Path = "mediapipe"
+    expression: str | Path = "arkit52"
+    identity: tuple[str | Path, ...] = (PACKAGED,)
+    frechet: tuple[str, ...] | None = None
+
+    @property
+    def perceptual(self) -> str | None:
+        """The backbone of LPIPS; None where LPIPS is left out.
+
+        Raises:
+            ConfigError: weights for no backbone.
+        """
+        if not self.truth:
+            return None
+        if self.backbone == "none" and (self.backbone_file is not None or self.heads_file is not None):
+            raise ConfigError("--backbone none takes no weights; leave out --backbone-file and --heads-file")
+        if self.backbone == "auto":
+            return "alex" if self.has_backbone else None
+        return None if self.backbone == "none" else self.backbone
+
+    def image_metrics(self, device: torch.device | str = "cpu") -> tuple[Metric, ...]:
+        """PSNR, SSIM, and LPIPS where it is wanted and can be had; none without truth.
+
+        Raises:
+            CheckpointError, ConfigError: see `metrics.lpips`.
+        """
+        if not self.truth:
+            return ()
+        name = self.perceptual
+        return (PSNR, SSIM) if name is None else (PSNR, SSIM, lpips(name, self.backbone_file, self.heads_file, device))
+
+    def features(self, device: torch.device | str = "cpu") -> tuple[FrechetFeatures, ...]:
+        """What describes pictures for the Fréchet distance; nothing without faces."""
+        names = self.frechet
+        if names is None:
+            own = [PACKAGED] if PACKAGED in self.identity else []
+            names = (*own, *([] if self.perceptual is None else [self.perceptual]))
+        return tuple(load_features(n, self.backbone_file, device) for n in dict.fromkeys(names)) if self.faces else ()
+
+    @property
+    def has_backbone(self) -> bool:
+        """Whether weights of LPIPS are given or installed."""
+        from importlib.util import find_spec
+
+        given = self.backbone_file is not None or self.heads_file is not None
+        return given or find_spec("torchvision") is not None
+
+
+@dataclass(frozen=True, eq=False)
+class Chunk:
+    """Some driven frames of a clip.
+
+    Attributes:
+        rows: (N,) their numbers in the clip, rising.
+        targets: (N, R, R, 3) uint8.
+        predictions: method to (N, R, R, 3) uint8.
+    """
+
+    rows: Rows
+    targets: Frames
+    predictions: Mapping[str, Frames]
+
+
+@dataclass(frozen=True, eq=False)
+class ClipScores:
+    """What was found in one clip.
+
+    Attributes:
+        scores: method to measure to the mean over the frames where it is defined (NaN where it is nowhere).
+        frames: scored.
+        worst: number of the frame with the first method's lowest PSNR; -1 without truth.
+        strip: (H, W, 3) uint8: source, driving and every method, at three frames and the worst.
+        features: Fréchet distance to method (and "target") to (N, D) float32 of the sampled frames.
+        note: anything odd, a sentence.
+    """
+
+    scores: dict[str, dict[str, float]]
+    frames: int
+    worst: int
+    strip: Picture
+    features: dict[str, dict[str, NDArray[np.float32]]]
+    note: str = ""
+
+
+@dataclass
+class _Sums:
+    """One method's running sums of one clip."""
+
+    total: dict[str, float] = field(default_factory=dict)
+    count: dict[str, int] = field(default_factory=dict)
+    movement: Movement = field(default_factory=Movement)
+    flicker: Flicker = field(default_factory=Flicker)
+
+    def add(self, name: str, values: NDArray[np.floating]) -> None:
+        known = values[~np.isnan(values)]
+        self.total[name] = self.total.get(name, 0.0) + float(known.sum())
+        self.count[name] = self.count.get(name, 0) + len(known)
+
+    def means(self) -> dict[str, float]:
+        return {name: self.total[name] / n if (n := self.count[name]) else math.nan for name in self.total}
+
+
+class ClipScorer:
+    """Scores clips one after another; close it, or use it in a `with` statement.
+
+    Args:
+        scoring: what to measure.
+        device: where image metrics are computed; faces are read on the processor.
+
+    Raises:
+        CheckpointError, ConfigError, MissingExtra: networks that cannot be had.
+    """
+
+    def __init__(self, scoring: Scoring, device: torch.device | str = "cpu") -> None:
+        self.scoring = scoring
+        self._device = torch.device(device)
+        self._metrics = scoring.image_metrics(device)
+        self._features = scoring.features(device)
+        self._faces = FaceScorer(scoring.landmarks, scoring.identity, scoring.expression) if scoring.faces else None
+
+    def __enter__(self) -> ClipScorer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the tracker."""
+        if self._faces is not None:
+            self._faces.close()
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What is measured of a clip, in the order of the tables."""
+        plain = tuple(Measure(m.name, m.title, m.higher_is_better, m.digits, m.definition) for m in self._metrics)
+        if self._faces is None:
+            return plain
+        seen = tuple(m for m in self._faces.measures if self.scoring.truth or m.name != "akd")
+        return (*plain, *seen, *temporal.MEASURES)
+
+    @property
+    def overall_measures(self) -> tuple[Measure, ...]:
+        """What is measured of a whole split."""
+        return tuple(features.measure for features in self._features)
+
+    @property
+    def description(self) -> dict[str, str]:
+        """The networks, for reports."""
+        return {} if self._faces is None else self._faces.description
+
+    @torch.inference_mode()
+    def score(
+        self,
+        name: str,
+        source: Picture,
+        chunks: Iterable[Chunk],
+        frames: int,
+        progress: Callable[[int], None] | None = None,
+    ) -> ClipScores:
+        """Score one clip.
+
+        Args:
+            name: how messages call it.
+            source: (R, R, 3) uint8.
+            chunks: the driven frames, at most `CHUNK` at a time, every chunk with the same methods.
+            frames: how many there will be.
+            progress: called with the number of frames done.
+        """
+        sums: dict[str, _Sums] = {}
+        features: dict[str, dict[str, list[Tensor]]] = {f.name: {} for f in self._features}
+        sampled = np.zeros(max(frames, 1), dtype=bool)
+        sampled[sample_rows(frames)] = True
+        shown = _shown(frames)
+        strip: dict[int, list[Picture]] = {}
+        worst, worst_db, worst_row = -1, math.inf, list[Picture]()
+        own = None if self._faces is None else self._faces.read(enlarged(source[None]), f"the source of {name}")
+        done = 0
+        for chunk in chunks:
+            order = done + np.arange(len(chunk.rows))
+            target = to_tensor(chunk.targets)
+            seen = self._read(chunk.targets, f"the driving frames of {name}")
+            chosen = sampled[order]
+            self._sample(features, "target", target, seen, chosen)
+            first = next(iter(chunk.predictions))
+            images = {method: to_tensor(pictures) for method, pictures in chunk.predictions.items()}
+            values = self._image_scores(images, target)
+            for method, pictures in chunk.predictions.items():
+                kept = sums.setdefault(method, _Sums())
+                for metric, found in values[method].items():
+                    kept.add(metric, found)
+                if self._faces is not None and seen is not None and own is not None:
+                    read = self._read(pictures, f"{method} of {name}")
+                    assert read is not None
+                    for measure, found in self._faces.frame_scores(read, seen, own).items():
+                        kept.add(measure, found)
+                    kept.movement.add(read, seen)
+                    scale = chunk.targets.shape[1] / CROP_SIZE
+                    kept.flicker.add(chunk.rows, chunk.targets, pictures, seen.landmarks * scale)
+                    self._sample(features, method, images[method], read, chosen)
+            if PSNR.name in values[first]:
+                at = int(values[first][PSNR.name].argmin())
+                lowest = float(values[first][PSNR.name][at])
+                if lowest < worst_db or worst < 0:
+                    worst_db, worst, worst_row = lowest, int(chunk.rows[at]), _strip_row(source, chunk, at)
+            for at, number in enumerate(order):
+                if int(number) in shown:
+                    strip[int(chunk.rows[at])] = _strip_row(source, chunk, at)
+            done += len(chunk.rows)
+            if progress is not None:
+                progress(done)
+        if worst >= 0:
+            strip[worst] = worst_row
+        scores = {method: self._means(kept) for method, kept in sums.items()}
+        return ClipScores(
+            scores,
+            done,
+            worst,
+            _draw_strip(strip, worst, tuple(sums)),
+            {f.measure.name: _joined(features[f.name]) for f in self._features},
+            "" if own is None or own.found[0] else "no face was found in the source: CSIM is not defined",
+        )
+
+    def _read(self, pictures: Frames, name: str) -> Reading | None:
+        return None if self._faces is None else self._faces.read(enlarged(pictures), name)
+
+    def _image_scores(self, images: Mapping[str, Tensor], target: Tensor) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Method to metric to (N,)."""
+        found: dict[str, dict[str, list[Tensor]]] = {name: {m.name: [] for m in self._metrics} for name in images}
+        for start in range(0, len(target), _TORCH_BATCH):
+            part = slice(start, start + _TORCH_BATCH)
+            for metric in self._metrics:
+                score = metric.against(target[part].to(self._device))
+                for name, made in images.items():
+                    found[name][metric.name].append(score(made[part].to(self._device)).double().cpu())
+        return {name: {m: torch.cat(parts).numpy() for m, parts in by.items()} for name, by in found.items()}
+
+    def _sample(
+        self,
+        features: dict[str, dict[str, list[Tensor]]],
+        method: str,
+        images: Tensor,
+        read: Reading | None,
+        chosen: NDArray[np.bool_],
+    ) -> None:
+        """Keep features of the frames that enter the Fréchet distance."""
+        for backbone in self._features:
+            kept = features[backbone.name].setdefault(method, [])
+            own = None if read is None else read.identity.get(backbone.name)
+            if own is not None:
+                rows = chosen & ~np.isnan(own).any(axis=1)
+                kept.append(torch.from_numpy(own[rows]).float())
+            elif chosen.any():
+                kept.append(backbone(images[torch.from_numpy(chosen)].to(self._device)).cpu())
+
+    def _means(self, kept: _Sums) -> dict[str, float]:
+        found = kept.means()
+        if self._faces is not None:
+            found |= kept.movement.result() | kept.flicker.result()
+        return {measure.name: found.get(measure.name, math.nan) for measure in self.measures}
+
+
+def _joined(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, NDArray[np.float32]]:
+    return {name: torch.cat(list(of)).numpy() for name, of in parts.items() if of}
+
+
+def clip_strip(source: Picture, clip: Chunk, worst: int) -> Picture:
+    """The strip of a clip that is one chunk, as `ClipScores` has it; `worst`: the place of a frame in the chunk."""
+    rows = {int(clip.rows[at]): _strip_row(source, clip, at) for at in _shown(len(clip.rows)) | {worst}}
+    return _draw_strip(rows, int(clip.rows[worst]), tuple(clip.predictions))
+
+
+def enlarged(pictures: Frames) -> list[Picture]:
+    """(N, R, R, 3) to N pictures (256, 256, 3), the size at which faces are read."""
+    if pictures.shape[1] == CROP_SIZE:
+        return list(pictures)
+    return list(to_uint8(resize(to_tensor(pictures), CROP_SIZE)))
+
+
+def _shown(frames: int) -> set[int]:
+    """Places of the frames that a strip shows."""
+    return set(((np.arange(_STRIP_ROWS) + 0.5) / _STRIP_ROWS * frames).astype(int).tolist())
+
+
+def _strip_row(source: Picture, chunk: Chunk, at: int) -> list[Picture]:
+    """Source, driving frame and every method's, small."""
+    pictures = np.stack([source, chunk.targets[at], *(frames[at] for frames in chunk.predictions.values())])
+    return list(to_uint8(resize(to_tensor(pictures), min(_STRIP_SIZE, pictures.shape[1]))))
+
+
+def _draw_strip(rows: Mapping[int, Sequence[Picture]], worst: int, methods: Sequence[str]) -> Picture:
+    """Rows of pictures with headings, in the order of the frames."""
+    labels = []
+    for number in sorted(rows):
+        driving = f"frame {number}{' (worst)' if number == worst else ''}"
+        labels.append(["source", driving, *methods])
+    return contact_sheet([rows[number] for number in sorted(rows)], labels)

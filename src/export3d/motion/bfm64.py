@@ -1,0 +1,160 @@
+"""Reads Deep3DFaceRecon coefficient files (64 BFM expression coefficients) as motion."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d import camera as cameras
+from export3d import files
+from export3d.errors import BadMotionFile, InputError, MissingExtra, ShapeError
+from export3d.motion.motion import MAX_FRAMES, Motion, check_sane
+
+Array = NDArray[np.floating]
+
+_BFM_LAYOUT = {"exp": slice(80, 144), "angle": slice(224, 227), "trans": slice(254, 257)}
+_BFM_WIDTHS = {"exp": 64, "angle": 3, "trans": 3}
+_BFM_CM = 10.0
+"""Centimetres in a unit of the model."""
+_BFM_CAMERA_DISTANCE = 10.0
+_MESH_ORIGIN_IN_BFM = np.array([0.0, 0.0, -0.207])
+"""The canonical mesh's origin in the model's coordinates: the mean offset between the model's five standard points
+(eyes, nose tip, mouth corners) and the same points of the mesh is (0, 0, 2.07) cm."""
+_NOSE_TIP = np.array([0.0, -0.4632, 7.5866]) * [1, -1, -1] * cameras.UNITS_PER_CM
+_FLIP = np.diag([1.0, -1.0, -1.0])
+
+
+def load_bfm64(path: str | os.PathLike[str], fps: float = 25.0) -> Motion:
+    """Motion in the paper's own expression space, from Deep3DFaceRecon coefficients.
+
+    Args:
+        path: a `.mat` or `.npz` file with either one array (T, 257) under any name, laid out as identity 80,
+            expression 64, texture 80, angle 3, lighting 27, translation 3, or arrays `exp` (T, 64), `angle` (T, 3) and
+            `trans` (T, 3); or a folder of such files, one or more frames each, taken in the order of their names.
+        fps: their frame rate, which the files do not hold.
+
+    The head's angles are taken over as they are. Positions are moved to the face crop of this package, which has a
+    longer lens than the model's (focal 1015 / 224): the median distance becomes `camera.RADIUS`, relative changes of
+    distance and sideways shifts at the head stay, and the median nose tip is centred.
+
+    Raises:
+        BadMotionFile: not such a file. Pickled arrays are refused, not loaded.
+        MissingExtra: a `.mat` file, and scipy is not installed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        names = sorted((p for p in path.iterdir() if p.suffix.lower() in (".mat", ".npz")), key=_natural)
+        if not names:
+            raise BadMotionFile(f"the folder {path} holds no .mat or .npz file; give Deep3DFaceRecon's output folder")
+    else:
+        names = [files.check_input(path, BadMotionFile, "a Deep3DFaceRecon .mat or .npz file")]
+    parts = [_read_bfm(name) for name in names]
+    values = {key: np.concatenate([part[key] for part in parts]) for key in _BFM_WIDTHS}
+    if len(values["exp"]) > MAX_FRAMES:
+        raise BadMotionFile(f"{path} holds {len(values['exp'])} frames, more than {MAX_FRAMES}; split it")
+    try:
+        motion = Motion(
+            values["exp"], _bfm_cameras(values["angle"], values["trans"]), fps, "bfm64", {"file": str(path)}
+        )
+        check_sane(motion)
+    except (InputError, ShapeError) as problem:
+        raise BadMotionFile(f"{path} cannot be used: {problem}; run Deep3DFaceRecon again") from problem
+    return motion
+
+
+def _read_bfm(path: Path) -> dict[str, Array]:
+    """`exp` (T, 64), `angle` (T, 3) and `trans` (T, 3), float64, of one coefficient file."""
+    head = files.sniff(files.check_input(path, BadMotionFile, "a Deep3DFaceRecon .mat or .npz file"))
+    if head[:2] == b"PK":
+        arrays = _read_npz(path)
+    elif head[:10] == b"MATLAB 5.0":
+        arrays = _read_mat(path)
+    elif head[:10] == b"MATLAB 7.3" or head[:4] == b"\x89HDF":
+        raise BadMotionFile(f"{path} is a MATLAB 7.3 file; save it again with `-v7`, or as .npz")
+    else:
+        kind = files.foreign_kind(head) or "something else"
+        raise BadMotionFile(f"{path} is not a .mat or .npz file but {kind}; give Deep3DFaceRecon's own output")
+    if all(name in arrays for name in _BFM_WIDTHS):
+        parts = {name: np.asarray(arrays[name]).reshape(-1, width) if np.size(arrays[name]) % width == 0 else None
+                 for name, width in _BFM_WIDTHS.items()}  # fmt: skip
+    else:
+        whole = [np.atleast_2d(a) for a in arrays.values() if a.ndim in (1, 2) and a.shape[-1] == 257]
+        if len(whole) != 1:
+            raise BadMotionFile(
+                f"{path} holds no coefficients of the 257 layout (found {', '.join(sorted(arrays)) or 'no arrays'}); "
+                "save one (T, 257) array, or exp, angle and trans"
+            )
+        parts = {name: whole[0][:, columns] for name, columns in _BFM_LAYOUT.items()}
+    lengths = {len(part) if part is not None else -1 for part in parts.values()}
+    if len(lengths) != 1 or lengths & {-1, 0}:
+        raise BadMotionFile(f"{path}: save exp, angle and trans as (T, 64), (T, 3) and (T, 3) with one T")
+    return {name: np.asarray(part, dtype=np.float64) for name, part in parts.items()}
+
+
+def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+    import zipfile
+
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if sum(entry.file_size for entry in archive.infolist()) > MAX_FRAMES * 4096:
+                raise BadMotionFile(f"{path} would unpack to more than 4 GB; split it")
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+    except BadMotionFile:
+        raise
+    except Exception as problem:  # zipfile, zlib, struct and NumPy each have their own errors
+        raise BadMotionFile(
+            f"{path} cannot be read ({files.reason(problem)}); save it again with numpy.savez"
+        ) from problem
+    return {name: value for name, value in arrays.items() if _is_real(value)}
+
+
+def _read_mat(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        from scipy.io import loadmat
+    except ImportError as problem:
+        raise MissingExtra("bfm", "scipy") from problem
+    try:
+        content = loadmat(str(path), struct_as_record=True, chars_as_strings=False)
+    except Exception as problem:  # scipy raises whatever the broken bytes lead to
+        raise BadMotionFile(f"{path} cannot be read ({files.reason(problem)}); save it again, or as .npz") from problem
+    return {name: value for name, value in content.items() if _is_real(value)}
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+
+
+def _bfm_cameras(angle_rad: Array, trans: Array) -> Array:
+    """Deep3DFaceRecon's angle (T, 3) in radians and translation (T, 3) to camera labels (T, 25).
+
+    The model puts p at Rz Ry Rx p + t in axes x right, y up, z to the viewer, seen from z = 10.
+    """
+    x, y, z = np.moveaxis(np.asarray(angle_rad, dtype=np.float64), -1, 0)
+    zero = np.zeros_like(x)
+    model = np.broadcast_to(np.eye(3), (len(x), 3, 3))
+    for yaw, pitch, roll in ((zero, zero, z), (-y, zero, zero), (zero, -x, zero)):  # Rz, Ry, Rx: one axis at a time
+        model = model @ cameras.head_rotation(np.degrees(np.stack([yaw, pitch, roll], axis=-1)))
+    rotation = _FLIP @ model @ _FLIP
+    origin = (model @ _MESH_ORIGIN_IN_BFM + trans) @ _FLIP + [0.0, 0.0, _BFM_CAMERA_DISTANCE]
+    position = origin * _BFM_CM * cameras.UNITS_PER_CM
+    distance = float(np.median(position[:, 2]))
+    if distance <= 0.0:
+        raise InputError("its translations put the head behind the camera")
+    position[:, 2] *= cameras.RADIUS / distance
+    nose = rotation @ _NOSE_TIP + position
+    position[:, :2] -= np.median(nose[:, :2] / nose[:, 2:], axis=0) * nose[:, 2:]
+    cam2world = np.tile(np.eye(4), (len(rotation), 1, 1))
+    cam2world[:, :3, :3] = np.swapaxes(rotation, -1, -2)
+    cam2world[:, :3, 3] = -(cam2world[:, :3, :3] @ position[..., None])[..., 0]
+    return cameras.pack(cam2world, np.tile(cameras.default_intrinsics(), (len(rotation), 1, 1)))
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """Sort key in which frame 10 follows frame 9."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", path.name)]

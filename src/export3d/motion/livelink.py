@@ -1,0 +1,213 @@
+"""Recordings of Apple's face tracking: the CSV files of the Live Link Face app (Epic Games, ARKit mode).
+
+One row a frame: a timecode, a count, the 52 ARKit scores and nine angles in radians. The file does not say how fast it
+was recorded; that is read off its timecodes. docs/conventions.md holds the layout, the axes and the signs. The eyes'
+angles are left out: the scores `eyeLook...` already say where the eyes look.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d import camera as cameras
+from export3d import files
+from export3d.errors import BadMotionFile
+from export3d.motion.arkit import ARKIT52
+from export3d.motion.motion import MAX_FPS, MAX_FRAMES, Motion
+
+Array = NDArray[np.floating]
+
+HEAD = ("HeadYaw", "HeadPitch", "HeadRoll")
+"""Columns of the head's angles: radians about ARKit's y, x and z axis."""
+CLOCKS = (24, 25, 30, 60)
+"""Frames in a second of timecode; the smallest that fits is taken."""
+APP_CLOCK = 60
+"""The app's default, for takes that lie within one second and so cannot tell."""
+RATES = (24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 48.0, 50.0, 60000 / 1001, 60.0)
+"""Frame rates that a measured one is rounded to when it is within `RATE_TOLERANCE` of it."""
+RATE_TOLERANCE = 4e-4
+OVERSHOOT = 0.5
+"""Scores may leave 0..1 by this much and are clipped; beyond, the numbers are of another kind."""
+
+_COUNT = "blendshapecount"
+_SCORES = tuple(name[0].upper() + name[1:] for name in ARKIT52)
+_TIMECODE = re.compile(r"\s*(\d{1,2}):(\d{1,2}):(\d{1,2})[:;](\d{1,3}(?:\.\d*)?)\s*")
+_DAY_S = 24 * 3600.0
+_REMEDY = "export the take's .csv from the Live Link Face app, recorded in its Live Link (ARKit) mode"
+
+
+def load_live_link_face(path: str | os.PathLike[str]) -> Motion:
+    """Read a recording of the Live Link Face app.
+
+    Frames that the app dropped, and rows in which it saw no face (a count of 0), are bridged in a straight line; of
+    rows with one timecode the first counts. Columns are found by name, in any order and case.
+
+    Args:
+        path: the take's `.csv`.
+
+    Returns:
+        `arkit52` motion at the recording's own rate. The head turns about its origin at the default camera's distance
+        (`camera.RADIUS`); a take without head rotation (its columns are 0) looks straight ahead.
+
+    Raises:
+        BadMotionFile: anything else; the message names the line and the column.
+    """
+    path = files.check_input(path, BadMotionFile, "a Live Link Face .csv file")
+    head = files.sniff(path, 1 << 16)
+    foreign = files.foreign_kind(head)
+    if foreign or b"\n" not in head:
+        raise BadMotionFile(f"{path} is not a Live Link Face .csv file but {foreign or 'holds no lines'}; {_REMEDY}")
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as text:
+            clocks, values = _read(path, csv.reader(text))
+    except (UnicodeDecodeError, csv.Error) as problem:
+        raise BadMotionFile(f"{path} is not a text file in UTF-8 ({files.reason(problem)}); {_REMEDY}") from problem
+    times = _seconds(path, clocks)
+    kept = np.diff(times, prepend=-1.0) > 0.0
+    times, values = times[kept], values[kept]
+    fps, grid = _grid(path, times)
+    scores, angles = values[:, : len(ARKIT52)], np.unwrap(values[:, len(ARKIT52) :], axis=0)
+    columns = [np.interp(grid, times, column) for column in (*scores.T.clip(0.0, 1.0), *angles.T)]
+    expression, head_rad = np.stack(columns[: len(ARKIT52)], axis=-1), np.stack(columns[len(ARKIT52) :], axis=-1)
+    meta = {"recorded": f"with Live Link Face, {path.name}", "file": str(path)}
+    return Motion(expression, _cameras(head_rad), fps, "arkit52", meta)
+
+
+def _read(path: Path, rows: Iterator[list[str]]) -> tuple[Array, Array]:
+    """(T, 5) line number, hours, minutes, seconds, frame; and (T, 55) scores and head angles."""
+    header = [name.strip().lower() for name in next(rows, [])]
+    wanted = ("Timecode", *_SCORES, *HEAD)
+    missing = [name for name in wanted if name.lower() not in header]
+    if len(missing) > len(wanted) // 2:
+        raise BadMotionFile(
+            f"{path} is not a Live Link Face recording: its first line should read "
+            f"Timecode,BlendShapeCount,EyeBlinkLeft and so on, separated by commas; {_REMEDY}"
+        )
+    if missing:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise BadMotionFile(
+            f"{path} lacks {len(missing)} of the columns of a Live Link Face recording ({names}); {_REMEDY}"
+        )
+    for name in wanted:
+        if header.count(name.lower()) > 1:
+            raise BadMotionFile(f"{path} has two columns {name}; {_REMEDY}")
+    places = [header.index(name.lower()) for name in wanted]
+    count = header.index(_COUNT) if _COUNT in header else None
+    clocks: list[list[float]] = []
+    values: list[Array] = []
+    rows_seen = 0
+    for line, row in enumerate(rows, start=2):
+        if not any(cell.strip() for cell in row):
+            continue
+        rows_seen += 1
+        if len(row) != len(header):
+            raise BadMotionFile(
+                f"{path}, line {line}: {len(row)} cells under {len(header)} column names, "
+                "so the line is cut off or damaged; copy the file again"
+            )
+        if count is not None and row[count].strip() == "0":
+            continue
+        if len(values) == MAX_FRAMES:
+            raise BadMotionFile(f"{path} holds more than {MAX_FRAMES} rows; split it")
+        time = _TIMECODE.fullmatch(row[places[0]])
+        if time is None:
+            raise BadMotionFile(
+                f"{path}, line {line}, column Timecode: {_shown(row[places[0]])} is not of the form "
+                f"hours:minutes:seconds:frame (11:54:29:19.804); {_REMEDY}"
+            )
+        clocks.append([float(line), *(float(part) for part in time.groups())])
+        values.append(_numbers(f"{path}, line {line}", wanted[1:], [row[place] for place in places[1:]]))
+    if not values:
+        raise BadMotionFile(f"{path} has {'no row with a face' if rows_seen else 'a header and no rows'}; {_REMEDY}")
+    return np.array(clocks), np.stack(values)
+
+
+def _numbers(where: str, names: tuple[str, ...], cells: list[str]) -> Array:
+    """(55,) the numbers of a row, checked one by one."""
+    numbers = np.empty(len(cells))
+    for k, (name, cell) in enumerate(zip(names, cells)):
+        try:
+            number = float(cell)
+        except ValueError:
+            number = math.nan
+        if not math.isfinite(number):
+            raise BadMotionFile(f"{where}, column {name}: {_shown(cell)} is not a number; repair or remove the line")
+        if name in HEAD and abs(number) > math.pi:
+            raise BadMotionFile(
+                f"{where}, column {name}: {number:g} is not an angle in radians (at most pi); convert degrees first"
+            )
+        if name not in HEAD and not -OVERSHOOT <= number <= 1.0 + OVERSHOOT:
+            raise BadMotionFile(f"{where}, column {name}: {number:g} is far outside 0 to 1; divide percentages by 100")
+        numbers[k] = number
+    return numbers
+
+
+def _shown(cell: str) -> str:
+    return repr(cell.strip()[:20]) if cell.strip() else "an empty cell"
+
+
+def _seconds(path: Path, clocks: Array) -> Array:
+    """(T,) seconds since the first row.
+
+    The frame field counts up to the clock's rate and starts again; its fraction is a part of a frame. A take may cross
+    midnight.
+    """
+    line, hours, minutes, seconds, frame = clocks.T
+    whole = hours * 3600.0 + minutes * 60.0 + seconds
+    highest = float(np.floor(frame).max())
+    if highest >= CLOCKS[-1]:
+        raise BadMotionFile(
+            f"{path}, line {line[np.argmax(frame)]:.0f}, column Timecode: frame {highest:.0f} does not exist at up to "
+            f"{CLOCKS[-1]} frames a second; record with a timecode of 24 to 60 frames a second"
+        )
+    started_again = bool((whole != whole[0]).any())
+    clock = next(rate for rate in CLOCKS if rate > highest) if started_again else APP_CLOCK
+    times = whole + frame / clock
+    times = times + _DAY_S * np.cumsum(np.diff(times, prepend=times[0]) < -_DAY_S / 2)
+    backwards = np.flatnonzero(np.diff(times) < 0.0)
+    if len(backwards):
+        raise BadMotionFile(
+            f"{path}, line {line[backwards[0] + 1]:.0f}, column Timecode: the time goes backwards; "
+            "sort the lines, or cut the file there into two takes"
+        )
+    elapsed: Array = times - times[0]
+    return elapsed
+
+
+def _grid(path: Path, times: Array) -> tuple[float, Array]:
+    """The frame rate of ascending times (T,), and a regular grid (T',) from the first to the last of them."""
+    if len(times) == 1:
+        return float(APP_CLOCK), times
+    step = float(np.median(np.diff(times)))
+    frames = round(float(np.rint(np.diff(times) / step).sum()))
+    fps = frames / float(times[-1])
+    if fps > MAX_FPS or frames >= MAX_FRAMES:
+        raise BadMotionFile(
+            f"{path} would make {frames + 1} frames at {fps:.0f} a second, from timecodes that jump; cut it into takes"
+        )
+    fps = next((rate for rate in RATES if abs(fps / rate - 1.0) < RATE_TOLERANCE), fps)
+    return fps, np.arange(frames + 1) / fps
+
+
+def _cameras(head_rad: Array) -> Array:
+    """The head's angles (T, 3) in radians to camera labels (T, 25) at the default distance.
+
+    ARKit's face has x to the viewer's right, y up, z toward the viewer, and is turned by Ry(yaw) Rx(pitch) Rz(roll).
+    """
+    yaw, pitch, roll = np.degrees(head_rad).T
+    zero = np.zeros_like(yaw)
+    rotation = np.broadcast_to(np.eye(3), (len(yaw), 3, 3))
+    for angles in ((yaw, zero, zero), (zero, -pitch, zero), (zero, zero, -roll)):  # one axis at a time, our signs
+        rotation = rotation @ cameras.head_rotation(np.stack(angles, axis=-1))
+    cam2world = np.tile(np.eye(4), (len(yaw), 1, 1))
+    cam2world[:, :3, :3] = np.swapaxes(rotation, -1, -2)
+    cam2world[:, :3, 3] = -cameras.RADIUS * rotation[:, 2]
+    return cameras.pack(cam2world, np.tile(cameras.default_intrinsics(), (len(yaw), 1, 1)))

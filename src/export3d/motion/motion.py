@@ -1,0 +1,313 @@
+"""Motion: an expression and a camera for each frame, and its file format.
+
+A `.motion` file is a safetensors file: tensors `expression` (T, E) and `camera` (T, 25), float32, with a JSON header
+that holds format, version, fps, expression space and free-text notes. Nothing in it can execute. Expression spaces:
+
+- `arkit52`: the 52 ARKit blendshape scores, 0..1, in the order of `ARKIT52`; what our own tracker gives.
+- `bfm64`: the 64 expression coefficients of the Basel Face Model as Deep3DFaceRecon fits them (the paper's space);
+  read from the user's own coefficient files with `load_bfm64`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d import camera as cameras
+from export3d import files
+from export3d.errors import BadMotionFile, ConfigError, InputError, ShapeError
+from export3d.motion.arkit import ARKIT52, COLUMNS, columns_of
+
+log = logging.getLogger(__name__)
+
+Array = NDArray[np.floating]
+
+
+COLUMNS |= {  # jawLeft and jawRight (mouth, too) are opposites, not the two sides of one score
+    name[:-4].lower(): [ARKIT52.index(name), ARKIT52.index(f"{name[:-4]}Right")]
+    for name in ARKIT52
+    if name.endswith("Left") and name not in ("jawLeft", "mouthLeft")
+}
+
+SPACES: dict[str, int] = {"arkit52": len(ARKIT52), "bfm64": 64}
+"""Expression spaces and the number of values in each."""
+
+FORMAT = "export3d.motion"
+VERSION = "1"
+MAX_FRAMES = 1_000_000
+"""Longest motion that a file may hold (eleven hours at 25 fps)."""
+MAX_HEADER = 1 << 20
+MAX_EXPRESSION = 1e3
+MAX_FPS = 1000.0
+_RESERVED = ("format", "version", "fps", "space")
+
+
+@dataclass(frozen=True, eq=False)
+class Motion:
+    """How a face moves: a value, never changed in place.
+
+    Attributes:
+        expression: (T, E) float32, T at least 1; E is fixed by `space`.
+        camera: (T, 25) float32 camera labels (`export3d.camera`).
+        fps: frames per second; frame k is the state at k / fps seconds.
+        space: a key of `SPACES`.
+        meta: notes that travel with the file, such as where it came from.
+
+    Raises:
+        ShapeError, ConfigError or InputError when the parts do not fit together or hold NaN or infinity.
+
+    >>> still = Motion(np.zeros((50, 52)), np.tile(cameras.Camera.look_at().label, (50, 1)), 25.0, "arkit52")
+    >>> len(still), still.duration_s, len(still[10:20])
+    (50, 2.0, 10)
+    """
+
+    expression: Array
+    camera: Array
+    fps: float
+    space: str = "arkit52"
+    meta: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.space not in SPACES:
+            raise ConfigError(f"unknown expression space {self.space!r}; known are {', '.join(SPACES)}")
+        fps = float(self.fps)
+        if not (math.isfinite(fps) and 0.0 < fps <= MAX_FPS):
+            raise ConfigError(f"fps must be above 0 and at most {MAX_FPS:g}, got {self.fps}")
+        object.__setattr__(self, "fps", fps)
+        object.__setattr__(self, "meta", {str(key): str(value) for key, value in self.meta.items()})
+        for name, width in (("expression", SPACES[self.space]), ("camera", cameras.LABEL_SIZE)):
+            with np.errstate(over="ignore"):  # what does not fit becomes infinity, refused below
+                value = np.array(getattr(self, name), dtype=np.float32)
+            if value.ndim != 2 or value.shape[1] != width or len(value) == 0:
+                raise ShapeError(
+                    f"{name} of {self.space} motion must have shape (T, {width}), T > 0, got {value.shape}"
+                )
+            bad = np.flatnonzero(~np.isfinite(value).all(axis=1))
+            if len(bad):
+                raise InputError(f"{name} holds NaN or infinity in frame {bad[0]} ({len(bad)} of {len(value)} frames)")
+            value.flags.writeable = False
+            object.__setattr__(self, name, value)
+        if len(self.expression) != len(self.camera):
+            raise ShapeError(f"{len(self.expression)} expression frames but {len(self.camera)} camera frames")
+
+    def __len__(self) -> int:
+        return len(self.expression)
+
+    def __getitem__(self, frames: slice | int) -> Motion:
+        """The motion of some frames, `motion[a:b]` or `motion[k]`; raises `IndexError` where nothing would be left."""
+        if not isinstance(frames, slice):
+            k = range(len(self))[frames]
+            frames = slice(k, k + 1)
+        start, stop, step = frames.indices(len(self))
+        if not range(start, stop, step):
+            raise IndexError(f"frames {start}:{stop} are outside a motion of {len(self)} frames")
+        return replace(self, expression=self.expression[frames], camera=self.camera[frames])
+
+    def __eq__(self, other: object) -> bool:
+        """Same frames, rate and space; notes do not count."""
+        if not isinstance(other, Motion):
+            return NotImplemented
+        return (
+            (self.fps, self.space) == (other.fps, other.space)
+            and np.array_equal(self.expression, other.expression)
+            and np.array_equal(self.camera, other.camera)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @property
+    def duration_s(self) -> float:
+        """Length in seconds."""
+        return len(self) / self.fps
+
+    @property
+    def angles_deg(self) -> Array:
+        """(T, 3) yaw, pitch and roll of the head in degrees (`camera.head_angles`)."""
+        return cameras.head_angles(self.camera)
+
+    def scores(self, name: str) -> Array:
+        """(T,) one named ARKit score; `eyeBlink` and the like (no such name) are the mean of left and right.
+
+        Raises `BadMotionFile` in other spaces (they have no names) and `ConfigError` for an unknown name.
+        """
+        self.require_space("arkit52")
+        return np.asarray(self.expression[:, columns_of(name)].mean(axis=1))
+
+    def require_space(self, space: str) -> None:
+        """Raise `BadMotionFile`, naming both spaces, unless this motion is in `space`."""
+        if self.space != space:
+            raise BadMotionFile(
+                f"{self.meta.get('file', 'the motion')} is in expression space {self.space} but {space} is needed; "
+                f"track the driving video again or use weights that were trained on {self.space}"
+            )
+
+    def resampled(self, fps: float) -> Motion:
+        """The same motion at another rate: T fps' / fps frames, rounded, at least one.
+
+        Expressions and head positions are interpolated linearly, rotations along the shortest arc; past the last frame
+        its state is held.
+        """
+        if fps == self.fps:
+            return self
+        fps = replace(self[0], fps=fps).fps
+        count = max(1, round(len(self) * fps / self.fps))
+        where = np.minimum(np.arange(count) * (self.fps / fps), len(self) - 1)
+        before = np.minimum(np.floor(where).astype(int), max(len(self) - 2, 0))
+        after = np.minimum(before + 1, len(self) - 1)
+        weight = where - before
+        expression = _mix(self.expression[before], self.expression[after], weight)
+        camera = _mix_cameras(self.camera[before], self.camera[after], weight)
+        return replace(self, expression=expression, camera=camera, fps=fps)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a `.motion` file: whole or not at all, the same bytes for the same motion.
+
+        Raises `OutputError` where it cannot be written and `ConfigError` when a note uses a reserved name.
+        """
+        clash = sorted(set(self.meta) & set(_RESERVED))
+        if clash:
+            raise ConfigError(f"motion notes may not be called {', '.join(clash)}; rename them")
+        header = {
+            **{key: value for key, value in sorted(self.meta.items()) if key != "file"},
+            "format": FORMAT,
+            "version": VERSION,
+            "fps": repr(self.fps),
+            "space": self.space,
+        }
+        files.write_bytes(path, _safetensors({"expression": self.expression, "camera": self.camera}, header))
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Motion:
+        """Read a `.motion` file.
+
+        The file's name is kept in `meta["file"]` for messages; it is not saved again.
+
+        Raises `BadMotionFile`, with the cause, for anything that is not a complete motion of sane numbers.
+        """
+        path = files.check_input(path, BadMotionFile, "a .motion file")
+        remedy = "make a new one from the driving video"
+        foreign = files.foreign_kind(files.sniff(path))
+        if foreign:
+            raise BadMotionFile(f"{path} is not a .motion file but {foreign}; {remedy}")
+        tensors, header = _read_safetensors(path, remedy)
+        if header.get("format") != FORMAT:
+            raise BadMotionFile(f"{path} is a safetensors file but not a motion (no {FORMAT!r} inside); {remedy}")
+        if header.get("version") != VERSION:
+            raise BadMotionFile(
+                f"{path} is a motion of version {header.get('version')!r} but this program reads {VERSION}; "
+                "update export3d or make a new one"
+            )
+        try:
+            fps = float(header["fps"])
+            meta = {key: value for key, value in header.items() if key not in _RESERVED}
+            motion = cls(tensors["expression"], tensors["camera"], fps, header.get("space", "missing"), meta)
+            check_sane(motion)
+        except KeyError as problem:
+            raise BadMotionFile(f"{path} lacks {problem.args[0]!r}; {remedy}") from problem
+        except (InputError, ShapeError, ConfigError, ValueError) as problem:
+            raise BadMotionFile(f"{path} is damaged: {problem}; {remedy}") from problem
+        return replace(motion, meta={**motion.meta, "file": str(path)})
+
+
+# --- Deep3DFaceRecon coefficients -------------------------------------------------------------------------------------
+
+
+# --- files and numbers ------------------------------------------------------------------------------------------------
+
+
+def _safetensors(tensors: Mapping[str, Array], header: Mapping[str, str]) -> bytes:
+    """The safetensors bytes of float32 tensors; the library's own writer shuffles the header from run to run."""
+    layout: dict[str, Any] = {"__metadata__": dict(header)}
+    data = b""
+    for name, value in tensors.items():
+        raw = np.ascontiguousarray(value, dtype="<f4").tobytes()
+        layout[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        data += raw
+    text = json.dumps(layout, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def _read_safetensors(path: Path, remedy: str) -> tuple[dict[str, Array], dict[str, str]]:
+    """The float32 `expression` and `camera` and the notes of a safetensors file, sizes checked before reading."""
+    from safetensors import SafetensorError, safe_open
+
+    size = path.stat().st_size
+    length = int.from_bytes(files.sniff(path, 8), "little")
+    if size < 8 or length > min(MAX_HEADER, size - 8):
+        raise BadMotionFile(f"{path} is not a .motion file, or only its beginning; {remedy}")
+    tensors: dict[str, Array] = {}
+    try:
+        with safe_open(str(path), framework="np") as file:
+            header = dict(file.metadata() or {})
+            for name in ("expression", "camera"):
+                if name not in file.keys():  # noqa: SIM118 - not a dictionary
+                    continue
+                part = file.get_slice(name)
+                shape, kind = part.get_shape(), part.get_dtype()
+                if kind not in ("F16", "F32", "F64"):
+                    raise BadMotionFile(f"{path} holds {name} of type {kind}, not float32; {remedy}")
+                if len(shape) != 2 or shape[0] > MAX_FRAMES or shape[1] > 1024:
+                    raise BadMotionFile(f"{path} holds {name} of absurd shape {tuple(shape)}; {remedy}")
+                tensors[name] = np.asarray(file.get_tensor(name))
+    except (SafetensorError, OSError, ValueError, TypeError) as problem:
+        raise BadMotionFile(f"{path} is not a .motion file, or is damaged; {remedy}") from problem
+    return tensors, header
+
+
+def check_sane(motion: Motion) -> None:
+    """Raise `InputError` for numbers that are finite and still cannot be a face and a camera."""
+    if np.abs(motion.expression).max() > MAX_EXPRESSION:
+        raise InputError(f"expression values above {MAX_EXPRESSION:g}")
+    cam2world, intrinsics = cameras.unpack(motion.camera.astype(np.float64))  # type: ignore[no-untyped-call]
+    rotation = cam2world[:, :3, :3]
+    skewed = np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max(axis=(1, 2)) > 1e-3
+    skewed |= np.linalg.det(rotation) < 0.0
+    skewed |= np.abs(cam2world[:, 3] - [0, 0, 0, 1]).max(axis=1) > 1e-3
+    skewed |= np.abs(cam2world[:, :3, 3]).max(axis=1) > 1e4
+    skewed |= (intrinsics[:, 0, 0] <= 0.0) | (intrinsics[:, 1, 1] <= 0.0)
+    if skewed.any():
+        raise InputError(f"frame {int(np.flatnonzero(skewed)[0])} holds numbers that are not a camera")
+
+
+def _mix(a: Array, b: Array, weight: Array) -> Array:
+    """(T, N) and (T, N) blended by weights (T,), float64; exact where the weight is 0 or both are equal."""
+    a = np.asarray(a, dtype=np.float64)
+    return a + (b - a) * weight[:, None]
+
+
+def _mix_cameras(a: Array, b: Array, weight: Array) -> Array:
+    """Labels (T, 25) between `a` and `b`: rotation on the shortest arc, the head's place in the view on a line."""
+    a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    pose_a, lens_a = cameras.unpack(a)  # type: ignore[no-untyped-call]
+    pose_b, lens_b = cameras.unpack(b)  # type: ignore[no-untyped-call]
+    rotation = pose_a[:, :3, :3] @ _turn(np.swapaxes(pose_a[:, :3, :3], -1, -2) @ pose_b[:, :3, :3], weight)
+    position = _mix(cameras.head_position(a), cameras.head_position(b), weight)
+    pose = pose_a.copy()
+    pose[:, :3, :3] = rotation
+    pose[:, :3, 3] = -(rotation @ position[..., None])[..., 0]
+    lens = _mix(lens_a.reshape(-1, 9), lens_b.reshape(-1, 9), weight).reshape(-1, 3, 3)
+    return cameras.pack(pose, lens)
+
+
+def _turn(rotation: Array, weight: Array) -> Array:
+    """Rotations (T, 3, 3) taken `weight` (T,) of the way about their own axes (Rodrigues)."""
+    vector = np.stack([rotation[:, i, j] - rotation[:, j, i] for i, j in ((2, 1), (0, 2), (1, 0))], axis=-1) / 2
+    sine = np.linalg.norm(vector, axis=-1)
+    angle = np.arctan2(sine, (np.trace(rotation, axis1=1, axis2=2) - 1) / 2)
+    axis = vector / np.maximum(sine, 1e-12)[:, None]
+    cross = np.zeros_like(rotation)
+    for i, j, k in ((2, 1, 0), (0, 2, 1), (1, 0, 2)):
+        cross[:, i, j], cross[:, j, i] = axis[:, k], -axis[:, k]
+    part = (angle * weight)[:, None, None]
+    turned: Array = np.eye(3) + np.sin(part) * cross + (1 - np.cos(part)) * (cross @ cross)
+    return turned

@@ -1,0 +1,60 @@
+"""One process or many: Accelerate, precision, seeds and signals of a training run."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+from export3d.errors import MissingExtra
+
+
+def make_accelerator(cpu: bool) -> Any:
+    try:
+        from accelerate import Accelerator
+    except ImportError as error:
+        raise MissingExtra("train", "accelerate") from error
+    # Autocast is the loop's own, since bf16 needs no gradient scaling. Where there is no GPU, processes only find each
+    # other if the CPU is asked for.
+    return Accelerator(mixed_precision="no", cpu=cpu or not torch.accelerator.is_available())
+
+
+def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
+    return torch.bfloat16 if precision == "bf16" else None
+
+
+def seed_everything(seed: int, rank: int, images_seen: int) -> None:
+    """Seed Python, NumPy and torch (all devices) from one place in the run."""
+    words = np.random.SeedSequence((seed, rank, images_seen)).generate_state(3, np.uint64)
+    random.seed(int(words[0]))
+    np.random.seed(int(words[1]) % 2**32)  # noqa: NPY002  third-party code may draw from the global generator
+    torch.manual_seed(int(words[2]) % 2**63)
+
+
+@contextlib.contextmanager
+def stop_signals(handler: Any) -> Iterator[None]:
+    """Route SIGINT and SIGTERM to `handler`; a second one acts as usual. Only the main thread may do this."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def once(number: int, frame: object) -> None:
+        signal.signal(number, previous[signal.Signals(number)])
+        handler(number, frame)
+
+    for number in previous:
+        signal.signal(number, once)
+    try:
+        yield
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

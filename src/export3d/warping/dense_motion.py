@@ -1,0 +1,100 @@
+"""Which motion every place of a driving frame follows: the face's, the head's, or none (not in the paper).
+
+Landmarks tell where the face goes (`triplane.motion`), cameras where the head goes. Hair goes with the head, a neck by
+half, shoulders as they like, the room stays. Which is which shows only in the picture. As in the first-order motion
+model (Siarohin et al. 2019, its dense motion network) a small network mixes a few candidate flows at each place, from
+the source and from what each candidate makes of it, and adds what none of them tells.
+
+Letters: B batch, K = 4 candidates, H W pixels, G pixels across what the network sees.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export3d.errors import check_shape
+from export3d.image import resize
+from export3d.warping.flow_field import look, pixel_grid
+
+GRID = 64
+"""G, whatever the picture's size: a head should look as large to the network at any."""
+CANDIDATES = ("sheet", "as the head", "as the face", "still")
+"""On the elastic sheet of the landmarks; all turned as the head is; all moved in the plane as the face is; unmoved."""
+_WIDTHS = (48, 64, 96, 128)
+_LAST = 24
+_SHEET = 2.0
+"""How far the sheet leads before training, in logits."""
+
+
+class DenseMotion(nn.Module):
+    """Mixes candidate flows; before training mostly the sheet's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        seen = 5 * len(CANDIDATES) + 3  # three of a picture and two of an offset each; the hints
+        self.fold = nn.Conv2d(4 * seen, _WIDTHS[0], 1)
+        self.down = nn.ModuleList()
+        before = _WIDTHS[0]
+        for width in _WIDTHS:
+            self.down.append(nn.Sequential(_block(before, width), _block(width, width)))
+            before = width
+        self.up = nn.ModuleList()
+        for width in _WIDTHS[-2::-1]:
+            self.up.append(_block(before + width, width))
+            before = width
+        self.last = nn.Conv2d(before + seen, _LAST, 3, padding=1)
+        self.share = nn.Conv2d(_LAST, len(CANDIDATES), 3, padding=1)
+        self.beyond = nn.Conv2d(_LAST, 2, 3, padding=1)
+        for layer in (self.share, self.beyond):
+            nn.init.zeros_(layer.weight)
+            assert layer.bias is not None
+            nn.init.zeros_(layer.bias)
+        assert self.share.bias is not None
+        nn.init.constant_(self.share.bias[:1], _SHEET)
+
+    def forward(self, source: Tensor, flows: Tensor, hints: Tensor) -> Tensor:
+        """Where each pixel comes from.
+
+        Args:
+            source: (B, 3, H, H).
+            flows: (B, K, 2, H, H), in the order of `CANDIDATES`: offsets to the places of the source, x first, in
+                [-1, 1] grid units.
+            hints: (B, 3, H, H), 0 to 1: how far the sheet is stretched, and how near the head is in the driving view
+                and in the source (`triplane.align`).
+
+        Returns:
+            (B, 2, H, H), offsets like the candidates.
+        """
+        batch, size = source.shape[0], source.shape[-1]
+        check_shape(flows, f"{batch} {len(CANDIDATES)} 2 {size} {size}", "flows")
+        seen = self._seen(source, flows, hints)
+        skips = [F.leaky_relu(self.fold(F.pixel_unshuffle(seen, 2)), 0.2)]
+        for step, block in enumerate(self.down):
+            skips.append(block(F.avg_pool2d(skips[-1], 2) if step else skips[-1]))
+        x = skips.pop()
+        for block in self.up:
+            x = block(torch.cat([_twice(x), skips.pop()], dim=1))
+        x = F.leaky_relu(self.last(torch.cat([_twice(x), seen], dim=1)), 0.2)
+        share, beyond = self.share(x).softmax(dim=1), 0.1 * self.beyond(x)
+        share, beyond = (F.interpolate(y, size, mode="bilinear", align_corners=False) for y in (share, beyond))
+        mixed: Tensor = (share.float()[:, :, None] * flows).sum(dim=1) + beyond.float()
+        return mixed
+
+    @staticmethod
+    def _seen(source: Tensor, flows: Tensor, hints: Tensor) -> Tensor:
+        """(B, 23, G, G): the source as each candidate moves it, those that move, the hints, and where each place is."""
+        small = resize(source, GRID)
+        offsets = [resize(flow, GRID) for flow in flows.unbind(1)]
+        views = [look(small, offset) for offset in offsets]
+        where = pixel_grid(GRID, source.device).expand(len(source), -1, -1, -1)
+        return torch.cat([*views, *(4.0 * offset for offset in offsets[:-1]), resize(hints, GRID), where], dim=1)
+
+
+def _block(before: int, after: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.LeakyReLU(0.2))
+
+
+def _twice(x: Tensor) -> Tensor:
+    return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)

@@ -1,0 +1,269 @@
+"""A portrait as one elastic sheet of triangles: what it shows where when its face moves.
+
+The sheet is the face mesh, and rings around it to beyond the picture's edge. Where the face goes the rings follow: near
+its outline as that moves, farther off as the whole face does, ever less, down to nothing. It has no holes, its edge
+stays, and under it lies the picture as it is: whatever moves, everything is covered. Nothing here is learned.
+
+Letters: B sheets, F = 470 vertices of the face, V of the whole sheet, R pixels a side. Places are 0..1 across the
+picture, x first.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from export3d.errors import check_shape
+from export3d.face.landmark_sets import EYE_CORNERS, FACE_OVAL, INNER_LIPS, LOWER_LIDS, UPPER_LIDS
+from export3d.face.mesh import VERTICES, canonical_mesh
+
+_IRISES = (468, 473)
+FACE = (*range(VERTICES), *_IRISES)
+"""Which of the 478 landmarks are the sheet's F vertices of the face: the mesh's, then the middle of each iris."""
+
+_RINGS = tuple(math.exp(math.log(0.02) * (1 - i / 11)) for i in range(12))
+"""Where the rings lie between the face's outline and the sheet's edge."""
+_EDGE = 1.8
+"""Radius of the sheet, in widths of the picture."""
+_REACH = (0.5, 0.25, 0.35)
+"""How far from the outline the head's motion is felt above, beside and below it: where it is 1/e, in face heights.
+
+Close to the best PSNR on training clips.
+"""
+_SLIVER = 1e-8
+"""Triangles of a smaller area, in pictures, are not painted: their texture cannot be told."""
+_JUMP = 1.0 / 64.0
+"""A sheet that jumps by so many widths of the picture from one pixel to the next hides part of itself: an edge.
+
+In small pictures two pixels are no jump.
+"""
+
+
+class Sheet:
+    """Sheets whose faces are at rest at some places of their pictures.
+
+    What the rings follow beyond the similarity that fits the face's motion best fades with the distance as a harmonic
+    function does, the finer the sooner. Where the sheet folds, the face lies over the rings, the inner rings over the
+    outer ones.
+
+    Args:
+        face: (B, F, 2).
+
+    Attributes:
+        source: (B, V, 2) where each vertex is at rest: the face's, the rings', the corners of what lies under them.
+    """
+
+    def __init__(self, face: Tensor) -> None:
+        check_shape(face, f"B {len(FACE)} 2", "face of the sheet")
+        oval = face[:, list(FACE_OVAL)]
+        centre = oval.mean(dim=1, keepdim=True)
+        outward = F.normalize(oval - centre, dim=-1, eps=1e-9)
+        part = face.new_tensor(_RINGS).view(1, -1, 1, 1)
+        rings = oval[:, None] + part * (centre + _EDGE * outward - oval)[:, None]
+        height = (face[:, 10] - face[:, 152]).norm(dim=-1).clamp_min(4e-3)
+        away = (rings - oval[:, None]).norm(dim=-1) / height[:, None, None]
+        above, beside, below = _REACH
+        steep = outward[..., 1].square()
+        reach = torch.where(outward[..., 1] < 0, above, below) * steep + beside * (1.0 - steep)
+        follow = torch.exp(-((away / reach[:, None]).square()))
+        follow[:, -1] = 0.0
+        radius = (rings - centre[:, None]).norm(dim=-1).mean(-1) / (oval - centre).norm(dim=-1).mean(-1, keepdim=True)
+        waves = torch.arange(len(FACE_OVAL), device=face.device)
+        waves = torch.minimum(waves, len(FACE_OVAL) - waves)
+        self._fading = radius.clamp_min(1.0)[..., None] ** -waves
+        self._follow, self._rings, self._face = follow[..., None], rings, face
+        corners = face.new_tensor([[-1.0, -1.0], [2.0, -1.0], [-1.0, 2.0], [2.0, 2.0]])
+        self._corners = corners.expand(len(face), -1, -1)
+        self.source = torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
+
+    def place(self, face: Tensor) -> Tensor:
+        """(B, V, 2) all vertices where those of the face are at (B, F, 2)."""
+        turn, shift = similarity(self._face, face)
+        oval = list(FACE_OVAL)
+        beyond = face[:, oval] - (self._face[:, oval] @ turn + shift)
+        spectrum = torch.fft.fft(beyond, dim=1)[:, None] * self._fading[..., None]
+        faded = torch.fft.ifft(spectrum, dim=2).real
+        with_head = self._rings @ turn[:, None] + shift[:, None] - self._rings
+        rings = self._rings + self._follow * (with_head + faded)
+        return torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
+
+    def look(self, face: Tensor, depth: Tensor, size: int) -> tuple[Tensor, Tensor]:
+        """What the moved sheets show.
+
+        Args:
+            face: (B, F, 2) places of the face's vertices; differentiable.
+            depth: (B, F) smaller is nearer.
+            size: R.
+
+        Returns:
+            (B, R, R, 2) the places at rest that each pixel shows, and (B, R, R) whether it is between the lips.
+        """
+        triangles, mouth = _triangles(face.device)
+        ground = len(triangles) - len(_face_triangles()[0])
+        far = depth[:, triangles[ground:]].mean(dim=-1)
+        order = ground + far.argsort(dim=1, descending=True, stable=True)
+        order = torch.cat([torch.arange(ground, device=face.device).expand(len(face), -1), order], dim=1)
+        source, number = paint(self.place(face), self.source, triangles, order, size)
+        return source, mouth[number]
+
+
+def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Paint triangles over one another in an order, the last one on top.
+
+    Args:
+        places: (B, V, 2) where the vertices are.
+        texture: (B, V, 2) what they carry, linear inside a triangle.
+        triangles: (T, 3), together covering the picture.
+        order: (B, T) numbers of triangles.
+        size: R.
+
+    Returns:
+        (B, R, R, 2) what each pixel centre carries, differentiable in both, and (B, R, R) the number of its triangle.
+    """
+    batch, count = len(places), len(triangles)
+    corners = places[:, triangles].reshape(-1, 3, 2)
+    with torch.no_grad():
+        rank = torch.empty_like(order).scatter_(1, order, torch.arange(count, device=order.device).expand(batch, -1))
+        top = _topmost(corners.detach().float() * size, rank.reshape(-1), batch, size)
+        number = order.gather(1, top)
+    flat = (number + torch.arange(batch, device=number.device)[:, None] * count).view(-1)
+    edge, carried = corners[:, 1:] - corners[:, :1], texture[:, triangles].view(-1, 3, 2)
+    change = carried[:, 1:] - carried[:, :1]
+    area = edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]
+    solid = area.abs() > _SLIVER
+    share = torch.where(solid, 1.0 / torch.where(solid, area, 1.0), 0.0)
+    table = torch.cat(
+        [corners[:, 0], carried[:, 0], (edge * share[:, None, None]).flatten(1), change.flatten(1)], dim=1
+    )
+    x, y, u, v, ax, ay, bx, by, au, av, bu, bv = table.index_select(0, flat).view(batch, size, size, 12).unbind(-1)
+    centre = (torch.arange(size, device=places.device) + 0.5) / size
+    x, y = centre - x, centre[:, None] - y
+    first, second = _within(x * by - y * bx), _within(y * ax - x * ay)
+    shown = torch.stack([u + first * au + second * bu, v + first * av + second * bv], dim=-1)
+    return shown, number.view(batch, size, size)
+
+
+def _within(share: Tensor) -> Tensor:
+    """Shares of a triangle's edges, kept in 0..1: rounding must not leave the triangle. The gradient stays."""
+    return share + (share.clamp(0.0, 1.0) - share).detach()
+
+
+def _topmost(corners: Tensor, rank: Tensor, batch: int, size: int) -> Tensor:
+    """Rank of the last painted triangle at each pixel centre.
+
+    Args:
+        corners: (B T, 3, 2) pixels.
+        rank: (B T,) of each of a picture's triangles, from 0.
+
+    Returns:
+        (B, R R).
+    """
+    edge = corners[:, 1:] - corners[:, :1]
+    solid = (edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]).abs() > _SLIVER * size**2
+    # Every row of pixel centres that a triangle crosses, between its long side and the upper or lower short one.
+    # Neighbours compute their common side from the same two ends, so that no pixel falls between them.
+    downward = corners[..., 1].argsort(dim=1, stable=True)[..., None].expand(-1, -1, 2)
+    (x0, y0), (x1, y1), (x2, y2) = (c.unbind(-1) for c in corners.gather(1, downward).unbind(1))
+    first, end = ((y - 0.5).ceil().clamp(0, size).long() for y in (y0, y2))
+    rows = torch.where(solid, (end - first).clamp_min(0), 0)
+    t = torch.arange(len(corners), device=corners.device).repeat_interleave(rows)
+    row = torch.arange(len(t), device=t.device) - (rows.cumsum(0) - rows - first)[t]
+    y = row + 0.5
+
+    def crossing(xa: Tensor, ya: Tensor, xb: Tensor, yb: Tensor) -> Tensor:
+        slope = (xb - xa) / torch.where(yb > ya, yb - ya, 1.0)
+        return xa[t] + (y - ya[t]) * slope[t]
+
+    one = crossing(x0, y0, x2, y2)
+    other = torch.where(y < y1[t], crossing(x0, y0, x1, y1), crossing(x1, y1, x2, y2))
+    left, right = (
+        (x - 0.5).ceil().clamp(0, size).long() for x in (torch.minimum(one, other), torch.maximum(one, other))
+    )
+    span = right - left
+    picture = torch.div(t, len(corners) // batch, rounding_mode="floor")
+    start = (picture * size + row) * size + left - (span.cumsum(0) - span)
+    number = torch.arange(int(span.sum()), device=t.device)
+    line = torch.arange(len(t), device=t.device).repeat_interleave(span)
+    top = torch.zeros(batch * size * size, dtype=torch.long, device=t.device)
+    top.scatter_reduce_(0, number + start[line], rank[t][line], "amax")
+    return top.view(batch, -1)
+
+
+def show(image: Tensor, lookup: Tensor) -> Tensor:
+    """Pictures as moved sheets show them.
+
+    Args:
+        image: (B, C, H, W), or one for all; its border is repeated beyond it.
+        lookup: (B, R, R, 2) places of it, from `Sheet.look`. What is looked up more densely than it is shown comes in
+            part from the picture at half its size; edges where the sheet jumps are softened.
+
+    Returns:
+        (B, C, R, R).
+    """
+    count = len(lookup)
+    grid = lookup * 2.0 - 1.0
+    fine, coarse = (
+        F.grid_sample(level.expand(count, -1, -1, -1), grid, "bilinear", "border", align_corners=False)
+        for level in (image, F.avg_pool2d(image, 2))
+    )
+    across, down = lookup[:, :, 1:] - lookup[:, :, :-1], lookup[:, 1:] - lookup[:, :-1]
+    a, b = F.pad(across, (0, 0, 0, 1)), F.pad(down, (0, 0, 0, 0, 0, 1))
+    area = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).abs() * image.shape[-1] ** 2
+    picture = fine + (0.5 * area.clamp(1.0, 4.0).log2())[:, None] * (coarse - fine)
+    jump = torch.zeros(lookup.shape[:-1], dtype=torch.bool, device=lookup.device)
+    limit = max(_JUMP, 2.0 / lookup.shape[1])
+    jumps_across, jumps_down = (step.abs().amax(dim=-1) > limit for step in (across, down))
+    jump[:, :, 1:] |= jumps_across
+    jump[:, :, :-1] |= jumps_across
+    jump[:, 1:] |= jumps_down
+    jump[:, :-1] |= jumps_down
+    return torch.where(jump[:, None], softened(picture), picture)
+
+
+def softened(picture: Tensor) -> Tensor:
+    """The mean of 3 x 3 pixels around each, weights 1 2 1; (B, C, H, W) to the same."""
+    channels = picture.shape[1]
+    line = picture.new_tensor([0.25, 0.5, 0.25])
+    kernel = (line[:, None] * line).expand(channels, 1, 3, 3)
+    return F.conv2d(F.pad(picture, (1, 1, 1, 1), "replicate"), kernel, groups=channels)
+
+
+def similarity(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
+    """The turn and scale (B, 2, 2), for rows of points, and the shift (B, 1, 2) nearest to what moves one to other."""
+    a, b = before - before.mean(dim=1, keepdim=True), after - after.mean(dim=1, keepdim=True)
+    size = a.square().sum(dim=(1, 2)).clamp_min(1e-12)
+    cosine = (a * b).sum(dim=(1, 2)) / size
+    sine = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).sum(dim=1) / size
+    turn = torch.stack([cosine, sine, -sine, cosine], dim=-1).view(-1, 2, 2)
+    return turn, after.mean(dim=1, keepdim=True) - before.mean(dim=1, keepdim=True) @ turn
+
+
+@functools.lru_cache(maxsize=1)
+def _face_triangles() -> tuple[list[list[int]], list[bool]]:
+    """The mesh's triangles, each eye's replaced by a fan around its iris; which of them lie between the lips."""
+    kept = [list(map(int, corners)) for corners in canonical_mesh().triangles]
+    for number, ((outer, inner), upper, lower) in enumerate(zip(EYE_CORNERS, UPPER_LIDS, LOWER_LIDS)):
+        loop = [outer, *upper, inner, *reversed(lower)]
+        kept = [corners for corners in kept if not set(corners) <= set(loop)]
+        kept += [[a, b, VERTICES + number] for a, b in zip(loop, loop[1:] + loop[:1])]
+    return kept, [set(corners) <= set(INNER_LIPS) for corners in kept]
+
+
+@functools.lru_cache(maxsize=4)
+def _triangles(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(T, 3) two that cover the picture, the rings' from the outermost inward, the face's; (T,) which are mouth."""
+    count = len(FACE_OVAL)
+    loops = [list(FACE_OVAL)] + [[len(FACE) + ring * count + n for n in range(count)] for ring in range(len(_RINGS))]
+    first = len(FACE) + len(_RINGS) * count
+    cells = [(first, first + 1, first + 2, first + 3)]
+    for inner, outer in zip(loops[-2::-1], loops[:0:-1]):
+        cells += [(outer[n], inner[n], outer[n - count + 1], inner[n - count + 1]) for n in range(count)]
+    ground = [list(corners) for a, b, c, d in cells for corners in ((a, b, c), (d, c, b))]
+    face, mouth = _face_triangles()
+    between = [False] * len(ground) + mouth
+    with torch.inference_mode(False):  # kept for training too, whoever asks first
+        return torch.tensor(ground + face, device=device), torch.tensor(between, device=device)

@@ -1,0 +1,64 @@
+"""Flow fields: lookup, stretch, pixel grids and polygon masks."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def stretch(flow: Tensor) -> Tensor:
+    """How far a flow (B, 2, H, W) in [-1, 1] grid units stretches what it looks up: (B, 1, H, W), 0 to 1.
+
+    1 - det of the lookup's Jacobian, clamped: 0 where the source keeps its area or is compressed, near 1 where a sliver
+    of it covers a large place.
+    """
+    height, width = flow.shape[-2:]
+    padded = F.pad(flow.float(), (1, 1, 1, 1), mode="replicate")
+    across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) * (width / 4.0)
+    down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) * (height / 4.0)
+    area = (1.0 + across[:, :1]) * (1.0 + down[:, 1:]) - across[:, 1:] * down[:, :1]
+    return (1.0 - area).clamp(0.0, 1.0)
+
+
+def pixel_grid(size: int, device: torch.device) -> Tensor:
+    """(1, 2, size, size) centres of a picture's pixels, x first, in [-1, 1] grid units."""
+    centre = (torch.arange(size, device=device) + 0.5) / size * 2.0 - 1.0
+    y, x = torch.meshgrid(centre, centre, indexing="ij")
+    return torch.stack([x, y])[None]
+
+
+def covered(corners: Tensor, size: int) -> Tensor:
+    """The pixels of pictures that polygons cover: (B, N, 2), 0..1, x first, to (B, 1, size, size), 0 or 1.
+
+    By the even-odd rule at the pixels' centres.
+    """
+    centre = (torch.arange(size, device=corners.device) + 0.5) / size
+    x, y = corners.float().unbind(-1)
+    dx, dy = x.roll(-1, 1) - x, y.roll(-1, 1) - y
+    crossed = (y[..., None] > centre) != ((y + dy)[..., None] > centre)  # (B, N, rows): edges that a row's line meets
+    at = x[..., None] + dx[..., None] * (centre - y[..., None]) / torch.where(dy == 0.0, 1.0, dy)[..., None]
+    left = crossed[..., None] & (at[..., None] > centre)
+    return (left.sum(dim=1) % 2).float()[:, None]
+
+
+def look(image: Tensor, flow: Tensor) -> Tensor:
+    """The image (B, C, h, h) looked up beside each pixel, its border repeated.
+
+    Args:
+        flow: (B, 2, H, H), x first, in [-1, 1] grid units.
+
+    Returns:
+        (B, C, H, H).
+    """
+    places = (pixel_grid(flow.shape[-1], flow.device) + flow).permute(0, 2, 3, 1)
+    return F.grid_sample(image.float(), places.float(), padding_mode="border", align_corners=False)
+
+
+def warp(features: Tensor, flow: Tensor) -> Tensor:
+    """Features (B, C, H, W) looked up at their own places plus `flow` (B, 2, H, W), in [-1, 1] grid units."""
+    height, width = features.shape[-2:]
+    flow = flow.float()  # bf16 would round places to an eighth of a pixel
+    identity = torch.eye(2, 3, device=flow.device).expand(flow.shape[0], 2, 3)
+    grid = F.affine_grid(identity, [flow.shape[0], 1, height, width], align_corners=False) + flow.permute(0, 2, 3, 1)
+    return F.grid_sample(features.float(), grid, padding_mode="border", align_corners=False)

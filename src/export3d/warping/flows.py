@@ -1,0 +1,73 @@
+"""From moved landmarks to flows: where plane positions and pixels of the driving frame come from in the source."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from export3d.camera import projected
+from export3d.face.landmark_sets import INNER_LIPS
+from export3d.image import resize
+from export3d.warping.elastic_mesh import FACE, Sheet, similarity
+from export3d.warping.flow_field import covered, look, pixel_grid
+from export3d.warping.landmark_motion import Face
+
+
+def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Tensor:
+    """Where places of the xy plane find their detail on the aligned source.
+
+    Args:
+        points: (B, L, 3) moved landmarks.
+        size: of the grid.
+
+    Returns:
+        (B, 2, size, size) offsets, x first, in the plane's [-1, 1] grid units.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        front = points[:, list(FACE)]
+        here = (front[..., :2] / half_extent + 1.0) / 2.0
+        source, _ = Sheet((face.aligned + 1.0) / 2.0).look(here, front[..., 2], size)
+        return 2.0 * source.permute(0, 3, 1, 2) - 1.0 - pixel_grid(size, points.device)
+
+
+def driving_flow(points: Tensor, face: Face, camera: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Where the pixels of a driving frame come from, once the source's landmarks have moved.
+
+    Args:
+        points: (B, L, 3) moved landmarks.
+        camera: (B, 25) of the wanted views.
+        size: pixels across the frame.
+
+    Returns:
+        Two flows (B, 2, size, size), offsets to places of the source, x first, in [-1, 1] grid units: on the elastic
+        sheet of the landmarks, and on a picture that turns, grows and shifts in its plane as the face does on average.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        places, distance = projected(points[:, list(FACE)], camera)
+        source, _ = Sheet(face.places).look(places, distance, size)
+        here = pixel_grid(size, points.device)
+        sheet = 2.0 * source.permute(0, 3, 1, 2) - 1.0 - here
+        turn, shift = similarity(places, face.places)
+        there = ((here + 1.0) / 2.0).flatten(2).mT @ turn + shift
+        return sheet, 2.0 * there.mT.reshape(-1, 2, size, size) - 1.0 - here
+
+
+@torch.no_grad()
+def openings(points: Tensor, face: Face, camera: Tensor, turned: Tensor) -> Tensor:
+    """Where the mouth is open: the polygon of the inner lips.
+
+    Args:
+        points: (B, L, 3) moved landmarks.
+        camera: (B, 25) of the wanted views.
+        turned: (B, 2, H, H), see `align.turned_flow`.
+
+    Returns:
+        (B, 2, H, H), 0 to 1: in the driving view, and in the source turned as the head is.
+    """
+    size = turned.shape[-1]
+    lips = list(INNER_LIPS)
+    driving = covered(projected(points[:, lips], camera)[0], size // 2)
+    source = look(covered(face.places[:, lips], size // 2), resize(turned, size // 2))
+    masks = torch.cat([driving, source], dim=1)
+    return F.interpolate(masks, size, mode="bilinear", align_corners=False)

@@ -1,0 +1,129 @@
+"""How a face moves with its expression, landmark by landmark (not in the paper).
+
+Where a source's landmarks are is known: the tracker saw them. What is learned is their depth and how they move when one
+expression becomes another, from landmarks alone, in a minute (`training.reconstruction`). From the moved landmarks
+follows where the generator's features of the source go (`plane_flow`) and where in the source the pixels of the driving
+frame come from (`driving_flow`).
+
+Letters: B batch, L = 478 landmarks, F = 470 vertices of the sheet's face, d size of beta'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export3d.errors import check_shape
+from export3d.face.landmark_sets import EYE_CORNERS, IRISES
+from export3d.face.mesh import LANDMARKS, canonical_mesh
+from export3d.warping.average_head import plane_positions
+from export3d.warping.elastic_mesh import FACE
+
+_CODE, _HIDDEN = 32, 128
+_DEPTH_UNIT, _MOTION_UNIT = 0.02, 0.05
+"""Scene units that outputs of about 1 mean: a face's depth differs so far from the average, landmarks move so far."""
+_LEARNED = 0.1
+"""Scene units of differences between faces that are inputs of about 1."""
+
+
+@dataclass(frozen=True)
+class Face:
+    """A source's face, at rest.
+
+    Attributes:
+        beta: (B, d) its own beta'.
+        places: (B, F, 2) where it is in the source, 0..1.
+        aligned: (B, F, 2) where that is on the source turned to face the planes, in their [-1, 1] grid units.
+        points: (B, L, 3) where its landmarks are in the head's own axes, scene units.
+        code: (B, c) what the motion knows of its shape.
+    """
+
+    beta: Tensor
+    places: Tensor
+    aligned: Tensor
+    points: Tensor
+    code: Tensor
+
+    def expand(self, batch: int) -> Face:
+        """One face repeated for a batch; copies nothing."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Face(*(x.expand(batch, *x.shape[1:]) for x in values))
+
+
+class LandmarkMotion(nn.Module):
+    """Depth and motion of a face's landmarks; before training it has the average head's depth and is rigid.
+
+    A landmark moves by f(beta', code) - f(source's beta', code): with its own expression a face is left as it is.
+    """
+
+    average: Tensor
+
+    def __init__(self, embedding: int) -> None:
+        super().__init__()
+        self.gain = embedding**0.5
+        self.shape = nn.Linear(2 * LANDMARKS, _CODE)
+        self.depth = nn.Linear(_CODE, LANDMARKS)
+        self.first = nn.Linear(embedding + _CODE, _HIDDEN)
+        self.second = nn.Linear(_HIDDEN, _HIDDEN)
+        self.out = nn.Linear(_HIDDEN, 3 * LANDMARKS, bias=False)
+        for layer in (self.depth, self.out):
+            nn.init.zeros_(layer.weight)
+        nn.init.zeros_(self.depth.bias)
+        self.register_buffer("average", average_landmarks(), persistent=False)
+
+    def face(self, beta: Tensor, landmarks: Tensor, camera: Tensor, half_extent: float) -> Face:
+        """Faces as their sources show them.
+
+        Args:
+            beta: (B, d) beta' of the sources.
+            landmarks: (B, L, 2), 0..1 across the sources.
+            camera: (B, 25).
+            half_extent: of the planes, scene units.
+        """
+        check_shape(landmarks, f"B {LANDMARKS} 2", "the source's landmarks")
+        with torch.autocast(landmarks.device.type, enabled=False):
+            landmarks, camera, beta = landmarks.float(), camera.float(), beta.float()
+            depth = self.average[:, 2] + _DEPTH_UNIT * self.depth.bias
+            seen = lifted(landmarks, camera, depth)[..., :2] - self.average[:, :2]
+            code = self.shape(seen.flatten(1) / _LEARNED)
+            points = lifted(landmarks, camera, self.average[:, 2] + _DEPTH_UNIT * self.depth(code))
+            places = landmarks[:, list(FACE)]
+            with torch.no_grad():
+                aligned = plane_positions(places, camera, half_extent)
+        return Face(beta, places, aligned, points, code)
+
+    def forward(self, beta: Tensor, face: Face) -> Tensor:
+        """Driving beta' (B, d) and faces to where their landmarks are then (B, L, 3), scene units."""
+        with torch.autocast(beta.device.type, enabled=False):
+            move = self._offsets(beta.float(), face.code) - self._offsets(face.beta, face.code)
+            return face.points + _MOTION_UNIT * move
+
+    def _offsets(self, beta: Tensor, code: Tensor) -> Tensor:
+        x = F.leaky_relu(self.first(torch.cat([self.gain * beta, code], dim=1)), 0.2)
+        out: Tensor = self.out(F.leaky_relu(self.second(x), 0.2))
+        return out.view(-1, LANDMARKS, 3)
+
+
+def average_landmarks() -> Tensor:
+    """(L, 3) the canonical mesh, and all points of the irises midway between the corners of their eyes; scene units."""
+    mesh = torch.from_numpy(canonical_mesh().vertices.copy()).float()
+    irises = [mesh[list(corners)].mean(dim=0).expand(len(iris), -1) for corners, iris in zip(EYE_CORNERS, IRISES)]
+    return torch.cat([mesh, *irises])
+
+
+def lifted(landmarks: Tensor, camera: Tensor, depth: Tensor) -> Tensor:
+    """Points of pictures where their rays reach a depth.
+
+    Args:
+        landmarks: (B, L, 2), 0..1 across the pictures.
+        camera: (B, 25).
+        depth: (L,) or (B, L), z in the head's own axes, scene units.
+
+    Returns:
+        (B, L, 3), scene units.
+    """
+    places = plane_positions(landmarks, camera, 1.0, depth)
+    return torch.cat([places, depth.expand(places.shape[:-1])[..., None]], dim=-1)

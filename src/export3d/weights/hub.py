@@ -1,0 +1,315 @@
+"""The Hugging Face Hub as a source of weights and as a place to push them to (extra `hub`).
+
+A repository has the shape of the folders that `save_pretrained` writes: `model.safetensors`; `config.json`, which is
+its sidecar with the SHA-256; and `README.md`, the model card. Nothing else is downloaded, whatever a repository holds.
+
+The client takes the address of the Hub, the token and its cache from the environment (`HF_ENDPOINT`, `HF_TOKEN`,
+`HF_HOME`, `HF_HUB_OFFLINE`), as for every other package.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from export3d.errors import CheckpointError, ConfigError, Export3DError, MissingExtra, OutputError
+from export3d.files import reason, write_bytes
+from export3d.weights.blob import files_of
+from export3d.weights.file import load_into, load_weights, read_sidecar, save_weights
+from export3d.weights.names import CARD, FILE, card_of, find, look_up
+
+_REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+_RELATIVE_LINK = re.compile(r"!?\[([^\]\n]*)\]\((?!https?://|#|mailto:)[^)\s]*\)")
+_FRONT_MATTER = """---
+license: other
+license_name: not-stated
+library_name: export3d
+pipeline_tag: image-to-video
+tags:
+- portrait-animation
+- arxiv:2404.00636
+---
+"""
+
+
+class HubModel(nn.Module):
+    """A model that is made from a repository of the Hub, from a folder or a name, and saved and pushed as one.
+
+    Attributes:
+        config: the settings that build the model anew; `to_dict` gives them as JSON.
+        info: what the file that the model came from tells of it (counters, provenance); empty for a new model.
+        card: the model card that came with it, Markdown; None where there was none.
+    """
+
+    config: Any
+    info: Mapping[str, Any] = MappingProxyType({})
+    card: str | None = None
+
+    @classmethod
+    def from_config(cls, values: dict[str, Any]) -> Self:
+        """A new model with these settings, the inverse of `config.to_dict`; raises `ConfigError`."""
+        raise NotImplementedError
+
+    @classmethod
+    def from_pretrained(
+        cls, which: Path | str | None = None, *, revision: str | None = None, token: str | None = None
+    ) -> Self:
+        """A trained model on the CPU, in eval mode.
+
+        Args:
+            which: a `.safetensors` file, a folder that `save_pretrained` wrote, a name that `export3d weights` lists,
+                or a repository `owner/name` of the Hugging Face Hub; None for the weights inside the package. What is
+                on the disk goes before the Hub, and only a repository is ever looked for outside.
+            revision: branch, tag or commit of the repository.
+            token: by default `HF_TOKEN` or what `hf auth login` stored.
+
+        Raises:
+            CheckpointError: missing, damaged or of another kind.  ConfigError: a revision of something local.
+            MissingExtra: huggingface_hub is not installed.
+        """
+        return cls.from_file(locate(which, revision, token)[0])
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """The model of one `.safetensors` file with its sidecar; raises `CheckpointError`."""
+        tensors, config, info = load_weights(path)
+        if not isinstance(config.get("model"), dict):
+            raise CheckpointError(f"{path} does not hold an export3d model; its sidecar has no model configuration")
+        try:
+            model = cls.from_config(config["model"])
+        except Export3DError:
+            raise
+        except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+            raise CheckpointError(f"no model can be made of the settings beside {path} ({reason(error)})") from error
+        load_into(model, {name: value.float() for name, value in tensors.items()}, what=str(path))
+        model.info, model.card = info, card_of(path)
+        return model.eval()
+
+    def save_pretrained(
+        self,
+        folder: Path | str,
+        *,
+        card: str | None = None,
+        info: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+        part_size_mb: float | None = None,
+    ) -> Path:
+        """Write a folder of the Hub's shape: `model.safetensors`, `config.json` and the model card `README.md`.
+
+        Args:
+            folder: created if need be.
+            card: the model card, Markdown with YAML front matter. By default a `README.md` that is there stays, and
+                otherwise the one that came with the model, or a short one that says what is not known.
+            info: counters and provenance, by default those that came with the model.
+            dtype, part_size_mb: see `checkpoint.save_weights`.
+
+        Returns:
+            the folder. Raises `OutputError` where it cannot be written.
+        """
+        folder = Path(folder)
+        if folder.suffix == ".safetensors":
+            raise OutputError(f"save_pretrained writes a folder, but {folder} is named like a file; name a folder")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"cannot create the folder {folder}: {reason(error)}; choose another one") from error
+        words = dict(self.info if info is None else info)
+        config = {"model": self.config.to_dict()}
+        save_weights(folder / FILE, self.state_dict(), config, words, dtype=dtype, part_size_mb=part_size_mb)
+        if card is not None or not (folder / CARD).exists():
+            write_bytes(folder / CARD, (card or self.card or self._bare_card(words)).encode())
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool = True,
+        token: str | None = None,
+        revision: str | None = None,
+        commit_message: str = "Upload export3d weights",
+        card: str | None = None,
+        info: Mapping[str, Any] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> str:
+        """Push the model with its card to a repository of the Hugging Face Hub, as one commit.
+
+        Links of the card that lead to files beside it are taken off, since those are not pushed.
+
+        Args:
+            repo_id: `owner/name`; the repository is made if need be.
+            private: make it private; a public repository is then refused rather than published to.
+            token: by default `HF_TOKEN` or what `hf auth login` stored; it needs the right to write.
+            revision: the branch, which must exist; by default main.
+            commit_message: what the history tells of the push.
+            card, info, dtype: see `save_pretrained`.
+
+        Returns:
+            the commit's address.
+
+        Raises:
+            OutputError: no such right, a public repository, or the Hub cannot be reached.
+            MissingExtra: huggingface_hub is not installed.
+        """
+        check_repo_id(repo_id)
+        with tempfile.TemporaryDirectory() as folder:
+            made = self.save_pretrained(folder, card=card, info=info, dtype=dtype)
+            text = (made / CARD).read_text(encoding="utf-8")
+            write_bytes(made / CARD, _RELATIVE_LINK.sub(r"\1", text).encode())
+            return _push(made, repo_id, private, token, revision, commit_message)
+
+    def _bare_card(self, info: Mapping[str, Any]) -> str:
+        count = sum(value.numel() for value in self.parameters())
+        known = json.dumps(dict(info), indent=1, default=str)
+        return (
+            f"{_FRONT_MATTER}\n# Weights for export3d\n\n{count:,} parameters. Load them with "
+            "`Export3D.from_pretrained`.\n\n"
+            f"## Training data\n\nNot stated by those who made these weights. Nothing is known of the terms of the "
+            "data, so use them for research only until they say otherwise.\n\n"
+            "## Intended use\n\nResearch on portrait animation; portraits of people who agreed to it. Not intended: "
+            "making anybody appear to say or do what they did not, without their consent; identification.\n\n"
+            "## Limits\n\nNot stated by those who made these weights.\n\n"
+            f"## What the file tells\n\n```json\n{known}\n```\n"
+        )
+
+
+def is_repo_id(text: str) -> bool:
+    """Whether `text` has the form `owner/name` of a repository of the Hub.
+
+    >>> is_repo_id("owner/name"), is_repo_id("../name"), is_repo_id("a/b/c")
+    (True, False, False)
+    """
+    return bool(_REPO_ID.fullmatch(text)) and len(text) <= 96 and not re.search(r"--|\.\.|\.git$|\.safetensors$", text)
+
+
+def check_repo_id(text: str) -> None:
+    """Raise `ConfigError` unless `text` has the form of a repository's name."""
+    if not is_repo_id(text):
+        raise ConfigError(f"{text!r} is not the name of a Hugging Face repository; it is written owner/name")
+
+
+def locate(
+    which: Path | str | None, revision: str | None = None, token: str | None = None
+) -> tuple[Path, dict[str, str]]:
+    """The file of weights that is meant, fetched from the Hub where it is a repository, and where it came from.
+
+    Args:
+        which, revision, token: see `HubModel.from_pretrained`.
+
+    Returns:
+        the `.safetensors` file, and for a repository `{"installed_from": "owner/name@commit"}`, to be kept in `info`.
+    """
+    found = look_up(which)
+    if found is None and is_repo_id(str(which)):
+        return _fetch(str(which), revision, token)
+    path = find(which)
+    if revision is not None:
+        raise ConfigError(f"a revision belongs to a Hugging Face repository, but {which or path.name} is on this disk")
+    return path, {}
+
+
+def _fetch(repo_id: str, revision: str | None, token: str | None) -> tuple[Path, dict[str, str]]:
+    """Verified weights of one commit, in the Hub's own cache."""
+    api = _client(token)
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def download(name: str, version: str | None, again: bool = False) -> Path:
+        return Path(api.hf_hub_download(repo_id, name, revision=version, force_download=again))
+
+    with _telling(CheckpointError, repo_id, revision):
+        sidecar = download("config.json", revision)
+        commit = sidecar.parent.name if _COMMIT.fullmatch(sidecar.parent.name) else revision
+        path = sidecar.with_name(FILE)
+        try:
+            names = files_of(path, read_sidecar(path))
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"the repository {repo_id} holds no export3d weights: its config.json is damaged or of something else"
+            ) from error
+        with suppress(EntryNotFoundError):
+            download(CARD, commit)
+        for again in (False, True):  # once more where what the cache holds is damaged
+            for name in names:
+                download(name, commit, again)
+            try:
+                load_weights(path)
+                break
+            except CheckpointError as error:
+                if again:
+                    raise CheckpointError(
+                        f"the weights of {repo_id} are damaged: they are not what the SHA-256 in its config.json says; "
+                        "they were not used, tell their owner"
+                    ) from error
+    return path, {"installed_from": f"{repo_id}@{commit or 'main'}"}
+
+
+def _push(folder: Path, repo_id: str, private: bool, token: str | None, revision: str | None, message: str) -> str:
+    api = _client(token)
+    from huggingface_hub import CommitOperationAdd
+
+    with _telling(OutputError, repo_id, revision):
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        if private and not api.model_info(repo_id).private:
+            raise OutputError(
+                f"the repository {repo_id} is public; to publish there, say so with push_to_hub(..., private=False)"
+            )
+        operations = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
+        done = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
+    return str(done.commit_url)
+
+
+def _client(token: str | None) -> Any:
+    try:
+        from huggingface_hub import HfApi
+    except ImportError as error:
+        raise MissingExtra("hub", "huggingface_hub") from error
+    return HfApi(token=token, library_name="export3d")
+
+
+@contextmanager
+def _telling(failure: type[Export3DError], repo_id: str, revision: str | None) -> Iterator[None]:
+    """Turn the client's failures into one sentence each."""
+    from huggingface_hub import errors
+
+    def tell(sentence: str, error: BaseException) -> None:
+        raise failure(sentence) from error
+
+    try:
+        yield
+    except Export3DError:
+        raise
+    except errors.GatedRepoError as error:
+        tell(f"{repo_id} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours", error)
+    except errors.RepositoryNotFoundError as error:
+        tell(
+            f"{repo_id} is nothing on this disk and no repository of the Hugging Face Hub, or a private one; check the "
+            "name, or set HF_TOKEN to a token with the right to it",
+            error,
+        )
+    except errors.RevisionNotFoundError as error:
+        tell(f"the repository {repo_id} has no revision {revision!r}; give a branch, tag or commit of it", error)
+    except errors.LocalEntryNotFoundError as error:
+        tell(
+            f"{repo_id} is nothing on this disk nor in the cache, and the Hugging Face Hub does not answer; check the "
+            "name and the connection, or use a file",
+            error,
+        )
+    except errors.EntryNotFoundError as error:
+        tell(f"the repository {repo_id} lacks files, so it holds no export3d weights; choose another one", error)
+    except errors.HfHubHTTPError as error:
+        status = error.response.status_code
+        if status in (401, 403):
+            tell(f"the Hugging Face Hub refuses {repo_id} ({status}); set HF_TOKEN to a token with that right", error)
+        tell(f"the Hugging Face Hub answered {status} for {repo_id} ({reason(error)}); try again later", error)
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
+        tell(f"the Hugging Face Hub cannot be used for {repo_id} ({reason(error)}); check the connection", error)

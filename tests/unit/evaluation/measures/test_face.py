@@ -1,0 +1,648 @@
+"""AKD, CSIM, AED, APD, correlations: known numbers, drawn faces, and the bundled portrait made worse step by step."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from export3d.camera import Camera, head_angles, head_position
+from export3d.errors import CheckpointError, ConfigError, MissingExtra, ShapeError
+from export3d.evaluation.measures import face_readers
+from export3d.evaluation.measures.face import FaceScorer, Movement, Reading, aed, akd, apd, apd6
+from export3d.evaluation.measures.face_readers import IBUG68, deep3d_box, load_expression, load_landmarks
+from export3d.face import pose
+from export3d.face.crop import CropBox, crop
+from export3d.face.landmarks import Face
+from export3d.face.mesh import canonical_mesh
+from export3d.image import read_image
+from export3d.motion.arkit import ARKIT52, with_scores
+from export3d.motion.compare import pearson
+
+Picture = np.ndarray
+
+
+def drawn_landmarks(camera: Camera | None = None) -> np.ndarray:
+    """(478, 2) pixels at 256: the canonical mesh as a camera sees it, irises at the eyes' outer corners."""
+    label = (Camera.orbit() if camera is None else camera).label
+    points = pose.project(canonical_mesh().vertices, label, 256)
+    return np.concatenate([points, points[[33] * 5 + [263] * 5]])
+
+
+def drawn_face(camera: Camera | None = None, **scores: float) -> Face:
+    flat = drawn_landmarks(camera)
+    points = np.concatenate([flat, np.zeros((478, 1))], axis=1)
+    return Face(points.astype(np.float32), with_scores(np.zeros(52), scores).astype(np.float32))
+
+
+# --- distances --------------------------------------------------------------------------------------------------------
+
+
+def test_akd_is_the_sum_of_both_coordinates_and_the_mean_of_the_points() -> None:
+    a, b = np.zeros((2, 68, 2)), np.zeros((2, 68, 2))
+    b[0] += [3.0, -4.0]
+    b[1, 0] = [-68.0, 0.0]
+    np.testing.assert_allclose(akd(a, b), [7.0, 1.0])
+    np.testing.assert_allclose(akd(b, a), [7.0, 1.0])
+
+
+def test_aed_is_the_mean_over_the_values_whatever_their_number() -> None:
+    np.testing.assert_allclose(aed(np.zeros((1, 4)), np.array([[0.4, -0.4, 0.0, 0.8]])), [0.4])
+    np.testing.assert_allclose(aed(np.zeros((2, 64)), np.full((2, 64), 0.25)), [0.25, 0.25])
+
+
+def test_angles_go_the_short_way_round() -> None:
+    np.testing.assert_allclose(apd(np.array([[179.0, 0.0, 359.0]]), np.array([[-179.0, 3.0, 1.0]])), [7 / 3])
+    a, b = np.zeros((1, 6)), np.array([[2 * np.pi - 0.3, 0.1, 0.0, 0.2, 0.0, -0.6]])
+    np.testing.assert_allclose(apd6(a, b), [0.2])
+
+
+def test_what_was_not_found_is_not_zero() -> None:
+    a = np.zeros((2, 3))
+    a[1] = np.nan
+    assert apd(a, np.zeros((2, 3)))[0] == 0.0
+    assert np.isnan(apd(a, np.zeros((2, 3)))[1])
+
+
+@pytest.mark.parametrize(
+    ("distance", "a", "b"),
+    [(akd, (2, 68, 2), (1, 68, 2)), (akd, (2, 478, 2), (2, 478, 2)), (aed, (2, 52), (2, 64)), (apd, (2, 6), (2, 6))],
+)
+def test_arrays_of_other_shapes_are_refused(distance: Callable, a: tuple[int, ...], b: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError):
+        distance(np.zeros(a), np.zeros(b))
+
+
+# --- the 68 points ----------------------------------------------------------------------------------------------------
+
+MIRRORED = (
+    *range(16, -1, -1), *range(26, 16, -1), *range(27, 31), *range(35, 30, -1),
+    *(45, 44, 43, 42, 47, 46), *(39, 38, 37, 36, 41, 40),
+    *range(54, 47, -1), *range(59, 54, -1), *range(64, 59, -1), *(67, 66, 65),
+)  # fmt: skip
+"""Where each of iBUG's points lies on the mirrored face."""
+
+DLIB68 = (
+    (179, 104), (180, 116), (181, 127), (182, 139), (185, 150), (191, 160), (200, 168), (209, 176), (220, 178),
+    (232, 177), (243, 171), (253, 163), (260, 154), (265, 143), (268, 131), (270, 120), (272, 108), (186, 94),
+    (192, 88), (200, 87), (208, 89), (216, 92), (236, 93), (244, 91), (252, 91), (260, 92), (265, 99), (226, 102),
+    (225, 111), (225, 119), (225, 127), (214, 131), (219, 133), (224, 134), (229, 133), (234, 132), (195, 101),
+    (200, 98), (207, 98), (212, 104), (206, 104), (199, 104), (237, 106), (243, 100), (250, 100), (255, 105),
+    (250, 107), (244, 107), (201, 139), (209, 139), (218, 139), (224, 141), (230, 140), (238, 140), (246, 141),
+    (238, 151), (229, 155), (222, 156), (216, 155), (208, 150), (204, 141), (218, 143), (223, 144), (230, 143),
+    (243, 142), (229, 150), (223, 151), (217, 150),
+)  # fmt: skip
+"""The bundled portrait's points by an independent detector trained on iBUG's own annotations (dlib 20.0.1 with
+shape_predictor_68_face_landmarks), pixels."""
+
+
+def test_the_68_points_are_symmetric_as_ibugs_are() -> None:
+    assert len(set(IBUG68)) == 68
+    points = canonical_mesh().vertices_cm[list(IBUG68)]
+    mirrored = points[list(MIRRORED)] * [-1.0, 1.0, 1.0]
+    assert np.abs(points - mirrored).max() < 0.01
+
+
+def test_the_groups_lie_where_they_belong() -> None:
+    x, y = pose.project(canonical_mesh().vertices, Camera.orbit().label, 256)[list(IBUG68)].T
+    jaw, brows, nose, eyes, mouth = (slice(*ends) for ends in ((0, 17), (17, 27), (27, 36), (36, 48), (48, 68)))
+    assert (np.diff(x[jaw])[3:-3] > 0).all()
+    assert y[jaw].argmax() == 8
+    assert (np.diff(x[brows]) > 0).all()
+    assert y[brows].max() < y[eyes].min() < y[nose].max() < y[mouth].min()
+    assert (np.diff(y[27:31]) > 0).all()
+    assert x[36] < x[37] < x[38] < x[39] < x[42] < x[43] < x[44] < x[45]
+    assert (y[[37, 38, 43, 44]] < y[[41, 40, 47, 46]]).all()
+    assert (np.diff(x[48:55]) > 0).all()
+    assert y[51] < y[62] <= y[66] < y[57]
+
+
+def test_the_68_points_agree_with_a_detector_that_was_trained_on_them(scorer: FaceScorer, astronaut: Picture) -> None:
+    """Sides of the jaw and outer brows are drawn elsewhere by MediaPipe; everything within the face agrees."""
+    box = CropBox((224.0, 128.0), 256.0)
+    found = box.from_crop(scorer.read([crop(astronaut, box)]).landmarks68[0])
+    away = np.linalg.norm(found - (np.array(DLIB68) + 0.5), axis=1)
+    assert np.median(away) < 2.0
+    assert away[27:].max() < 5.0
+    assert away[:27].max() < 14.0
+
+
+# --- readings of drawn faces ------------------------------------------------------------------------------------------
+
+
+class Drawn:
+    """Sees in a picture of one colour the faces that belong to it, largest first, and counts how often it looks."""
+
+    def __init__(self, faces: dict[int, list[Face]], only_within_a_margin: bool = False) -> None:
+        self.faces, self.calls, self.closed = faces, 0, False
+        self.only_within_a_margin = only_within_a_margin
+
+    def detect(self, image: Picture, region: CropBox | None = None) -> list[Face]:
+        assert image.shape == (256, 256, 3)
+        self.calls += 1
+        if self.only_within_a_margin and region is None:
+            return []
+        return self.faces.get(int(image[128, 128, 0]), [])
+
+    def search(self, image: Picture) -> list[Face]:
+        raise AssertionError("small faces are not looked for")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def plain(*colours: int, size: int = 256) -> list[Picture]:
+    return [np.full((size, size, 3), colour, np.uint8) for colour in colours]
+
+
+def drawn_scorer(faces: dict[int, list[Face]], **options: bool) -> FaceScorer:
+    return FaceScorer(identities=(), landmarker=Drawn(faces, **options))
+
+
+def test_a_reading_holds_pose_expression_and_points_of_the_picture() -> None:
+    camera = Camera.orbit(yaw_deg=12.0, pitch_deg=-5.0)
+    calm, face = drawn_face(camera), drawn_face(camera, jawOpen=0.3, eyeBlinkLeft=0.2)
+    reading = drawn_scorer({1: [calm]}).read(plain(1))
+    np.testing.assert_allclose(reading.angles_deg, [[12.0, -5.0, 0.0]], atol=0.01)
+    np.testing.assert_allclose(reading.position, [[0.0, 0.0, 2.7]], atol=1e-3)
+    reading = drawn_scorer({1: [face]}).read(plain(1))
+    label, _ = pose.fit_camera(face.landmarks[:, :2], 256, face.scores)  # as the tracker fits it
+    np.testing.assert_allclose(reading.angles_deg[0], head_angles(label), atol=1e-4)
+    np.testing.assert_allclose(reading.position[0], head_position(label), atol=1e-5)
+    np.testing.assert_allclose(reading.pose6[0, :3], np.radians(reading.angles_deg[0]))
+    np.testing.assert_allclose(reading.curves, [[reading.angles_deg[0, 0], 0.3, 0.1]], atol=1e-4)
+    assert abs(reading.angles_deg[0, 1] + 5.0) > 0.5
+    np.testing.assert_allclose(reading.landmarks68[0], drawn_landmarks(camera)[list(IBUG68)], atol=1e-4)
+    assert reading.expression.shape == (1, 52)
+    assert reading.identity == {}
+
+
+def test_a_face_beside_the_middle_is_beside_the_middle() -> None:
+    """The position is that in the picture, not in a crop around the face."""
+    face = drawn_face()
+    moved = replace(face, landmarks=face.landmarks + np.float32([20.0, 0.0, 0.0]))
+    reading = drawn_scorer({1: [face], 2: [moved]}).read(plain(1, 2))
+    shift = reading.position[1] - reading.position[0]
+    assert shift[0] == pytest.approx(20 / 256 / 4.2647 * 2.7, rel=0.05)
+    there, here = (reading.at(np.array([t])) for t in (1, 0))
+    scores = drawn_scorer({}).frame_scores(there, here, here)
+    assert scores["akd"] == pytest.approx(20.0, abs=1e-4)
+    assert scores["apd6"][0] > 0.005
+
+
+def test_the_largest_face_counts_and_a_face_that_fills_the_picture_is_found() -> None:
+    near, far = drawn_face(Camera.orbit(10.0)), drawn_face(Camera.orbit(-20.0, radius=6.0))
+    reading = drawn_scorer({1: [near, far]}, only_within_a_margin=True).read(plain(1))
+    assert reading.found.all()
+    assert reading.angles_deg[0, 0] == pytest.approx(10.0, abs=0.1)
+
+
+def test_a_missing_face_is_not_an_error_and_scores_nothing() -> None:
+    with drawn_scorer({1: [drawn_face()]}) as scorer:
+        reading, target = scorer.read(plain(1, 2, 1)), scorer.read(plain(1, 1, 2))
+        scores = scorer.frame_scores(reading, target, target.at(np.array([0])))
+        nothing = scorer.read(plain(2, 2))
+        assert len(scorer.read([])) == 0
+    assert reading.found.tolist() == [True, False, True]
+    for name, values in scores.items():
+        assert np.isnan(values).tolist() == [False, True, True], name
+    assert not nothing.found.any()
+    assert all(np.isnan(value).all() for value in (nothing.landmarks68, nothing.expression, nothing.position))
+
+
+def test_identity_is_compared_with_the_source_whatever_the_target_shows() -> None:
+    with FaceScorer(landmarker=Drawn({1: [drawn_face()]})) as scorer:
+        seen, lost = scorer.read(plain(1, 1)), scorer.read(plain(2, 2))
+        scores = scorer.frame_scores(seen, lost, seen.at(np.array([0])))
+        np.testing.assert_allclose(scores["csim_dlib"], 1.0, atol=1e-5)
+        assert np.isnan(scores["akd"]).all()
+        assert np.isnan(scorer.frame_scores(seen, seen, lost.at(np.array([0])))["csim_dlib"]).all()
+        each = scorer.frame_scores(seen, seen, scorer.read(plain(1, 2)))["csim_dlib"]
+    assert np.isnan(each).tolist() == [False, True]
+
+
+def test_equal_pictures_are_read_once() -> None:
+    eyes = Drawn({1: [drawn_face()], 2: [drawn_face(Camera.orbit(9.0))]})
+    reading = FaceScorer(identities=(), landmarker=eyes).read(plain(1, 1, 2, 1, 2))
+    assert eyes.calls == 2
+    np.testing.assert_allclose(reading.angles_deg[:, 0], [0, 0, 9, 0, 9], atol=0.01)
+
+
+def test_pictures_of_other_sizes_are_read_at_256() -> None:
+    reading = drawn_scorer({7: [drawn_face()]}).read(np.stack(plain(7, size=64)))
+    np.testing.assert_allclose(reading.landmarks[0], drawn_landmarks(), atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(256, 255, 3), (256, 256), (256, 256, 4)])
+def test_what_is_no_square_picture_is_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ShapeError, match="ours of a must be square"):
+        drawn_scorer({}).read([np.zeros(shape, np.uint8)], "ours of a")
+    with pytest.raises(ShapeError, match="float64"):
+        drawn_scorer({}).read([np.zeros((256, 256, 3))])
+
+
+def test_readings_of_different_lengths_are_refused() -> None:
+    scorer = drawn_scorer({1: [drawn_face()]})
+    one, two = scorer.read(plain(1)), scorer.read(plain(1, 1))
+    with pytest.raises(ShapeError, match="2 predictions"):
+        scorer.frame_scores(two, one, one)
+    with pytest.raises(ShapeError):
+        Movement().add(two, one)
+
+
+def test_every_measure_is_given_and_in_order() -> None:
+    eyes = Drawn({1: [drawn_face()]})
+    with FaceScorer(landmarker=eyes) as scorer:
+        reading = scorer.read(plain(1, 1, 1))
+        scores = scorer.frame_scores(reading, reading, reading)
+        names = [measure.name for measure in scorer.measures]
+        frame_only = FaceScorer(landmarker=Drawn({}), motion=False)
+        assert set(scorer.description) == {"landmarks", "identity", "expression and pose"}
+    assert eyes.closed
+    assert names == ["akd", "csim_dlib", "aed", "apd", "apd6", "yaw", "jawOpen", "eyeBlink", "found"]
+    assert names == [*scores, *Movement().result()]
+    assert [measure.name for measure in frame_only.measures] == list(scores)
+    better = {measure.name: measure.higher_is_better for measure in scorer.measures}
+    assert [name for name, higher in better.items() if not higher] == ["akd", "aed", "apd", "apd6"]
+
+
+# --- movement ---------------------------------------------------------------------------------------------------------
+
+
+def moving(yaw: np.ndarray, jaw: np.ndarray, blink: np.ndarray) -> Reading:
+    """A reading in which only the curves mean anything; NaN in yaw is a lost face."""
+    count, lost = len(yaw), np.isnan(yaw)
+    scores = np.zeros((count, 52))
+    scores[:, ARKIT52.index("jawOpen")] = jaw
+    scores[:, ARKIT52.index("eyeBlinkLeft")], scores[:, ARKIT52.index("eyeBlinkRight")] = 1.5 * blink, 0.5 * blink
+    scores[lost] = np.nan
+    angles = np.stack([yaw, np.zeros(count), np.zeros(count)], axis=1)
+    points = np.zeros((count, 68, 2))
+    return Reading(~lost, points, np.zeros((count, 478, 2)), scores, angles, np.zeros((count, 3)), scores, {})
+
+
+def test_correlations_are_those_of_the_whole_clip_whatever_the_chunks(rng: np.random.Generator) -> None:
+    ours, theirs = rng.normal(size=(2, 3, 50))
+    theirs += ours
+    whole, parts = Movement(), Movement()
+    whole.add(moving(*ours), moving(*theirs))
+    for start in range(0, 50, 7):
+        part = slice(start, start + 7)
+        parts.add(moving(*ours[:, part]), moving(*theirs[:, part]))
+    assert whole.result() == parts.result()
+    for i, name in enumerate(("yaw", "jawOpen", "eyeBlink")):
+        assert whole.result()[name] == pytest.approx(pearson(ours[i], theirs[i]))
+
+
+def test_correlations_fall_as_the_prediction_follows_less(rng: np.random.Generator) -> None:
+    theirs, noise = rng.normal(size=(2, 3, 200))
+    found = []
+    for share in (0.0, 0.3, 1.0, 3.0):
+        movement = Movement()
+        movement.add(moving(*(theirs + share * noise)), moving(*theirs))
+        found.append(movement.result())
+    for name in ("yaw", "jawOpen", "eyeBlink"):
+        values = [result[name] for result in found]
+        assert values[0] == pytest.approx(1.0)
+        assert values == sorted(values, reverse=True)
+        assert values[-1] < 0.5
+    opposite = Movement()
+    opposite.add(moving(*-theirs), moving(*theirs))
+    assert opposite.result()["yaw"] == pytest.approx(-1.0)
+
+
+def test_lost_faces_do_not_enter_and_are_counted(rng: np.random.Generator) -> None:
+    ours, theirs = rng.normal(size=(2, 3, 12))
+    ours[0, :3] = np.nan
+    theirs[0, 10:] = np.nan
+    movement = Movement()
+    movement.add(moving(*ours), moving(*theirs))
+    result = movement.result()
+    assert result["found"] == pytest.approx(7 / 10)
+    assert result["jawOpen"] == pytest.approx(pearson(ours[1, 3:10], theirs[1, 3:10]))
+
+
+def test_what_says_nothing_is_not_defined(rng: np.random.Generator) -> None:
+    assert all(math.isnan(value) for value in Movement().result().values())
+    two = Movement()
+    two.add(moving(*rng.normal(size=(3, 2))), moving(*rng.normal(size=(3, 2))))
+    assert math.isnan(two.result()["yaw"])
+    assert two.result()["found"] == 1.0
+    still = Movement()
+    still.add(moving(*np.ones((3, 9))), moving(*rng.normal(size=(3, 9))))
+    assert math.isnan(still.result()["yaw"])
+
+
+# --- the bundled portrait, made worse ---------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def scorer() -> Iterator[FaceScorer]:
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    with FaceScorer() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def portrait(astronaut_path: Path) -> Picture:
+    """The bundled portrait's face at 256."""
+    return crop(read_image(astronaut_path), CropBox((224.0, 128.0), 256.0))
+
+
+def scored(scorer: FaceScorer, pictures: list[Picture]) -> dict[str, list[float]]:
+    """Scores of pictures whose first one is source and target."""
+    reading = scorer.read(pictures)
+    first = reading.at(np.zeros(len(pictures), dtype=np.int64))
+    return {name: values.tolist() for name, values in scorer.frame_scores(reading, first, first).items()}
+
+
+def rises(values: list[float]) -> bool:
+    return all(a < b for a, b in itertools.pairwise(values))
+
+
+def test_equal_pictures_score_nothing_and_one(scorer: FaceScorer, portrait: Picture) -> None:
+    first = scorer.read([portrait])
+    again = scorer.read([portrait.copy(), np.ascontiguousarray(portrait[:, ::-1])]).at(np.array([0]))
+    scores = scorer.frame_scores(again, first, first)
+    assert {name: float(values[0]) for name, values in scores.items()} == {
+        "akd": 0.0, "csim_dlib": pytest.approx(1.0, abs=1e-5), "aed": 0.0, "apd": 0.0, "apd6": 0.0,
+    }  # fmt: skip
+
+
+def test_a_reading_does_not_depend_on_its_neighbours(scorer: FaceScorer, portrait: Picture) -> None:
+    pictures = [np.roll(portrait, shift, axis=1) for shift in (0, 4, 9)]
+    together = scorer.read(pictures)
+    for t, picture in enumerate(pictures):
+        alone = scorer.read([picture])
+        np.testing.assert_array_equal(alone.landmarks[0], together.landmarks[t])
+        np.testing.assert_allclose(alone.pose6[0], together.pose6[t], atol=1e-9)
+        np.testing.assert_array_equal(alone.expression[0], together.expression[t])
+        np.testing.assert_allclose(alone.identity["dlib"][0], together.identity["dlib"][t], atol=1e-5)
+    assert scorer.read(pictures[:1], identity=False).identity == {}
+
+
+def test_a_shifted_face_is_that_far_away(scorer: FaceScorer, portrait: Picture) -> None:
+    shifts = (0, 2, 5, 10, 20)
+    scores = scored(scorer, [np.roll(portrait, shift, axis=1) for shift in shifts])
+    np.testing.assert_allclose(scores["akd"], shifts, atol=1.0)
+    assert rises(scores["akd"])
+    assert min(scores["csim_dlib"]) > 0.99
+    assert rises([scores["apd6"][i] for i in (0, 3, 4)])
+    assert max(scores["apd"]) < 2.0
+
+
+def test_blur_moves_every_measure_until_there_is_no_face(scorer: FaceScorer, portrait: Picture) -> None:
+    image = Image.fromarray(portrait)
+    pictures = [np.asarray(image.filter(ImageFilter.GaussianBlur(sigma))) for sigma in (0, 1, 3, 5, 16)]
+    scores = scored(scorer, pictures)
+    for name, values in scores.items():
+        *seen, lost = values
+        assert rises(seen[::-1] if name == "csim_dlib" else seen), name
+        assert math.isnan(lost), name
+    movement, reading = Movement(), scorer.read(pictures)
+    movement.add(reading, reading.at(np.zeros(5, dtype=np.int64)))
+    assert movement.result()["found"] == pytest.approx(0.8)
+
+
+def test_another_face_shape_costs_identity(scorer: FaceScorer, portrait: Picture) -> None:
+    image, wider = Image.fromarray(portrait), (1.0, 1.1, 1.2, 1.35, 1.5)
+    rows = [(1 / w, 0, 128 - 128 / w, 0, 1, 0) for w in wider]
+    pictures = [np.asarray(image.transform((256, 256), Image.Transform.AFFINE, row, Image.Resampling.BICUBIC))
+                for row in rows]  # fmt: skip
+    scores = scored(scorer, pictures)
+    assert rises(scores["csim_dlib"][::-1])
+    assert rises(scores["akd"])
+
+
+def test_a_stranger_costs_more_identity_than_another_picture_of_oneself(scorer: FaceScorer, shared_data: Path) -> None:
+    """Two pictures each of three people, made to one size by where the face is."""
+    pictures, people = [], []
+    for path in sorted((shared_data / "portraits").glob("*_02.jpg"))[:3]:
+        for name in (path, path.with_name(path.name.replace("_02", "_01"))):
+            picture = read_image(name)
+            side = min(picture.shape[:2])
+            middle = (picture.shape[1] / 2, picture.shape[0] / 2)
+            pictures.append(crop(picture, CropBox(middle, side)))
+            people.append(path.stem[:5])
+    reading = scorer.read(pictures)
+    assert reading.found.all()
+    same, other = [], []
+    for i in range(len(pictures)):
+        source = reading.at(np.array([i]))
+        cosines = scorer.frame_scores(reading, reading, source)["csim_dlib"]
+        same += [c for j, c in enumerate(cosines) if j != i and people[j] == people[i]]
+        other += [c for j, c in enumerate(cosines) if people[j] != people[i]]
+    assert len(same) == 6
+    assert min(same) > max(other)
+
+
+@pytest.fixture(scope="module")
+def rendered(astronaut_path: Path) -> dict[str, list[Picture]]:
+    """The packaged model's portrait with an ever more open mouth, and turned ever further."""
+    from export3d.animate.animator import Animator
+
+    animator = Animator.from_pretrained(device="cpu")
+    source = animator.encode(astronaut_path)
+    still = animator.render(source, source.expression, Camera.orbit().label)
+    opened = [with_scores(source.expression, {"jawOpen": jaw}) for jaw in (0.5, 1.0)]
+    turned = [Camera.orbit(yaw_deg=yaw).label for yaw in (10.0, 25.0)]
+    return {
+        "jaw": [still, *(animator.render(source, expression, Camera.orbit().label) for expression in opened)],
+        "yaw": [still, *(animator.render(source, source.expression, camera) for camera in turned)],
+    }
+
+
+@pytest.mark.slow
+def test_a_wrong_expression_costs_aed_and_akd(scorer: FaceScorer, rendered: dict[str, list[Picture]]) -> None:
+    scores = scored(scorer, rendered["jaw"])
+    assert rises(scores["aed"])
+    assert rises(scores["akd"])
+    assert scores["apd"][-1] < 3.0  # the head is still, but a fitted pitch follows a jaw (docs/sliders.md)
+    assert rises(scorer.read(rendered["jaw"]).curves[:, 1].tolist())
+
+
+@pytest.mark.slow
+def test_a_wrong_pose_costs_apd_and_akd(scorer: FaceScorer, rendered: dict[str, list[Picture]]) -> None:
+    scores = scored(scorer, rendered["yaw"])
+    assert rises(scores["apd"])
+    assert rises(scores["apd6"])
+    assert rises(scores["akd"])
+    assert scores["apd"][-1] > 5.0
+    assert rises(scorer.read(rendered["yaw"]).curves[:, 0].tolist())
+
+
+# --- by name, and networks of one's own -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("load", [load_landmarks, load_expression])
+def test_unknown_names_missing_and_foreign_files_are_refused(load: Callable, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="unknown"):
+        load("dlib68")
+    pytest.importorskip("onnxruntime")
+    with pytest.raises(CheckpointError, match=r"there is no .*absent\.onnx"):
+        load(tmp_path / "absent.onnx")
+    (tmp_path / "bad.onnx").write_bytes(b"not a network")
+    with pytest.raises(CheckpointError, match="cannot be run"):
+        load(tmp_path / "bad.onnx")
+    (tmp_path / "few.onnx").write_bytes(constant_network(np.zeros((1, 5, 2)), 64))
+    with pytest.raises(CheckpointError, match=r"\(1, 5, 2\)|takes 64 px"):
+        load(tmp_path / "few.onnx")
+
+
+def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtra, match=r"export3d\[evaluate\]"):
+        load_landmarks(tmp_path / "fan.onnx")
+
+
+def test_two_descriptors_of_one_name_are_refused() -> None:
+    with pytest.raises(ConfigError, match="two identity descriptors"):
+        FaceScorer(identities=("dlib", "dlib"), landmarker=Drawn({}))
+
+
+def test_heatmaps_are_read_to_a_quarter_of_a_cell(tmp_path: Path) -> None:
+    """A network whose 68 maps are the chip's brightness: all points lie on the one bright spot."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "fan.onnx"
+    path.write_bytes(brightness_network(128))
+    detector = load_landmarks(path)
+    assert detector.name == "fan"
+    assert "sha256" in detector.description
+    spot = np.array([140.3, 150.8])
+    y, x = np.mgrid[0:256, 0:256] + 0.5
+    glow = np.exp(-((x - spot[0]) ** 2 + (y - spot[1]) ** 2) / (2 * 6.0**2))
+    picture = np.repeat((255 * glow).round().astype(np.uint8)[..., None], 3, -1)
+    landmarks = np.stack([drawn_landmarks(), np.full((478, 2), np.nan)])
+    found = detector([picture, picture], landmarks)
+    np.testing.assert_allclose(found[0], np.tile(spot, (68, 1)), atol=1.0)
+    assert np.isnan(found[1]).all()
+
+
+def test_the_highest_cell_leans_towards_its_higher_neighbour() -> None:
+    maps = np.zeros((68, 5, 8))
+    maps[:, 2, 3], maps[:, 2, 4], maps[:, 1, 3] = 1.0, 0.5, 0.2
+    np.testing.assert_allclose(face_readers._peaks(maps), np.tile([3.75, 2.25], (68, 1)))
+    corner = np.zeros((68, 5, 8))
+    corner[:, 0, 0] = 1.0
+    np.testing.assert_allclose(face_readers._peaks(corner), np.tile([0.5, 0.5], (68, 1)))
+
+
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (2.0, -1.0), (64.0, 0.0)])
+@pytest.mark.parametrize("shape", [(1, 68, 2), (1, 136)])
+def test_coordinates_may_be_pixels_or_shares(
+    tmp_path: Path, scale: float, offset: float, shape: tuple[int, ...]
+) -> None:
+    """Whatever the unit, the same places of the chip; the chip is face-alignment's square around the face."""
+    pytest.importorskip("onnxruntime")
+    shares = np.random.default_rng(3).uniform(0.1, 0.9, size=(68, 2))
+    path = tmp_path / "points.onnx"
+    path.write_bytes(constant_network((shares * scale + offset).reshape(shape), 64))
+    landmarks = drawn_landmarks()
+    found = load_landmarks(path)([np.zeros((256, 256, 3), np.uint8)], landmarks[None])[0]
+    low, high = landmarks.min(0), landmarks.max(0)
+    side = (high - low).sum() * 200 / 195
+    centre = (low + high) / 2 - [0, 0.12 * (high - low)[1]]
+    np.testing.assert_allclose(found, centre + (shares - 0.5) * side, atol=1e-3)
+
+
+def test_the_coefficients_of_deep3d_are_taken_apart(tmp_path: Path) -> None:
+    """A network that adds the chip's mean colour, 0 to 1, to coefficients that are their own numbers."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "deep3d.onnx"
+    path.write_bytes(coefficient_network())
+    picture = np.zeros((256, 256, 3), np.uint8)
+    picture[..., 0] = 255
+    landmarks = np.stack([drawn_landmarks(), np.full((478, 2), np.nan)])
+    values, angles, position = load_expression(path)([picture, picture], landmarks, np.zeros((2, 52)))
+    expected = np.arange(257) / 1000
+    expected[80] += 1.0  # red
+    np.testing.assert_allclose(values[0], expected[80:144], atol=1e-5)
+    x, y, z = np.degrees(expected[224:227])
+    np.testing.assert_allclose(angles[0], [y, -x, -z], atol=1e-4)
+    np.testing.assert_allclose(position[0], expected[254:257], atol=1e-5)
+    assert all(np.isnan(part[1]).all() for part in (values, angles, position))
+    with FaceScorer(identities=(), expression=path, landmarker=Drawn({1: [drawn_face(jawOpen=0.4)]})) as scorer:
+        reading = scorer.read(plain(1))
+        assert reading.expression.shape == (1, 64)
+        assert reading.curves[0, 1] == pytest.approx(0.4)
+        assert "64 expression coefficients" in next(m.definition for m in scorer.measures if m.name == "aed")
+    (tmp_path / "short.onnx").write_bytes(constant_network(np.zeros((1, 256)), 224))
+    with pytest.raises(CheckpointError, match=r"not \(1, 257\)"):
+        load_expression(tmp_path / "short.onnx")
+
+
+def test_deep3ds_square_follows_the_face() -> None:
+    """102 pixels of the chip to 10 cm of the face, its origin in the middle, wherever the face is."""
+    landmarks = drawn_landmarks()
+    box = deep3d_box(landmarks)
+    unit = 10 * 0.63 / 34 / 2.7 * 4.2647 * 256  # pixels of the picture to 10 cm, nearly
+    assert box.side == pytest.approx(224 / 102 * unit, rel=0.05)
+    np.testing.assert_allclose(box.centre, [128.0, 128.0], atol=3.0)
+    moved = deep3d_box(landmarks * 0.5 + [30.0, 40.0])
+    assert moved.side == pytest.approx(box.side / 2)
+    np.testing.assert_allclose(moved.centre, np.array(box.centre) / 2 + [30.0, 40.0])
+
+
+# --- ONNX by hand -----------------------------------------------------------------------------------------------------
+
+
+def _part(field: int, data: bytes | str | int) -> bytes:
+    """A field of a protocol buffer."""
+
+    def number(value: int) -> bytes:
+        out = b""
+        while value > 127:
+            out, value = out + bytes([value % 128 + 128]), value // 128
+        return out + bytes([value])
+
+    if isinstance(data, int):
+        return number(field * 8) + number(data)
+    data = data.encode() if isinstance(data, str) else data
+    return number(field * 8 + 2) + number(len(data)) + data
+
+
+def _model(nodes: list[tuple[str, list[str], str]], weights: dict[str, np.ndarray], size: int) -> bytes:
+    """An ONNX model of "x" (1, 3, size, size) to "y"."""
+    sides = b"".join(_part(1, _part(1, side)) for side in (1, 3, size, size))
+    graph = b"".join(
+        _part(1, b"".join(_part(1, name) for name in inputs) + _part(2, output) + _part(4, kind))
+        for kind, inputs, output in nodes
+    )
+    graph += _part(2, "g")
+    for name, value in weights.items():
+        dims = b"".join(_part(1, side) for side in value.shape)
+        raw = np.ascontiguousarray(value, dtype="<f4").tobytes()
+        graph += _part(5, dims + _part(2, 1) + _part(8, name) + _part(9, raw))
+    graph += _part(11, _part(1, "x") + _part(2, _part(1, _part(1, 1) + _part(2, sides))))
+    graph += _part(12, _part(1, "y") + _part(2, _part(1, _part(1, 1))))
+    return _part(1, 8) + _part(7, graph) + _part(8, _part(1, "") + _part(2, 13))
+
+
+def constant_network(value: np.ndarray, size: int) -> bytes:
+    """Says the same of every picture."""
+    return _model([("Identity", ["value"], "y")], {"value": value}, size)
+
+
+def brightness_network(size: int) -> bytes:
+    """68 maps, each the mean of red, green and blue."""
+    return _model([("Conv", ["x", "w"], "y")], {"w": np.full((68, 3, 1, 1), 1 / 3)}, size)
+
+
+def coefficient_network() -> bytes:
+    """Coefficient k is k / 1000, and the mean red, green and blue are added to the coefficients 80, 81 and 82."""
+    colours = np.zeros((3, 257))
+    colours[[0, 1, 2], [80, 81, 82]] = 1.0
+    nodes = [
+        ("GlobalAveragePool", ["x"], "mean"),
+        ("Flatten", ["mean"], "flat"),
+        ("MatMul", ["flat", "colours"], "placed"),
+        ("Add", ["placed", "numbers"], "y"),
+    ]
+    return _model(nodes, {"colours": colours, "numbers": np.arange(257)[None] / 1000}, 224)

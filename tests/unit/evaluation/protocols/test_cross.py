@@ -1,0 +1,422 @@
+"""The cross-identity protocol on clips of the bundled portrait and an untrained network."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export3d.animate.drive import bundled_portrait, rebase
+from export3d.camera import from_pose, head_position
+from export3d.cli.main import main
+from export3d.data.shards import Entry, Index, Record, update
+from export3d.errors import ConfigError, InputError
+from export3d.evaluation.measures.image import Measure
+from export3d.evaluation.protocols.cross import _movement, asked_motion, cross_identity
+from export3d.evaluation.protocols.pairs import Pair, choose_pairs, read_pairs
+from export3d.evaluation.protocols.predictions import read_predictions
+from export3d.evaluation.reports.cross import CrossReport
+from export3d.evaluation.reports.report import ClipResult
+from export3d.evaluation.reports.statistics import paired_difference
+from export3d.face import pose
+from export3d.face.mesh import canonical_mesh
+from export3d.face.tracker import Track
+from export3d.image import read_image
+from export3d.model import Export3D
+from export3d.motion.motion import Motion
+from export3d.pretrained import adapt_resolution, load_pretrained, save_pretrained
+
+Make = Callable[..., Record]
+LIST = Path(__file__).parents[4] / "benchmarks" / "pairs_val.csv"
+
+
+def index_of(*entries: tuple[str, str]) -> Index:
+    """An index of (key, kind), people named by the letter that begins the key."""
+    return Index("arkit52", 52, tuple(Entry(key, "s.tar", kind, 5, key[0], "open", key) for key, kind in entries))
+
+
+# --- pairs ------------------------------------------------------------------------------------------------------------
+
+
+def test_every_clip_drives_the_next_two_people() -> None:
+    index = index_of(("c1", "image"), ("a2", "video"), ("a1", "image"), ("b1", "video"), ("d1", "image"))
+    assert [(pair.source, pair.driver) for pair in choose_pairs(index)] == [
+        ("b1", "a2"), ("c1", "a2"),  # a's clip, although a picture comes first
+        ("c1", "b1"), ("d1", "b1"),
+    ]  # fmt: skip
+
+
+def test_the_last_people_drive_the_first_and_nobody_himself() -> None:
+    assert choose_pairs(index_of(("a1", "image"), ("b1", "image"), ("c1", "video"))) == (
+        Pair("a1", "c1"), Pair("b1", "c1"),
+    )  # fmt: skip
+    assert choose_pairs(index_of(("a1", "image"), ("b1", "video"))) == (Pair("a1", "b1"),)
+    assert choose_pairs(index_of(("a1", "video"))) == ()
+
+
+def test_the_list_in_the_repository_has_enough_pairs_of_different_people() -> None:
+    pairs = read_pairs(LIST)
+    assert len(pairs) >= 24
+    assert len({pair.driver for pair in pairs}) == 16
+    assert all(pair.source.split("_")[0] != pair.driver.split("_")[0] for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# only a remark\n", "a,b\nx,y\n", "source,driver\nx\n", "source,driver\nx,y\nx,y\n"]
+)
+def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "pairs.csv").write_text(text)
+    with pytest.raises(InputError, match=r"pairs\.csv"):
+        read_pairs(tmp_path / "pairs.csv")
+
+
+# --- motion -----------------------------------------------------------------------------------------------------------
+
+
+def made_motion(yaws: tuple[float, ...] = (5, 25, -10), shift: float = 0.1) -> Motion:
+    angles = np.array([(yaw, 3.0, -2.0) for yaw in yaws])
+    places = np.array([(0.01 * i + shift, shift, 2.4 + 0.02 * i) for i in range(len(yaws))])
+    return Motion(np.random.default_rng(0).random((len(yaws), 52)), from_pose(angles, places), 25.0)
+
+
+def test_absolute_motion_has_the_drivers_angles_and_expression_at_the_sources_place() -> None:
+    driver = made_motion()
+    source = from_pose(np.array([1.0, 2.0, 3.0]), np.array([-0.02, 0.03, 2.7]))
+    asked = asked_motion(driver, source, np.zeros(52), "absolute")
+    np.testing.assert_array_equal(asked.expression, driver.expression)
+    np.testing.assert_allclose(asked.angles_deg, driver.angles_deg, atol=1e-3)
+    position = head_position(asked.camera)
+    np.testing.assert_allclose(np.median(position, axis=0), [-0.02, 0.03, 2.7], atol=1e-5)
+    np.testing.assert_allclose(np.diff(position, axis=0), np.diff(head_position(driver.camera), axis=0), atol=1e-5)
+
+
+def test_where_and_how_near_the_driver_stands_does_not_matter() -> None:
+    source = from_pose(np.zeros(3), np.array([0.0, 0.0, 2.7]))
+    near, far = made_motion(shift=0.0), made_motion(shift=0.2)
+    asked = [asked_motion(driver, source, np.zeros(52), "absolute").camera for driver in (near, far)]
+    np.testing.assert_allclose(*asked, atol=1e-5)
+
+
+def test_relative_motion_is_what_animate_does() -> None:
+    driver, source = made_motion(), from_pose(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.0, 2.7]))
+    expression = np.full(52, 0.2, np.float32)
+    assert asked_motion(driver, source, expression, "relative") == rebase(driver, source, expression)
+
+
+# --- the whole --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def portraits() -> list[tuple[np.ndarray, Track]]:
+    """The bundled portrait's crop at 256 and its mirror image, each with its track."""
+    pytest.importorskip("mediapipe")
+    from export3d.face.crop import crop
+    from export3d.face.tracker import Tracker
+
+    with Tracker() as tracker:
+        portrait = read_image(bundled_portrait())
+        picture = crop(portrait, tracker.track_image(portrait).crop)
+        both = [picture, np.ascontiguousarray(picture[:, ::-1])]
+        return [(picture, tracker.track_image(picture)) for picture in both]
+
+
+@pytest.fixture
+def people(tmp_path: Path, portraits: list, make_clip: Make) -> Path:
+    """A clip of the astronaut that slides a little, and her mirror image as another person's portrait."""
+    from export3d.video import VideoWriter
+
+    (picture, track), (mirrored, mirrored_track) = portraits
+    path = tmp_path / "clip.mp4"
+    with VideoWriter(path, 25.0, (256, 256), crf=12) as writer:
+        for step in range(6):
+            writer.write(np.ascontiguousarray(np.roll(picture, 4 * step, axis=1)))
+    still = io.BytesIO()
+    Image.fromarray(mirrored).save(still, "PNG")
+
+    def tracked(track: Track, frames: int) -> dict[str, np.ndarray]:
+        landmarks = (track.crop.from_crop(track.landmarks) / 256).astype(np.float16)
+        found = {"expression": track.motion.expression, "camera": track.motion.camera, "landmarks": landmarks}
+        return {name: np.repeat(value, frames, 0) for name, value in found.items()}
+
+    base = make_clip("moves")
+    clip = replace(base, media=path.read_bytes(), **tracked(track, 6))
+    info = {**base.info, "person": "person-still", "fingerprint": "print-still"}
+    portrait = replace(
+        base, key="still", media=still.getvalue(), suffix="png", found=np.ones(1, bool), info=info,
+        **tracked(mirrored_track, 1),
+    )  # fmt: skip
+    folder = tmp_path / "data" / "val"
+    update(folder, [clip, portrait])
+    return folder
+
+
+class Mirror:
+    """Instead of a network: the source picture, whatever drives it."""
+
+    def __init__(self, model: object) -> None:
+        self.config = model.config
+
+    def to(self, device: object) -> Mirror:
+        return self
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def encode(self, source, *measured):
+        return source
+
+    def planes(self, source, expression):
+        return source.expand(len(expression), -1, -1, -1)
+
+    def frame(self, planes, camera):
+        return planes
+
+
+@pytest.fixture
+def copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights whose result is the source itself, so that every figure is known."""
+    from export3d.evaluation.protocols import cross
+
+    real = cross.load_pretrained
+    monkeypatch.setattr(cross, "load_pretrained", lambda weights: Mirror(real(weights)))
+
+
+def test_poses_of_the_pictures_are_fitted_as_the_tracker_fits_them() -> None:
+    motion = made_motion((0.0, 10.0, -15.0))
+    landmarks = pose.project(np.broadcast_to(canonical_mesh().vertices, (3, 468, 3)), motion.camera, 256)
+    tracked = replace(motion, camera=pose.fit_cameras(landmarks, 256, scores=motion.expression)[0])
+    seen = SimpleNamespace(landmarks=landmarks, track=SimpleNamespace(motion=tracked, found=np.ones(3, bool)))
+    assert _movement(tracked, seen)["apd6"] == pytest.approx(0.0, abs=1e-5)
+    assert _movement(motion, seen)["apd6"] > 0.01
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_copy_keeps_the_identity_and_does_not_move(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    report = cross_identity(people, out, weights=tiny_weights, frames=4, device="cpu")
+    (result,) = report.pairs
+    assert (result.pair, result.frames, result.found, result.source_frame) == (Pair("still", "moves"), 4, 1.0, 0)
+    assert result.values["csim_dlib"] > 0.98
+    assert result.values["leak_dlib"] == pytest.approx(result.reference["leak_dlib"], abs=0.02)
+    assert result.reference["csim_dlib"] == result.reference["leak_dlib"] < result.values["csim_dlib"]
+    assert result.reference["apd"] < 3.0  # the driver tracked again is where it was
+    written = json.loads((out / "report.json").read_text())
+    assert written["pairs"][0]["values"]["csim_dlib"] == pytest.approx(result.values["csim_dlib"])
+    assert written["settings"]["motion"] == "absolute"
+    assert written["pairs"][0]["values"]["jawOpen"] is None  # every driving frame is the same
+    assert (out / "report.md").read_text() == report.markdown()
+    assert read_image(out / "sheet.png").shape[1] > 3 * 256
+    page = (out / "report.html").read_text()
+    assert page.count("data:image/webp") == 1
+    assert 'alt="still by moves: source, driving frame, ours"' in page
+    assert "real pictures</th>" in page
+    assert "two strangers" in page
+    assert "Against the earlier run" not in page
+    assert "flicker" not in page  # four of six frames are never three in a row
+
+    again = cross_identity(
+        people, tmp_path / "again", weights=tiny_weights, frames=4, device="cpu", against=out / "report.json"
+    )
+    assert again.difference("csim_dlib").mean == pytest.approx(0.0, abs=1e-6)
+    assert "ours minus tiny.safetensors" in again.markdown()
+    assert json.loads(again.to_json())["against"]["report"] == "tiny.safetensors"
+    assert "Against the earlier run" in (tmp_path / "again" / "report.html").read_text()
+    with pytest.raises(InputError, match=r"other settings \(frames\)"):
+        cross_identity(people, tmp_path / "x", weights=tiny_weights, frames=3, against=out / "report.json")
+
+
+@pytest.fixture
+def two_pairs(people: Path, portraits: list) -> Path:
+    """The astronaut's clip drives her mirror image and herself under another name."""
+    from export3d.data.shards import read_shards
+
+    base = next(record for record in read_shards(people) if record.key == "still")
+    (picture, track), _ = portraits
+    still = io.BytesIO()
+    Image.fromarray(picture).save(still, "PNG")
+    landmarks = (track.crop.from_crop(track.landmarks) / 256).astype(np.float16)
+    info = {**base.info, "person": "person-twin", "fingerprint": "print-twin"}
+    motion = {"expression": track.motion.expression, "camera": track.motion.camera}
+    update(people, [replace(base, key="twin", media=still.getvalue(), landmarks=landmarks, info=info, **motion)])
+    return people
+
+
+@pytest.mark.usefixtures("copied")
+def test_a_cut_run_goes_on_and_other_settings_begin_anew(
+    two_pairs: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export3d.evaluation.protocols import cross
+
+    out, scored, original = tmp_path / "out", list[str](), cross._Work._score
+
+    def watched(self, pair: Pair) -> None:
+        scored.append(pair.source)
+        if scored == ["still", "twin"]:
+            raise KeyboardInterrupt
+        original(self, pair)
+
+    monkeypatch.setattr(cross._Work, "_score", watched)
+    with pytest.raises(KeyboardInterrupt):
+        cross_identity(two_pairs, out, weights=tiny_weights, frames=2, device="cpu")
+    assert not (out / "report.json").exists()
+    told: list[tuple[int, int]] = []
+    cross_identity(two_pairs, out, weights=tiny_weights, frames=2, device="cpu", progress=lambda *now: told.append(now))
+    assert scored == ["still", "twin", "twin"]
+    assert told == [(2, 4), (4, 4)]
+    whole = cross_identity(two_pairs, tmp_path / "fresh", weights=tiny_weights, frames=2, device="cpu")
+    assert (out / "report.json").read_text() == whole.to_json()
+    assert (out / "report.html").read_bytes() == (tmp_path / "fresh" / "report.html").read_bytes()
+    before = len(scored)
+    cross_identity(two_pairs, out, weights=tiny_weights, frames=3, device="cpu", max_pairs=1)
+    assert len(scored) == before + 1
+
+
+@pytest.mark.usefixtures("copied")
+def test_saved_pictures_have_the_same_identity(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    saved, out = tmp_path / "saved", tmp_path / "out"
+    options = ["--weights", str(tiny_weights), "--frames", "6", "--save", str(saved), "--device", "cpu"]
+    assert main(["evaluate", str(people), "-o", str(out), "--protocol", "cross", *options]) == 0
+    assert [(clip.name, clip.count, clip.size) for clip in read_predictions(saved)] == [("still_by_moves", 6, 64)]
+    scored = ["evaluate", "-o", str(tmp_path / "again"), "--predictions", str(saved), "--protocol", "cross"]
+    assert main(scored) == 0
+    ours = json.loads((out / "report.json").read_text())["pairs"][0]["values"]
+    theirs = json.loads((tmp_path / "again" / "report.json").read_text())["clips"][0]["scores"]["prediction"]
+    # The source's landmarks are those of the preparation there, and read from the picture here.
+    assert theirs["csim_dlib"] == pytest.approx(ours["csim_dlib"], abs=0.02)
+    assert theirs["flicker_face"] == pytest.approx(ours["flicker_face"], abs=0.01)  # six frames in a row
+    with pytest.raises(InputError, match="already holds pictures of still_by_moves from another run"):
+        cross_identity(people, tmp_path / "x", weights=tiny_weights, frames=6, save=saved)
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_report(
+    two_pairs: Path, small_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes; sums of floats depend on the number of threads
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        reports = [
+            cross_identity(
+                two_pairs, tmp_path / str(workers), weights=small_weights, frames=2, device="cpu", workers=workers
+            )
+            for workers in (0, 2)
+        ]
+    finally:
+        torch.set_num_threads(threads)
+    assert reports[0].to_json() == reports[1].to_json()
+    assert len(reports[0].pairs) == 2
+    for name in ("report.html", "sheet.png"):
+        assert (tmp_path / "0" / name).read_bytes() == (tmp_path / "2" / name).read_bytes(), name
+
+
+@pytest.fixture(scope="module")
+def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged weights at 128 pixels with few samples a ray: faces that are found, quickly."""
+    model = load_pretrained()
+    config = replace(
+        model.config,
+        generator=replace(model.config.generator, image_size=128),
+        render=replace(model.config.render, resolution=32, coarse=8),
+    )
+    small = Export3D(config)
+    small.load_state_dict(adapt_resolution(model.state_dict(), small))
+    return save_pretrained(small, tmp_path_factory.mktemp("weights") / "small.safetensors", {"images_seen": 0})
+
+
+def test_an_untrained_network_shows_no_face_and_that_is_said(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no face in still by moves"):
+        cross_identity(people, tmp_path / "out", weights=tiny_weights, frames=2, device="cpu")
+
+
+def test_a_network_that_shows_the_moved_source_keeps_its_face(
+    people: Path, rigid_weights: Path, tmp_path: Path
+) -> None:
+    """It is told where the source's landmarks are, and turns them to the driver's camera."""
+    report = cross_identity(people, tmp_path / "out", weights=rigid_weights, frames=2, device="cpu")
+    (result,) = report.pairs
+    assert result.found == 1.0
+    assert result.values["csim_dlib"] > 0.9
+    assert result.values["apd"] < 4.0
+
+
+@pytest.mark.parametrize(
+    ("pair", "why"),
+    [("nobody,moves", "does not hold"), ("moves,still", "still picture"), ("moves,moves", "one and the same person")],
+)
+def test_pairs_that_cannot_be_are_refused(
+    people: Path, tiny_weights: Path, tmp_path: Path, pair: str, why: str
+) -> None:
+    (tmp_path / "pairs.csv").write_text(f"source,driver\n{pair}\n")
+    with pytest.raises(InputError, match=why):
+        cross_identity(people, tmp_path / "out", weights=tiny_weights, pairs=tmp_path / "pairs.csv")
+
+
+def test_settings_that_cannot_work_are_refused(split: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at least 1"):
+        cross_identity(split, tmp_path / "out", weights=tiny_weights, frames=0)
+
+
+def test_a_report_of_another_kind_is_refused(split: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text('{"clips": []}')
+    with pytest.raises(InputError, match="not the report"):
+        cross_identity(split, tmp_path / "out", weights=tiny_weights, against=tmp_path / "report.json")
+
+
+def test_options_of_the_other_protocol_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = ["-o", str(tmp_path / "out")]
+    assert main(["evaluate", "data", *out, "--protocol", "cross", "--every", "2", "--no-faces"]) == 2
+    assert "--protocol cross does not take --every, --no-faces" in capsys.readouterr().err
+    assert main(["evaluate", "data", *out, "--frames", "3"]) == 2
+    assert "--protocol same does not take --frames" in capsys.readouterr().err
+    assert main(["evaluate", *out, "--predictions", "x", "--weights", "y"]) == 2
+    assert "--predictions does not take --weights" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_split_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["evaluate", str(tmp_path), "--split", "test", "-o", str(tmp_path / "out")]) == 2
+    assert "holds no split 'test'; prepare clips into it" in capsys.readouterr().err
+
+
+# --- differences ------------------------------------------------------------------------------------------------------
+
+
+def test_a_paired_difference_is_surer_than_two_means() -> None:
+    """Cases that differ much and a change that is the same for all: the interval is that of the change."""
+    rng = np.random.default_rng(0)
+    case = rng.normal(0, 1.0, 30)
+    a = {str(i): float(value) for i, value in enumerate(case + 0.1 + rng.normal(0, 0.01, 30))}
+    b = {str(i): float(value) for i, value in enumerate(case)}
+    difference = paired_difference(a, b)
+    assert difference.mean == pytest.approx(0.1, abs=0.01)
+    assert 0.09 < difference.low < difference.mean < difference.high < 0.11
+    swapped = paired_difference(b, a)
+    assert swapped.mean == pytest.approx(-difference.mean)
+
+
+def test_only_common_cases_that_are_defined_count() -> None:
+    found = paired_difference({"a": 2.0, "b": math.nan, "c": 1.0, "d": 5.0}, {"a": 1.0, "b": 0.0, "c": None})
+    assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
+    assert math.isnan(paired_difference({"a": 1.0}, {"b": 1.0}).mean)
+
+
+def test_undefined_figures_are_left_out_of_means_and_null_in_json() -> None:
+    scores = [{"ours": {"yaw": value}, "real pictures": {"yaw": 0.9}} for value in (0.5, math.nan)]
+    clips = tuple(ClipResult(Pair(str(i), "x").name, "", "", "", 2, 0, 0, s) for i, s in enumerate(scores))
+    report = CrossReport("t", {}, ("ours", "real pictures"), (Measure("yaw", "yaw", True, 2, "d"),), clips)
+    assert report.mean("all", "ours", "yaw").mean == 0.5
+    assert "| – |" in report.clip_table()
+    assert [(result.pair, result.reference) for result in report.pairs] == [
+        (Pair("0", "x"), {"yaw": 0.9}), (Pair("1", "x"), {"yaw": 0.9}),
+    ]  # fmt: skip
+    assert json.loads(report.to_json())["pairs"][1]["values"]["yaw"] is None
