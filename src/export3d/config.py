@@ -16,6 +16,7 @@ from export3d.motion.motion import SPACES
 from export3d.render.renderer import RenderConfig
 from export3d.superres import SuperResConfig
 from export3d.triplane.generator import GeneratorConfig
+from export3d.warping.source_warp import WarpConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +32,7 @@ class ModelConfig:
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     render: RenderConfig = field(default_factory=RenderConfig)
     superres: SuperResConfig = field(default_factory=SuperResConfig)
+    warp: WarpConfig | None = None
 
     def __post_init__(self) -> None:
         if SPACES.get(self.space) != self.expression.inputs:
@@ -46,11 +48,11 @@ class ModelConfig:
 
     @property
     def image_size(self) -> int:
-        """H = W of source and driving frame, pixels; the generator may see the source smaller."""
+        """H = W of source and driving frame, pixels; the generator may get the source at a smaller size."""
         return 4 * self.render.resolution
 
     def sized(self, size: int) -> ModelConfig:
-        """The same for pictures of another size; a generator that sees less than the whole keeps what it sees.
+        """The same for images of another size; a generator with a smaller input keeps its input size.
 
         Raises:
             ConfigError: `size` is not a multiple of 32.
@@ -77,12 +79,15 @@ class ModelConfig:
             "generator": GeneratorConfig,
             "render": RenderConfig,
             "superres": SuperResConfig,
+            "warp": WarpConfig,
         }
         built: dict[str, Any] = {}
         for name, value in values.items():
             if name == "space":
                 _check_types("", {"space": value}, cls())
                 built[name] = value
+                continue
+            if name == "warp" and value is None:
                 continue
             if name not in parts or not isinstance(value, dict):
                 raise ConfigError(f"unknown model setting {name!r}; known: space, {', '.join(parts)}")
@@ -100,14 +105,14 @@ class ModelConfig:
 
 
 def paper() -> ModelConfig:
-    """The sizes of the paper: h = 1024, four heads, planes 3 x 32 x 128 x 128, 64 rays a side, 256 pixels."""
+    """The sizes of the paper: h = 1024, four heads, planes 3 x 32 x 128 x 128, 64 rays per side, 256 pixels."""
     return ModelConfig()
 
 
 def base() -> ModelConfig:
-    """What ships: a smaller generator, fewer samples a ray and a slim super-resolution, for a laptop's processor.
+    """What ships: a smaller generator, fewer samples per ray, a slim super-resolution, and the warp.
 
-    The generator sees the source at 128 pixels; what is finer comes from the source itself (`superres.detail`).
+    The generator sees the source at 128 pixels; finer detail comes from the source itself, by the warp.
     """
     return ModelConfig(
         generator=GeneratorConfig(
@@ -117,13 +122,10 @@ def base() -> ModelConfig:
             plain_dim=192,
             mid_channels=192,
             high_channels=48,
-            skip=True,
-            align=True,
-            flow=True,
-            redraw=True,
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
-        superres=SuperResConfig(mid_channels=64, high_channels=32, detail=True, dense=True, mouth=True),
+        superres=SuperResConfig(mid_channels=64, high_channels=32),
+        warp=WarpConfig(),
     )
 
 
@@ -179,34 +181,16 @@ def no_lowpass(config: ModelConfig) -> ModelConfig:
     return replace(config, generator=replace(config.generator, lowpass_sigma=0.0))
 
 
-def no_skip(config: ModelConfig) -> ModelConfig:
-    """Everything the planes know of the source passes through the tokens, as far as the paper tells."""
-    return replace(config, generator=replace(config.generator, skip=False, flow=False, redraw=False))
+def without(*parts: str) -> Callable[[ModelConfig], ModelConfig]:
+    """Ablations of the warp: these parts off, and the whole warp left out once none is on."""
 
+    def change(config: ModelConfig) -> ModelConfig:
+        if config.warp is None:
+            return config
+        left = {name: on and name not in parts for name, on in asdict(config.warp).items()}
+        return replace(config, warp=WarpConfig(**left) if any(left.values()) else None)
 
-def no_flow(config: ModelConfig) -> ModelConfig:
-    """The skips stay where they are; only what passes through the tokens moves."""
-    return replace(config, generator=replace(config.generator, flow=False, redraw=False))
-
-
-def no_redraw(config: ModelConfig) -> ModelConfig:
-    """The skips' gates do not see where the flow stretches the source."""
-    return replace(config, generator=replace(config.generator, redraw=False))
-
-
-def no_detail(config: ModelConfig) -> ModelConfig:
-    """The paper's super-resolution: nothing is taken from the source's pixels."""
-    return replace(config, superres=replace(config.superres, detail=False, dense=False, mouth=False))
-
-
-def no_dense(config: ModelConfig) -> ModelConfig:
-    """What is taken from the source moves on the face's elastic sheet alone."""
-    return replace(config, superres=replace(config.superres, dense=False))
-
-
-def no_mouth(config: ModelConfig) -> ModelConfig:
-    """What is taken from the source is chosen without being told where the mouth is open."""
-    return replace(config, superres=replace(config.superres, mouth=False))
+    return change
 
 
 def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
@@ -216,11 +200,6 @@ def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
             raise ConfigError(f"{prefix}{name} must be of type {wanted.__name__}, got {value!r}")
 
 
-def no_align(config: ModelConfig) -> ModelConfig:
-    """The paper's input: the source as it is, in its picture's axes."""
-    return replace(config, generator=replace(config.generator, align=False))
-
-
 VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "direct_3dmm": direct_3dmm,
     "e2e_lebs_n25": e2e_lebs(25),
@@ -228,15 +207,16 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "e2e_lebs_n5": e2e_lebs(5),
     "clebs": clebs,
     "no_lowpass": no_lowpass,
-    "no_skip": no_skip,
-    "no_flow": no_flow,
-    "no_redraw": no_redraw,
-    "no_detail": no_detail,
-    "no_dense": no_dense,
-    "no_mouth": no_mouth,
-    "no_align": no_align,
+    "no_skip": without("skip", "flow", "redraw"),
+    "no_flow": without("flow", "redraw"),
+    "no_redraw": without("redraw"),
+    "no_detail": without("detail", "dense", "mouth"),
+    "no_dense": without("dense"),
+    "no_mouth": without("mouth"),
+    "no_align": without("align"),
+    "no_warp": without("align", "skip", "flow", "redraw", "detail", "dense", "mouth"),
 }
-"""One change each, by name; the first five are the rows of Table 3."""
+"""One change each, by name: the five rows of Table 3, the low-pass, and what is left of the warp."""
 
 
 def variant(config: ModelConfig, name: str) -> ModelConfig:

@@ -15,6 +15,7 @@ from export3d.errors import CheckpointError, ConfigError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.model import Export3D
 from export3d.triplane.blocks import EAdaLN
+from export3d.warping.source_warp import inherited
 from export3d.weights.blob import Json
 from export3d.weights.file import load_into, load_weights, read_sidecar, save_weights
 from export3d.weights.hub import locate
@@ -23,13 +24,8 @@ from export3d.weights.names import PACKAGED_ENCODER as PACKAGED_ENCODER
 from export3d.weights.names import PACKAGED_NAMES, find, install
 
 _AVERAGE = "generator.average.value"
-_FLOW = "generator.flows."
-_MOTION = "motion."
-_REDRAW = ".closes"
-_DETAIL = "superres.detail."
-_DENSE = "dense."
-_SEES_MOUTH = ("superres.detail.mid.weight", "superres.detail.first.weight")
-_SEES_EXPRESSION = ("expression.", _MOTION)
+_WARP = "warp."
+_EXPRESSION = "expression."
 
 
 def load_pretrained(path: Path | str | None = None) -> Export3D:
@@ -135,12 +131,12 @@ def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str
 
 
 def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
-    """Give `model` what `former` learned, also where the image size, the expression encoder or the flow differs.
+    """Give `model` what `former` learned, also where the image size, the expression encoder or the warp differs.
 
-    Everything outside the expression encoder is copied; a flow, a motion or a mouth that the former did not have starts
-    at zero, where it changes nothing. With the same encoder the copy is complete. With another one (of another form, or
-    pre-trained otherwise) the model keeps its own; the linear maps inside EAdaLN are fitted anew by least squares, so
-    that they give the former modulations as well as the new beta' can tell them; and the motion of landmarks, which
+    Everything outside the expression encoder is copied; parts of the warp that the former does not have start where
+    they change nothing (`source_warp.inherited`). With the same encoder the copy is complete. With another one (of
+    another form or pre-trained separately) the model keeps its own. The linear maps inside EAdaLN are then fitted by
+    least squares to give the former modulations as closely as the new beta' allows, and the landmark motion, which
     sees beta' too, starts at zero (`training.reconstruction` fits it).
 
     Args:
@@ -154,26 +150,15 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
     )
     own = model.state_dict()
     tensors = adapt_resolution(former.state_dict(), model)
-    if model.motion is None:
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(_MOTION)}
-    if not model.config.generator.flow:
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(_FLOW)}
-    if not model.config.generator.redraw:
-        tensors = {name: value for name, value in tensors.items() if not name.endswith(_REDRAW)}
-    if not model.config.superres.detail:
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(_DETAIL)}
-    if model.dense is None:
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(_DENSE)}
+    wing = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_WARP)}
+    if model.warp is not None:
+        taken = {name.removeprefix(_WARP): value for name, value in wing.items()}
+        tensors |= {_WARP + name: value for name, value in inherited(model.warp.state_dict(), taken, exchanged).items()}
     if exchanged:
-        tensors = {name: value for name, value in tensors.items() if not name.startswith(_SEES_EXPRESSION)}
-    for name in _SEES_MOUTH:
-        if name in tensors:  # the last inputs are the mouth's: new ones start at zero, where they change nothing
-            extra = own[name].shape[1] - tensors[name].shape[1]
-            tensors[name] = F.pad(tensors[name], (0, 0, 0, 0, 0, extra))
-    kept = {name for name in own if name.startswith((_FLOW, _MOTION, _DETAIL, _DENSE)) and name not in tensors}
-    if exchanged:
-        kept |= {name for name in own if name.startswith(_SEES_EXPRESSION) or name.endswith("modulation.weight")}
-    load_into(model, {**tensors, **{name: own[name] for name in kept}}, what="the former weights")
+        kept = {name for name in own if name.startswith(_EXPRESSION) or name.endswith("modulation.weight")}
+        tensors = {name: value for name, value in tensors.items() if not name.startswith(_EXPRESSION)}
+        tensors |= {name: own[name] for name in kept}
+    load_into(model, tensors, what="the former weights")
     if exchanged:
         _refit_modulation(model, former, expression)
 

@@ -14,6 +14,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
@@ -21,14 +22,23 @@ import torch
 from export3d import config as model_settings
 from export3d.camera import Camera, project
 from export3d.data.frames import Clip, FrameStore
+from export3d.expression.encoder import ExpressionEncoder
 from export3d.face.mesh import canonical_mesh
 from export3d.model import Export3D
 from export3d.pretrained import load_pretrained, save_pretrained
+from export3d.render.renderer import VolumeRenderer
+from export3d.superres import SuperResolution
 from export3d.training.adversarial import AdversarialConfig, AdversarialTask
 from export3d.training.loop import train
 from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask
 from export3d.training.record import read_log
+from export3d.triplane.generator import TriplaneGenerator
+from export3d.triplane.stem import OverlapPatchMerge
+from export3d.warping.dense_motion import DenseMotion
+from export3d.warping.detail import Detail
+from export3d.warping.landmark_motion import LandmarkMotion
+from export3d.warping.skip_path import SkipPath
 
 FILE = Path(__file__).with_suffix(".json")
 STEPS = 20
@@ -94,18 +104,49 @@ def phase_one(as_base: bool) -> tuple[Any, dict[str, Any]]:
     kept = model_settings.PRESETS["tiny"]
     if as_base:
         base, plain = model_settings.preset("base"), kept()
-        extras: dict[str, Any] = {name: getattr(base.generator, name) for name in ("skip", "align", "flow", "redraw")}
-        extras["image_size"] = plain.image_size * base.generator.image_size // base.image_size
-        changed = replace(
-            plain,
-            generator=replace(plain.generator, **extras),
-            superres=replace(plain.superres, detail=base.superres.detail, dense=base.superres.dense, mouth=True),
-        )
+        seen = plain.image_size * base.generator.image_size // base.image_size
+        changed = replace(plain, generator=replace(plain.generator, image_size=seen), warp=base.warp)
         model_settings.PRESETS["tiny"] = lambda: changed
     try:
-        return ReconstructionTask(config, made_up_clips()), {}
+        task = ReconstructionTask(config, made_up_clips())
     finally:
         model_settings.PRESETS["tiny"] = kept
+    if as_base:
+        draw_in_the_first_order(task)
+    return task, {}
+
+
+def draw_in_the_first_order(task: ReconstructionTask) -> None:
+    """Give the model the random weights that it had when `losses.json` was made.
+
+    Then the parts of the warp lay among those of the paper: landmark and dense motion before the generator, the skip
+    path in its middle, detail behind the super-resolution. Another order draws other weights from the same seed.
+    """
+    model = task.model
+    c, warp = model.config, model.warp
+    assert warp is not None
+    assert warp.motion is not None
+    assert warp.dense is not None
+    assert warp.skip is not None
+    assert warp.detail is not None
+    torch.manual_seed(task.seed)
+    ExpressionEncoder(c.expression)
+    warp.motion.load_state_dict(LandmarkMotion(c.expression.d).state_dict())
+    warp.dense.load_state_dict(DenseMotion().state_dict())
+    skip: list[SkipPath] = []
+
+    def merge(*widths: int) -> OverlapPatchMerge:
+        if widths[0] == c.generator.mid_channels // 4:  # the second one, behind the first two grids
+            skip.append(SkipPath(c.generator.side_widths, flow=True, redraw=True))
+        return OverlapPatchMerge(*widths)
+
+    with mock.patch("export3d.triplane.generator.OverlapPatchMerge", merge):
+        model.generator.load_state_dict(TriplaneGenerator(c.generator, c.expression.d).state_dict())
+    warp.skip.load_state_dict(skip[0].state_dict())
+    model.renderer.load_state_dict(VolumeRenderer(c.render, c.generator.plane_channels).state_dict())
+    model.superres.load_state_dict(SuperResolution(c.superres, c.render.features).state_dict())
+    widths = (c.render.features, c.superres.mid_channels, c.superres.high_channels)
+    warp.detail.load_state_dict(Detail(*widths, mouth=True).state_dict())
 
 
 def phase_two(mode: str, folder: Path) -> tuple[Any, dict[str, Any]]:

@@ -24,11 +24,10 @@ from export3d.camera import LABEL_SIZE, from_pose, head_angles, head_position
 from export3d.errors import ConfigError, check_shape
 from export3d.expression import sliders
 from export3d.image import read_image, to_tensor, to_uint8
-from export3d.model import Export3D
+from export3d.model import Encoded, Export3D
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import SPACES, Motion
 from export3d.pretrained import load_pretrained
-from export3d.triplane.generator import SourceFeatures
 
 if TYPE_CHECKING:
     from export3d.face.crop import CropBox
@@ -56,7 +55,7 @@ class Source:
     image: Picture
     expression: NDArray[np.float32]
     camera: NDArray[np.float32]
-    features: SourceFeatures
+    features: Encoded
     crop: CropBox
     several_faces: bool
 

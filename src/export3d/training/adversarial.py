@@ -140,8 +140,10 @@ class AdversarialTask(PairTask):
         if config.adv_trainable == "sr":
             model.requires_grad_(False)
             model.superres.requires_grad_(True)
-        elif model.config.expression.frozen and model.motion is not None:
-            model.motion.requires_grad_(False)  # as in phase one
+            if model.warp is not None and model.warp.detail is not None:
+                model.warp.detail.requires_grad_(True)
+        elif model.config.expression.frozen and model.warp is not None and model.warp.motion is not None:
+            model.warp.motion.requires_grad_(False)  # as in phase one
         self.opponent = DiscriminatorSide(config, model.config.image_size)
         self.config: Mapping[str, Any] = {
             "model": model.config.to_dict(),
@@ -183,7 +185,7 @@ class AdversarialTask(PairTask):
         with torch.no_grad():
             output = self.draw(batch, superres=False)
         image = self.model.finish(output.planes, batch["camera"], output.rendered)
-        return replace(output, image=image, planes=replace(output.planes, flow=None))
+        return replace(output, image=image)
 
     @staticmethod
     def _real(batch: Mapping[str, Any], output: Output) -> tuple[Tensor, Tensor]:

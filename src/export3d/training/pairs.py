@@ -214,16 +214,19 @@ class PairTask:
 
     def _motion(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
         """The weighted errors of landmarks and of what moves with them, as far as anything is trained that moves."""
-        points, flow, terms = output.planes.points, output.planes.flow, {}
+        motion, terms = output.planes.motion, {}
+        if motion is None:
+            return {}
+        points, flow = motion.points, motion.flow
         after = (batch["landmarks"], batch["camera"])
         if points is not None and points.requires_grad and self.settings.landmarks:
             terms["landmarks"] = self.settings.landmarks * landmark_error(points, *after)
-        if points is not None and flow is not None and self.settings.flow:
+        if points is not None and flow is not None and flow.requires_grad and self.settings.flow:
             before, half = (batch["source_landmarks"], batch["source_camera"]), self.model.config.render.half_extent
             depth = points[..., 2].detach()
             terms["flow"] = self.settings.flow * flow_error(flow, *before, *after, depth, half)
-        if output.moved is not None and output.moved.requires_grad and self.settings.moved:
-            terms["moved"] = self.settings.moved * moved_error(output.moved, batch["driving"], self.perceptual)
+        if output.warped is not None and output.warped.requires_grad and self.settings.moved:
+            terms["moved"] = self.settings.moved * moved_error(output.warped, batch["driving"], self.perceptual)
         return terms
 
     def _optional(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
 from export3d.training.pairs import PairConfig, PairTask, export, load_frames, words
 from export3d.training.state import latest_state
+from export3d.warping.landmark_motion import LandmarkMotion
 from export3d.warping.losses import landmark_error
 from export3d.weights.file import load_into
 from export3d.weights.hub import locate
@@ -101,9 +102,9 @@ class ReconstructionTask(PairTask):
         else:
             seen = train_frames.expression
             self.model.expression.standardise(seen.mean(0), seen.std(0, correction=0))
-        if self.model_config.expression.frozen and self.model.motion is not None:
-            # What the motion sees will not change any more, and the small batches of the loop only blur its fit.
-            self.model.motion.requires_grad_(False)
+        if self.model_config.expression.frozen and self.landmark_motion is not None:
+            # Its inputs no longer change, and the small batches of the loop would only blur its fit.
+            self.landmark_motion.requires_grad_(False)
         if former is not None:
             seen = train_frames.expression
             inherit(self.model, former, seen[:: max(1, len(seen) // 5000)])
@@ -118,6 +119,11 @@ class ReconstructionTask(PairTask):
             )
         load_into(self.model.expression, encoder.state_dict(), what=str(path or "the packaged encoder"))
 
+    @property
+    def landmark_motion(self) -> LandmarkMotion | None:
+        """The part of the warp that moves the source's landmarks; None where the model has none."""
+        return None if self.model.warp is None else self.model.warp.motion
+
     def fit_motion(self) -> float:
         """Fit the depth and the motion of landmarks to landmarks alone; returns the last tenth's mean error.
 
@@ -125,7 +131,7 @@ class ReconstructionTask(PairTask):
         encoder the loop leaves the motion as it is fitted and trains what the features change of the flow; otherwise it
         goes on training both. Errors are those of `losses.landmark_error`.
         """
-        motion, steps = self.model.motion, self.settings.motion_steps
+        motion, steps = self.landmark_motion, self.settings.motion_steps
         if motion is None or not steps or motion.out.weight.any():
             return 0.0
         store = self.sampler.store

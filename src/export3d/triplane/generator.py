@@ -5,13 +5,13 @@
                                               OverlapPatchMerge, ViT × m, shuffle, low-pass ──▶ H/4 ──concat┴─▶
     convolutions, shuffle, low-pass ──▶ H/2 ──convolutions──▶ 3 × C planes of H/2 × W/2
 
-What lies before the first EAdaLN does not depend on the expression and is computed once a source (`encode`).
-The number of blocks and the convolution widths are in a figure that the paper's text does not give: ours are in the
-presets.
+Everything before the first EAdaLN is independent of the expression and is computed once per source (`encode`).
+The paper's text does not give the number of blocks and the convolution widths: ours are in the presets.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -24,9 +24,6 @@ from export3d.triplane.average import PlaneAverage
 from export3d.triplane.blocks import ViTBlock
 from export3d.triplane.stem import ConvStem, OverlapPatchMerge
 from export3d.triplane.upsample import ShuffleUpsample
-from export3d.warping.flow_field import warp
-from export3d.warping.landmark_motion import Face
-from export3d.warping.skip_path import FlowStep, GatedSkip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,15 +43,6 @@ class GeneratorConfig:
         plane_channels: C of each plane.
         lowpass_sigma: of the Gaussian behind each pixel shuffle, in pixels of the up-sampled grid; 0 for the ablation.
         ema_delta: of the tri-plane EMA (Eq. 14).
-        skip: the stem's features go past the tokens to the grids of H/8, H/4 and H/2, each through a gate that the
-            expression-aware features open and close (not in the paper).
-        align: the source is first resampled onto the xy plane by its camera, see `triplane.align` (not in the paper).
-        flow: the skips are warped by a field of offsets that carries the source's landmarks to their new places
-            (`triplane.motion`) and is refined by the expression-aware features: lips and lids of the source move,
-            before anything is drawn anew (not in the paper; needs `skip`, and the source's expression and
-            landmarks).
-        redraw: the skips' gates also see where the flow stretches the source, and can close there: what a mouth shows
-            that the source has closed must be drawn, not stretched from its lips (not in the paper; needs `flow`).
     """
 
     image_size: int = 256
@@ -69,16 +57,8 @@ class GeneratorConfig:
     plane_channels: int = 32
     lowpass_sigma: float = 1.0
     ema_delta: float = 0.998
-    skip: bool = False
-    align: bool = False
-    flow: bool = False
-    redraw: bool = False
 
     def __post_init__(self) -> None:
-        if self.flow and not self.skip:
-            raise ConfigError("flow warps the skips; set skip too")
-        if self.redraw and not self.flow:
-            raise ConfigError("redraw looks at the flow; set flow too")
         if self.image_size % 32:
             raise ConfigError(f"image_size {self.image_size} must be a multiple of 32")
         for name in ("dim", "plain_dim", "mid_channels"):
@@ -87,6 +67,15 @@ class GeneratorConfig:
         if not 0.0 <= self.ema_delta <= 1.0 or self.lowpass_sigma < 0.0:
             raise ConfigError("ema_delta must lie in 0..1 and lowpass_sigma must not be negative")
 
+    @property
+    def side_widths(self) -> tuple[tuple[int, int], ...]:
+        """Channels of the features and of the stem on the grids H/8, H/4 and H/2, where a side path may join."""
+        return (
+            (self.mid_channels, self.dim // 4),
+            (self.mid_channels // 4, self.dim // 8),
+            (self.high_channels, self.dim // 16),
+        )
+
 
 @dataclass(frozen=True)
 class SourceFeatures:
@@ -94,25 +83,22 @@ class SourceFeatures:
 
     Attributes:
         tokens: (B, N, h) visual tokens.
-        skips: the stem's features for the grids of H/8, H/4 and H/2; empty without the skip.
-        face: where the source's face is and moves from; None without flow and detail.
-        image, camera: (B, 3, H, W) and (B, 25) the source itself, for the super-resolution's detail; None without it.
+        stem: the stem's features at H/8, H/4 and H/2, for a side path; the paper's generator does not use them.
     """
 
     tokens: Tensor
-    skips: tuple[Tensor, ...] = ()
-    face: Face | None = None
-    image: Tensor | None = None
-    camera: Tensor | None = None
+    stem: tuple[Tensor, ...]
 
     def expand(self, batch: int) -> SourceFeatures:
         """One source repeated for a batch of expressions; copies nothing."""
         return SourceFeatures(
             self.tokens.expand(batch, *self.tokens.shape[1:]),
-            tuple(skip.expand(batch, *skip.shape[1:]) for skip in self.skips),
-            None if self.face is None else self.face.expand(batch),
-            *(None if x is None else x.expand(batch, *x.shape[1:]) for x in (self.image, self.camera)),
+            tuple(x.expand(batch, *x.shape[1:]) for x in self.stem),
         )
+
+
+SidePath = Callable[[Tensor], Tensor]
+"""Changes the features (B, C, ., .) of the grids H/8, H/4 and H/2: called once per grid, in this order."""
 
 
 class TriplaneGenerator(nn.Module):
@@ -131,9 +117,6 @@ class TriplaneGenerator(nn.Module):
         self.mid = conv3x3(c.dim // 4, c.mid_channels)
         self.mid_residual = ResidualConvs(c.mid_channels)
         quarter = c.mid_channels // 4
-        targets = ((c.mid_channels, c.dim // 4), (quarter, c.dim // 8), (c.high_channels, c.dim // 16))
-        self.skips = nn.ModuleList(GatedSkip(*widths) for widths in targets if c.skip)
-        self.flows = nn.ModuleList(FlowStep(width, c.redraw) for width, _ in targets if c.flow)
         self.plain_merge = OverlapPatchMerge(quarter, c.plain_dim)
         self.plain = nn.ModuleList(ViTBlock(c.plain_dim, c.heads, c.ffn_ratio) for _ in range(c.plain_blocks))
         self.fuse = conv3x3(quarter + c.plain_dim // 4, 4 * c.high_channels)
@@ -149,61 +132,30 @@ class TriplaneGenerator(nn.Module):
         check_shape(source, f"B 3 {size} {size}", "source")
         fine, middle, coarse = self.stem(source)
         tokens, _, _ = self.merge(coarse)
-        return SourceFeatures(tokens, (coarse, middle, fine) if self.config.skip else ())
+        return SourceFeatures(tokens, (coarse, middle, fine))
 
-    def generate(
-        self, source: SourceFeatures, embedding: Tensor, field: Tensor | None = None
-    ) -> tuple[Tensor, Tensor | None]:
-        """Features and beta' (B, d) to the planes (B, 3, C, H/2, W/2) before the tri-plane EMA is added, and the flow.
-
-        The flow (B, 2, H/2, W/2), x first, says where on the aligned source, in [-1, 1] grid units from its own place,
-        a place on the xy plane looks for its detail; None without `flow`.
+    def generate(self, source: SourceFeatures, embedding: Tensor, side: SidePath | None = None) -> Tensor:
+        """Features and beta' (B, d) to the planes (B, 3, C, H/2, W/2) before the tri-plane EMA is added.
 
         Args:
-            field: (B, 2, H/2, W/2) the flow as far as landmarks tell (`motion.plane_flow`); needed with `flow`.
+            side: a path beside the tokens (not in the paper).
         """
-        if self.config.flow != (field is not None):
-            raise ConfigError("a generator with a flow needs the landmarks' field, and one without takes none")
+        beside = nn.Identity() if side is None else side
         grid = self.config.image_size // 16
         tokens = source.tokens
         for block in self.conditioned:
             tokens = block(tokens, grid, grid, embedding)
-        x = self.mid(self.upsample(tokens_to_image(tokens, grid, grid)))
-        flow, change = self._flow(0, x, field, None)
-        x = self._with_detail(0, x, source, flow)
-        x = self.upsample(self.mid_residual(x))
-        flow, change = self._flow(1, x, field, change)
-        x = self._with_detail(1, x, source, flow)
+        x = beside(self.mid(self.upsample(tokens_to_image(tokens, grid, grid))))
+        x = beside(self.upsample(self.mid_residual(x)))
         tokens, height, width = self.plain_merge(x)
         for block in self.plain:
             tokens = block(tokens, height, width)
         x = torch.cat([x, self.upsample(tokens_to_image(tokens, height, width))], dim=1)
-        x = self.upsample(F.leaky_relu(self.fuse(x), 0.2))
-        flow, _ = self._flow(2, x, field, change)
-        x = self._with_detail(2, x, source, flow)
+        x = beside(self.upsample(F.leaky_relu(self.fuse(x), 0.2)))
         planes: Tensor = self.to_planes(F.leaky_relu(self.high(x), 0.2))
-        return planes.reshape(planes.shape[0], 3, self.config.plane_channels, *planes.shape[2:]), flow
+        return planes.reshape(planes.shape[0], 3, self.config.plane_channels, *planes.shape[2:])
 
-    def _flow(
-        self, level: int, x: Tensor, field: Tensor | None, change: Tensor | None
-    ) -> tuple[Tensor | None, Tensor | None]:
-        if field is None:
-            return None, None
-        flow, change = self.flows[level](x, field, change)
-        return flow, change
-
-    def _with_detail(self, level: int, x: Tensor, source: SourceFeatures, flow: Tensor | None) -> Tensor:
-        if not self.config.skip:
-            return x
-        detail, closing = source.skips[level], None
-        if flow is not None:
-            step = self.flows[level]
-            assert isinstance(step, FlowStep)
-            detail, closing = warp(detail, flow), step.closing(flow)
-        out: Tensor = self.skips[level](x, detail, closing)
-        return out
-
-    def forward(self, source: SourceFeatures, embedding: Tensor, field: Tensor | None = None) -> Tensor:
+    def forward(self, source: SourceFeatures, embedding: Tensor, side: SidePath | None = None) -> Tensor:
         """Features and beta' (B, d) to the tri-plane (B, 3, C, H/2, W/2), planes in the order xy, yz, zx (Eq. 4)."""
-        planes: Tensor = self.average(self.generate(source, embedding, field)[0])
+        planes: Tensor = self.average(self.generate(source, embedding, side))
         return planes

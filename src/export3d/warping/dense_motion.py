@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from export3d.errors import check_shape
 from export3d.image import resize
-from export3d.warping.flow_field import look, pixel_grid
+from export3d.warping.flow_field import look_up, pixel_grid
 
 GRID = 64
 """G, whatever the picture's size: a head should look as large to the network at any."""
@@ -87,7 +87,7 @@ class DenseMotion(nn.Module):
         """(B, 23, G, G): the source as each candidate moves it, those that move, the hints, and where each place is."""
         small = resize(source, GRID)
         offsets = [resize(flow, GRID) for flow in flows.unbind(1)]
-        views = [look(small, offset) for offset in offsets]
+        views = [look_up(small, offset) for offset in offsets]
         where = pixel_grid(GRID, source.device).expand(len(source), -1, -1, -1)
         return torch.cat([*views, *(4.0 * offset for offset in offsets[:-1]), resize(hints, GRID), where], dim=1)
 

@@ -1,4 +1,8 @@
-"""Detail from the source's own pixels, blended into the super-resolution (not in the paper)."""
+"""Detail from the source's own pixels, blended into the super-resolution (not in the paper).
+
+Rendered pixels are blurry. Source pixels are sharp, but they show a closed mouth where one must open, and the old head
+where it has moved away. `Detail` chooses at each pixel.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +21,18 @@ _OVERVIEW_WIDTH = 32
 
 @dataclass(frozen=True)
 class Views:
-    """What the source itself offers for a driving frame.
+    """The source as it may appear in a driving frame.
 
     Attributes:
         moved: (B, 3, H, W) the source in the driving view.
-        stretched: (B, 1, H, W) how far it is stretched there, 0 to 1 (`triplane.align.stretch`).
-        offset: (B, 2, H, W) from where it comes, [-1, 1] grid units from the pixel's own place, x first.
-        still: (B, 3, H, W) the source as it is: a room does not turn with the head.
-        turned: (B, 3, H, W) the whole source turned as the head is (`triplane.align.turned_flow`): hair far from the
-            face goes that way.
-        head: (B, 2, H, W) where the head is in the driving view and was in the source (`triplane.align.head_nearness`).
-        mouth: (B, 2, H, W) where the mouth is open in the driving view, and in `turned`: upper teeth go with the head,
-            whatever the lips do (`triplane.motion.openings`). None where the model does not ask.
+        stretched: (B, 1, H, W) how far it is stretched there, 0 to 1 (`flow_field.stretch`).
+        offset: (B, 2, H, W) the flow that moved it.
+        still: (B, 3, H, W) the source unmoved: the background does not turn with the head.
+        turned: (B, 3, H, W) the whole source turned rigidly with the head (`average_head.turned_flow`), as hair far
+            from the face moves.
+        head: (B, 2, H, W) nearness of the head in the driving view and in the source (`average_head.head_nearness`).
+        mouth: (B, 2, H, W) where the mouth is open in the driving view and in `turned` (`flows.openings`): upper teeth
+            move with the head, whatever the lips do. None without `WarpConfig.mouth`.
     """
 
     moved: Tensor
@@ -40,7 +44,7 @@ class Views:
     mouth: Tensor | None = None
 
     def around(self) -> Tensor:
-        """What may be seen from afar, (B, 12, H, W)."""
+        """All but the offset and the mouth, (B, 12, H, W)."""
         return torch.cat([self.moved, self.still, self.stretched, self.head, self.turned], dim=1)
 
     def stacked(self) -> Tensor:
@@ -49,10 +53,13 @@ class Views:
 
 
 class Detail(nn.Module):
-    """Chooses at each pixel between drawn, moved and still pictures, and adds what none of them shows.
+    """Chooses at each pixel between the rendered image and views of the source, and adds what none of them shows.
 
-    Drawn pixels are soft, the source's are sharp but shut where a mouth must open, and of the past where the head
-    was. Begins with mostly what is drawn.
+    Starts with mostly the rendered image.
+
+    Args:
+        features, mid, high: channels of the rendered features and of the super-resolution at H/2 and at H.
+        mouth: whether the views carry the mouth's opening.
     """
 
     def __init__(self, features: int, mid: int, high: int, mouth: bool = False) -> None:
@@ -81,15 +88,15 @@ class Detail(nn.Module):
         return out
 
     def overlook(self, feature: Tensor, views: Views) -> Tensor:
-        """Which picture to lean to, from afar.
+        """Which image to prefer, from the wider surroundings.
 
-        Whether a pixel belongs to the head that moved or to the room behind it shows only in its surroundings.
+        Whether a pixel belongs to the moved head or to the background shows only in its surroundings.
 
         Args:
             feature: (B, F, H/4, W/4) rendered features.
 
         Returns:
-            (B, 4, H/4, W/4) logits of the drawn, moved, still and turned picture.
+            (B, 4, H/4, W/4) logits of the rendered, moved, still and turned image.
         """
         x = torch.cat([feature, F.avg_pool2d(torch.cat([views.around(), 4.0 * views.offset], dim=1), 4)], dim=1)
         for layer in self.overview:
@@ -97,12 +104,34 @@ class Detail(nn.Module):
         out: Tensor = self.lean(x)
         return out
 
-    def forward(self, x: Tensor, drawn: Tensor, views: Views, lean: Tensor) -> Tensor:
-        """Features (B, high, H, W), the drawn picture (B, 3, H, W) and what `overlook` gave to the final one."""
-        x = torch.cat([x, drawn, views.stacked()], dim=1)
+    def forward(self, x: Tensor, rendered: Tensor, views: Views, lean: Tensor) -> Tensor:
+        """Features (B, high, H, W), rendered image (B, 3, H, W) and the logits of `overlook` to the final image."""
+        x = torch.cat([x, rendered, views.stacked()], dim=1)
         x = F.leaky_relu(self.second(F.leaky_relu(self.first(x), 0.2)), 0.2)
         choice, added = self.choice(x).split([4, 3], dim=1)
         share = (choice + enlarge(lean, 4)).softmax(dim=1)
-        pictures = (drawn, views.moved, views.still, views.turned)
-        out: Tensor = sum((part * picture for part, picture in zip(share.split(1, dim=1), pictures)), start=added)
+        images = (rendered, views.moved, views.still, views.turned)
+        out: Tensor = sum((part * image for part, image in zip(share.split(1, dim=1), images)), start=added)
+        return out
+
+
+class DetailGuide:
+    """`Detail` with one driving frame's views, as the super-resolution calls it (`superres.Guide`).
+
+    Args:
+        feature: (B, F, H/4, W/4) rendered features.
+    """
+
+    def __init__(self, detail: Detail, views: Views, feature: Tensor) -> None:
+        self.views = views
+        self._detail = detail
+        self._lean = detail.overlook(feature, views)
+
+    def at_half(self, x: Tensor) -> Tensor:
+        """Features (B, mid, H/2, W/2) with what the views add."""
+        return x + self._detail.at_half(self.views)
+
+    def at_full(self, x: Tensor, image: Tensor) -> Tensor:
+        """Features (B, high, H, W) and the rendered image (B, 3, H, W) to the final image."""
+        out: Tensor = self._detail(x, image, self.views, self._lean)
         return out

@@ -43,7 +43,7 @@ In small pictures two pixels are no jump.
 """
 
 
-class Sheet:
+class ElasticMesh:
     """Sheets whose faces are at rest at some places of their pictures.
 
     What the rings follow beyond the similarity that fits the face's motion best fades with the distance as a harmonic
@@ -91,7 +91,7 @@ class Sheet:
         rings = self._rings + self._follow * (with_head + faded)
         return torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
 
-    def look(self, face: Tensor, depth: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def lookup(self, face: Tensor, depth: Tensor, size: int) -> tuple[Tensor, Tensor]:
         """What the moved sheets show.
 
         Args:
@@ -198,8 +198,8 @@ def show(image: Tensor, lookup: Tensor) -> Tensor:
 
     Args:
         image: (B, C, H, W), or one for all; its border is repeated beyond it.
-        lookup: (B, R, R, 2) places of it, from `Sheet.look`. What is looked up more densely than it is shown comes in
-            part from the picture at half its size; edges where the sheet jumps are softened.
+        lookup: (B, R, R, 2) places of it, from `ElasticMesh.lookup`. Where they lie
+            denser than the pixels, the image at half its size is blended in; edges where the mesh jumps are softened.
 
     Returns:
         (B, C, R, R).

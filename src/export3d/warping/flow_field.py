@@ -1,4 +1,7 @@
-"""Flow fields: lookup, stretch, pixel grids and polygon masks."""
+"""Flow fields: pixel grids, lookup by a flow, how far a flow stretches, and polygon masks.
+
+A flow (B, 2, H, W) holds offsets from each pixel's own place, x first, in [-1, 1] grid units.
+"""
 
 from __future__ import annotations
 
@@ -42,23 +45,16 @@ def covered(corners: Tensor, size: int) -> Tensor:
     return (left.sum(dim=1) % 2).float()[:, None]
 
 
-def look(image: Tensor, flow: Tensor) -> Tensor:
-    """The image (B, C, h, h) looked up beside each pixel, its border repeated.
+def look_up(image: Tensor, flow: Tensor, centres: Tensor | None = None) -> Tensor:
+    """The image (B, C, h, h) sampled at each pixel's own place plus a flow (B, 2, H, H): (B, C, H, H), float32.
+
+    Bilinear; beyond the border the border's pixels repeat. Computed in float32, since bf16 would round places to an
+    eighth of a pixel.
 
     Args:
-        flow: (B, 2, H, H), x first, in [-1, 1] grid units.
-
-    Returns:
-        (B, C, H, H).
+        centres: (1, 2, H, H) the pixels' own places; None: those of `pixel_grid`.
     """
-    places = (pixel_grid(flow.shape[-1], flow.device) + flow).permute(0, 2, 3, 1)
-    return F.grid_sample(image.float(), places.float(), padding_mode="border", align_corners=False)
-
-
-def warp(features: Tensor, flow: Tensor) -> Tensor:
-    """Features (B, C, H, W) looked up at their own places plus `flow` (B, 2, H, W), in [-1, 1] grid units."""
-    height, width = features.shape[-2:]
-    flow = flow.float()  # bf16 would round places to an eighth of a pixel
-    identity = torch.eye(2, 3, device=flow.device).expand(flow.shape[0], 2, 3)
-    grid = F.affine_grid(identity, [flow.shape[0], 1, height, width], align_corners=False) + flow.permute(0, 2, 3, 1)
-    return F.grid_sample(features.float(), grid, padding_mode="border", align_corners=False)
+    own = pixel_grid(flow.shape[-1], flow.device) if centres is None else centres
+    return F.grid_sample(
+        image.float(), (own + flow.float()).permute(0, 2, 3, 1), padding_mode="border", align_corners=False
+    )

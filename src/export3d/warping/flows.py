@@ -9,8 +9,8 @@ from torch import Tensor
 from export3d.camera import projected
 from export3d.face.landmark_sets import INNER_LIPS
 from export3d.image import resize
-from export3d.warping.elastic_mesh import FACE, Sheet, similarity
-from export3d.warping.flow_field import covered, look, pixel_grid
+from export3d.warping.elastic_mesh import FACE, ElasticMesh, similarity
+from export3d.warping.flow_field import covered, look_up, pixel_grid
 from export3d.warping.landmark_motion import Face
 
 
@@ -27,7 +27,7 @@ def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Ten
     with torch.autocast(points.device.type, enabled=False):
         front = points[:, list(FACE)]
         here = (front[..., :2] / half_extent + 1.0) / 2.0
-        source, _ = Sheet((face.aligned + 1.0) / 2.0).look(here, front[..., 2], size)
+        source, _ = ElasticMesh((face.aligned + 1.0) / 2.0).lookup(here, front[..., 2], size)
         return 2.0 * source.permute(0, 3, 1, 2) - 1.0 - pixel_grid(size, points.device)
 
 
@@ -45,7 +45,7 @@ def driving_flow(points: Tensor, face: Face, camera: Tensor, size: int) -> tuple
     """
     with torch.autocast(points.device.type, enabled=False):
         places, distance = projected(points[:, list(FACE)], camera)
-        source, _ = Sheet(face.places).look(places, distance, size)
+        source, _ = ElasticMesh(face.places).lookup(places, distance, size)
         here = pixel_grid(size, points.device)
         sheet = 2.0 * source.permute(0, 3, 1, 2) - 1.0 - here
         turn, shift = similarity(places, face.places)
@@ -68,6 +68,6 @@ def openings(points: Tensor, face: Face, camera: Tensor, turned: Tensor) -> Tens
     size = turned.shape[-1]
     lips = list(INNER_LIPS)
     driving = covered(projected(points[:, lips], camera)[0], size // 2)
-    source = look(covered(face.places[:, lips], size // 2), resize(turned, size // 2))
+    source = look_up(covered(face.places[:, lips], size // 2), resize(turned, size // 2))
     masks = torch.cat([driving, source], dim=1)
     return F.interpolate(masks, size, mode="bilinear", align_corners=False)

@@ -1,16 +1,22 @@
-"""The stem's features carried past the tokens, moved by the flow (not in the paper)."""
+"""The skip path: stem features bypass the tokens and are moved by the flow (not in the paper).
+
+On each of three grids (H/8, H/4, H/2) the generator's features say how the flow is refined and how far the gate opens.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export3d.warping.flow_field import stretch
+from export3d.errors import ConfigError
+from export3d.warping.flow_field import look_up, stretch
 
 
 class GatedSkip(nn.Module):
-    """x + sigmoid(gate(x)) * project(skip): source detail where the features ask for it; starts almost open."""
+    """x + sigmoid(gate(x)) * project(skip): source features where the gate is open; starts almost open."""
 
     def __init__(self, channels: int, skip_channels: int) -> None:
         super().__init__()
@@ -21,7 +27,7 @@ class GatedSkip(nn.Module):
             nn.init.constant_(self.gate.bias, 2.0)
 
     def forward(self, x: Tensor, skip: Tensor, closing: Tensor | None = None) -> Tensor:
-        """(B, C, H, W) and (B, C', H, W) to (B, C, H, W); `closing` (B, C, H, W) is taken from the gate's logits."""
+        """(B, C, H, W) and (B, C', H, W) to (B, C, H, W); `closing` is subtracted from the gate's logits."""
         detail: Tensor = self.project(skip)
         logits: Tensor = self.gate(x)
         return x + torch.sigmoid(logits if closing is None else logits - closing) * detail
@@ -50,8 +56,69 @@ class FlowStep(nn.Module):
         return resized + own, own
 
     def closing(self, flow: Tensor) -> Tensor | None:
-        """What stretching takes from the gate's logits (B, C, H, W); None without `redraw`."""
+        """What stretching subtracts from the gate's logits (B, C, H, W); None without `redraw`."""
         if self.closes is None:
             return None
         closing: Tensor = 10.0 * self.closes.view(1, -1, 1, 1) * stretch(flow)
         return closing
+
+
+class SkipPath(nn.Module):
+    """Gates and flow refinements of the three grids.
+
+    Args:
+        widths: for each grid, from H/8 to H/2, the channels of the generator's features and of the stem's.
+        flow: warp the stem's features.
+        redraw: let stretching close the gates; needs `flow`.
+    """
+
+    def __init__(self, widths: Sequence[tuple[int, int]], flow: bool, redraw: bool) -> None:
+        super().__init__()
+        self.gates = nn.ModuleList(GatedSkip(*pair) for pair in widths)
+        self.flows = nn.ModuleList(FlowStep(width, redraw) for width, _ in widths if flow)
+
+    def walk(self, stem: Sequence[Tensor], field: Tensor | None) -> SkipWalk:
+        """One pass through the generator.
+
+        Args:
+            stem: features at H/8, H/4 and H/2.
+            field: (B, 2, H/2, W/2) the flow as far as landmarks tell (`flows.plane_flow`); None without a flow.
+        """
+        if (field is None) == bool(self.flows):
+            raise ConfigError("a skip path with a flow needs the landmarks' field, and one without takes none")
+        return SkipWalk(self, stem, field)
+
+
+class SkipWalk:
+    """Adds the stem's features to the generator's: called once per grid, in the order H/8, H/4, H/2.
+
+    Attributes:
+        flow: (B, 2, H, W) the refined flow of the last grid; None before the first call and without a flow.
+    """
+
+    def __init__(self, path: SkipPath, stem: Sequence[Tensor], field: Tensor | None) -> None:
+        self.flow: Tensor | None = None
+        self._path, self._stem, self._field = path, stem, field
+        self._change: Tensor | None = None
+        self._grid = 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) features of the next grid to the same shape."""
+        features, closing = self._stem[self._grid], None
+        if self._field is not None:
+            step = self._path.flows[self._grid]
+            assert isinstance(step, FlowStep)
+            flow, self._change = step(x, self._field, self._change)
+            features, closing, self.flow = look_up(features, flow, _centres(flow)), step.closing(flow), flow
+        out: Tensor = self._path.gates[self._grid](x, features, closing)
+        self._grid += 1
+        return out
+
+
+def _centres(flow: Tensor) -> Tensor:
+    """(1, 2, H, W) pixel centres as `affine_grid` rounds them: `base` was trained with these.
+
+    They differ from `pixel_grid` by up to 6e-8, which changes the last bit of a few pixels per image.
+    """
+    identity = torch.eye(2, 3, device=flow.device)[None]
+    return F.affine_grid(identity, [1, 1, *flow.shape[-2:]], align_corners=False).permute(0, 3, 1, 2)

@@ -19,7 +19,7 @@ from types import MappingProxyType
 from typing import Any, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from export3d.errors import CheckpointError, ConfigError, Export3DError, MissingExtra, OutputError
 from export3d.files import reason, write_bytes
@@ -61,6 +61,13 @@ class HubModel(nn.Module):
         raise NotImplementedError
 
     @classmethod
+    def migrated(
+        cls, values: dict[str, Any], tensors: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Settings and tensors of a file of any release, as this release names them."""
+        return values, dict(tensors)
+
+    @classmethod
     def from_pretrained(
         cls, which: Path | str | None = None, *, revision: str | None = None, token: str | None = None
     ) -> Self:
@@ -86,7 +93,8 @@ class HubModel(nn.Module):
         if not isinstance(config.get("model"), dict):
             raise CheckpointError(f"{path} does not hold an export3d model; its sidecar has no model configuration")
         try:
-            model = cls.from_config(config["model"])
+            settings, tensors = cls.migrated(config["model"], tensors)
+            model = cls.from_config(settings)
         except Export3DError:
             raise
         except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:

@@ -15,7 +15,7 @@ from export3d.face.mesh import canonical_mesh
 from export3d.face.repose import rasterise
 from export3d.motion.arkit import ARKIT52
 from export3d.warping import elastic_mesh as sheets
-from export3d.warping.elastic_mesh import FACE, Sheet, paint, show, softened
+from export3d.warping.elastic_mesh import FACE, ElasticMesh, paint, show, softened
 
 SIZE = 128
 MARKS = (4, 13, 50, 133, 280, 468, 469)
@@ -77,7 +77,7 @@ def test_the_face_is_the_mesh_and_the_middles_of_the_irises() -> None:
 @pytest.mark.parametrize("size", [32, 97])
 def test_a_sheet_at_rest_shows_the_picture_itself(size: int) -> None:
     face, depth = seen(*CAMERAS)
-    lookup, mouth = Sheet(face).look(face, depth, size)
+    lookup, mouth = ElasticMesh(face).lookup(face, depth, size)
     torch.testing.assert_close(lookup, pixels(size).expand(4, -1, -1, -1), atol=1e-5, rtol=0)
     assert mouth.shape == (4, size, size)
     image = torch.rand(4, 3, size, size)
@@ -90,7 +90,7 @@ def test_landmarks_land_where_asked(camera: np.ndarray, mark: int) -> None:
     """What is shown at a landmark's new place is what the source has at its old one."""
     face, depth = seen(label(), camera)
     before, after = face
-    lookup, _ = Sheet(face[:1]).look(face[1:], depth[1:], SIZE)
+    lookup, _ = ElasticMesh(face[:1]).lookup(face[1:], depth[1:], SIZE)
     picture = show(dot(before[mark]), lookup)[0, 0]
     bright = picture**8  # where it is brightest: about the nose a mark is stretched on one side, hidden on the other
     centre = (bright[..., None] * pixels()).sum(dim=(0, 1)) / bright.sum()
@@ -102,7 +102,7 @@ def test_a_few_landmarks_that_move_alone_take_only_their_surroundings_along() ->
     face, depth = seen(label())
     moved = face.clone()
     moved[:, 280] += torch.tensor([0.02, -0.015])
-    lookup, _ = Sheet(face).look(moved, depth, SIZE)
+    lookup, _ = ElasticMesh(face).lookup(moved, depth, SIZE)
     change = (lookup - pixels()).norm(dim=-1)[0]
     column, row = (moved[0, 280] * SIZE).long().tolist()
     assert change[row, column] * SIZE > 1.5
@@ -113,7 +113,7 @@ def test_a_few_landmarks_that_move_alone_take_only_their_surroundings_along() ->
 @pytest.mark.parametrize("away", [label(80), label(0, -50), label(0, 0, 170), label(x=0.6, y=-0.5)])
 def test_no_motion_however_wild_leaves_holes(away: np.ndarray) -> None:
     face, depth = seen(label(), away)
-    lookup, _ = Sheet(face[:1]).look(face[1:], depth[1:], SIZE)
+    lookup, _ = ElasticMesh(face[:1]).lookup(face[1:], depth[1:], SIZE)
     assert lookup.isfinite().all()
     assert lookup.min() > -1.5
     assert lookup.max() < 2.5
@@ -124,11 +124,11 @@ def test_each_of_a_batch_is_as_it_is_alone() -> None:
     face, depth = seen(*CAMERAS)
     moved, away = face.roll(1, 0), depth.roll(1, 0)
     image = torch.rand(4, 3, SIZE, SIZE)
-    lookup, mouth = Sheet(face).look(moved, away, SIZE)
+    lookup, mouth = ElasticMesh(face).lookup(moved, away, SIZE)
     picture = show(image, lookup)
     for b in range(4):
         one = slice(b, b + 1)
-        alone, between = Sheet(face[one]).look(moved[one], away[one], SIZE)
+        alone, between = ElasticMesh(face[one]).lookup(moved[one], away[one], SIZE)
         torch.testing.assert_close(lookup[one], alone, atol=1e-5, rtol=0)
         assert torch.equal(mouth[one], between)
         torch.testing.assert_close(picture[one], show(image[one], alone), atol=1e-3, rtol=0)
@@ -139,7 +139,7 @@ def test_each_of_a_batch_is_as_it_is_alone() -> None:
 @pytest.mark.parametrize("camera", [label(60), label(-45, 20), label(0, 35)])
 def test_a_turned_face_hides_itself_as_a_z_buffer_sees_it(camera: np.ndarray) -> None:
     face, depth = seen(label(), camera)
-    lookup, _ = Sheet(face[:1]).look(face[1:], depth[1:], SIZE)
+    lookup, _ = ElasticMesh(face[:1]).lookup(face[1:], depth[1:], SIZE)
     triangles = np.array(sheets._face_triangles()[0])
     index, weights = rasterise(face[1].double().numpy() * SIZE, depth[1].double().numpy(), triangles, SIZE)
     expected = (weights[..., None] * face[0].numpy()[triangles[index]]).sum(axis=2)
@@ -152,8 +152,8 @@ def test_a_turned_face_hides_itself_as_a_z_buffer_sees_it(camera: np.ndarray) ->
 def test_only_what_lies_between_the_lips_is_mouth() -> None:
     face, depth = seen(label())
     wide, lips = opened(face), list(INNER_LIPS)
-    _, shut = Sheet(face).look(face, depth, SIZE)
-    _, mouth = Sheet(face).look(wide, depth, SIZE)
+    _, shut = ElasticMesh(face).lookup(face, depth, SIZE)
+    _, mouth = ElasticMesh(face).lookup(wide, depth, SIZE)
     assert 3 * shut.sum() < mouth.sum()
     column, row = (wide[0, [13, 14]].mean(0) * SIZE).long().tolist()
     assert mouth[0, row, column]
@@ -165,14 +165,14 @@ def test_only_what_lies_between_the_lips_is_mouth() -> None:
 # ---- around the face -------------------------------------------------------------------------------------------------
 
 
-def rings(sheet: Sheet, face: Tensor) -> Tensor:
+def rings(sheet: ElasticMesh, face: Tensor) -> Tensor:
     """How far the rings move, (12, 36, 2) widths of the picture, from the innermost."""
     return (sheet.place(face) - sheet.source)[0, 470:-4].view(12, 36, 2)
 
 
 def test_hair_follows_the_head_less_and_less() -> None:
     face, _ = seen(label())
-    sheet, step = Sheet(face), torch.tensor([0.08, 0.0])
+    sheet, step = ElasticMesh(face), torch.tensor([0.08, 0.0])
     torch.testing.assert_close((sheet.place(face + step) - sheet.source)[0, :470], step.expand(470, 2))
     moved = rings(sheet, face + step)
     assert moved[..., 1].abs().max() < 1e-5
@@ -185,7 +185,7 @@ def test_hair_follows_the_head_less_and_less() -> None:
 def test_a_head_that_tilts_takes_its_hair_along_and_a_small_bump_does_not() -> None:
     """A turn is felt beyond the outline in full; one landmark of the outline soon no more."""
     face, _ = seen(label())
-    sheet, angle = Sheet(face), np.radians(5)
+    sheet, angle = ElasticMesh(face), np.radians(5)
     turn = torch.tensor([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]]).float()
     at_rest, middle = sheet.source[0, 470:-4].view(12, 36, 2), face.mean(dim=1)
     whole = (at_rest - middle) @ turn + middle - at_rest
@@ -199,7 +199,7 @@ def test_a_head_that_tilts_takes_its_hair_along_and_a_small_bump_does_not() -> N
 
 def test_a_face_of_another_kind_is_refused() -> None:
     with pytest.raises(ShapeError, match="face of the sheet"):
-        Sheet(torch.zeros(1, 478, 2))
+        ElasticMesh(torch.zeros(1, 478, 2))
 
 
 # ---- the painter -----------------------------------------------------------------------------------------------------
@@ -263,11 +263,11 @@ def test_gradients_of_the_painter_are_those_of_finite_differences(rng: np.random
 def test_a_picture_pulls_its_landmarks_to_their_place() -> None:
     """Gradients reach places and picture, and a step along them comes nearer."""
     face, depth = seen(label(), label(10))
-    sheet, image, moved = Sheet(face[:1]), waves().requires_grad_(), face[1:].clone().requires_grad_()
+    sheet, image, moved = ElasticMesh(face[:1]), waves().requires_grad_(), face[1:].clone().requires_grad_()
     wanted = image.detach()
 
     def error(places: Tensor) -> Tensor:
-        return (show(image, sheet.look(places, depth[1:], SIZE)[0]) - wanted).square().mean()
+        return (show(image, sheet.lookup(places, depth[1:], SIZE)[0]) - wanted).square().mean()
 
     first = error(moved)
     first.backward()
@@ -284,9 +284,9 @@ def test_a_sheet_first_used_for_inference_can_be_trained_later() -> None:
     face, depth = seen(label())
     sheets._triangles.cache_clear()
     with torch.inference_mode():
-        Sheet(face).look(face, depth, 16)
+        ElasticMesh(face).lookup(face, depth, 16)
     places = face.clone().requires_grad_()
-    Sheet(face).look(places, depth, 16)[0].square().sum().backward()
+    ElasticMesh(face).lookup(places, depth, 16)[0].square().sum().backward()
     assert places.grad is not None
 
 

@@ -27,7 +27,7 @@ from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS, LOWER_LIDS, UPP
 from export3d.face.mesh import LANDMARKS, VERTICES, canonical_mesh
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
-from export3d.warping.elastic_mesh import FACE, Sheet, show, softened
+from export3d.warping.elastic_mesh import FACE, ElasticMesh, show, softened
 
 if TYPE_CHECKING:
     from export3d.evaluation.protocols.driven import DrivenClip, Method, Predict, Rows
@@ -69,8 +69,8 @@ class Copy:
 class LandmarkWarp:
     """The source warped so that its landmarks lie on the driving frame's true ones.
 
-    Piecewise affine over the face mesh, smooth outside it (`Sheet`). The tracked camera only says which parts of the
-    face hide others.
+    Piecewise affine over the face mesh, smooth outside it (`ElasticMesh`). The tracked camera only tells which parts of
+    the face hide others.
     """
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
@@ -158,7 +158,7 @@ def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
     """Pictures of the source's sheet, its face where `faces` says."""
     image = clip.images([clip.source], device)
     at_rest = _face(clip, clip.source)
-    sheet = Sheet(torch.from_numpy(at_rest[None]).float().to(device))
+    sheet = ElasticMesh(torch.from_numpy(at_rest[None]).float().to(device))
     dark = _DARKNESS * (_mean_inside(image, at_rest) + 1.0) - 1.0
 
     def predict(rows: Rows) -> Tensor:
@@ -166,7 +166,7 @@ def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
         for row in rows:
             face, depth = faces(int(row))
             places, distance = (torch.from_numpy(x[None]).float().to(device) for x in (face, depth))
-            source, mouth = sheet.look(places, distance, image.shape[-1])
+            source, mouth = sheet.lookup(places, distance, image.shape[-1])
             shade = softened(softened(mouth[:, None] * _shade(at_rest, face)))
             picture = show(image, source)
             pictures.append((picture + shade * (dark - picture)).clamp(-1.0, 1.0))

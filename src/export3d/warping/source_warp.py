@@ -1,0 +1,235 @@
+"""The warp: a wing that moves the source's own features and pixels into the driving frame (not in the paper).
+
+`Export3D` calls it in four places and works without it:
+
+    encode ── frontal ──► the generator's input         planes ── move ──► added to the generator's features
+           └─ view ─────► what is kept of the source    finish ── guide ─► blended into the super-resolution
+
+Letters: B batch, E expression coefficients, d size of beta', H pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export3d.errors import ConfigError
+from export3d.warping.average_head import frontal_view, head_nearness, turned_flow
+from export3d.warping.dense_motion import DenseMotion
+from export3d.warping.detail import Detail, DetailGuide, Views
+from export3d.warping.elastic_mesh import show
+from export3d.warping.flow_field import look_up, pixel_grid, stretch
+from export3d.warping.flows import driving_flow, openings, plane_flow
+from export3d.warping.landmark_motion import Face, LandmarkMotion
+from export3d.warping.skip_path import SkipPath, SkipWalk
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpConfig:
+    """Which parts the warp has. `base` has all of them; the variants `no_…` remove one each.
+
+    Attributes:
+        align: the source is first resampled onto the xy plane by its camera (`average_head.frontal_view`).
+        skip: the stem's features bypass the tokens and are added at H/8, H/4 and H/2 through gates that see the
+            expression (`skip_path`).
+        flow: the skips are warped by a field that carries the source's landmarks to their new places
+            (`flows.plane_flow`) and that the expression-aware features refine. Needs `skip`.
+        redraw: the skips' gates also see where the flow stretches the source, and can close there: an opening mouth
+            must be rendered, not stretched from closed lips. Needs `flow`.
+        detail: each pixel of the final image chooses between the rendered image, the source moved or turned to the
+            driving view, and the source unmoved (`detail.Detail`).
+        dense: moved pixels follow a learned mixture of motions (`dense_motion`), not the elastic mesh alone. Needs
+            `detail`.
+        mouth: the choice also sees where the mouth is open in the driving view and in the source. Needs `detail`.
+    """
+
+    align: bool = True
+    skip: bool = True
+    flow: bool = True
+    redraw: bool = True
+    detail: bool = True
+    dense: bool = True
+    mouth: bool = True
+
+    def __post_init__(self) -> None:
+        for part, needed in (("flow", "skip"), ("redraw", "flow"), ("dense", "detail"), ("mouth", "detail")):
+            if getattr(self, part) and not getattr(self, needed):
+                raise ConfigError(f"warp.{part} needs warp.{needed}; switch both on or both off")
+        if not any(getattr(self, field.name) for field in fields(self)):
+            raise ConfigError("every part of the warp is off; leave the warp out (null) instead")
+
+
+@dataclass(frozen=True)
+class SourceView:
+    """What the warp keeps of a source; independent of the driving expression.
+
+    Attributes:
+        face: where the source's landmarks are and move from; None without `flow` and `detail`.
+        image: (B, 3, H, H) the source; None without `detail`.
+        camera: (B, 25) the source's camera; None without `detail`.
+    """
+
+    face: Face | None = None
+    image: Tensor | None = None
+    camera: Tensor | None = None
+
+    def expand(self, batch: int) -> SourceView:
+        """One source repeated for a batch of expressions; copies nothing."""
+        return SourceView(
+            None if self.face is None else self.face.expand(batch),
+            *(None if x is None else x.expand(batch, *x.shape[1:]) for x in (self.image, self.camera)),
+        )
+
+
+@dataclass(frozen=True)
+class SourceMotion:
+    """How a source moves with one driving expression.
+
+    Attributes:
+        points: (B, 478, 3) moved landmarks in the head's own axes, scene units; None without `flow` and `detail`.
+        walk: adds the skips to the generator's features, grid by grid; None without `skip`.
+    """
+
+    points: Tensor | None = None
+    walk: SkipWalk | None = None
+
+    @property
+    def flow(self) -> Tensor | None:
+        """(B, 2, H/2, W/2) the skips' refined flow once the generator has run; None without `flow`.
+
+        It says where on the aligned source, as an offset in [-1, 1] grid units, x first, a place of the xy plane looks
+        up its features.
+        """
+        return None if self.walk is None else self.walk.flow
+
+
+class SourceWarp(nn.Module):
+    """Moves the source's features and pixels with the driving landmarks and camera.
+
+    Args:
+        config: which parts there are.
+        embedding: d.
+        half_extent: the planes cover [-half_extent, half_extent], scene units.
+        skip_widths: for each grid the channels of the generator's features and of the stem's
+            (`GeneratorConfig.side_widths`).
+        superres_widths: channels of the rendered features and of the super-resolution at H/2 and at H.
+    """
+
+    def __init__(
+        self,
+        config: WarpConfig,
+        embedding: int,
+        half_extent: float,
+        skip_widths: Sequence[tuple[int, int]],
+        superres_widths: tuple[int, int, int],
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.half_extent = half_extent
+        self.motion = LandmarkMotion(embedding) if config.flow or config.detail else None
+        self.dense = DenseMotion() if config.dense else None
+        self.skip = SkipPath(skip_widths, config.flow, config.redraw) if config.skip else None
+        self.detail = Detail(*superres_widths, config.mouth) if config.detail else None
+
+    def frontal(self, image: Tensor, camera: Tensor | None) -> Tensor:
+        """The generator's input (B, 3, h, h): the source, resampled onto the xy plane where `align` is on.
+
+        Raises `ConfigError` where the source's camera (B, 25) is needed and missing.
+        """
+        if not self.config.align:
+            return image
+        if camera is None:
+            raise ConfigError("this model aligns its source: give encode() the source's camera label too")
+        return frontal_view(image, camera, self.half_extent)
+
+    def view(self, image: Tensor, camera: Tensor | None, beta: Tensor | None, landmarks: Tensor | None) -> SourceView:
+        """What is kept of sources.
+
+        Args:
+            image: (B, 3, H, H).
+            camera: (B, 25).
+            beta: (B, d) beta' of the sources' own expressions.
+            landmarks: (B, 478, 2), 0..1 across the sources.
+
+        Raises:
+            ConfigError: an argument that this warp needs is missing.
+        """
+        if self.motion is None:
+            return SourceView()
+        if camera is None or beta is None or landmarks is None:
+            raise ConfigError(
+                "this model moves its source's pixels: give encode() the source's camera, expression and landmarks"
+            )
+        face = self.motion.face(beta, landmarks, camera, self.half_extent)
+        return SourceView(face, image, camera) if self.config.detail else SourceView(face)
+
+    def move(self, beta: Tensor, view: SourceView, stem: Sequence[Tensor]) -> SourceMotion:
+        """Driving beta' (B, d), the source and its stem features (H/8, H/4, H/2) to the source's motion."""
+        points = field = walk = None
+        if self.motion is not None and view.face is not None:
+            points = self.motion(beta, view.face)
+            if self.config.flow:
+                field = plane_flow(points, view.face, self.half_extent, stem[-1].shape[-1])
+        if self.skip is not None:
+            walk = self.skip.walk(stem, field)
+        return SourceMotion(points, walk)
+
+    def guide(self, view: SourceView, motion: SourceMotion, camera: Tensor, feature: Tensor) -> DetailGuide | None:
+        """What leads the super-resolution to the source's pixels; None without `detail`.
+
+        Args:
+            camera: (B, 25) of the driving frames.
+            feature: (B, F, H/4, H/4) rendered features.
+        """
+        if self.detail is None:
+            return None
+        return DetailGuide(self.detail, self.views(view, motion, camera), feature)
+
+    def views(self, view: SourceView, motion: SourceMotion, camera: Tensor) -> Views:
+        """The source as it may appear in driving frames of cameras (B, 25)."""
+        image, own, face, points = view.image, view.camera, view.face, motion.points
+        if image is None or own is None or face is None or points is None:
+            raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
+        half = self.half_extent
+        size, image = image.shape[-1], image.float()
+        flow, as_face = driving_flow(points, face, camera, size)
+        with torch.no_grad():
+            head = torch.cat([head_nearness(label, size, half) for label in (camera, own)], dim=1)
+            as_head = turned_flow(own, camera, half, size)
+            turned = look_up(image, as_head)
+        if self.dense is not None:
+            candidates = torch.stack([flow, as_head, as_face, torch.zeros_like(flow)], dim=1)
+            flow = self.dense(image, candidates, torch.cat([stretch(flow), head], dim=1))
+        places = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
+        moved = show(image, places.permute(0, 2, 3, 1))
+        mouth = openings(points, face, camera, as_head) if self.config.mouth else None
+        return Views(moved, stretch(flow), flow, image, turned, head, mouth)
+
+
+def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool) -> dict[str, Tensor]:
+    """What a warp takes over from another one with other parts.
+
+    Parts that the former did not have keep their own values: they begin where they change nothing. New inputs of
+    `detail` (the mouth's, which come last) begin at zero. With another expression encoder the landmark motion, which
+    sees beta', begins anew.
+
+    Args:
+        own: the warp's `state_dict`.
+        former: the other one's.
+        exchanged: whether the expression encoder is another one.
+
+    Returns:
+        Tensors with exactly the names of `own`.
+    """
+    out = dict(own)
+    for name, value in former.items():
+        if name not in own or (exchanged and name.startswith("motion.")):
+            continue
+        if name in ("detail.mid.weight", "detail.first.weight"):
+            value = F.pad(value, (0, 0, 0, 0, 0, own[name].shape[1] - value.shape[1]))
+        out[name] = value
+    return out

@@ -1,0 +1,41 @@
+"""Weights that were saved before the warp was a part of its own: their settings and tensors under today's names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+_PARTS = {"generator": ("align", "skip", "flow", "redraw"), "superres": ("detail", "dense", "mouth")}
+"""Settings that were switches of the generator and of the super-resolution; those missing were off."""
+_PREFIXES = {
+    r"motion\.": "warp.motion.",
+    r"dense\.": "warp.dense.",
+    r"generator\.skips\.": "warp.skip.gates.",
+    r"generator\.flows\.": "warp.skip.flows.",
+    r"superres\.detail\.": "warp.detail.",
+}
+
+
+def with_a_wing(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """A model's settings (`ModelConfig.to_dict`) and tensors with the warp in `warp`; today's come back as they are."""
+    settings = dict(values)
+    if "warp" in settings:
+        return settings, dict(tensors)
+    warp: dict[str, Any] = {}
+    for part, names in _PARTS.items():
+        given = settings.get(part)
+        if isinstance(given, dict):
+            warp |= {name: given.get(name, False) for name in names}
+            settings[part] = {name: value for name, value in given.items() if name not in names}
+    settings["warp"] = warp if any(warp.values()) else None
+    return settings, {_renamed(name): value for name, value in tensors.items()}
+
+
+def _renamed(name: str) -> str:
+    for former, today in _PREFIXES.items():
+        if match := re.match(former, name):
+            return today + name[match.end() :]
+    return name
