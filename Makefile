@@ -12,7 +12,7 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 demo: $(VENV)/.face
 	$(VENV)/bin/export3d demo -o $(OUT)
 
-test: lint types docs
+test: lint types
 	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest
 
 lint: $(VENV)/.dev

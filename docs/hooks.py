@@ -1,8 +1,8 @@
-"""Site builder hooks: pages that live at the repository's root, and links that work on GitHub and on the site.
+"""Site builder hooks: pages from outside docs/, and links that work on GitHub and on the site.
 
-README.md becomes the home page and the other root pages join the site without a copy in docs/. In every page, relative links
-are resolved from where the file lies in the repository. A link to a page leads to that page; a link to any other file of
-the repository leads to a copy of it under `files/`.
+README.md becomes the home page and the other root pages join the site without a copy in docs/. Relative links are
+resolved from where a page lies in the repository. A link to a page leads to that page; a link to any other file of the
+repository leads to a copy of it under `files/`.
 """
 
 from __future__ import annotations
