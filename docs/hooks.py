@@ -39,7 +39,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Rewrites relative links outside code."""
+    """Rewrites relative links outside code. A page without neighbours in the navigation needs no left column."""
+    if page.parent is None:
+        page.meta.setdefault("hide", ["navigation"])
     sources = {page: name for name, page in PAGES.items()}
     home = posixpath.dirname(sources.get(page.file.src_uri, f"docs/{page.file.src_uri}"))
 
