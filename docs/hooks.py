@@ -61,6 +61,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
     parts, end = [], 0
     for code in _CODE.finditer(markdown):
-        parts += [_LINK.sub(moved, markdown[end : code.start()]), code[0]]
+        literal = code[0] if code[0].startswith("```") else code[0].replace("\\|", "|")  # GitHub needs \| in tables
+        parts += [_LINK.sub(moved, markdown[end : code.start()]), literal]
         end = code.end()
     return "".join([*parts, _LINK.sub(moved, markdown[end:])])
