@@ -27,7 +27,7 @@ PAGES = {
 """File of the repository to its page on the site."""
 
 _LINK = re.compile(r"(\]\(|\bsrc=\")([^)\s\"#:]+)(?=[)#\"])")
-_CODE = re.compile(r"^```.*?^```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+_CODE = re.compile(r"^```.*?^```$|`[^`\n]+(?:\n[^`\n]+)?`", re.MULTILINE | re.DOTALL)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import re
 import subprocess
@@ -15,7 +16,7 @@ from export3d.cli.main import COMMANDS
 ROOT = Path(__file__).parents[2]
 ROOT_PAGES = [ROOT / name for name in ("README", "MODEL_CARD", "CHANGELOG", "CONTRIBUTING", "ACKNOWLEDGEMENTS")]
 PAGES = sorted([path.with_suffix(".md") for path in ROOT_PAGES] + list((ROOT / "docs").glob("*.md")))
-CODE = re.compile(r"^ *```.*?^ *```$|`[^`\n]+`", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^ *```.*?^ *```$|`[^`\n]+(?:\n[^`\n]+)?`", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)|\bsrc=\"([^\"]+)\"")
 COMMAND = re.compile(r"(?<!from )(?<!import )\bexport3d ([a-z][a-z-]*)")
 
@@ -69,6 +70,19 @@ def test_every_command_in_the_pages_exists() -> None:
 
 def test_every_command_is_documented() -> None:
     assert set(COMMANDS) - commands_in(ROOT / "docs" / "commands.md") == set()
+
+
+def test_every_import_in_the_pages_works() -> None:
+    imports = re.compile(r"^from (export3d[\w.]*) import ([\w, ]+)$", re.MULTILINE)
+    shown = {(page.name, *found) for page in PAGES for found in imports.findall(page.read_text("utf-8"))}
+    assert len(shown) > 5
+    missing = [
+        f"{page}: {module}.{name}"
+        for page, module, names in sorted(shown)
+        for name in names.replace(" ", "").split(",")
+        if not hasattr(importlib.import_module(module), name)
+    ]
+    assert missing == []
 
 
 def test_every_file_that_the_architecture_names_exists() -> None:
