@@ -1,12 +1,13 @@
 # `make demo` from a fresh clone: installs into .venv, animates the bundled portrait, leaves out/demo.mp4.
-# `make test`: what a change must pass. Both need Python 3.11 or newer and nothing else.
+# `make test`: what a change must pass. `make docs`: the documentation as a site in site/, built offline.
+# All need Python 3.11 or newer and nothing else.
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test lint types clean
+.PHONY: demo test lint types docs clean
 
 demo: $(VENV)/.face
 	$(VENV)/bin/export3d demo -o $(OUT)
@@ -20,6 +21,9 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(VENV)/bin/mypy
+
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
 
 # Installs again whenever the requirements change. The package itself is installed in place, so edits need no install.
 $(VENV)/.face: pyproject.toml constraints.txt | $(VENV)/bin/python
@@ -36,4 +40,4 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) site
