@@ -1,9 +1,9 @@
-"""The source turned to face the planes, before the network sees it (not in the paper).
+"""An average head as a smooth surface: it aligns the source with the planes and turns whole images (not in the paper).
 
-The paper feeds the source as it is and leaves it to the transformer to move what it sees from the picture's pixels to
-the head's own axes, in which the tri-plane lives. With few data that is learned late and softly. Here the source's
-camera, which the tracker gives anyway, moves the pixels: each point (x, y) of the xy plane is given the depth of an
-average head and looked up in the source image. What is left for the network is how this head differs from the average.
+The paper feeds the source as it is. The transformer must learn to move features from image pixels to the head's own
+axes, in which the tri-plane lives; with little data it learns that late and blurrily. Here the source's camera, which
+the tracker gives anyway, moves the pixels: each point (x, y) of the xy plane gets the depth of an average head and is
+looked up in the source image. The network only has to learn how this head differs from the average.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def frontal_view(image: Tensor, label: Tensor, half_extent: float) -> Tensor:
         half_extent: the plane covers [-half_extent, half_extent] along x and y, scene units.
 
     Returns:
-        (B, C, H, H): columns along x, rows along y; what the image does not show continues its border.
+        (B, C, H, H): columns along x, rows along y; outside the image its border pixels repeat.
     """
     check_shape(image, "B C H H", "image")
     check_shape(label, f"{image.shape[0]} {camera.LABEL_SIZE}", "source camera")
@@ -56,6 +56,7 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
     Args:
         points: (B, L, 2), 0..1 across the image.
         label: (B, 25) cameras of the images.
+        half_extent: of the planes, scene units.
         depth: (L,) or (B, L) z of each point, scene units; None: on the average head (`proxy_depth`).
 
     Returns:
@@ -68,7 +69,7 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
         rays = torch.cat([points.float(), ones], -1) @ torch.linalg.inv(intrinsics).mT @ cam2world[:, :3, :3].mT
     origin = cam2world[:, None, :3, 3]
     z = torch.full_like(rays[..., 2], _BACK - _RISE) if depth is None else depth.to(rays).expand_as(rays[..., 2])
-    for _ in range(1 if depth is not None else 12):  # the ray meets the bump after a few steps: its slope is below 1
+    for _ in range(1 if depth is not None else 12):  # converges in a few steps: the bump's slope is below 1
         place = origin + rays * ((z[..., None] - origin[..., 2:]) / rays[..., 2:])
         if depth is None:
             z = proxy_depth(place[..., 0], place[..., 1])
@@ -77,7 +78,7 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
 
 
 def head_nearness(label: Tensor, size: int, half_extent: float) -> Tensor:
-    """How near each pixel of a camera's picture is to the middle of the average head's face.
+    """Nearness of each pixel to the middle of the average head's face, as a camera sees it.
 
     Args:
         label: (B, 25).
@@ -85,7 +86,7 @@ def head_nearness(label: Tensor, size: int, half_extent: float) -> Tensor:
         half_extent: of the planes, scene units.
 
     Returns:
-        (B, 1, H, H): 1 at the middle, falling evenly to 0 at four widths of the head's bump.
+        (B, 1, H, H): 1 at the middle, falling linearly to 0 at four widths of the head's bump.
     """
     coarse = size // 4
     place = _seen_places(label, coarse, half_extent)
@@ -95,15 +96,15 @@ def head_nearness(label: Tensor, size: int, half_extent: float) -> Tensor:
 
 
 def turned_flow(label: Tensor, driving_label: Tensor, half_extent: float, size: int) -> Tensor:
-    """Where a driving view's pixels come from if all of the picture, hair and room alike, lies on the average head.
+    """The flow from a driving view to the source if the whole image, hair and background too, lay on the average head.
 
     Args:
-        label, driving_label: (B, 25) cameras of the picture and of the wanted view.
+        label, driving_label: (B, 25) cameras of the source and of the driving view.
         half_extent: of the planes, scene units.
         size: H, a multiple of 4.
 
     Returns:
-        (B, 2, H, H), offsets to places of the picture, x first, in [-1, 1] grid units.
+        (B, 2, H, H), offsets to places of the source, x first, in [-1, 1] grid units.
     """
     coarse = size // 4
     place = _seen_places(driving_label, coarse, half_extent)
@@ -113,6 +114,6 @@ def turned_flow(label: Tensor, driving_label: Tensor, half_extent: float, size: 
 
 
 def _seen_places(label: Tensor, size: int, half_extent: float) -> Tensor:
-    """Where the pixels of cameras' pictures lie on the average head: (B, 25) to (B, size size, 2), scene units."""
+    """The pixels of cameras (B, 25) on the average head: (B, size size, 2), scene units."""
     pixels = ((pixel_grid(size, label.device) + 1.0) / 2.0).flatten(2).mT.expand(label.shape[0], -1, -1)
     return plane_positions(pixels, label, half_extent) * half_extent

@@ -1,11 +1,11 @@
-"""Which motion every place of a driving frame follows: the face's, the head's, or none (not in the paper).
+"""Dense motion: whether each pixel of a driving frame follows the face, the head, or nothing (not in the paper).
 
-Landmarks tell where the face goes (`triplane.motion`), cameras where the head goes. Hair goes with the head, a neck by
-half, shoulders as they like, the room stays. Which is which shows only in the picture. As in the first-order motion
-model (Siarohin et al. 2019, its dense motion network) a small network mixes a few candidate flows at each place, from
-the source and from what each candidate makes of it, and adds what none of them tells.
+Landmarks give the face's motion (`landmark_motion`), cameras the head's. Hair moves rigidly with the head, the neck
+about half as much, shoulders independently; the background is static. Only the image tells these regions apart. As in
+the dense motion network of the first-order motion model (Siarohin et al. 2019), a small network mixes a few candidate
+flows at each pixel, given the source and the source moved by each candidate, and adds a residual flow.
 
-Letters: B batch, K = 4 candidates, H W pixels, G pixels across what the network sees.
+Letters: B batch, K = 4 candidates, H pixels, G pixels across the network's input.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from export3d.image import resize
 from export3d.warping.flow_field import look_up, pixel_grid
 
 GRID = 64
-"""G, whatever the picture's size: a head should look as large to the network at any."""
-CANDIDATES = ("sheet", "as the head", "as the face", "still")
-"""On the elastic sheet of the landmarks; all turned as the head is; all moved in the plane as the face is; unmoved."""
+"""G is fixed, so that a head has the same size for the network at any image size."""
+CANDIDATES = ("elastic", "as the head", "as the face", "still")
+"""On the elastic mesh; the whole image turned with the head, or moved in its plane with the face; unmoved."""
 _WIDTHS = (48, 64, 96, 128)
 _LAST = 24
-_SHEET = 2.0
-"""How far the sheet leads before training, in logits."""
+_LEAD = 2.0
+"""The elastic mesh's lead before training, in logits."""
 
 
 class DenseMotion(nn.Module):
-    """Mixes candidate flows; before training mostly the sheet's."""
+    """Mixes candidate flows; before training mostly the elastic mesh's."""
 
     def __init__(self) -> None:
         super().__init__()
-        seen = 5 * len(CANDIDATES) + 3  # three of a picture and two of an offset each; the hints
+        seen = 5 * len(CANDIDATES) + 3  # three channels of an image and two of an offset per candidate; the hints
         self.fold = nn.Conv2d(4 * seen, _WIDTHS[0], 1)
         self.down = nn.ModuleList()
         before = _WIDTHS[0]
@@ -52,17 +52,17 @@ class DenseMotion(nn.Module):
             assert layer.bias is not None
             nn.init.zeros_(layer.bias)
         assert self.share.bias is not None
-        nn.init.constant_(self.share.bias[:1], _SHEET)
+        nn.init.constant_(self.share.bias[:1], _LEAD)
 
     def forward(self, source: Tensor, flows: Tensor, hints: Tensor) -> Tensor:
-        """Where each pixel comes from.
+        """The flow that moves the source into the driving frame.
 
         Args:
             source: (B, 3, H, H).
             flows: (B, K, 2, H, H), in the order of `CANDIDATES`: offsets to the places of the source, x first, in
                 [-1, 1] grid units.
-            hints: (B, 3, H, H), 0 to 1: how far the sheet is stretched, and how near the head is in the driving view
-                and in the source (`triplane.align`).
+            hints: (B, 3, H, H), 0 to 1: the elastic mesh's stretch, and the head's nearness in the driving view and in
+                the source (`average_head.head_nearness`).
 
         Returns:
             (B, 2, H, H), offsets like the candidates.
@@ -84,7 +84,7 @@ class DenseMotion(nn.Module):
 
     @staticmethod
     def _seen(source: Tensor, flows: Tensor, hints: Tensor) -> Tensor:
-        """(B, 23, G, G): the source as each candidate moves it, those that move, the hints, and where each place is."""
+        """(B, 23, G, G): the source moved by each candidate, the moving candidates, the hints and the pixel grid."""
         small = resize(source, GRID)
         offsets = [resize(flow, GRID) for flow in flows.unbind(1)]
         views = [look_up(small, offset) for offset in offsets]

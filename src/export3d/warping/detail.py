@@ -104,15 +104,25 @@ class Detail(nn.Module):
         out: Tensor = self.lean(x)
         return out
 
-    def forward(self, x: Tensor, rendered: Tensor, views: Views, lean: Tensor) -> Tensor:
-        """Features (B, high, H, W), rendered image (B, 3, H, W) and the logits of `overlook` to the final image."""
+    def forward(self, x: Tensor, rendered: Tensor, views: Views, lean: Tensor) -> tuple[Tensor, Tensor]:
+        """Blend the rendered image and the views.
+
+        Args:
+            x: (B, high, H, W) features.
+            rendered: (B, 3, H, W).
+            lean: the logits of `overlook`.
+
+        Returns:
+            (B, 3, H, W) the final image, and (B, 4, H, W) the shares of the rendered, moved, still and turned image in
+            it, which sum to 1.
+        """
         x = torch.cat([x, rendered, views.stacked()], dim=1)
         x = F.leaky_relu(self.second(F.leaky_relu(self.first(x), 0.2)), 0.2)
         choice, added = self.choice(x).split([4, 3], dim=1)
         share = (choice + enlarge(lean, 4)).softmax(dim=1)
         images = (rendered, views.moved, views.still, views.turned)
         out: Tensor = sum((part * image for part, image in zip(share.split(1, dim=1), images)), start=added)
-        return out
+        return out, share
 
 
 class DetailGuide:
@@ -120,10 +130,14 @@ class DetailGuide:
 
     Args:
         feature: (B, F, H/4, W/4) rendered features.
+
+    Attributes:
+        share: (B, 4, H, W) shares of the four images in the final one, see `Detail`; None until it is finished.
     """
 
     def __init__(self, detail: Detail, views: Views, feature: Tensor) -> None:
         self.views = views
+        self.share: Tensor | None = None
         self._detail = detail
         self._lean = detail.overlook(feature, views)
 
@@ -133,5 +147,6 @@ class DetailGuide:
 
     def at_full(self, x: Tensor, image: Tensor) -> Tensor:
         """Features (B, high, H, W) and the rendered image (B, 3, H, W) to the final image."""
-        out: Tensor = self._detail(x, image, self.views, self._lean)
+        out: Tensor
+        out, self.share = self._detail(x, image, self.views, self._lean)
         return out

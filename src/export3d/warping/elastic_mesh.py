@@ -1,11 +1,11 @@
-"""A portrait as one elastic sheet of triangles: what it shows where when its face moves.
+"""A portrait as an elastic mesh of triangles that deforms when its face moves. Nothing here is learned.
 
-The sheet is the face mesh, and rings around it to beyond the picture's edge. Where the face goes the rings follow: near
-its outline as that moves, farther off as the whole face does, ever less, down to nothing. It has no holes, its edge
-stays, and under it lies the picture as it is: whatever moves, everything is covered. Nothing here is learned.
+The mesh is the face mesh plus rings around it that reach beyond the image border. The rings follow the face: near its
+outline they move like the outline, farther away like the whole face, and less with distance, down to nothing. The mesh
+has no holes, its outer edge is fixed, and the unmoved image lies under it, so that every pixel is covered.
 
-Letters: B sheets, F = 470 vertices of the face, V of the whole sheet, R pixels a side. Places are 0..1 across the
-picture, x first.
+Letters: B meshes, F = 470 vertices of the face, V of the whole mesh, R pixels per side. Places are 0..1 across the
+image, x first.
 """
 
 from __future__ import annotations
@@ -23,42 +23,42 @@ from export3d.face.mesh import VERTICES, canonical_mesh
 
 _IRISES = (468, 473)
 FACE = (*range(VERTICES), *_IRISES)
-"""Which of the 478 landmarks are the sheet's F vertices of the face: the mesh's, then the middle of each iris."""
+"""The landmarks (of 478) that are the F vertices of the face: those of the face mesh, then each iris's middle."""
 
 _RINGS = tuple(math.exp(math.log(0.02) * (1 - i / 11)) for i in range(12))
-"""Where the rings lie between the face's outline and the sheet's edge."""
+"""Positions of the rings between the face's outline (0) and the mesh's outer edge (1)."""
 _EDGE = 1.8
-"""Radius of the sheet, in widths of the picture."""
+"""Radius of the mesh, in image widths."""
 _REACH = (0.5, 0.25, 0.35)
-"""How far from the outline the head's motion is felt above, beside and below it: where it is 1/e, in face heights.
+"""Distances above, beside and below the outline at which the rings follow the head's motion by 1/e, in face heights.
 
-Close to the best PSNR on training clips.
+Chosen by PSNR on training clips.
 """
 _SLIVER = 1e-8
-"""Triangles of a smaller area, in pictures, are not painted: their texture cannot be told."""
+"""Triangles of a smaller area, in image areas, are not painted: their texture coordinates are undefined."""
 _JUMP = 1.0 / 64.0
-"""A sheet that jumps by so many widths of the picture from one pixel to the next hides part of itself: an edge.
+"""A lookup that jumps by so many image widths from one pixel to the next marks an occlusion edge.
 
-In small pictures two pixels are no jump.
+In small images a jump is at least two pixels.
 """
 
 
 class ElasticMesh:
-    """Sheets whose faces are at rest at some places of their pictures.
+    """Meshes at rest, given the places of their faces.
 
-    What the rings follow beyond the similarity that fits the face's motion best fades with the distance as a harmonic
-    function does, the finer the sooner. Where the sheet folds, the face lies over the rings, the inner rings over the
-    outer ones.
+    The rings follow the similarity that fits the face's motion best. What remains of the outline's motion fades with
+    distance like a harmonic function: higher frequencies fade sooner. Where the mesh folds, the face covers the rings
+    and inner rings cover outer ones.
 
     Args:
         face: (B, F, 2).
 
     Attributes:
-        source: (B, V, 2) where each vertex is at rest: the face's, the rings', the corners of what lies under them.
+        source: (B, V, 2) vertices at rest: the face's, the rings', and the corners of the image under them.
     """
 
     def __init__(self, face: Tensor) -> None:
-        check_shape(face, f"B {len(FACE)} 2", "face of the sheet")
+        check_shape(face, f"B {len(FACE)} 2", "face of the mesh")
         oval = face[:, list(FACE_OVAL)]
         centre = oval.mean(dim=1, keepdim=True)
         outward = F.normalize(oval - centre, dim=-1, eps=1e-9)
@@ -81,7 +81,7 @@ class ElasticMesh:
         self.source = torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
 
     def place(self, face: Tensor) -> Tensor:
-        """(B, V, 2) all vertices where those of the face are at (B, F, 2)."""
+        """(B, V, 2) all vertices when those of the face are at (B, F, 2)."""
         turn, shift = similarity(self._face, face)
         oval = list(FACE_OVAL)
         beyond = face[:, oval] - (self._face[:, oval] @ turn + shift)
@@ -92,15 +92,15 @@ class ElasticMesh:
         return torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
 
     def lookup(self, face: Tensor, depth: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        """What the moved sheets show.
+        """The rest places that the moved meshes show at each pixel.
 
         Args:
             face: (B, F, 2) places of the face's vertices; differentiable.
-            depth: (B, F) smaller is nearer.
+            depth: (B, F); smaller is nearer.
             size: R.
 
         Returns:
-            (B, R, R, 2) the places at rest that each pixel shows, and (B, R, R) whether it is between the lips.
+            (B, R, R, 2) the rest place at each pixel, and (B, R, R) whether it lies between the lips.
         """
         triangles, mouth = _triangles(face.device)
         ground = len(triangles) - len(_face_triangles()[0])
@@ -112,17 +112,17 @@ class ElasticMesh:
 
 
 def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Paint triangles over one another in an order, the last one on top.
+    """Paint triangles in an order, the last one on top.
 
     Args:
         places: (B, V, 2) where the vertices are.
         texture: (B, V, 2) what they carry, linear inside a triangle.
-        triangles: (T, 3), together covering the picture.
+        triangles: (T, 3), together covering the image.
         order: (B, T) numbers of triangles.
         size: R.
 
     Returns:
-        (B, R, R, 2) what each pixel centre carries, differentiable in both, and (B, R, R) the number of its triangle.
+        (B, R, R, 2) the texture at each pixel centre, differentiable in places and texture, and (B, R, R) its triangle.
     """
     batch, count = len(places), len(triangles)
     corners = places[:, triangles].reshape(-1, 3, 2)
@@ -157,15 +157,15 @@ def _topmost(corners: Tensor, rank: Tensor, batch: int, size: int) -> Tensor:
 
     Args:
         corners: (B T, 3, 2) pixels.
-        rank: (B T,) of each of a picture's triangles, from 0.
+        rank: (B T,) of each triangle within its image, from 0.
 
     Returns:
         (B, R R).
     """
     edge = corners[:, 1:] - corners[:, :1]
     solid = (edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]).abs() > _SLIVER * size**2
-    # Every row of pixel centres that a triangle crosses, between its long side and the upper or lower short one.
-    # Neighbours compute their common side from the same two ends, so that no pixel falls between them.
+    # Each row of pixel centres that a triangle crosses, between its long edge and the upper or lower short one.
+    # Neighbours compute their shared edge from the same two ends, so that no pixel falls between them.
     downward = corners[..., 1].argsort(dim=1, stable=True)[..., None].expand(-1, -1, 2)
     (x0, y0), (x1, y1), (x2, y2) = (c.unbind(-1) for c in corners.gather(1, downward).unbind(1))
     first, end = ((y - 0.5).ceil().clamp(0, size).long() for y in (y0, y2))
@@ -194,7 +194,7 @@ def _topmost(corners: Tensor, rank: Tensor, batch: int, size: int) -> Tensor:
 
 
 def show(image: Tensor, lookup: Tensor) -> Tensor:
-    """Pictures as moved sheets show them.
+    """Images resampled by moved meshes.
 
     Args:
         image: (B, C, H, W), or one for all; its border is repeated beyond it.
@@ -213,7 +213,7 @@ def show(image: Tensor, lookup: Tensor) -> Tensor:
     across, down = lookup[:, :, 1:] - lookup[:, :, :-1], lookup[:, 1:] - lookup[:, :-1]
     a, b = F.pad(across, (0, 0, 0, 1)), F.pad(down, (0, 0, 0, 0, 0, 1))
     area = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).abs() * image.shape[-1] ** 2
-    picture = fine + (0.5 * area.clamp(1.0, 4.0).log2())[:, None] * (coarse - fine)
+    shown = fine + (0.5 * area.clamp(1.0, 4.0).log2())[:, None] * (coarse - fine)
     jump = torch.zeros(lookup.shape[:-1], dtype=torch.bool, device=lookup.device)
     limit = max(_JUMP, 2.0 / lookup.shape[1])
     jumps_across, jumps_down = (step.abs().amax(dim=-1) > limit for step in (across, down))
@@ -221,19 +221,19 @@ def show(image: Tensor, lookup: Tensor) -> Tensor:
     jump[:, :, :-1] |= jumps_across
     jump[:, 1:] |= jumps_down
     jump[:, :-1] |= jumps_down
-    return torch.where(jump[:, None], softened(picture), picture)
+    return torch.where(jump[:, None], softened(shown), shown)
 
 
-def softened(picture: Tensor) -> Tensor:
-    """The mean of 3 x 3 pixels around each, weights 1 2 1; (B, C, H, W) to the same."""
-    channels = picture.shape[1]
-    line = picture.new_tensor([0.25, 0.5, 0.25])
+def softened(image: Tensor) -> Tensor:
+    """Weighted mean of 3 x 3 pixels, weights 1 2 1 per axis; (B, C, H, W) to the same shape."""
+    channels = image.shape[1]
+    line = image.new_tensor([0.25, 0.5, 0.25])
     kernel = (line[:, None] * line).expand(channels, 1, 3, 3)
-    return F.conv2d(F.pad(picture, (1, 1, 1, 1), "replicate"), kernel, groups=channels)
+    return F.conv2d(F.pad(image, (1, 1, 1, 1), "replicate"), kernel, groups=channels)
 
 
 def similarity(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
-    """The turn and scale (B, 2, 2), for rows of points, and the shift (B, 1, 2) nearest to what moves one to other."""
+    """Least-squares similarity between point sets (B, N, 2): matrix (B, 2, 2) for row vectors, and shift (B, 1, 2)."""
     a, b = before - before.mean(dim=1, keepdim=True), after - after.mean(dim=1, keepdim=True)
     size = a.square().sum(dim=(1, 2)).clamp_min(1e-12)
     cosine = (a * b).sum(dim=(1, 2)) / size
@@ -244,7 +244,7 @@ def similarity(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 
 @functools.lru_cache(maxsize=1)
 def _face_triangles() -> tuple[list[list[int]], list[bool]]:
-    """The mesh's triangles, each eye's replaced by a fan around its iris; which of them lie between the lips."""
+    """The mesh's triangles, each eye's replaced by a fan around its iris, and which of them lie between the lips."""
     kept = [list(map(int, corners)) for corners in canonical_mesh().triangles]
     for number, ((outer, inner), upper, lower) in enumerate(zip(EYE_CORNERS, UPPER_LIDS, LOWER_LIDS)):
         loop = [outer, *upper, inner, *reversed(lower)]
@@ -255,7 +255,7 @@ def _face_triangles() -> tuple[list[list[int]], list[bool]]:
 
 @functools.lru_cache(maxsize=4)
 def _triangles(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(T, 3) two that cover the picture, the rings' from the outermost inward, the face's; (T,) which are mouth."""
+    """(T, 3): two that cover the image, the rings' from the outermost inward, the face's; and (T,) which are mouth."""
     count = len(FACE_OVAL)
     loops = [list(FACE_OVAL)] + [[len(FACE) + ring * count + n for n in range(count)] for ring in range(len(_RINGS))]
     first = len(FACE) + len(_RINGS) * count
@@ -265,5 +265,5 @@ def _triangles(device: torch.device) -> tuple[Tensor, Tensor]:
     ground = [list(corners) for a, b, c, d in cells for corners in ((a, b, c), (d, c, b))]
     face, mouth = _face_triangles()
     between = [False] * len(ground) + mouth
-    with torch.inference_mode(False):  # kept for training too, whoever asks first
+    with torch.inference_mode(False):  # cached; training needs normal tensors even if inference asks first
         return torch.tensor(ground + face, device=device), torch.tensor(between, device=device)

@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 def stretch(flow: Tensor) -> Tensor:
-    """How far a flow (B, 2, H, W) in [-1, 1] grid units stretches what it looks up: (B, 1, H, W), 0 to 1.
+    """How far a flow (B, 2, H, W) stretches the image that it looks up: (B, 1, H, W), 0 to 1.
 
-    1 - det of the lookup's Jacobian, clamped: 0 where the source keeps its area or is compressed, near 1 where a sliver
-    of it covers a large place.
+    1 - det of the lookup's Jacobian, clamped: 0 where the source keeps its area or shrinks, near 1 where a sliver of it
+    covers a large area.
     """
     height, width = flow.shape[-2:]
     padded = F.pad(flow.float(), (1, 1, 1, 1), mode="replicate")
@@ -25,16 +25,16 @@ def stretch(flow: Tensor) -> Tensor:
 
 
 def pixel_grid(size: int, device: torch.device) -> Tensor:
-    """(1, 2, size, size) centres of a picture's pixels, x first, in [-1, 1] grid units."""
+    """(1, 2, size, size) pixel centres, x first, in [-1, 1] grid units."""
     centre = (torch.arange(size, device=device) + 0.5) / size * 2.0 - 1.0
     y, x = torch.meshgrid(centre, centre, indexing="ij")
     return torch.stack([x, y])[None]
 
 
 def covered(corners: Tensor, size: int) -> Tensor:
-    """The pixels of pictures that polygons cover: (B, N, 2), 0..1, x first, to (B, 1, size, size), 0 or 1.
+    """Masks of polygons: corners (B, N, 2), 0..1, x first, to (B, 1, size, size), 0 or 1.
 
-    By the even-odd rule at the pixels' centres.
+    Even-odd rule at the pixel centres.
     """
     centre = (torch.arange(size, device=corners.device) + 0.5) / size
     x, y = corners.float().unbind(-1)

@@ -1,4 +1,7 @@
-"""From moved landmarks to flows: where plane positions and pixels of the driving frame come from in the source."""
+"""From moved landmarks to flows: where features of the planes and pixels of the driving frame come from in the source.
+
+Letters: B batch, L = 478 landmarks, H pixels.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,12 @@ from export3d.warping.landmark_motion import Face
 
 
 def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Tensor:
-    """Where places of the xy plane find their detail on the aligned source.
+    """The flow from the xy plane to the aligned source.
 
     Args:
         points: (B, L, 3) moved landmarks.
+        face: of the source.
+        half_extent: of the planes, scene units.
         size: of the grid.
 
     Returns:
@@ -32,35 +37,36 @@ def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Ten
 
 
 def driving_flow(points: Tensor, face: Face, camera: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Where the pixels of a driving frame come from, once the source's landmarks have moved.
+    """The flow from a driving frame's pixels to the source, once the source's landmarks have moved.
 
     Args:
         points: (B, L, 3) moved landmarks.
-        camera: (B, 25) of the wanted views.
+        camera: (B, 25) of the driving frames.
         size: pixels across the frame.
 
     Returns:
         Two flows (B, 2, size, size), offsets to places of the source, x first, in [-1, 1] grid units: on the elastic
-        sheet of the landmarks, and on a picture that turns, grows and shifts in its plane as the face does on average.
+        mesh of the landmarks, and by the similarity (rotation, scale and shift in the image plane) nearest to the
+        face's motion.
     """
     with torch.autocast(points.device.type, enabled=False):
         places, distance = projected(points[:, list(FACE)], camera)
         source, _ = ElasticMesh(face.places).lookup(places, distance, size)
         here = pixel_grid(size, points.device)
-        sheet = 2.0 * source.permute(0, 3, 1, 2) - 1.0 - here
+        elastic = 2.0 * source.permute(0, 3, 1, 2) - 1.0 - here
         turn, shift = similarity(places, face.places)
         there = ((here + 1.0) / 2.0).flatten(2).mT @ turn + shift
-        return sheet, 2.0 * there.mT.reshape(-1, 2, size, size) - 1.0 - here
+        return elastic, 2.0 * there.mT.reshape(-1, 2, size, size) - 1.0 - here
 
 
 @torch.no_grad()
 def openings(points: Tensor, face: Face, camera: Tensor, turned: Tensor) -> Tensor:
-    """Where the mouth is open: the polygon of the inner lips.
+    """Masks of the open mouth: the polygon of the inner lips.
 
     Args:
         points: (B, L, 3) moved landmarks.
-        camera: (B, 25) of the wanted views.
-        turned: (B, 2, H, H), see `align.turned_flow`.
+        camera: (B, 25) of the driving frames.
+        turned: (B, 2, H, H), see `average_head.turned_flow`.
 
     Returns:
         (B, 2, H, H), 0 to 1: in the driving view, and in the source turned as the head is.

@@ -1,11 +1,10 @@
 """How a face moves with its expression, landmark by landmark (not in the paper).
 
-Where a source's landmarks are is known: the tracker saw them. What is learned is their depth and how they move when one
-expression becomes another, from landmarks alone, in a minute (`training.reconstruction`). From the moved landmarks
-follows where the generator's features of the source go (`plane_flow`) and where in the source the pixels of the driving
-frame come from (`driving_flow`).
+The tracker gives the source's landmarks in the image. Their depth, and how they move from one expression to another,
+are learned from landmarks alone, in about a minute (`training.reconstruction`). The moved landmarks determine the flow
+of the generator's source features (`flows.plane_flow`) and the flow of the source's pixels (`flows.driving_flow`).
 
-Letters: B batch, L = 478 landmarks, F = 470 vertices of the sheet's face, d size of beta'.
+Letters: B batch, L = 478 landmarks, F = 470 face vertices of the elastic mesh, d size of beta'.
 """
 
 from __future__ import annotations
@@ -24,21 +23,21 @@ from export3d.warping.elastic_mesh import FACE
 
 _CODE, _HIDDEN = 32, 128
 _DEPTH_UNIT, _MOTION_UNIT = 0.02, 0.05
-"""Scene units that outputs of about 1 mean: a face's depth differs so far from the average, landmarks move so far."""
+"""Output scales in scene units: an output of 1 offsets depth by 0.02 and moves a landmark by 0.05."""
 _LEARNED = 0.1
-"""Scene units of differences between faces that are inputs of about 1."""
+"""Input scale in scene units: faces that differ by 0.1 give inputs of about 1."""
 
 
 @dataclass(frozen=True)
 class Face:
-    """A source's face, at rest.
+    """A source's face, before it moves.
 
     Attributes:
         beta: (B, d) its own beta'.
-        places: (B, F, 2) where it is in the source, 0..1.
-        aligned: (B, F, 2) where that is on the source turned to face the planes, in their [-1, 1] grid units.
-        points: (B, L, 3) where its landmarks are in the head's own axes, scene units.
-        code: (B, c) what the motion knows of its shape.
+        places: (B, F, 2) its vertices in the source, 0..1.
+        aligned: (B, F, 2) the same vertices in the source aligned to the planes, [-1, 1] grid units.
+        points: (B, L, 3) its landmarks in the head's own axes, scene units.
+        code: (B, c) its shape, as an input of the motion.
     """
 
     beta: Tensor
@@ -54,9 +53,9 @@ class Face:
 
 
 class LandmarkMotion(nn.Module):
-    """Depth and motion of a face's landmarks; before training it has the average head's depth and is rigid.
+    """Depth and motion of a face's landmarks. Untrained, it gives the average head's depth and no motion.
 
-    A landmark moves by f(beta', code) - f(source's beta', code): with its own expression a face is left as it is.
+    A landmark moves by f(beta', code) - f(source's beta', code), so that its own expression leaves a face unchanged.
     """
 
     average: Tensor
@@ -75,7 +74,7 @@ class LandmarkMotion(nn.Module):
         self.register_buffer("average", average_landmarks(), persistent=False)
 
     def face(self, beta: Tensor, landmarks: Tensor, camera: Tensor, half_extent: float) -> Face:
-        """Faces as their sources show them.
+        """Faces as they are in their sources.
 
         Args:
             beta: (B, d) beta' of the sources.
@@ -96,7 +95,7 @@ class LandmarkMotion(nn.Module):
         return Face(beta, places, aligned, points, code)
 
     def forward(self, beta: Tensor, face: Face) -> Tensor:
-        """Driving beta' (B, d) and faces to where their landmarks are then (B, L, 3), scene units."""
+        """Driving beta' (B, d) and faces to the moved landmarks (B, L, 3), scene units."""
         with torch.autocast(beta.device.type, enabled=False):
             move = self._offsets(beta.float(), face.code) - self._offsets(face.beta, face.code)
             return face.points + _MOTION_UNIT * move
@@ -115,10 +114,10 @@ def average_landmarks() -> Tensor:
 
 
 def lifted(landmarks: Tensor, camera: Tensor, depth: Tensor) -> Tensor:
-    """Points of pictures where their rays reach a depth.
+    """Image points lifted to a depth along their rays.
 
     Args:
-        landmarks: (B, L, 2), 0..1 across the pictures.
+        landmarks: (B, L, 2), 0..1 across the images.
         camera: (B, 25).
         depth: (L,) or (B, L), z in the head's own axes, scene units.
 

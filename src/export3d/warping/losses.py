@@ -21,7 +21,7 @@ _SHAPE_WEIGHT = 3.0
 
 @functools.lru_cache(maxsize=4)
 def _landmark_weight(device: torch.device) -> Tensor:
-    """(478,) lips and lids count three times, irises five times; sums to 1."""
+    """(478,) lips and eyelids count three times, irises five times; sums to 1."""
     weight = torch.ones(LANDMARKS)
     weight[list(LIPS + EYELIDS)] = _SHAPE_WEIGHT
     weight[IRISES[0].start :] = _IRIS_WEIGHT
@@ -29,10 +29,10 @@ def _landmark_weight(device: torch.device) -> Tensor:
 
 
 def landmark_error(points: Tensor, landmarks: Tensor, camera: Tensor) -> Tensor:
-    """How far moved landmarks are from where the driving frame has them (not in the paper).
+    """Distance of moved landmarks from those of the driving frame (not in the paper).
 
-    Weighted mean of the L1 distance, in widths of the picture: lips and lids, few and small, and the irises, on which
-    the gaze hangs alone, count more.
+    Weighted mean L1 distance in image widths. Lips, eyelids and irises get higher weights: they are small but carry
+    speech, blinks and gaze.
 
     Args:
         points: (B, 478, 3), see `LandmarkMotion`.
@@ -52,15 +52,15 @@ def flow_error(
     depth: Tensor,
     half_extent: float,
 ) -> Tensor:
-    """How far the skips' flow is from the one that carries each landmark to its place (not in the paper).
+    """Distance of the skips' flow from the flow that carries each landmark to its place (not in the paper).
 
-    Where the driving face has landmark k (on the xy plane), the source's detail of the same landmark should be looked
-    up (in the aligned source, on the average head): mean over the landmarks of the L1 distance between the flow there
-    and the wanted one, in [-1, 1] grid units of the plane. The ten of the irises count five times, since the gaze hangs
-    on them alone. Each pair has its own mean first, so that parts of a batch add up to the whole.
+    At landmark k of the driving face (on the xy plane) the flow should point to landmark k of the source (in the
+    aligned source, on the average head). Mean over the landmarks of the L1 distance between both, in [-1, 1] grid units
+    of the plane. The ten iris landmarks count five times, since they alone carry the gaze. The mean is taken per pair
+    first, so that parts of a batch add up to the whole.
 
     Args:
-        flow: (B, 2, H, W), see `TriplaneGenerator.generate`.
+        flow: (B, 2, H, W), see `SourceMotion.flow`.
         source_landmarks, landmarks: (B, 478, 2), 0..1 across source and driving frame.
         source_camera, camera: (B, 25).
         depth: (B, 478) or (478,) z of the driving landmarks in the head's own axes, scene units.
@@ -77,13 +77,13 @@ def flow_error(
 
 
 def moved_error(moved: Tensor, target: Tensor, perceptual: Perceptual | None) -> Tensor:
-    """How far what the source offers for a driving frame is from that frame (not in the paper).
+    """Distance of the moved source from the driving frame (not in the paper).
 
-    The perceptual distance, where there is a network for it, and half the mean absolute difference at full size and
-    averaged over 4 x 4 and 8 x 8 pixels: the coarse ones also tell what lies far beside its place.
+    The perceptual distance, if there is a network for it, plus half the mean absolute difference at full size and
+    averaged over 4 x 4 and 8 x 8 pixels: the coarse terms also penalise large misplacements.
 
     Args:
-        moved, target: (B, 3, H, W), see `superres.Views`.
+        moved, target: (B, 3, H, W), see `detail.Views`.
     """
     pooled = (F.avg_pool2d(moved - target, size) for size in (1, 4, 8))
     error = 0.5 * torch.stack([difference.abs().mean() for difference in pooled]).sum()
@@ -91,11 +91,11 @@ def moved_error(moved: Tensor, target: Tensor, perceptual: Perceptual | None) ->
 
 
 def mouth_error(image: Tensor, target: Tensor, landmarks: Tensor, perceptual: Perceptual | None) -> Tensor:
-    """How far the mouth is from the driving frame's, looked at closely (not in the paper).
+    """Distance of the enlarged mouth from the driving frame's (not in the paper).
 
-    Teeth and lips are a few pixels of a picture, whose perceptual distance hardly sees them. Here a square about the
-    lips, half as large again as they are and at least a fifth of the picture, is enlarged to half the picture's size;
-    there the perceptual distance, where there is a network for it, and half the mean absolute difference are taken.
+    Teeth and lips cover few pixels, to which a perceptual distance of the whole image is insensitive. A square around
+    the lips, 1.5 times their extent and at least a fifth of the image, is enlarged to half the image's size. There the
+    perceptual distance, if there is a network for it, and half the mean absolute difference are taken.
 
     Args:
         image, target: (B, 3, H, H).
