@@ -66,13 +66,14 @@ def crop_box(landmarks: ArrayLike) -> CropBox:
     Args:
         landmarks: (T, 478, 2 or 3) image pixels; one frame (478, 2 or 3) will do.
     """
-    points = np.asarray(landmarks, dtype=np.float64)[..., :2]
+    points = np.asarray(landmarks)[..., :2]
     if points.ndim == 2:
         points = points[None]
     if points.ndim != 3 or not len(points) or points.shape[1] <= CHIN:
         raise ShapeError(f"landmarks must have shape (T, 478, 2), got {np.shape(landmarks)}")
-    x, y = np.median(points[:, NOSE_TIP], axis=0)
-    height = float(np.median(np.linalg.norm(points[:, FOREHEAD] - points[:, CHIN], axis=-1)))
+    nose, forehead, chin = (points[:, number].astype(np.float64) for number in (NOSE_TIP, FOREHEAD, CHIN))
+    x, y = np.median(nose, axis=0)
+    height = float(np.median(np.linalg.norm(forehead - chin, axis=-1)))
     return CropBox((float(x), float(y)), max(FACE_HEIGHTS * height, 1.0))
 
 

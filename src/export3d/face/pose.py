@@ -15,6 +15,7 @@ fitted by benchmarks/pose_steady.py, tell by how much the fitted head moved with
 from __future__ import annotations
 
 import functools
+import itertools
 from importlib import resources
 
 import numpy as np
@@ -31,6 +32,8 @@ Array = NDArray[np.floating]
 
 STEADY_FILE = "pose_steady.safetensors"
 _ITERATIONS = 20
+_PIECE = 64
+"""Frames fitted at once, to bound the memory that takes."""
 _SHAPE_FRAMES = 64
 _SHAPE_ROUNDS = 6
 _SHAPE_SPREAD_CM = 0.4
@@ -61,7 +64,7 @@ def fit_cameras(
     """`fit_camera` for every frame of a clip.
 
     Args:
-        landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite.
+        landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite; the 33 pose landmarks (T, 33, 2) are enough.
         size: crop width in pixels.
         shape: (468, 3) the person's own mesh in world units (`person_shape`); the canonical one by default.
         scores: (T, 52) ARKit scores of the frames, 0..1, not smoothed: their share (`scores_map`) is taken off.
@@ -69,14 +72,14 @@ def fit_cameras(
     Returns:
         labels (T, 25) and reprojection (T,) in pixels.
     """
-    image, vertices = _image(landmarks_px, size), _vertices(shape)
-    rotation, translation = _fit(image, vertices)
+    image, points = _pose_image(landmarks_px, size), _vertices(shape)[canonical_mesh().pose_landmarks]
+    rotation, translation = solve(points, image, canonical_mesh().pose_weights)
     if scores is not None:
         given = np.asarray(scores, dtype=np.float64)
         if given.shape != (len(image), len(ARKIT52)):
             raise ShapeError(f"scores must have shape ({len(image)}, {len(ARKIT52)}), got {given.shape}")
         rotation, translation = moved(rotation, translation, np.einsum("te,je->tj", given, scores_map()))
-    return _cameras(image, vertices, rotation, translation, size)
+    return _cameras(image, points, rotation, translation, size)
 
 
 def still_cameras(landmarks_px: ArrayLike, size: float, shape: Array | None = None) -> tuple[Array, Array]:
@@ -91,9 +94,11 @@ def still_cameras(landmarks_px: ArrayLike, size: float, shape: Array | None = No
         labels (T, 25) and reprojection (T,) in pixels.
     """
     image, vertices = _image(landmarks_px, size), _vertices(shape)
-    rotation, translation = _fit(image, vertices)
+    mesh = canonical_mesh()
+    points, pose_image = vertices[mesh.pose_landmarks], image[:, mesh.pose_landmarks]
+    rotation, translation = solve(points, pose_image, mesh.pose_weights)
     twist = np.einsum("tnk,jnk->tj", beside_mesh(image, vertices, rotation, translation), steady_map())
-    return _cameras(image, vertices, *moved(rotation, translation, twist), size)
+    return _cameras(pose_image, points, *moved(rotation, translation, twist), size)
 
 
 def beside_mesh(image: Array, vertices: Array, rotation: Array, translation: Array) -> Array:
@@ -149,12 +154,16 @@ def _packaged(name: str, *shape: int) -> Array:
 
 
 def reprojection(landmarks_px: ArrayLike, labels: ArrayLike, size: float, shape: Array | None = None) -> Array:
-    """Mean Euclidean distance over the 33 pose landmarks: (T, 478, 2) and (T, 25) to (T,) pixels."""
+    """Mean Euclidean distance over the 33 pose landmarks: (T, 478, 2) or (T, 33, 2), and (T, 25), to (T,) pixels."""
     points = _vertices(shape)[canonical_mesh().pose_landmarks]
     labels = np.asarray(labels, dtype=np.float64)
-    seen = camera.project(np.broadcast_to(points, (len(labels), *points.shape)), labels)
-    difference = seen - 0.5 - _image(landmarks_px, size)[:, canonical_mesh().pose_landmarks] * camera.FOCAL
-    return np.asarray(np.linalg.norm(difference, axis=-1).mean(-1) * size)
+    image = _pose_image(landmarks_px, size)
+    distance = np.empty(len(labels))
+    for p in pieces(len(labels)):
+        seen = camera.project(np.broadcast_to(points, (p.stop - p.start, *points.shape)), labels[p])
+        difference = seen - 0.5 - image[p] * camera.FOCAL
+        distance[p] = np.linalg.norm(difference, axis=-1).mean(-1) * size
+    return distance
 
 
 def project(points: ArrayLike, label: ArrayLike, size: float) -> Array:
@@ -177,9 +186,8 @@ def person_shape(landmarks_px: ArrayLike, size: float, labels: ArrayLike | None 
     Returns:
         (468, 3) world units.
     """
-    image = _image(landmarks_px, size)
-    some = np.linspace(0, len(image) - 1, min(len(image), _SHAPE_FRAMES)).round().astype(int)
-    image = image[some]
+    some = shape_frames(len(np.asarray(landmarks_px)))
+    image = _image(np.asarray(landmarks_px)[some], size)
     mesh = canonical_mesh()
     canonical, pose_landmarks = mesh.vertices, mesh.pose_landmarks
     stiffness = (_LANDMARK_NOISE / camera.FOCAL / (_SHAPE_SPREAD_CM * camera.UNITS_PER_CM)) ** 2
@@ -197,6 +205,11 @@ def person_shape(landmarks_px: ArrayLike, size: float, labels: ArrayLike | None 
     return shape
 
 
+def shape_frames(count: int) -> NDArray[np.int64]:
+    """Numbers of the frames that `person_shape` looks at: at most 64 of `count`, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, _SHAPE_FRAMES)).round().astype(np.int64)
+
+
 def _image(landmarks_px: ArrayLike, size: float) -> Array:
     """(T, 468, 2) landmarks in the image plane at depth 1: 0 in the middle of the crop."""
     landmarks = np.asarray(landmarks_px, dtype=np.float64)
@@ -205,20 +218,22 @@ def _image(landmarks_px: ArrayLike, size: float) -> Array:
     return (landmarks[:, :VERTICES, :2] / size - 0.5) / camera.FOCAL
 
 
+def _pose_image(landmarks_px: ArrayLike, size: float) -> Array:
+    """`_image` of the 33 pose landmarks alone: (T, 33, 2)."""
+    landmarks = np.asarray(landmarks_px)
+    pose_landmarks = canonical_mesh().pose_landmarks
+    if landmarks.ndim == 3 and landmarks.shape[1] == len(pose_landmarks) and landmarks.shape[2] >= 2:
+        return (landmarks[..., :2].astype(np.float64) / size - 0.5) / camera.FOCAL
+    return _image(landmarks, size)[:, pose_landmarks]
+
+
 def _vertices(shape: Array | None) -> Array:
     return canonical_mesh().vertices if shape is None else np.asarray(shape, dtype=np.float64)
 
 
-def _fit(image: Array, vertices: Array) -> tuple[Array, Array]:
-    """`solve` on the 33 pose landmarks of (T, 468, 2)."""
-    mesh = canonical_mesh()
-    return solve(vertices[mesh.pose_landmarks], image[:, mesh.pose_landmarks], mesh.pose_weights)
-
-
-def _cameras(image: Array, vertices: Array, rotation: Array, translation: Array, size: float) -> tuple[Array, Array]:
-    """Labels (T, 25) and reprojection (T,) in pixels."""
-    pose_landmarks = canonical_mesh().pose_landmarks
-    residual = _project(vertices[pose_landmarks], rotation, translation) - image[:, pose_landmarks]
+def _cameras(image: Array, points: Array, rotation: Array, translation: Array, size: float) -> tuple[Array, Array]:
+    """Labels (T, 25) and reprojection (T,) in pixels, from the pose landmarks' image (T, 33, 2) and points (33, 3)."""
+    residual = _project(points, rotation, translation) - image
     return _labels(rotation, translation), np.linalg.norm(residual, axis=-1).mean(-1) * (camera.FOCAL * size)
 
 
@@ -274,15 +289,9 @@ def solve(points: Array, image: Array, weights: Array, start: tuple[Array, Array
     damping = np.full(len(image), 1e-4)
     cost = _cost(points, rotation, translation, image, weights)
     for _ in range(_ITERATIONS):
-        turned = points @ np.swapaxes(rotation, 1, 2)
-        by_point = _by_point(turned + translation[:, None])
-        jacobian = np.concatenate([-by_point @ _cross_matrix(turned), by_point], axis=-1)  # by (left turn, shift)
-        residual = _project(points, rotation, translation) - image
-        weighted = jacobian * weights[:, None, None]
-        hessian = np.einsum("tnki,tnkj->tij", weighted, jacobian)
-        gradient = np.einsum("tnki,tnk->ti", weighted, residual)
-        damped = hessian + damping[:, None, None] * hessian * np.eye(6)
-        step = -np.linalg.solve(damped, gradient[..., None])[..., 0]
+        step = np.concatenate(
+            [_step(points, rotation[p], translation[p], image[p], weights, damping[p]) for p in pieces(len(image))]
+        )
         new_rotation, new_translation = _turn(step[:, :3]) @ rotation, translation + step[:, 3:]
         new_cost = _cost(points, new_rotation, new_translation, image, weights)
         better = new_cost <= cost
@@ -295,10 +304,32 @@ def solve(points: Array, image: Array, weights: Array, start: tuple[Array, Array
     return rotation, translation
 
 
+def _step(points: Array, rotation: Array, translation: Array, image: Array, weights: Array, damping: Array) -> Array:
+    """A damped Gauss-Newton step of every frame: (T, 6), a left turn (rotation vector) and a shift."""
+    turned = points @ np.swapaxes(rotation, 1, 2)
+    by_point = _by_point(turned + translation[:, None])
+    jacobian = np.concatenate([-by_point @ _cross_matrix(turned), by_point], axis=-1)
+    residual = _project(points, rotation, translation) - image
+    weighted = jacobian * weights[:, None, None]
+    hessian = np.einsum("tnki,tnkj->tij", weighted, jacobian)
+    gradient = np.einsum("tnki,tnk->ti", weighted, residual)
+    damped = hessian + damping[:, None, None] * hessian * np.eye(6)
+    return np.asarray(-np.linalg.solve(damped, gradient[..., None])[..., 0])
+
+
+def pieces(count: int) -> list[slice]:
+    """`count` frames in runs of nearly equal length, each at most `_PIECE`."""
+    ends = np.linspace(0, count, -(-count // _PIECE) + 1).round().astype(int).tolist()
+    return [slice(first, last) for first, last in itertools.pairwise(ends)]
+
+
 def _cost(points: Array, rotation: Array, translation: Array, image: Array, weights: Array) -> Array:
-    depth = (points @ np.swapaxes(rotation, 1, 2) + translation[:, None])[..., 2]
-    squares = ((_project(points, rotation, translation) - image) ** 2).sum(-1) @ weights
-    return np.asarray(np.where((depth > 0).all(-1), squares, np.inf))
+    ahead, squares = [], []
+    for p in pieces(len(image)):
+        local = points @ np.swapaxes(rotation[p], 1, 2) + translation[p, None]
+        ahead.append((local[..., 2] > 0).all(-1))
+        squares.append(((local[..., :2] / local[..., 2:] - image[p]) ** 2).sum(-1))
+    return np.asarray(np.where(np.concatenate(ahead), np.concatenate(squares) @ weights, np.inf))
 
 
 def _cross_matrix(v: Array) -> Array:

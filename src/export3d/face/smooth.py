@@ -22,6 +22,8 @@ _GLITCH_FRAMES = 3
 _CUT = np.array([8.0, 8.0, 8.0, 0.02, 0.02, 0.08])
 """Least change between two frames that can be a cut: degrees, direction (a twelfth of the crop), log distance."""
 _CUT_RATIO = 3.0
+_PIECE = 256
+"""Frames fitted at once, to bound the memory that takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,16 +119,21 @@ def smooth(values: ArrayLike, sigma: float, order: int = 2) -> Array:
         return values.copy()
     order = min(order, count - 1)
     moved = (values - values[:1]).reshape(count, -1)
-    powers = np.zeros((count, 2 * order + 1))
-    moments = np.zeros((count, order + 1, moved.shape[1]))
-    for offset in range(-min(radius, count - 1), min(radius, count - 1) + 1):
-        weight = np.exp(-0.5 * (offset / sigma) ** 2) * (offset / sigma) ** np.arange(2 * order + 1)
-        here = slice(max(-offset, 0), count - max(offset, 0))
-        there = slice(max(offset, 0), count + min(offset, 0))
-        powers[here] += weight
-        moments[here] += weight[: order + 1, None] * moved[there, None]
+    fitted = np.empty_like(moved)
     index = np.arange(order + 1)
-    fitted = np.linalg.solve(powers[:, index[:, None] + index], moments)[:, 0]
+    for first in range(0, count, _PIECE):
+        last = min(first + _PIECE, count)
+        powers = np.zeros((last - first, 2 * order + 1))
+        moments = np.zeros((last - first, order + 1, moved.shape[1]))
+        for offset in range(-min(radius, count - 1), min(radius, count - 1) + 1):
+            weight = np.exp(-0.5 * (offset / sigma) ** 2) * (offset / sigma) ** np.arange(2 * order + 1)
+            begin, end = max(first, -offset), min(last, count - offset)
+            if begin < end:
+                powers[begin - first : end - first] += weight
+                moments[begin - first : end - first] += (
+                    weight[: order + 1, None] * moved[begin + offset : end + offset, None]
+                )
+        fitted[first:last] = np.linalg.solve(powers[:, index[:, None] + index], moments)[:, 0]
     return np.asarray(values[:1] + fitted.reshape(values.shape))
 
 

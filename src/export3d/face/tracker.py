@@ -17,6 +17,7 @@ from export3d.errors import BadVideo, NoFaceFound
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox, crop_box
 from export3d.face.landmarks import LONG_SIDE, Face, FaceLandmarker, Landmarker
+from export3d.face.mesh import canonical_mesh
 from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, smooth_cameras, smooth_expression
 from export3d.motion.motion import Motion
 
@@ -126,19 +127,48 @@ class Tracker:
             NoFaceFound: no face, or a face in fewer than a tenth of the frames.
         """
         follower = _Follower(self._landmarker)
-        seen: list[Face | None] = []
+        seen = _Seen()
         several = 0
         for frame in frames:
             face, others = follower.step(frame)
             seen.append(face)
             several += others
             if progress is not None:
-                progress(len(seen))
-        if not seen:
+                progress(len(seen.found))
+        if not seen.found:
             raise BadVideo(f"{name} has no frames; use another file")
-        several_faces = several >= max(1.0, _SEVERAL_SHARE * len(seen))
-        _report(seen, several if several_faces else 0, name)
+        several_faces = several >= max(1.0, _SEVERAL_SHARE * len(seen.found))
+        _report(seen.found, several if several_faces else 0, name)
         return _track(seen, fps, several_faces, self._smoothing)
+
+
+class _Seen:
+    """What is kept of the frames: whether the face was found and, where it was, landmarks and scores, without gaps.
+
+    Two growing buffers, not an array per face: small arrays that stay split the space that freed frames leave, and the
+    next frame needs new space.
+    """
+
+    def __init__(self) -> None:
+        self.found: list[bool] = []
+        self._landmarks = bytearray()
+        self._scores = bytearray()
+
+    def append(self, face: Face | None) -> None:
+        self.found.append(face is not None)
+        if face is not None:
+            self._landmarks += face.landmarks[:, :2].astype(np.float32).tobytes()
+            self._scores += face.scores.astype(np.float32).tobytes()
+
+    def landmarks(self) -> NDArray[np.float32]:
+        """(T, 478, 2), pixels of the frames: first the N frames with the face, then room for the others."""
+        missing = len(self.found) - sum(self.found)
+        self._landmarks += bytes(missing * (len(self._landmarks) // sum(self.found)))
+        return np.frombuffer(self._landmarks, dtype=np.float32).reshape(len(self.found), -1, 2)
+
+    def scores(self) -> NDArray[np.float32]:
+        """(N, 52) of the N frames with the face."""
+        return np.frombuffer(self._scores, dtype=np.float32).reshape(sum(self.found), -1)
 
 
 class _Follower:
@@ -216,9 +246,9 @@ def _distance(a: Face, b: Face) -> float:
     return float(np.linalg.norm(a.centre - b.centre))
 
 
-def _report(seen: list[Face | None], several: int, name: str) -> None:
+def _report(in_frame: list[bool], several: int, name: str) -> None:
     """Say what was odd about a clip; `NoFaceFound` where too little was found."""
-    total, found = len(seen), sum(face is not None for face in seen)
+    total, found = len(in_frame), sum(in_frame)
     frames = "1 frame" if total == 1 else f"{total} frames"
     if found == 0:
         raise NoFaceFound(f"no face in {name} (looked at {frames}); {_ADVICE}")
@@ -230,40 +260,57 @@ def _report(seen: list[Face | None], several: int, name: str) -> None:
         logger.warning("%s: several faces in %d of %s; following the largest", name, several, frames)
 
 
-def _track(seen: list[Face | None], fps: float, several_faces: bool, smoothing: Smoothing) -> Track:
-    found = np.array([face is not None for face in seen])
-    faces = [face for face in seen if face is not None]
-    in_frames = np.stack([face.landmarks[:, :2] for face in faces])
+def _track(seen: _Seen, fps: float, several_faces: bool, smoothing: Smoothing) -> Track:
+    found, landmarks, seen_scores = np.array(seen.found), seen.landmarks(), seen.scores()
+    in_frames = landmarks[: len(seen_scores)]
     box = crop_box(in_frames)
-    landmarks = box.to_crop(in_frames)
-    shape = pose.person_shape(landmarks, CROP_SIZE) if len(faces) >= _SHAPE_FRAMES else None
-    seen_scores = np.stack([face.scores for face in faces])
-    labels, _ = pose.fit_cameras(landmarks, CROP_SIZE, shape, seen_scores)
-    shape = None if shape is None else pose.person_shape(landmarks, CROP_SIZE, labels)
-    angles, position = pose_numbers(labels)
-    labels = from_pose_numbers(_bridge(angles, found), _bridge(position, found))
+    shape, some = None, pose.shape_frames(len(in_frames))
+    if len(in_frames) >= _SHAPE_FRAMES:
+        shape = pose.person_shape(box.to_crop(in_frames[some]), CROP_SIZE)
+    pose_landmarks = box.to_crop(in_frames[:, canonical_mesh().pose_landmarks])
+    labels, _ = pose.fit_cameras(pose_landmarks, CROP_SIZE, shape, seen_scores)
+    if shape is not None:
+        shape = pose.person_shape(box.to_crop(in_frames[some]), CROP_SIZE, labels[some])
+    bridge = _Bridge(found)
+    labels = from_pose_numbers(*(bridge(numbers) for numbers in pose_numbers(labels)))
     labels = smooth_cameras(labels, fps, smoothing)
-    scores = smooth_expression(_bridge(seen_scores, found), fps, smoothing)
-    distance = np.full(len(seen), np.nan, dtype=np.float32)
-    distance[found] = pose.reprojection(landmarks, labels[found], CROP_SIZE, shape)
+    scores = smooth_expression(bridge(seen_scores), fps, smoothing)
+    distance = np.full(len(found), np.nan, dtype=np.float32)
+    distance[found] = pose.reprojection(pose_landmarks, labels[found], CROP_SIZE, shape)
+    for piece in reversed(pose.pieces(len(found))):  # in place: frame t is made of rows 0..t of `in_frames`
+        landmarks[piece] = bridge(in_frames, piece, box.to_crop)
     return Track(
         motion=Motion(scores, labels, fps, "arkit52"),
         crop=box,
-        landmarks=_bridge(landmarks, found).astype(np.float32),
+        landmarks=landmarks,
         found=found,
         reprojection=distance,
         several_faces=several_faces,
     )
 
 
-def _bridge(values: ArrayLike, found: NDArray[np.bool_]) -> NDArray[np.float64]:
+def _double(values: ArrayLike) -> NDArray[np.float64]:
+    return np.asarray(values, dtype=np.float64)
+
+
+class _Bridge:
     """Values (N, ...) of the frames that were found to all T frames: linear in between, held at the ends."""
-    values = np.asarray(values, dtype=np.float64)
-    if found.all():
-        return values
-    have, frames = np.flatnonzero(found), np.arange(len(found))
-    after = np.searchsorted(have, frames).clip(0, len(have) - 1)
-    before = (np.searchsorted(have, frames, side="right") - 1).clip(0)
-    gap = np.maximum(have[after] - have[before], 1)
-    share = ((frames - have[before]) / gap).clip(0.0, 1.0).reshape(-1, *[1] * (values.ndim - 1))
-    return np.asarray(values[before] * (1.0 - share) + values[after] * share)
+
+    def __init__(self, found: NDArray[np.bool_]) -> None:
+        have, frames = np.flatnonzero(found), np.arange(len(found))
+        self._after = np.searchsorted(have, frames).clip(0, len(have) - 1)
+        self._before = (np.searchsorted(have, frames, side="right") - 1).clip(0)
+        gap = np.maximum(have[self._after] - have[self._before], 1)
+        self._share = ((frames - have[self._before]) / gap).clip(0.0, 1.0)
+
+    def __call__(
+        self,
+        values: ArrayLike,
+        frames: slice = slice(None),
+        change: Callable[[ArrayLike], NDArray[np.float64]] = _double,
+    ) -> NDArray[np.float64]:
+        """The values of some of the T frames, changed in double precision before they are mixed."""
+        values = np.asarray(values)
+        share = self._share[frames].reshape(-1, *[1] * (values.ndim - 1))
+        before, after = change(values[self._before[frames]]), change(values[self._after[frames]])
+        return np.asarray(before * (1.0 - share) + after * share)

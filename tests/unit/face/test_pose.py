@@ -63,6 +63,19 @@ def test_the_fit_is_as_good_as_opencvs(rng):
         np.testing.assert_allclose(translation[k], shift[:, 0], atol=2e-3)
 
 
+def test_the_pieces_of_a_clip_do_not_show(portrait, rng, monkeypatch):
+    """The same bits however many frames are fitted at once, and from the pose landmarks alone."""
+    landmarks = portrait + rng.normal(0.0, 1.5, (300, 1, 2)) + rng.normal(0.0, 0.5, (300, 478, 2))
+    labels, distance = pose.fit_cameras(landmarks, 256)
+    for piece in (7, 100, 300):
+        monkeypatch.setattr(pose, "_PIECE", piece)
+        some = pose.fit_cameras(landmarks[:, canonical_mesh().pose_landmarks], 256)
+        np.testing.assert_array_equal(some[0], labels)
+        np.testing.assert_array_equal(some[1], distance)
+    monkeypatch.setattr(pose, "_PIECE", 7)
+    assert [len(range(*piece.indices(16))) for piece in pose.pieces(16)] == [5, 6, 5]
+
+
 def test_the_canonical_mesh_lands_on_the_landmarks(portrait):
     """The calibration: on a real face at 256 the average face misses by the difference between two people's faces."""
     label, distance = pose.fit_camera(portrait, 256)

@@ -58,6 +58,14 @@ def test_smoothing_agrees_with_a_weighted_parabola_fit_frame_by_frame(rng):
     np.testing.assert_allclose(smooth(values, sigma), twin, atol=1e-9)
 
 
+def test_the_pieces_of_a_clip_do_not_show(rng, monkeypatch):
+    values = rng.standard_normal((50, 4))
+    whole = smooth(values, 4.0)
+    for piece in (1, 5, 49):
+        monkeypatch.setattr("export3d.face.smooth._PIECE", piece)
+        np.testing.assert_array_equal(smooth(values, 4.0), whole)
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 4])
 def test_very_short_clips_survive(count, rng):
     labels = cameras(rng.uniform(-5, 5, count))

@@ -2,6 +2,7 @@
 
 import csv
 import logging
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
@@ -130,6 +131,16 @@ def test_a_lost_face_is_bridged_and_reported(caplog):
     assert result.median_reprojection < 0.1
 
 
+def test_landmarks_are_bridged_across_the_pieces_of_a_clip(monkeypatch):
+    lines = [[] if k in (0, 1, 9, 10, 11, 12, 13, 20, 29) else [face(x=300.0 + k)] for k in range(30)]
+    whole = track(lines)
+    x = whole.landmarks[:, 0, 0] * whole.crop.side / 256
+    np.testing.assert_allclose(x - x[0], np.clip(np.arange(30), 2, 28) - 2, atol=1e-3)
+    for piece in (1, 4, 7):
+        monkeypatch.setattr(pose, "_PIECE", piece)
+        np.testing.assert_array_equal(track(lines).landmarks, whole.landmarks)
+
+
 def test_a_face_that_comes_late_and_leaves_early_is_held_at_the_ends():
     lines = [[face(yaw=5.0 + k)] if 4 <= k < 20 else [] for k in range(25)]
     yaw = camera.head_angles(track(lines).motion.camera)[:, 0]
@@ -218,6 +229,22 @@ def test_frames_are_not_kept():
 
     script = Script([[face()]] * 10)
     Tracker(script).track_frames(frames())
+
+
+def test_a_longer_clip_takes_little_more_memory(landmarker, astronaut):
+    """At most 10 kB per frame, while frames are read and while the clip is fitted and smoothed."""
+    small = np.ascontiguousarray(astronaut[::2, ::2])
+
+    def peak(count):
+        tracemalloc.start()
+        try:
+            assert Tracker(landmarker).track_frames(small for _ in range(count)).found.all()
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    few, many = peak(64), peak(192)
+    assert many - few <= 128 * 10_000
 
 
 @pytest.mark.slow
