@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 
+import numpy as np
 import torch
 
 from export3d.animate.animator import Animator
@@ -38,7 +39,7 @@ def main(portraits: list[str]) -> None:
         source = animator.encode(portrait)
         for name, (scores, yaw) in POSES.items():
             expression = torch.tensor(with_scores(source.expression, scores) if scores else source.expression)[None]
-            turned = from_pose(head_angles(source.camera) + [yaw, 0.0, 0.0], head_position(source.camera))
+            turned = from_pose(head_angles(source.camera) + np.array([yaw, 0.0, 0.0]), head_position(source.camera))
             camera = torch.tensor(turned, dtype=torch.float32)[None]
             planes = model.planes(source.features, expression.float())
             feature = model.render(planes, camera).feature
