@@ -22,28 +22,60 @@ from typing import Any
 
 ROWS: dict[str, list[str]] = {
     "baseline": [],
-    "baseline, seed 1": ["--seed", "1"],
-    "no pseudo-clips": ["--pseudo-fraction", "0"],
-    "no hard pairs": ["--hard-fraction", "0"],
-    "curriculum of hard pairs": ["--curriculum-images", "IMAGES"],
-    "identity 0.1": ["--identity-weight", "0.1"],
-    "expression 0.05": ["--expression-weight", "0.05", "--expression-reader", "READER"],
-    "density 0.002": ["--density-weight", "0.002"],
-    "no eye and mouth weights": ["--face-emphasis", "0"],
-    "no mirror images": ["--no-mirror"],
-    "no crops and colours": ["--no-augment"],
-    "no flow error": ["--flow", "0"],
-    "baseline, seed 2": ["--seed", "2"],
+    "baseline, seed 1": ["loop.seed=1"],
+    "no pseudo-clips": ["data.pseudo_fraction=0"],
+    "no hard pairs": ["data.hard_fraction=0"],
+    "curriculum of hard pairs": ["data.curriculum_images={IMAGES}"],
+    "identity 0.1": ["loss.identity=0.1"],
+    "expression 0.05": ["loss.expression=0.05", "loss.reader={READER}"],
+    "density 0.002": ["loss.density=0.002"],
+    "no eye and mouth weights": ["loss.face_emphasis=0"],
+    "no mirror images": ["data.mirror=false"],
+    "no crops and colours": ["data.augment=false"],
+    "no flow error": ["loss.flow=0"],
+    "baseline, seed 2": ["loop.seed=2"],
 }
-SETTINGS = {
-    "variants": "clebs", "image-size": 128, "coarse": 16, "fine": 0, "batch-size": 8, "precision": "fp32",
-    "backbone": "squeeze", "l2": 2, "lpips": 0.5, "lpips-raw": 0, "face-emphasis": 20, "motion-steps": 300, "flow": 10,
-    "still-fraction": 0.2, "pseudo-fraction": 0.2, "hard-fraction": 0.6, "lr": 6e-4, "warmup-images": 200,
-    "decay": "none", "ema-rampup": 0.05, "ema-halflife-images": 200, "log-every": 80, "sheet-every": 0,
-    "validate-every": 1_000_000, "save-every": 1_000_000,
-}  # fmt: skip
+"""Row to its changes: settings as for --set."""
+SETTINGS = """
+[train.model]
+variants = ["clebs"]
+image_size = 128
+motion_steps = 300
+
+[train.render]
+coarse = 16
+fine = 0
+
+[train.loss]
+backbone = "squeeze"
+l2 = 2
+lpips = 0.5
+lpips_raw = 0
+face_emphasis = 20
+flow = 10
+
+[train.data]
+still_fraction = 0.2
+pseudo_fraction = 0.2
+hard_fraction = 0.6
+
+[train.loop]
+batch_size = 8
+precision = "fp32"
+channels_last = false
+lr = 6e-4
+warmup_images = 200
+decay = "none"
+ema_rampup = 0.05
+ema_halflife_images = 200
+log_every = 80
+sheet_every = 0
+validate_every = 1_000_000
+save_every = 1_000_000
+progress = false
+tensorboard = false
+"""
 """Of all rows: those of the runs in docs/training-log.md, with a shorter warm-up."""
-FLAGS = ("--no-progress", "--no-tensorboard")
 COLUMNS = {
     "psnr": ("PSNR", 2),
     "lpips": ("LPIPS", 4),
@@ -62,20 +94,23 @@ SEEDS = ("baseline, seed 1", "baseline, seed 2")
 def main() -> int:
     """Train and score what is missing, then print the table."""
     args = arguments()
-    lpips = ["--backbone-file", str(args.networks / "squeezenet1_1_features_fp32.pth")]
-    lpips += ["--heads-file", str(args.networks / "squeeze.pth")]
-    settings = [word for name, value in SETTINGS.items() for word in (f"--{name}", str(value))]
-    common = [*settings, *FLAGS, "--pseudo", str(args.pseudo), "--cache", str(args.cache or args.out / "cache"), *lpips]
+    features, heads = args.networks / "squeezenet1_1_features_fp32.pth", args.networks / "squeeze.pth"
+    lpips = ["--backbone-file", str(features), "--heads-file", str(heads)]
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "settings.toml").write_text(SETTINGS)
+    common = ["--recipe", "base", "--config", str(args.out / "settings.toml"), "--pseudo", str(args.pseudo)]
+    common += ["--cache", str(args.cache or args.out / "cache")]
+    common += changes(f"loss.backbone_file={features}", f"loss.heads_file={heads}")
     start = args.start or args.out / "start" / "weights.safetensors"
     if not start.is_file():
-        export3d("train", str(args.data), "-o", str(start.parent), *common, "--max-images", "8")
+        export3d("train", str(args.data), "-o", str(start.parent), *common, *changes("loop.max_images=8"))
     for name in args.rows or ROWS:
         folder = folder_of(args.out, name)
         if images_of(folder) < args.images:
             places = {"IMAGES": str(args.curriculum), "READER": str(args.reader)}
-            change = [places.get(word, word) for word in ROWS[name]]
-            images = ["--max-images", str(args.images), "--from-pretrained", str(start)]
-            export3d("train", str(args.data), "-o", str(folder), *common, *images, *change)
+            change = [setting.format(**places) for setting in ROWS[name]]
+            begun = ["--from-pretrained", str(start), *changes(f"loop.max_images={args.images}", *change)]
+            export3d("train", str(args.data), "-o", str(folder), *common, *begun)
             if images_of(folder) < args.images:
                 sys.exit(f"{name} was stopped; start this again to go on")
     found = {}
@@ -105,6 +140,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--every", type=int, default=16, help="score every so-many-th frame")
     parser.add_argument("--rows", nargs="*", choices=list(ROWS), help="all by default; the baseline first")
     return parser.parse_args()
+
+
+def changes(*settings: str) -> list[str]:
+    """Options for settings."""
+    return [word for setting in settings for word in ("--set", setting)]
 
 
 def export3d(*words: str) -> None:

@@ -8,8 +8,8 @@ clips=$1 out=$2 minutes=${3:-60}
 export MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=8589934592 MALLOC_TOP_PAD_=268435456
 
 export3d prepare "$clips" -o "$out/data"
-export3d train "$out/data" -o "$out/one" --from-pretrained base --cache "$out/cache" --max-minutes "$minutes"
+export3d train "$out/data" -o "$out/one" --from-pretrained base --cache "$out/cache" \
+    --set loop.max_minutes="$minutes"
 export3d refine "$out/data" -o "$out/two" --from-pretrained "$out/one/weights.safetensors" --cache "$out/cache" \
-    --backbone auto --l2 2 --lpips 0.7 --lpips-raw 0 --discriminator small --d-lr 2e-3 --channels-last \
-    --max-minutes "$((minutes / 4 + 1))" --log-every 80 --validate-every 800 --sheet-every 800 --save-every 800
+    --recipe fine-tune --set loop.max_minutes="$((minutes / 4 + 1))"
 export3d evaluate "$out/data" --split val -o "$out/evaluation" --weights "$out/two/weights.safetensors"

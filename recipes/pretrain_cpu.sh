@@ -13,12 +13,9 @@ export3d pseudo-clips "$data/train" -o "$out/pseudo/train" --face-model "$face/i
     --landmark-map "$face/mediapipe_to_ict.npz" --exclude "$out/london.txt"
 
 pretrain() {
-    export3d pretrain "$data" --pseudo "$out/pseudo/train" --pseudo-share 0.4 -o "$out/clebs" --cache "$out/cache" \
-        --width 32 --objective symmetric --batch-size 8 --channels-last --lr 5e-4 --weight-decay 0.01 \
-        --warmup-images 200 --ema-halflife-images 400 --decay clock --decay-from 0.3 --final-lr-ratio 0.02 \
-        --validate-every 400 "$@"
+    export3d pretrain "$data" --pseudo "$out/pseudo/train" -o "$out/clebs" --cache "$out/cache" --recipe base "$@"
 }
-pretrain --max-minutes 22
-pretrain --max-minutes 5 --noise 0.15 # goes on where it stopped
+pretrain
+pretrain --set loop.max_minutes=5 --set data.noise=0.15 # resumes
 export3d evaluate-expression "$data" -o "$out/expression" --encoder "$out/clebs/clebs.safetensors" \
     --pairs benchmarks/london_pairs.csv

@@ -14,13 +14,14 @@ export3d pseudo-clips "$out/data/train" -o "$out/pseudo/train" --face-model "$fa
     --landmark-map "$face/mediapipe_to_ict.npz"
 
 train() {
-    export3d train "$out/data" --variants clebs --pseudo "$out/pseudo/train" --cache "$out/cache" --backbone squeeze \
-        --backbone-file "$networks/squeezenet1_1_features_fp32.pth" --heads-file "$networks/squeeze.pth" \
-        --l2 2 --lpips-raw 0 --face-emphasis 20 --still-fraction 0.2 --hard-fraction 0.6 --coarse 16 --fine 0 \
-        --batch-size 8 --ema-halflife-images 800 --save-every 2000 "$@"
+    export3d train "$out/data" --recipe base --pseudo "$out/pseudo/train" --cache "$out/cache" \
+        --set loss.backbone_file="$networks/squeezenet1_1_features_fp32.pth" \
+        --set loss.heads_file="$networks/squeeze.pth" "$@"
 }
-train -o "$out/small" --image-size 128 --channels-last --lpips 0.3 --lr 6e-4 --warmup-images 800 --max-minutes 25 \
-    --validate-every 2000
-train -o "$out/full" --from-pretrained "$out/small/weights.safetensors" --preset base --lpips 2 --mouth 1 --lr 4e-4 \
-    --warmup-images 100 --max-minutes 45 --decay clock --decay-from 0.3 --final-lr-ratio 0.05 --validate-every 800
+train -o "$out/small" --set model.image_size=128 --set loss.lpips=0.3 --set loop.lr=6e-4 --set loop.warmup_images=800 \
+    --set loop.max_minutes=25 --set loop.validate_every=2000
+train -o "$out/full" --from-pretrained "$out/small/weights.safetensors" --set loss.lpips=2 --set loss.mouth=1 \
+    --set loop.lr=4e-4 --set loop.warmup_images=100 --set loop.max_minutes=45 --set loop.decay=clock \
+    --set loop.decay_from=0.3 --set loop.final_lr_ratio=0.05 --set loop.ema_rampup=0.5 --set loop.log_every=80 \
+    --set loop.validate_every=800 --set loop.sheet_every=200
 export3d evaluate "$out/data/val" -o "$out/evaluation" --weights "$out/full/weights.safetensors" --backbone none

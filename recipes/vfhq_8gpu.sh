@@ -10,8 +10,8 @@
 set -eu
 clips=$1 manifest=$2 networks=$3 out=$4
 gpus=${GPUS:-8} batch=${BATCH:-256}
-lpips="--backbone squeeze --backbone-file $networks/squeezenet1_1_features_fp32.pth --heads-file $networks/squeeze.pth"
-frames="--memory ${MEMORY:-40} --still-fraction 0 --hard-fraction 0.6 --face-emphasis 20"
+common="--set loss.backbone_file=$networks/squeezenet1_1_features_fp32.pth --set loss.heads_file=$networks/squeeze.pth
+    --set loss.lpips=0.7 --set data.memory=${MEMORY:-40} --set data.still_fraction=0"
 
 together() {
     accelerate launch --multi_gpu --num_processes "$gpus" --num_machines 1 --mixed_precision no --dynamo_backend no \
@@ -21,22 +21,24 @@ together() {
 export3d prepare "$clips" --manifest "$manifest" -o "$out/data"
 
 # The expression encoder is small: one GPU, 480,000 clips as in the paper (60,000 steps of eight).
-export3d pretrain "$out/data" -o "$out/clebs" --cache "$out/cache" --objective symmetric --batch-size 32 \
-    --max-images 480000 --lr 5e-4 --weight-decay 0.01 --warmup-images 3200 --decay images --decay-from 0.3 \
-    --final-lr-ratio 0.02 --channels-last --log-every 3200 --validate-every 16000 --sheet-every 48000 --save-every 16000
+export3d pretrain "$out/data" -o "$out/clebs" --cache "$out/cache" --recipe base --set image.width=64 \
+    --set loop.batch_size=32 --set loop.max_images=480000 --set loop.warmup_images=3200 \
+    --set loop.ema_halflife_images=10000 --set loop.log_every=3200 --set loop.validate_every=16000 \
+    --set loop.sheet_every=48000 --set loop.save_every=16000
 
-# Unquoted on purpose: each holds several options.
+# Unquoted on purpose: it holds several options.
 # shellcheck disable=SC2086
-together train "$out/data" -o "$out/one" --preset "${PRESET:-base}" --variants clebs \
-    --expression "$out/clebs/clebs.safetensors" $lpips $frames --l2 2 --lpips 0.7 --lpips-raw 0 \
-    --batch-size "$batch" --max-images "${IMAGES:-2400000}" --lr "${LR:-1e-3}" --warmup-images 20000 \
-    --decay images --decay-from 0.6 --final-lr-ratio 0.02 --ema-halflife-images 10000 --channels-last \
-    --log-every 2560 --validate-every 48000 --sheet-every 48000 --save-every 48000
+together train "$out/data" -o "$out/one" --recipe base --set model.preset="${PRESET:-base}" \
+    --set model.expression="$out/clebs/clebs.safetensors" $common --set render.coarse=none --set render.fine=none \
+    --set loop.batch_size="$batch" --set loop.max_images="${IMAGES:-2400000}" --set loop.lr="${LR:-1e-3}" \
+    --set loop.warmup_images=20000 --set loop.decay=images --set loop.decay_from=0.6 --set loop.final_lr_ratio=0.02 \
+    --set loop.ema_halflife_images=10000 --set loop.log_every=2560 --set loop.validate_every=48000 \
+    --set loop.sheet_every=48000 --set loop.save_every=48000
 
 # Against the discriminator: the paper's 10,000 steps of eight.
 # shellcheck disable=SC2086
-together refine "$out/data" -o "$out/two" --from-pretrained "$out/one/weights.safetensors" $lpips $frames \
-    --l2 2 --lpips 0.7 --lpips-raw 0 --batch-size 64 --max-images 80000 --channels-last
+together refine "$out/data" -o "$out/two" --from-pretrained "$out/one/weights.safetensors" --recipe base $common \
+    --set loop.batch_size=64
 
 for protocol in same cross; do
     # shellcheck disable=SC2086

@@ -1,4 +1,4 @@
-"""Each recipe is a script that the shell understands, and every command line in it one that the program accepts."""
+"""Recipes of the package resolve for each of their stages; scripts in recipes/ are valid, down to every setting."""
 
 from __future__ import annotations
 
@@ -14,10 +14,19 @@ from typing import Any
 
 import pytest
 
+import export3d
 from export3d.cli import main as program
+from export3d.config import preset, variant
+from export3d.losses import ReconstructionWeights
+from export3d.training.adversarial import AdversarialConfig
+from export3d.training.pretrain import PretrainConfig
+from export3d.training.recipes import KEYS, parse, resolve
+from export3d.training.recipes import RECIPES as PACKAGED
+from export3d.training.reconstruction import ReconstructionConfig
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.sh"))
+TRAININGS = ("pretrain", "train", "refine", "ablate")
 STAND_IN = """#!{python}
 import json, sys
 with open({log!r}, "a") as file:
@@ -25,7 +34,7 @@ with open({log!r}, "a") as file:
 """
 """Takes the place of a program and notes how it was called."""
 
-pytestmark = pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
+needs_sh = pytest.mark.skipif(shutil.which("sh") is None, reason="needs a POSIX shell")
 
 
 def calls(recipe: Path, folder: Path) -> list[list[str]]:
@@ -69,20 +78,25 @@ def test_there_are_recipes() -> None:
     assert {"laptop.sh", "vfhq_8gpu.sh"} <= {path.name for path in RECIPES}
 
 
+@needs_sh
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_a_recipe_can_be_started_and_says_how(recipe: Path) -> None:
     assert os.access(recipe, os.X_OK)
     assert subprocess.run(["sh", "-n", str(recipe)], check=False).returncode == 0
 
 
+@needs_sh
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
-def test_every_option_of_a_recipe_is_one_of_the_program(
+def test_every_option_and_setting_of_a_script_is_one_of_the_program(
     recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     understood: list[str] = []
     entry = program.entry
 
-    def recorded(name: str) -> Callable[..., int]:
+    def recorded(name: str) -> Callable[..., int | None]:
+        if name in TRAININGS:
+            return entry(name)
+
         @functools.wraps(entry(name))
         def command(**given: Any) -> int:
             understood.append(name)
@@ -94,5 +108,70 @@ def test_every_option_of_a_recipe_is_one_of_the_program(
     made = calls(recipe, tmp_path)
     for call in made:
         argv = launched(call) if call[0] == "accelerate" else call[1:]
-        assert program.main(argv) == 0, f"{' '.join(argv)}: {capsys.readouterr().err}"
+        shown = ["--print-config"] if argv[0] in TRAININGS else []
+        assert program.main([*argv, *shown]) == 0, f"{' '.join(argv)}: {capsys.readouterr().err}"
+        if shown:
+            assert json.loads(capsys.readouterr().out)["loop"]
+            understood.append(argv[0])
     assert len(understood) == len(made) > 0
+
+
+# ---- the recipes of the package -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("command", "recipe"), [(command, name) for command in TRAININGS for name in PACKAGED])
+def test_a_packaged_recipe_shows_its_settings_without_data(
+    command: str, recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = program.main([command, "--recipe", recipe, "--print-config"])
+    out, err = capsys.readouterr()
+    if (command, recipe) == ("pretrain", "fine-tune"):
+        assert code == 2
+        assert err == "export3d: recipe fine-tune has no stage pretrain; choose another with --recipe\n"
+        return
+    assert code == 0
+    shown = {f"{table}.{name}" for table, values in json.loads(out).items() for name in values}
+    assert shown == set(KEYS["train" if command == "ablate" else command]), "every setting"
+
+
+def test_the_recipes_of_the_package_are_these() -> None:
+    folder = Path(export3d.__file__).parent / "recipes"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.toml" for name in PACKAGED)
+    for name in PACKAGED:
+        assert set(parse((folder / f"{name}.toml").read_text("utf-8"), name)) <= set(KEYS)
+
+
+def test_the_paper_is_the_papers() -> None:
+    """Sec. 3.4 and 4.2, Sec. 6.3 of the supplement."""
+    before, one, two = (resolve(stage, "paper") for stage in (PretrainConfig, ReconstructionConfig, AdversarialConfig))
+    steps = [found.loop.max_images / found.loop.batch_size for found in (before, one, two)]  # type: ignore[operator]
+    assert steps == [60_000, 300_000, 10_000]
+    assert {found.loop.batch_size for found in (before, one, two)} == {8}
+    assert {found.loop.lr for found in (before, one, two)} == {1e-4}
+    assert {(found.loop.grad_clip, found.loop.warmup_images, found.loop.decay) for found in (before, one, two)} == {
+        (None, 0, "none")
+    }
+    model, frames = before.config.model, before.config.frames
+    assert (model.objective, model.temperature, frames.frames - 1) == ("printed", 0.07, 32)
+    assert (model.expression.n, model.expression.d) == (10, 256)
+    assert one.config.model_config() == variant(preset("paper"), "clebs")
+    for config in (one.config, two.config):
+        assert config.backbone == "vgg16"
+        assert config.weights == ReconstructionWeights(l2_raw=1, l2=1, lpips_raw=1, lpips=1)
+        assert (config.mirror, config.augment, config.hard_fraction) == (False, False, 0)
+    assert (two.config.lambda_rec, two.config.lambda_adv, two.config.d_lr) == (1, 0.01, 1e-5)
+    assert two.config.adv_trainable == "all"
+
+
+def test_settings_are_printed_by_a_program_of_its_own(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "export3d", "train", "--recipe", "paper", "--set", "loss.lpips=2", "--print-config"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    found = json.loads(done.stdout)
+    assert (found["loss"]["lpips"], found["loss"]["backbone"], found["loop"]["max_images"]) == (2.0, "vgg16", 2_400_000)
+    assert list(tmp_path.iterdir()) == []

@@ -100,10 +100,14 @@ def test_prepare_then_train_then_resume_then_animate_then_evaluate(
     assert "1 clips" in capsys.readouterr().out
     assert (tmp_path / "shards" / "report.csv").is_file()
 
-    settings = ["--preset", "tiny", "--backbone", "none", "--batch-size", 2, "--no-tensorboard", "--cpu"]
-    settings += ["--no-progress", "--precision", "fp32"]
-    assert run("train", tmp_path / "shards", "-o", tmp_path / "run", *settings, "--max-images", 4) == 0
-    assert run("train", tmp_path / "shards", "-o", tmp_path / "run", *settings, "--max-images", 8) == 0
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        '[train.model]\npreset = "tiny"\nvariants = []\n[train.loss]\nbackbone = "none"\n[train.loop]\nbatch_size = 2\n'
+        'tensorboard = false\ncpu = true\nprogress = false\nprecision = "fp32"\nmax_images = 4\n'
+    )
+    settings = ["--config", mine]
+    assert run("train", tmp_path / "shards", "-o", tmp_path / "run", *settings) == 0
+    assert run("train", tmp_path / "shards", "-o", tmp_path / "run", *settings, "--set", "loop.max_images=8") == 0
     weights = tmp_path / "run" / "weights.safetensors"
     assert json.loads(weights.with_suffix(".json").read_text())["info"]["images_seen"] == 8
 
@@ -118,7 +122,7 @@ def test_prepare_then_train_then_resume_then_animate_then_evaluate(
 
 def test_training_on_nothing_is_one_sentence(tmp_path: Path, capsys: Capture) -> None:
     (tmp_path / "empty").mkdir()
-    assert run("train", tmp_path / "empty", "-o", tmp_path / "run", "--preset", "tiny", "--backbone", "none") == 2
+    assert run("train", tmp_path / "empty", "-o", tmp_path / "run", "--set", "model.preset=tiny") == 2
     err = capsys.readouterr().err
     assert err.startswith("export3d: ")
     assert err.count("\n") == 1

@@ -20,7 +20,11 @@ from export3d.weights.names import install
 
 Capture = pytest.CaptureFixture[str]
 
-QUICK = ["--max-images", 4, "--batch-size", 2, "--cpu", "--no-tensorboard", "--no-progress"]
+QUICK = [
+    word
+    for setting in ("max_images=4", "batch_size=2", "cpu=true", "tensorboard=false", "progress=false")
+    for word in ("--set", f"loop.{setting}")
+]
 
 
 def run(*arguments: object) -> int:
@@ -117,7 +121,7 @@ def test_weights_are_found_by_name(
 
 
 def test_a_preset_goes_before_the_weights_own_settings(data: Path, trained: Path, tmp_path: Path) -> None:
-    given = ["--preset", "tiny", "--variants", "clebs", "no_skip", "--coarse", 4]
+    given = ["--set", "model.preset=tiny", "--set", 'model.variants=["clebs", "no_skip"]', "--set", "render.coarse=4"]
     assert run("train", data, "--from-pretrained", trained, "-o", tmp_path / "run", *given, *QUICK) == 0
     config = load_pretrained(tmp_path / "run" / "weights.safetensors").config
     assert (config.render.coarse, config.render.fine) == (4, preset("tiny").render.fine)
@@ -127,8 +131,11 @@ def test_a_preset_goes_before_the_weights_own_settings(data: Path, trained: Path
     ("given", "wanted"),
     [
         ([], {"max_images": 800, "decay": "images"}),
-        (["--max-minutes", 0.001], {"max_images": None, "max_minutes": 0.001, "decay": "clock"}),
-        (["--max-images", 2, "--max_minutes", 5], {"max_images": 2, "max_minutes": 5.0, "decay": "images"}),
+        (["--set", "loop.max_minutes=0.001"], {"max_images": None, "max_minutes": 0.001, "decay": "clock"}),
+        (
+            ["--set", "loop.max_images=2", "--set", "loop.max_minutes=5"],
+            {"max_images": 2, "max_minutes": 5.0, "decay": "images"},
+        ),
     ],
 )
 def test_the_end_that_is_given_takes_the_place_of_the_default(
@@ -140,17 +147,19 @@ def test_the_end_that_is_given_takes_the_place_of_the_default(
         seen.append(arguments[3])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("export3d.cli.train.run", stop)
+    monkeypatch.setattr("export3d.training.reconstruction.run", stop)
     assert run("train", data, f"--from_pretrained={trained}", "-o", tmp_path / "run", *given) == 130
     assert {name: getattr(seen[0], name) for name in wanted} == wanted
 
 
-def test_the_defaults_are_shown_and_those_of_a_run_from_nothing_stay(capsys: Capture) -> None:
-    assert run("train", "--from-pretrained", "base", "--help") == 0
-    fine_tuning = capsys.readouterr().out
-    assert run("train", "--help") == 0
-    assert "(default: 800)" in fine_tuning
-    assert "(default: 800)" not in capsys.readouterr().out
+def test_weights_to_begin_with_make_fine_tuning_the_recipe(capsys: Capture) -> None:
+    shown = []
+    for given in (["--from-pretrained", "base"], ["--recipe", "fine-tune"], [], ["--recipe", "base"]):
+        assert run("train", *given, "--print-config") == 0
+        shown.append(json.loads(capsys.readouterr().out))
+    assert shown[0] == shown[1]
+    assert shown[2] == shown[3]
+    assert (shown[0]["loop"]["max_images"], shown[2]["loop"]["max_images"]) == (800, None)
 
 
 @pytest.mark.parametrize(

@@ -35,8 +35,8 @@ WEIGHTS = "weights.safetensors"
 EVERY = 5
 _SETTINGS = "row.json"
 _NO_MATTER = frozenset({
-    "max_minutes", "log_every", "sheet_every", "validate_every", "save_every", "keep", "part_size_mb", "cpu",
-    "tensorboard", "progress", "sheet_pairs", "variants",
+    "max_minutes", "log_every", "sheet_every", "validate_every", "save_every", "keep", "cpu", "tensorboard",
+    "progress", "sheet_pairs", "variants",
 })  # fmt: skip
 """Settings that change nothing in the weights, and the one in which the rows differ."""
 
@@ -93,9 +93,9 @@ def train_rows(
 def check_settings(data: Path, config: ReconstructionConfig, loop: LoopConfig, rows: Sequence[Row]) -> None:
     """Refuse what would not be an ablation."""
     if loop.max_images is None:
-        raise ConfigError("the rows must see equally many images, and minutes do not tell how many; give --max-images")
+        raise ConfigError("the rows must see equally many images, which minutes do not tell; set loop.max_images")
     if loop.decay == "clock":
-        raise ConfigError("a learning rate that follows the clock differs from row to row; set --decay images or none")
+        raise ConfigError("a learning rate by the clock differs from row to row; set loop.decay to images or none")
     if not rows or len(set(rows)) != len(rows) or not set(rows) <= set(ROWS):
         raise ConfigError(f"the rows must be different ones of {', '.join(ROWS)}")
     taken = sorted(set(config.variants) & set(ROWS))

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import tyro
 
 from export3d.ablation.rows import ROWS, Row
 from export3d.ablation.scores import ablate
+from export3d.cli.settings import Changes, Data, Output, Recipe, both
 from export3d.cli.terminal import progress_bar, tell
-from export3d.training.loop_config import LoopConfig
+from export3d.training.recipes import resolve
 from export3d.training.reconstruction import ReconstructionConfig
 
 
 def command(
-    data: tyro.conf.Positional[Path],
-    config: ReconstructionConfig = ReconstructionConfig(),  # noqa: B008 - frozen
-    loop: LoopConfig = LoopConfig(),  # noqa: B008 - frozen
+    data: tyro.conf.Positional[Data[Path]] = None,
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Output = None,
     rows: tuple[Row, ...] = ROWS,
+    recipe: Recipe = "base",
+    config: Path | None = None,
+    changes: Changes = (),
     from_pretrained: Path | None = None,
     pseudo: tuple[Path, ...] = (),
     cache: Path | None = None,
@@ -29,17 +31,25 @@ def command(
     identity: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
     frames: int = 40,
     every: int = 5,
+    print_config: bool = False,
 ) -> int:
     """Train the variants of Table 3 with equal budgets, score them alike, and put them into one table.
 
-    Started again with the same options it goes on where it was stopped; finished rows stay.
+    The same command again resumes where it was stopped; finished rows stay. Recipes are those of train, without
+    their model.variants: every row has its own.
+
+    Examples:
+      export3d ablate data -o ablation --set loop.max_images=3000
+      export3d ablate data -o ablation --set loop.max_images=3000 --rows direct_3dmm clebs
 
     Args:
         data: folder of prepared shards, with `train` and `val` in it.
-        config: what is trained, the same for all rows but for the row's own variant.
-        loop: how it is trained; --max-images is the budget of each row.
-        output: folder for a run a row, ablation.md, ablation.json and sheet.png.
+        output: folder for a run per row, ablation.md, ablation.json and sheet.png.
         rows: variants to train and compare; the last one is what the others are compared with.
+        recipe: settings of the package.
+        config: TOML file of settings in the form of a recipe; overrides it.
+        changes: one setting, such as loop.max_images=3000, the budget per row; overrides recipe and file; may be
+            repeated.
         from_pretrained: weights that all rows begin with, by name, file or Hugging Face repository; by default the same
             random ones, since weights that were trained with one row's encoder favour that row.
         pseudo: splits of pseudo-clips to train on beside the real ones.
@@ -48,7 +58,13 @@ def command(
         identity: descriptor behind CSIM: dlib, or an ArcFace .onnx file; may be repeated; dlib by default.
         frames: the cross-identity scores drive by at most so many evenly spaced frames of a clip.
         every: the same-identity scores drive every N-th frame.
+        print_config: print all settings as JSON and end; needs neither DATA nor -o.
     """
+    settings = resolve(ReconstructionConfig, recipe or "base", config, changes, instead={"model.variants": ()})
+    if print_config:
+        print(settings.to_json())
+        return 0
+    data, output = both(data, output)
     bars: dict[str, Any] = {}
     with contextlib.ExitStack() as stack:
 
@@ -62,8 +78,8 @@ def command(
         found = ablate(
             data,
             output,
-            config,
-            loop,
+            settings.config,
+            settings.loop,
             rows,
             from_pretrained=from_pretrained,
             pseudo=pseudo,

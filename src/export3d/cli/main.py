@@ -9,7 +9,6 @@ Nothing heavy is imported here: `export3d --help` must answer at once, so a comm
 
 from __future__ import annotations
 
-import functools
 import importlib
 import inspect
 import logging
@@ -39,7 +38,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command name to (module, one line of help).
 
-Each module has one function `command`; where defaults depend on what is given, `defaults(arguments)` says which.
+Each module has one function `command`.
 """
 
 
@@ -109,10 +108,9 @@ def _run(name: str, argv: list[str]) -> int:
     import tyro
 
     function = entry(name)
-    defaults = getattr(importlib.import_module(COMMANDS[name][0]), "defaults", None)
     try:
         result = tyro.cli(
-            functools.partial(function, **({} if defaults is None else defaults(argv))),
+            function,
             args=argv,
             prog=f"export3d {name}",
             description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],

@@ -3,39 +3,53 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
+from export3d.cli.settings import Changes, Data, Output, Recipe, both
 from export3d.cli.terminal import tell
-from export3d.training.loop_config import LoopConfig
-from export3d.training.pretrain import PretrainConfig, run
 
 
 def command(
-    data: tyro.conf.Positional[str],
-    config: PretrainConfig = PretrainConfig(),  # noqa: B008 - frozen
-    loop: LoopConfig = LoopConfig(batch_size=8, log_every=400, validate_every=800, warmup_images=400),  # noqa: B008
+    data: tyro.conf.Positional[Data[str]] = None,
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Output = None,
+    recipe: Recipe = "base",
+    config: Path | None = None,
+    changes: Changes = (),
     pseudo: tuple[str, ...] = (),
-    resume: bool = True,
     cache: Path | None = None,
+    resume: bool = True,
+    print_config: bool = False,
 ) -> int:
-    """Train the expression encoder to forget whose face it is (CLeBS, Eq. 1), or go on with a run that was stopped.
+    """Train the expression encoder to forget whose face it is (CLeBS, Eq. 1), or resume a run.
 
-    Counts clips where other stages count images: one sample is a clip with its 33 frames.
+    A sample is a clip with its 33 frames; what other stages count in images is counted in clips here.
+
+    Examples:
+      export3d pretrain data -o runs/clebs --set loop.max_minutes=60
+      export3d pretrain --recipe paper --print-config
 
     Args:
         data: folder of prepared shards, with `train` and perhaps `val` in it, or its URL (http, https, s3, …).
-        config: what is trained.
-        loop: how it is trained.
         output: the run's folder: configuration, log, sheets, checkpoints, and clebs.safetensors (with
-            reader.safetensors, for `train --expression-reader`) at the end.
-        pseudo: splits of pseudo-clips to draw from beside the real clips.
-        resume: go on from the folder's last checkpoint; with --no-resume a folder that has one is refused.
+            reader.safetensors, for `train --set loss.reader=FILE`) at the end.
+        recipe: settings of the package: paper or base.
+        config: TOML file of settings in the form of a recipe; overrides it.
+        changes: one setting, such as loop.max_minutes=60; overrides recipe and file; may be repeated.
+        pseudo: splits of pseudo-clips to train on beside the real clips.
         cache: folder that keeps decoded frames between runs.
+        resume: resume from the folder's last checkpoint; with --no-resume a folder that has one is refused.
+        print_config: print all settings as JSON and end; needs neither DATA nor -o.
     """
-    result = run(data, output, config, loop, pseudo=pseudo, resume=resume, cache=cache)
+    from export3d.training.pretrain import PretrainConfig, run
+    from export3d.training.recipes import resolve
+
+    settings = resolve(PretrainConfig, recipe or "base", config, changes)
+    if print_config:
+        print(settings.to_json())
+        return 0
+    data, output = both(data, output)
+    result = run(data, output, settings.config, settings.loop, pseudo=pseudo, resume=resume, cache=cache)
     tell(f"wrote {output / 'clebs.safetensors'} after {result.images_seen} clips")
     return 0

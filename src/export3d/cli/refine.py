@@ -3,42 +3,66 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
 
 import tyro
 
+from export3d.cli.settings import Changes, Data, Output, Recipe, both
 from export3d.cli.terminal import tell
-from export3d.training.adversarial import AdversarialConfig, run
-from export3d.training.loop_config import LoopConfig
+from export3d.errors import ConfigError
 
 
 def command(
-    data: tyro.conf.Positional[str],
-    config: AdversarialConfig = AdversarialConfig(),  # noqa: B008 - frozen
-    loop: LoopConfig = LoopConfig(  # noqa: B008 - frozen
-        batch_size=8, max_images=80_000, warmup_images=800, validate_every=8_000, sheet_every=8_000, save_every=8_000
-    ),
+    data: tyro.conf.Positional[Data[str]] = None,
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    from_pretrained: Path,
-    resume: bool = True,
+    output: Output = None,
+    from_pretrained: Path | None = None,
+    recipe: Recipe = "base",
+    config: Path | None = None,
+    changes: Changes = (),
     pseudo: tuple[str, ...] = (),
     cache: Path | None = None,
+    resume: bool = True,
+    print_config: bool = False,
 ) -> int:
-    """Make trained weights sharper against a discriminator (Eq. 12), or go on with a run that was stopped.
+    """Train weights of the first stage against a discriminator (Eq. 12), or resume a run.
 
-    The paper's 10,000 steps of eight pairs unless told otherwise. By default the super-resolution alone is trained.
+    By default the super-resolution alone is trained, for the paper's 10,000 steps of eight pairs.
+
+    Examples:
+      export3d refine data -o runs/sharp --from-pretrained base --set loop.max_minutes=60
+      export3d refine --recipe paper --print-config
 
     Args:
         data: folder of prepared shards, with `train` and perhaps `val` in it, or its URL (http, https, s3, …).
-        config: what is trained.
-        loop: how it is trained.
         output: the run's folder: configuration, log, sheets, checkpoints, and weights.safetensors at the end.
         from_pretrained: weights of the first stage, by name, file or Hugging Face repository; the model is theirs.
-        resume: go on from the folder's last checkpoint; with --no-resume a folder that has one is refused.
+        recipe: settings of the package.
+        config: TOML file of settings in the form of a recipe; overrides it.
+        changes: one setting, such as loop.max_minutes=60; overrides recipe and file; may be repeated.
         pseudo: splits of pseudo-clips to train on beside the real ones.
         cache: folder that keeps decoded frames between runs.
+        resume: resume from the folder's last checkpoint; with --no-resume a folder that has one is refused.
+        print_config: print all settings as JSON and end; needs neither DATA nor -o.
     """
-    result = run(data, output, config, loop, from_pretrained=from_pretrained, resume=resume, pseudo=pseudo, cache=cache)
+    from export3d.training.adversarial import AdversarialConfig, run
+    from export3d.training.recipes import resolve
+
+    settings = resolve(AdversarialConfig, recipe or "base", config, changes)
+    if print_config:
+        print(settings.to_json())
+        return 0
+    data, output = both(data, output)
+    if from_pretrained is None:
+        raise ConfigError("the weights of the first stage are missing; name them with --from-pretrained")
+    result = run(
+        data,
+        output,
+        settings.config,
+        settings.loop,
+        from_pretrained=from_pretrained,
+        resume=resume,
+        pseudo=pseudo,
+        cache=cache,
+    )
     tell(f"wrote {output / 'weights.safetensors'} after {result.images_seen} images")
     return 0

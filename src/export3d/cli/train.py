@@ -2,61 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING
 
 import tyro
 
+from export3d.cli.settings import Changes, Data, Output, Recipe, both
 from export3d.cli.terminal import tell
-from export3d.training import fine_tuning
-from export3d.training.loop import Result
-from export3d.training.loop_config import LoopConfig
-from export3d.training.reconstruction import ReconstructionConfig, run
+
+if TYPE_CHECKING:
+    from export3d.training.loop import Result
 
 
 def command(
-    data: tyro.conf.Positional[str],
-    config: ReconstructionConfig = ReconstructionConfig(),  # noqa: B008 - frozen
-    loop: LoopConfig = LoopConfig(),  # noqa: B008 - frozen
+    data: tyro.conf.Positional[Data[str]] = None,
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    resume: bool = True,
+    output: Output = None,
+    recipe: Recipe = None,
+    config: Path | None = None,
+    changes: Changes = (),
     from_pretrained: Path | None = None,
     pseudo: tuple[str, ...] = (),
     cache: Path | None = None,
+    resume: bool = True,
+    print_config: bool = False,
 ) -> int:
-    """Train the generator to reconstruct driving frames (Eq. 11), or go on with a run that was stopped.
+    """Train the generator to reconstruct driving frames (Eq. 11), or resume a run.
 
-    With --from-pretrained the model is that of the weights, and the defaults are those for a few videos of your own:
-    `export3d train --from-pretrained base --help` shows them.
+    A new loop.max_images lifts the recipe's loop.max_minutes, and the other way round.
+
+    Examples:
+      export3d train data -o my_model --from-pretrained base --set loop.max_minutes=30
+      export3d train data -o run --recipe paper --set loss.lpips=2 --set loop.batch_size=16
 
     Args:
         data: folder of prepared shards, with `train` and perhaps `val` in it, or its URL (http, https, s3, …).
-        config: what is trained.
-        loop: how it is trained.
         output: the run's folder: configuration, log, sheets, checkpoints, and weights.safetensors at the end.
-        resume: go on from the folder's last checkpoint; with --no-resume a folder that has one is refused.
+        recipe: settings of the package; fine-tune with --from-pretrained, otherwise base.
+        config: TOML file of settings in the form of a recipe; overrides it.
+        changes: one setting, such as loop.max_minutes=30; overrides recipe and file; may be repeated.
         from_pretrained: weights to begin with, of any image size, with a fresh optimiser: a name that
             `export3d weights` lists, a .safetensors file, or a Hugging Face repository owner/name.
         pseudo: splits of pseudo-clips to train on beside the real ones.
         cache: folder that keeps decoded frames between runs.
+        resume: resume from the folder's last checkpoint; with --no-resume a folder that has one is refused.
+        print_config: print all settings as JSON and end; needs neither DATA nor -o.
     """
-    result = run(data, output, config, loop, resume=resume, from_pretrained=from_pretrained, pseudo=pseudo, cache=cache)
+    from export3d.training.recipes import resolve
+    from export3d.training.reconstruction import ReconstructionConfig, run
+
+    recipe = recipe or ("base" if from_pretrained is None else "fine-tune")
+    settings = resolve(ReconstructionConfig, recipe, config, changes)
+    if print_config:
+        print(settings.to_json())
+        return 0
+    data, output = both(data, output)
+    result = run(
+        data,
+        output,
+        settings.config,
+        settings.loop,
+        resume=resume,
+        from_pretrained=from_pretrained,
+        pseudo=pseudo,
+        cache=cache,
+    )
     _tell(result, output / "weights.safetensors")
     return 0
-
-
-def defaults(arguments: Sequence[str]) -> dict[str, Any]:
-    """Values of `command`'s parameters that take the place of their defaults where these arguments are given."""
-    given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
-    if "--from-pretrained" not in given:
-        return {}
-    loop = fine_tuning.LOOP
-    if "--max-minutes" in given and "--max-images" not in given:
-        loop = replace(loop, max_images=None, max_minutes=1.0, decay="clock")  # the minutes that are given replace ours
-    return {"config": fine_tuning.PAIRS, "loop": loop}
 
 
 def _tell(result: Result, weights: Path) -> None:

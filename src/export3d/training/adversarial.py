@@ -63,6 +63,9 @@ class AdversarialConfig(PairConfig):
     r1_every: int = 16
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.d_lr > 0 or not all(0 <= beta < 1 for beta in self.d_betas):
+            raise ConfigError(f"d_lr {self.d_lr} must be positive and d_betas {self.d_betas} lie in [0, 1)")
         if min(self.lambda_rec, self.lambda_adv, self.r1_gamma) < 0.0 or self.r1_every < 1:
             raise ConfigError("lambda_rec, lambda_adv and r1_gamma must not be negative, and r1_every at least 1")
 

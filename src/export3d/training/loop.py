@@ -42,6 +42,8 @@ from export3d.weights.file import load_into
 
 log = logging.getLogger(__name__)
 
+_EPS = 1e-8
+"""Of Adam."""
 _OPPONENT = "opponent "
 """Before the names of the second network's losses."""
 
@@ -178,7 +180,7 @@ class _Run:
         module = self._place(task.module)
         self.module = module
         self.ema = copy.deepcopy(module).eval().requires_grad_(False)
-        self.own = _Side(module, config.lr, config.betas, config.eps, config.weight_decay)
+        self.own = _Side(module, config.lr, config.betas, _EPS, config.weight_decay)
         self.other: _Side | None = None
         if opponent is not None:
             s = opponent.settings
@@ -333,7 +335,6 @@ class _Run:
                 config=self.resolved,
                 opponent=(self.other.module.state_dict(), self.other.optimizer.state_dict()) if self.other else None,
                 keep=self.config.keep,
-                part_size_mb=self.config.part_size_mb,
             )
         self.accelerator.wait_for_everyone()
         self.saved = self.saved if self.is_main else latest_state(folder)

@@ -19,9 +19,8 @@ class LoopConfig:
         max_minutes: stop this start of the run after so many minutes and save; None: no limit.
         log_every, sheet_every, validate_every, save_every: images between log lines, sheets, validations and states.
         keep: how many states stay on disk.
-        part_size_mb: cut files of a state into parts of this size; None: whole files.
         seed: with the same seed and the same settings a run on a CPU repeats bit for bit.
-        lr, betas, eps, weight_decay: AdamW; weight decay acts on matrices and kernels only.
+        lr, betas, weight_decay: AdamW; weight decay acts on matrices and kernels only.
         warmup_images: linear warm-up of the learning rate.
         decay: cosine decay of the learning rate "images": over max_images, "clock": over max_minutes of this start
             (then a resumed run is not bit-exact), or "none".
@@ -47,11 +46,9 @@ class LoopConfig:
     validate_every: int = 50_000
     save_every: int = 20_000
     keep: int = 2
-    part_size_mb: float | None = None
     seed: int = 0
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
     weight_decay: float = 0.0
     warmup_images: int = 10_000
     decay: Literal["none", "images", "clock"] = "none"
@@ -76,10 +73,12 @@ class LoopConfig:
         for name in (*periods, "warmup_images", "ema_halflife_images", "ema_rampup", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}; 0 switches it off")
-        for name in ("max_images", "max_minutes", "grad_clip", "part_size_mb"):
+        for name in ("max_images", "max_minutes", "grad_clip"):
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be positive, got {value}; leave it out for no limit")
+                raise ConfigError(f"{name} must be positive or none, got {value}; none sets no limit")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas {self.betas} must lie in [0, 1)")
         if not self.lr > 0 or self.keep < 1:
             raise ConfigError(f"lr {self.lr} must be positive and keep {self.keep} at least 1")
         if not 0 <= self.decay_from < 1 or not 0 <= self.final_lr_ratio <= 1:

@@ -23,7 +23,7 @@ from export3d.errors import ConfigError, InputError, MissingExtra
 from export3d.image import contact_sheet, resize, to_uint8
 from export3d.losses import ReconstructionWeights, face_weight, reconstruction
 from export3d.model import Export3D, Output
-from export3d.perceptual import Perceptual, load_perceptual
+from export3d.perceptual import BACKBONES, Perceptual, load_perceptual
 from export3d.pretrained import save_pretrained
 from export3d.render.renderer import Rendered
 from export3d.training import face_features
@@ -93,6 +93,33 @@ class PairConfig:
     memory: float | None = None
     sheet_pairs: int = 8
 
+    def __post_init__(self) -> None:
+        if self.backbone not in (*BACKBONES, face_features.NAME, "auto", "none"):
+            known = ", ".join((*BACKBONES, face_features.NAME, "auto", "none"))
+            raise ConfigError(f"unknown backbone {self.backbone!r}; choose one of {known}")
+        if self.image_size is not None and (self.image_size < 32 or self.image_size % 32):
+            raise ConfigError(f"image_size {self.image_size} must be a positive multiple of 32")
+        for name in ("coarse", "memory"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} must be positive, got {value}")
+        if self.fine is not None and self.fine < 0:
+            raise ConfigError(f"fine must not be negative, got {self.fine}")
+        for name in ("still_fraction", "pseudo_fraction", "hard_fraction"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
+        weights = ("face_emphasis", "landmarks", "flow", "moved", "mouth")
+        for name in (*weights, "identity_weight", "expression_weight", "density_weight", "curriculum_images"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
+        for name, value in asdict(self.weights).items():
+            if value < 0:
+                raise ConfigError(f"{name} must not be negative, got {value}")
+        if self.expression_weight and self.expression_reader is None:
+            raise ConfigError(
+                "expression_weight needs expression_reader, the reader.safetensors that export3d pretrain writes"
+            )
+
     def sized(self, config: ModelConfig) -> ModelConfig:
         """A model's configuration with this run's image size and samples a ray."""
         config = config.sized(self.image_size or config.image_size)
@@ -130,7 +157,6 @@ class PairTask:
 
     Raises:
         InputError: the frames are in another expression space than the model.
-        ConfigError: an error of expression is asked for without the encoder that reads it.
     """
 
     def __init__(
@@ -326,7 +352,9 @@ def load_frames(
     """
     place = as_place(data)
     if cache is not None and memory is not None:
-        raise ConfigError("--cache keeps all frames on the disk and --memory a part of them in memory; leave one out")
+        raise ConfigError(
+            "--cache keeps all frames on the disk and data.memory a part of them in memory; leave one out"
+        )
 
     def frames(split: Path | str, name: str) -> FrameStore:
         kept = None
@@ -372,16 +400,14 @@ def _perceptual(config: PairConfig) -> Perceptual | None:
     except (MissingExtra, OSError):  # torchvision is not installed, or cannot download
         log.warning(
             "the weights of LPIPS are not at hand, so pictures are compared by features of the packaged face "
-            "descriptor; to use LPIPS, name its files with --backbone-file and --heads-file, or install torchvision"
+            "descriptor; to use LPIPS, name its files in loss.backbone_file and loss.heads_file, or install torchvision"
         )
         return FacePerceptual()
 
 
 def _expression_error(config: PairConfig) -> ExpressionError | None:
-    if not config.expression_weight:
+    if not config.expression_weight or config.expression_reader is None:
         return None
-    if config.expression_reader is None:
-        raise ConfigError("expression_weight needs the encoder that reads expressions: --expression-reader FILE")
     return ExpressionError.load(config.expression_reader)
 
 

@@ -55,6 +55,10 @@ class PretrainConfig:
     standardise: Literal["each", "together"] = "together"
     pseudo_share: float = 0.5
 
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.pseudo_share <= 1.0:
+            raise ConfigError(f"pseudo_share is {self.pseudo_share}; give a number from 0 to 1")
+
 
 class PretrainTask:
     """What `training.loop` trains in expression pre-training.
@@ -73,7 +77,9 @@ class PretrainTask:
         val: FrameStore | None = None,
     ) -> None:
         if config.model.expression.frozen or not config.model.expression.basis:
-            raise ConfigError("pre-training trains an encoder with a basis; leave out --frozen and --no-basis")
+            raise ConfigError(
+                "pre-training trains an encoder with a basis, and not a frozen one; change basis or frozen"
+            )
         self.settings = config
         self.config: Mapping[str, Any] = {"pretrain": asdict(config)}
         for store in (*pseudo, *([val] if val else [])):

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 
-from export3d.config import ModelConfig, preset, variant
+from export3d.config import VARIANTS, ModelConfig, preset, variant
 from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore
 from export3d.errors import ConfigError
@@ -52,6 +52,16 @@ class ReconstructionConfig(PairConfig):
     superres: bool = True
     motion_steps: int = 1500
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.motion_steps < 0:
+            raise ConfigError(f"motion_steps must not be negative, got {self.motion_steps}; 0 leaves the fit out")
+        if self.preset is not None:
+            preset(self.preset)  # refuses an unknown one
+        for name in self.variants:
+            if name not in VARIANTS:
+                raise ConfigError(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}")
+
     def model_config(self, former: ModelConfig | None = None) -> ModelConfig:
         """The preset, or else the settings of the weights to begin with, with this run's changes to them.
 
@@ -63,7 +73,7 @@ class ReconstructionConfig(PairConfig):
         elif former is not None:
             config = former
         else:
-            raise ConfigError("there is no model to train; give a --preset, or weights with --from-pretrained")
+            raise ConfigError("there is no model to train; set model.preset, or name weights with --from-pretrained")
         for name in self.variants:
             config = variant(config, name)
         return self.sized(config)

@@ -348,7 +348,7 @@ def test_a_damaged_settings_file_is_named(data: Path, config: ReconstructionConf
     ("schedule", "changes", "rows", "told"),
     [
         ({"max_images": None, "max_minutes": 5.0}, {}, TWO, "equally many images.*--max-images"),
-        ({"max_images": None}, {}, TWO, "--max-images"),
+        ({"max_images": None}, {}, TWO, "loop.max_images"),
         ({"max_minutes": 5.0, "decay": "clock"}, {}, TWO, "follows the clock"),
         ({}, {}, (), "rows must be different ones of direct_3dmm"),
         ({}, {}, ("clebs", "clebs"), "rows must be different"),

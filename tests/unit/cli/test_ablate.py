@@ -33,13 +33,15 @@ def test_the_command_hands_over_rows_settings_and_budget(
     asked: dict[str, Any], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     words = (
-        f"ablate {tmp_path} -o {tmp_path}/out --preset tiny --image-size 64 --rows direct_3dmm clebs --max-images 8 "
-        "--batch-size 2 --betas 0 0.9 --l2 2 --lpips-raw 0 --expression e.safetensors --from-pretrained w.safetensors "
+        f"ablate {tmp_path} -o {tmp_path}/out --set model.preset=tiny --set model.image_size=64 "
+        "--rows direct_3dmm clebs --set loop.max_images=8 --set loop.batch_size=2 --set loop.betas=[0,0.9] "
+        "--set loss.l2=3 --set model.expression=e.safetensors --from-pretrained w.safetensors "
         "--pseudo a b --pairs p.csv --identity dlib --identity arc.onnx --frames 7 --every 3 --cache c"
     )
     assert main(words.split()) == 0
     assert asked["rows"] == ("direct_3dmm", "clebs")
-    assert (asked["config"].preset, asked["config"].image_size, asked["config"].weights.l2) == ("tiny", 64, 2.0)
+    assert (asked["config"].preset, asked["config"].image_size, asked["config"].weights.l2) == ("tiny", 64, 3.0)
+    assert asked["config"].variants == (), "the recipe's own row is left out"
     assert asked["config"].expression == Path("e.safetensors")
     assert (asked["loop"].max_images, asked["loop"].batch_size, asked["loop"].betas) == (8, 2, (0.0, 0.9))
     assert (asked["from_pretrained"], asked["pairs"], asked["cache"]) == (
@@ -56,7 +58,7 @@ def test_the_command_hands_over_rows_settings_and_budget(
 
 
 def test_by_default_the_five_rows_of_the_table_are_trained(asked: dict[str, Any], tmp_path: Path) -> None:
-    assert main(["ablate", str(tmp_path), "-o", str(tmp_path / "out"), "--max-images", "8"]) == 0
+    assert main(["ablate", str(tmp_path), "-o", str(tmp_path / "out"), "--set", "loop.max_images=8"]) == 0
     assert asked["rows"] == ROWS
     assert asked["identity"] == ("dlib",)
 
@@ -64,10 +66,10 @@ def test_by_default_the_five_rows_of_the_table_are_trained(asked: dict[str, Any]
 def test_a_budget_in_minutes_alone_is_refused_in_one_sentence(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["ablate", str(tmp_path), "-o", str(tmp_path / "out"), "--max-minutes", "5"]) == 2
+    assert main(["ablate", str(tmp_path), "-o", str(tmp_path / "out"), "--set", "loop.max_minutes=5"]) == 2
     err = capsys.readouterr().err
     assert err.startswith("export3d: the rows must see equally many images")
-    assert "--max-images" in err
+    assert "loop.max_images" in err
     assert err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -78,5 +80,5 @@ def test_an_unknown_row_names_the_known_ones(tmp_path: Path, capsys: pytest.Capt
 
 
 def test_data_that_were_not_prepared_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["ablate", str(tmp_path), "-o", str(tmp_path / "out"), "--max-images", "8"]) == 2
+    assert main(["ablate", str(tmp_path), "-o", str(tmp_path / "out"), "--set", "loop.max_images=8"]) == 2
     assert "export3d prepare" in capsys.readouterr().err

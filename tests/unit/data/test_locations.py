@@ -17,6 +17,8 @@ from export3d.data import locations
 from export3d.data.frames import FrameStore
 from export3d.data.shards import Record, has_split, read_index, read_shards, update
 from export3d.errors import InputError, MissingExtra
+from export3d.training.recipes import resolve
+from export3d.training.reconstruction import ReconstructionConfig
 from tests.file_server import FileServer, serving
 
 Make = Callable[..., Record]
@@ -123,7 +125,7 @@ def test_a_server_that_is_not_there_is_told(tmp_path: Path, capsys: pytest.Captu
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{free.getsockname()[1]}/data"
-    assert main(["train", url, "-o", str(tmp_path / "run"), "--preset", "tiny", "--backbone", "none"]) == 2
+    assert main(["train", url, "-o", str(tmp_path / "run"), "--set", "model.preset=tiny"]) == 2
     told = capsys.readouterr().err.splitlines()[-1]
     assert f"{url}/train/index.json cannot be read" in told
     assert told.endswith("check the address, your access and the connection")
@@ -162,9 +164,18 @@ def test_other_protocols_are_told_apart(tmp_path: Path) -> None:
 def test_a_shard_served_over_http_trains(server: FileServer, split: Path, tmp_path: Path, make_record: Make) -> None:
     update(split.parent / "val", [make_record("other", 4)])
     run = tmp_path / "run"
-    options = ["--preset", "tiny", "--backbone", "none", "--batch-size", "2", "--cpu", "--no-progress"]
-    begun = [*options, "--sheet-every", "0", "--max-images", "6", "--log-every", "2", "--no-tensorboard"]
-    assert main(["train", server.address, "-o", str(run), *begun, "--motion-steps", "2"]) == 0
+    loop = ("batch_size=2", "cpu=true", "progress=false", "sheet_every=0", "max_images=6", "log_every=2")
+    settings = ["model.preset=tiny", "model.variants=[]", "model.motion_steps=2", "loss.backbone=none"]
+    settings += ["loop.tensorboard=false", *(f"loop.{setting}" for setting in loop)]
+    given = [word for setting in settings for word in ("--set", setting)]
+    assert main(["train", server.address, "-o", str(run), *given]) == 0
+    shown = json.loads(resolve(ReconstructionConfig, "base", changes=settings).to_json())
+    written = json.loads((run / "config.json").read_text())
+    assert shown["loop"] == written["loop"], "what --print-config shows is what a run notes"
+    noted = written["task"]["reconstruction"] | written["task"]["reconstruction"]["weights"]
+    for table in ("model", "render", "data"):
+        assert shown[table] == {name: noted[name] for name in shown[table]}
+    assert all(noted[name] == value for name, value in shown["loss"].items() if name in noted and name != "expression")
     assert (run / "weights.safetensors").is_file()
     lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [line["images_seen"] for line in lines if "losses" in line] == [2, 4, 6]

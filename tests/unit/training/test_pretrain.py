@@ -290,5 +290,5 @@ def test_the_command_names_the_remedy_for_a_folder_that_was_not_prepared(
 @pytest.mark.parametrize("change", [{"frozen": True}, {"basis": False}])
 def test_an_encoder_that_could_not_be_used_is_refused_before_training(change: dict[str, bool]) -> None:
     expression = replace(SMALL.model.expression, **change)
-    with pytest.raises(ConfigError, match="leave out"):
+    with pytest.raises(ConfigError, match="change basis or frozen"):
         PretrainTask(replace(SMALL, model=replace(SMALL.model, expression=expression)), made_up_store())

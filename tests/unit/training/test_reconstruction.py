@@ -581,7 +581,7 @@ def test_the_packaged_features_take_the_place_of_lpips_where_its_weights_are_not
 ) -> None:
     monkeypatch.setitem(sys.modules, "torchvision", None)  # as where it is not installed
     assert isinstance(task(replace(PLAIN, backbone="auto")).perceptual, FacePerceptual)
-    assert "--backbone-file" in caplog.text
+    assert "loss.backbone_file" in caplog.text
     with pytest.raises(MissingExtra):
         task(replace(PLAIN, backbone="squeeze"))
 

@@ -1,0 +1,29 @@
+"""Options that choose the settings of a training: shared by `pretrain`, `train`, `refine` and `ablate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from export3d.errors import ConfigError
+
+Place = TypeVar("Place", str, Path)
+Recipe = Annotated[str | None, tyro.conf.arg(metavar="{paper,base,fine-tune}")]
+Changes = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE")]
+Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], help_behavior_hint="(required)")]
+Data = Annotated[Place | None, tyro.conf.arg(help_behavior_hint="(required)")]
+
+
+def both(data: Place | None, output: Path | None) -> tuple[Place, Path]:
+    """DATA and -o, which only --print-config does without.
+
+    Raises:
+        ConfigError: one is missing.
+    """
+    if data is None:
+        raise ConfigError("DATA is missing; name a folder that export3d prepare made, or its URL")
+    if output is None:
+        raise ConfigError("the folder for the run is missing; name it with -o RUN")
+    return data, output

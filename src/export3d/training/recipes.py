@@ -1,0 +1,357 @@
+"""Settings of a training stage: a recipe of the package, a TOML file over it, single settings over both.
+
+A recipe is a TOML file with one table per stage: `[pretrain.*]`, `[train.*]`, `[refine.*]`. What it leaves out keeps
+the default of the settings' class. TOML has no null: `"none"` unsets a setting that may be unset.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any, Generic, Literal, TypeVar
+
+from export3d.errors import ConfigError, InputError
+from export3d.files import check_input, reason
+from export3d.training.adversarial import AdversarialConfig
+from export3d.training.loop_config import LoopConfig
+from export3d.training.pretrain import PretrainConfig
+from export3d.training.reconstruction import ReconstructionConfig
+
+RECIPES = ("paper", "base", "fine-tune")
+"""Names of the files in `export3d/recipes`."""
+
+STAGES: dict[type, str] = {PretrainConfig: "pretrain", ReconstructionConfig: "train", AdversarialConfig: "refine"}
+"""Settings class of a stage to the name of its tables."""
+
+Config = TypeVar("Config", PretrainConfig, ReconstructionConfig, AdversarialConfig)
+
+
+def _same(table: str, names: str, inside: str = "") -> dict[str, str]:
+    return {f"{table}.{name}": f"config.{inside}{name}" for name in names.split()}
+
+
+_LOOP = {
+    key: key
+    for line in (
+        "batch_size accumulate max_images max_minutes lr betas weight_decay warmup_images decay decay_from",
+        "final_lr_ratio grad_clip ema_halflife_images ema_rampup log_every sheet_every validate_every save_every keep",
+        "seed precision channels_last compile cpu tensorboard progress",
+    )
+    for key in (f"loop.{name}" for name in line.split())
+}
+_LOSS = {
+    **_same("loss", "l2_raw l2 lpips_raw lpips", "weights."),
+    **_same("loss", "backbone backbone_file heads_file face_emphasis landmarks flow moved mouth"),
+    "loss.identity": "config.identity_weight",
+    "loss.expression": "config.expression_weight",
+    "loss.reader": "config.expression_reader",
+    "loss.density": "config.density_weight",
+}
+_RENDER = _same("render", "coarse fine")
+_DATA = _same("data", "still_fraction pseudo_fraction hard_fraction curriculum_images mirror augment memory")
+
+KEYS: dict[str, dict[str, str]] = {
+    "pretrain": {
+        **_same("expression", "inputs hidden n d", "model.expression."),
+        **_same("image", "width groups", "model."),
+        **_same("loss", "objective temperature", "model."),
+        **_same("data", "frames draw size augment noise near", "frames."),
+        **_same("data", "standardise pseudo_share"),
+        **_LOOP,
+    },
+    "train": {
+        **_same("model", "preset variants image_size expression motion_steps"),
+        **_RENDER,
+        **_LOSS,
+        **_DATA,
+        **_LOOP,
+    },
+    "refine": {
+        "model.image_size": "config.image_size",
+        "model.trainable": "config.adv_trainable",
+        **_RENDER,
+        **_LOSS,
+        **_same("loss", "lambda_rec lambda_adv"),
+        "discriminator.size": "config.discriminator",
+        "discriminator.lr": "config.d_lr",
+        "discriminator.betas": "config.d_betas",
+        "discriminator.r1_gamma": "config.r1_gamma",
+        "discriminator.r1_every": "config.r1_every",
+        **_DATA,
+        **_LOOP,
+    },
+}
+"""Stage to its settings: dotted key to the field that holds it."""
+
+_ENDS = {"loop.max_images": "images", "loop.max_minutes": "clock"}
+"""What may end a run, and the decay of the learning rate that goes with it."""
+
+
+@dataclass(frozen=True)
+class Settings(Generic[Config]):
+    """The resolved settings of a stage: its own and the loop's."""
+
+    config: Config
+    loop: LoopConfig
+
+    def tables(self) -> dict[str, dict[str, Any]]:
+        """Every setting as JSON-able tables, in the order of `KEYS`; paths as text."""
+        found: dict[str, dict[str, Any]] = {}
+        for key, path in KEYS[STAGES[type(self.config)]].items():
+            value: Any = self
+            for name in path.split("."):
+                value = getattr(value, name)
+            table, _, name = key.partition(".")
+            found.setdefault(table, {})[name] = str(value) if isinstance(value, Path) else value
+        return found
+
+    def to_json(self) -> str:
+        """`tables` as readable JSON, with `null` for what is unset."""
+        return json.dumps(self.tables(), indent=2)
+
+
+def resolve(
+    stage: type[Config],
+    recipe: str = "base",
+    file: Path | None = None,
+    changes: Sequence[str] = (),
+    *,
+    instead: Mapping[str, Any] | None = None,
+) -> Settings[Config]:
+    """The settings of a stage.
+
+    Where a later layer sets one of `loop.max_images` and `loop.max_minutes` alone, the other is unset, and a learning
+    rate that decays follows the one that was set.
+
+    Args:
+        stage: settings class, a key of `STAGES`.
+        recipe: one of `RECIPES`.
+        file: TOML file in the form of a recipe; overrides it.
+        changes: texts KEY=VALUE, values as in TOML, bare words as strings; override both.
+        instead: values by key that go between the recipe and `file`.
+
+    Raises:
+        ConfigError: an unknown recipe, key or stage, a wrong type, an impossible value.
+        InputError: `file` cannot be read as TOML.
+    """
+    name = STAGES[stage]
+    layers = [_recipe(recipe, name), dict(instead or {})]
+    if file is not None:
+        layers.append(_file(file, name))
+    layers.append(_changes(changes, name))
+    values = _merged(layers)
+    fields = {KEYS[name][key]: value for key, value in values.items()}
+    try:
+        return _replaced(Settings(stage(), LoopConfig()), fields)
+    except ConfigError as error:
+        raise ConfigError(_with_keys(str(error), name)) from None
+
+
+def parse(text: str, where: str) -> dict[str, dict[str, Any]]:
+    """A recipe's text as stage to values by key, all of them checked.
+
+    Args:
+        text: TOML.
+        where: what messages call it.
+
+    Raises:
+        InputError: not TOML.
+        ConfigError: an unknown key or stage, or a wrong type.
+    """
+    try:
+        content = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{where} cannot be read as TOML: {error}") from None
+    unknown = [stage for stage in content if stage not in KEYS]
+    if unknown:
+        raise ConfigError(f"{where}: there is no stage {unknown[0]!r}; tables begin with {', '.join(KEYS)}")
+    found: dict[str, dict[str, Any]] = {}
+    for stage, tables in content.items():
+        if not isinstance(tables, dict):
+            raise ConfigError(f"{where}: {stage} must be a table of tables, such as [{stage}.loop]")
+        values = {key: _checked(stage, key, value, where) for key, value in _flat(tables, stage)}
+        found[stage] = values
+    return found
+
+
+def _recipe(name: str, stage: str) -> dict[str, Any]:
+    if name not in RECIPES:
+        raise ConfigError(f"there is no recipe {name!r}{_near(name, RECIPES)}; the recipes are {', '.join(RECIPES)}")
+    text = (resources.files("export3d") / "recipes" / f"{name}.toml").read_text(encoding="utf-8")
+    found = parse(text, f"recipe {name}")
+    if stage not in found:
+        raise ConfigError(f"recipe {name} has no stage {stage}; choose another with --recipe")
+    return found[stage]
+
+
+def _file(path: Path, stage: str) -> dict[str, Any]:
+    check_input(path, InputError, "a TOML file of settings")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"{path} cannot be read as TOML: it is not UTF-8 text") from None
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({reason(error)})") from None
+    found = parse(text, str(path))
+    if stage not in found:
+        raise ConfigError(f"{path} sets nothing for {stage}; its tables begin with [{stage}., such as [{stage}.loop]")
+    return found[stage]
+
+
+def _changes(texts: Iterable[str], stage: str) -> dict[str, Any]:
+    found = {}
+    for text in texts:
+        key, sign, value = text.partition("=")
+        if not sign:
+            raise ConfigError(f"it is --set KEY=VALUE, such as --set loop.max_minutes=30, but {text!r} was given")
+        key = key.strip()
+        found[key] = _checked(stage, key, _value(key, value.strip()), "--set")
+    return found
+
+
+def _value(key: str, text: str) -> Any:
+    try:
+        content = tomllib.loads(f"value = {text}")
+    except (tomllib.TOMLDecodeError, RecursionError):
+        content = {}
+    if list(content) == ["value"]:
+        return content["value"]
+    if text[:1] in tuple("\"'[{") or "\n" in text:
+        raise ConfigError(f"--set: the value of {key} cannot be read as TOML: {text}")
+    return text
+
+
+def _flat(tables: Mapping[str, Any], stage: str, before: str = "") -> Iterable[tuple[str, Any]]:
+    for name, value in tables.items():
+        key = before + name
+        if isinstance(value, dict) and any(known.startswith(f"{key}.") for known in KEYS[stage]):
+            yield from _flat(value, stage, f"{key}.")
+        else:
+            yield key, value
+
+
+def _checked(stage: str, key: str, value: Any, where: str) -> Any:
+    """The value as its field holds it."""
+    known = KEYS[stage]
+    if key not in known:
+        raise ConfigError(
+            f"{where}: {stage} has no setting {key!r}{_near(key, known)}; --print-config shows all settings"
+        )
+    try:
+        return _converted(value, _hint(stage, known[key]))
+    except _WrongType as error:
+        raise ConfigError(f"{where}: {key} must be {error}, got {json.dumps(value, default=str)}") from None
+
+
+def _near(name: str, known: Iterable[str]) -> str:
+    """` (did you mean ...?)`, or nothing."""
+    known, last = list(known), name.replace("-", "_").rpartition(".")[2]
+    found = [key for key in known if "." in key and key.rpartition(".")[2] == last]
+    found = found or difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    return f" (did you mean {' or '.join(found)}?)" if found else ""
+
+
+class _WrongType(Exception):
+    """What would have been right."""
+
+
+_WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", Path: "a path"}
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    """A TOML value as one of the type `hint`."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value == "none":
+            return None
+        (inner,) = (kind for kind in arguments if kind is not type(None))
+        try:
+            return _converted(value, inner)
+        except _WrongType as error:
+            raise _WrongType(f"{error} or none") from None
+    if origin is Literal:
+        if isinstance(value, str) and value in arguments:
+            return value
+        raise _WrongType(f"one of {', '.join(arguments)}")
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            items = [value] if isinstance(value, str) else value
+            kinds: Sequence[Any] = [arguments[0]] * (len(items) if isinstance(items, list) else 0)
+            wanted = "a list of words"
+        else:
+            items, kinds, wanted = value, arguments, f"a list of {len(arguments)} numbers"
+        if not isinstance(items, list) or len(items) != len(kinds):
+            raise _WrongType(wanted)
+        try:
+            return tuple(_converted(item, kind) for item, kind in zip(items, kinds))
+        except _WrongType:
+            raise _WrongType(wanted) from None
+    if hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    if hint in (int, bool, str) and type(value) is hint:
+        return value
+    if hint is Path and isinstance(value, str) and value and "\0" not in value:
+        return Path(value)
+    raise _WrongType(_WANTED[hint])
+
+
+def _hint(stage: str, path: str) -> Any:
+    """The type of a field, by its path from `Settings`."""
+    first, *names = path.split(".")
+    kind: Any = LoopConfig if first == "loop" else next(one for one, name in STAGES.items() if name == stage)
+    for name in names:
+        kind = typing.get_type_hints(kind)[name]
+    return kind
+
+
+def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """Later layers over earlier ones, see `resolve`."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        ends = [key for key in _ENDS if layer.get(key) is not None]
+        if len(ends) == 1 and merged:
+            (end,) = ends
+            merged |= dict.fromkeys(_ENDS)
+            if merged.get("loop.decay", "none") != "none":
+                merged["loop.decay"] = _ENDS[end]
+        merged |= layer
+    return merged
+
+
+T = TypeVar("T")
+
+
+def _replaced(settings: T, values: Mapping[str, Any]) -> T:
+    """A dataclass with fields changed, also those of its parts: `weights.l2`."""
+    parts: dict[str, dict[str, Any]] = {}
+    for path, value in values.items():
+        name, _, rest = path.partition(".")
+        parts.setdefault(name, {})[rest] = value
+    changed = {
+        name: inner[""] if "" in inner else _replaced(getattr(settings, name), inner) for name, inner in parts.items()
+    }
+    return typing.cast(T, dataclasses.replace(typing.cast(Any, settings), **changed))
+
+
+def _with_keys(message: str, stage: str) -> str:
+    """A settings class's message with the keys in the place of fields that have another name."""
+    for key, path in KEYS[stage].items():
+        field = path.rpartition(".")[2]
+        if field != key.rpartition(".")[2] and "_" in field:
+            message = re.sub(rf"\b{field}\b", key, message)
+    return message
