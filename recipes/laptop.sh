@@ -12,4 +12,4 @@ export3d train "$out/data" -o "$out/one" --from-pretrained base --cache "$out/ca
 export3d refine "$out/data" -o "$out/two" --from-pretrained "$out/one/weights.safetensors" --cache "$out/cache" \
     --backbone auto --l2 2 --lpips 0.7 --lpips-raw 0 --discriminator small --d-lr 2e-3 --channels-last \
     --max-minutes "$((minutes / 4 + 1))" --log-every 80 --validate-every 800 --sheet-every 800 --save-every 800
-export3d evaluate "$out/data" --split val -o "$out/evaluation" --weights "$out/two/weights.safetensors"
+export3d evaluate same "$out/data" --split val -o "$out/evaluation" --weights "$out/two/weights.safetensors"

@@ -23,4 +23,4 @@ train -o "$out/small" --image-size 128 --channels-last --lpips 0.3 --lr 6e-4 --w
     --validate-every 2000
 train -o "$out/full" --from-pretrained "$out/small/weights.safetensors" --preset base --lpips 2 --mouth 1 --lr 4e-4 \
     --warmup-images 100 --max-minutes 45 --decay clock --decay-from 0.3 --final-lr-ratio 0.05 --validate-every 800
-export3d evaluate "$out/data/val" -o "$out/evaluation" --weights "$out/full/weights.safetensors" --backbone none
+export3d evaluate same "$out/data/val" -o "$out/evaluation" --weights "$out/full/weights.safetensors" --backbone none

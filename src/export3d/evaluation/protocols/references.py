@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,14 +22,12 @@ from torch import Tensor
 
 import export3d.camera as cameras
 from export3d.errors import check_shape
+from export3d.evaluation.protocols.driven import DrivenClip, Method, Predict, Rows
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS, LOWER_LIDS, UPPER_LIDS
 from export3d.face.mesh import LANDMARKS, VERTICES, canonical_mesh
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
 from export3d.warping.elastic_mesh import FACE, ElasticMesh, show, softened
-
-if TYPE_CHECKING:
-    from export3d.evaluation.protocols.driven import DrivenClip, Method, Predict, Rows
 
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]

@@ -8,29 +8,24 @@ on the length of a clip nor on how many there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export3d.errors import ConfigError
 from export3d.evaluation.measures import temporal
 from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
 from export3d.evaluation.measures.frechet import FrechetFeatures, load_features, sample_rows
 from export3d.evaluation.measures.identity import PACKAGED
 from export3d.evaluation.measures.image import PSNR, SSIM, Measure, Metric, lpips
 from export3d.evaluation.measures.temporal import Flicker
+from export3d.evaluation.protocols.settings import Scoring
 from export3d.face.crop import CROP_SIZE
 from export3d.image import contact_sheet, resize, to_tensor, to_uint8
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Picture = NDArray[np.uint8]
 Frames = NDArray[np.uint8]
@@ -41,77 +36,6 @@ CHUNK = 64
 _STRIP_ROWS = 3
 _STRIP_SIZE = 160
 _TORCH_BATCH = 8
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """What is measured, and by which networks.
-
-    Attributes:
-        truth: whether the driving frames are the true pictures; without it (another person drives) only identity,
-            expression, pose and movement are measured.
-        backbone: of LPIPS: `alex`, `squeeze`, `vgg16`, `none`; `auto` is `alex` where its weights are at hand (a file
-            given or torchvision installed), else none.
-        backbone_file, heads_file: its weights, see `metrics.lpips`.
-        faces: also measure landmarks, expression, pose and identity, and the Fréchet distance.
-        landmarks: detector behind AKD, see `face_metrics.load_landmarks`.
-        expression: what reads expressions and poses, see `face_metrics.FaceScorer`.
-        identity: descriptors behind CSIM, see `identity.load_identity`.
-        frechet: backbones of the Fréchet distance, see `frechet.load_features`; None takes the packaged identity
-            descriptor, where it is among the identities, and the backbone of LPIPS.
-    """
-
-    truth: bool = True
-    backbone: str = "auto"
-    backbone_file: Path | None = None
-    heads_file: Path | None = None
-    faces: bool = True
-    landmarks: str | Path = "mediapipe"
-    expression: str | Path = "arkit52"
-    identity: tuple[str | Path, ...] = (PACKAGED,)
-    frechet: tuple[str, ...] | None = None
-
-    @property
-    def perceptual(self) -> str | None:
-        """The backbone of LPIPS; None where LPIPS is left out.
-
-        Raises:
-            ConfigError: weights for no backbone.
-        """
-        if not self.truth:
-            return None
-        if self.backbone == "none" and (self.backbone_file is not None or self.heads_file is not None):
-            raise ConfigError("--backbone none takes no weights; leave out --backbone-file and --heads-file")
-        if self.backbone == "auto":
-            return "alex" if self.has_backbone else None
-        return None if self.backbone == "none" else self.backbone
-
-    def image_metrics(self, device: torch.device | str = "cpu") -> tuple[Metric, ...]:
-        """PSNR, SSIM, and LPIPS where it is wanted and can be had; none without truth.
-
-        Raises:
-            CheckpointError, ConfigError: see `metrics.lpips`.
-        """
-        if not self.truth:
-            return ()
-        name = self.perceptual
-        return (PSNR, SSIM) if name is None else (PSNR, SSIM, lpips(name, self.backbone_file, self.heads_file, device))
-
-    def features(self, device: torch.device | str = "cpu") -> tuple[FrechetFeatures, ...]:
-        """What describes pictures for the Fréchet distance; nothing without faces."""
-        names = self.frechet
-        if names is None:
-            own = [PACKAGED] if PACKAGED in self.identity else []
-            names = (*own, *([] if self.perceptual is None else [self.perceptual]))
-        return tuple(load_features(n, self.backbone_file, device) for n in dict.fromkeys(names)) if self.faces else ()
-
-    @property
-    def has_backbone(self) -> bool:
-        """Whether weights of LPIPS are given or installed."""
-        from importlib.util import find_spec
-
-        given = self.backbone_file is not None or self.heads_file is not None
-        return given or find_spec("torchvision") is not None
 
 
 @dataclass(frozen=True, eq=False)
@@ -168,22 +92,54 @@ class _Sums:
         return {name: self.total[name] / n if (n := self.count[name]) else math.nan for name in self.total}
 
 
+def image_metrics(scoring: Scoring, device: torch.device | str = "cpu") -> tuple[Metric, ...]:
+    """PSNR, SSIM, and LPIPS if it is wanted and available.
+
+    Raises:
+        CheckpointError, ConfigError: see `measures.image.lpips`.
+    """
+    name = scoring.lpips_backbone
+    return (
+        (PSNR, SSIM) if name is None else (PSNR, SSIM, lpips(name, scoring.backbone_file, scoring.heads_file, device))
+    )
+
+
+def frechet_features(
+    scoring: Scoring, device: torch.device | str = "cpu", *, truth: bool = True
+) -> tuple[FrechetFeatures, ...]:
+    """What describes images for the Fréchet distance: the packaged identity descriptor and the backbone of LPIPS.
+
+    Empty without faces.
+
+    Raises:
+        CheckpointError, ConfigError: see `measures.frechet.load_features`.
+    """
+    if not scoring.faces:
+        return ()
+    backbone = scoring.lpips_backbone if truth else None
+    names = [PACKAGED] if PACKAGED in scoring.identity else []
+    names += [] if backbone is None else [backbone]
+    return tuple(load_features(name, scoring.backbone_file, device) for name in names)
+
+
 class ClipScorer:
     """Scores clips one after another; close it, or use it in a `with` statement.
 
     Args:
-        scoring: what to measure.
-        device: where image metrics are computed; faces are read on the processor.
+        scoring: measures and their networks.
+        device: where image metrics are computed; faces are read on the CPU.
+        truth: whether the driving frames are the ground truth; without it (another person drives) only identity,
+            expression, pose and movement are measured.
 
     Raises:
         CheckpointError, ConfigError, MissingExtra: networks that cannot be had.
     """
 
-    def __init__(self, scoring: Scoring, device: torch.device | str = "cpu") -> None:
-        self.scoring = scoring
+    def __init__(self, scoring: Scoring, device: torch.device | str = "cpu", *, truth: bool = True) -> None:
+        self._truth = truth
         self._device = torch.device(device)
-        self._metrics = scoring.image_metrics(device)
-        self._features = scoring.features(device)
+        self._metrics = image_metrics(scoring, device) if truth else ()
+        self._features = frechet_features(scoring, device, truth=truth)
         self._faces = FaceScorer(scoring.landmarks, scoring.identity, scoring.expression) if scoring.faces else None
 
     def __enter__(self) -> ClipScorer:
@@ -205,7 +161,7 @@ class ClipScorer:
         plain = tuple(Measure(m.name, m.title, m.higher_is_better, m.digits, m.definition) for m in self._metrics)
         if self._faces is None:
             return plain
-        seen = tuple(m for m in self._faces.measures if self.scoring.truth or m.name != "akd")
+        seen = tuple(m for m in self._faces.measures if self._truth or m.name != "akd")
         return (*plain, *seen, *temporal.MEASURES)
 
     @property

@@ -22,7 +22,7 @@ from export3d.data.clips import media_kind
 from export3d.data.prepare import Progress, prepare
 from export3d.data.shards import INDEX_NAME, Entry, Reject, read_index, update
 from export3d.errors import InputError
-from export3d.evaluation.protocols.predictions import hidden, unprintable
+from export3d.evaluation.protocols.file_names import hidden, unprintable
 from export3d.files import reason, write_bytes
 
 logger = logging.getLogger(__name__)

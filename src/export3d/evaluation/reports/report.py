@@ -23,102 +23,30 @@ from numpy.typing import NDArray
 
 from export3d.errors import InputError
 from export3d.evaluation.measures.image import Measure
+from export3d.evaluation.reports.clips import (
+    BASELINE,
+    MOVING_DB,
+    ORACLE,
+    SIMPLE,
+    ClipResult,
+    clip_result,
+    figures_from_json,
+)
+from export3d.evaluation.reports.standing import Standing, standing_of
 from export3d.evaluation.reports.statistics import (
-    NO_ESTIMATE,
+    UNDEFINED,
     Estimate,
-    compared_rows,
+    difference_of_means,
     estimate,
     resampled_rows,
+    share_of_means,
     where_both,
 )
 from export3d.evaluation.reports.tables import cell, gain_cell, number, strict, table, titled
 
 Array = NDArray[np.float64]
 
-MOVING_DB = 20.0
-"""A clip moves if copying its source frame scores less PSNR than this."""
 GROUPS = ("moving", "still", "all")
-BASELINE = "copy"
-SIMPLE = ("copy", "warp", "mesh")
-"""References that need no network: what any method has to beat."""
-ORACLE = "oracle"
-"""The reference that sees the truth: what the representation could do at best."""
-REAL = "real pictures"
-"""The driver's own pictures across identities: strangers, or the best that can be read. They compete with nothing."""
-RETRACKED = ("yaw", "jawOpen", "eyeBlink")
-
-
-@dataclass(frozen=True)
-class ClipResult:
-    """One clip's scores.
-
-    Attributes:
-        key: of the record, or the name of the clip.
-        person, terms, origin: from its provenance; empty where it is not known.
-        frames: driven frames scored.
-        source_frame: number of the frame used as source; None where the source is a picture of its own.
-        identical_frames: further frames equal to the source pixel for pixel, which are left out.
-        scores: method to measure to the clip's figure; NaN or absent where it is not defined.
-        worst_frame: number of the driven frame on which the first method did worst, -1 where it is not known.
-        note: anything odd, a sentence.
-    """
-
-    key: str
-    person: str
-    terms: str
-    origin: str
-    frames: int
-    source_frame: int | None
-    identical_frames: int
-    scores: dict[str, dict[str, float]]
-    worst_frame: int = -1
-    note: str = ""
-
-    @property
-    def group(self) -> str:
-        """Either "moving" or "still", by the PSNR of the copy; empty where the copy was not scored."""
-        copied = self.value(BASELINE, "psnr")
-        if math.isnan(copied):
-            return ""
-        return "moving" if copied < MOVING_DB else "still"
-
-    def value(self, method: str, measure: str) -> float:
-        """A figure; NaN where it is not defined."""
-        return self.scores.get(method, {}).get(measure, math.nan)
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where the method in question stands on one measure, on the clips where all that are compared have a value.
-
-    Attributes:
-        measure: a measure of which one way is good.
-        clips: how many were compared.
-        ours: its mean.
-        simple, simple_name: the best of the simple references; None and empty where there is none.
-        oracle: None where there is none.
-        margin: ours over the best simple reference, the paired difference in the measure's unit; positive is better.
-        place: "between", "behind the best simple" or "beyond the oracle"; "ahead of the best simple" without an
-            oracle, "behind the oracle" without a simple reference; empty where nothing can be said.
-    """
-
-    measure: Measure
-    clips: int
-    ours: Estimate
-    simple: Estimate | None
-    simple_name: str
-    oracle: Estimate | None
-    margin: Estimate | None
-    place: str
-
-    @property
-    def way(self) -> float:
-        """Share of the way from the best simple reference (0) to the oracle (1); NaN where the oracle is not better."""
-        if self.simple is None or self.oracle is None:
-            return math.nan
-        whole, part = self.oracle.mean - self.simple.mean, self.ours.mean - self.simple.mean
-        better = whole > 0 if self.measure.higher_is_better else whole < 0
-        return part / whole if better and math.isfinite(whole) else math.nan
 
 
 @dataclass(frozen=True)
@@ -171,7 +99,7 @@ class Report:
         Positive is better. PSNR and SSIM in their own units; LPIPS 0.1 means that its mean is 10 % below the copy's.
         Where neither way is better, the method's mean less the copy's.
         """
-        return self._gains[group].get((method, measure.name), NO_ESTIMATE())
+        return self._gains[group].get((method, measure.name), UNDEFINED)
 
     def standing(self, group: str) -> tuple[Standing, ...]:
         """Where the first method stands between the best simple reference and the oracle.
@@ -260,7 +188,7 @@ class Report:
                 (ours, *others),
                 _measures(value["measures"]),
                 tuple(clip_result(clip) for clip in value["clips"]),
-                {method: _figures(figures) for method, figures in value["overall"].items()},
+                {method: figures_from_json(figures) for method, figures in value["overall"].items()},
                 _measures(value["overall_measures"]),
                 dict(value["skipped"]),
                 tuple(value["sheet"]),
@@ -411,7 +339,9 @@ class Report:
                 columns += where_both(self._values(group, method, m.name), self._values(group, BASELINE, m.name))
             found = resampled_rows(columns)
             out[group] = {
-                (method, m.name): compared_rows(found[2 * i], found[2 * i + 1], share=m.higher_is_better is False)
+                (method, m.name): (share_of_means if m.higher_is_better is False else difference_of_means)(
+                    found[2 * i], found[2 * i + 1]
+                )
                 for i, (method, m) in enumerate(pairs)
             }
         return out
@@ -440,41 +370,7 @@ class Report:
             part = {method: next(found) for method in compared}
             clips = int((~np.isnan(part[ours][0])).sum())
             if clips:
-                yield _standing(m, clips, ours, {method: drawn for method, (_, drawn) in part.items()})
-
-
-def _standing(measure: Measure, clips: int, ours: str, found: dict[str, Array]) -> Standing:
-    simple = [method for method in found if method in SIMPLE and method != ours]
-    oracle = [method for method in found if method == ORACLE and method != ours]
-    sign = 1.0 if measure.higher_is_better else -1.0
-    best = max(simple, key=lambda method: sign * found[method][0], default="")
-    margin = None
-    behind = ahead = beyond = False
-    if best:
-        difference = compared_rows(found[ours], found[best], share=False)
-        low, high = sorted((sign * difference.low, sign * difference.high))
-        margin = Estimate(sign * difference.mean, low, high)
-        behind, ahead = sign * found[ours][0] < sign * found[best][0], True
-    if oracle:
-        beyond = sign * found[ours][0] > sign * found[oracle[0]][0]
-    if behind:
-        place = "behind the best simple"
-    elif beyond:
-        place = "beyond the oracle"
-    elif ahead:
-        place = "between" if oracle else "ahead of the best simple"
-    else:
-        place = "behind the oracle"
-    return Standing(
-        measure,
-        clips,
-        estimate(found[ours]),
-        estimate(found[best]) if best else None,
-        best,
-        estimate(found[oracle[0]]) if oracle else None,
-        margin,
-        place,
-    )
+                yield standing_of(m, clips, ours, {method: drawn for method, (_, drawn) in part.items()})
 
 
 def _movement(clip: ClipResult) -> tuple[bool, float]:
@@ -497,18 +393,3 @@ def _measures(described: dict[str, dict[str, Any]]) -> tuple[Measure, ...]:
         Measure(name, str(d["title"]), d["higher_is_better"], int(d["digits"]), str(d["definition"]))
         for name, d in described.items()
     )
-
-
-def clip_result(value: dict[str, Any]) -> ClipResult:
-    """A clip's result from its fields as strict JSON holds them.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: they are something else.
-    """
-    fields = {name: item for name, item in value.items() if name not in ("group", "scores")}
-    return ClipResult(scores={method: _figures(figures) for method, figures in value["scores"].items()}, **fields)
-
-
-def _figures(figures: dict[str, Any]) -> dict[str, float]:
-    """Figures of strict JSON as numbers again."""
-    return {name: math.nan if value is None else float(value) for name, value in figures.items()}
