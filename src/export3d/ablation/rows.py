@@ -104,7 +104,7 @@ def check_settings(data: Path, config: ReconstructionConfig, loop: LoopConfig, r
     if loop.decay == "clock":
         raise ConfigError("a learning rate that follows the clock differs from row to row; set --decay images or none")
     if not rows or len(set(rows)) != len(rows) or not set(rows) <= set(ROWS):
-        raise ConfigError(f"the rows must be distinct and among {', '.join(ROWS)}")
+        raise ConfigError(f"the rows must be different ones of {', '.join(ROWS)}")
     taken = sorted(set(config.variants) & set(ROWS))
     if taken:
         raise ConfigError(f"{taken[0]} is a row of the table, not a change to all of them; name it in --rows")

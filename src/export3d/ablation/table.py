@@ -176,16 +176,16 @@ class Ablation:
             self.table(),
             f"Means over {cases.get('same', 0)} clips (same identity) and {cases.get('cross', 0)} pairs (cross "
             "identity), with 95 % bootstrap intervals over them. *No model*: the source copied (same), the driver's "
-            "real pictures (cross: CSIM and leak are those of two strangers, the rest is the tracker's own error). "
+            "real frames (cross: CSIM and leak are those of two strangers, the rest is the tracker's own error). "
             "Read CSIM and leak together with AED and the correlations: a model that does not move keeps its "
-            "identity. One training run a row: the intervals know of the clips, not of what another seed would give.",
+            "identity. One training run per row: the intervals cover the clips, not the seed of the training.",
         ]
         parts += [f"{PAPER[row.name]}: {row.note}" for row in self.rows if row.note]
         if len(self.rows) > 1:
             parts += [
-                f"## Less {last}, case by case",
+                f"## Differences from {last}, case by case",
                 self.difference_table(),
-                "Paired differences and their intervals, bold where the interval leaves out zero; with so many cells "
+                "Paired differences and their intervals, bold where the interval excludes zero; with so many cells "
                 "some do by chance.",
             ]
         parts += ["## Budget", self.budget_table(), "## The paper's Table 3", self.paper_table(), CAVEAT]

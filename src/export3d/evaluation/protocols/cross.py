@@ -66,6 +66,7 @@ from export3d.face.crop import CROP_SIZE
 from export3d.face.smooth import Smoothing
 from export3d.face.tracker import Tracker
 from export3d.image import to_tensor, to_uint8
+from export3d.model import Export3D
 from export3d.motion.motion import Motion
 from export3d.pretrained import load_pretrained
 
@@ -119,13 +120,7 @@ def cross_identity(
     split, device = Path(split), pick_device(run.device)
     if min(frames, 1 if max_pairs is None else max_pairs) < 1 or not identity:
         raise ConfigError("frames and the number of pairs must be at least 1, and identity needs a descriptor")
-    index = read_index(split)
-    model = load_pretrained(weights)
-    if {index.space, model.config.space} != {"arkit52"}:
-        raise InputError(
-            f"{split} holds expressions in {index.space} and the weights take {model.config.space}; cross-identity "
-            "scores are made of tracked ARKit scores, so both must be arkit52"
-        )
+    index, model = _both_arkit(split, weights)
     listed = (choose_pairs(index) if pairs is None else read_pairs(pairs))[:max_pairs]
     check_pairs(listed, index)
     identities = [load_identity(name) for name in identity]
@@ -154,16 +149,20 @@ def cross_identity(
     )
     scored, skipped = _score_pairs(plan, listed, index, progress)
     clips = results.clips(scored)
-    report = CrossReport(
-        title=f"Cross-identity reenactment on {split.resolve().name}",
-        settings=settings,
-        methods=(OURS, REAL),
-        measures=_defined(measures, clips),
-        clips=clips,
-        skipped=skipped,
-        other=other,
-    )
+    title, defined = f"Cross-identity reenactment on {split.resolve().name}", _defined(measures, clips)
+    report = CrossReport(title, settings, (OURS, REAL), defined, clips, skipped=skipped, other=other)
     return results.write_report(report, previous=other)
+
+
+def _both_arkit(split: Path, weights: Path | str | None) -> tuple[Index, Export3D]:
+    """The split's index and the model; `InputError` unless the expressions of both are ARKit scores."""
+    index, model = read_index(split), load_pretrained(weights)
+    if {index.space, model.config.space} != {"arkit52"}:
+        raise InputError(
+            f"{split} holds expressions in {index.space} and the weights take {model.config.space}; cross-identity "
+            "scores are made of tracked ARKit scores, so both must be arkit52"
+        )
+    return index, model
 
 
 def asked_motion(driver: Motion, source_camera: Values, source_expression: Values, how: Transfer) -> Motion:

@@ -47,7 +47,7 @@ def decode_png(path: Path) -> Picture:
         if status.st_size == 0:
             raise UnfitImage("empty (0 bytes); copy it again")
         if status.st_size > _MAX_BYTES:
-            raise UnfitImage(f"larger than {_MAX_BYTES // 2**20} MB, which no picture of a clip is")
+            raise UnfitImage(f"larger than {_MAX_BYTES // 2**20} MB, too large for an image of a clip")
         data = path.read_bytes()
     except FileNotFoundError as error:
         gone = "a link to something that does not exist" if path.is_symlink() else "it does not exist"

@@ -101,7 +101,7 @@ class ClipWriter:
             raise ShapeError(f"{len(targets)} targets need as many predictions, got {len(predictions)}")
         for target, prediction in zip(targets, predictions):
             for picture, part in ((target, TARGET), (prediction, PREDICTION)):
-                _check_picture(picture, self._size, f"a picture of the {part}")
+                _check_picture(picture, self._size, f"an image of the {part}")
                 write_still(self._folder / part / frame_name(self.count), picture, _COMPRESSION)
             self.count += 1
 

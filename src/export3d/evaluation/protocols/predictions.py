@@ -1,12 +1,11 @@
-"""Saved predictions: pictures of any method in a folder, so that one program scores them all.
+"""Saved predictions: images of any method in a folder, to be scored by the same code.
 
-    DIR/CLIP/source.png             what the method was given
+    DIR/CLIP/source.png             the method's source
     DIR/CLIP/target/00000.png …     the true frames
-    DIR/CLIP/prediction/00000.png … the method's frames, one for each true one
+    DIR/CLIP/prediction/00000.png … the method's frames, one per true frame
 
-All are 8-bit RGB PNGs, square and of one size. Stored pixels are compared as they are: nothing is resized, converted or
-turned, because that would change the scores. A folder is therefore checked to its last pixel before any of it is
-scored, and whatever is wrong is told at once.
+All are square 8-bit RGB PNGs of one size. Pixels are compared as stored: resizing or converting them would change the
+scores. A folder is therefore decoded completely before any of it is scored, and all problems are reported at once.
 """
 
 from __future__ import annotations
@@ -34,8 +33,7 @@ Progress = Callable[[int, int], None]
 
 SOURCE, TARGET, PREDICTION = "source.png", "target", "prediction"
 MOST_PROBLEMS = 20
-"""So many are written out, the others counted."""
-
+"""Problems that are listed; further ones are counted."""
 DRAFT = ".partial"
 """Ending of the hidden folder that a clip is written to."""
 _MOST_NAMES = 3
@@ -47,9 +45,9 @@ class SavedClip:
 
     Attributes:
         name: of its folder, in Unicode's composed form (NFC).
-        folder: where it lies.
-        count: true frames, and as many predicted ones.
-        size: R, pixels a side.
+        folder: that holds its images.
+        count: number of true frames, and of predicted ones.
+        size: R, pixels per side.
     """
 
     name: str
@@ -87,7 +85,7 @@ class SavedClip:
 
 
 def frame_name(number: int) -> str:
-    """File of a frame.
+    """File name of a frame.
 
     >>> frame_name(7)
     '00007.png'
@@ -96,17 +94,17 @@ def frame_name(number: int) -> str:
 
 
 def read_predictions(folder: Path | str, *, progress: Progress | None = None) -> list[SavedClip]:
-    """Check a folder of predictions completely (every picture is decoded) and list its clips by name.
+    """Check a folder of predictions completely (every image is decoded) and list its clips by name.
 
-    Names that begin with a dot and what systems leave behind (`Thumbs.db`, `__MACOSX`, ...) are passed over, unless
-    they are pictures beside frames, or clips. Symbolic links are followed.
+    Names that begin with a dot and files of operating systems (`Thumbs.db`, `__MACOSX`, ...) are ignored, unless they
+    are images beside frames, or clips. Symbolic links are followed.
 
     Args:
-        folder: of one folder for each clip, see the top of this file.
+        folder: with one folder per clip, see the top of this file.
         progress: called with (clips checked, clips).
 
     Raises:
-        InputError: anything is wrong; all of it is told (the first 20 problems, then how many more).
+        InputError: something is wrong; the first 20 problems are listed, further ones counted.
     """
     root = Path(folder)
     clips: list[SavedClip] = []
@@ -128,7 +126,7 @@ def read_predictions(folder: Path | str, *, progress: Progress | None = None) ->
 
 
 def _clip_folders(root: Path, problems: list[str]) -> list[str]:
-    """Names of the folders that should be clips; `InputError` where the root itself is the wrong place."""
+    """Names of the folders that should be clips; `InputError` if the root itself is wrong."""
     try:
         if not root.exists():
             raise InputError(f"{root} does not exist; give a folder of predictions")
@@ -145,7 +143,7 @@ def _clip_folders(root: Path, problems: list[str]) -> list[str]:
     visible = {name: is_folder for name, is_folder in entries.items() if not hidden(name)}
     for name in sorted(entries.keys() - visible.keys()):
         if name.startswith(".") and name.endswith(DRAFT):
-            logger.warning("%s is a clip whose writing was cut short; it is passed over", root / name)
+            logger.warning("%s is a clip that was not written completely; it is ignored", root / name)
         elif is_png(root / name / SOURCE):
             problems.append(f"{printable(name)}: hidden, but it looks like a clip; rename it or move it away")
     strays = [name for name, is_folder in visible.items() if not is_folder]
@@ -181,7 +179,7 @@ def _check_clip(folder: Path, problems: list[str]) -> SavedClip | None:
     if SOURCE not in entries:
         problems.append(f"{where}: it lacks {SOURCE}")
     elif entries[SOURCE]:
-        problems.append(f"{where}/{SOURCE}: a folder, not a picture")
+        problems.append(f"{where}/{SOURCE}: a folder, not an image")
     else:
         source = _source_size(folder / SOURCE, where, problems)
     numbers: dict[str, list[int]] = {}
@@ -204,7 +202,7 @@ def _check_clip(folder: Path, problems: list[str]) -> SavedClip | None:
 
 
 def _clashes(clips: Iterable[SavedClip]) -> Iterator[str]:
-    """What is wrong between clips that are good by themselves."""
+    """Problems between clips that are valid by themselves."""
     sizes: dict[int, list[str]] = {}
     places: dict[Path, str] = {}
     names: set[str] = set()
@@ -222,7 +220,7 @@ def _clashes(clips: Iterable[SavedClip]) -> Iterator[str]:
 
 
 def _visible(folder: Path, where: str, problems: list[str]) -> dict[str, bool] | None:
-    """The entries that count; None where the folder cannot be opened. Hidden pictures are a problem."""
+    """The entries that are not ignored; None if the folder cannot be opened. Hidden images are a problem."""
     try:
         entries = _entries(folder)
     except OSError as error:
@@ -231,7 +229,7 @@ def _visible(folder: Path, where: str, problems: list[str]) -> dict[str, bool] |
     passed_over = [name for name in entries if hidden(name)]
     pictures = [name for name in passed_over if not entries[name] and is_png(folder / name)]
     if pictures:
-        problems.append(f"{_listed(pictures, where)}: a hidden picture; rename it or delete it")
+        problems.append(f"{_listed(pictures, where)}: a hidden image; rename it or delete it")
     return {name: is_folder for name, is_folder in entries.items() if name not in passed_over}
 
 
@@ -244,7 +242,7 @@ def _entries(folder: Path) -> dict[str, bool]:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError:  # a link that leads in a circle
+    except OSError:  # a circular link
         return False
 
 
@@ -256,7 +254,7 @@ def _is_clip(entries: dict[str, bool]) -> bool:
 
 
 def _numbers(folder: Path, entries: dict[str, bool], where: str, problems: list[str]) -> list[int]:
-    """Sorted numbers of the frames in a folder; they must begin at 0 and have no gaps."""
+    """Sorted numbers of the frames in a folder; they must start at 0 without gaps."""
     numbers, strays = [], []
     for name, is_folder in entries.items():
         digits = name.removesuffix(".png")
@@ -287,7 +285,7 @@ def _numbers(folder: Path, entries: dict[str, bool], where: str, problems: list[
 
 
 def _unequal(folder: Path, where: str, numbers: dict[str, list[int]]) -> Iterator[str]:
-    """Targets without predictions and the other way round, and predictions that are the targets themselves."""
+    """Targets without predictions, predictions without targets, and predictions that are the targets themselves."""
     if len(numbers) < 2:
         return
     targets, predictions = numbers[TARGET], numbers[PREDICTION]
@@ -314,7 +312,7 @@ def _source_size(path: Path, where: str, problems: list[str]) -> int | None:
 
 
 def _check_frames(folder: Path, numbers: list[int], size: int | None, where: str, problems: list[str]) -> int | None:
-    """Decode every frame; the size that all must have (the first one's where none was known)."""
+    """Decode every frame; returns the size that all must have (the first one's if none was known)."""
     wrong: dict[str, list[str]] = {}
     for name in map(frame_name, numbers):
         try:
@@ -327,7 +325,7 @@ def _check_frames(folder: Path, numbers: list[int], size: int | None, where: str
         elif size is None:
             size = height
         elif height != size:
-            text = f"{height} x {height} where the clip's first picture is {size} x {size}; save all at one size"
+            text = f"{height} x {height} where the clip's first image is {size} x {size}; save all at one size"
             wrong.setdefault(text, []).append(name)
     problems += [f"{_listed(names, where)}: {text}" for text, names in wrong.items()]
     return size
@@ -342,7 +340,7 @@ def _size(picture: Picture) -> tuple[int, int]:
 
 
 def _sentence(root: Path, problems: list[str]) -> str:
-    """All problems in one message that also reads well on a single line."""
+    """All problems in one message that can also be read on one line."""
     if len(problems) == 1:
         return f"nothing in {root} was scored: {problems[0]}"
     lines = [f"({number}) {problem}" for number, problem in enumerate(problems[:MOST_PROBLEMS], 1)]
@@ -358,7 +356,7 @@ def _listed(names: Iterable[str], where: str = "") -> str:
 
 
 def _marked(folder: Path, names: Iterable[str]) -> list[str]:
-    """The same names; links that lead nowhere are said to."""
+    """The names; dead links are marked."""
     dead = " (a link to nothing)"
     return [name + dead if (folder / name).is_symlink() and not (folder / name).exists() else name for name in names]
 

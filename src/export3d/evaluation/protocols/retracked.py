@@ -73,15 +73,15 @@ def cross_measures(identities: Sequence[Identity]) -> tuple[Measure, ...]:
             Measure(f"csim_{who.name}", f"CSIM {who.name}", True, 3, csim_of),
             Measure(f"leak_{who.name}", f"leak {who.name}", False, 3, "the same, generated frames and driving frames"),
         ]
-    asked = "tracked again, from the asked"
-    position = f"mean |difference| of three angles in radians and position in scene units (54 cm), {asked}"
+    requested = "tracked again, from the requested motion"
+    position = f"mean |difference| of three angles in radians and position in scene units (54 cm), {requested}"
     return (
         *measures,
-        Measure("aed", "AED", False, 4, "mean |difference| of 52 ARKit scores, tracked again, from those asked for"),
-        Measure("apd", "APD (degrees)", False, 2, f"mean |difference| of yaw, pitch and roll, {asked}"),
+        Measure("aed", "AED", False, 4, f"mean |difference| of 52 ARKit scores, {requested}"),
+        Measure("apd", "APD (degrees)", False, 2, f"mean |difference| of yaw, pitch and roll, {requested}"),
         Measure("apd6", "APD (6 numbers)", False, 4, position),
         *(
-            Measure(name, name, True, 2, f"Pearson correlation of {name}, tracked again, with the asked")
+            Measure(name, name, True, 2, f"Pearson correlation of {name}, tracked again, with the requested motion")
             for name in RETRACKED
         ),
         Measure("found", "face found", True, 3, "share of the frames in which the tracker finds a face"),

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from export3d.animate.animator import pick_device
-from export3d.data.shards import Entry, Record, read_index, read_tar
+from export3d.data.shards import Entry, Index, Record, read_index, read_tar
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures.image import PSNR
 from export3d.evaluation.protocols.driven import DrivenClip, Method, Reenactment, driven_chunks, driven_clip
@@ -33,6 +33,7 @@ from export3d.evaluation.reports.clips import BASELINE, MOVING_DB, OURS, ClipRes
 from export3d.evaluation.reports.figures import publishable
 from export3d.evaluation.reports.report import Report
 from export3d.image import to_uint8
+from export3d.model import Export3D
 from export3d.pretrained import load_pretrained
 
 Picture = NDArray[np.uint8]
@@ -78,13 +79,7 @@ def same_identity(
         raise ConfigError("every and the number of clips must be at least 1")
     methods = _methods(references)
     device = pick_device(run.device)
-    index = read_index(split)
-    model = load_pretrained(weights)
-    if index.space != model.config.space:
-        raise InputError(
-            f"{split} holds expressions in {index.space} but the weights were trained on {model.config.space}; "
-            "prepare the clips in that space or use other weights"
-        )
+    index, model = _matching(split, weights)
     with ClipScorer(scoring, device) as scorer:  # missing networks are reported before anything is scored
         measures, overall, networks = scorer.measures, scorer.overall_measures, scorer.description
     settings = {
@@ -124,6 +119,17 @@ def same_identity(
         skipped=skipped,
     )
     return results.write_report(report)
+
+
+def _matching(split: Path, weights: Path | str | None) -> tuple[Index, Export3D]:
+    """The split's index and the model; `InputError` if their expression spaces differ."""
+    index, model = read_index(split), load_pretrained(weights)
+    if index.space != model.config.space:
+        raise InputError(
+            f"{split} holds expressions in {index.space} but the weights were trained on {model.config.space}; "
+            "prepare the clips in that space or use other weights"
+        )
+    return index, model
 
 
 def _methods(references: Sequence[str]) -> tuple[str, ...]:

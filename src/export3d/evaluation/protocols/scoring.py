@@ -1,8 +1,8 @@
-"""Scores of one clip: pictures that some methods made, against the true ones, every measure at once.
+"""Scores of one clip: every method's images against the true frames, all measures in one pass.
 
-Frames come in chunks of consecutive ones. What is seen in the true pictures (landmarks, expression, identity) is read
-once and shared by all methods. Only numbers are kept, and the few pictures that a strip shows: memory depends neither
-on the length of a clip nor on how many there are.
+Frames arrive in chunks of consecutive ones. The true frames are read once (landmarks, expression, identity) and shared
+by all methods. Only numbers and the few images of a strip are kept, so memory depends neither on the length of a clip
+nor on the number of clips.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class Chunk:
     """Some driven frames of a clip.
 
     Attributes:
-        rows: (N,) their numbers in the clip, rising.
+        rows: (N,) their numbers in the clip, ascending.
         targets: (N, R, R, 3) uint8.
         predictions: method to (N, R, R, 3) uint8.
     """
@@ -55,15 +55,15 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class ClipScores:
-    """What was found in one clip.
+    """The scores of one clip.
 
     Attributes:
-        scores: method to measure to the mean over the frames where it is defined (NaN where it is nowhere).
-        frames: scored.
-        worst: number of the frame with the first method's lowest PSNR; -1 without truth.
-        strip: (H, W, 3) uint8: source, driving and every method, at three frames and the worst.
-        features: Fréchet distance to method (and "target") to (N, D) float32 of the sampled frames.
-        note: anything odd, a sentence.
+        scores: method to measure to its mean over the frames where it is defined; NaN if there are none.
+        frames: number of scored frames.
+        worst: number of the frame with the first method's lowest PSNR; -1 without ground truth.
+        strip: (H, W, 3) uint8: source, driving frame and every method, at three frames and the worst.
+        features: name of a Fréchet distance to method (or "target") to (N, D) float32 of the sampled frames.
+        note: a sentence about anything unusual.
     """
 
     scores: dict[str, dict[str, float]]
@@ -76,7 +76,7 @@ class ClipScores:
 
 @dataclass
 class _Sums:
-    """One method's running sums of one clip."""
+    """Running sums of one method over one clip."""
 
     total: dict[str, float] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=dict)
@@ -132,7 +132,7 @@ class ClipScorer:
             expression, pose and movement are measured.
 
     Raises:
-        CheckpointError, ConfigError, MissingExtra: networks that cannot be had.
+        CheckpointError, ConfigError, MissingExtra: a network is not available.
     """
 
     def __init__(self, scoring: Scoring, device: torch.device | str = "cpu", *, truth: bool = True) -> None:
@@ -157,7 +157,7 @@ class ClipScorer:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """What is measured of a clip, in the order of the tables."""
+        """The measures of a clip, in the order of the tables."""
         plain = tuple(Measure(m.name, m.title, m.higher_is_better, m.digits, m.definition) for m in self._metrics)
         if self._faces is None:
             return plain
@@ -166,7 +166,7 @@ class ClipScorer:
 
     @property
     def overall_measures(self) -> tuple[Measure, ...]:
-        """What is measured of a whole split."""
+        """The measures of a whole split."""
         return tuple(features.measure for features in self._features)
 
     @property
@@ -186,10 +186,10 @@ class ClipScorer:
         """Score one clip.
 
         Args:
-            name: how messages call it.
+            name: of the clip in messages.
             source: (R, R, 3) uint8.
-            chunks: the driven frames, at most `CHUNK` at a time, every chunk with the same methods.
-            frames: how many there will be.
+            chunks: the driven frames, at most `CHUNK` at a time, all with the same methods.
+            frames: number of driven frames.
             progress: called with the number of frames done.
         """
         sums: dict[str, _Sums] = {}
@@ -290,31 +290,31 @@ def _joined(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, NDArray[np.float
 
 
 def clip_strip(source: Picture, clip: Chunk, worst: int) -> Picture:
-    """The strip of a clip that is one chunk, as `ClipScores` has it; `worst`: the place of a frame in the chunk."""
+    """The strip (see `ClipScores`) of a clip that is one chunk; `worst` is an index into the chunk."""
     rows = {int(clip.rows[at]): _strip_row(source, clip, at) for at in _shown(len(clip.rows)) | {worst}}
     return _draw_strip(rows, int(clip.rows[worst]), tuple(clip.predictions))
 
 
 def enlarged(pictures: Frames) -> list[Picture]:
-    """(N, R, R, 3) to N pictures (256, 256, 3), the size at which faces are read."""
+    """(N, R, R, 3) to N images (256, 256, 3), the size at which faces are read."""
     if pictures.shape[1] == CROP_SIZE:
         return list(pictures)
     return list(to_uint8(resize(to_tensor(pictures), CROP_SIZE)))
 
 
 def _shown(frames: int) -> set[int]:
-    """Places of the frames that a strip shows."""
+    """Indices of the frames that a strip shows."""
     return set(((np.arange(_STRIP_ROWS) + 0.5) / _STRIP_ROWS * frames).astype(int).tolist())
 
 
 def _strip_row(source: Picture, chunk: Chunk, at: int) -> list[Picture]:
-    """Source, driving frame and every method's, small."""
+    """Source, driving frame and every method's image, reduced."""
     pictures = np.stack([source, chunk.targets[at], *(frames[at] for frames in chunk.predictions.values())])
     return list(to_uint8(resize(to_tensor(pictures), min(_STRIP_SIZE, pictures.shape[1]))))
 
 
 def _draw_strip(rows: Mapping[int, Sequence[Picture]], worst: int, methods: Sequence[str]) -> Picture:
-    """Rows of pictures with headings, in the order of the frames."""
+    """Rows of images with headings, in the order of the frames."""
     labels = []
     for number in sorted(rows):
         driving = f"frame {number}{' (worst)' if number == worst else ''}"

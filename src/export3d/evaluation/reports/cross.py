@@ -128,9 +128,9 @@ class CrossReport(Report):
     def remark(self) -> str:
         """Explains the second method."""
         return (
-            "A clip is a pair: one person's picture, driven by another person's clip. Real pictures: for CSIM and leak "
-            "the real driving frames against the source, two strangers; for the rest the real driving frames tracked "
-            "again, the best that can be hoped for."
+            "A clip is a pair: one person's image, driven by another person's clip. Real pictures are the driving "
+            "frames: for CSIM and leak compared with the source (two strangers), for the rest tracked again (the "
+            "tracker's own error)."
         )
 
 

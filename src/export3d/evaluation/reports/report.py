@@ -1,12 +1,11 @@
-"""What an evaluation found: scores of every clip, means with intervals, as JSON and as tables.
+"""The report of an evaluation: scores of every clip, means with intervals, as JSON and as tables.
 
-Means are over clips, each clip counting once however long it is. Intervals are 95 % bootstrap intervals: percentiles of
-the mean over 10,000 draws of as many clips with replacement, all methods and measures on the same draws. With a dozen
-clips they are wide, and that is the point of showing them.
+Means are over clips; each clip counts once, whatever its length. Intervals are 95 % bootstrap intervals: percentiles of
+the mean over 10,000 draws of as many clips with replacement, with the same draws for all methods and measures. With a
+dozen clips they are wide.
 
-A measure need not be defined on every clip (no identity where no face was found): a mean is over the clips on which the
-method has a value, and tables state their number where it differs. Whatever compares two methods uses only the clips on
-which both have a value.
+A measure may be undefined on a clip (no identity without a face). A mean is over the clips where the method has a
+value, and tables state their number if it differs. Methods are compared on the clips where all of them have a value.
 """
 
 from __future__ import annotations
@@ -55,13 +54,13 @@ class Report:
 
     Attributes:
         title: what was done.
-        settings: everything that decides the numbers.
-        methods: names, the one in question first; with `copy` among them clips are told apart by how much they move.
-        measures: what was measured on each clip.
+        settings: everything that decides the figures.
+        methods: names, the evaluated one first; with `copy` among them, clips are grouped by how much they move.
+        measures: of each clip.
         clips: results, in the order of the split.
-        overall: method to figure of all clips together (a Fréchet distance), by the names in `overall_measures`.
-        overall_measures: what those are.
-        skipped: records that were not scored, and why.
+        overall: method to figures of all clips together (Fréchet distances), by the names in `overall_measures`.
+        overall_measures: of all clips together.
+        skipped: records that were not scored, with the reason.
         credits: the clips that the contact sheet shows, with their terms and sources.
     """
 
@@ -77,7 +76,7 @@ class Report:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups worth a table: those with clips, and "all" unless it would say the same again."""
+        """The groups that get a table: those with clips, and "all" unless it would be a repetition."""
         named = tuple(name for name in GROUPS[:-1] if self.group(name))
         return named if len(named) == 1 and len(self.group(named[0])) == len(self.clips) else (*named, "all")
 
@@ -86,31 +85,31 @@ class Report:
         return self._grouped[name]
 
     def mean(self, group: str, method: str, measure: str) -> Estimate:
-        """Mean of a measure over the group's clips on which it is defined; NaN if there is none."""
+        """Mean of a measure over the group's clips where it is defined; NaN if there is none."""
         return self._means[group][method, measure]
 
     def defined(self, group: str, method: str, measure: str) -> int:
-        """On how many of the group's clips the method has a value."""
+        """Number of the group's clips where the method has a value."""
         return int((~np.isnan(self._values(group, method, measure))).sum())
 
     def gain(self, group: str, method: str, measure: Measure) -> Estimate:
-        """How much better than the copy: the difference of the means, or for distances the share that they fall by.
+        """Gain over the copy: the difference of the means, or for distances the relative reduction; positive is better.
 
-        Positive is better. PSNR and SSIM in their own units; LPIPS 0.1 means that its mean is 10 % below the copy's.
-        Where neither way is better, the method's mean less the copy's.
+        PSNR and SSIM are in their own units; 0.1 for LPIPS means that its mean is 10 % below the copy's. For measures
+        without a better direction, the method's mean minus the copy's.
         """
         return self._gains[group].get((method, measure.name), UNDEFINED)
 
     def standing(self, group: str) -> tuple[Standing, ...]:
         """Where the first method stands between the best simple reference and the oracle.
 
-        One for each measure of which one way is good, if ours and a reference have a value on some clip. A reference
-        with a value on fewer than half of the clips on which ours has one is not compared.
+        One per measure with a better direction, if ours and a reference have a value on some clip. A reference is not
+        compared if it has a value on fewer than half of the clips where ours has one.
         """
         return self._standings[group]
 
     def worst_first(self) -> tuple[ClipResult, ...]:
-        """The clips by how badly the first method did: by its PSNR, else by the first measure; undefined ones last."""
+        """The clips from the first method's worst: by its PSNR, else by the first measure; undefined ones last."""
         by = next((m for m in self.measures if m.name == "psnr"), self.measures[0] if self.measures else None)
         if by is None:
             return self.clips
@@ -123,7 +122,7 @@ class Report:
         return tuple(sorted(self.clips, key=badness))
 
     def summary(self) -> dict[str, Any]:
-        """Group to clips, means (with the number of clips behind each), gains over the copy and standings."""
+        """Group to number of clips, means (with the number of clips behind each), gains over the copy and standings."""
         out: dict[str, Any] = {}
         for group in GROUPS:
             out[group] = {
@@ -157,7 +156,7 @@ class Report:
         return out
 
     def to_json(self) -> str:
-        """Everything, as strict JSON: infinity is the string "inf", what is not defined is null."""
+        """The whole report as strict JSON: infinity is the string "inf", undefined figures are null."""
         value = {
             "title": self.title,
             "settings": self.settings,
@@ -174,7 +173,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The report that `to_json` wrote; its measures can no longer score anything.
+        """The report that `to_json` wrote; its measures are descriptions only.
 
         Raises:
             InputError: the text is something else.
@@ -199,7 +198,7 @@ class Report:
             ) from error
 
     def summary_table(self) -> str:
-        """Markdown: for each group a table with a row for each method, and ours over the copy."""
+        """Markdown: a table per group, with a row per method and ours over the copy."""
         parts = []
         for group in self.groups:
             clips = len(self.group(group))
@@ -219,7 +218,7 @@ class Report:
         return "\n\n".join(parts)
 
     def standing_table(self) -> str:
-        """Markdown: for each group where the first method stands; empty without references."""
+        """Markdown: per group, where the first method stands; empty without references."""
         parts = []
         for group in self.groups:
             rows = [[f"{group} ({len(self.group(group))})", self.methods[0], "best simple", ORACLE, "stands"]]
@@ -232,7 +231,7 @@ class Report:
         return "\n\n".join(parts)
 
     def overall_table(self) -> str:
-        """Markdown: figures of all clips together, a row for each method; empty where there are none."""
+        """Markdown: figures of all clips together, a row per method; empty if there are none."""
         if not self.overall_measures:
             return ""
         rows = [["all clips together", *(titled(m) for m in self.overall_measures)]]
@@ -242,7 +241,7 @@ class Report:
         return table(rows)
 
     def clip_table(self) -> str:
-        """Markdown: a row for each clip with the first method's scores, the clip that moves most first."""
+        """Markdown: the first method's scores, a row per clip, from the clip that moves most."""
         ours, grouped = self.methods[0], any(clip.group for clip in self.clips)
         copied = [m for m in self.measures if m.name == "psnr" and BASELINE in self.methods and ours != BASELINE]
         heads = [f"{titled(m)} {BASELINE}" for m in copied] + [titled(m) for m in self.measures]
@@ -262,8 +261,8 @@ class Report:
         if standing := self.standing_table():
             parts += [
                 "## Between the references",
-                "Best simple: the best of the references that need no network. Oracle: the truth itself, shown by our "
-                "own representation. Only clips on which all that are compared have a value.",
+                "Best simple: the best of the references without a network. Oracle: the true frame, rendered by our "
+                "own representation. Only clips where every compared method has a value.",
                 standing,
             ]
         parts += ["## Clips", f"Scores of {self.methods[0]}; `report.json` holds those of all methods."]
@@ -282,7 +281,7 @@ class Report:
 
     @property
     def explanation(self) -> str:
-        """What stands under a table of means."""
+        """The explanation under a table of means."""
         words = "Means over clips, 95 % bootstrap intervals over clips."
         if any(clip.group for clip in self.clips):
             words += (
@@ -293,11 +292,11 @@ class Report:
 
     @property
     def remark(self) -> str:
-        """What else must be known to read a table of means."""
+        """A further explanation of the table of means."""
         return ""
 
     def _values(self, group: str, method: str, measure: str) -> Array:
-        """The clips' figures (N,), NaN where not defined."""
+        """The clips' figures (N,), NaN where undefined."""
         return self._columns[method, measure][self._members[group]]
 
     @cached_property
@@ -355,7 +354,7 @@ class Report:
         rows: list[tuple[Measure, list[str]]] = []
         columns: list[Array] = []
         for m in self.measures:
-            # A copy that does not move has no correlation with anything: such a reference is left out, not the measure.
+            # A copy does not move and has no correlation with anything: leave out such a reference, not the measure.
             enough = max(1, -(-self.defined(group, ours, m.name) // 2))
             others = [
                 method
@@ -374,7 +373,7 @@ class Report:
 
 
 def _movement(clip: ClipResult) -> tuple[bool, float]:
-    """Sorts clips from the one that moves most; those of which it is not known last, in the order they have."""
+    """Key that sorts clips from the one that moves most; unknown ones last, in their order."""
     copied = clip.value(BASELINE, "psnr")
     return math.isnan(copied), 0.0 if math.isnan(copied) else copied
 

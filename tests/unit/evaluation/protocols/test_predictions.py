@@ -139,7 +139,7 @@ def of_shape(height: int, width: int) -> Callable[[Path], object]:
 @pytest.mark.parametrize("file", ["target/00002.png", "prediction/00000.png"])
 def test_a_frame_of_another_size_is_refused(file: str, folder: Path) -> None:
     of_shape(64, 64)(folder / "anna" / file)
-    assert f"anna/{file}: 64 x 64 where the clip's first picture is 32 x 32" in refusal(folder)
+    assert f"anna/{file}: 64 x 64 where the clip's first image is 32 x 32" in refusal(folder)
 
 
 def test_predictions_of_another_size_are_one_problem(folder: Path) -> None:
@@ -150,7 +150,7 @@ def test_predictions_of_another_size_are_one_problem(folder: Path) -> None:
 
 def test_a_source_of_another_size_is_refused(folder: Path) -> None:
     of_shape(64, 64)(folder / "anna" / "source.png")
-    assert "32 x 32 where the clip's first picture is 64 x 64" in refusal(folder)
+    assert "32 x 32 where the clip's first image is 64 x 64" in refusal(folder)
 
 
 def test_clips_of_different_sizes_are_refused(folder: Path) -> None:
@@ -241,7 +241,7 @@ BAD_CLIPS: dict[str, tuple[Callable[[Path], object], str]] = {
     "stray frame": (copy("target/00000.png", "target/00000 (copy).png"), "anna/target/00000 (copy).png: no frame"),
     "stray folder": (lambda clip: (clip / "target" / "old").mkdir(), "anna/target/old: no frame"),
     "a folder as frame": (lambda clip: (clip / "target" / "00004.png").mkdir(), "anna/target/00004.png: no frame"),
-    "hidden frame": (move("target/00003.png", "target/.00003.png"), "anna/target/.00003.png: a hidden picture"),
+    "hidden frame": (move("target/00003.png", "target/.00003.png"), "anna/target/.00003.png: a hidden image"),
     "the truth as prediction": (prediction_is_target, "anna: prediction and target are one and the same folder"),
 }
 

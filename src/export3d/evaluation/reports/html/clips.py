@@ -109,7 +109,7 @@ def worst_section(report: Report, shown: Sequence[ClipResult], strips: Mapping[s
     words = f"The {count} clips" if count > 1 else "The clip"
     text = f"{words} on which {escape(report.methods[0])} does worst by {escape(by)}, the worst first."
     if left:
-        text += f" Of {left:,} others no pictures are in this page."
+        text += f" The images of {left:,} other clips are not in this page."
     body = f'<p class="soft">{text}</p>\n<div class="strips">{"".join(figures[:WORST])}'
     if figures[WORST:]:
         body += (
@@ -152,4 +152,4 @@ def _picture(key: str, data: bytes) -> tuple[str, int, int]:
         with Image.open(io.BytesIO(data), formats=tuple(_FORMATS)) as image:
             return _FORMATS[str(image.format)], image.width, image.height
     except OSError as error:
-        raise InputError(f"the strip of {key} is not a WebP, JPEG or PNG picture; draw it again") from error
+        raise InputError(f"the strip of {key} is not a WebP, JPEG or PNG image; evaluate again") from error

@@ -42,17 +42,17 @@ def page(
     """The report as an HTML document.
 
     Args:
-        report: what was found; of one method or more, with or without a copy to compare with.
-        strips: clip key to a WebP, JPEG or PNG picture of the case; may lack clips.
-        previous: an earlier report; ours is compared with its first method on the clips that both have.
-        embedded: strips of so many of the worst clips are put into the page (each weighs a third more than its
-            picture); None for all.
+        report: of one method or more, with or without a copy.
+        strips: clip key to a WebP, JPEG or PNG image of the case; may lack clips.
+        previous: an earlier report; ours is compared with its first method on common clips.
+        embedded: number of worst clips whose strips are put into the page (each is a third larger than its image);
+            None for all.
 
     Returns:
-        The document; the same report and strips always give the same one.
+        The document; equal reports and strips give equal documents.
 
     Raises:
-        InputError: a strip is not a picture of these kinds.
+        InputError: a strip is not an image of these kinds.
     """
     shown = [clip for clip in report.worst_first() if clip.key in (strips or {})][:embedded]
     sections = [
@@ -117,7 +117,7 @@ def _header(report: Report) -> str:
 
 
 def _lead(report: Report) -> str:
-    """The finding in one or two sentences, made of figures."""
+    """The result in one or two sentences."""
     group, ours = report.groups[0], report.methods[0]
     sentences = []
     psnr = next((m for m in report.measures if m.name == "psnr"), None)
@@ -164,5 +164,5 @@ def _definitions(report: Report) -> str:
             escape(", ".join(f"{value}" for name, value in credit.items() if value and name != "frame"))
             for credit in report.credits
         ]
-        parts.append(folded("Sources of the contact sheet's pictures, left to right, top to bottom", credited))
+        parts.append(folded("Sources of the contact sheet's images, left to right, top to bottom", credited))
     return "\n".join(parts)

@@ -36,9 +36,9 @@ def plots_section(report: Report) -> str:
         for method in report.methods
         for m in report.measures
     ):
-        words.append("Not drawn is what is not defined or infinite.")
+        words.append("Undefined and infinite values are not shown.")
     if len(report.clips) > _MANY_POINTS:
-        words.append(f"Of each method {_MANY_POINTS} clips are drawn, evenly spaced by rank.")
+        words.append(f"{_MANY_POINTS} clips per method are shown, evenly spaced by rank.")
     words.append("Point at a clip to find it in every plot.")
     return f'<p class="soft">{" ".join(words)}</p>\n<div class="plots">{"".join(figures)}</div>'
 
@@ -86,7 +86,7 @@ def _plot(report: Report, m: Measure) -> str:
                 f'y1="{middle - 10:g}" y2="{middle + 10:g}"/>'
             )
     missing = sum(not math.isfinite(value) for column in values.values() for value in column)
-    remark = f' <span class="soft">{missing:,} not drawn</span>' if missing else ""
+    remark = f' <span class="soft">{missing:,} not shown</span>' if missing else ""
     return (
         f"<figure><h3>{escape(measure_title(m))}{remark}</h3>"
         f'<svg viewBox="0 0 {width:g} {bottom + 20:g}" role="img" '

@@ -72,7 +72,7 @@ def _summary_table(report: Report, group: str) -> str:
             if method == ours and compared:
                 cells.append(gain_html(report.gain(group, ours, m), m))
         rows.append(f"<tr>{row_head(measure_title(m), m.definition)}{''.join(cells)}</tr>")
-    words = [f"Means over the {count_of(report, group)}, beneath them 95 % bootstrap intervals over clips."]
+    words = [f"Means over the {count_of(report, group)}, with 95 % bootstrap intervals over clips below."]
     if len(report.group(group)) == 1:
         words = [f"The {count_of(report, group)}: there is no interval."]
     if report.groups != ("all",):
@@ -83,8 +83,8 @@ def _summary_table(report: Report, group: str) -> str:
         words.append("Bold: the best of a row" + (", the oracle aside." if ORACLE in report.methods else "."))
     if compared:
         words.append(
-            "Against the copy: the difference of the means, for distances (↓) in per cent; in colour where the "
-            "interval leaves out zero."
+            "Against the copy: the difference of the means, for distances (↓) in per cent; in colour if the interval "
+            "excludes zero."
         )
     words.append(escape(report.remark))
     return table_html(heads, rows, _width(report), " ".join(words).strip(), f"means, {GROUP_WORDS[group]}")
@@ -166,7 +166,7 @@ def earlier_section(report: Report, previous: Report) -> str:
         if any(rows):
             caption = (
                 f"Against {weights}: means over those of the {count_of(report, group)} that both runs scored, and the "
-                "paired difference with its 95 % interval; in colour where that leaves out zero."
+                "paired difference with its 95 % interval; in colour if that excludes zero."
             )
             label = f"against the earlier run, {GROUP_WORDS[group]}"
             parts.append(for_group(group, table_html(heads, [row for row in rows if row], "measures", caption, label)))

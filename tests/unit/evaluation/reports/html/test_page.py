@@ -223,7 +223,7 @@ def test_only_the_worst_strips_are_embedded_unless_more_are_asked_for() -> None:
     worst = [clip.key for clip in report.worst_first()]
     text = page(report, strips(report))
     assert re.findall(r'<figure id="case-\d+"><figcaption><b>\d+\. (\w+)</b>', text) == worst[:10]
-    assert "Of 4 others no pictures are in this page" in text
+    assert "The images of 4 other clips are not in this page" in text
     every = page(report, strips(report), embedded=None)
     assert re.findall(r"<b>\d+\. (\w+)</b>", every) == worst
     assert "4 further clips" in every
@@ -243,7 +243,7 @@ def test_two_thousand_clips_stay_one_page() -> None:
     text = page(report, {})
     assert text.count("<tr data-i=") == 2000
     assert text.count("<circle") == 2 * 120
-    assert "120 clips are drawn" in text
+    assert "120 clips per method are shown" in text
     assert 'class="scroll tall"' in text
     assert len(text) < 1_500_000
     # The extremes are among the points that are drawn.
@@ -279,7 +279,7 @@ def test_infinite_and_missing_values_are_shown_and_not_drawn() -> None:
     assert ">inf<" in text
     assert "nan" not in re.sub(r"<script.*?</script>", "", text, flags=re.S).lower().replace("finance", "")
     assert 'cx="inf' not in text
-    assert "1 not drawn" in text
+    assert "1 not shown" in text
 
 
 def test_the_paper_stands_beside_ours_with_its_caveat() -> None:
