@@ -154,7 +154,7 @@ def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
     """Images of the source's mesh with its face at the positions that `faces` returns."""
     image = clip.images([clip.source], device)
     at_rest = _face(clip, clip.source)
-    sheet = ElasticMesh(torch.from_numpy(at_rest[None]).float().to(device))
+    mesh = ElasticMesh(torch.from_numpy(at_rest[None]).float().to(device))
     dark = _DARKNESS * (_mean_inside(image, at_rest) + 1.0) - 1.0
 
     def predict(rows: Rows) -> Tensor:
@@ -162,7 +162,7 @@ def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
         for row in rows:
             face, depth = faces(int(row))
             places, distance = (torch.from_numpy(x[None]).float().to(device) for x in (face, depth))
-            source, mouth = sheet.lookup(places, distance, image.shape[-1])
+            source, mouth = mesh.lookup(places, distance, image.shape[-1])
             shade = softened(softened(mouth[:, None] * _shade(at_rest, face)))
             picture = show(image, source)
             pictures.append((picture + shade * (dark - picture)).clamp(-1.0, 1.0))

@@ -20,7 +20,7 @@ class Scoring:
         backbone: network behind LPIPS; auto is alex if its weights are available, else none.
         backbone_file: weights of the backbone; by default torchvision's.
         heads_file: weights of the LPIPS heads.
-        faces: also measure landmarks, expression, pose, identity, flicker and the Fréchet distance.
+        faces: measures of faces: landmarks, expression, pose, identity, flicker, Fréchet distance.
         landmarks: detector behind AKD: mediapipe, or a 68-point .onnx file.
         expression: reader of expression and pose: arkit52, or a Deep3DFaceRecon .onnx file.
         identity: descriptors behind CSIM: dlib, or ArcFace .onnx files.
