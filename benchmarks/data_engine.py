@@ -119,7 +119,7 @@ def main() -> int:
         scores = folder / f"scores_{args.images}"
         if not (scores / "report.json").is_file():
             weights = ["--weights", str(folder / "weights.safetensors"), "--every", str(args.every)]
-            export3d("evaluate", str(args.data), "-o", str(scores), "--references", "copy", *weights,
+            export3d("evaluate", "same", str(args.data), "-o", str(scores), "--references", "copy", *weights,
                      "--backbone", "squeeze", *lpips)  # fmt: skip
         found[name] = read(folder, scores)
         (args.out / "table.md").write_text(table(found))

@@ -32,7 +32,8 @@ from export3d.animate.drive import bundled_portrait
 from export3d.evaluation.measures.face import FaceScorer, Movement
 from export3d.evaluation.measures.frechet import sample_rows
 from export3d.evaluation.measures.temporal import Flicker
-from export3d.evaluation.protocols.scoring import CHUNK, Chunk, ClipScorer, Scoring
+from export3d.evaluation.protocols.scoring import CHUNK, Chunk, ClipScorer, frechet_features, image_metrics
+from export3d.evaluation.protocols.settings import Scoring
 from export3d.image import read_image, to_tensor
 
 SIZE = 256
@@ -134,7 +135,7 @@ def measure_pieces(scoring: Scoring, frames: int) -> dict[str, float]:
         return min(times) / frames
 
     with torch.inference_mode(), FaceScorer(scoring.landmarks, scoring.identity, scoring.expression) as faces:
-        for metric in scoring.image_metrics():
+        for metric in image_metrics(scoring):
             pairs = list(zip(torch.split(x, BATCH), torch.split(y, BATCH)))
             out[metric.name] = spent(lambda metric=metric, pairs=pairs: [metric.score(a, b) for a, b in pairs])
         plain = spent(lambda: [faces.read(p, "p", identity=False) for p in (truth, made)])
@@ -144,7 +145,7 @@ def measure_pieces(scoring: Scoring, frames: int) -> dict[str, float]:
         out["akd, aed, apd, csim of readings"] = spent(lambda: compare(faces, ours, theirs))
         out["flicker"] = spent(lambda: Flicker().add(np.arange(frames), truth, made, theirs.landmarks))
         rows = sample_rows(frames)
-        for features in scoring.features():
+        for features in frechet_features(scoring):
             if features.name not in ours.identity:
                 out[features.measure.name] = spent(lambda f=features: (f(x[rows]), f(y[rows])))
     return out

@@ -12,4 +12,4 @@ export3d train "$out/data" -o "$out/one" --from-pretrained base --cache "$out/ca
     --set loop.max_minutes="$minutes"
 export3d refine "$out/data" -o "$out/two" --from-pretrained "$out/one/weights.safetensors" --cache "$out/cache" \
     --recipe fine-tune --set loop.max_minutes="$((minutes / 4 + 1))"
-export3d evaluate "$out/data" --split val -o "$out/evaluation" --weights "$out/two/weights.safetensors"
+export3d evaluate same "$out/data" --split val -o "$out/evaluation" --weights "$out/two/weights.safetensors"

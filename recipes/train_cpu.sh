@@ -24,4 +24,4 @@ train -o "$out/full" --from-pretrained "$out/small/weights.safetensors" --set lo
     --set loop.lr=4e-4 --set loop.warmup_images=100 --set loop.max_minutes=45 --set loop.decay=clock \
     --set loop.decay_from=0.3 --set loop.final_lr_ratio=0.05 --set loop.ema_rampup=0.5 --set loop.log_every=80 \
     --set loop.validate_every=800 --set loop.sheet_every=200
-export3d evaluate "$out/data/val" -o "$out/evaluation" --weights "$out/full/weights.safetensors" --backbone none
+export3d evaluate same "$out/data/val" -o "$out/evaluation" --weights "$out/full/weights.safetensors" --backbone none

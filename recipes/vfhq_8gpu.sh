@@ -42,6 +42,6 @@ together refine "$out/data" -o "$out/two" --from-pretrained "$out/one/weights.sa
 
 for protocol in same cross; do
     # shellcheck disable=SC2086
-    export3d evaluate "$out/data" --split val -o "$out/evaluation_$protocol" --weights "$out/two/weights.safetensors" \
-        --protocol "$protocol" --workers "$gpus"
+    export3d evaluate "$protocol" "$out/data" -o "$out/evaluation_$protocol" --weights "$out/two/weights.safetensors" \
+        --workers "$gpus"
 done

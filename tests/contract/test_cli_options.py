@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from export3d.cli.evaluate import ScoringOptions
 from export3d.cli.main import COMMANDS, entry, main
+from export3d.evaluation.protocols.settings import RunSettings
 
 OPTIONS: dict[str, list[str]] = {
     "animate": [
@@ -49,12 +51,16 @@ OPTIONS: dict[str, list[str]] = {
         "recipe='base'", "config=None", "changes=()", "from_pretrained=None", "pseudo=()", "cache=None", "pairs=None",
         "identity=()", "frames=40", "every=5", "print_config=False",
     ],
-    "evaluate": [
-        "data='data'", "output='evaluation'", "split='val'", "clips=None", "predictions=None", "protocol='same'",
-        "weights=None", "references=('copy', 'warp', 'mesh', 'oracle')", "every=1", "backbone='auto'",
-        "backbone_file=None", "heads_file=None", "faces=True", "landmarks='mediapipe'", "expression='arkit52'",
-        "identity=()", "save=None", "workers=0", "pairs=None", "motion='absolute'", "frames=40", "against=None",
-        "max_clips=None", "device='auto'", "batch=4",
+    "evaluate same": [
+        "data='data'", "scoring=...", "run=...", "output='evaluation'", "split='val'", "clips=None", "weights=None",
+        "references=('copy', 'warp', 'mesh', 'oracle')", "every=1", "max_clips=None",
+    ],
+    "evaluate cross": [
+        "data='data'", "run=...", "output='evaluation'", "split='val'", "clips=None", "weights=None", "pairs=None",
+        "identity=()", "motion='absolute'", "frames=40", "against=None", "max_pairs=None",
+    ],
+    "evaluate predictions": [
+        "folder", "scoring=...", "output='evaluation'", "truth=True", "workers=0", "device='auto'",
     ],
     "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
     "weights": ["action='list'", "what=()", "name=None", "revision=None"],
@@ -75,7 +81,9 @@ def test_the_commands_are_these() -> None:
         "train",
         "refine",
         "ablate",
-        "evaluate",
+        "evaluate same",
+        "evaluate cross",
+        "evaluate predictions",
         "evaluate-expression",
         "weights",
         "demo",
@@ -92,9 +100,23 @@ def test_the_options_of_a_command_are_these(command: str) -> None:
     assert found == OPTIONS[command]
 
 
+def test_the_settings_of_evaluate_are_these() -> None:
+    fields = {
+        kind.__name__: [f"{f.name}={f.default!r}" for f in dataclasses.fields(kind)]
+        for kind in (ScoringOptions, RunSettings)
+    }
+    assert fields == {
+        "ScoringOptions": [
+            "backbone='auto'", "backbone_file=None", "heads_file=None", "faces=True", "landmarks='mediapipe'",
+            "expression='arkit52'", "identity=()",
+        ],
+        "RunSettings": ["save=None", "workers=0", "device='auto'", "batch=4"],
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main([command, "--help"]) == 0
+    assert main([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out
     doc = inspect.getdoc(entry(command)) or ""
     assert doc.splitlines()[0] in " ".join(out.split())
@@ -123,7 +145,7 @@ def test_help_is_fast_and_loads_no_torch() -> None:
     code = (
         "import sys; from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
         "main(['track', '--help']); main(['compare-motion', '--help']); main(['demo', '--help']);"
-        "main(['prepare', '--help']); main(['evaluate', '--help']); main(['evaluate-expression', '--help']);"
+        "main(['prepare', '--help']); main(['evaluate', 'same', '--help']); main(['evaluate-expression', '--help']);"
         "main(['edit', '--help']); main(['sheet', '--help']); main(['weights', '--help']);"
         "main(['pretrain', '--help']); main(['train', '--help']); main(['refine', '--help']);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av')))"

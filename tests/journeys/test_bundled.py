@@ -115,7 +115,7 @@ def test_prepare_then_train_then_resume_then_animate_then_evaluate(
     assert run("animate", astronaut_path, *files, "--absolute") == 0
     capsys.readouterr()
     scored = ["-o", tmp_path / "scores", "--weights", weights, "--backbone", "none", "--every", 6]
-    assert run("evaluate", tmp_path / "shards" / "val", *scored) == 0
+    assert run("evaluate", "same", tmp_path / "shards" / "val", *scored) == 0
     assert "psnr" in capsys.readouterr().out.lower()
     assert (tmp_path / "scores" / "report.json").is_file()
 

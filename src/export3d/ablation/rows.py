@@ -1,4 +1,4 @@
-"""The rows of Table 3, trained one after another with equal budgets."""
+"""The rows of Table 3: their settings, and their training one after another with equal budgets."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ from export3d.weights.hub import locate
 
 Row = Literal["direct_3dmm", "e2e_lebs_n25", "e2e_lebs_n10", "e2e_lebs_n5", "clebs"]
 ROWS: tuple[Row, ...] = get_args(Row)
-"""In the order of Table 3; the last one is the paper's full model."""
+"""The variants in the order of Table 3; the last is the paper's full model."""
 PAPER = dict(zip(ROWS, TABLES[2].rows))
-"""What the paper calls them."""
+"""Row to its name in the paper."""
 WEIGHTS = "weights.safetensors"
-EVERY = 5
 _SETTINGS = "row.json"
 _NO_MATTER = frozenset({
     "max_minutes", "log_every", "sheet_every", "validate_every", "save_every", "keep", "cpu", "tensorboard",
     "progress", "sheet_pairs", "variants",
 })  # fmt: skip
-"""Settings that change nothing in the weights, and the one in which the rows differ."""
+"""Settings that do not affect the weights, and `variants`, in which the rows differ."""
 
 
 def train_rows(
@@ -52,21 +51,24 @@ def train_rows(
     pseudo: Sequence[Path] = (),
     cache: Path | None = None,
 ) -> dict[Row, Path]:
-    """Train each row into `out/ROW` as far as that is not done yet; the weights of each.
+    """Train each unfinished row into `out/ROW`.
 
     Args:
         data: folder of prepared shards with `train` and `val` in it.
-        out: made if missing.
-        config: what all rows share; its variants are changes to all of them.
+        out: folder for the rows; created if missing.
+        config: shared by all rows; its variants apply to all of them.
         loop: with `max_images`, the budget of each row.
-        rows: which ones; several processes may share them and one output folder.
-        from_pretrained: weights that every row begins with, see `pretrained.inherit`; those that were trained with one
-            row's encoder favour that row.
+        rows: to train; several processes may share the rows and one output folder.
+        from_pretrained: weights that every row starts from, see `pretrained.inherit`. Weights trained with one row's
+            encoder favour that row.
         pseudo, cache: as in `training.reconstruction.run`.
+
+    Returns:
+        Row to the file of its weights.
 
     Raises:
         ConfigError: no budget in images, rows that cannot be compared, or a folder trained with other settings.
-        TrainingError: a row was stopped before its end, or diverged.
+        TrainingError: a row was stopped early, or diverged.
         InputError, CheckpointError, OutputError: as `training.reconstruction.run`.
     """
     check_settings(data, config, loop, rows)
@@ -74,14 +76,14 @@ def train_rows(
     make_folder(out)
     start = _start(out, config) if from_pretrained is None else locate(from_pretrained)[0]
     wanted = {row: _settings(row, data, config, loop, start, pseudo) for row in rows}
-    for row in rows:  # all of them, before hours go into the first
+    for row in rows:  # check all of them before spending hours on the first
         _check_row(out / row, wanted[row])
     for row in rows:
         if count_images(out / row) >= loop.max_images:
             continue
         make_folder(out / row)
         write_bytes(out / row / _SETTINGS, (json.dumps(wanted[row], indent=1) + "\n").encode())
-        encoder = config.expression or PACKAGED_ENCODER  # not that of the weights to begin with
+        encoder = config.expression or PACKAGED_ENCODER  # not the one in the starting weights
         changed = replace(config, expression=encoder, variants=(*config.variants, row))
         result = run(data, out / row, changed, loop, from_pretrained=start, pseudo=pseudo, cache=cache)
         if result.reason != "max_images":
@@ -91,7 +93,12 @@ def train_rows(
 
 
 def check_settings(data: Path, config: ReconstructionConfig, loop: LoopConfig, rows: Sequence[Row]) -> None:
-    """Refuse what would not be an ablation."""
+    """Refuse settings under which the rows could not be compared.
+
+    Raises:
+        ConfigError: no budget in images, a schedule by the clock, or wrong rows or variants.
+        InputError: a split is missing.  CheckpointError: the expression encoder is missing.
+    """
     if loop.max_images is None:
         raise ConfigError("the rows must see equally many images, which minutes do not tell; set loop.max_images")
     if loop.decay == "clock":
@@ -110,11 +117,11 @@ def check_settings(data: Path, config: ReconstructionConfig, loop: LoopConfig, r
 
 
 def _start(out: Path, config: ReconstructionConfig) -> Path:
-    """The weights that all rows begin with, drawn once and then kept."""
+    """The weights that all rows start from; sampled once, then kept."""
     path = out / "start.safetensors"
     if not path.with_suffix(".json").is_file():  # written last
         torch.manual_seed(0)
-        # A frozen encoder that no row has, so that every row keeps its own and takes over all the rest.
+        # A frozen encoder that no row has: every row keeps its own and inherits all the rest.
         drawn = replace(config, variants=(*config.variants, "clebs"))
         save_pretrained(Export3D(drawn.model_config()), path, {"images_seen": 0})
     return path
@@ -123,7 +130,7 @@ def _start(out: Path, config: ReconstructionConfig) -> Path:
 def _settings(
     row: Row, data: Path, config: ReconstructionConfig, loop: LoopConfig, start: Path, pseudo: Sequence[Path]
 ) -> dict[str, Any]:
-    """All that decides a row's weights, as JSON; files and splits by their contents."""
+    """Everything that decides a row's weights, as JSON; files and splits by their contents."""
     words = {name: value for name, value in (asdict(config) | asdict(loop)).items() if name not in _NO_MATTER}
     words |= {"expression": (config.expression or PACKAGED_ENCODER) if row == "clebs" else None}
     words |= {"from_pretrained": start, "variants": [*config.variants, row]}
@@ -134,18 +141,18 @@ def _settings(
 
 
 def _defaults() -> dict[str, Any]:
-    """What a setting was for rows that were begun before it existed."""
+    """Values of settings for rows that were started before those settings existed."""
     words = asdict(ReconstructionConfig()) | asdict(LoopConfig()) | {"model": ModelConfig().to_dict()}
     return _plain({name: None if isinstance(value, Path) else value for name, value in words.items()})
 
 
 def _plain(words: Mapping[str, Any]) -> dict[str, Any]:
-    """As JSON has it, names of parts and of what is in them joined by dots."""
+    """The settings as JSON has them, names of nested settings joined by dots."""
     return dict(_flat(json.loads(json.dumps(words))))
 
 
 def _check_row(folder: Path, wanted: Mapping[str, Any]) -> None:
-    """Refuse a row that was trained, or begun, with other settings."""
+    """Refuse a row that was trained, even in part, with other settings."""
     if not (folder / _SETTINGS).is_file():
         if (folder / "checkpoints").exists():
             raise ConfigError(f"{folder} holds a run of another command; choose another output folder")
@@ -160,6 +167,11 @@ def _check_row(folder: Path, wanted: Mapping[str, Any]) -> None:
 
 
 def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings that a row was trained with.
+
+    Raises:
+        InputError: the file is damaged.
+    """
     try:
         return dict(json.loads((folder / _SETTINGS).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
@@ -167,14 +179,14 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 
 def count_images(folder: Path) -> float:
-    """Images that a row's weights have seen; minus infinity where there are none."""
+    """Images that a row's weights have seen; minus infinity if there are no weights."""
     if not (folder / WEIGHTS).is_file():
         return -math.inf
     return int(load_weights(folder / WEIGHTS)[2].get("images_seen", 0))
 
 
 def _progress(folder: Path) -> float:
-    """Images that a row has seen at most, whether its weights were written or not."""
+    """Most images that a row has seen, in its weights or its checkpoints."""
     state = latest_state(folder / "checkpoints")
     return max(count_images(folder), -math.inf if state is None else int(state.name.rpartition("-")[2]))
 
@@ -188,7 +200,7 @@ def _flat(value: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any
 
 
 def digest(path: Path) -> str:
-    """A file's name and the beginning of its SHA-256."""
+    """A file's name and the first digits of its SHA-256."""
     data = check_input(path, InputError, "a file of weights").read_bytes()
     return f"{path.name} {hashlib.sha256(data).hexdigest()[:12]}"
 

@@ -1,16 +1,16 @@
-"""Table 3: how the expression is encoded, one variant a row, all else equal.
+"""Table 3: variants of the expression encoding, one per row, all else equal.
 
 Every row is the same preset with one change, trained by `training.reconstruction` in `OUT/ROW` on the same pairs in the
-same order, for the same number of images, from the same start: all but the expression encoder and what reads it begins
-with the weights in `OUT/start.safetensors`, or with those that were named. Equal images, not equal minutes: the rows
-differ a little in speed, and a clock would measure that too.
+same order, for the same number of images, from the same start: everything but the expression encoder and its readers
+starts from the weights in `OUT/start.safetensors`, or from named ones. The budget is images, not minutes, because the
+rows differ slightly in speed.
 
-A row's folder says what it was trained with (`row.json`). A finished row is left as it is, a cut one goes on, and a row
-of other settings is refused, so that the same command may be started again until the table stands. Scores are kept too.
+A row's folder records its settings (`row.json`). Finished rows are kept, stopped rows continue, and a row with other
+settings is refused, so the same command can be repeated until the table is complete. Scores are kept too.
 
     OUT/ablation.md, ablation.json, sheet.png
     OUT/ROW/            a run's folder (`training.record`), with row.json and weights.safetensors
-    OUT/ROW/same, OUT/ROW/cross     what `export3d evaluate` writes
+    OUT/ROW/same, OUT/ROW/cross     reports of `export3d evaluate same` and `export3d evaluate cross`
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +28,6 @@ import torch.distributed as distributed
 from numpy.typing import NDArray
 
 from export3d.ablation.rows import (
-    EVERY,
     ROWS,
     WEIGHTS,
     Row,
@@ -38,7 +38,7 @@ from export3d.ablation.rows import (
     split_digest,
     train_rows,
 )
-from export3d.ablation.sheet import draw_sheet
+from export3d.ablation.sheet import write_ablation_sheet
 from export3d.ablation.table import Ablation, Column, RowResult
 from export3d.animate.animator import pick_device
 from export3d.animate.export import check_output, make_folder
@@ -46,10 +46,12 @@ from export3d.data.shards import read_index
 from export3d.errors import ConfigError, InputError
 from export3d.evaluation.measures.identity import PACKAGED
 from export3d.evaluation.protocols.cross import FRAMES, cross_identity
-from export3d.evaluation.protocols.pairs import Pair, choose_pairs, read_pairs
-from export3d.evaluation.protocols.same import OURS, same_identity
-from export3d.evaluation.protocols.scoring import ClipScorer, Scoring
-from export3d.evaluation.reports.report import BASELINE
+from export3d.evaluation.protocols.pairs import choose_pairs, read_pairs
+from export3d.evaluation.protocols.same import same_identity
+from export3d.evaluation.protocols.scoring import ClipScorer
+from export3d.evaluation.protocols.settings import Backbone, RunSettings, Scoring
+from export3d.evaluation.reports.clips import BASELINE, OURS
+from export3d.evaluation.reports.cross import Pair
 from export3d.evaluation.reports.tables import strict, titled
 from export3d.files import write_bytes
 from export3d.pretrained import PACKAGED_ENCODER, load_pretrained
@@ -59,6 +61,8 @@ from export3d.training.record import read_log
 
 Picture = NDArray[np.uint8]
 Progress = Callable[[str, int, int], None]
+
+EVERY = 5
 
 
 def ablate(
@@ -72,27 +76,26 @@ def ablate(
     pseudo: Sequence[Path] = (),
     cache: Path | None = None,
     pairs: Path | None = None,
-    identity: Sequence[str | Path] = (PACKAGED,),
+    identity: Sequence[str] = (PACKAGED,),
     frames: int = FRAMES,
     every: int = EVERY,
     progress: Progress | None = None,
 ) -> Ablation | None:
     """Train the rows (`train_rows`), score them on `data/val` and write `ablation.md`, `ablation.json` and `sheet.png`.
 
-    LPIPS is scored with the backbone that the rows are trained with; without one it is left out.
+    LPIPS uses the backbone that the rows are trained with; without one it is left out.
 
     Args:
         data, out, config, loop, rows, from_pretrained, pseudo, cache: see `train_rows`.
-        pairs, identity, frames: of the cross-identity scores, see `evaluation.cross.cross_identity`.
+        pairs, identity, frames: of the cross-identity scores, see `protocols.cross.cross_identity`.
         every: the same-identity scores drive every N-th frame.
         progress: called with (what is scored, frames done, frames).
 
     Returns:
-        The comparison; None on all processes but the first.
+        The comparison; None in every process but the first.
 
     Raises:
-        What `train_rows`, `cross_identity` and `same_identity` raise; what can be known beforehand is raised before
-        anything is trained.
+        What `train_rows`, `cross_identity` and `same_identity` raise, as far as possible before training.
     """
     check_settings(data, config, loop, rows)
     scoring = _scoring(config, identity)
@@ -114,7 +117,7 @@ def ablate(
         )
         for row, weights in trained.items()
     }
-    credits = draw_sheet(out / "sheet.png", split, listed, trained, device)
+    credits = write_ablation_sheet(out / "sheet.png", split, listed, trained, device)
     settings = {
         **{
             name: value
@@ -128,28 +131,15 @@ def ablate(
         "frames_of_a_driving_clip": f"at most {frames}, evenly spaced",
         "same_identity": "every further found frame" if every == 1 else f"one in {every} of the further found frames",
     }
-    both = [scores for pair in scored.values() for scores in pair]
-    columns = {column.key: column for scores in both for column in scores.columns}
-    reference: dict[str, dict[str, float]] = {}
-    for scores in both:  # a pair may have been skipped in one row and scored in another
-        for key, cases in scores.reference.items():
-            reference[key] = reference.get(key, {}) | cases
-    results = tuple(_row_result(row, out / row, scores, reference) for row, scores in scored.items())
-    found = Ablation(settings, tuple(columns.values()), results, reference, credits)
+    found = _side_by_side(settings, out, scored, credits)
     write_bytes(out / "ablation.json", found.to_json().encode())
     write_bytes(out / "ablation.md", found.markdown().encode())
     return found
 
 
-# ---- training --------------------------------------------------------------------------------------------------------
-
-
-# ---- scores ----------------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class _Scores:
-    """One protocol's figures of one row."""
+    """One row's figures under one protocol."""
 
     columns: tuple[Column, ...]
     values: dict[str, dict[str, float]]
@@ -157,20 +147,19 @@ class _Scores:
     note: str = ""
 
 
-def _scoring(config: ReconstructionConfig, identity: Sequence[str | Path]) -> Scoring:
-    named = tuple(identity)
+def _scoring(config: ReconstructionConfig, identity: Sequence[str]) -> Scoring:
     if config.backbone == "none":
-        return Scoring(backbone="none", identity=named)
+        return Scoring(backbone="none", identity=tuple(identity))
     return Scoring(
-        backbone=config.backbone,
+        backbone=cast(Backbone, config.backbone),
         backbone_file=config.backbone_file,
         heads_file=config.heads_file,
-        identity=named,
+        identity=tuple(identity),
     )
 
 
 def _check_scoring(split: Path, pairs: Path | None, scoring: Scoring, least: int) -> tuple[Pair, ...]:
-    """Refuse now what could not be scored after hours of training; the pairs of the cross-identity scores."""
+    """The pairs of the cross-identity scores. Refuses, before hours of training, what could not be scored."""
     if least < 1 or not scoring.identity:
         raise ConfigError("frames and every must be at least 1, and identity needs a descriptor")
     index = read_index(split)
@@ -180,10 +169,10 @@ def _check_scoring(split: Path, pairs: Path | None, scoring: Scoring, least: int
     keys = {entry.key for entry in index.entries}
     unknown = [key for pair in listed for key in (pair.source, pair.driver) if key not in keys]
     if unknown or not listed:
-        told = (
+        problem = (
             f"does not hold {unknown[0]}, which the pairs name" if unknown else "holds no clip that could drive another"
         )
-        raise InputError(f"{split} {told}; name other pairs or prepare more clips")
+        raise InputError(f"{split} {problem}; name other pairs or prepare more clips")
     with ClipScorer(scoring):
         pass
     return listed
@@ -205,7 +194,7 @@ def _same(
         references=(),
         scoring=scoring,
         every=every,
-        device=device,
+        run=RunSettings(device=str(device)),
         progress=progress,
     )
     columns = tuple(Column("same", m.name, titled(m), m.digits, m.definition) for m in report.measures)
@@ -221,12 +210,12 @@ def _cross(
     folder: Path,
     weights: Path,
     pairs: Path | None,
-    identity: Sequence[str | Path],
+    identity: Sequence[str],
     frames: int,
     device: torch.device,
     progress: Callable[[int, int], None] | None,
 ) -> _Scores:
-    """Cross-identity scores, from the disk where they were made of the same things."""
+    """Cross-identity scores, read from disk if they were made from the same inputs."""
     made_of = {
         "weights": digest(weights),
         "split": split_digest(split),
@@ -250,10 +239,10 @@ def _cross(
             pairs=pairs,
             identity=identity,
             frames=frames,
-            device=device,
+            run=RunSettings(device=str(device)),
             progress=progress,
         )
-    except InputError as error:  # the inputs were looked at before; what is left is that no face came out
+    except InputError as error:  # the inputs were checked before; here, no face was found in the result
         return _Scores((), {}, {}, str(error))
     columns = tuple(Column("cross", m.name, titled(m), m.digits, m.definition) for m in report.measures)
     values = {c.key: {p.pair.name: p.values.get(c.name, math.nan) for p in report.pairs} for c in columns}
@@ -261,6 +250,20 @@ def _cross(
     kept = {"made_of": made_of, "columns": [asdict(c) for c in columns], "values": values, "reference": reference}
     write_bytes(path, (json.dumps(strict(kept), allow_nan=False) + "\n").encode())
     return _Scores(columns, values, reference)
+
+
+def _side_by_side(
+    settings: dict[str, Any], out: Path, scored: Mapping[Row, Sequence[_Scores]], credits: tuple[str, ...]
+) -> Ablation:
+    """The comparison of all rows from their scores."""
+    both = [scores for pair in scored.values() for scores in pair]
+    columns = {column.key: column for scores in both for column in scores.columns}
+    reference: dict[str, dict[str, float]] = {}
+    for scores in both:  # a pair may be skipped in one row and scored in another
+        for key, cases in scores.reference.items():
+            reference[key] = reference.get(key, {}) | cases
+    results = tuple(_row_result(row, out / row, scores, reference) for row, scores in scored.items())
+    return Ablation(settings, tuple(columns.values()), results, reference, credits)
 
 
 def _numbers(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float]]:
@@ -273,7 +276,7 @@ def _numbers(values: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict
 def _row_result(
     row: Row, folder: Path, scores: Sequence[_Scores], every_case: Mapping[str, Mapping[str, float]]
 ) -> RowResult:
-    """A row's figures, with NaN for the cases that other rows have and this one has not."""
+    """A row's figures, with NaN for cases that only other rows have."""
     found = {key: cases for part in scores for key, cases in part.values.items()}
     values = {
         key: {case: found.get(key, {}).get(case, math.nan) for case in cases} for key, cases in every_case.items()
@@ -299,6 +302,3 @@ def _row_result(
 
 def _titled(progress: Progress | None, title: str) -> Callable[[int, int], None] | None:
     return None if progress is None else lambda done, frames: progress(title, done, frames)
-
-
-# ---- the contact sheet -----------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One image sheet: the same frames rendered by every row of Table 3."""
+"""The contact sheet of an ablation: the same frames rendered by every row of Table 3."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from numpy.typing import NDArray
 
 from export3d.ablation.rows import PAPER, Row
 from export3d.animate.export import write_sheet
-from export3d.camera import head_angles
 from export3d.data.frames import decode
 from export3d.data.shards import Record, read_shards
 from export3d.evaluation.protocols.cross import asked_motion
-from export3d.evaluation.protocols.driven import FPS, most_frontal
-from export3d.evaluation.protocols.pairs import Pair
-from export3d.evaluation.protocols.runner import origin_of
+from export3d.evaluation.protocols.driven import FPS, distance_from, most_frontal
+from export3d.evaluation.protocols.provenance import origin_of
+from export3d.evaluation.reports.cross import Pair
 from export3d.evaluation.reports.figures import publishable
 from export3d.image import resize, to_tensor, to_uint8
 from export3d.motion.motion import Motion
@@ -28,12 +27,11 @@ Picture = NDArray[np.uint8]
 
 _SHEET_PEOPLE = 4
 _SHEET_PX = 128
-_ANGLE_SCALE_DEG = 15.0
 
 
 @dataclass(frozen=True, eq=False)
 class _Shot:
-    """A picture to be made: one frame of a source, asked to look as one frame of a driver does."""
+    """An image to render: one frame of a source with the motion of one frame of a driver."""
 
     source: Record
     frame: int
@@ -49,8 +47,8 @@ class _Shot:
 
 
 def _shots(split: Path, pairs: Iterable[Pair]) -> list[_Shot]:
-    """What the sheet shows: publishable people alone; of them those that are moved most, first by themselves, then by
-    others, one a driving person. It does not depend on how well anything came out."""
+    """The rows of the sheet: the publishable people who are moved most, first by themselves, then by others, one row
+    per driving person. The choice does not depend on the results."""
     records = {
         record.key: record
         for record in read_shards(split)
@@ -71,23 +69,26 @@ def _shots(split: Path, pairs: Iterable[Pair]) -> list[_Shot]:
 
 
 def _shot(source: Record, driver: Record) -> _Shot:
-    """The driver's found frame that lies farthest from the source, asked for as the protocols do (absolute motion)."""
+    """The driver's found frame farthest from the source, with the motion that the protocols request (absolute)."""
     frame = most_frontal(source.camera, source.found)
     camera, expression = source.camera[frame], source.expression[frame]
     asked = Motion(driver.expression, driver.camera, FPS)
     if source is not driver:
         asked = asked_motion(asked, camera, expression, "absolute")
-    away = np.abs(asked.angles_deg - head_angles(camera)).sum(axis=-1) / _ANGLE_SCALE_DEG
-    away = np.where(driver.found, away + np.abs(asked.expression - expression).sum(axis=-1), -np.inf)
+    away = np.where(driver.found, distance_from(asked, camera, expression), -np.inf)
     at = int(away.argmax())
     return _Shot(source, frame, driver, at, asked, float(away[at]))
 
 
 @torch.inference_mode()
-def draw_sheet(
+def write_ablation_sheet(
     path: Path, split: Path, pairs: Iterable[Pair], trained: Mapping[Row, Path], device: torch.device
 ) -> tuple[str, ...]:
-    """Write source, driving frame and every variant's, a row for each shot; what each row shows."""
+    """Write source, driving frame and every variant's image, a row per shot.
+
+    Returns:
+        A line per row: who is shown. Empty, and no file, if nobody may be shown.
+    """
     shots = _shots(split, pairs)
     if not shots:
         return ()
@@ -114,5 +115,5 @@ def draw_sheet(
 
 
 def _enlarged(picture: Picture) -> Picture:
-    """(R, R, 3), large enough to be looked at."""
+    """The image (R, R, 3), at least 128 pixels a side."""
     return to_uint8(resize(to_tensor(np.ascontiguousarray(picture)), max(len(picture), _SHEET_PX)))

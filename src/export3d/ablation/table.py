@@ -19,7 +19,7 @@ _SHOWN = {
     "same": ("psnr", "ssim", "lpips", "lpips_uniform", "akd", "csim_", "aed", "apd"),
     "cross": ("csim_", "leak_", "aed", "apd", "yaw", "jawOpen", "eyeBlink"),
 }
-"""Measures that the table has room for; ablation.json has all. A trailing `_` stands for any ending."""
+"""Measures in the tables; ablation.json has all. A trailing `_` stands for any ending."""
 
 
 @dataclass(frozen=True)
@@ -55,15 +55,15 @@ class Column:
 
 @dataclass(frozen=True)
 class RowResult:
-    """What became of one variant.
+    """The results of one variant.
 
     Attributes:
         name: of the variant.
-        images, minutes: seen and spent in training.
-        parameters, trained: of the whole model, and those that were trained.
-        psnr: of the run's own validation pairs at its end, dB; NaN where there was none.
-        values: column to case (a clip, or a pair) to its mean over the frames; NaN where it is not defined.
-        note: what could not be scored, a sentence.
+        images, minutes: of training.
+        parameters, trained: number in the whole model, and of those that were trained.
+        psnr: of the run's last validation, dB; NaN if there was none.
+        values: column to case (a clip, or a pair) to its mean over the frames; NaN if undefined.
+        note: a sentence about what could not be scored.
     """
 
     name: Row
@@ -78,15 +78,15 @@ class RowResult:
 
 @dataclass(frozen=True)
 class Ablation:
-    """The rows side by side; the last one is what the others are compared with.
+    """The rows side by side; the others are compared with the last.
 
     Attributes:
-        settings: what all rows share, and how they were scored.
-        columns: everything that was measured.
+        settings: shared by all rows, and how they were scored.
+        columns: all measures.
         rows: results.
-        reference: column to case to value of what needs no model: the copied source (same identity), and real pictures
-            of the driver (cross identity; see `evaluation.cross`).
-        credits: what the contact sheet shows, a line for each of its rows.
+        reference: column to case to value without a model: the copied source (same identity), or the driver's frames
+            (cross identity; see `protocols.cross`).
+        credits: a line per row of the contact sheet.
     """
 
     settings: dict[str, Any]
@@ -96,15 +96,15 @@ class Ablation:
     credits: tuple[str, ...] = ()
 
     def mean(self, row: RowResult, column: Column) -> Estimate:
-        """Mean over the cases in which the measure is defined, with its interval."""
+        """Mean over the cases where the measure is defined, with its interval."""
         return _mean(row.values.get(column.key, {}))
 
     def difference(self, row: RowResult, column: Column) -> Estimate:
-        """The row less the last row, over the cases in which both are defined."""
+        """The row minus the last row, over the cases where both are defined."""
         return paired_difference(row.values.get(column.key, {}), self.rows[-1].values.get(column.key, {}))
 
     def to_json(self) -> str:
-        """Everything, as strict JSON; what is not defined is null."""
+        """Everything, as strict JSON; undefined figures are null."""
         rows = [
             {
                 **asdict(row),
@@ -129,7 +129,7 @@ class Ablation:
         return json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def table(self) -> str:
-        """Markdown: a row for each variant, a column for each measure, and the references below."""
+        """Markdown: a row per variant, a column per measure, and the references below."""
         shown = [column for column in self.columns if column.shown]
         lines = [["variant", *(f"{c.protocol}: {c.title}" for c in shown)]]
         for row in self.rows:
@@ -138,7 +138,7 @@ class Ablation:
         return table(lines)
 
     def difference_table(self) -> str:
-        """Markdown: each row less the last one; bold where the interval leaves out zero."""
+        """Markdown: each row minus the last; bold where the interval excludes zero."""
         shown = [column for column in self.columns if column.shown]
         lines = [["variant", *(f"{c.protocol}: {c.title}" for c in shown)]]
         for row in self.rows[:-1]:
@@ -151,7 +151,7 @@ class Ablation:
         return table(lines)
 
     def budget_table(self) -> str:
-        """Markdown: what each row cost."""
+        """Markdown: the budget of each row."""
         lines = [["variant", "`--rows`", "images", "minutes", "parameters", "trained", "PSNR of the run's pairs (dB)"]]
         for row in self.rows:
             counts = [f"{row.images:,}", f"{row.minutes:.0f}", f"{row.parameters:,}", f"{row.trained:,}"]
@@ -176,16 +176,16 @@ class Ablation:
             self.table(),
             f"Means over {cases.get('same', 0)} clips (same identity) and {cases.get('cross', 0)} pairs (cross "
             "identity), with 95 % bootstrap intervals over them. *No model*: the source copied (same), the driver's "
-            "real pictures (cross: CSIM and leak are those of two strangers, the rest is the tracker's own error). "
+            "real frames (cross: CSIM and leak are those of two strangers, the rest is the tracker's own error). "
             "Read CSIM and leak together with AED and the correlations: a model that does not move keeps its "
-            "identity. One training run a row: the intervals know of the clips, not of what another seed would give.",
+            "identity. One training run per row: the intervals cover the clips, not the seed of the training.",
         ]
         parts += [f"{PAPER[row.name]}: {row.note}" for row in self.rows if row.note]
         if len(self.rows) > 1:
             parts += [
-                f"## Less {last}, case by case",
+                f"## Differences from {last}, case by case",
                 self.difference_table(),
-                "Paired differences and their intervals, bold where the interval leaves out zero; with so many cells "
+                "Paired differences and their intervals, bold where the interval excludes zero; with so many cells "
                 "some do by chance.",
             ]
         parts += ["## Budget", self.budget_table(), "## The paper's Table 3", self.paper_table(), CAVEAT]
@@ -206,7 +206,7 @@ def _mean(values: Mapping[str, float]) -> Estimate:
 
 
 def _cell(values: Mapping[str, float], digits: int) -> str:
-    """A mean and its interval, and over how many cases where not over all."""
+    """A mean and its interval, and the number of cases behind it if some lack a value."""
     count = sum(not math.isnan(value) for value in values.values())
     shown = cell(_mean(values), digits)
     return shown if count in (0, len(values)) else f"{shown} (of {count})"

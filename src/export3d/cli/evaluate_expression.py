@@ -27,7 +27,7 @@ def command(
         pairs: CSV of portraits, columns person, neutral, smiling (keys of records); without it no held expression.
         people: whose clips the probes use; by default everyone with a clip in val.
     """
-    from export3d.evaluation.appearance.probes import evaluate_expression
+    from export3d.evaluation.appearance.expression_report import evaluate_expression
 
     report = evaluate_expression(data, output, encoder, pairs=pairs, people=people)
     print(report.markdown())

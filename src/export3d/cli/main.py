@@ -31,12 +31,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "train": ("export3d.cli.train", "train the generator on prepared shards"),
     "refine": ("export3d.cli.refine", "make trained weights sharper against a discriminator"),
     "ablate": ("export3d.cli.ablate", "train and score the variants of Table 3 with equal budgets"),
-    "evaluate": ("export3d.cli.evaluate", "score weights on a split of prepared shards"),
+    "evaluate same": ("export3d.cli.evaluate_same", "score weights, people driven by their own clips"),
+    "evaluate cross": ("export3d.cli.evaluate_cross", "score weights, people driven by other people's clips"),
+    "evaluate predictions": ("export3d.cli.evaluate_predictions", "score images that another model saved"),
     "evaluate-expression": ("export3d.cli.evaluate_expression", "measure the appearance left in expressions"),
     "weights": ("export3d.cli.weights", "list, verify, install and remove weights"),
     "demo": ("export3d.cli.demo", "animate the bundled portrait by a bundled motion"),
 }
-"""Command name to (module, one line of help).
+"""Command name, of one or two words, to (module, one line of help).
 
 Each module has one function `command`.
 """
@@ -63,10 +65,10 @@ def _main(argv: list[str]) -> int:
 
         print(f"export3d {version('export3d')}")
         return 0
-    name, *rest = argv
+    words = 2 if " ".join(argv[:2]) in COMMANDS else 1
+    name, rest = " ".join(argv[:words]), argv[words:]
     if name not in COMMANDS:
-        print(f"export3d: there is no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
-        return 2
+        return _without_subcommand(name, rest)
     handler = _report_warnings()
     try:
         return _run(name, rest)
@@ -86,10 +88,11 @@ def entry(name: str) -> Callable[..., int | None]:
     return function
 
 
-def overview() -> str:
-    """What `export3d --help` prints."""
-    width = max(map(len, COMMANDS))
-    lines = [f"  {name:<{width}}  {summary}" for name, (_, summary) in COMMANDS.items()]
+def overview(group: str = "") -> str:
+    """What `export3d --help` prints, or `export3d GROUP --help` for the commands that begin with one word."""
+    chosen = {name: summary for name, (_, summary) in COMMANDS.items() if name.startswith(group)}
+    width = max(map(len, chosen))
+    lines = [f"  {name:<{width}}  {summary}" for name, summary in chosen.items()]
     return "\n".join(
         [
             "usage: export3d COMMAND [OPTIONS]",
@@ -102,6 +105,20 @@ def overview() -> str:
             "`export3d COMMAND --help` tells a command's options; `export3d --version` the version.",
         ]
     )
+
+
+def _without_subcommand(name: str, argv: list[str]) -> int:
+    """Answer a first word that is no command by itself."""
+    group = f"{name} "
+    if not any(command.startswith(group) for command in COMMANDS):
+        print(f"export3d: there is no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return 2
+    if argv[:1] in ([], ["-h"], ["--help"]):
+        print(overview(group))
+        return 0
+    subcommand = importlib.import_module(f"export3d.cli.{name}").subcommand_for(argv)
+    print(f"export3d: {name} needs a subcommand; for these options it is `{name} {subcommand}`", file=sys.stderr)
+    return 2
 
 
 def _run(name: str, argv: list[str]) -> int:

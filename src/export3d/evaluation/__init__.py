@@ -1,2 +1,2 @@
-"""Scores: how near images are to the truth (`metrics`), which images are compared (`protocol`), and the tables made of
-it (`report`, `figures`)."""
+"""Scores of weights and of saved images: `measures` of images, `protocols` that choose what is compared, `reports` of
+both, and the `appearance` that expressions carry."""

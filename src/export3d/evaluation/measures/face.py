@@ -1,14 +1,13 @@
-"""What a tracker and a descriptor see in driven frames: AKD, CSIM, AED and APD (Sec. 4.1, 6.4), correlations in time.
+"""Face measures of driven frames: AKD, CSIM, AED and APD (Sec. 4.1, 6.4), and correlations in time.
 
-A picture is read once (`FaceScorer.read`): face, 478 landmarks and ARKit scores by MediaPipe, 68 points, expression,
-head pose and identity. Readings are then compared, so that a target that several methods share is read once. Each
-picture is read by itself: a reading depends on no other picture, nothing is smoothed, and equal pictures have equal
-readings. The head pose is therefore the canonical mesh's, and refers to the picture as it is, not to a crop around the
-face that was found: a shifted face counts as shifted.
+`FaceScorer.read` reads an image once: face, 478 landmarks and ARKit scores by MediaPipe, 68 points, expression, head
+pose and identity. Readings are then compared, so a target that several methods share is read once. Every image is read
+independently: nothing is smoothed, and equal images have equal readings. The head pose is that of the canonical mesh in
+the full image, not in a crop around the detected face, so a shifted face counts as shifted.
 
-The paper's figures are made of face-alignment's points, Deep3DFaceRecon's coefficients and an ArcFace network. Here the
-points are MediaPipe's at the places of the 68 and the expression is that of 52 ARKit scores, unless networks are named:
-definitions are the paper's, units and absolute values are not.
+The paper uses face-alignment's points, Deep3DFaceRecon's coefficients and an ArcFace network. Here the points are
+MediaPipe's at the 68 locations and the expression is 52 ARKit scores, unless other networks are named: definitions are
+the paper's; units and absolute values are not.
 """
 
 from __future__ import annotations
@@ -28,9 +27,7 @@ from export3d.evaluation.measures.face_readers import (
     Expression,
     LandmarkDetector,
     TrackedExpression,
-    at_256,
-    checked_reader,
-    known_reader,
+    frames_with_landmarks,
     load_expression,
     load_landmarks,
 )
@@ -39,6 +36,7 @@ from export3d.evaluation.measures.image import Measure
 from export3d.face.crop import CROP_SIZE, CropBox
 from export3d.face.landmarks import Face, FaceLandmarker, Landmarker
 from export3d.face.mesh import LANDMARKS
+from export3d.image import resize, to_tensor, to_uint8
 from export3d.motion.arkit import ARKIT52
 from export3d.motion.compare import pearson
 
@@ -46,12 +44,11 @@ Picture = NDArray[np.uint8]
 Array = NDArray[np.float64]
 Float = NDArray[np.floating[Any]]
 
-
 _CURVES = ("yaw", "jawOpen", "eyeBlink")
 _FEWEST = 3
-"""Frames below which a correlation says nothing: two points always lie on a line."""
+"""Fewest frames of a correlation; two points always lie on a line."""
 _WIDER = 2.0
-"""Where no face is seen, the picture is looked at once more within a margin, this many times as wide."""
+"""If no face is found, the image is searched again with a margin that makes it this many times as wide."""
 
 
 # --- distances --------------------------------------------------------------------------------------------------------
@@ -61,10 +58,10 @@ def akd(a: Float, b: Float) -> Array:
     """Average key-point distance (Sec. 6.4): mean over the points of |dx| + |dy|, the L1 distance of 68 points.
 
     Args:
-        a, b: (T, 68, 2) pixels of a picture of 256.
+        a, b: (T, 68, 2) pixels of an image of 256 x 256.
 
     Returns:
-        (T,) pixels, from 0, lower is better.
+        (T,) pixels, at least 0, lower is better.
 
     >>> akd(np.zeros((1, 68, 2)), np.full((1, 68, 2), [3.0, -4.0])).tolist()
     [7.0]
@@ -79,7 +76,7 @@ def aed(a: Float, b: Float) -> Array:
         a, b: (T, E).
 
     Returns:
-        (T,) in the values' own unit, from 0, lower is better.
+        (T,) in the unit of the values, at least 0, lower is better.
     """
     return np.asarray(_difference(a, b, "T E").mean(axis=-1))
 
@@ -97,13 +94,13 @@ def apd(a: Float, b: Float) -> Array:
 
 
 def apd6(a: Float, b: Float) -> Array:
-    """Average pose distance of six numbers, as the paper counts (Sec. 6.4): mean |difference| of angles and position.
+    """Average pose distance of six numbers, as in the paper (Sec. 6.4): mean |difference| of angles and position.
 
     Args:
-        a, b: (T, 6), three angles in radians and three of position in scene units of 54 cm (`Reading.pose6`).
+        a, b: (T, 6), three angles in radians and the position in scene units of 54 cm (`Reading.pose6`).
 
     Returns:
-        (T,) in the mixed unit, from 0, lower is better.
+        (T,) in mixed units, at least 0, lower is better.
     """
     difference = _difference(a, b, "T 6")
     difference[:, :3] = _turned(difference[:, :3], 2.0 * np.pi)
@@ -118,15 +115,9 @@ def _difference(a: Float, b: Float, pattern: str) -> Array:
 
 
 def _turned(difference: Array, turn: float) -> Array:
-    """Angles from 0 to half a turn."""
+    """Differences of angles, from 0 to half a turn."""
     rest = difference % turn
     return np.asarray(np.minimum(rest, turn - rest))
-
-
-# --- landmarks --------------------------------------------------------------------------------------------------------
-
-
-# --- expression and pose ----------------------------------------------------------------------------------------------
 
 
 # --- readings ---------------------------------------------------------------------------------------------------------
@@ -134,17 +125,17 @@ def _turned(difference: Array, turn: float) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """What is seen in T pictures; NaN wherever `found` is False.
+    """What was read from T images; NaN wherever `found` is False.
 
     Attributes:
-        found: (T,) bool, whether there is a face.
-        landmarks68: (T, 68, 2) pixels of the picture at 256.
-        landmarks: (T, 478, 2) MediaPipe's, likewise.
-        expression: (T, E), of what measures the expression.
+        found: (T,) bool, whether a face was found.
+        landmarks68: (T, 68, 2) pixels of the image at 256 x 256.
+        landmarks: (T, 478, 2) MediaPipe's, in the same pixels.
+        expression: (T, E), of the expression reader.
         angles_deg: (T, 3) yaw, pitch and roll, degrees.
         position: (T, 3) of the head, scene units (Deep3DFaceRecon: units of 10 cm).
-        scores: (T, 52) ARKit scores, whatever measures the expression; behind jawOpen and eyeBlink.
-        identity: by descriptor (T, D) unit vectors, empty where it was not asked for.
+        scores: (T, 52) ARKit scores, whatever the expression reader; jawOpen and eyeBlink are taken from them.
+        identity: descriptor to (T, D) unit vectors; empty if identity was not read.
     """
 
     found: NDArray[np.bool_]
@@ -160,14 +151,14 @@ class Reading:
         return len(self.found)
 
     def at(self, rows: NDArray[np.integer[Any]]) -> Reading:
-        """The readings of some pictures, by their numbers (N,)."""
+        """The readings of some images, by number (N,)."""
         parts = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "identity"}
         identity = {name: vectors[rows] for name, vectors in self.identity.items()}
         return Reading(**{name: value[rows] for name, value in parts.items()}, identity=identity)
 
     @property
     def pose6(self) -> Array:
-        """(T, 6) angles in radians, then position: what `apd6` takes."""
+        """(T, 6) angles in radians, then position: the input of `apd6`."""
         return np.concatenate([np.radians(self.angles_deg), self.position], axis=1)
 
     @property
@@ -181,14 +172,14 @@ class FaceScorer:
     """Reads faces and compares the readings; close it, or use it in a `with` statement.
 
     Args:
-        landmarks: what finds the 68 points behind AKD, see `load_landmarks`.
+        landmarks: detector of the 68 points behind AKD, see `load_landmarks`.
         identities: descriptors behind CSIM, see `identity.load_identity`.
-        expression: what measures expression and pose behind AED and APD, see `load_expression`.
-        motion: whether `measures` has the figures of `Movement`, for which frames must be neighbours.
-        landmarker: what finds faces; MediaPipe's by default.
+        expression: reader of expression and pose behind AED and APD, see `load_expression`.
+        motion: whether `measures` includes those of `Movement`, whose frames must be neighbours.
+        landmarker: face detector; by default MediaPipe's.
 
     Attributes:
-        measures: every figure that `frame_scores` and `Movement` give, in the order of tables.
+        measures: all measures of `frame_scores` and `Movement`, in the order of the tables.
 
     Raises:
         MissingExtra: mediapipe, or onnxruntime for an ONNX file, is not installed.
@@ -222,12 +213,12 @@ class FaceScorer:
         self.close()
 
     def close(self) -> None:
-        """Free the networks; harmless to call twice."""
+        """Free the networks; may be called twice."""
         self._landmarker.close()
 
     @property
     def description(self) -> dict[str, str]:
-        """What reads what, for a report's settings."""
+        """The networks, for a report's settings."""
         return {
             "landmarks": self._points.description,
             "identity": "; ".join(who.description for who in self._identities),
@@ -235,38 +226,38 @@ class FaceScorer:
         }
 
     def read(
-        self, pictures: Sequence[Picture] | Picture, name: str = "the pictures", *, identity: bool = True
+        self, pictures: Sequence[Picture] | Picture, name: str = "the images", *, identity: bool = True
     ) -> Reading:
-        """Read T pictures; where there are several faces the largest counts. Equal pictures are read once.
+        """Read T images. Of several faces only the largest is read; equal images are read once.
 
         Args:
-            pictures: uint8 (R, R, 3) RGB each, or an array (T, R, R, 3); drawn at 256 where R differs.
-            name: how messages call them.
-            identity: whether to describe who it is; CSIM does not need it of targets.
+            pictures: uint8 (R, R, 3) RGB each, or an array (T, R, R, 3); resized to 256.
+            name: of the images in messages.
+            identity: whether to read the identity; CSIM does not need that of targets.
 
         Returns:
-            T readings; a picture without a face is not an error.
+            T readings; an image without a face is not an error.
 
         Raises:
-            ShapeError: not square 8-bit RGB pictures.
+            ShapeError: not square 8-bit RGB images.
         """
         seen: dict[bytes, int] = {}
         which = np.array(
-            [seen.setdefault(checked_reader(p, name).tobytes(), len(seen)) for p in pictures], dtype=np.int64
+            [seen.setdefault(_check_square_rgb(p, name).tobytes(), len(seen)) for p in pictures], dtype=np.int64
         )
         _, first = np.unique(which, return_index=True)
-        reading = self._read([at_256(pictures[int(t)]) for t in first], identity)
+        reading = self._read([_at_256(pictures[int(t)]) for t in first], identity)
         return reading.at(which)
 
     def frame_scores(self, prediction: Reading, target: Reading, source: Reading) -> dict[str, Array]:
         """Compare T predicted frames with their targets, and their faces with the source's.
 
         Args:
-            prediction, target: of T pictures.
-            source: of one picture, or of T.
+            prediction, target: of T images.
+            source: of one image, or of T.
 
         Returns:
-            (T,) by name of `akd`, `csim_...`, `aed`, `apd` and `apd6`; NaN where one of the two faces is missing.
+            (T,) by name of `akd`, `csim_...`, `aed`, `apd` and `apd6`; NaN if either face is missing.
 
         Raises:
             ShapeError: readings of different lengths.
@@ -307,7 +298,7 @@ class FaceScorer:
         )
 
     def _face(self, picture: Picture) -> Face | None:
-        """The largest face, looked for once more within a margin: one that fills the picture is missed otherwise."""
+        """The largest face. The second search, with a margin, finds a face that fills the image."""
         faces = self._landmarker.detect(picture)
         if not faces:
             middle = CROP_SIZE / 2
@@ -315,7 +306,7 @@ class FaceScorer:
         return faces[0] if faces else None
 
     def _describe(self, pictures: Sequence[Picture], landmarks: Array) -> dict[str, Array]:
-        out, seen = {}, known_reader(landmarks)
+        out, seen = {}, frames_with_landmarks(landmarks)
         for who in self._identities:
             vectors = who.many([pictures[int(t)] for t in seen], landmarks[seen])
             out[who.name] = np.full((len(pictures), vectors.shape[1]), np.nan)
@@ -324,9 +315,9 @@ class FaceScorer:
 
 
 class Movement:
-    """Whether a clip moves as its target: correlations of yaw, jawOpen and eyeBlink, read in both.
+    """Whether a clip moves as its target: correlations of yaw, jawOpen and eyeBlink.
 
-    Add a clip's frames chunk by chunk; only three numbers a frame are kept.
+    Frames are added chunk by chunk; only three numbers per frame are kept.
     """
 
     def __init__(self) -> None:
@@ -349,8 +340,8 @@ class Movement:
 
         Returns:
             `yaw`, `jawOpen`, `eyeBlink`: Pearson correlation over the frames in which both faces were found, -1 to 1;
-            NaN for fewer than three of them and where a curve is constant. `found`: of the frames in which the target
-            shows a face, the share in which the prediction does, too; NaN where the target never does.
+            NaN for fewer than three such frames and for constant curves. `found`: share of the frames with a face in
+            the target that also have one in the prediction; NaN if the target never has one.
         """
         ours, theirs = (np.concatenate([np.zeros((0, len(_CURVES))), *curves]) for curves in (self._ours, self._theirs))
         asked = ~np.isnan(theirs).any(axis=1)
@@ -395,4 +386,14 @@ def _measures(
     return (*frame, *(clip if motion else ()))
 
 
-# --- pictures --------------------------------------------------------------------------------------------
+def _check_square_rgb(picture: Picture, name: str) -> Picture:
+    if picture.ndim != 3 or picture.shape[0] != picture.shape[1] or picture.shape[2] != 3 or picture.dtype != np.uint8:
+        raise ShapeError(f"{name} must be square uint8 RGB images, got {picture.dtype} {picture.shape}")
+    return picture
+
+
+def _at_256(picture: Picture) -> Picture:
+    """(256, 256, 3), resized if need be."""
+    if picture.shape[0] == CROP_SIZE:
+        return np.ascontiguousarray(picture)
+    return np.asarray(to_uint8(resize(to_tensor(picture), CROP_SIZE)))

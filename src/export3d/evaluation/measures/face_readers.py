@@ -1,4 +1,4 @@
-"""Networks that read landmarks and expressions from images, for the face metrics."""
+"""Networks that read 68 landmarks, expression and head pose from images."""
 
 from __future__ import annotations
 
@@ -11,19 +11,16 @@ import torch
 from numpy.typing import NDArray
 
 from export3d.camera import head_angles, head_position
-from export3d.errors import CheckpointError, ShapeError, check_shape
+from export3d.errors import CheckpointError, check_shape
 from export3d.evaluation.measures.identity import face_chip
 from export3d.evaluation.measures.networks import OnnxNetwork, by_name_or_file
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox
 from export3d.face.mesh import LANDMARKS, canonical_mesh
-from export3d.image import resize, to_tensor, to_uint8
-
-Float = NDArray[np.floating[Any]]
 
 Picture = NDArray[np.uint8]
-
 Array = NDArray[np.float64]
+Float = NDArray[np.floating[Any]]
 
 IBUG68: tuple[int, ...] = (
     *(162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389),
@@ -34,21 +31,21 @@ IBUG68: tuple[int, ...] = (
     *(78, 82, 13, 312, 308, 317, 14, 87),
 )
 """MediaPipe's landmark at each of the 68 points of iBUG's scheme (300-W): jaw 0-16, brows 17-26, nose 27-35, eyes
-36-47, outer lips 48-59, inner lips 60-67; each from the left of the picture of a frontal face."""
+36-47, outer lips 48-59, inner lips 60-67; each from the left of the image of a frontal face."""
 ARKIT = "arkit52"
 MEDIAPIPE = "mediapipe"
 _FAN_SIDE, _FAN_UP = 200.0 / 195.0, 0.12
-"""face-alignment's square around a face's box: this many times (width + height), raised by a part of the height."""
+"""face-alignment's square around a face's box: side per (width + height), and shift upwards per height."""
 _FAN_SIZE = 256
 _POINTS = "a network of 68 points"
 _DEEP3D = "a Deep3DFaceRecon network"
 _DEEP3D_SIZE = 224
 _DEEP3D_SCALE = 102.0
-"""Pixels of the chip to a unit (10 cm) of Deep3DFaceRecon's face."""
+"""Pixels of the chip per unit (10 cm) of Deep3DFaceRecon's face."""
 _DEEP3D_WIDTH = 257
 _DEEP3D_EXPRESSION, _DEEP3D_ANGLE, _DEEP3D_TRANS = slice(80, 144), slice(224, 227), slice(254, 257)
 _DEEP3D_POINTS = ((33, 133), (362, 263), (4,), (61,), (291,))
-"""Eyes (mean of the corners), tip of the nose, corners of the mouth; left to right in the picture."""
+"""Eyes (mean of the corners), tip of the nose, corners of the mouth; left to right in the image."""
 _MESH_ORIGIN = np.array([0.0, 0.0, -0.207])
 """The canonical mesh's origin in units of Deep3DFaceRecon's face (as in `motion.load_bfm64`)."""
 
@@ -65,14 +62,14 @@ class LandmarkDetector(Protocol):
     description: str
 
     def __call__(self, pictures: Sequence[Picture], landmarks: Array) -> Array:
-        """The 68 points of T pictures.
+        """The 68 points of T images.
 
         Args:
             pictures: uint8 (256, 256, 3) RGB.
-            landmarks: (T, 478, 2) MediaPipe's, pixels; NaN where there is no face.
+            landmarks: (T, 478, 2) MediaPipe's, pixels; NaN without a face.
 
         Returns:
-            (T, 68, 2) pixels; NaN where there is no face.
+            (T, 68, 2) pixels; NaN without a face.
         """
         ...
 
@@ -88,7 +85,7 @@ def load_landmarks(name: str | Path = MEDIAPIPE) -> LandmarkDetector:
 
 
 class MediaPipeLandmarks:
-    """MediaPipe's landmarks at the places of the 68 points (`IBUG68`); costs nothing more."""
+    """MediaPipe's landmarks at the places of the 68 points (`IBUG68`); they cost nothing extra."""
 
     name = MEDIAPIPE
     description = "68 of MediaPipe's 478 landmarks at iBUG's places"
@@ -101,10 +98,10 @@ class MediaPipeLandmarks:
 class OnnxLandmarks:
     """A network of 68 points from an ONNX file, such as an exported FAN of face-alignment, run on a face chip.
 
-    The chip is upright, framed as face-alignment frames a face's box (here that of MediaPipe's landmarks), of the
-    network's own input size (256 where the file leaves it open), RGB from 0 to 1. Of several fitting outputs the last
-    one counts. Heatmaps (1, 68, h, w) are read as face-alignment reads them: the highest cell, a quarter of a cell
-    towards its higher neighbour. Coordinates (1, 68, 2) or (1, 136) as x, y pairs may be pixels of the chip, 0 to 1
+    The chip is upright, framed as face-alignment frames a face's box (here that of MediaPipe's landmarks), in the
+    network's input size (256 if the file leaves it open), RGB from 0 to 1. Of several suitable outputs the last is
+    used. Heatmaps (1, 68, h, w) are read as in face-alignment: the highest cell, a quarter of a cell towards its higher
+    neighbour. Coordinates (1, 68, 2) or (1, 136) as x, y pairs may be pixels of the chip, 0 to 1
     across it, or -1 to 1.
 
     Raises:
@@ -122,7 +119,7 @@ class OnnxLandmarks:
         """See `LandmarkDetector.__call__`."""
         out = np.full((len(pictures), len(IBUG68), 2), np.nan)
         size = self._network.size
-        for t in known_reader(landmarks):
+        for t in frames_with_landmarks(landmarks):
             low, high = landmarks[t].min(axis=0), landmarks[t].max(axis=0)
             width, height = high - low
             centre = (low + high) / 2 - [0.0, _FAN_UP * height]
@@ -168,21 +165,21 @@ class Expression(Protocol):
     description: str
 
     def __call__(self, pictures: Sequence[Picture], landmarks: Array, scores: Array) -> tuple[Array, Array, Array]:
-        """Expression, angles and position in T pictures.
+        """Expression, angles and position in T images.
 
         Args:
             pictures: uint8 (256, 256, 3) RGB.
-            landmarks: (T, 478, 2) MediaPipe's, pixels; NaN where there is no face.
-            scores: (T, 52) ARKit scores, likewise.
+            landmarks: (T, 478, 2) MediaPipe's, pixels; NaN without a face.
+            scores: (T, 52) ARKit scores; NaN without a face.
 
         Returns:
-            expression (T, E), yaw, pitch and roll (T, 3) in degrees, position (T, 3); NaN where there is no face.
+            expression (T, E), yaw, pitch and roll (T, 3) in degrees, position (T, 3); NaN without a face.
         """
         ...
 
 
 def load_expression(name: str | Path = ARKIT) -> Expression:
-    """What measures expression and pose: `arkit52`, or the `.onnx` file of a Deep3DFaceRecon network.
+    """The reader of expression and pose: `arkit52`, or the `.onnx` file of a Deep3DFaceRecon network.
 
     Raises:
         ConfigError: neither.  CheckpointError: the file is missing or no such network.
@@ -199,7 +196,7 @@ class TrackedExpression:
     def __call__(self, pictures: Sequence[Picture], landmarks: Array, scores: Array) -> tuple[Array, Array, Array]:
         """See `Expression.__call__`; the position is the head's origin in camera axes, scene units."""
         angles, position = (np.full((len(landmarks), 3), np.nan) for _ in range(2))
-        seen = known_reader(landmarks)
+        seen = frames_with_landmarks(landmarks)
         if len(seen):
             labels, _ = pose.fit_cameras(landmarks[seen], CROP_SIZE, scores=scores[seen])
             angles[seen], position[seen] = head_angles(labels), head_position(labels)
@@ -207,13 +204,13 @@ class TrackedExpression:
 
 
 class Deep3dExpression:
-    """The paper's own extractor, brought by the user: a Deep3DFaceRecon network (Deng et al. 2019) as an ONNX file.
+    """The paper's extractor, from the user's file: a Deep3DFaceRecon network (Deng et al. 2019) as ONNX.
 
     It takes (1, 3, 224, 224) RGB from 0 to 1 and gives 257 coefficients: identity 80, expression 64, texture 80, angle
-    3 (radians), lighting 27, translation 3 (units of 10 cm). The chip is its own preprocessing's: scale and place of a
-    weak-perspective fit of five points, 102 pixels to a unit. The points of the standard face are those of the
-    canonical mesh, which agree with it on average only. The translation is relative to that chip, so it says little of
-    where the face is in the picture; the paper's APD has the same limit.
+    3 (radians), lighting 27, translation 3 (units of 10 cm). The chip is that of its preprocessing: scale and
+    position of a weak-perspective fit of five points, 102 pixels per unit. The points of the standard face are those of
+    the canonical mesh, which agree with it only on average. The translation is relative to that chip, so it says little
+    about where the face is in the image; the paper's APD has the same limit.
 
     Raises:
         MissingExtra: onnxruntime is not installed.
@@ -231,7 +228,7 @@ class Deep3dExpression:
     def __call__(self, pictures: Sequence[Picture], landmarks: Array, scores: Array) -> tuple[Array, Array, Array]:
         """See `Expression.__call__`."""
         found = np.full((len(pictures), _DEEP3D_WIDTH), np.nan)
-        for t in known_reader(landmarks):
+        for t in frames_with_landmarks(landmarks):
             chip = _square_chip(pictures[t], deep3d_box(landmarks[t]), _DEEP3D_SIZE)
             found[t] = self._coefficients(chip)
         x, y, z = np.degrees(found[:, _DEEP3D_ANGLE]).T
@@ -249,10 +246,10 @@ class Deep3dExpression:
 
 
 def deep3d_box(landmarks: Float) -> CropBox:
-    """The square that Deep3DFaceRecon's preprocessing cuts out: (478, 2) MediaPipe's landmarks, pixels of the picture.
+    """The square that Deep3DFaceRecon's preprocessing crops, from landmarks (478, 2) of MediaPipe, pixels of the image.
 
-    Five points of the standard face are fitted to the picture by an affine map; the mean length of its rows is the
-    scale, the image of the face's origin the centre, and the chip of 224 pixels has 102 to a unit.
+    An affine map fits five points of the standard face to the image. The mean length of its rows is the scale, the
+    mapped origin the centre; the chip of 224 pixels has 102 pixels per unit.
     """
     points = np.asarray(landmarks, dtype=np.float64)
     check_shape(points, f"{LANDMARKS} 2", "landmarks")
@@ -265,23 +262,11 @@ def deep3d_box(landmarks: Float) -> CropBox:
 
 
 def _square_chip(picture: Picture, box: CropBox, size: int) -> torch.Tensor:
-    """(3, size, size) float32, 0 to 1: a square of the picture, its edge repeated beyond it."""
+    """(3, size, size) float32, 0 to 1: a square of the image; edge pixels are repeated outside it."""
     corners = np.array([[0.0, 0.0], [1.0, 1.0]])
     return face_chip(picture, box.corner + corners * box.side, corners * size, size) / 255.0
 
 
-def checked_reader(picture: Picture, name: str) -> Picture:
-    if picture.ndim != 3 or picture.shape[0] != picture.shape[1] or picture.shape[2] != 3 or picture.dtype != np.uint8:
-        raise ShapeError(f"{name} must be square uint8 RGB pictures, got {picture.dtype} {picture.shape}")
-    return picture
-
-
-def at_256(picture: Picture) -> Picture:
-    if picture.shape[0] == CROP_SIZE:
-        return np.ascontiguousarray(picture)
-    return np.asarray(to_uint8(resize(to_tensor(picture), CROP_SIZE)))
-
-
-def known_reader(landmarks: Array) -> NDArray[np.int64]:
+def frames_with_landmarks(landmarks: Array) -> NDArray[np.int64]:
     """The frames that have landmarks."""
     return np.flatnonzero(~np.isnan(landmarks).any(axis=(1, 2)))

@@ -1,14 +1,14 @@
-"""How far the driven pictures of a split are from the true ones as a whole: Fréchet distance (Heusel et al. 2017).
+"""Fréchet distance between all driven frames of a split and the true ones (Heusel et al. 2017).
 
-Pictures become vectors of features; Gaussians are fitted to the vectors of both sides and compared. FID takes them from
-an Inception network, which is not packaged; here they come from a named backbone, so that the values are not FIDs and
-compare only with those of the same backbone and about as many pictures:
+Images become feature vectors; Gaussians fitted to both sets are compared. FID uses an Inception network, which is not
+packaged. Here the features come from a named backbone: the values are not FIDs, and they compare only with values of
+the same backbone and about as many images:
 
-- `dlib`: the packaged identity descriptor, 128 numbers of unit length: whose faces, and whether they look like faces.
+- `dlib`: the packaged identity descriptor, 128 numbers of unit length: identity, and whether images look like faces.
 - `alex`, `squeeze`, `vgg16`: the last activation of an LPIPS backbone, averaged over positions (256, 512 and 512
-  numbers): whether pictures look natural, the background included.
+  numbers): whether images look natural, including the background.
 
-Few pictures make the distance larger than it is (`frechet_distance`), so every method must be given the same frames.
+Few images inflate the distance (`frechet_distance`), so every method must be given the same frames.
 """
 
 from __future__ import annotations
@@ -30,18 +30,18 @@ from export3d.perceptual import BACKBONES, Perceptual, load_perceptual
 Matrix = NDArray[np.float64]
 
 MOST_OF_A_CLIP = 32
-"""Frames of a clip that enter: neighbours are too much alike to add anything."""
+"""Most frames per clip; more neighbours add nothing."""
 _BATCH = 8
 
 
 class FrechetFeatures:
-    """What describes a picture for the Fréchet distance.
+    """Features of an image for the Fréchet distance.
 
     Args:
         name: of the backbone.
         description: network and file, for the report.
-        network: whose last activation describes pictures; None where the descriptor of a face does, which is found in
-            the readings of `face_metrics` and costs nothing more.
+        network: its last activation describes an image. None if the identity descriptor does, which is taken from the
+            readings of `measures.face` at no extra cost.
     """
 
     def __init__(self, name: str, description: str, network: Perceptual | None = None) -> None:
@@ -51,14 +51,14 @@ class FrechetFeatures:
 
     @property
     def measure(self) -> Measure:
-        """How tables show the distance."""
+        """The distance as a measure."""
         what = f"Fréchet distance to the true frames, at most {MOST_OF_A_CLIP} of a clip; {self.description}"
         digits = 4 if self._network is None else 2
         return Measure(f"frechet_{self.name}", f"Fréchet {self.name}", False, digits, what)
 
     @torch.inference_mode()
     def __call__(self, images: Tensor) -> Tensor:
-        """Describe pictures.
+        """Describe images.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].
@@ -67,7 +67,7 @@ class FrechetFeatures:
             (B, D) float32.
 
         Raises:
-            ConfigError: the features are those of a face and not of a picture.
+            ConfigError: the features are those of a face, not of an image.
         """
         check_shape(images, "B 3 H W", "images")
         if self._network is None:
@@ -86,7 +86,7 @@ def load_features(
 
     Args:
         name: `dlib`, `alex`, `squeeze` or `vgg16`.
-        file: weights of the backbone (not of dlib); torchvision's ImageNet weights where none is given.
+        file: weights of the backbone (not of dlib); by default torchvision's ImageNet weights.
         device: where to compute.
 
     Raises:
@@ -110,13 +110,13 @@ def load_features(
 
 
 def sample_rows(count: int, most: int = MOST_OF_A_CLIP) -> NDArray[np.int64]:
-    """Which of a clip's `count` driven frames enter: `most` of them evenly spaced, the first and the last included.
+    """Numbers of the driven frames that count: `most` of `count`, evenly spaced, with the first and the last.
 
     >>> sample_rows(10, 4).tolist(), sample_rows(3).tolist(), sample_rows(0).tolist()
     ([0, 3, 6, 9], [0, 1, 2], [])
 
     Raises:
-        ConfigError: a negative count, or none of them wanted.
+        ConfigError: a negative count, or `most` below 1.
     """
     if count < 0 or most < 1:
         raise ConfigError(f"cannot take {most} of {count} frames; at least 1 must be wanted")
@@ -126,10 +126,10 @@ def sample_rows(count: int, most: int = MOST_OF_A_CLIP) -> NDArray[np.int64]:
 
 
 class Moments:
-    """Mean and covariance of vectors that come in parts and are not kept, in float64.
+    """Mean and covariance of vectors that arrive in parts and are not kept, in float64.
 
-    Each part's mean and scatter are merged with those so far (Chan et al. 1983): nothing is squared before its mean is
-    taken off, so that a large mean costs no digits, and the order of the parts matters to rounding only.
+    Each part's mean and scatter are merged with those so far (Chan et al. 1983). The mean is subtracted before
+    squaring, so a large mean costs no precision, and the order of the parts affects rounding only.
 
     Args:
         length: D.
@@ -154,7 +154,7 @@ class Moments:
         check_shape(rows, f"B {len(self.mean)}", "features")
         rows = rows.astype(np.float64)
         if not np.isfinite(rows).all():
-            raise ShapeError("features must be finite; leave out pictures that could not be described")
+            raise ShapeError("features must be finite; leave out images that could not be described")
         if len(rows):
             mean = rows.mean(axis=0)
             centred = rows - mean
@@ -186,16 +186,16 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|mu_a - mu_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)) of the Gaussians with these moments (Dowson & Landau 1982).
 
-    The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2), with roots from eigendecompositions:
-    exact for singular covariances as well, as fewer vectors than numbers give.
+    The trace of the root is the sum of the singular values of C_a^(1/2) C_b^(1/2), with roots from eigendecompositions.
+    This is exact for singular covariances too, as with fewer vectors than dimensions.
 
-    The value is squared, in the features' units, and too large by about one over the number of vectors. Two samples of
+    The value is squared, in the features' units, and biased upwards by about one over the number of vectors. Samples of
     one distribution, fitted to 512 frames of 16 clips, are 0.0148 (dlib) and 0.82 (alex) apart with 128 vectors each,
     0.0035 and 0.20 with 512, 0.0010 and 0.05 with 2,048; a blur of 1 pixel moves those frames by 0.0048 and 2.48
-    (`python benchmarks/frechet_bias.py`). Predictions and truths of the same frames share much of that chance.
+    (`python benchmarks/frechet_bias.py`). Predictions and true frames share much of that bias.
 
     Returns:
-        At least 0; 0 for equal moments but for rounding. NaN where either side has fewer than two vectors.
+        At least 0; 0 up to rounding for equal moments. NaN if either side has fewer than two vectors.
 
     Raises:
         ShapeError: vectors of different lengths.

@@ -1,9 +1,9 @@
-"""Who a face is, as a unit vector: descriptors chosen by name, and CSIM, the cosine between two of them (Sec. 4.1).
+"""Identity of a face as a unit vector, and CSIM, the cosine between two of them (Sec. 4.1).
 
 `dlib` is packaged: dlib's ResNet-29 (King 2017), 128 numbers from a chip of 150 pixels. A path that ends in `.onnx` is
 any ArcFace network (Deng et al. 2019): a chip of 112 pixels on ArcFace's five points, RGB as (x - 127.5) / 127.5. CSIMs
-of different descriptors cannot be compared: dlib's are high for strangers too (see docs/evaluation.md), ArcFace's are
-near 0 for them. Every report names the descriptor.
+of different descriptors cannot be compared: for strangers, dlib's are high too (see docs/evaluation.md) and ArcFace's
+are near 0. Every report names the descriptor.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ PACKAGED = "dlib"
 
 _ASSET = Path(__file__).resolve().parents[2] / "assets" / "identity.safetensors"
 _EYE_RIGHT, _EYE_LEFT = (33, 133), (362, 263)
-"""Outer and inner corner of the person's right eye, inner and outer corner of the left one: left to right in pictures.
-Corners, not irises: a descriptor should not depend on where the person looks."""
+"""Outer and inner corner of the person's right eye, inner and outer corner of the left one: left to right in images.
+Corners, not irises: a descriptor should not depend on gaze."""
 _NOSE_BASE, _NOSE_TIP, _MOUTH = 2, 4, (61, 291)
 
 DLIB_SIZE = 150
 """Pixels of the packaged descriptor's chip."""
 _DLIB_LENGTH = 128
 _DLIB_BATCH = 16
-"""Chips that go through the network together; more gain nothing."""
+"""Chips per forward pass; more gain nothing."""
 _DLIB_PADDING = 0.25
 _DLIB_POINTS = np.array(
     [
@@ -50,7 +50,7 @@ _DLIB_POINTS = np.array(
 )
 """dlib's mean face: corners of the eyes from left to right, then the base of the nose, before padding."""
 DLIB_TEMPLATE = (_DLIB_POINTS + _DLIB_PADDING) / (1.0 + 2.0 * _DLIB_PADDING) * DLIB_SIZE
-"""(5, 2) where the landmarks `DLIB_CORNERS` belong, pixels of the chip."""
+"""(5, 2) locations of the landmarks `DLIB_CORNERS`, pixels of the chip."""
 DLIB_CORNERS = (*_EYE_RIGHT, *_EYE_LEFT, _NOSE_BASE)
 _DLIB_MEAN_RGB = (122.782, 117.001, 104.298)
 
@@ -78,7 +78,7 @@ class Identity(Protocol):
 
         Args:
             picture: uint8 (H, W, 3) RGB.
-            landmarks: (478, 2) MediaPipe's, pixels of the picture.
+            landmarks: (478, 2) MediaPipe's, pixels of the image.
 
         Returns:
             (D,) float32 of length 1.
@@ -125,15 +125,15 @@ class DlibIdentity:
         return _unit(self.distance_vector(picture, landmarks))
 
     def many(self, pictures: Sequence[Picture], landmarks: NDArray[np.floating[Any]]) -> Vector:
-        """See `Identity.many`; equal to `__call__` but for rounding."""
+        """See `Identity.many`; equal to `__call__` up to rounding."""
         return _unit(self._vectors(pictures, landmarks))
 
     def distance_vector(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
-        """The network's output as it is, (128,) float32, about 1.4 long; arguments as `__call__`."""
+        """The network's output (128,) float32, of length about 1.4; arguments as in `__call__`."""
         return np.asarray(self._vectors([picture], _checked(landmarks)[None])[0])
 
     def vectors(self, chips: Tensor) -> Tensor:
-        """Chips (B, 3, 150, 150), RGB 0 to 255, to the network's output (B, 128); can be differentiated."""
+        """Chips (B, 3, 150, 150), RGB 0 to 255, to the network's output (B, 128); differentiable."""
         with torch.autocast(chips.device.type, enabled=False):
             return self._network((chips - chips.new_tensor(_DLIB_MEAN_RGB).view(3, 1, 1)) / 256.0)
 
@@ -181,7 +181,7 @@ class ArcFaceIdentity:
         return _unit(self._run(face_chip(picture, five, _ARCFACE_POINTS, _ARCFACE_SIZE))[0])
 
     def many(self, pictures: Sequence[Picture], landmarks: NDArray[np.floating[Any]]) -> Vector:
-        """See `Identity.many`; one by one, such files take one picture."""
+        """See `Identity.many`; one by one, because such files take one image."""
         points = _checked(landmarks, len(pictures))
         vectors = [self(picture, at) for picture, at in zip(pictures, points)]
         return np.stack(vectors) if vectors else np.empty((0, self._length), dtype=np.float32)
@@ -193,26 +193,26 @@ class ArcFaceIdentity:
 def face_chip(
     picture: Picture, points: NDArray[np.floating[Any]], template: NDArray[np.floating[Any]], size: int
 ) -> Tensor:
-    """The face turned, scaled and shifted so that its points lie on a template's in the least-squares sense.
+    """The face rotated, scaled and shifted so that its points fit a template's by least squares.
 
     Args:
-        picture: uint8 (H, W, 3) RGB; its edge is repeated beyond it.
-        points, template: (N, 2), pixels of the picture and of the chip.
+        picture: uint8 (H, W, 3) RGB; edge pixels are repeated outside it.
+        points, template: (N, 2), pixels of the image and of the chip.
         size: of the chip.
 
     Returns:
         (3, size, size) float32, 0 to 255, bilinear with antialiasing.
     """
-    check_shape(picture, "H W 3", "a picture")
+    check_shape(picture, "H W 3", "an image")
     if picture.dtype != np.uint8:
-        raise ShapeError(f"a picture must be uint8, got {picture.dtype}")
+        raise ShapeError(f"an image must be uint8, got {picture.dtype}")
     # Complex numbers are the plane's similarities: z -> a z + b.
     to = points[:, 0] + 1j * points[:, 1]
     at = template[:, 0] + 1j * template[:, 1]
     centred = at - at.mean()
     a = (np.conj(centred) @ (to - to.mean())) / (np.conj(centred) @ centred).real
     b = to.mean() - a * at.mean()
-    # Drawn twice as large and averaged down, so that shrinking does not alias.
+    # Sampled at twice the size and averaged, against aliasing.
     fine = 2 * size
     across = (np.arange(fine) + 0.5) / 2
     down = across[:, None]
@@ -221,8 +221,8 @@ def face_chip(
     grid[..., 0] = (a.real * across + b.real) * 2 / width - 1 - (a.imag * 2 / width) * down
     grid[..., 1] = (a.imag * across + b.imag) * 2 / height - 1 + (a.real * 2 / height) * down
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float()
-    drawn = F.grid_sample(pixels, torch.from_numpy(grid), padding_mode="border", align_corners=False)
-    pairs = drawn[0, :, 0::2] + drawn[0, :, 1::2]  # several times faster than avg_pool2d on three channels
+    fine_chip = F.grid_sample(pixels, torch.from_numpy(grid), padding_mode="border", align_corners=False)
+    pairs = fine_chip[0, :, 0::2] + fine_chip[0, :, 1::2]  # several times faster than avg_pool2d on three channels
     return (pairs[..., 0::2] + pairs[..., 1::2]) / 4.0
 
 
@@ -252,7 +252,7 @@ class _ResNet29:
         return F.linear(last.mean(dim=(2, 3)), self._tensors["fc.weight"])
 
     def stages(self, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """Name and output of the first convolution and of each residual block, of pictures of any size."""
+        """Name and output of the first convolution and of each residual block, of images of any size."""
         x = F.relu(self._layer(x.contiguous(memory_format=torch.channels_last), "conv32_down", 2, 0))
         yield "conv32_down", x
         x = F.max_pool2d(x, 3, 2)
@@ -263,7 +263,7 @@ class _ResNet29:
             y = F.relu(self._layer(x, f"{block}.conv1", 2 if down else 1, 0 if down else 1))
             y = self._layer(y, f"{block}.conv2", 1, 1)
             x = F.avg_pool2d(x, 2) if down else x
-            if x.shape != y.shape:  # dlib adds tensors of different sizes as if the missing entries were 0
+            if x.shape != y.shape:  # dlib treats missing entries as 0
                 size = [max(p, q) for p, q in zip(x.shape, y.shape)]
                 x, y = _padded(x, size), _padded(y, size)
             x = F.relu(x + y)
@@ -280,7 +280,7 @@ def _padded(x: Tensor, size: list[int]) -> Tensor:
 
 
 def _checked(landmarks: NDArray[np.floating[Any]], count: int | None = None) -> NDArray[np.float64]:
-    """Landmarks of one picture, (478, 2), or of `count`."""
+    """Landmarks of one image, (478, 2), or of `count` images."""
     points = np.asarray(landmarks, dtype=np.float64)
     check_shape(points, "478 2" if count is None else f"{count} 478 2", "landmarks")
     return points

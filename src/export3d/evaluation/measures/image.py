@@ -1,7 +1,7 @@
-"""How near an image is to its target: PSNR, SSIM, LPIPS.
+"""Distances of an image from its target: PSNR, SSIM, LPIPS.
 
-All take images (B, 3, H, W), RGB in [-1, 1], and give one number a pair (B,). Definitions differ between the scripts in
-circulation by window, channel handling and value range, so each is spelled out and checked against scikit-image.
+All take images (B, 3, H, W), RGB in [-1, 1], and return one number per pair (B,). Published scripts differ in window,
+channels and value range, so each definition is spelled out and checked against scikit-image.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _K1, _K2 = 0.01, 0.03
 
 
 def psnr(image: Tensor, target: Tensor) -> Tensor:
-    """Peak signal-to-noise ratio: 10 log10(1 / MSE) of the images in [0, 1], the mean over all pixels and channels.
+    """Peak signal-to-noise ratio: 10 log10(1 / MSE) of images in [0, 1], averaged over all pixels and channels.
 
     Args:
         image, target: (B, 3, H, W) in [-1, 1].
@@ -40,11 +40,11 @@ def psnr(image: Tensor, target: Tensor) -> Tensor:
 
 
 def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """Structural similarity (Wang et al. 2004, Eq. 13), the mean over positions and RGB channels.
+    """Structural similarity (Wang et al. 2004, Eq. 13), averaged over positions and RGB channels.
 
     SSIM = (2 mx my + c1) (2 sxy + c2) / ((mx^2 + my^2 + c1) (sx^2 + sy^2 + c2)) with means m, population variances and
     covariance s under a Gaussian window of 11 x 11 pixels and sigma 1.5, c1 = 0.01^2, c2 = 0.03^2 (data range 1). Only
-    windows that lie wholly inside the image count. The same as scikit-image's `structural_similarity` with
+    windows inside the image count. Equal to scikit-image's `structural_similarity` with
     `gaussian_weights=True, use_sample_covariance=False, data_range=1, channel_axis`.
 
     Args:
@@ -57,7 +57,7 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
     if min(image.shape[-2:]) < SSIM_WINDOW:
         raise ShapeError(f"SSIM needs images of at least {SSIM_WINDOW} px, got {tuple(image.shape[-2:])}")
     with torch.autocast(image.device.type, enabled=False):
-        # Grey is 0 here: variances do not care, and squares of small numbers lose less to rounding.
+        # Grey is 0 here: variances are unaffected, and squares of small numbers lose less to rounding.
         x, y = image.float() / 2.0, target.float() / 2.0
         maps = torch.stack([x, y, x * x, y * y, x * y], dim=1)
         mx, my, xx, yy, xy = _window_means(maps).unbind(dim=1)
@@ -70,14 +70,14 @@ def ssim(image: Tensor, target: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Measure:
-    """A figure of a clip, and how a table shows it.
+    """A measure of a clip, and its format in tables.
 
     Attributes:
         name: key in reports.
         title: column title, with unit.
-        higher_is_better: which way is good; None where neither is (a ratio that should be 1: the definition says so).
+        higher_is_better: the better direction; None for a ratio whose ideal is 1.
         digits: after the decimal point.
-        definition: one line for the report: window, range, networks used.
+        definition: one line for the report: window, range, networks.
     """
 
     name: str
@@ -93,14 +93,14 @@ class Metric(Measure):
 
     Attributes:
         score: images and targets (B, 3, H, W) in [-1, 1] to (B,).
-        prepare: targets to what scores images against them, where part of the work depends on the targets alone.
+        prepare: targets to a function that scores images against them, if part of the work depends on targets alone.
     """
 
     score: Callable[[Tensor, Tensor], Tensor]
     prepare: Callable[[Tensor], Callable[[Tensor], Tensor]] | None = None
 
     def against(self, target: Tensor) -> Callable[[Tensor], Tensor]:
-        """What scores any images (B, 3, H, W) against these targets; for several methods' images of the same frames."""
+        """A function that scores images (B, 3, H, W) against these targets; for several methods on the same frames."""
         return (lambda image: self.score(image, target)) if self.prepare is None else self.prepare(target)
 
 
@@ -118,12 +118,12 @@ def lpips(
 ) -> Metric:
     """The LPIPS distance (Zhang et al. 2018, Eq. 1; `export3d.perceptual`) as a metric, lower is better, 0 if equal.
 
-    Only with the learned v0.1 heads that belong to the backbone are its numbers comparable to published ones; without
-    them (uniform weights) the metric is called `lpips_uniform`.
+    Its numbers are comparable to published ones only with the backbone's learned v0.1 heads; without them (uniform
+    weights) the metric is called `lpips_uniform`.
 
     Args:
         backbone: `alex` (what most papers report), `squeeze` or `vgg16`.
-        features: the backbone's weight file; torchvision's ImageNet weights where none is given.
+        features: the backbone's weight file; by default torchvision's ImageNet weights.
         heads: the linear heads' weight file.
         device: where to compute.
 
@@ -151,12 +151,12 @@ def lpips(
 
 def _window_means(maps: Tensor) -> Tensor:
     """Gaussian-weighted means of (B, M, 3, H, W) over every window inside, (B, M, 3, H - 10, W - 10)."""
-    # As two matrix products: several times faster on a processor than a convolution of one channel.
+    # Two matrix products are several times faster on a CPU than a single-channel convolution.
     return _window_matrix(maps.shape[-2], maps.device) @ maps @ _window_matrix(maps.shape[-1], maps.device).mT
 
 
 def _window_matrix(size: int, device: torch.device) -> Tensor:
-    """(size - 10, size): row i holds the window that begins at pixel i."""
+    """(size - 10, size): row i holds the window that starts at pixel i."""
     at = torch.arange(SSIM_WINDOW, dtype=torch.float64) - SSIM_WINDOW // 2
     window = torch.exp(-0.5 * (at / SSIM_SIGMA_PX).square())
     matrix = torch.zeros(size - SSIM_WINDOW + 1, size, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Networks that measure faces: each has a packaged one that goes by a name, and takes others as ONNX files."""
+"""Networks that measure faces: packaged ones by name, others as ONNX files."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def by_name_or_file(
     packaged: tuple[str, Callable[[], Packaged]],
     network: tuple[str, Callable[[Path], FromFile]],
 ) -> Packaged | FromFile:
-    """What a name, or the path of an `.onnx` file, stands for.
+    """The network that a name, or the path of an `.onnx` file, stands for.
 
     Args:
         given: the name or the path.
-        what: how messages call what is chosen.
-        packaged: the name, and what makes it.
-        network: how messages call a network from a file, with its article, and what makes it of its path.
+        what: its kind, in messages.
+        packaged: the name, and its constructor.
+        network: the kind of a file, with its article, and the constructor from a path.
 
     Raises:
         ConfigError: neither.
@@ -48,8 +48,8 @@ class OnnxNetwork:
 
     Args:
         path: its file.
-        what: how messages call it, with its article.
-        size: S, or with `any_size` what S is where the file leaves it open.
+        what: its kind, with the article, in messages.
+        size: S; with `any_size`, only if the file leaves it open.
 
     Attributes:
         size: S.
@@ -57,7 +57,7 @@ class OnnxNetwork:
 
     Raises:
         MissingExtra: onnxruntime is not installed.
-        CheckpointError: the file is missing, or does not take such pictures.
+        CheckpointError: the file is missing, or does not take such images.
     """
 
     def __init__(self, path: Path, what: str, size: int, *, any_size: bool = False) -> None:
@@ -79,11 +79,11 @@ class OnnxNetwork:
             sides = [side for side in given.shape[2:] if isinstance(side, int) and side > 0]
             self._name, self.size = given.name, sides[0] if sides else size
             self.outputs(torch.zeros(3, self.size, self.size))
-        except Exception as error:  # onnxruntime has a class for each of its failures, and they are private
+        except Exception as error:  # onnxruntime's exception classes are private
             raise CheckpointError(f"{path} cannot be run as {what} of (1, 3, {size}, {size}) RGB") from error
         if self.size != size and not any_size:
             raise CheckpointError(f"{path} takes {self.size} px, not {size}; name {what}")
 
-    def outputs(self, picture: torch.Tensor) -> list[NDArray[np.float32]]:
-        """What it says of a picture (3, S, S), in the range that it was trained on."""
-        return [np.asarray(value) for value in self._session.run(None, {self._name: picture[None].numpy()})]
+    def outputs(self, image: torch.Tensor) -> list[NDArray[np.float32]]:
+        """The outputs for an image (3, S, S), in the value range of its training."""
+        return [np.asarray(value) for value in self._session.run(None, {self._name: image[None].numpy()})]

@@ -1,20 +1,19 @@
-"""How restless driven frames are: temporal flicker of a prediction over that of the driving clip itself.
+"""Temporal flicker of a prediction, relative to the flicker of the driving clip.
 
-Flicker is what changes from frame to frame and does not go on: the second difference in time,
-|I(t-1) - 2 I(t) + I(t+1)|, of the grey picture (mean of RGB, 0 to 255, averaged over squares of a 64th of the picture
-so that grain counts less than what is seen). What brightens or slides steadily has little of it, jitter and shimmer
-have much.
+Flicker is the second difference in time, |I(t-1) - 2 I(t) + I(t+1)|, of the grey image (mean of RGB, 0 to 255, averaged
+over squares of a 64th of the image so that grain counts less than visible structure). Steady changes of brightness or
+position have little of it; jitter and shimmer have much.
 
-- *Regions*: the face is the hull of the target's landmarks in the middle frame; the background lies outside that hull
-  grown to 1.9 times its size, above the chin and beside what hangs below the grown hull, so that hair and shoulders are
-  mostly out. The same places are taken in target and prediction.
-- *Real motion* moves edges, which is no flicker. In the face the three frames are therefore also compared at places
-  that move along with the target's head (the similarity that takes the middle frame's 33 pose landmarks to a
-  neighbour's), and the smaller of both figures counts: that of a room that stands still, or of a head that moves.
-  A prediction is moved by the target's landmarks, not by its own, so that its jitter stays visible.
-- *Medians* over places, then over the clip's frames: an edge, a blink or a quick turn does not decide.
-- *Ratio*: (prediction + floor) / (target + floor) with a floor of a quarter of a grey level, so that two still clips
-  give 1, and a difference below what 8 bits can show does not become a large number.
+- *Regions*: the face is the hull of the target's landmarks in the middle frame. The background lies outside that hull
+  grown to 1.9 times its size, above the chin and beside the area below the grown hull, which excludes most of hair and
+  shoulders. Target and prediction use the same locations.
+- *Real motion* moves edges, which is not flicker. In the face the three frames are therefore also compared at locations
+  that move with the target's head (the similarity that maps the middle frame's 33 pose landmarks to a neighbour's), and
+  the smaller of both figures counts. A prediction is moved by the target's landmarks, not by its own, so that its
+  jitter stays visible.
+- *Medians* over locations, then over the clip's frames, so that single edges, blinks or quick turns do not dominate.
+- *Ratio*: (prediction + floor) / (target + floor) with a floor of a quarter of a grey level: two still clips give 1,
+  and differences below 8-bit precision do not become large ratios.
 """
 
 from __future__ import annotations
@@ -35,17 +34,17 @@ from export3d.face.mesh import LANDMARKS, canonical_mesh
 Array = NDArray[np.float64]
 
 GRID = 64
-"""Places across the picture."""
+"""Locations across the image."""
 FLOOR = 0.25
-"""Grey levels added to both figures of the ratio."""
+"""Grey levels added to both sides of the ratio."""
 GROWN = 1.9
-"""How many times as large as the face the region is that is kept out of the background."""
+"""Scale of the face's hull that is excluded from the background."""
 _DIRECTIONS = 32
 _FEWEST = 32
-"""Places that a region needs."""
+"""Fewest locations of a region."""
 
 _WHAT = (
-    "restlessness of the prediction over the driving clip's: median second difference in time of grey levels in the "
+    "flicker of the prediction over that of the driving clip: median second difference in time of grey levels in the "
     f"{{}}, both plus {FLOOR:g}; 1 is ideal, above 1 flickers or jitters, below 1 is stiller or softer than the truth"
 )
 MEASURES = (
@@ -55,9 +54,9 @@ MEASURES = (
 
 
 class Flicker:
-    """Temporal flicker of one prediction of one clip over the driving clip's own.
+    """Temporal flicker of one prediction of one clip, relative to the driving clip.
 
-    Add the clip's frames chunk by chunk; the last two and two numbers a frame are kept.
+    Frames are added chunk by chunk; only the last two frames and two numbers per frame are kept.
     """
 
     def __init__(self) -> None:
@@ -77,12 +76,12 @@ class Flicker:
         """The next N frames.
 
         Args:
-            rows: (N,) their numbers; only frames whose two neighbours were added, too, count.
+            rows: (N,) their numbers; only frames whose two neighbours were also added count.
             targets, predictions: (N, R, R, 3) uint8 RGB.
-            target_landmarks: (N, 478, 2) MediaPipe's, pixels of R; NaN where there is no face.
+            target_landmarks: (N, 478, 2) MediaPipe's, pixels of the frame; NaN without a face.
 
         Raises:
-            ShapeError: other shapes, or another R than before.
+            ShapeError: other shapes, or another size than before.
         """
         check_shape(targets, "N R R 3", "targets")
         count, size = targets.shape[:2]
@@ -103,7 +102,7 @@ class Flicker:
         self._rows, self._landmarks, self._grey = self._rows[-2:], self._landmarks[-2:], (new[0][-2:], new[1][-2:])
 
     def result(self) -> dict[str, float]:
-        """The clip's ratios, from 0, 1 is ideal; NaN where no three neighbours show a face or a region is too small.
+        """The clip's ratios, at least 0, ideally 1; NaN without three neighbouring faces or if a region is too small.
 
         Returns:
             `flicker_face` and `flicker_background`.
@@ -117,7 +116,7 @@ class Flicker:
         return out
 
     def _compare(self, *clips: Tensor) -> None:
-        """Keep, for each frame between two neighbours, the restlessness of face and background in both clips."""
+        """Keep, per frame between two neighbours, the flicker of face and background in both clips."""
         follows: NDArray[np.bool_] = np.asarray(self._rows[1:] - self._rows[:-1] == 1)
         seen: NDArray[np.bool_] = np.asarray(~np.isnan(self._landmarks).any(axis=(1, 2)))
         middle = np.flatnonzero(follows[:-1] & follows[1:] & seen[:-2] & seen[1:-1] & seen[2:]) + 1
@@ -142,7 +141,7 @@ class Flicker:
 
 
 def _squares(size: int) -> tuple[int, int]:
-    """Side of the squares that are averaged, and the step from one to the next, pixels."""
+    """Side of the averaged squares and their spacing, pixels."""
     side = max(size // GRID, 1)
     return side, max(side // 2, 1)
 
@@ -155,7 +154,7 @@ def _grey(pictures: NDArray[np.uint8]) -> Tensor:
 
 
 def _sample(grey: Tensor, places: Array, size: int) -> NDArray[np.float32]:
-    """(N, P) values of `_grey` pictures (N, n, n) of R pixels at places (N, P, 2), pixels; bilinear."""
+    """(N, P) values of `_grey` images (N, n, n) of R pixels at locations (N, P, 2), pixels; bilinear."""
     square, step = _squares(size)
     at = (places - square / 2) * (2.0 / (step * (grey.shape[-1] - 1))) - 1.0
     points = torch.from_numpy(at.astype(np.float32))[:, None]
@@ -164,13 +163,13 @@ def _sample(grey: Tensor, places: Array, size: int) -> NDArray[np.float32]:
 
 
 def _places(size: int) -> Array:
-    """(4096, 2) places on a grid, pixels of the picture."""
+    """(4096, 2) locations on a grid, pixels of the image."""
     centres = (np.arange(GRID) + 0.5) * (size / GRID)
     return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
 
 
 def _along(here: Array, there: Array, places: Array) -> Array:
-    """Places (N, P, 2) moved as the head does: the similarity that takes landmarks (N, 478, 2) to (N, 478, 2) best."""
+    """Locations (N, P, 2) moved with the head: by the similarity that best maps landmarks (N, 478, 2) to others."""
     mesh = canonical_mesh()
     # Complex numbers are the plane's similarities: z -> a z + b.
     z, u = (points[:, mesh.pose_landmarks] @ np.array([1.0, 1.0j]) for points in (here, there))
@@ -182,7 +181,7 @@ def _along(here: Array, there: Array, places: Array) -> Array:
 
 
 def _regions(landmarks: Array, places: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """(N, P) twice: which places lie in the face, and which in the background; landmarks (N, 478, 2)."""
+    """Masks (N, P) of the locations in the face and in the background; landmarks (N, 478, 2)."""
     angle = np.arange(_DIRECTIONS) * (2.0 * np.pi / _DIRECTIONS)
     direction = np.stack([np.cos(angle), np.sin(angle)])
     low, high = landmarks.min(axis=1), landmarks.max(axis=1)

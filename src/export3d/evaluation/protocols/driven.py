@@ -1,12 +1,12 @@
-"""The rules of same-identity reenactment: which frame of a clip is the source, which are driven, and by what.
+"""The rules of same-identity reenactment: which frame of a clip is the source, which frames are driven, and by what.
 
-- *Source*: of the frames in which the face was found, the one with the smallest |yaw| + |pitch| + |roll|; the first of
-  equals.
+- *Source*: of the frames in which the face was found, the one with the smallest |yaw| + |pitch| + |roll|; the first if
+  several are equal.
 - *Driven*: all other frames in which the face was found (or every N-th of them), with their own tracked expressions and
-  cameras (absolute motion). Frames equal to the source pixel for pixel, as slow recordings repeated at 25 a second have
-  them, are left out: a copy is infinitely good there.
-- *Pictures*: face crops at the model's size; predictions are rounded to 8 bits before they are compared, so that saved
-  and scored pictures agree.
+  cameras (absolute motion). Frames equal to the source pixel for pixel are left out, because a copy is infinitely good
+  there; slow recordings converted to 25 frames per second have them.
+- *Images*: face crops at the model's size. Predictions are rounded to 8 bits before they are compared, so that saved
+  and scored images agree.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from export3d.model import Export3D
 from export3d.motion.motion import Motion
 
 Rows = NDArray[np.int64]
+Floats = NDArray[np.floating[Any]]
 Predict = Callable[[Rows], Tensor]
 """Frame numbers (B,) to predicted images (B, 3, R, R) in [-1, 1]."""
 
 FPS = 25.0
-BATCH = 4
 _ANGLE_SCALE_DEG = 15.0
 
 
@@ -45,10 +45,10 @@ class DrivenClip:
     Attributes:
         record: provenance and track.
         frames: (T, 3, R, R) uint8.
-        motion: T frames at 25 a second.
+        motion: T frames at 25 per second.
         source: number of the source frame.
         driven: numbers of the frames to predict.
-        identical: how many others equal the source and were left out.
+        identical: number of other frames that equal the source and were left out.
     """
 
     record: Record
@@ -65,17 +65,18 @@ class DrivenClip:
     @property
     def farthest(self) -> int:
         """The driven frame that differs most from the source in pose and expression (`distance_from`)."""
-        return int(self.driven[np.argmax(distance_from(self.motion, self.source)[self.driven])])
+        away = distance_from(self.motion, self.motion.camera[self.source], self.motion.expression[self.source])
+        return int(self.driven[np.argmax(away[self.driven])])
 
 
 class Method(Protocol):
-    """A way to predict driven frames from the source; called once a clip, then once a batch."""
+    """A way to predict driven frames from the source; called once per clip, then once per batch."""
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict: ...
 
 
 class Reenactment:
-    """The model: source encoded once, then planes and a frame for each driving expression and camera."""
+    """The model: the source is encoded once, then each driving expression and camera gives planes and a frame."""
 
     def __init__(self, model: Export3D) -> None:
         self.model = model
@@ -95,9 +96,7 @@ class Reenactment:
 
 
 @torch.inference_mode()
-def driven_chunks(
-    clip: DrivenClip, methods: Mapping[str, Method], device: torch.device, batch: int = BATCH
-) -> Iterator[Chunk]:
+def driven_chunks(clip: DrivenClip, methods: Mapping[str, Method], device: torch.device, batch: int) -> Iterator[Chunk]:
     """The driven frames of a clip, `CHUNK` at a time, with every method's predictions rounded to 8 bits."""
     predict = {name: method(clip, device) for name, method in methods.items()}
     for start in range(0, len(clip.driven), CHUNK):
@@ -128,13 +127,21 @@ def driven_clip(record: Record, space: str, size: int, every: int = 1) -> Driven
     return DrivenClip(record, frames, motion, source, driven, int((record.found & equal).sum()) - 1)
 
 
-def most_frontal(camera: NDArray[np.floating[Any]], found: NDArray[np.bool_]) -> int:
+def most_frontal(camera: Floats, found: NDArray[np.bool_]) -> int:
     """Number of the found frame with the smallest |yaw| + |pitch| + |roll|; labels (T, 25) and (T,) not all False."""
     turned = np.abs(head_angles(camera)).sum(axis=-1)
     return int(np.argmin(np.where(found, turned, np.inf)))
 
 
-def distance_from(motion: Motion, frame: int) -> NDArray[np.float64]:
-    """(T,) how far each frame is from one: summed head angles in units of 15 degrees plus summed expression changes."""
-    angles = np.abs(motion.angles_deg - motion.angles_deg[frame]).sum(axis=-1) / _ANGLE_SCALE_DEG
-    return np.asarray(angles + np.abs(motion.expression - motion.expression[frame]).sum(axis=-1), dtype=np.float64)
+def distance_from(motion: Motion, camera: Floats, expression: Floats) -> NDArray[np.float64]:
+    """Distance of each frame of a motion from one camera and expression, in pose and expression.
+
+    Args:
+        motion: T frames.
+        camera, expression: (25,) and (E,) of the frame to compare with.
+
+    Returns:
+        (T,) summed head angles in units of 15 degrees plus summed expression changes.
+    """
+    angles = np.abs(motion.angles_deg - head_angles(camera)).sum(axis=-1) / _ANGLE_SCALE_DEG
+    return np.asarray(angles + np.abs(motion.expression - expression).sum(axis=-1), dtype=np.float64)

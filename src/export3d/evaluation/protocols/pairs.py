@@ -1,44 +1,23 @@
-"""Pairs of source and driving clip for the cross-identity protocol."""
+"""Which records are animated by which clips in the cross-identity protocol: by rule or from a file."""
 
 from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from export3d.data.shards import Index
 from export3d.errors import InputError
+from export3d.evaluation.reports.cross import Pair
 from export3d.files import check_input
 
 _DRIVEN_BY_EACH = 2
 
 
-BY_CLIP = " by "
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Keys of the record that is animated and of the clip that drives it."""
-
-    source: str
-    driver: str
-
-    @property
-    def name(self) -> str:
-        """How reports call it; keys have no spaces."""
-        return f"{self.source}{BY_CLIP}{self.driver}"
-
-    @property
-    def folder(self) -> str:
-        """What holds its pictures."""
-        return self.name.replace(" ", "_")
-
-
 def choose_pairs(index: Index) -> tuple[Pair, ...]:
-    """The pairs of a split by rule: in the order of people's names, each one's first clip drives the next two people.
+    """The pairs of a split by rule: in the order of names, each person's first clip drives the next two people.
 
-    "First" is by key; people without a clip are driven and drive nobody. The last people drive the first ones.
+    "First" is by key. People without a clip only serve as sources. The last people drive the first ones.
     """
     people: dict[str, list[str]] = {}
     for entry in sorted(index.entries, key=lambda entry: (entry.person, entry.key)):
@@ -55,7 +34,7 @@ def choose_pairs(index: Index) -> tuple[Pair, ...]:
 
 
 def read_pairs(path: Path | str) -> tuple[Pair, ...]:
-    """Pairs from a CSV file with the columns `source` and `driver`; lines that begin with # are remarks.
+    """Pairs from a CSV file with the columns `source` and `driver`; lines that begin with # are comments.
 
     Raises:
         InputError: no such file, other columns, an empty field or no pair.
@@ -70,21 +49,26 @@ def read_pairs(path: Path | str) -> tuple[Pair, ...]:
         raise InputError(f"{path} holds no pairs; give a CSV file with the columns source and driver")
     pairs = [Pair(row["source"] or "", row["driver"] or "") for row in rows]
     if not all(pair.source and pair.driver for pair in pairs) or len(set(pairs)) != len(pairs):
-        raise InputError(f"{path} has a pair that is not complete or is there twice; correct it")
+        raise InputError(f"{path} has an incomplete or repeated pair; correct it")
     return tuple(pairs)
 
 
 def check_pairs(pairs: Sequence[Pair], index: Index) -> None:
+    """Refuse pairs that the split cannot serve.
+
+    Raises:
+        InputError: no pair, an unknown record, a still driver, or one person as source and driver.
+    """
     entries = {entry.key: entry for entry in index.entries}
     for pair in pairs:
         missing = [key for key in (pair.source, pair.driver) if key not in entries]
         if missing:
             raise InputError(
-                f"the pair {pair.name} names {missing[0]}, which the split does not hold; use its own list"
+                f"the pair {pair.name} names {missing[0]}, which the split does not hold; name records of this split"
             )
         if entries[pair.driver].kind != "video":
-            raise InputError(f"the pair {pair.name} is driven by a still picture; name a clip as driver")
+            raise InputError(f"the pair {pair.name} is driven by a still image; name a clip as driver")
         if entries[pair.driver].person == entries[pair.source].person:
-            raise InputError(f"the pair {pair.name} is one and the same person; name two people")
+            raise InputError(f"the pair {pair.name} has one and the same person twice; name two people")
     if not pairs:
         raise InputError("the split holds no clip that could drive another person; prepare more clips")

@@ -1,19 +1,18 @@
-"""Methods to stand beside ours: what doing nothing gives, what two simple methods give, and the most ours could.
+"""Reference methods: a copy, two simple methods, and an upper bound of ours.
 
 - `copy`: the source itself.
-- `warp`: the source as an elastic sheet whose landmarks lie where the driving frame has them. These are the truth's own
-  landmarks: it is told far more than a driven model is.
-- `mesh`: the same sheet, moved by what drives our model too: the tracked camera and some of the scores.
-- `oracle`: the driving frame itself as the source of our own model, shown by its own camera and expression.
+- `warp`: the source as an elastic mesh whose landmarks lie where the driving frame has them. These landmarks come from
+  the ground truth: a far stronger input than a driven model gets.
+- `mesh`: the same mesh, moved by the inputs that our model gets too: the tracked camera and some of the scores.
+- `oracle`: our own model with the driving frame as source, rendered with its own camera and expression.
 
-No simple method invents what the source hides: skin and background are stretched there, and a mouth that opens is dark.
+The simple methods do not inpaint what the source hides: skin and background are stretched, and an open mouth is dark.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -23,27 +22,25 @@ from torch import Tensor
 
 import export3d.camera as cameras
 from export3d.errors import check_shape
+from export3d.evaluation.protocols.driven import DrivenClip, Method, Predict, Rows
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS, LOWER_LIDS, UPPER_LIDS
 from export3d.face.mesh import LANDMARKS, VERTICES, canonical_mesh
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
 from export3d.warping.elastic_mesh import FACE, ElasticMesh, show, softened
 
-if TYPE_CHECKING:
-    from export3d.evaluation.protocols.driven import DrivenClip, Method, Predict, Rows
-
 Array = NDArray[np.float64]
 Numbers = NDArray[np.int64]
 Faces = Callable[[int], tuple[Array, Array]]
-"""A frame's number to its face: (F, 2) places of the sheet's vertices, 0..1, and (F,) distances from the camera."""
+"""A frame's number to its face: (F, 2) positions of the mesh's vertices, 0..1, and (F,) distances from the camera."""
 
 _MOUTH_OPENS = (0.008, 0.024)
-"""It gets dark between the lips from the first to the second change of their distance, in widths of the picture."""
+"""Changes of the distance between the lips, in image widths, at which darkening starts and is complete."""
 _SHADE, _DARKNESS = 0.8, 0.35
-"""How much of the dark colour there is at most, and how bright that is, in parts of the face's own colour."""
+"""Largest share of the dark colour, and its brightness relative to the face's colour."""
 
 _CLOSED = 0.8
-"""The eyes' opening falls in proportion to the blink score, to nothing at this score."""
+"""The opening of the eyes falls linearly with the blink score and vanishes at this score."""
 _MOVES: dict[str, dict[int, tuple[float, float]]] = {
     "jawOpen": {0: (0.0, 0.2), 14: (0.0, 3.0), 61: (0.2, 0.95), 291: (-0.2, 0.95), 152: (0.0, 1.75)},
     "mouthLowerDownRight": {0: (0.0, -0.15), 14: (0.0, 0.95), 61: (-0.35, 0.2), 152: (0.0, 0.3)},
@@ -53,13 +50,13 @@ _MOVES: dict[str, dict[int, tuple[float, float]]] = {
     "mouthPucker": {0: (0.0, 0.1), 61: (0.5, 0.2), 291: (-0.5, 0.2), 152: (0.0, 0.2)},
     "browInnerUp": {105: (-0.1, -0.75), 334: (0.1, -0.75)},
 }
-"""Centimetres right and down by which a score of 1 moves landmarks: least squares on training clips, rounded."""
+"""Motion of landmarks at a score of 1, centimetres right and down: least squares on training clips, rounded."""
 _STILL = (4, 168, 33, 263, 205, 425, 234, 454)
 """Landmarks that no score moves."""
 
 
 class Copy:
-    """The source frame itself, whatever drives: what any method has to beat."""
+    """The source frame itself: the least that any method must beat."""
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
         source = clip.images([clip.source], device)
@@ -69,8 +66,8 @@ class Copy:
 class LandmarkWarp:
     """The source warped so that its landmarks lie on the driving frame's true ones.
 
-    Piecewise affine over the face mesh, smooth outside it (`ElasticMesh`). The tracked camera only tells which parts of
-    the face hide others.
+    Piecewise affine over the face mesh, smooth outside it (`ElasticMesh`). The tracked camera only decides which parts
+    of the face occlude others.
     """
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
@@ -79,11 +76,11 @@ class LandmarkWarp:
 
 
 class MeshRepose:
-    """The source on a 3D face mesh, seen by the driving camera; the driving landmarks are not used.
+    """The source on a 3D face mesh, seen by the driving camera; driving landmarks are not used.
 
-    The canonical mesh gives each of the source's landmarks its depth. Where the expressions are ARKit's scores some of
-    them move the mesh too, by rules that are the same for everyone (jaw, lower lip, corners of the mouth, brows, lids:
-    `expression_motion`). For all else, such as gaze, and in other expression spaces the face is rigid.
+    The canonical mesh gives the source's landmarks their depth. Some ARKit scores move the mesh by the same rules for
+    everyone (jaw, lower lip, corners of the mouth, brows, eyelids: `expression_motion`). Everything else, such as gaze,
+    is rigid, and so is the whole face in other expression spaces.
     """
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
@@ -103,10 +100,9 @@ class MeshRepose:
 
 
 class Oracle:
-    """Each driving frame as the source of our own model, shown by its own expression and camera.
+    """Our own model with each driving frame as its source, rendered with that frame's expression and camera.
 
-    What is missing to the truth is what encoder, tri-plane and renderer cannot show, as they are trained; nothing has
-    to be guessed that the source hides.
+    Its error is what the trained encoder, tri-plane and renderer cannot represent; no hidden part has to be guessed.
     """
 
     def __init__(self, model: Export3D) -> None:
@@ -131,14 +127,14 @@ REFERENCES: dict[str, Callable[[Export3D], Method]] = {
     "mesh": lambda model: MeshRepose(),
     "oracle": Oracle,
 }
-"""Every reference by name; the model is ours, for those that need it."""
+"""References by name; the argument is our model, for those that need it."""
 
 
 def expression_motion(face: Array, scores: Array, driving: Array) -> Array:
-    """How a face moves from (52,) scores to others: (F, 3) world units to the same, the irises still.
+    """Displacement (F, 3), world units, of a face (F, 3) between two sets of (52,) scores; irises stay.
 
-    Rules of thumb: some scores pull a few landmarks, the lids close in proportion to the blink score, and the face
-    between bends as a thin plate does, cut between the lips.
+    Some scores pull a few landmarks, the eyelids close in proportion to the blink score, and the face in between bends
+    like a thin plate that is cut between the lips.
     """
     controls, spread = _bending()
     pull = np.zeros((VERTICES, 3))
@@ -155,10 +151,10 @@ def expression_motion(face: Array, scores: Array, driving: Array) -> Array:
 
 
 def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
-    """Pictures of the source's sheet, its face where `faces` says."""
+    """Images of the source's mesh with its face at the positions that `faces` returns."""
     image = clip.images([clip.source], device)
     at_rest = _face(clip, clip.source)
-    sheet = ElasticMesh(torch.from_numpy(at_rest[None]).float().to(device))
+    mesh = ElasticMesh(torch.from_numpy(at_rest[None]).float().to(device))
     dark = _DARKNESS * (_mean_inside(image, at_rest) + 1.0) - 1.0
 
     def predict(rows: Rows) -> Tensor:
@@ -166,7 +162,7 @@ def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
         for row in rows:
             face, depth = faces(int(row))
             places, distance = (torch.from_numpy(x[None]).float().to(device) for x in (face, depth))
-            source, mouth = sheet.lookup(places, distance, image.shape[-1])
+            source, mouth = mesh.lookup(places, distance, image.shape[-1])
             shade = softened(softened(mouth[:, None] * _shade(at_rest, face)))
             picture = show(image, source)
             pictures.append((picture + shade * (dark - picture)).clamp(-1.0, 1.0))
@@ -183,7 +179,7 @@ def _mean_inside(image: Tensor, face: Array) -> Tensor:
 
 
 def _shade(source: Array, face: Array) -> float:
-    """How dark it is between the lips: 0 where they are at most twice as far apart as in the source."""
+    """Darkness between the lips: 0 if they are at most twice as far apart as in the source."""
     before, after = (float(np.linalg.norm(points[13] - points[14])) for points in (source, face))
     first, full = _MOUTH_OPENS
     opened = min(max((after - before - first) / (full - first), 0.0), 1.0)
@@ -191,7 +187,7 @@ def _shade(source: Array, face: Array) -> float:
 
 
 def _face(clip: DrivenClip, row: int) -> Array:
-    """(F, 2) the sheet's vertices of the face in a frame, 0..1."""
+    """(F, 2) the face's vertices in a frame, 0..1."""
     landmarks = clip.record.landmarks
     check_shape(landmarks, f"T {LANDMARKS} 2", f"landmarks of {clip.record.key}")
     return np.asarray(landmarks[row][list(FACE)], dtype=np.float64)
@@ -202,7 +198,7 @@ def _camera(clip: DrivenClip, row: int) -> Array:
 
 
 def _distance(world: Array, label: Array) -> Array:
-    """How far in front of a camera (25,) points (N, 3) are, scene units."""
+    """Depth of points (N, 3) in front of a camera (25,), scene units."""
     cam2world, _ = cameras.unpack(label)
     return np.asarray((world - cam2world[:3, 3]) @ cam2world[:3, 2])
 
@@ -216,7 +212,7 @@ def _canonical_face() -> Array:
 
 @lru_cache(maxsize=1)
 def _bending() -> tuple[Numbers, Array]:
-    """(C,) landmarks that are held, and (468, C) how all follow them: least bending of the mesh, cut at the lips."""
+    """(C,) fixed landmarks, and (468, C) weights by which all vertices follow: least bending, cut at the lips."""
     mesh = canonical_mesh()
     held = {*_STILL, *(n for way in _MOVES.values() for n in way), *np.ravel(EYE_CORNERS)}
     controls = np.array(sorted(held.union(*UPPER_LIDS, *LOWER_LIDS)), dtype=np.int64)

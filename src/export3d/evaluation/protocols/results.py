@@ -1,10 +1,10 @@
-"""What an evaluation leaves on disk: a folder for each clip, so that a run that was cut goes on, and the report of all.
+"""The files of an evaluation: a folder per clip, so that a stopped run can continue, and the report on all clips.
 
     OUT/report.html, report.md, report.json, sheet.png
     OUT/clips/KEY/scores.json, strip.webp, features.safetensors, and case.png where the clip may be shown on the sheet
 
-`scores.json` is written last: a folder that has it is whole. It names the settings that it was made with, and counts
-only for a run with the same ones.
+`scores.json` is written last, so a folder that has it is complete. It names the settings it was made with and is used
+only by a run with the same settings.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from export3d.animate.export import check_output, encode_webp, make_folder, write_sheet, write_still
@@ -26,9 +25,11 @@ from export3d.errors import InputError
 from export3d.evaluation.measures.frechet import Moments, frechet_distance
 from export3d.evaluation.measures.image import Measure
 from export3d.evaluation.protocols.scoring import ClipScores
+from export3d.evaluation.reports.clips import ClipResult, clip_result
 from export3d.evaluation.reports.figures import Case, Gallery, sheet_rows
-from export3d.evaluation.reports.html import WORST, page
-from export3d.evaluation.reports.report import ClipResult, Report, clip_result
+from export3d.evaluation.reports.html.clips import WORST
+from export3d.evaluation.reports.html.page import page
+from export3d.evaluation.reports.report import Report
 from export3d.evaluation.reports.tables import strict
 from export3d.files import write_bytes
 from export3d.image import read_image
@@ -40,7 +41,7 @@ REPORTS = ("report.html", "report.json", "report.md", "sheet.png")
 
 
 class Shown(NamedTuple):
-    """The pictures of a clip that a contact sheet may show, and how far it moves; uint8 (R, R, 3) each."""
+    """The images of a clip that a contact sheet may show, uint8 (R, R, 3) each, and how far the clip moves."""
 
     movement: float
     frame: int
@@ -53,11 +54,11 @@ class Results:
     """The results of one evaluation in its folder.
 
     Args:
-        out: the folder, made if missing.
-        settings: everything that decides the numbers; clips scored with others are scored again.
+        out: the folder; created if missing.
+        settings: everything that decides the figures; clips scored with other settings are scored again.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the folder cannot be written.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
@@ -98,27 +99,44 @@ class Results:
         """One clip's strip, a WebP file."""
         return (self._folder(key) / "strip.webp").read_bytes()
 
-    def finish(
-        self,
-        keys: Sequence[str],
-        build: Callable[[tuple[ClipResult, ...], dict[str, dict[str, float]], tuple[dict[str, str], ...]], R],
-        overall: Sequence[Measure] = (),
-        previous: Report | None = None,
-    ) -> R:
-        """Put the clips together: Fréchet distances, sheet, report in all its forms.
+    def clips(self, keys: Sequence[str]) -> tuple[ClipResult, ...]:
+        """The figures of some clips.
+
+        Raises:
+            InputError: one of them is not there.
+        """
+        return tuple(self.result(key) for key in keys)
+
+    def distances(self, keys: Sequence[str], overall: Sequence[Measure]) -> dict[str, dict[str, float]]:
+        """Method to Fréchet distances (those in `overall`), from the sampled frames of all clips."""
+        from safetensors.torch import load_file
+
+        moments: dict[str, Moments] = {}
+        for key in keys:
+            for name, values in load_file(self._folder(key) / "features.safetensors").items():
+                moments.setdefault(name, Moments(values.shape[1])).add(values)
+        out: dict[str, dict[str, float]] = {}
+        for name, found in moments.items():
+            measure, method = name.split("/", 1)
+            if method != "target":
+                out.setdefault(method, {})[measure] = frechet_distance(found, moments[f"{measure}/target"])
+        known = {measure.name for measure in overall}
+        return {method: {m: value for m, value in by.items() if m in known} for method, by in out.items()}
+
+    def write_report(self, report: R, previous: Report | None = None) -> R:
+        """Write the contact sheet and the report in all its forms.
 
         Args:
-            keys: of the clips, in order.
-            build: results, figures of the whole, and the sheet's credits to the report.
-            overall: the measures of the whole.
+            report: of clips that are kept here, without credits.
             previous: an earlier run that the page compares this one with.
+
+        Returns:
+            The report with the sheet's credits.
         """
-        clips = tuple(self.result(key) for key in keys)
-        gallery = Gallery(publishable_only=False)  # who may not be shown has left no case
-        for clip in clips:
+        gallery = Gallery(publishable_only=False)  # clips that may not be published have left no case
+        for clip in report.clips:
             self._offer(gallery, clip)
-        distances = self._distances(keys, overall)
-        report = build(clips, distances, tuple(case.credit for case in gallery.cases))
+        report = replace(report, credits=tuple(case.credit for case in gallery.cases))
         strips = {clip.key: self.strip(clip.key) for clip in report.worst_first()[:WORST]}
         (self.out / "sheet.png").unlink(missing_ok=True)
         if gallery.cases:
@@ -154,25 +172,3 @@ class Results:
                 *(np.ascontiguousarray(picture) for picture in pictures),
             )
         )
-
-    def _distances(self, keys: Sequence[str], overall: Sequence[Measure]) -> dict[str, dict[str, float]]:
-        """Method to Fréchet distances, from the sampled frames of all clips."""
-        from safetensors.torch import load_file
-
-        moments: dict[str, Moments] = {}
-        for key in keys:
-            for name, values in load_file(self._folder(key) / "features.safetensors").items():
-                moments.setdefault(name, Moments(values.shape[1])).add(values)
-        out: dict[str, dict[str, float]] = {}
-        for name, found in moments.items():
-            measure, method = name.split("/", 1)
-            if method != "target":
-                out.setdefault(method, {})[measure] = frechet_distance(found, moments[f"{measure}/target"])
-        known = {measure.name for measure in overall}
-        return {method: {m: value for m, value in by.items() if m in known} for method, by in out.items()}
-
-
-def threads_for(workers: int) -> None:
-    """Share the processor among processes, each of which would otherwise take all of it."""
-    if workers > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // workers))

@@ -1,8 +1,8 @@
-"""Evaluations: weights on a prepared split, driven by the same person's frames, and pictures that other models made.
+"""Same-identity reenactment: a clip's most frontal frame is driven by the clip's other frames (`driven`).
 
-A figure is a mean over a clip's frames, then over clips (`report`). Clips on which copying the source scores under 20
-dB move; on the others a copy is nearly perfect. Clips are read, driven and forgotten one at a time, in one process or
-in several, and what is done stays done (`results`).
+A figure is a mean over a clip's frames, then over clips (`reports.report`). A clip counts as moving if copying the
+source scores under 20 dB; on still clips a copy is nearly perfect. Clips are read, driven and released one at a time,
+in one process or in several, and finished clips are kept (`results`).
 """
 
 from __future__ import annotations
@@ -10,38 +10,33 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from export3d.animate.animator import pick_device
-from export3d.data.shards import Entry, Record, read_index, read_tar
+from export3d.data.shards import Entry, Index, Record, read_index, read_tar
 from export3d.errors import ConfigError, InputError, NoFaceFound
-from export3d.evaluation.measures.image import PSNR, Measure
-from export3d.evaluation.protocols.driven import BATCH, DrivenClip, Method, Reenactment, driven_chunks, driven_clip
-from export3d.evaluation.protocols.predictions import PredictionWriter
+from export3d.evaluation.measures.image import PSNR
+from export3d.evaluation.protocols.driven import DrivenClip, Method, Reenactment, driven_chunks, driven_clip
+from export3d.evaluation.protocols.prediction_writer import PredictionWriter
+from export3d.evaluation.protocols.provenance import inputs_of_run, origin_of
 from export3d.evaluation.protocols.references import REFERENCES
-from export3d.evaluation.protocols.results import Results, Shown, threads_for
-from export3d.evaluation.protocols.runner import (
-    Plan,
-    Progress,
-    kept_from_before,
-    origin_of,
-    score_all,
-    what_was_scored,
-)
-from export3d.evaluation.protocols.scoring import Chunk, ClipScorer, ClipScores, Scoring
+from export3d.evaluation.protocols.results import Results, Shown
+from export3d.evaluation.protocols.runner import Progress, finished_clips, score_all, share_threads
+from export3d.evaluation.protocols.scoring import Chunk, ClipScorer, ClipScores
+from export3d.evaluation.protocols.settings import RunSettings, Scoring
+from export3d.evaluation.reports.clips import BASELINE, MOVING_DB, OURS, ClipResult
 from export3d.evaluation.reports.figures import publishable
-from export3d.evaluation.reports.report import BASELINE, MOVING_DB, ClipResult, Report
+from export3d.evaluation.reports.report import Report
 from export3d.image import to_uint8
+from export3d.model import Export3D
 from export3d.pretrained import load_pretrained
 
 Picture = NDArray[np.uint8]
-
-OURS = "ours"
 
 
 def same_identity(
@@ -52,86 +47,89 @@ def same_identity(
     references: Sequence[str] = tuple(REFERENCES),
     scoring: Scoring = Scoring(),  # noqa: B008 - frozen
     every: int = 1,
-    save: Path | str | None = None,
-    workers: int = 0,
-    publishable_only: bool = True,
     max_clips: int | None = None,
-    device: str | torch.device = "auto",
-    batch: int = BATCH,
+    publishable_only: bool = True,
+    run: RunSettings = RunSettings(),  # noqa: B008 - frozen
     progress: Progress | None = None,
 ) -> Report:
-    """Score weights and the references on a prepared split and write the report (`results`).
+    """Score weights and references on a prepared split and write the report (`results`).
 
-    A run that was cut goes on where it stopped, if it is repeated with the same settings into the same folder.
+    A run that was stopped continues if it is repeated with the same settings into the same folder.
 
     Args:
-        split: a folder of shards (`export3d prepare` makes one for each split); its still portraits are passed over.
-        out: folder for the results, made if missing.
+        split: a folder of shards (`export3d prepare` makes one per split); still portraits are skipped.
+        out: folder for the results; created if missing.
         weights: by default those inside the package.
-        references: other methods that are scored alike, keys of `references.REFERENCES`; the copy always is, since it
+        references: other methods to score, keys of `references.REFERENCES`; the copy is always scored because it
             decides which clips move.
-        scoring: what is measured, and by which networks.
-        every: drive every N-th of the further frames; flicker is only defined for N = 1.
-        save: folder for the pictures, in the layout of `predictions`.
-        workers: processes; 0 scores in this one.
-        publishable_only: show only people on the sheet whose pictures may be published (`figures.publishable`).
+        scoring: measures and their networks.
+        every: drive every N-th of the other frames; flicker is only defined for N = 1.
         max_clips: only the first clips of the split.
-        device: "auto" (a CUDA device if there is one), or what `torch.device` takes.
-        batch: frames driven together.
-        progress: called with (frames done, frames), the latter an estimate.
+        publishable_only: show on the sheet only people whose images may be published (`figures.publishable`).
+        run: device, processes, batch, and where images are saved.
+        progress: called with (frames done, frames); the latter is an estimate.
 
     Raises:
         InputError: not a prepared split, no clip in it, or another expression space than the weights'.
         CheckpointError: no such weights.  MissingExtra: no tracker.
-        OutputError: `out` cannot be written.  ConfigError: settings that cannot work, or no weights for LPIPS.
+        OutputError: `out` cannot be written.  ConfigError: invalid settings, or no weights for LPIPS.
     """
     split = Path(split)
-    if min(every, batch, 1 if max_clips is None else max_clips) < 1 or workers < 0:
-        raise ConfigError("every, batch and the number of clips must be at least 1, workers at least 0")
+    if min(every, 1 if max_clips is None else max_clips) < 1:
+        raise ConfigError("every and the number of clips must be at least 1")
     methods = _methods(references)
-    chosen = pick_device(device)
-    index = read_index(split)
-    model = load_pretrained(weights)
-    if index.space != model.config.space:
-        raise InputError(
-            f"{split} holds expressions in {index.space} but the weights were trained on {model.config.space}; "
-            "prepare the clips in that space or use other weights"
-        )
-    with ClipScorer(scoring, chosen) as scorer:  # also: fail now where networks are missing
+    device = pick_device(run.device)
+    index, model = _matching(split, weights)
+    with ClipScorer(scoring, device) as scorer:  # missing networks are reported before anything is scored
         measures, overall, networks = scorer.measures, scorer.overall_measures, scorer.description
     settings = {
-        **what_was_scored(model, weights, split),
+        **inputs_of_run(model, weights, split),
         "source": "most frontal found frame (smallest |yaw| + |pitch| + |roll|)",
         "driven": "every further found frame" if every == 1 else f"one in {every} of the further found frames",
         "moving": f"copy under {MOVING_DB:g} dB",
         **networks,
     }
-    results = Results(
-        Path(out),
-        {
-            **settings,
-            "methods": methods,
-            "measures": [(m.name, m.definition) for m in measures],
-            "publishable_only": publishable_only,
-        },
-    )
-    plan = Plan(
+    deciding = {
+        "methods": methods,
+        "measures": [(m.name, m.definition) for m in measures],
+        "publishable_only": publishable_only,
+    }
+    results = Results(Path(out), settings | deciding)
+    plan = _Plan(
         split=split,
         weights=None if weights is None else Path(weights),
         methods=methods,
         scoring=scoring,
         every=every,
-        device=str(chosen),
-        batch=batch,
+        device=str(device),
         publishable_only=publishable_only,
+        run=run,
         results=results,
-        save=None if save is None else Path(save),
-        workers=workers,
     )
     videos = [entry for entry in index.entries if entry.kind == "video"][:max_clips]
     scored, skipped = _score_videos(plan, videos, progress)
-    title = f"Same-identity reenactment on {split.resolve().name}"
-    return make_report(results, scored, title, settings, methods, measures, overall, skipped)
+    report = Report(
+        title=f"Same-identity reenactment on {split.resolve().name}",
+        settings=settings,
+        methods=methods,
+        measures=measures,
+        clips=results.clips(scored),
+        overall=results.distances(scored, overall),
+        overall_measures=overall,
+        skipped=skipped,
+    )
+    return results.write_report(report)
+
+
+def _matching(split: Path, weights: Path | str | None) -> tuple[Index, Export3D]:
+    """The split's index and the model; `InputError` if their expression spaces differ."""
+    index, model = read_index(split), load_pretrained(weights)
+    if index.space != model.config.space:
+        raise InputError(
+            f"{split} holds expressions in {index.space} but the weights were trained on {model.config.space}; "
+            "prepare the clips in that space or use other weights"
+        )
+    return index, model
 
 
 def _methods(references: Sequence[str]) -> tuple[str, ...]:
@@ -141,40 +139,37 @@ def _methods(references: Sequence[str]) -> tuple[str, ...]:
     return (OURS, *(name for name in REFERENCES if name in references or name == BASELINE))
 
 
-def _score_videos(plan: Plan, videos: Sequence[Entry], progress: Progress | None) -> tuple[list[str], dict[str, str]]:
-    """See `score_all`; raises `InputError` where nothing could be scored."""
-    kept = kept_from_before(plan.results, plan.save, {entry.key: entry.key for entry in videos})
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What a process needs to score clips of a split. Its values can be sent to another process."""
+
+    split: Path
+    weights: Path | None
+    methods: tuple[str, ...]
+    scoring: Scoring
+    every: int
+    device: str
+    publishable_only: bool
+    run: RunSettings
+    results: Results
+
+
+def _score_videos(plan: _Plan, videos: Sequence[Entry], progress: Progress | None) -> tuple[list[str], dict[str, str]]:
+    """See `score_all`; raises `InputError` if no clip could be scored."""
+    finished = finished_clips(plan.results, plan.run.save, {entry.key: entry.key for entry in videos})
     frames = {entry.key: max(1, -(-(entry.frames - 1) // plan.every)) for entry in videos}
-    scored, skipped = score_all(videos, kept, functools.partial(_Work, plan), frames, plan.workers, progress)
+    scored, skipped = score_all(videos, finished, functools.partial(_Work, plan), frames, plan.run.workers, progress)
     if not scored:
         reason = next(iter(skipped.values()), "it holds no video")
         raise InputError(f"nothing in {plan.split} can be scored: {reason}; name a prepared split with clips")
     return scored, skipped
 
 
-def make_report(
-    results: Results,
-    scored: Sequence[str],
-    title: str,
-    settings: dict[str, Any],
-    methods: tuple[str, ...],
-    measures: tuple[Measure, ...],
-    overall: tuple[Measure, ...],
-    skipped: dict[str, str],
-) -> Report:
-    def build(
-        clips: tuple[ClipResult, ...], distances: dict[str, dict[str, float]], credits: tuple[dict[str, str], ...]
-    ) -> Report:
-        return Report(title, settings, methods, measures, clips, distances, overall, skipped, credits)
-
-    return results.finish(scored, build, overall)
-
-
 class _Work:
-    """Scores clips of a split, one at a time; a call returns why a clip could not be scored, or nothing."""
+    """Scores clips of a split, one at a time; a call returns why a clip could not be scored, or an empty string."""
 
-    def __init__(self, plan: Plan) -> None:
-        threads_for(plan.workers)
+    def __init__(self, plan: _Plan) -> None:
+        share_threads(plan.run.workers)
         self._plan = plan
         self._device = torch.device(plan.device)
         self._scorer = ClipScorer(plan.scoring, plan.device)
@@ -197,11 +192,11 @@ class _Work:
         source = to_uint8(clip.images([clip.source]))[0]
         with contextlib.ExitStack() as stack:
             saved = None
-            if plan.save is not None:
-                saved = stack.enter_context(PredictionWriter(plan.save).clip(entry.key, source))
+            if plan.run.save is not None:
+                saved = stack.enter_context(PredictionWriter(plan.run.save).clip(entry.key, source))
 
             def chunks() -> Iterator[Chunk]:
-                for chunk in driven_chunks(clip, self._methods, self._device, plan.batch):
+                for chunk in driven_chunks(clip, self._methods, self._device, plan.run.batch):
                     if saved is not None:
                         saved.add(chunk.targets, chunk.predictions[OURS])
                     at = np.flatnonzero(chunk.rows == farthest)
@@ -214,7 +209,7 @@ class _Work:
             case = None
             if not plan.publishable_only or publishable(result.terms, result.origin):
                 case = Shown(-result.value(BASELINE, PSNR.name), farthest, source, shown[0], shown[1])
-            # Before the pictures get their name: a cut in between scores the clip again and loses nothing.
+            # Before the saved images get their final name: a stop in between only scores the clip again.
             plan.results.write(result, scores, case)
         return ""
 
@@ -222,14 +217,14 @@ class _Work:
 def _result(record: Record, clip: DrivenClip, scores: ClipScores) -> ClipResult:
     info = record.info
     return ClipResult(
-        record.key,
-        str(info.get("person", record.key)),
-        str(info.get("terms", "")),
-        origin_of(info),
-        scores.frames,
-        clip.source,
-        clip.identical,
-        scores.scores,
-        scores.worst,
-        scores.note,
+        key=record.key,
+        person=str(info.get("person", record.key)),
+        terms=str(info.get("terms", "")),
+        origin=origin_of(info),
+        frames=scores.frames,
+        source_frame=clip.source,
+        identical_frames=clip.identical,
+        scores=scores.scores,
+        worst_frame=scores.worst,
+        note=scores.note,
     )

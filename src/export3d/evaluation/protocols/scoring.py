@@ -1,36 +1,31 @@
-"""Scores of one clip: pictures that some methods made, against the true ones, every measure at once.
+"""Scores of one clip: every method's images against the true frames, all measures in one pass.
 
-Frames come in chunks of consecutive ones. What is seen in the true pictures (landmarks, expression, identity) is read
-once and shared by all methods. Only numbers are kept, and the few pictures that a strip shows: memory depends neither
-on the length of a clip nor on how many there are.
+Frames arrive in chunks of consecutive ones. The true frames are read once (landmarks, expression, identity) and shared
+by all methods. Only numbers and the few images of a strip are kept, so memory depends neither on the length of a clip
+nor on the number of clips.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export3d.errors import ConfigError
 from export3d.evaluation.measures import temporal
 from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
 from export3d.evaluation.measures.frechet import FrechetFeatures, load_features, sample_rows
 from export3d.evaluation.measures.identity import PACKAGED
 from export3d.evaluation.measures.image import PSNR, SSIM, Measure, Metric, lpips
 from export3d.evaluation.measures.temporal import Flicker
+from export3d.evaluation.protocols.settings import Scoring
 from export3d.face.crop import CROP_SIZE
 from export3d.image import contact_sheet, resize, to_tensor, to_uint8
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 Picture = NDArray[np.uint8]
 Frames = NDArray[np.uint8]
@@ -43,83 +38,12 @@ _STRIP_SIZE = 160
 _TORCH_BATCH = 8
 
 
-@dataclass(frozen=True, kw_only=True)
-class Scoring:
-    """What is measured, and by which networks.
-
-    Attributes:
-        truth: whether the driving frames are the true pictures; without it (another person drives) only identity,
-            expression, pose and movement are measured.
-        backbone: of LPIPS: `alex`, `squeeze`, `vgg16`, `none`; `auto` is `alex` where its weights are at hand (a file
-            given or torchvision installed), else none.
-        backbone_file, heads_file: its weights, see `metrics.lpips`.
-        faces: also measure landmarks, expression, pose and identity, and the Fréchet distance.
-        landmarks: detector behind AKD, see `face_metrics.load_landmarks`.
-        expression: what reads expressions and poses, see `face_metrics.FaceScorer`.
-        identity: descriptors behind CSIM, see `identity.load_identity`.
-        frechet: backbones of the Fréchet distance, see `frechet.load_features`; None takes the packaged identity
-            descriptor, where it is among the identities, and the backbone of LPIPS.
-    """
-
-    truth: bool = True
-    backbone: str = "auto"
-    backbone_file: Path | None = None
-    heads_file: Path | None = None
-    faces: bool = True
-    landmarks: str | Path = "mediapipe"
-    expression: str | Path = "arkit52"
-    identity: tuple[str | Path, ...] = (PACKAGED,)
-    frechet: tuple[str, ...] | None = None
-
-    @property
-    def perceptual(self) -> str | None:
-        """The backbone of LPIPS; None where LPIPS is left out.
-
-        Raises:
-            ConfigError: weights for no backbone.
-        """
-        if not self.truth:
-            return None
-        if self.backbone == "none" and (self.backbone_file is not None or self.heads_file is not None):
-            raise ConfigError("--backbone none takes no weights; leave out --backbone-file and --heads-file")
-        if self.backbone == "auto":
-            return "alex" if self.has_backbone else None
-        return None if self.backbone == "none" else self.backbone
-
-    def image_metrics(self, device: torch.device | str = "cpu") -> tuple[Metric, ...]:
-        """PSNR, SSIM, and LPIPS where it is wanted and can be had; none without truth.
-
-        Raises:
-            CheckpointError, ConfigError: see `metrics.lpips`.
-        """
-        if not self.truth:
-            return ()
-        name = self.perceptual
-        return (PSNR, SSIM) if name is None else (PSNR, SSIM, lpips(name, self.backbone_file, self.heads_file, device))
-
-    def features(self, device: torch.device | str = "cpu") -> tuple[FrechetFeatures, ...]:
-        """What describes pictures for the Fréchet distance; nothing without faces."""
-        names = self.frechet
-        if names is None:
-            own = [PACKAGED] if PACKAGED in self.identity else []
-            names = (*own, *([] if self.perceptual is None else [self.perceptual]))
-        return tuple(load_features(n, self.backbone_file, device) for n in dict.fromkeys(names)) if self.faces else ()
-
-    @property
-    def has_backbone(self) -> bool:
-        """Whether weights of LPIPS are given or installed."""
-        from importlib.util import find_spec
-
-        given = self.backbone_file is not None or self.heads_file is not None
-        return given or find_spec("torchvision") is not None
-
-
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """Some driven frames of a clip.
 
     Attributes:
-        rows: (N,) their numbers in the clip, rising.
+        rows: (N,) their numbers in the clip, ascending.
         targets: (N, R, R, 3) uint8.
         predictions: method to (N, R, R, 3) uint8.
     """
@@ -131,15 +55,15 @@ class Chunk:
 
 @dataclass(frozen=True, eq=False)
 class ClipScores:
-    """What was found in one clip.
+    """The scores of one clip.
 
     Attributes:
-        scores: method to measure to the mean over the frames where it is defined (NaN where it is nowhere).
-        frames: scored.
-        worst: number of the frame with the first method's lowest PSNR; -1 without truth.
-        strip: (H, W, 3) uint8: source, driving and every method, at three frames and the worst.
-        features: Fréchet distance to method (and "target") to (N, D) float32 of the sampled frames.
-        note: anything odd, a sentence.
+        scores: method to measure to its mean over the frames where it is defined; NaN if there are none.
+        frames: number of scored frames.
+        worst: number of the frame with the first method's lowest PSNR; -1 without ground truth.
+        strip: (H, W, 3) uint8: source, driving frame and every method, at three frames and the worst.
+        features: name of a Fréchet distance to method (or "target") to (N, D) float32 of the sampled frames.
+        note: a sentence about anything unusual.
     """
 
     scores: dict[str, dict[str, float]]
@@ -152,7 +76,7 @@ class ClipScores:
 
 @dataclass
 class _Sums:
-    """One method's running sums of one clip."""
+    """Running sums of one method over one clip."""
 
     total: dict[str, float] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=dict)
@@ -168,22 +92,54 @@ class _Sums:
         return {name: self.total[name] / n if (n := self.count[name]) else math.nan for name in self.total}
 
 
+def image_metrics(scoring: Scoring, device: torch.device | str = "cpu") -> tuple[Metric, ...]:
+    """PSNR, SSIM, and LPIPS if it is wanted and available.
+
+    Raises:
+        CheckpointError, ConfigError: see `measures.image.lpips`.
+    """
+    name = scoring.lpips_backbone
+    return (
+        (PSNR, SSIM) if name is None else (PSNR, SSIM, lpips(name, scoring.backbone_file, scoring.heads_file, device))
+    )
+
+
+def frechet_features(
+    scoring: Scoring, device: torch.device | str = "cpu", *, truth: bool = True
+) -> tuple[FrechetFeatures, ...]:
+    """What describes images for the Fréchet distance: the packaged identity descriptor and the backbone of LPIPS.
+
+    Empty without faces.
+
+    Raises:
+        CheckpointError, ConfigError: see `measures.frechet.load_features`.
+    """
+    if not scoring.faces:
+        return ()
+    backbone = scoring.lpips_backbone if truth else None
+    names = [PACKAGED] if PACKAGED in scoring.identity else []
+    names += [] if backbone is None else [backbone]
+    return tuple(load_features(name, scoring.backbone_file, device) for name in names)
+
+
 class ClipScorer:
     """Scores clips one after another; close it, or use it in a `with` statement.
 
     Args:
-        scoring: what to measure.
-        device: where image metrics are computed; faces are read on the processor.
+        scoring: measures and their networks.
+        device: where image metrics are computed; faces are read on the CPU.
+        truth: whether the driving frames are the ground truth; without it (another person drives) only identity,
+            expression, pose and movement are measured.
 
     Raises:
-        CheckpointError, ConfigError, MissingExtra: networks that cannot be had.
+        CheckpointError, ConfigError, MissingExtra: a network is not available.
     """
 
-    def __init__(self, scoring: Scoring, device: torch.device | str = "cpu") -> None:
-        self.scoring = scoring
+    def __init__(self, scoring: Scoring, device: torch.device | str = "cpu", *, truth: bool = True) -> None:
+        self._truth = truth
         self._device = torch.device(device)
-        self._metrics = scoring.image_metrics(device)
-        self._features = scoring.features(device)
+        self._metrics = image_metrics(scoring, device) if truth else ()
+        self._features = frechet_features(scoring, device, truth=truth)
         self._faces = FaceScorer(scoring.landmarks, scoring.identity, scoring.expression) if scoring.faces else None
 
     def __enter__(self) -> ClipScorer:
@@ -201,16 +157,16 @@ class ClipScorer:
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        """What is measured of a clip, in the order of the tables."""
+        """The measures of a clip, in the order of the tables."""
         plain = tuple(Measure(m.name, m.title, m.higher_is_better, m.digits, m.definition) for m in self._metrics)
         if self._faces is None:
             return plain
-        seen = tuple(m for m in self._faces.measures if self.scoring.truth or m.name != "akd")
+        seen = tuple(m for m in self._faces.measures if self._truth or m.name != "akd")
         return (*plain, *seen, *temporal.MEASURES)
 
     @property
     def overall_measures(self) -> tuple[Measure, ...]:
-        """What is measured of a whole split."""
+        """The measures of a whole split."""
         return tuple(features.measure for features in self._features)
 
     @property
@@ -230,10 +186,10 @@ class ClipScorer:
         """Score one clip.
 
         Args:
-            name: how messages call it.
+            name: of the clip in messages.
             source: (R, R, 3) uint8.
-            chunks: the driven frames, at most `CHUNK` at a time, every chunk with the same methods.
-            frames: how many there will be.
+            chunks: the driven frames, at most `CHUNK` at a time, all with the same methods.
+            frames: number of driven frames.
             progress: called with the number of frames done.
         """
         sums: dict[str, _Sums] = {}
@@ -334,31 +290,31 @@ def _joined(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, NDArray[np.float
 
 
 def clip_strip(source: Picture, clip: Chunk, worst: int) -> Picture:
-    """The strip of a clip that is one chunk, as `ClipScores` has it; `worst`: the place of a frame in the chunk."""
+    """The strip (see `ClipScores`) of a clip that is one chunk; `worst` is an index into the chunk."""
     rows = {int(clip.rows[at]): _strip_row(source, clip, at) for at in _shown(len(clip.rows)) | {worst}}
     return _draw_strip(rows, int(clip.rows[worst]), tuple(clip.predictions))
 
 
 def enlarged(pictures: Frames) -> list[Picture]:
-    """(N, R, R, 3) to N pictures (256, 256, 3), the size at which faces are read."""
+    """(N, R, R, 3) to N images (256, 256, 3), the size at which faces are read."""
     if pictures.shape[1] == CROP_SIZE:
         return list(pictures)
     return list(to_uint8(resize(to_tensor(pictures), CROP_SIZE)))
 
 
 def _shown(frames: int) -> set[int]:
-    """Places of the frames that a strip shows."""
+    """Indices of the frames that a strip shows."""
     return set(((np.arange(_STRIP_ROWS) + 0.5) / _STRIP_ROWS * frames).astype(int).tolist())
 
 
 def _strip_row(source: Picture, chunk: Chunk, at: int) -> list[Picture]:
-    """Source, driving frame and every method's, small."""
+    """Source, driving frame and every method's image, reduced."""
     pictures = np.stack([source, chunk.targets[at], *(frames[at] for frames in chunk.predictions.values())])
     return list(to_uint8(resize(to_tensor(pictures), min(_STRIP_SIZE, pictures.shape[1]))))
 
 
 def _draw_strip(rows: Mapping[int, Sequence[Picture]], worst: int, methods: Sequence[str]) -> Picture:
-    """Rows of pictures with headings, in the order of the frames."""
+    """Rows of images with headings, in the order of the frames."""
     labels = []
     for number in sorted(rows):
         driving = f"frame {number}{' (worst)' if number == worst else ''}"

@@ -1,7 +1,7 @@
-"""Evaluation on the user's own videos: any folder of them becomes a prepared split, once.
+"""Evaluation on the user's own videos: a folder of them becomes a prepared split.
 
-The work is `data.prepare`'s; what is decided here is which files are videos, who is who (nobody says, so each file is
-its own person), where the shards lie, and that a split holds the videos that are in the folder now and no others.
+`data.prepare` does the work. This file decides which files are videos and where the shards lie, makes each file its own
+person, and keeps the split equal to the folder's present content.
 """
 
 from __future__ import annotations
@@ -22,37 +22,37 @@ from export3d.data.clips import media_kind
 from export3d.data.prepare import Progress, prepare
 from export3d.data.shards import INDEX_NAME, Entry, Reject, read_index, update
 from export3d.errors import InputError
-from export3d.evaluation.protocols.predictions import hidden, unprintable
+from export3d.evaluation.protocols.file_names import hidden, unprintable
 from export3d.files import reason, write_bytes
 
 logger = logging.getLogger(__name__)
 
 LEFT_OUT = "left_out.json"
-"""Beside the split: why a video is not in it, or not all of it, by its name in the folder."""
+"""File beside the split: video name to the reason why it, or a part of it, is not in the split."""
 TERMS = "own"
-"""Terms of the records: only the user knows what may be done with these pictures."""
+"""Terms of the records: only the user knows how these images may be used."""
 
 _MANIFEST = "videos.csv"
 _PROMISES = (
     ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".flv", ".wmv", ".ts", ".mts", ".m2ts", ".3gp",
     ".ogv",
 )  # fmt: skip
-"""Names by which a file says that it is a video; other videos are known by their first bytes."""
+"""Endings of video files; other videos are recognised by their first bytes."""
 _MOST_NAMES = 3
 
 
 def prepare_clips(
     folder: Path | str, cache: Path | str, *, workers: int | None = None, progress: Progress | None = None
 ) -> Path:
-    """Prepare all videos in a folder, to its bottom, as one split.
+    """Prepare all videos in a folder and its subfolders as one split.
 
-    Videos that cannot be used are named in a warning and, with the reasons, in `left_out.json` beside the split. Still
-    pictures are passed over: they have no second frame. Called again it does what is new or changed and forgets videos
-    that are gone; a run that was stopped goes on where it stopped.
+    Unusable videos are named in a warning and, with the reasons, in `left_out.json` beside the split. Still images are
+    ignored: they have no second frame. A repeated call prepares what is new or changed and drops videos that are gone;
+    a run that was stopped continues where it stopped.
 
     Args:
-        folder: videos, each of one talking face; hidden names are passed over, symbolic links followed.
-        cache: each folder of videos gets a folder of its own in it.
+        folder: videos, each of one talking face; hidden names are ignored, symbolic links followed.
+        cache: folder that gets a folder per folder of videos.
         workers: processes, see `data.prepare.prepare`.
         progress: called with (files done, files, name of the last).
 
@@ -60,8 +60,8 @@ def prepare_clips(
         The split, a folder of shards.
 
     Raises:
-        InputError: no such folder, no video in it, or none that can be used.
-        OutputError: the cache cannot be written; what was finished is kept.
+        InputError: no such folder, no video in it, or no usable video.
+        OutputError: the cache cannot be written; finished videos are kept.
         MissingExtra: no tracker.
     """
     folder = Path(folder)
@@ -96,10 +96,10 @@ def prepare_clips(
 
 
 def left_out(split: Path | str) -> dict[str, str]:
-    """What `prepare_clips` left out of a split it made: sentences by the name of the video; empty if nothing.
+    """What `prepare_clips` left out of a split: video name to a sentence; empty if nothing.
 
     Raises:
-        InputError: the file that tells it is damaged.
+        InputError: the file is damaged.
     """
     path = Path(split).parent / LEFT_OUT
     try:
@@ -115,7 +115,7 @@ def left_out(split: Path | str) -> dict[str, str]:
 
 @dataclass
 class _Found:
-    """The files of a folder: videos by their resolved paths with their names in it, and what is none."""
+    """The files of a folder: resolved paths of videos to their names in it, and other files."""
 
     videos: dict[Path, str] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
@@ -127,8 +127,8 @@ class _Found:
 
     @property
     def others(self) -> str:
-        """Words for what is there instead."""
-        return f" ({self.pictures} pictures, {self.strangers} other files)" if self.pictures + self.strangers else ""
+        """The other files, in words."""
+        return f" ({self.pictures} images, {self.strangers} other files)" if self.pictures + self.strangers else ""
 
 
 def _real_folder(folder: Path) -> Path:
@@ -145,7 +145,7 @@ def _real_folder(folder: Path) -> Path:
 
 
 def _look(folder: Path, out: Path) -> _Found:
-    """Find the videos; `out` may lie inside the folder and holds none."""
+    """Find the videos; `out` may lie inside the folder and is ignored."""
     found = _Found()
     for path in _files(folder, out, found):
         name = path.relative_to(folder).as_posix()
@@ -165,7 +165,7 @@ def _look(folder: Path, out: Path) -> _Found:
             else:
                 found.reject(name, f"the same file as {first}")
         elif promises:
-            found.reject(name, "a picture under the name of a video" if kind == "image" else problem)
+            found.reject(name, "an image under the name of a video" if kind == "image" else problem)
         elif kind == "image":
             found.pictures += 1
         else:
@@ -174,7 +174,7 @@ def _look(folder: Path, out: Path) -> _Found:
 
 
 def _files(folder: Path, out: Path, found: _Found) -> Iterator[Path]:
-    """Every file that is not hidden, in the order of names, following links but entering each folder once."""
+    """All files that are not hidden, in the order of names; links are followed, each folder is entered once."""
 
     def refused(error: OSError) -> None:
         found.reject(Path(error.filename).relative_to(folder).as_posix(), f"cannot be opened ({reason(error)})")
@@ -194,7 +194,7 @@ def _files(folder: Path, out: Path, found: _Found) -> Iterator[Path]:
 
 
 def _manifest(videos: dict[Path, str], split: str, source: str) -> bytes:
-    """The manifest for `prepare`: everybody in one split, each file its own person."""
+    """The manifest for `prepare`: one split, each file its own person."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(["file", "person", "split", "terms", "source"])
@@ -203,7 +203,7 @@ def _manifest(videos: dict[Path, str], split: str, source: str) -> bytes:
 
 
 def _forget(split: Path, files: Collection[str]) -> None:
-    """Take the records and rejects of files that are not in the folder any more out of a split, if there is one."""
+    """Remove records and rejects of files that left the folder from the split, if there is one."""
     if not (split / INDEX_NAME).exists():
         return
     index = read_index(split)
@@ -214,7 +214,7 @@ def _forget(split: Path, files: Collection[str]) -> None:
 
 
 def _by_name(progress: Progress | None, videos: dict[Path, str]) -> Progress | None:
-    """Progress that calls files as the folder does."""
+    """Progress with file names relative to the folder."""
     if progress is None:
         return None
     return lambda done, files, name: progress(done, files, videos[Path(name)])
@@ -229,7 +229,7 @@ def _reasons(rejects: list[Reject]) -> dict[str, str]:
 
 
 def _some(rejects: list[Reject]) -> str:
-    """The first three files with the kind of their trouble, then a count."""
+    """The first three files with the kind of problem, then a count."""
     kinds = {reject.file: reject.reason for reject in sorted(rejects, key=lambda reject: reject.file)}
     text = ", ".join(f"{file} ({kind})" for file, kind in list(kinds.items())[:_MOST_NAMES])
     return text if len(kinds) <= _MOST_NAMES else f"{text} and {len(kinds) - _MOST_NAMES} more"

@@ -1,29 +1,60 @@
-"""The report of the cross-identity protocol."""
+"""The report of the cross-identity protocol; `--against` reads one back."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
-from export3d.evaluation.protocols.pairs import BY_CLIP, Pair
-from export3d.evaluation.protocols.same import OURS
-from export3d.evaluation.reports.report import REAL, Report
+from export3d.errors import InputError
+from export3d.evaluation.reports.clips import OURS, REAL, clip_result
+from export3d.evaluation.reports.report import Report
 from export3d.evaluation.reports.statistics import Estimate, paired_difference
 from export3d.evaluation.reports.tables import cell, strict, table, titled
+from export3d.files import check_input
+
+_NAME_JOINT = " by "
+_MUST_AGREE = ("split", "identity", "motion", "frames")
+"""Settings that two runs must share if their pairs are compared."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Keys of the record that is animated and of the clip that drives it."""
+
+    source: str
+    driver: str
+
+    @property
+    def name(self) -> str:
+        """The pair's name in reports; keys have no spaces."""
+        return f"{self.source}{_NAME_JOINT}{self.driver}"
+
+    @property
+    def folder(self) -> str:
+        """The folder of its saved images."""
+        return self.name.replace(" ", "_")
+
+    @classmethod
+    def from_name(cls, name: str) -> Pair:
+        """The pair that has this name."""
+        return cls(*name.split(_NAME_JOINT))
 
 
 @dataclass(frozen=True)
 class PairResult:
-    """What was found for one pair.
+    """The figures of one pair.
 
     Attributes:
-        pair: who was driven by whom.
-        frames: generated.
-        found: share of the generated frames in which the tracker saw a face.
+        pair: source and driver.
+        frames: number of generated frames.
+        found: share of the generated frames in which the tracker found a face.
         source_frame: number of the source's frame.
-        values: measure to the mean over the frames, or the correlation; NaN where it is not defined.
-        reference: the same of real pictures: for identity the real driving frames against the source, for motion the
-            real driving frames tracked again.
+        values: measure to the mean over the frames, or the correlation; NaN if undefined.
+        reference: the same for real images: for identity the driving frames against the source, for motion the driving
+            frames tracked again.
     """
 
     pair: Pair
@@ -36,7 +67,7 @@ class PairResult:
 
 @dataclass(frozen=True)
 class CrossReport(Report):
-    """A cross-identity evaluation: clips are pairs, methods are ours and the real pictures.
+    """A cross-identity evaluation: clips are pairs; methods are ours and the driving frames.
 
     Attributes:
         other: an earlier run that this one is compared with.
@@ -49,7 +80,7 @@ class CrossReport(Report):
         """The results, pair by pair."""
         return tuple(
             PairResult(
-                Pair(*clip.key.split(BY_CLIP)),
+                Pair.from_name(clip.key),
                 clip.frames,
                 clip.value(OURS, "found"),
                 clip.source_frame,
@@ -60,13 +91,13 @@ class CrossReport(Report):
         )
 
     def difference(self, measure: str) -> Estimate:
-        """Ours minus the other run's, over common pairs; NaN without one."""
+        """Ours minus the other run's, over common pairs; NaN if there are none."""
         theirs = () if self.other is None else self.other.clips
         ours, others = ({clip.key: clip.value(OURS, measure) for clip in clips} for clips in (self.clips, theirs))
         return paired_difference(ours, others)
 
     def to_json(self) -> str:
-        """Everything, as strict JSON; what is not defined is null. It is what `--against` reads."""
+        """The whole report as strict JSON; undefined figures are null. `--against` reads it."""
         names = [m.name for m in self.measures]
         value = {
             "title": self.title,
@@ -81,13 +112,13 @@ class CrossReport(Report):
             "sheet": list(self.credits),
         }
         if self.other is not None:
-            value["against"] = {"report": name_of_weights(self.other), **{n: asdict(self.difference(n)) for n in names}}
+            value["against"] = {"report": weights_name(self.other), **{n: asdict(self.difference(n)) for n in names}}
         return json.dumps(strict(value), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
     def summary_table(self) -> str:
-        """Markdown: a row for each measure."""
+        """Markdown: a row per measure."""
         rows = [["measure", *self.methods]]
-        rows[0] += [] if self.other is None else [f"{OURS} minus {name_of_weights(self.other)}"]
+        rows[0] += [] if self.other is None else [f"{OURS} minus {weights_name(self.other)}"]
         for m in self.measures:
             row = [titled(m), *(cell(self.mean("all", method, m.name), m.digits) for method in self.methods)]
             rows.append(row if self.other is None else [*row, cell(self.difference(m.name), m.digits, "+")])
@@ -95,14 +126,47 @@ class CrossReport(Report):
 
     @property
     def remark(self) -> str:
-        """What the second method is."""
+        """Explains the second method."""
         return (
-            "A clip is a pair: one person's picture, driven by another person's clip. Real pictures: for CSIM and leak "
-            "the real driving frames against the source, two strangers; for the rest the real driving frames tracked "
-            "again, the best that can be hoped for."
+            "A clip is a pair: one person's image, driven by another person's clip. Real pictures are the driving "
+            "frames: for CSIM and leak compared with the source (two strangers), for the rest tracked again (the "
+            "tracker's own error)."
         )
 
 
-def name_of_weights(report: Report) -> str:
-    """How a table calls a run."""
+def read_cross_report(path: Path, settings: Mapping[str, Any]) -> Report:
+    """The figures of another run's `report.json`, to compare pair by pair.
+
+    Args:
+        path: of the file.
+        settings: of the run it is compared with.
+
+    Raises:
+        InputError: the file is something else, or its run had another split, identity, motion or number of frames.
+    """
+    text = check_input(path, InputError, "a report of a cross-identity run").read_bytes()
+    try:
+        value = json.loads(text)
+        clips = [
+            clip_result({
+                "key": Pair(**pair["pair"]).name, "person": "", "terms": "", "origin": "", "identical_frames": 0,
+                "frames": pair["frames"], "source_frame": pair["source_frame"],
+                "scores": {OURS: {"found": pair["found"], **pair["values"]}},
+            })
+            for pair in value["pairs"]
+        ]  # fmt: skip
+        differing = [name for name in _MUST_AGREE if value["settings"][name] != settings[name]]
+        other = Report(str(value["title"]), dict(value["settings"]), (OURS,), (), tuple(clips))
+        weights_name(other)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is not the report.json of a cross-identity run; make one with export3d evaluate cross"
+        ) from error
+    if differing:
+        raise InputError(f"{path} was made with other settings ({', '.join(differing)}); repeat that run with these")
+    return other
+
+
+def weights_name(report: Report) -> str:
+    """A run's name in tables: that of its weights."""
     return str(report.settings["weights"]).split(",")[0]

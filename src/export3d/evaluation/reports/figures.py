@@ -1,7 +1,7 @@
 """Contact sheets of an evaluation: source, driving frame, ours.
 
-Which clips and frames are shown does not depend on how well they came out: the people whose clips move most, and of
-each clip the driven frame that lies farthest from its source.
+The choice does not depend on the results: the people whose clips move most, and of each clip the driven frame farthest
+from its source.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ PEOPLE = 8
 COLUMNS = ("source", "driving", "ours")
 _PEOPLE_IN_A_ROW = 2
 _ATTRIBUTED = ("talk-vid", "talkvid")
-"""Sources of non-commercial terms whose pictures may be shown with attribution."""
+"""Sources with non-commercial terms whose images may be shown with attribution."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One person's three pictures, uint8 (R, R, 3), and where they come from.
+    """One person's three images, uint8 (R, R, 3), and their origin.
 
     Attributes:
-        movement: how far the clip is from standing still; the greatest are shown first.
+        movement: of the clip; the greatest are shown first.
         frame: number of the driving frame in the clip.
     """
 
@@ -44,13 +44,13 @@ class Case:
 
     @property
     def credit(self) -> dict[str, str]:
-        """What a caption has to say."""
+        """The content of a caption."""
         return {"clip": self.clip, "person": self.person, "terms": self.terms, "source": self.origin,
                 "frame": str(self.frame)}  # fmt: skip
 
 
 def publishable(terms: str, origin: str) -> bool:
-    """Whether pictures of a clip may be published: open terms, or TalkVid, which asks for attribution.
+    """Whether images of a clip may be published: open terms, or TalkVid, which requires attribution.
 
     >>> publishable("open", "anywhere"), publishable("unstated", "anywhere")
     (True, False)
@@ -61,11 +61,11 @@ def publishable(terms: str, origin: str) -> bool:
 
 
 class Gallery:
-    """Keeps the cases that a contact sheet will show, so that memory does not grow with the number of clips.
+    """Keeps the cases that a contact sheet will show; memory does not grow with the number of clips.
 
     Args:
-        people: how many.
-        publishable_only: refuse whoever may not be shown in public.
+        people: most people on the sheet.
+        publishable_only: refuse cases that may not be published.
     """
 
     def __init__(self, people: int = PEOPLE, publishable_only: bool = True) -> None:
@@ -73,7 +73,7 @@ class Gallery:
         self._best: dict[str, Case] = {}
 
     def offer(self, case: Case) -> bool:
-        """Keep the case if it is among those to be shown so far; one for each person."""
+        """Keep the case if it is among those to show so far, one per person; returns whether it was kept."""
         if self._publishable_only and not publishable(case.terms, case.origin):
             return False
         rival = self._best.get(case.person)
@@ -86,12 +86,12 @@ class Gallery:
 
     @property
     def cases(self) -> list[Case]:
-        """What is kept, the greatest movement first."""
+        """The kept cases, the greatest movement first."""
         return sorted(self._best.values(), key=lambda case: (-case.movement, case.clip))
 
 
 def sheet_rows(cases: Sequence[Case]) -> tuple[list[list[Picture]], list[str]]:
-    """Rows of pictures, two people a row, and a heading for each row, as `export3d.image.contact_sheet` takes them.
+    """Rows of images, two people per row, and a heading per row, for `export3d.image.contact_sheet`.
 
     Raises:
         ShapeError: there are no cases.

@@ -1,7 +1,7 @@
-"""The paper's own figures (Tables 1 to 3), to stand beside ours.
+"""The paper's figures (Tables 1 to 3), to show beside ours.
 
 They were measured on other clips (50 of VFHQ, 20 of TalkingHead-1KH), with other crops, another face tracker
-(Deep3DFaceRecon) and another identity network: they say of what order a figure is, and rank nothing here.
+(Deep3DFaceRecon) and another identity network. They show orders of magnitude and rank nothing here.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class Column:
     Attributes:
         setting: `SAME` or `CROSS`.
         title: as printed, without its arrow.
-        higher_is_better: which way is good.
-        ours: measures of a report that mean the same, the first that it has; a trailing `*` stands for any ending.
+        higher_is_better: the better direction.
+        ours: equivalent measures of a report, in order of preference; a trailing `*` stands for any ending.
     """
 
     setting: str
@@ -104,12 +104,12 @@ TABLES = (
 
 
 def setting_of(measures: Sequence[Measure]) -> str:
-    """`SAME` if the measures compare with a true picture, else `CROSS`."""
+    """`SAME` if the measures compare with a true frame, else `CROSS`."""
     return SAME if any(measure.name == "psnr" for measure in measures) else CROSS
 
 
 def ours_for(column: Column, measures: Sequence[Measure]) -> Measure | None:
-    """The measure that belongs in a column of the paper; None if there is none, or in the other setting's columns."""
+    """The measure for a column of the paper; None if there is none, or if the column has the other setting."""
     if column.setting != setting_of(measures):
         return None
     for wanted in column.ours:

@@ -1,12 +1,11 @@
-"""What an evaluation found: scores of every clip, means with intervals, as JSON and as tables.
+"""The report of an evaluation: scores of every clip, means with intervals, as JSON and as tables.
 
-Means are over clips, each clip counting once however long it is. Intervals are 95 % bootstrap intervals: percentiles of
-the mean over 10,000 draws of as many clips with replacement, all methods and measures on the same draws. With a dozen
-clips they are wide, and that is the point of showing them.
+Means are over clips; each clip counts once, whatever its length. Intervals are 95 % bootstrap intervals: percentiles of
+the mean over 10,000 draws of as many clips with replacement, with the same draws for all methods and measures. With a
+dozen clips they are wide.
 
-A measure need not be defined on every clip (no identity where no face was found): a mean is over the clips on which the
-method has a value, and tables state their number where it differs. Whatever compares two methods uses only the clips on
-which both have a value.
+A measure may be undefined on a clip (no identity without a face). A mean is over the clips where the method has a
+value, and tables state their number if it differs. Methods are compared on the clips where all of them have a value.
 """
 
 from __future__ import annotations
@@ -23,102 +22,30 @@ from numpy.typing import NDArray
 
 from export3d.errors import InputError
 from export3d.evaluation.measures.image import Measure
+from export3d.evaluation.reports.clips import (
+    BASELINE,
+    MOVING_DB,
+    ORACLE,
+    SIMPLE,
+    ClipResult,
+    clip_result,
+    figures_from_json,
+)
+from export3d.evaluation.reports.standing import Standing, standing_of
 from export3d.evaluation.reports.statistics import (
-    NO_ESTIMATE,
+    UNDEFINED,
     Estimate,
-    compared_rows,
+    difference_of_means,
     estimate,
     resampled_rows,
+    share_of_means,
     where_both,
 )
 from export3d.evaluation.reports.tables import cell, gain_cell, number, strict, table, titled
 
 Array = NDArray[np.float64]
 
-MOVING_DB = 20.0
-"""A clip moves if copying its source frame scores less PSNR than this."""
 GROUPS = ("moving", "still", "all")
-BASELINE = "copy"
-SIMPLE = ("copy", "warp", "mesh")
-"""References that need no network: what any method has to beat."""
-ORACLE = "oracle"
-"""The reference that sees the truth: what the representation could do at best."""
-REAL = "real pictures"
-"""The driver's own pictures across identities: strangers, or the best that can be read. They compete with nothing."""
-RETRACKED = ("yaw", "jawOpen", "eyeBlink")
-
-
-@dataclass(frozen=True)
-class ClipResult:
-    """One clip's scores.
-
-    Attributes:
-        key: of the record, or the name of the clip.
-        person, terms, origin: from its provenance; empty where it is not known.
-        frames: driven frames scored.
-        source_frame: number of the frame used as source; None where the source is a picture of its own.
-        identical_frames: further frames equal to the source pixel for pixel, which are left out.
-        scores: method to measure to the clip's figure; NaN or absent where it is not defined.
-        worst_frame: number of the driven frame on which the first method did worst, -1 where it is not known.
-        note: anything odd, a sentence.
-    """
-
-    key: str
-    person: str
-    terms: str
-    origin: str
-    frames: int
-    source_frame: int | None
-    identical_frames: int
-    scores: dict[str, dict[str, float]]
-    worst_frame: int = -1
-    note: str = ""
-
-    @property
-    def group(self) -> str:
-        """Either "moving" or "still", by the PSNR of the copy; empty where the copy was not scored."""
-        copied = self.value(BASELINE, "psnr")
-        if math.isnan(copied):
-            return ""
-        return "moving" if copied < MOVING_DB else "still"
-
-    def value(self, method: str, measure: str) -> float:
-        """A figure; NaN where it is not defined."""
-        return self.scores.get(method, {}).get(measure, math.nan)
-
-
-@dataclass(frozen=True)
-class Standing:
-    """Where the method in question stands on one measure, on the clips where all that are compared have a value.
-
-    Attributes:
-        measure: a measure of which one way is good.
-        clips: how many were compared.
-        ours: its mean.
-        simple, simple_name: the best of the simple references; None and empty where there is none.
-        oracle: None where there is none.
-        margin: ours over the best simple reference, the paired difference in the measure's unit; positive is better.
-        place: "between", "behind the best simple" or "beyond the oracle"; "ahead of the best simple" without an
-            oracle, "behind the oracle" without a simple reference; empty where nothing can be said.
-    """
-
-    measure: Measure
-    clips: int
-    ours: Estimate
-    simple: Estimate | None
-    simple_name: str
-    oracle: Estimate | None
-    margin: Estimate | None
-    place: str
-
-    @property
-    def way(self) -> float:
-        """Share of the way from the best simple reference (0) to the oracle (1); NaN where the oracle is not better."""
-        if self.simple is None or self.oracle is None:
-            return math.nan
-        whole, part = self.oracle.mean - self.simple.mean, self.ours.mean - self.simple.mean
-        better = whole > 0 if self.measure.higher_is_better else whole < 0
-        return part / whole if better and math.isfinite(whole) else math.nan
 
 
 @dataclass(frozen=True)
@@ -127,13 +54,13 @@ class Report:
 
     Attributes:
         title: what was done.
-        settings: everything that decides the numbers.
-        methods: names, the one in question first; with `copy` among them clips are told apart by how much they move.
-        measures: what was measured on each clip.
+        settings: everything that decides the figures.
+        methods: names, the evaluated one first; with `copy` among them, clips are grouped by how much they move.
+        measures: of each clip.
         clips: results, in the order of the split.
-        overall: method to figure of all clips together (a Fréchet distance), by the names in `overall_measures`.
-        overall_measures: what those are.
-        skipped: records that were not scored, and why.
+        overall: method to figures of all clips together (Fréchet distances), by the names in `overall_measures`.
+        overall_measures: of all clips together.
+        skipped: records that were not scored, with the reason.
         credits: the clips that the contact sheet shows, with their terms and sources.
     """
 
@@ -149,7 +76,7 @@ class Report:
 
     @property
     def groups(self) -> tuple[str, ...]:
-        """The groups worth a table: those with clips, and "all" unless it would say the same again."""
+        """The groups that get a table: those with clips, and "all" unless it would be a repetition."""
         named = tuple(name for name in GROUPS[:-1] if self.group(name))
         return named if len(named) == 1 and len(self.group(named[0])) == len(self.clips) else (*named, "all")
 
@@ -158,31 +85,31 @@ class Report:
         return self._grouped[name]
 
     def mean(self, group: str, method: str, measure: str) -> Estimate:
-        """Mean of a measure over the group's clips on which it is defined; NaN if there is none."""
+        """Mean of a measure over the group's clips where it is defined; NaN if there is none."""
         return self._means[group][method, measure]
 
     def defined(self, group: str, method: str, measure: str) -> int:
-        """On how many of the group's clips the method has a value."""
+        """Number of the group's clips where the method has a value."""
         return int((~np.isnan(self._values(group, method, measure))).sum())
 
     def gain(self, group: str, method: str, measure: Measure) -> Estimate:
-        """How much better than the copy: the difference of the means, or for distances the share that they fall by.
+        """Gain over the copy: the difference of the means, or for distances the relative reduction; positive is better.
 
-        Positive is better. PSNR and SSIM in their own units; LPIPS 0.1 means that its mean is 10 % below the copy's.
-        Where neither way is better, the method's mean less the copy's.
+        PSNR and SSIM are in their own units; 0.1 for LPIPS means that its mean is 10 % below the copy's. For measures
+        without a better direction, the method's mean minus the copy's.
         """
-        return self._gains[group].get((method, measure.name), NO_ESTIMATE())
+        return self._gains[group].get((method, measure.name), UNDEFINED)
 
     def standing(self, group: str) -> tuple[Standing, ...]:
         """Where the first method stands between the best simple reference and the oracle.
 
-        One for each measure of which one way is good, if ours and a reference have a value on some clip. A reference
-        with a value on fewer than half of the clips on which ours has one is not compared.
+        One per measure with a better direction, if ours and a reference have a value on some clip. A reference is not
+        compared if it has a value on fewer than half of the clips where ours has one.
         """
         return self._standings[group]
 
     def worst_first(self) -> tuple[ClipResult, ...]:
-        """The clips by how badly the first method did: by its PSNR, else by the first measure; undefined ones last."""
+        """The clips from the first method's worst: by its PSNR, else by the first measure; undefined ones last."""
         by = next((m for m in self.measures if m.name == "psnr"), self.measures[0] if self.measures else None)
         if by is None:
             return self.clips
@@ -195,7 +122,7 @@ class Report:
         return tuple(sorted(self.clips, key=badness))
 
     def summary(self) -> dict[str, Any]:
-        """Group to clips, means (with the number of clips behind each), gains over the copy and standings."""
+        """Group to number of clips, means (with the number of clips behind each), gains over the copy and standings."""
         out: dict[str, Any] = {}
         for group in GROUPS:
             out[group] = {
@@ -229,7 +156,7 @@ class Report:
         return out
 
     def to_json(self) -> str:
-        """Everything, as strict JSON: infinity is the string "inf", what is not defined is null."""
+        """The whole report as strict JSON: infinity is the string "inf", undefined figures are null."""
         value = {
             "title": self.title,
             "settings": self.settings,
@@ -246,7 +173,7 @@ class Report:
 
     @classmethod
     def from_json(cls, text: str) -> Report:
-        """The report that `to_json` wrote; its measures can no longer score anything.
+        """The report that `to_json` wrote; its measures are descriptions only.
 
         Raises:
             InputError: the text is something else.
@@ -260,7 +187,7 @@ class Report:
                 (ours, *others),
                 _measures(value["measures"]),
                 tuple(clip_result(clip) for clip in value["clips"]),
-                {method: _figures(figures) for method, figures in value["overall"].items()},
+                {method: figures_from_json(figures) for method, figures in value["overall"].items()},
                 _measures(value["overall_measures"]),
                 dict(value["skipped"]),
                 tuple(value["sheet"]),
@@ -271,7 +198,7 @@ class Report:
             ) from error
 
     def summary_table(self) -> str:
-        """Markdown: for each group a table with a row for each method, and ours over the copy."""
+        """Markdown: a table per group, with a row per method and ours over the copy."""
         parts = []
         for group in self.groups:
             clips = len(self.group(group))
@@ -291,7 +218,7 @@ class Report:
         return "\n\n".join(parts)
 
     def standing_table(self) -> str:
-        """Markdown: for each group where the first method stands; empty without references."""
+        """Markdown: per group, where the first method stands; empty without references."""
         parts = []
         for group in self.groups:
             rows = [[f"{group} ({len(self.group(group))})", self.methods[0], "best simple", ORACLE, "stands"]]
@@ -304,7 +231,7 @@ class Report:
         return "\n\n".join(parts)
 
     def overall_table(self) -> str:
-        """Markdown: figures of all clips together, a row for each method; empty where there are none."""
+        """Markdown: figures of all clips together, a row per method; empty if there are none."""
         if not self.overall_measures:
             return ""
         rows = [["all clips together", *(titled(m) for m in self.overall_measures)]]
@@ -314,7 +241,7 @@ class Report:
         return table(rows)
 
     def clip_table(self) -> str:
-        """Markdown: a row for each clip with the first method's scores, the clip that moves most first."""
+        """Markdown: the first method's scores, a row per clip, from the clip that moves most."""
         ours, grouped = self.methods[0], any(clip.group for clip in self.clips)
         copied = [m for m in self.measures if m.name == "psnr" and BASELINE in self.methods and ours != BASELINE]
         heads = [f"{titled(m)} {BASELINE}" for m in copied] + [titled(m) for m in self.measures]
@@ -334,8 +261,8 @@ class Report:
         if standing := self.standing_table():
             parts += [
                 "## Between the references",
-                "Best simple: the best of the references that need no network. Oracle: the truth itself, shown by our "
-                "own representation. Only clips on which all that are compared have a value.",
+                "Best simple: the best of the references without a network. Oracle: the true frame, rendered by our "
+                "own representation. Only clips where every compared method has a value.",
                 standing,
             ]
         parts += ["## Clips", f"Scores of {self.methods[0]}; `report.json` holds those of all methods."]
@@ -354,7 +281,7 @@ class Report:
 
     @property
     def explanation(self) -> str:
-        """What stands under a table of means."""
+        """The explanation under a table of means."""
         words = "Means over clips, 95 % bootstrap intervals over clips."
         if any(clip.group for clip in self.clips):
             words += (
@@ -365,11 +292,11 @@ class Report:
 
     @property
     def remark(self) -> str:
-        """What else must be known to read a table of means."""
+        """A further explanation of the table of means."""
         return ""
 
     def _values(self, group: str, method: str, measure: str) -> Array:
-        """The clips' figures (N,), NaN where not defined."""
+        """The clips' figures (N,), NaN where undefined."""
         return self._columns[method, measure][self._members[group]]
 
     @cached_property
@@ -411,7 +338,9 @@ class Report:
                 columns += where_both(self._values(group, method, m.name), self._values(group, BASELINE, m.name))
             found = resampled_rows(columns)
             out[group] = {
-                (method, m.name): compared_rows(found[2 * i], found[2 * i + 1], share=m.higher_is_better is False)
+                (method, m.name): (share_of_means if m.higher_is_better is False else difference_of_means)(
+                    found[2 * i], found[2 * i + 1]
+                )
                 for i, (method, m) in enumerate(pairs)
             }
         return out
@@ -425,7 +354,7 @@ class Report:
         rows: list[tuple[Measure, list[str]]] = []
         columns: list[Array] = []
         for m in self.measures:
-            # A copy that does not move has no correlation with anything: such a reference is left out, not the measure.
+            # A copy does not move and has no correlation with anything: leave out such a reference, not the measure.
             enough = max(1, -(-self.defined(group, ours, m.name) // 2))
             others = [
                 method
@@ -440,45 +369,11 @@ class Report:
             part = {method: next(found) for method in compared}
             clips = int((~np.isnan(part[ours][0])).sum())
             if clips:
-                yield _standing(m, clips, ours, {method: drawn for method, (_, drawn) in part.items()})
-
-
-def _standing(measure: Measure, clips: int, ours: str, found: dict[str, Array]) -> Standing:
-    simple = [method for method in found if method in SIMPLE and method != ours]
-    oracle = [method for method in found if method == ORACLE and method != ours]
-    sign = 1.0 if measure.higher_is_better else -1.0
-    best = max(simple, key=lambda method: sign * found[method][0], default="")
-    margin = None
-    behind = ahead = beyond = False
-    if best:
-        difference = compared_rows(found[ours], found[best], share=False)
-        low, high = sorted((sign * difference.low, sign * difference.high))
-        margin = Estimate(sign * difference.mean, low, high)
-        behind, ahead = sign * found[ours][0] < sign * found[best][0], True
-    if oracle:
-        beyond = sign * found[ours][0] > sign * found[oracle[0]][0]
-    if behind:
-        place = "behind the best simple"
-    elif beyond:
-        place = "beyond the oracle"
-    elif ahead:
-        place = "between" if oracle else "ahead of the best simple"
-    else:
-        place = "behind the oracle"
-    return Standing(
-        measure,
-        clips,
-        estimate(found[ours]),
-        estimate(found[best]) if best else None,
-        best,
-        estimate(found[oracle[0]]) if oracle else None,
-        margin,
-        place,
-    )
+                yield standing_of(m, clips, ours, {method: drawn for method, (_, drawn) in part.items()})
 
 
 def _movement(clip: ClipResult) -> tuple[bool, float]:
-    """Sorts clips from the one that moves most; those of which it is not known last, in the order they have."""
+    """Key that sorts clips from the one that moves most; unknown ones last, in their order."""
     copied = clip.value(BASELINE, "psnr")
     return math.isnan(copied), 0.0 if math.isnan(copied) else copied
 
@@ -497,18 +392,3 @@ def _measures(described: dict[str, dict[str, Any]]) -> tuple[Measure, ...]:
         Measure(name, str(d["title"]), d["higher_is_better"], int(d["digits"]), str(d["definition"]))
         for name, d in described.items()
     )
-
-
-def clip_result(value: dict[str, Any]) -> ClipResult:
-    """A clip's result from its fields as strict JSON holds them.
-
-    Raises:
-        KeyError, TypeError, ValueError, AttributeError: they are something else.
-    """
-    fields = {name: item for name, item in value.items() if name not in ("group", "scores")}
-    return ClipResult(scores={method: _figures(figures) for method, figures in value["scores"].items()}, **fields)
-
-
-def _figures(figures: dict[str, Any]) -> dict[str, float]:
-    """Figures of strict JSON as numbers again."""
-    return {name: math.nan if value is None else float(value) for name, value in figures.items()}

@@ -1,4 +1,4 @@
-"""Means with bootstrap confidence intervals, resampled by person."""
+"""Means over cases (clips, pairs or people) and their 95 % bootstrap intervals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DRAWS = 10_000
 _COVERAGE = 0.95
 _SEED = 0
 _BLOCK = 4_000_000
-"""Clips drawn at once: memory does not grow with their number."""
+"""Clips resampled at once, so that memory does not grow with their number."""
 
 
 @dataclass(frozen=True)
@@ -27,21 +27,24 @@ class Estimate:
     high: float
 
 
+UNDEFINED = Estimate(math.nan, math.nan, math.nan)
+
+
 def bootstrap(clips: int, statistic: Callable[[NDArray[np.int64]], Array]) -> Estimate:
-    """A statistic of some clips and its percentile bootstrap interval; always the same draws for as many clips.
+    """A statistic of some clips and its percentile bootstrap interval; the draws depend on the number of clips alone.
 
     Args:
-        clips: how many there are.
-        statistic: of clip numbers (..., N) to values (...).
+        clips: their number.
+        statistic: clip numbers (..., N) to values (...).
     """
     if clips == 0:
-        return NO_ESTIMATE()
+        return UNDEFINED
     draws = np.random.default_rng(_SEED).integers(clips, size=(_DRAWS, clips))
     return estimate(np.append(statistic(np.arange(clips)), statistic(draws)))
 
 
 def paired_difference(a: Mapping[str, float | None], b: Mapping[str, float | None]) -> Estimate:
-    """Mean of a - b over the keys where both have a value, and its interval: two runs on the same cases.
+    """Mean of a - b over the cases where both have a value, and its interval: compares two runs on the same cases.
 
     Args:
         a, b: case to value; None and NaN are no value.
@@ -56,15 +59,15 @@ def paired_difference(a: Mapping[str, float | None], b: Mapping[str, float | Non
 
 
 def resampled_rows(columns: Sequence[Array]) -> list[Array]:
-    """Means of columns of N clips where they are defined, and the same of every bootstrap draw of N clips.
+    """Mean of each column over the clips where it is defined, and the same mean for every bootstrap draw of N clips.
 
-    All columns see the same draws. A draw that holds no clip with a value gives NaN.
+    All columns use the same draws. A draw without a defined value gives NaN.
 
     Args:
-        columns: each (N,), NaN where not defined.
+        columns: each (N,), NaN where undefined.
 
     Returns:
-        For each column (1 + 10,000,): the mean, then those of the draws.
+        Per column (1 + 10,000,): the mean, then the means of the draws.
     """
     clips = len(columns[0]) if columns else 0
     if clips == 0:
@@ -93,7 +96,7 @@ def resampled_rows(columns: Sequence[Array]) -> list[Array]:
 
 
 def estimate(drawn: Array) -> Estimate:
-    """A statistic and its percentile interval from its values (1 + draws,); draws without a value do not count."""
+    """A statistic and its percentile interval from its values (1 + draws,); undefined draws are ignored."""
     # Sorted, not interpolated: a quantile between infinite values would not be a number.
     mean, ordered = float(drawn[0]), np.sort(drawn[1:])
     defined = int((~np.isnan(ordered)).sum())
@@ -103,17 +106,19 @@ def estimate(drawn: Array) -> Estimate:
     return Estimate(mean, float(ordered[tail]), float(ordered[defined - 1 - tail]))
 
 
-def compared_rows(a: Array, b: Array, *, share: bool) -> Estimate:
-    """Of two resampled means a - b, or the share 1 - a / b by which a is smaller."""
+def difference_of_means(a: Array, b: Array) -> Estimate:
+    """a - b of two resampled means."""
+    with np.errstate(invalid="ignore"):
+        return estimate(a - b)
+
+
+def share_of_means(a: Array, b: Array) -> Estimate:
+    """1 - a / b of two resampled means: the share by which a is smaller."""
     with np.errstate(invalid="ignore", divide="ignore"):
-        return estimate(1.0 - a / b if share else a - b)
+        return estimate(1.0 - a / b)
 
 
 def where_both(*columns: Array) -> list[Array]:
-    """Columns with NaN wherever one of them has it."""
+    """The columns, with NaN wherever any of them is NaN."""
     missing = np.isnan(np.stack(columns)).any(axis=0)
     return [np.where(missing, np.nan, column) for column in columns]
-
-
-def NO_ESTIMATE() -> Estimate:
-    return Estimate(math.nan, math.nan, math.nan)

@@ -11,13 +11,13 @@ from export3d.evaluation.reports.statistics import Estimate
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
-    """Markdown of rows of cells, the first one the heads."""
+    """Markdown of rows of cells; the first row holds the heads."""
     head, *body = [f"| {' | '.join(row)} |" for row in rows]
     return "\n".join([head, "|" + " --- |" * len(rows[0]), *body])
 
 
 def titled(measure: Measure) -> str:
-    """A measure's title with an arrow that says which way is good.
+    """A measure's title with an arrow in the better direction.
 
     >>> titled(Measure("psnr", "PSNR (dB)", True, 2, ""))
     'PSNR (dB) ↑'
@@ -26,7 +26,7 @@ def titled(measure: Measure) -> str:
 
 
 def number(value: float, digits: int, sign: str = "") -> str:
-    """A value as tables show it, zero without a minus; a dash for what is not defined.
+    """A value as tables show it, zero without a minus; a dash if undefined.
 
     >>> number(-0.0001, 2), number(0.5, 1, "+")
     ('0.00', '+0.5')
@@ -45,14 +45,14 @@ def cell(estimate: Estimate, digits: int, sign: str = "") -> str:
 
 
 def gain_cell(gain: Estimate, measure: Measure) -> str:
-    """A gain as tables show it: for distances the change in per cent, so that a fall by a tenth is -10 %."""
+    """A gain as tables show it; for distances the change in per cent, so that a fall by a tenth is -10 %."""
     if math.isnan(gain.mean) or measure.higher_is_better is not False:
         return cell(gain, measure.digits, "+")
     return f"{-100 * gain.mean:+z.1f} % [{-100 * gain.high:+z.1f}, {-100 * gain.low:+z.1f}]"
 
 
 def strict(value: Any) -> Any:
-    """A value for strict JSON: infinity becomes a string, NaN null."""
+    """A value for strict JSON: infinity becomes a string, NaN becomes null."""
     if isinstance(value, dict):
         return {key: strict(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

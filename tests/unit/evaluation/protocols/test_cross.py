@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import io
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,17 +16,12 @@ from PIL import Image
 from export3d.animate.drive import bundled_portrait, rebase
 from export3d.camera import from_pose, head_position
 from export3d.cli.main import main
-from export3d.data.shards import Entry, Index, Record, update
+from export3d.data.shards import Record, update
 from export3d.errors import ConfigError, InputError
-from export3d.evaluation.measures.image import Measure
-from export3d.evaluation.protocols.cross import _movement, asked_motion, cross_identity
-from export3d.evaluation.protocols.pairs import Pair, choose_pairs, read_pairs
+from export3d.evaluation.protocols.cross import asked_motion, cross_identity
 from export3d.evaluation.protocols.predictions import read_predictions
-from export3d.evaluation.reports.cross import CrossReport
-from export3d.evaluation.reports.report import ClipResult
-from export3d.evaluation.reports.statistics import paired_difference
-from export3d.face import pose
-from export3d.face.mesh import canonical_mesh
+from export3d.evaluation.protocols.settings import RunSettings
+from export3d.evaluation.reports.cross import Pair
 from export3d.face.tracker import Track
 from export3d.image import read_image
 from export3d.model import Export3D
@@ -36,50 +29,6 @@ from export3d.motion.motion import Motion
 from export3d.pretrained import adapt_resolution, load_pretrained, save_pretrained
 
 Make = Callable[..., Record]
-LIST = Path(__file__).parents[4] / "benchmarks" / "pairs_val.csv"
-
-
-def index_of(*entries: tuple[str, str]) -> Index:
-    """An index of (key, kind), people named by the letter that begins the key."""
-    return Index("arkit52", 52, tuple(Entry(key, "s.tar", kind, 5, key[0], "open", key) for key, kind in entries))
-
-
-# --- pairs ------------------------------------------------------------------------------------------------------------
-
-
-def test_every_clip_drives_the_next_two_people() -> None:
-    index = index_of(("c1", "image"), ("a2", "video"), ("a1", "image"), ("b1", "video"), ("d1", "image"))
-    assert [(pair.source, pair.driver) for pair in choose_pairs(index)] == [
-        ("b1", "a2"), ("c1", "a2"),  # a's clip, although a picture comes first
-        ("c1", "b1"), ("d1", "b1"),
-    ]  # fmt: skip
-
-
-def test_the_last_people_drive_the_first_and_nobody_himself() -> None:
-    assert choose_pairs(index_of(("a1", "image"), ("b1", "image"), ("c1", "video"))) == (
-        Pair("a1", "c1"), Pair("b1", "c1"),
-    )  # fmt: skip
-    assert choose_pairs(index_of(("a1", "image"), ("b1", "video"))) == (Pair("a1", "b1"),)
-    assert choose_pairs(index_of(("a1", "video"))) == ()
-
-
-def test_the_list_in_the_repository_has_enough_pairs_of_different_people() -> None:
-    pairs = read_pairs(LIST)
-    assert len(pairs) >= 24
-    assert len({pair.driver for pair in pairs}) == 16
-    assert all(pair.source.split("_")[0] != pair.driver.split("_")[0] for pair in pairs)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "# only a remark\n", "a,b\nx,y\n", "source,driver\nx\n", "source,driver\nx,y\nx,y\n"]
-)
-def test_a_list_that_is_none_is_refused(tmp_path: Path, text: str) -> None:
-    (tmp_path / "pairs.csv").write_text(text)
-    with pytest.raises(InputError, match=r"pairs\.csv"):
-        read_pairs(tmp_path / "pairs.csv")
-
-
-# --- motion -----------------------------------------------------------------------------------------------------------
 
 
 def made_motion(yaws: tuple[float, ...] = (5, 25, -10), shift: float = 0.1) -> Motion:
@@ -110,9 +59,6 @@ def test_relative_motion_is_what_animate_does() -> None:
     driver, source = made_motion(), from_pose(np.array([1.0, 2.0, 3.0]), np.array([0.0, 0.0, 2.7]))
     expression = np.full(52, 0.2, np.float32)
     assert asked_motion(driver, source, expression, "relative") == rebase(driver, source, expression)
-
-
-# --- the whole --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -190,19 +136,10 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross, "load_pretrained", lambda weights: Mirror(real(weights)))
 
 
-def test_poses_of_the_pictures_are_fitted_as_the_tracker_fits_them() -> None:
-    motion = made_motion((0.0, 10.0, -15.0))
-    landmarks = pose.project(np.broadcast_to(canonical_mesh().vertices, (3, 468, 3)), motion.camera, 256)
-    tracked = replace(motion, camera=pose.fit_cameras(landmarks, 256, scores=motion.expression)[0])
-    seen = SimpleNamespace(landmarks=landmarks, track=SimpleNamespace(motion=tracked, found=np.ones(3, bool)))
-    assert _movement(tracked, seen)["apd6"] == pytest.approx(0.0, abs=1e-5)
-    assert _movement(motion, seen)["apd6"] > 0.01
-
-
 @pytest.mark.usefixtures("copied")
 def test_a_copy_keeps_the_identity_and_does_not_move(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    report = cross_identity(people, out, weights=tiny_weights, frames=4, device="cpu")
+    report = cross_identity(people, out, weights=tiny_weights, frames=4, run=RunSettings(device="cpu"))
     (result,) = report.pairs
     assert (result.pair, result.frames, result.found, result.source_frame) == (Pair("still", "moves"), 4, 1.0, 0)
     assert result.values["csim_dlib"] > 0.98
@@ -224,7 +161,12 @@ def test_a_copy_keeps_the_identity_and_does_not_move(people: Path, tiny_weights:
     assert "flicker" not in page  # four of six frames are never three in a row
 
     again = cross_identity(
-        people, tmp_path / "again", weights=tiny_weights, frames=4, device="cpu", against=out / "report.json"
+        people,
+        tmp_path / "again",
+        weights=tiny_weights,
+        frames=4,
+        run=RunSettings(device="cpu"),
+        against=out / "report.json",
     )
     assert again.difference("csim_dlib").mean == pytest.approx(0.0, abs=1e-6)
     assert "ours minus tiny.safetensors" in again.markdown()
@@ -266,17 +208,24 @@ def test_a_cut_run_goes_on_and_other_settings_begin_anew(
 
     monkeypatch.setattr(cross._Work, "_score", watched)
     with pytest.raises(KeyboardInterrupt):
-        cross_identity(two_pairs, out, weights=tiny_weights, frames=2, device="cpu")
+        cross_identity(two_pairs, out, weights=tiny_weights, frames=2, run=RunSettings(device="cpu"))
     assert not (out / "report.json").exists()
     told: list[tuple[int, int]] = []
-    cross_identity(two_pairs, out, weights=tiny_weights, frames=2, device="cpu", progress=lambda *now: told.append(now))
+    cross_identity(
+        two_pairs,
+        out,
+        weights=tiny_weights,
+        frames=2,
+        run=RunSettings(device="cpu"),
+        progress=lambda *now: told.append(now),
+    )
     assert scored == ["still", "twin", "twin"]
     assert told == [(2, 4), (4, 4)]
-    whole = cross_identity(two_pairs, tmp_path / "fresh", weights=tiny_weights, frames=2, device="cpu")
+    whole = cross_identity(two_pairs, tmp_path / "fresh", weights=tiny_weights, frames=2, run=RunSettings(device="cpu"))
     assert (out / "report.json").read_text() == whole.to_json()
     assert (out / "report.html").read_bytes() == (tmp_path / "fresh" / "report.html").read_bytes()
     before = len(scored)
-    cross_identity(two_pairs, out, weights=tiny_weights, frames=3, device="cpu", max_pairs=1)
+    cross_identity(two_pairs, out, weights=tiny_weights, frames=3, run=RunSettings(device="cpu"), max_pairs=1)
     assert len(scored) == before + 1
 
 
@@ -284,17 +233,17 @@ def test_a_cut_run_goes_on_and_other_settings_begin_anew(
 def test_saved_pictures_have_the_same_identity(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
     saved, out = tmp_path / "saved", tmp_path / "out"
     options = ["--weights", str(tiny_weights), "--frames", "6", "--save", str(saved), "--device", "cpu"]
-    assert main(["evaluate", str(people), "-o", str(out), "--protocol", "cross", *options]) == 0
+    assert main(["evaluate", "cross", str(people), "-o", str(out), *options]) == 0
     assert [(clip.name, clip.count, clip.size) for clip in read_predictions(saved)] == [("still_by_moves", 6, 64)]
-    scored = ["evaluate", "-o", str(tmp_path / "again"), "--predictions", str(saved), "--protocol", "cross"]
+    scored = ["evaluate", "predictions", str(saved), "-o", str(tmp_path / "again"), "--no-truth"]
     assert main(scored) == 0
     ours = json.loads((out / "report.json").read_text())["pairs"][0]["values"]
     theirs = json.loads((tmp_path / "again" / "report.json").read_text())["clips"][0]["scores"]["prediction"]
     # The source's landmarks are those of the preparation there, and read from the picture here.
     assert theirs["csim_dlib"] == pytest.approx(ours["csim_dlib"], abs=0.02)
     assert theirs["flicker_face"] == pytest.approx(ours["flicker_face"], abs=0.01)  # six frames in a row
-    with pytest.raises(InputError, match="already holds pictures of still_by_moves from another run"):
-        cross_identity(people, tmp_path / "x", weights=tiny_weights, frames=6, save=saved)
+    with pytest.raises(InputError, match="already holds images of still_by_moves from another run"):
+        cross_identity(people, tmp_path / "x", weights=tiny_weights, frames=6, run=RunSettings(save=saved))
 
 
 @pytest.mark.slow
@@ -307,7 +256,11 @@ def test_several_processes_give_the_same_report(
     try:
         reports = [
             cross_identity(
-                two_pairs, tmp_path / str(workers), weights=small_weights, frames=2, device="cpu", workers=workers
+                two_pairs,
+                tmp_path / str(workers),
+                weights=small_weights,
+                frames=2,
+                run=RunSettings(device="cpu", workers=workers),
             )
             for workers in (0, 2)
         ]
@@ -335,14 +288,14 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_untrained_network_shows_no_face_and_that_is_said(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no face in still by moves"):
-        cross_identity(people, tmp_path / "out", weights=tiny_weights, frames=2, device="cpu")
+        cross_identity(people, tmp_path / "out", weights=tiny_weights, frames=2, run=RunSettings(device="cpu"))
 
 
 def test_a_network_that_shows_the_moved_source_keeps_its_face(
     people: Path, rigid_weights: Path, tmp_path: Path
 ) -> None:
     """It is told where the source's landmarks are, and turns them to the driver's camera."""
-    report = cross_identity(people, tmp_path / "out", weights=rigid_weights, frames=2, device="cpu")
+    report = cross_identity(people, tmp_path / "out", weights=rigid_weights, frames=2, run=RunSettings(device="cpu"))
     (result,) = report.pairs
     assert result.found == 1.0
     assert result.values["csim_dlib"] > 0.9
@@ -351,7 +304,7 @@ def test_a_network_that_shows_the_moved_source_keeps_its_face(
 
 @pytest.mark.parametrize(
     ("pair", "why"),
-    [("nobody,moves", "does not hold"), ("moves,still", "still picture"), ("moves,moves", "one and the same person")],
+    [("nobody,moves", "does not hold"), ("moves,still", "still image"), ("moves,moves", "one and the same person")],
 )
 def test_pairs_that_cannot_be_are_refused(
     people: Path, tiny_weights: Path, tmp_path: Path, pair: str, why: str
@@ -364,59 +317,3 @@ def test_pairs_that_cannot_be_are_refused(
 def test_settings_that_cannot_work_are_refused(split: Path, tiny_weights: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         cross_identity(split, tmp_path / "out", weights=tiny_weights, frames=0)
-
-
-def test_a_report_of_another_kind_is_refused(split: Path, tiny_weights: Path, tmp_path: Path) -> None:
-    (tmp_path / "report.json").write_text('{"clips": []}')
-    with pytest.raises(InputError, match="not the report"):
-        cross_identity(split, tmp_path / "out", weights=tiny_weights, against=tmp_path / "report.json")
-
-
-def test_options_of_the_other_protocol_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = ["-o", str(tmp_path / "out")]
-    assert main(["evaluate", "data", *out, "--protocol", "cross", "--every", "2", "--no-faces"]) == 2
-    assert "--protocol cross does not take --every, --no-faces" in capsys.readouterr().err
-    assert main(["evaluate", "data", *out, "--frames", "3"]) == 2
-    assert "--protocol same does not take --frames" in capsys.readouterr().err
-    assert main(["evaluate", *out, "--predictions", "x", "--weights", "y"]) == 2
-    assert "--predictions does not take --weights" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_missing_split_is_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["evaluate", str(tmp_path), "--split", "test", "-o", str(tmp_path / "out")]) == 2
-    assert "holds no split 'test'; prepare clips into it" in capsys.readouterr().err
-
-
-# --- differences ------------------------------------------------------------------------------------------------------
-
-
-def test_a_paired_difference_is_surer_than_two_means() -> None:
-    """Cases that differ much and a change that is the same for all: the interval is that of the change."""
-    rng = np.random.default_rng(0)
-    case = rng.normal(0, 1.0, 30)
-    a = {str(i): float(value) for i, value in enumerate(case + 0.1 + rng.normal(0, 0.01, 30))}
-    b = {str(i): float(value) for i, value in enumerate(case)}
-    difference = paired_difference(a, b)
-    assert difference.mean == pytest.approx(0.1, abs=0.01)
-    assert 0.09 < difference.low < difference.mean < difference.high < 0.11
-    swapped = paired_difference(b, a)
-    assert swapped.mean == pytest.approx(-difference.mean)
-
-
-def test_only_common_cases_that_are_defined_count() -> None:
-    found = paired_difference({"a": 2.0, "b": math.nan, "c": 1.0, "d": 5.0}, {"a": 1.0, "b": 0.0, "c": None})
-    assert (found.mean, found.low, found.high) == (1.0, 1.0, 1.0)
-    assert math.isnan(paired_difference({"a": 1.0}, {"b": 1.0}).mean)
-
-
-def test_undefined_figures_are_left_out_of_means_and_null_in_json() -> None:
-    scores = [{"ours": {"yaw": value}, "real pictures": {"yaw": 0.9}} for value in (0.5, math.nan)]
-    clips = tuple(ClipResult(Pair(str(i), "x").name, "", "", "", 2, 0, 0, s) for i, s in enumerate(scores))
-    report = CrossReport("t", {}, ("ours", "real pictures"), (Measure("yaw", "yaw", True, 2, "d"),), clips)
-    assert report.mean("all", "ours", "yaw").mean == 0.5
-    assert "| – |" in report.clip_table()
-    assert [(result.pair, result.reference) for result in report.pairs] == [
-        (Pair("0", "x"), {"yaw": 0.9}), (Pair("1", "x"), {"yaw": 0.9}),
-    ]  # fmt: skip
-    assert json.loads(report.to_json())["pairs"][1]["values"]["yaw"] is None

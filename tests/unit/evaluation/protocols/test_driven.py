@@ -76,7 +76,9 @@ def test_the_farthest_frame_differs_most_in_pose_and_expression(make_clip: Make)
         clip.record, clip.frames, type(clip.motion)(flat, clip.motion.camera, 25.0, "arkit52"), 0, clip.driven, 0
     )
     assert same.farthest == 2
-    assert distance_from(same.motion, 0)[2] == pytest.approx(4.0, abs=0.2)  # 60 degrees of yaw in units of 15
+    assert distance_from(same.motion, same.motion.camera[0], same.motion.expression[0])[2] == pytest.approx(
+        4.0, abs=0.2
+    )  # 60 degrees of yaw in units of 15
     flat[3] = 0.9
     shifted = DrivenClip(
         clip.record, clip.frames, type(clip.motion)(flat, clip.motion.camera, 25.0, "arkit52"), 0, clip.driven, 0
@@ -126,7 +128,7 @@ def test_chunks_hold_every_driven_frame_once_with_every_method(make_clip: Make) 
 def test_predictions_are_rounded_to_what_would_be_saved(make_clip: Make) -> None:
     """A third of a grey level vanishes in 8 bits."""
     clip = driven_clip(make_clip("a"), "arkit52", 64)
-    (chunk,) = driven_chunks(clip, {"ours": Shifted(0.3 / 127.5)}, CPU)
+    (chunk,) = driven_chunks(clip, {"ours": Shifted(0.3 / 127.5)}, CPU, batch=4)
     np.testing.assert_array_equal(chunk.predictions["ours"], chunk.targets)
-    (chunk,) = driven_chunks(clip, {"ours": Shifted(5.0)}, CPU)
+    (chunk,) = driven_chunks(clip, {"ours": Shifted(5.0)}, CPU, batch=4)
     assert chunk.predictions["ours"].min() == 255

@@ -23,7 +23,7 @@ from export3d.evaluation.protocols.references import (
     Oracle,
     expression_motion,
 )
-from export3d.evaluation.reports.report import ORACLE, SIMPLE
+from export3d.evaluation.reports.clips import ORACLE, SIMPLE
 from export3d.face.landmark_sets import FACE_OVAL
 from export3d.face.mesh import canonical_mesh
 from export3d.image import to_tensor, to_uint8

@@ -1,9 +1,8 @@
-"""Evaluations of a made-up split by an untrained network, and of saved pictures."""
+"""Same-identity reenactment of a made-up split by an untrained network."""
 
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,14 +14,12 @@ from PIL import Image
 
 from export3d.data import shards
 from export3d.data.shards import Record, update
-from export3d.data.workers import Crash
 from export3d.errors import CheckpointError, ConfigError, InputError, OutputError
-from export3d.evaluation.protocols import runner, same
+from export3d.evaluation.protocols import same
 from export3d.evaluation.protocols.driven import Reenactment, driven_clip
-from export3d.evaluation.protocols.predictions import PredictionWriter
+from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.same import same_identity
-from export3d.evaluation.protocols.saved import score_predictions
-from export3d.evaluation.protocols.scoring import Scoring
+from export3d.evaluation.protocols.settings import RunSettings, Scoring
 from export3d.image import to_uint8
 from export3d.pretrained import load_pretrained
 
@@ -99,75 +96,30 @@ def test_a_cut_run_goes_on_and_other_settings_begin_anew(
 def test_several_processes_give_the_same_report(split: Path, tmp_path: Path, tiny_weights: Path) -> None:
     reports = [
         same_identity(
-            split, tmp_path / str(workers), weights=tiny_weights, references=("copy",), scoring=PLAIN, workers=workers
+            split,
+            tmp_path / str(workers),
+            weights=tiny_weights,
+            references=("copy",),
+            scoring=PLAIN,
+            run=RunSettings(workers=workers),
         )
         for workers in (0, 2)
     ]
     assert reports[0].to_json() == reports[1].to_json()
 
 
-def test_saved_pictures_score_the_same_as_the_model_that_made_them(
-    split: Path, tmp_path: Path, tiny_weights: Path
-) -> None:
-    saved = tmp_path / "saved"
-    ours = same_identity(split, tmp_path / "a", weights=tiny_weights, references=(), scoring=PLAIN, save=saved)
-    theirs = score_predictions(saved, tmp_path / "b", scoring=PLAIN)
-    assert sorted(path.name for path in (tmp_path / "b").iterdir()) == [f for f in FILES if f != "sheet.png"]
-    assert theirs.methods == ("prediction", "copy")
-    found = {clip.key: clip.scores for clip in theirs.clips}
-    for clip in ours.clips:
-        assert found[clip.key]["prediction"] == pytest.approx(clip.scores["ours"])
-        assert found[clip.key]["copy"] == pytest.approx(clip.scores["copy"])
-
-
 def test_pictures_of_another_run_are_not_overwritten(split: Path, tmp_path: Path, tiny_weights: Path) -> None:
     saved = tmp_path / "saved"
     with PredictionWriter(saved).clip("walks", np.zeros((64, 64, 3), np.uint8)) as clip:
         clip.add(np.zeros((1, 64, 64, 3), np.uint8), np.zeros((1, 64, 64, 3), np.uint8))
-    with pytest.raises(InputError, match="already holds pictures of walks from another run"):
-        same_identity(split, tmp_path / "out", weights=tiny_weights, scoring=PLAIN, save=saved)
-
-
-def test_a_folder_with_one_wrong_frame_is_not_scored_at_all(split: Path, tmp_path: Path, tiny_weights: Path) -> None:
-    saved, out = tmp_path / "saved", tmp_path / "b"
-    same_identity(split, tmp_path / "a", weights=tiny_weights, references=(), scoring=PLAIN, save=saved)
-    (saved / "walks" / "prediction" / "00002.png").unlink()
-    (saved / "rests" / "target" / "00001.png").write_bytes(b"no picture")
-    with pytest.raises(InputError) as caught:
-        score_predictions(saved, out, scoring=PLAIN)
-    assert "walks" in str(caught.value)
-    assert "rests" in str(caught.value)
-    assert not (out / "report.json").exists()
-
-
-def test_pictures_of_which_none_could_be_scored_are_no_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    saved, out = tmp_path / "saved", tmp_path / "out"
-    with PredictionWriter(saved).clip("walks", np.zeros((64, 64, 3), np.uint8)) as clip:
-        clip.add(np.zeros((1, 64, 64, 3), np.uint8), np.zeros((1, 64, 64, 3), np.uint8))
-    monkeypatch.setattr(runner, "run_jobs", lambda jobs, *_: ((job, Crash(-9)) for job in jobs))
-    with pytest.raises(InputError, match=r"saved could be scored: the process that scored it died \(exit code -9\)"):
-        score_predictions(saved, out, scoring=PLAIN)
-    assert not (out / "report.json").exists()
-
-
-def test_saved_pictures_can_be_scored_without_truth(tmp_path: Path, astronaut_turns: list[np.ndarray]) -> None:
-    """As across identities: nothing that needs a true picture, and no copy."""
-    pytest.importorskip("mediapipe")
-    frames = np.stack(astronaut_turns[:6])
-    with PredictionWriter(tmp_path / "saved").clip("a", frames[0]) as clip:
-        clip.add(frames, frames[:, :, ::-1])
-    report = score_predictions(tmp_path / "saved", tmp_path / "out", truth=False)
-    names = {measure.name for measure in report.measures}
-    assert report.methods == ("prediction",)
-    assert {"csim_dlib", "aed", "apd", "flicker_face"} <= names
-    assert not names & {"psnr", "ssim", "akd"}
-    assert math.isfinite(report.clips[0].value("prediction", "csim_dlib"))
+    with pytest.raises(InputError, match="already holds images of walks from another run"):
+        same_identity(split, tmp_path / "out", weights=tiny_weights, scoring=PLAIN, run=RunSettings(save=saved))
 
 
 def test_the_sheet_shows_source_farthest_frame_and_ours(
     split: Path, tmp_path: Path, tiny_weights: Path, make_clip: Make
 ) -> None:
-    same_identity(split, tmp_path / "out", weights=tiny_weights, references=(), scoring=PLAIN, batch=1)
+    same_identity(split, tmp_path / "out", weights=tiny_weights, references=(), scoring=PLAIN, run=RunSettings(batch=1))
     clip = driven_clip(make_clip("walks"), "arkit52", 64)
     with Image.open(tmp_path / "out" / "sheet.png") as image:
         sheet = np.array(image)
@@ -195,9 +147,6 @@ def test_the_same_weights_give_the_same_report(split: Path, tmp_path: Path, tiny
         same_identity(split, tmp_path / name, weights=tiny_weights, references=(), scoring=PLAIN)
     for file in ("report.json", "report.md", "report.html", "sheet.png"):
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
-
-
-# --- refusals ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_that_is_not_a_split_is_refused(tmp_path: Path, tiny_weights: Path) -> None:
@@ -241,7 +190,7 @@ def test_an_output_that_is_a_file_is_refused(split: Path, tmp_path: Path, tiny_w
         same_identity(split, tmp_path / "out", weights=tiny_weights, scoring=PLAIN)
 
 
-@pytest.mark.parametrize("setting", [{"every": 0}, {"batch": 0}, {"max_clips": 0}, {"workers": -1}])
+@pytest.mark.parametrize("setting", [{"every": 0}, {"max_clips": 0}])
 def test_senseless_settings_are_refused(split: Path, tmp_path: Path, tiny_weights: Path, setting: dict) -> None:
     with pytest.raises(ConfigError, match="at least 1"):
         same_identity(split, tmp_path / "out", weights=tiny_weights, scoring=PLAIN, **setting)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from export3d.errors import ConfigError
-from export3d.evaluation.protocols.scoring import Chunk, ClipScorer, Scoring
+from export3d.evaluation.protocols.scoring import Chunk, ClipScorer, image_metrics
+from export3d.evaluation.protocols.settings import Scoring
 
 PLAIN = Scoring(backbone="none", faces=False)
 
@@ -74,14 +75,16 @@ def test_progress_is_told(frames: np.ndarray) -> None:
 
 def test_lpips_is_left_out_where_its_weights_are_not_at_hand(alex_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert [m.name for m in Scoring().image_metrics()] == ["psnr", "ssim"]
-    assert [m.name for m in Scoring(backbone_file=alex_file).image_metrics()] == ["psnr", "ssim", "lpips_uniform"]
+    assert [m.name for m in image_metrics(Scoring())] == ["psnr", "ssim"]
+    assert [m.name for m in image_metrics(Scoring(backbone_file=alex_file))] == ["psnr", "ssim", "lpips_uniform"]
     with pytest.raises(ConfigError, match="--backbone none takes no weights"):
-        Scoring(backbone="none", backbone_file=alex_file).image_metrics()
+        image_metrics(Scoring(backbone="none", backbone_file=alex_file))
 
 
 def test_without_truth_nothing_is_measured_that_needs_one() -> None:
-    assert Scoring(truth=False).image_metrics() == ()
+    with ClipScorer(PLAIN, truth=False) as scorer:
+        assert scorer.measures == ()
+        assert scorer.overall_measures == ()
 
 
 # --- faces ------------------------------------------------------------------------------------------------------------
@@ -123,7 +126,7 @@ def test_a_real_face_against_itself_is_perfect_and_its_copy_is_not(face: np.ndar
 def test_a_source_without_a_face_is_noted_and_leaves_csim_undefined(face: np.ndarray) -> None:
     pytest.importorskip("mediapipe")
     grey = np.full_like(face[0], 128)
-    with ClipScorer(Scoring(backbone="none", truth=False)) as scorer:
+    with ClipScorer(Scoring(backbone="none"), truth=False) as scorer:
         names = [measure.name for measure in scorer.measures]
         found = scorer.score("a", grey, chunks(face[:3], 64, ours=face[:3]), 3)
     assert "psnr" not in names

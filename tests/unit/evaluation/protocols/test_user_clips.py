@@ -173,7 +173,7 @@ def test_the_same_video_twice_counts_once_and_is_named(videos: Path, tmp_path: P
 ODD_FILES: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "a text": ("a.mp4", lambda path: path.write_text("text"), ""),
     "empty": ("a.MKV", lambda path: path.touch(), ""),
-    "a picture": ("a.mp4", lambda path: Image.new("RGB", (64, 64)).save(path, "PNG"), "a picture under the name of"),
+    "a picture": ("a.mp4", lambda path: Image.new("RGB", (64, 64)).save(path, "PNG"), "an image under the name of"),
     "a link to nothing": ("a.mov", lambda path: path.symlink_to("gone.mov"), "a link to nothing"),
     "unprintable": ("a\nb.mp4", lambda path: video(path, 8), "characters that cannot be printed"),
 }
@@ -296,7 +296,7 @@ def test_a_video_of_which_a_part_is_left_out_is_in_both(videos: Path, tmp_path: 
         (lambda path: path.mkdir(), "holds no video; give a folder of videos"),
         (
             lambda path: (path.mkdir(), Image.new("RGB", (64, 64)).save(path / "a.png")),
-            r"\(1 pictures, 0 other files\)",
+            r"\(1 images, 0 other files\)",
         ),
     ],
     ids=["missing", "a file", "empty", "pictures"],

@@ -11,9 +11,8 @@ import pytest
 
 from export3d.errors import InputError
 from export3d.evaluation.measures.image import PSNR, SSIM, Measure
-from export3d.evaluation.reports.report import ClipResult, Report
-from export3d.evaluation.reports.statistics import bootstrap
-from export3d.evaluation.reports.tables import number
+from export3d.evaluation.reports.clips import ClipResult
+from export3d.evaluation.reports.report import Report
 
 LPIPS = Measure("lpips", "LPIPS", False, 4, "a distance")
 CSIM = Measure("csim_x", "CSIM x", True, 3, "a cosine")
@@ -102,42 +101,6 @@ def test_where_neither_way_is_better_the_gain_is_a_difference() -> None:
     assert Report("T", {}, ("ours", "copy"), (FLICKER,), clips).gain("all", "ours", FLICKER).mean == 1.0
 
 
-def test_intervals_are_those_of_the_plain_bootstrap(rng: np.random.Generator) -> None:
-    """The fast way for all columns against drawing clip numbers, also when some values are missing or infinite."""
-    ours, copy = rng.normal(25, 3, size=(2, 30))
-    clips = tuple(scored(f"{i}", ours={"psnr": a}, copy={"psnr": b}) for i, (a, b) in enumerate(zip(ours, copy)))
-    report = Report("T", {}, ("ours", "copy"), (PSNR,), clips)
-    mean = bootstrap(30, lambda draws: ours[draws].mean(axis=-1))
-    found = report.mean("all", "ours", "psnr")
-    assert (found.mean, found.low, found.high) == pytest.approx((mean.mean, mean.low, mean.high))
-    difference = bootstrap(30, lambda draws: (ours - copy)[draws].mean(axis=-1))
-    gain = report.gain("all", "ours", PSNR)
-    assert (gain.mean, gain.low, gain.high) == pytest.approx((difference.mean, difference.low, difference.high))
-
-    ours[[3, 7]] = math.nan, math.inf
-    holed = replace(report, clips=tuple(scored(f"{i}", ours={"psnr": a}) for i, a in enumerate(ours)))
-    nan_mean = bootstrap(30, lambda draws: np.nanmean(ours[draws], axis=-1))
-    found = holed.mean("all", "ours", "psnr")
-    assert (found.mean, found.low, found.high) == pytest.approx((nan_mean.mean, nan_mean.low, nan_mean.high))
-    assert nan_mean.low < nan_mean.high == math.inf
-
-
-def test_intervals_cover_the_true_mean_about_as_often_as_they_say(rng: np.random.Generator) -> None:
-    covered = 0
-    for _ in range(60):
-        values = rng.normal(5.0, 2.0, size=40)
-        estimate = bootstrap(40, lambda draws, values=values: values[draws].mean(axis=-1))
-        assert estimate.low < estimate.mean < estimate.high
-        covered += estimate.low <= 5.0 <= estimate.high
-    assert 51 <= covered <= 60
-
-
-def test_an_interval_has_the_width_that_theory_gives(rng: np.random.Generator) -> None:
-    values = rng.normal(size=400)
-    estimate = bootstrap(400, lambda draws: values[draws].mean(axis=-1))
-    assert (estimate.high - estimate.low) == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.05)
-
-
 def test_the_same_clips_give_the_same_interval(report: Report) -> None:
     assert report.mean("all", "ours", "psnr") == replace(report).mean("all", "ours", "psnr")
 
@@ -173,60 +136,6 @@ def test_equal_images_stay_infinite_in_means_tables_and_json(report: Report) -> 
     value = json.loads(perfect.to_json())
     assert value["clips"][0]["scores"]["ours"]["psnr"] == "inf"
     assert value["summary"]["all"]["mean"]["ours"]["psnr"]["mean"] == "inf"
-
-
-def test_ours_stands_between_behind_or_beyond(referenced: Report) -> None:
-    psnr, lpips, csim = referenced.standing("moving")
-    assert (psnr.place, psnr.simple_name) == ("between", "warp")
-    assert psnr.way == pytest.approx((20.5 - 18.0) / (24.5 - 18.0))
-    assert psnr.margin.mean == pytest.approx(2.5)
-    assert (psnr.margin.low, psnr.margin.high) == (2.0, 3.0)
-    assert (lpips.place, lpips.simple_name) == ("behind the best simple", "warp")
-    assert lpips.way == pytest.approx(-1.0)
-    assert lpips.margin.mean == pytest.approx(-0.1)
-    assert (csim.place, csim.simple_name) == ("beyond the oracle", "copy")
-    assert "behind the best simple" in referenced.standing_table()
-
-
-def test_a_measure_without_a_good_way_has_no_standing(referenced: Report) -> None:
-    assert "flicker_face" not in [row.measure.name for row in referenced.standing("moving")]
-
-
-def test_standings_use_the_clips_that_all_have(referenced: Report) -> None:
-    first, second = referenced.clips
-    scores = {**second.scores, "oracle": {**second.scores["oracle"], "psnr": math.nan}}
-    row = replace(referenced, clips=(first, replace(second, scores=scores))).standing("moving")[0]
-    assert row.clips == 1
-    assert (row.ours.mean, row.oracle.mean) == (20.0, 24.0)
-
-
-def test_a_reference_that_hardly_has_a_value_is_not_compared(referenced: Report) -> None:
-    yaw = Measure("yaw", "yaw", True, 2, "")
-    clips = tuple(
-        replace(c, scores={m: {**s, "yaw": math.nan if m == "copy" else 0.5} for m, s in c.scores.items()})
-        for c in referenced.clips
-    )
-    (row,) = replace(referenced, measures=(yaw,), clips=clips).standing("all")
-    assert (row.clips, row.place) == (2, "between")
-    assert row.simple_name != "copy"
-
-
-def test_standings_without_an_oracle_or_without_simple_references(referenced: Report) -> None:
-    assert [row.place for row in replace(referenced, methods=("ours", "copy", "warp")).standing("all")] == [
-        "ahead of the best simple",
-        "behind the best simple",
-        "ahead of the best simple",
-    ]
-    assert replace(referenced, methods=("ours", "oracle")).standing("all")[0].place == "behind the oracle"
-    assert replace(referenced, methods=("ours",)).standing("all") == ()
-    assert math.isnan(replace(referenced, methods=("ours", "copy")).standing("all")[0].way)
-
-
-def test_there_is_no_way_to_an_oracle_that_is_worse_than_a_copy(referenced: Report) -> None:
-    clips = tuple(replace(c, scores={**c.scores, "copy": {**c.scores["copy"], "psnr": 30.0}}) for c in referenced.clips)
-    row = replace(referenced, clips=clips).standing("still")[0]
-    assert row.place == "behind the best simple"
-    assert math.isnan(row.way)
 
 
 def test_the_worst_clips_come_first(report: Report, referenced: Report) -> None:
@@ -292,18 +201,6 @@ def test_tables_are_rectangular_and_show_the_gain(report: Report, referenced: Re
     assert "+5.00 [+4.00, +6.00]" in row
     assert " % [" in row
     assert row.split("|")[4].strip().startswith("-")
-
-
-def test_titles_say_which_way_is_good(referenced: Report) -> None:
-    head = referenced.summary_table().splitlines()[0]
-    assert "PSNR (dB) ↑" in head
-    assert "LPIPS ↓" in head
-    assert "| flicker |" in head
-
-
-def test_zero_has_no_minus() -> None:
-    assert number(-0.004, 2) == "0.00"
-    assert number(-0.004, 2, "+") == "+0.00"
 
 
 def test_clips_are_listed_from_the_one_that_moves_most(report: Report) -> None:

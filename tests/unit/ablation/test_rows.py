@@ -1,13 +1,11 @@
-"""The ablation of Table 3: rows that differ in nothing but their variant, trained once, scored alike, in one table."""
+"""The rows of Table 3: settings, and training with equal budgets."""
 
 from __future__ import annotations
 
 import io
 import json
-import math
 import os
 import signal
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,16 +16,11 @@ import torch
 from PIL import Image
 
 from export3d import config as model_settings
-from export3d.ablation import rows, scores
-from export3d.ablation.rows import PAPER, ROWS, train_rows
-from export3d.ablation.scores import ablate
-from export3d.ablation.table import Ablation, Column, RowResult
+from export3d.ablation import rows
+from export3d.ablation.rows import ROWS, train_rows
 from export3d.camera import Camera
 from export3d.data.shards import Record, update
 from export3d.errors import CheckpointError, ConfigError, InputError, TrainingError
-from export3d.evaluation.measures.image import Measure
-from export3d.evaluation.reports.cross import CrossReport
-from export3d.evaluation.reports.report import ClipResult, Report
 from export3d.expression.directions import measure_ranges
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.losses import ReconstructionWeights
@@ -38,7 +31,6 @@ from export3d.training.reconstruction import ReconstructionConfig
 from export3d.training.state import load_state
 from export3d.weights.file import load_weights
 
-NAN = math.nan
 PLAIN = ReconstructionConfig(preset="tiny", backbone="none", image_size=32, sheet_pairs=1)
 TWO = ("direct_3dmm", "clebs")
 
@@ -113,9 +105,6 @@ def parameters(path: Path) -> dict[str, torch.Tensor]:
     return load_weights(path)[0]
 
 
-# ---- equal training --------------------------------------------------------------------------------------------------
-
-
 def test_every_row_trains_the_same_preset_with_its_own_variant_for_the_same_images(
     data: Path, config: ReconstructionConfig, tmp_path: Path
 ) -> None:
@@ -184,9 +173,6 @@ def test_variants_of_all_rows_are_added_to_each(data: Path, config: Reconstructi
     found = train_rows(data, tmp_path / "out", changed, loop(max_images=2), ("e2e_lebs_n5",))
     model = load_pretrained(found["e2e_lebs_n5"])
     assert (model.config.generator.lowpass_sigma, model.config.expression.n) == (0.0, 5)
-
-
-# ---- going on --------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -341,9 +327,6 @@ def test_a_damaged_settings_file_is_named(data: Path, config: ReconstructionConf
         train_rows(data, tmp_path / "out", config, loop(max_images=2), ("clebs",))
 
 
-# ---- refusals --------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("schedule", "changes", "rows", "told"),
     [
@@ -385,308 +368,3 @@ def test_a_missing_encoder_is_told_before_hours_of_training(
     with pytest.raises(CheckpointError, match="no weights"):
         train_rows(data, tmp_path / "out", replace(config, expression=tmp_path / "none.safetensors"), loop(), TWO)
     assert runs == []
-
-
-# ---- the table -------------------------------------------------------------------------------------------------------
-
-PSNR = Column("same", "psnr", "PSNR (dB) ↑", 2, "of the difference")
-LEAK = Column("cross", "leak_dlib", "leak dlib ↓", 3, "cosine")
-HIDDEN = Column("same", "flicker_face", "flicker", 2, "restlessness")
-
-
-def result(name: Any, psnr: list[float], leak: list[float], note: str = "") -> RowResult:
-    values = {
-        PSNR.key: {f"clip{i}": value for i, value in enumerate(psnr)},
-        LEAK.key: {f"pair{i}": value for i, value in enumerate(leak)},
-        HIDDEN.key: {"clip0": 1.0},
-    }
-    return RowResult(name, 3000, 20.0, 1_234_567, 1_000_000, 21.5, values, note)
-
-
-def compared() -> Ablation:
-    rows = (
-        result("direct_3dmm", [20.0, 30.0, 25.0], [0.5, 0.7, NAN]),
-        result("e2e_lebs_n5", [19.0, 31.0, 25.0], [NAN] * 3, "no face came out"),
-        result("clebs", [22.0, 32.0, 27.0], [0.4, 0.6, 0.5]),
-    )
-    reference = {PSNR.key: {f"clip{i}": 18.0 for i in range(3)}, LEAK.key: {f"pair{i}": 0.8 for i in range(3)}}
-    return Ablation({"max_images": 3000}, (PSNR, HIDDEN, LEAK), rows, reference, ("anna (somewhere, open)",))
-
-
-def line(text: str, name: str) -> list[str]:
-    """The cells of the first row of a Markdown table that begins with a name."""
-    found = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
-    return [cell.strip() for cell in found.strip("|").split("|")]
-
-
-def test_the_table_has_a_row_a_variant_with_means_and_intervals_over_cases() -> None:
-    found = compared()
-    text = found.table()
-    assert line(text, "variant") == ["variant", "same: PSNR (dB) ↑", "cross: leak dlib ↓"]
-    direct = line(text, "Direct 3DMM")
-    assert direct[1].startswith("25.00 [20.00, 30.00]")
-    assert direct[2] == "0.600 [0.500, 0.700] (of 2)"  # and says over how many
-    assert line(text, "E2E LeBS (n = 5)")[2] == "–"
-    assert line(text, "Full (CLeBS)")[1].startswith("27.00")
-    assert line(text, "*no model*")[1:] == ["18.00 [18.00, 18.00]", "0.800 [0.800, 0.800]"]
-
-
-def test_differences_are_paired_and_clear_ones_are_bold() -> None:
-    found = compared()
-    text = found.difference_table()
-    direct = line(text, "Direct 3DMM")
-    assert direct[1] == "**-2.00 [-2.00, -2.00]**"  # the clips differ by ten, the rows by two on every one
-    assert direct[2] == "**+0.100 [+0.100, +0.100]**"
-    assert line(text, "E2E LeBS (n = 5)")[1].startswith("**-2.00 [-3.00")
-    assert line(text, "E2E LeBS (n = 5)")[2] == "–"
-    assert "Full (CLeBS)" not in text
-    unclear = replace(found, rows=(result("direct_3dmm", [22.5, 31.5, 27.0], [0.4] * 3), found.rows[-1]))
-    assert not line(unclear.difference_table(), "Direct 3DMM")[1].startswith("**")
-
-
-def test_the_page_has_the_budget_the_papers_figures_and_the_caveats() -> None:
-    text = compared().markdown()
-    assert line(text[text.index("## Budget") :], "Direct 3DMM") == [
-        "Direct 3DMM", "direct_3dmm", "3,000", "20", "1,234,567", "1,000,000", "21.50",
-    ]  # fmt: skip
-    paper = text[text.index("## The paper's Table 3") :]
-    assert line(paper, "Full (CLeBS)")[1:] == [
-        "23.555", "0.704", "3.453", "0.811", "0.082", "0.030", "0.694", "0.208", "0.080",
-    ]  # fmt: skip
-    assert line(paper, "Direct 3DMM")[1] == "23.077"
-    assert "E2E LeBS (n = 25)" not in paper  # only the rows that were run
-    assert "Not to be ranked" in paper
-    assert "E2E LeBS (n = 5): no face came out" in text
-    assert "- max images: 3000" in text
-    assert "1. anna (somewhere, open)" in text
-
-
-def test_the_papers_rows_are_named_in_its_order() -> None:
-    assert list(PAPER) == list(ROWS)
-    assert PAPER["e2e_lebs_n25"] == "E2E LeBS (n = 25)"
-    assert PAPER["clebs"] == "Full (CLeBS)"
-
-
-def test_the_json_is_strict_and_has_what_the_tables_leave_out() -> None:
-    found = json.loads(compared().to_json(), parse_constant=lambda name: pytest.fail(name))
-    assert found["compared_with"] == "clebs"
-    direct = found["rows"][0]
-    assert direct["mean"]["same psnr"]["mean"] == 25.0
-    assert direct["difference"]["cross leak_dlib"]["mean"] == pytest.approx(0.1)
-    assert direct["values"]["cross leak_dlib"]["pair2"] is None
-    assert "same flicker_face" in direct["mean"]
-    assert found["paper"]["Full (CLeBS)"]["same identity PSNR"] == 23.555
-
-
-def test_one_row_alone_has_nothing_to_be_compared_with() -> None:
-    alone = replace(compared(), rows=compared().rows[-1:])
-    assert "case by case" not in alone.markdown()
-    assert alone.difference(alone.rows[0], PSNR).mean == 0.0
-
-
-# ---- from data to the table ------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
-    """Protocols that judge at once: figures come from the number of basis vectors of the weights they are given."""
-    asked: list[tuple[str, Path]] = []
-
-    class Nothing:
-        def __init__(self, *_: Any) -> None: ...
-        def __enter__(self) -> None: ...
-        def __exit__(self, *_: object) -> None: ...
-
-    def same(split: Path, out: Path, *, weights: Path, **options: Any) -> Report:
-        asked.append(("same", weights))
-        n = float(load_pretrained(weights).config.expression.n)
-        measures = (Measure("psnr", "PSNR (dB)", True, 2, "of the difference"),)
-        scores = {"ours": {"psnr": n}, "copy": {"psnr": 1.0}}
-        clips = [ClipResult(key, key, "open", "", 3, 0, 0, scores) for key in ("anna", "bert")]
-        return Report("made", {}, ("ours", "copy"), measures, tuple(clips))
-
-    def cross(split: Path, out: Path, *, weights: Path, **options: Any) -> CrossReport:
-        asked.append(("cross", weights))
-        n = float(load_pretrained(weights).config.expression.n)
-        if n == 5:
-            raise InputError("no pair could be scored: no face came out")
-        out.mkdir(exist_ok=True)
-        real = {"aed": 0.01, "yaw": 0.9}
-        found = {"bert by anna": {"aed": n / 100, "yaw": NAN}, "anna by bert": {"aed": n / 100, "yaw": 0.5}}
-        pairs = [
-            ClipResult(key, "", "", "", 3, 0, 0, {"ours": values, "real pictures": real})
-            for key, values in found.items()
-        ]
-        measures = (Measure("aed", "AED", False, 3, "mean"), Measure("yaw", "yaw", True, 2, "correlation"))
-        return CrossReport("made", {}, ("ours", "real pictures"), measures, tuple(pairs))
-
-    monkeypatch.setattr(scores, "ClipScorer", Nothing)
-    monkeypatch.setattr(scores, "same_identity", same)
-    monkeypatch.setattr(scores, "cross_identity", cross)
-    return asked
-
-
-def test_one_call_trains_scores_and_writes_the_table(
-    data: Path, config: ReconstructionConfig, tmp_path: Path, judged: list[tuple[str, Path]]
-) -> None:
-    out = tmp_path / "out"
-    rows = ("e2e_lebs_n25", "e2e_lebs_n5", "clebs")
-    found = ablate(data, out, config, loop(validate_every=100), rows)
-    assert found is not None
-    text = (out / "ablation.md").read_text("utf-8")
-    assert text == found.markdown()
-    assert json.loads((out / "ablation.json").read_text("utf-8"))["settings"]["max_images"] == 4
-    assert line(text, "variant") == ["variant", "same: PSNR (dB) ↑", "cross: AED ↓", "cross: yaw ↑"]
-    assert line(text, "E2E LeBS (n = 25)")[1:] == [
-        "25.00 [25.00, 25.00]", "0.250 [0.250, 0.250]", "0.50 [0.50, 0.50] (of 1)",
-    ]  # fmt: skip
-    assert line(text, "E2E LeBS (n = 5)")[2:] == ["–", "–"]
-    assert "E2E LeBS (n = 5): no pair could be scored" in text
-    assert line(text, "*no model*")[1:] == ["1.00 [1.00, 1.00]", "0.010 [0.010, 0.010]", "0.90 [0.90, 0.90]"]
-    assert [row.images for row in found.rows] == [4, 4, 4]
-    full = found.rows[-1]
-    assert 0 < full.trained < full.parameters
-    assert math.isfinite(full.psnr)
-    assert full.minutes >= 0
-    assert len(judged) == 6
-
-
-def test_a_second_start_trains_nothing_and_reads_its_scores(
-    data: Path,
-    config: ReconstructionConfig,
-    tmp_path: Path,
-    judged: list[tuple[str, Path]],
-    runs: list[str],
-) -> None:
-    ablate(data, tmp_path / "out", config, loop(), TWO)
-    before = (tmp_path / "out" / "ablation.md").read_bytes()
-    ablate(data, tmp_path / "out", config, loop(), TWO)
-    assert (tmp_path / "out" / "ablation.md").read_bytes() == before
-    assert runs == list(TWO)
-    assert [name for name, _ in judged].count("cross") == 2  # same identity keeps its own results
-    ablate(data, tmp_path / "out", config, loop(), TWO, frames=7)
-    assert [name for name, _ in judged].count("cross") == 4
-    ablate(data, tmp_path / "out", config, loop(max_images=6), TWO, frames=7)
-    assert [name for name, _ in judged].count("cross") == 6  # other weights, other scores
-
-
-@pytest.mark.usefixtures("judged")
-def test_the_sheet_shows_publishable_people_alone_the_same_for_all_rows(
-    data: Path, config: ReconstructionConfig, tmp_path: Path
-) -> None:
-    found = ablate(data, tmp_path / "out", config, loop(max_images=2), TWO)
-    assert found is not None
-    assert [credit.split(" (")[0] for credit in found.credits[:2]] in (["anna", "bert"], ["bert", "anna"])
-    driven = found.credits[2:]
-    assert driven
-    assert not any("cora" in credit for credit in found.credits)  # her terms are not stated
-    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
-        width, height = sheet.size
-    assert 4 * 128 <= width < 5 * 128  # source, driving, two variants
-    assert len(found.credits) * 128 <= height < (len(found.credits) + 1) * 128
-
-
-@pytest.mark.usefixtures("judged")
-def test_without_anybody_to_show_there_is_no_sheet(data: Path, config: ReconstructionConfig, tmp_path: Path) -> None:
-    update(data / "val", [record(key, "unstated", frames=4) for key in ("anna", "bert")])
-    found = ablate(data, tmp_path / "out", config, loop(max_images=2), ("clebs",))
-    assert found is not None
-    assert found.credits == ()
-    assert not (tmp_path / "out" / "sheet.png").exists()
-    assert "sheet.png" not in found.markdown()
-
-
-@pytest.mark.parametrize(
-    ("options", "told"),
-    [
-        ({"frames": 0}, "at least 1"),
-        ({"every": 0}, "at least 1"),
-        ({"identity": ()}, "needs a descriptor"),
-    ],
-)
-def test_scores_that_cannot_work_are_refused_before_training(
-    data: Path,
-    config: ReconstructionConfig,
-    tmp_path: Path,
-    options: dict[str, Any],
-    told: str,
-    runs: list[str],
-    judged: list[tuple[str, Path]],
-) -> None:
-    with pytest.raises(ConfigError, match=told):
-        ablate(data, tmp_path / "out", config, loop(), TWO, **options)
-    assert (runs, judged) == ([], [])
-
-
-@pytest.mark.parametrize(("pair", "told"), [("anna,zoe", "does not hold zoe"), (None, "holds no clip")])
-def test_pairs_that_are_not_there_are_told_before_training(
-    data: Path,
-    config: ReconstructionConfig,
-    tmp_path: Path,
-    pair: str | None,
-    told: str,
-    runs: list[str],
-    judged: list[tuple[str, Path]],
-) -> None:
-    pairs = None
-    if pair is None:
-        update(data / "val", [], drop=["print-anna", "print-bert"])
-    else:
-        pairs = tmp_path / "pairs.csv"
-        pairs.write_text(f"source,driver\n{pair}\n")
-    with pytest.raises(InputError, match=told):
-        ablate(data, tmp_path / "out", config, loop(), TWO, pairs=pairs)
-    assert (runs, judged) == ([], [])
-
-
-@pytest.mark.slow
-def test_real_faces_are_trained_on_and_scored(
-    tmp_path: Path, astronaut_turns: list[np.ndarray], make_person: Callable[..., Record]
-) -> None:
-    """From the packaged weights, two steps a row: the bundled portrait and her mirror image drive each other."""
-    from export3d.pretrained import PACKAGED
-
-    people = [make_person("anna", astronaut_turns), make_person("bert", [turn[:, ::-1] for turn in astronaut_turns])]
-    for split in ("train", "val"):
-        update(tmp_path / "data" / split, people)
-    config = ReconstructionConfig(preset="base", backbone="none", image_size=96, coarse=8, fine=0, motion_steps=1)
-    schedule = loop(max_images=4, lr=1e-6, max_minutes=None)
-    found = ablate(
-        tmp_path / "data", tmp_path / "out", config, schedule, TWO, from_pretrained=PACKAGED, frames=3, every=8
-    )
-    assert found is not None
-    keys = {column.key for column in found.columns}
-    assert {"same psnr", "same ssim", "same akd", "same csim_dlib", "same aed", "same apd"} <= keys
-    assert {"cross csim_dlib", "cross leak_dlib", "cross aed", "cross apd", "cross yaw"} <= keys
-    for row in found.rows:
-        assert set(row.values["same psnr"]) == {"anna", "bert"}
-        assert set(row.values["cross aed"]) == {"bert by anna", "anna by bert"}
-        assert 10 < np.mean(list(row.values["same psnr"].values())) < 40
-        assert 0 < np.mean(list(row.values["cross aed"].values())) < 0.5
-        assert row.note == ""
-    assert len(found.credits) == 4
-
-
-@pytest.fixture
-def make_person() -> Callable[..., Record]:
-    """make_person(key, pictures): a tracked clip."""
-    pytest.importorskip("mediapipe")
-    from export3d.face.crop import CROP_SIZE, crop
-    from export3d.face.tracker import Tracker
-
-    def make(key: str, pictures: list[np.ndarray]) -> Record:
-        frames = [np.ascontiguousarray(picture) for picture in pictures[::2]]
-        with Tracker() as tracker:
-            track = tracker.track_frames(frames, 25.0, key)
-        return Record(
-            key,
-            video(np.stack([crop(frame, track.crop) for frame in frames])),
-            "mp4",
-            track.motion.expression.astype(np.float32),
-            track.motion.camera.astype(np.float32),
-            (track.landmarks / CROP_SIZE).astype(np.float16),
-            track.found,
-            {"person": key, "terms": "open", "fingerprint": f"print-{key}", "space": "arkit52"},
-        )
-
-    return make

@@ -1,0 +1,67 @@
+"""`export3d evaluate cross`: each person is driven by another person's clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from export3d.cli.evaluate import split_folder
+from export3d.cli.terminal import job_progress, tell
+from export3d.evaluation.protocols.settings import RunSettings
+
+
+def command(
+    data: tyro.conf.Positional[Path] = Path("data"),
+    run: RunSettings = RunSettings(),  # noqa: B008 - frozen
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("evaluation"),
+    split: str = "val",
+    clips: Path | None = None,
+    weights: Path | None = None,
+    pairs: Path | None = None,
+    identity: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    motion: Literal["absolute", "relative"] = "absolute",
+    frames: int = 40,
+    against: Path | None = None,
+    max_pairs: int | None = None,
+) -> int:
+    """Score weights on pairs of people, one driven by the other's clip: identity, leaked appearance and motion.
+
+    Writes report.html, report.md, report.json and sheet.png. A repeated command continues where it stopped.
+
+    Args:
+        data: folder that `export3d prepare` made, or one split in it.
+        run: how the clips are rendered.
+        output: folder for the results; created if missing.
+        split: split of the folder.
+        clips: folder of your own videos, instead of prepared data.
+        weights: name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
+        pairs: CSV file of sources and drivers; by default every clip drives the next two people.
+        identity: descriptor behind CSIM: dlib, or an ArcFace .onnx file; by default dlib.
+        motion: absolute takes the driver's expression and head angles, relative their change.
+        frames: most frames per driving clip, evenly spaced.
+        against: report.json of another run; adds the differences pair by pair.
+        max_pairs: only the first pairs.
+    """
+    from export3d.evaluation.protocols.cross import cross_identity
+
+    with job_progress("scoring", unit="frame") as progress:
+        report = cross_identity(
+            split_folder(data, split, clips, output),
+            output,
+            weights=weights,
+            pairs=pairs,
+            identity=identity or ("dlib",),
+            motion=motion,
+            frames=frames,
+            against=against,
+            max_pairs=max_pairs,
+            publishable_only=clips is None,
+            run=run,
+            progress=progress,
+        )
+    print(report.markdown())
+    tell(f"wrote {output / 'report.html'}")
+    return 0

@@ -1,0 +1,61 @@
+"""`export3d evaluate same`: each person is driven by other frames of the same clip."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from export3d.cli.evaluate import ScoringOptions, split_folder
+from export3d.cli.terminal import job_progress, tell
+from export3d.evaluation.protocols.settings import RunSettings
+
+
+def command(
+    data: tyro.conf.Positional[Path] = Path("data"),
+    scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 - frozen
+    run: RunSettings = RunSettings(),  # noqa: B008 - frozen
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("evaluation"),
+    split: str = "val",
+    clips: Path | None = None,
+    weights: Path | None = None,
+    references: tuple[Literal["copy", "warp", "mesh", "oracle"], ...] = ("copy", "warp", "mesh", "oracle"),
+    every: int = 1,
+    max_clips: int | None = None,
+) -> int:
+    """Score weights on held-out clips, each driven by its own frames, beside simple references and an oracle.
+
+    Writes report.html, report.md, report.json and sheet.png. A repeated command continues where it stopped.
+
+    Args:
+        data: folder that `export3d prepare` made, or one split in it.
+        scoring: measures and their networks.
+        run: how the clips are rendered.
+        output: folder for the results; created if missing.
+        split: split of the folder.
+        clips: folder of your own videos, instead of prepared data.
+        weights: name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
+        references: other rows of the table; the copy is always there.
+        every: drive every N-th of the other frames.
+        max_clips: only the first clips of the split.
+    """
+    from export3d.evaluation.protocols.same import same_identity
+
+    with job_progress("scoring", unit="frame") as progress:
+        report = same_identity(
+            split_folder(data, split, clips, output),
+            output,
+            weights=weights,
+            references=references,
+            scoring=scoring.scoring(),
+            every=every,
+            max_clips=max_clips,
+            publishable_only=clips is None,
+            run=run,
+            progress=progress,
+        )
+    print(report.markdown())
+    tell(f"wrote {output / 'report.html'}")
+    return 0

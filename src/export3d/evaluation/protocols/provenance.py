@@ -1,0 +1,64 @@
+"""What a report was made from: weights, split and saved images, identified by digests."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from export3d.data.shards import read_index
+from export3d.evaluation.protocols.predictions import SavedClip
+from export3d.model import Export3D
+from export3d.weights.file import load_weights
+from export3d.weights.names import PACKAGED, find, title
+
+
+def inputs_of_run(model: Export3D, weights: Path | str | None, split: Path) -> dict[str, Any]:
+    """The settings that every protocol reports: weights, their training, version, split and image size."""
+    file = find(weights)
+    return {
+        "weights": f"{'packaged' if file == PACKAGED else title(file)}, tensors {_tensors_digest(model)}",
+        "trained": load_weights(file)[2],
+        "export3d": package_version(),
+        "split": f"{split.resolve().name}, {len(read_index(split).entries)} records, {_shards_digest(split)}",
+        "image_size": model.config.image_size,
+    }
+
+
+def origin_of(info: dict[str, Any]) -> str:
+    """The data set or repository that a record's provenance names; empty if it names none."""
+    origin = info.get("origin", {})
+    return str(origin.get("source", "")) if isinstance(origin, dict) else ""
+
+
+def package_version() -> str:
+    """The installed version of export3d; "unknown" if it is not installed."""
+    try:
+        return metadata.version("export3d")
+    except metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def predictions_digest(clips: Iterable[SavedClip]) -> str:
+    """Identifies saved images by name, size and modification time, without reading them again."""
+    digest = hashlib.sha256()
+    for clip in clips:
+        for path in sorted(clip.folder.rglob("*.png")):
+            stat = path.stat()
+            digest.update(f"{clip.name} {path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return f"files sha256 {digest.hexdigest()[:12]}"
+
+
+def _tensors_digest(model: Export3D) -> str:
+    """Identifies weights by their tensors, however the file was written."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+    return f"sha256 {digest.hexdigest()[:12]}"
+
+
+def _shards_digest(split: Path) -> str:
+    together = "".join(shard.sha256 for shard in read_index(split).shards)
+    return f"shards sha256 {hashlib.sha256(together.encode()).hexdigest()[:12]}"

@@ -1,0 +1,73 @@
+"""Settings that the protocols share. Nothing heavy is imported here, because the command line shows them as options."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from export3d.errors import ConfigError
+
+Backbone = Literal["auto", "alex", "squeeze", "vgg16", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Which measures are computed, and by which networks.
+
+    Attributes:
+        backbone: network behind LPIPS; auto is alex if its weights are available, else none.
+        backbone_file: weights of the backbone; by default torchvision's.
+        heads_file: weights of the LPIPS heads.
+        faces: measures of faces: landmarks, expression, pose, identity, flicker, Fréchet distance.
+        landmarks: detector behind AKD: mediapipe, or a 68-point .onnx file.
+        expression: reader of expression and pose: arkit52, or a Deep3DFaceRecon .onnx file.
+        identity: descriptors behind CSIM: dlib, or ArcFace .onnx files.
+    """
+
+    backbone: Backbone = "auto"
+    backbone_file: Path | None = None
+    heads_file: Path | None = None
+    faces: bool = True
+    landmarks: str = "mediapipe"
+    expression: str = "arkit52"
+    identity: tuple[str, ...] = ("dlib",)
+
+    @property
+    def lpips_backbone(self) -> str | None:
+        """The backbone of LPIPS; None where LPIPS is left out.
+
+        Raises:
+            ConfigError: weights are given for no backbone.
+        """
+        weights_given = self.backbone_file is not None or self.heads_file is not None
+        if self.backbone == "none" and weights_given:
+            raise ConfigError("--backbone none takes no weights; leave out --backbone-file and --heads-file")
+        if self.backbone == "auto":
+            return "alex" if weights_given or importlib.util.find_spec("torchvision") is not None else None
+        return None if self.backbone == "none" else self.backbone
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a protocol drives clips; none of this changes a figure.
+
+    Attributes:
+        save: folder to save the images to, as `export3d evaluate predictions` reads them.
+        workers: number of processes; 0 scores in this one.
+        device: cpu, cuda, or auto.
+        batch: frames rendered together.
+
+    Raises:
+        ConfigError: a number is out of range.
+    """
+
+    save: Path | None = None
+    workers: int = 0
+    device: str = "auto"
+    batch: int = 4
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.workers < 0:
+            raise ConfigError("the batch must be at least 1, and the number of workers at least 0")

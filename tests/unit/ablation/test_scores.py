@@ -1,0 +1,300 @@
+"""Training, scoring and comparing the rows in one call."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from export3d.ablation import rows, scores
+from export3d.ablation.scores import ablate
+from export3d.camera import Camera
+from export3d.data.shards import Record, update
+from export3d.errors import ConfigError, InputError
+from export3d.evaluation.measures.image import Measure
+from export3d.evaluation.reports.clips import ClipResult
+from export3d.evaluation.reports.cross import CrossReport
+from export3d.evaluation.reports.report import Report
+from export3d.expression.directions import measure_ranges
+from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
+from export3d.pretrained import load_pretrained, save_encoder
+from export3d.training.loop_config import LoopConfig
+from export3d.training.reconstruction import ReconstructionConfig
+
+NAN = math.nan
+PLAIN = ReconstructionConfig(preset="tiny", backbone="none", image_size=32, sheet_pairs=1)
+TWO = ("direct_3dmm", "clebs")
+
+
+def loop(**changes: Any) -> LoopConfig:
+    settings: dict[str, Any] = {
+        "batch_size": 2, "max_images": 4, "log_every": 2, "sheet_every": 0, "validate_every": 0, "save_every": 0,
+        "lr": 2e-3, "warmup_images": 0, "ema_halflife_images": 0, "precision": "fp32", "cpu": True,
+        "tensorboard": False, "progress": False,
+    }  # fmt: skip
+    return LoopConfig(**{**settings, **changes})
+
+
+def record(key: str, terms: str = "open", frames: int = 1) -> Record:
+    """A portrait, or a clip whose pictures are noise in the person's colour."""
+    rng = np.random.default_rng(list(key.encode()))
+    pictures = (rng.uniform(40, 200, 3) + rng.uniform(-20, 20, (frames, 64, 64, 3))).round().astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pictures[0]).save(stream, format="PNG")
+    media, suffix = stream.getvalue(), "png"
+    if frames > 1:
+        media, suffix = video(pictures), "mp4"
+    return Record(
+        key,
+        media,
+        suffix,
+        rng.random((frames, 52), dtype=np.float32),
+        np.stack([Camera.orbit(float(yaw)).label for yaw in rng.uniform(-20, 20, frames)]).astype(np.float32),
+        rng.uniform(0.3, 0.7, (frames, 478, 2)).astype(np.float16),
+        np.ones(frames, dtype=bool),
+        {"person": f"person-{key}", "terms": terms, "fingerprint": f"print-{key}", "space": "arkit52"},
+    )
+
+
+def video(pictures: np.ndarray) -> bytes:
+    """The bytes of an MP4."""
+    import av
+
+    stream = io.BytesIO()
+    with av.open(stream, "w", format="mp4") as container:
+        track = container.add_stream("libx264", rate=25)
+        track.width, track.height, track.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
+        for number, picture in enumerate(pictures):
+            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+            frame.pts = number
+            container.mux(track.encode(frame))
+        container.mux(track.encode(None))
+    return stream.getvalue()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A prepared folder: portraits to train on; two clips to score, and a portrait that may not be shown."""
+    folder = tmp_path / "data"
+    update(folder / "train", [record(f"still{i}") for i in range(3)])
+    update(folder / "val", [record("anna", frames=4), record("bert", frames=4), record("cora", "unstated")])
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> ReconstructionConfig:
+    """Preset tiny at 32 pixels, with a pre-trained encoder of its sizes."""
+    torch.manual_seed(3)
+    encoder = ExpressionEncoder(ExpressionConfig(hidden=32, n=10, d=32))
+    expression = torch.rand(50, 52)
+    encoder.standardise(expression.mean(0), expression.std(0))
+    measure_ranges(encoder, expression)
+    return replace(PLAIN, expression=save_encoder(encoder, tmp_path / "clebs.safetensors", {}))
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The rows that were trained, in order."""
+    done: list[str] = []
+    real = rows.run
+
+    def watched(data: Path, out: Path, *args: Any, **options: Any) -> Any:
+        done.append(out.name)
+        return real(data, out, *args, **options)
+
+    monkeypatch.setattr(rows, "run", watched)
+    return done
+
+
+def line(text: str, name: str) -> list[str]:
+    """The cells of the first row of a Markdown table that begins with a name."""
+    found = next(line for line in text.splitlines() if line.startswith(f"| {name} |"))
+    return [cell.strip() for cell in found.strip("|").split("|")]
+
+
+@pytest.fixture
+def judged(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Path]]:
+    """Protocols that judge at once: figures come from the number of basis vectors of the weights they are given."""
+    asked: list[tuple[str, Path]] = []
+
+    class Nothing:
+        def __init__(self, *_: Any) -> None: ...
+        def __enter__(self) -> None: ...
+        def __exit__(self, *_: object) -> None: ...
+
+    def same(split: Path, out: Path, *, weights: Path, **options: Any) -> Report:
+        asked.append(("same", weights))
+        n = float(load_pretrained(weights).config.expression.n)
+        measures = (Measure("psnr", "PSNR (dB)", True, 2, "of the difference"),)
+        scores = {"ours": {"psnr": n}, "copy": {"psnr": 1.0}}
+        clips = [ClipResult(key, key, "open", "", 3, 0, 0, scores) for key in ("anna", "bert")]
+        return Report("made", {}, ("ours", "copy"), measures, tuple(clips))
+
+    def cross(split: Path, out: Path, *, weights: Path, **options: Any) -> CrossReport:
+        asked.append(("cross", weights))
+        n = float(load_pretrained(weights).config.expression.n)
+        if n == 5:
+            raise InputError("no pair could be scored: no face came out")
+        out.mkdir(exist_ok=True)
+        real = {"aed": 0.01, "yaw": 0.9}
+        found = {"bert by anna": {"aed": n / 100, "yaw": NAN}, "anna by bert": {"aed": n / 100, "yaw": 0.5}}
+        pairs = [
+            ClipResult(key, "", "", "", 3, 0, 0, {"ours": values, "real pictures": real})
+            for key, values in found.items()
+        ]
+        measures = (Measure("aed", "AED", False, 3, "mean"), Measure("yaw", "yaw", True, 2, "correlation"))
+        return CrossReport("made", {}, ("ours", "real pictures"), measures, tuple(pairs))
+
+    monkeypatch.setattr(scores, "ClipScorer", Nothing)
+    monkeypatch.setattr(scores, "same_identity", same)
+    monkeypatch.setattr(scores, "cross_identity", cross)
+    return asked
+
+
+def test_one_call_trains_scores_and_writes_the_table(
+    data: Path, config: ReconstructionConfig, tmp_path: Path, judged: list[tuple[str, Path]]
+) -> None:
+    out = tmp_path / "out"
+    rows = ("e2e_lebs_n25", "e2e_lebs_n5", "clebs")
+    found = ablate(data, out, config, loop(validate_every=100), rows)
+    assert found is not None
+    text = (out / "ablation.md").read_text("utf-8")
+    assert text == found.markdown()
+    assert json.loads((out / "ablation.json").read_text("utf-8"))["settings"]["max_images"] == 4
+    assert line(text, "variant") == ["variant", "same: PSNR (dB) ↑", "cross: AED ↓", "cross: yaw ↑"]
+    assert line(text, "E2E LeBS (n = 25)")[1:] == [
+        "25.00 [25.00, 25.00]", "0.250 [0.250, 0.250]", "0.50 [0.50, 0.50] (of 1)",
+    ]  # fmt: skip
+    assert line(text, "E2E LeBS (n = 5)")[2:] == ["–", "–"]
+    assert "E2E LeBS (n = 5): no pair could be scored" in text
+    assert line(text, "*no model*")[1:] == ["1.00 [1.00, 1.00]", "0.010 [0.010, 0.010]", "0.90 [0.90, 0.90]"]
+    assert [row.images for row in found.rows] == [4, 4, 4]
+    full = found.rows[-1]
+    assert 0 < full.trained < full.parameters
+    assert math.isfinite(full.psnr)
+    assert full.minutes >= 0
+    assert len(judged) == 6
+
+
+def test_a_second_start_trains_nothing_and_reads_its_scores(
+    data: Path,
+    config: ReconstructionConfig,
+    tmp_path: Path,
+    judged: list[tuple[str, Path]],
+    runs: list[str],
+) -> None:
+    ablate(data, tmp_path / "out", config, loop(), TWO)
+    before = (tmp_path / "out" / "ablation.md").read_bytes()
+    ablate(data, tmp_path / "out", config, loop(), TWO)
+    assert (tmp_path / "out" / "ablation.md").read_bytes() == before
+    assert runs == list(TWO)
+    assert [name for name, _ in judged].count("cross") == 2  # same identity keeps its own results
+    ablate(data, tmp_path / "out", config, loop(), TWO, frames=7)
+    assert [name for name, _ in judged].count("cross") == 4
+    ablate(data, tmp_path / "out", config, loop(max_images=6), TWO, frames=7)
+    assert [name for name, _ in judged].count("cross") == 6  # other weights, other scores
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"frames": 0}, "at least 1"),
+        ({"every": 0}, "at least 1"),
+        ({"identity": ()}, "needs a descriptor"),
+    ],
+)
+def test_scores_that_cannot_work_are_refused_before_training(
+    data: Path,
+    config: ReconstructionConfig,
+    tmp_path: Path,
+    options: dict[str, Any],
+    told: str,
+    runs: list[str],
+    judged: list[tuple[str, Path]],
+) -> None:
+    with pytest.raises(ConfigError, match=told):
+        ablate(data, tmp_path / "out", config, loop(), TWO, **options)
+    assert (runs, judged) == ([], [])
+
+
+@pytest.mark.parametrize(("pair", "told"), [("anna,zoe", "does not hold zoe"), (None, "holds no clip")])
+def test_pairs_that_are_not_there_are_told_before_training(
+    data: Path,
+    config: ReconstructionConfig,
+    tmp_path: Path,
+    pair: str | None,
+    told: str,
+    runs: list[str],
+    judged: list[tuple[str, Path]],
+) -> None:
+    pairs = None
+    if pair is None:
+        update(data / "val", [], drop=["print-anna", "print-bert"])
+    else:
+        pairs = tmp_path / "pairs.csv"
+        pairs.write_text(f"source,driver\n{pair}\n")
+    with pytest.raises(InputError, match=told):
+        ablate(data, tmp_path / "out", config, loop(), TWO, pairs=pairs)
+    assert (runs, judged) == ([], [])
+
+
+@pytest.mark.slow
+def test_real_faces_are_trained_on_and_scored(
+    tmp_path: Path, astronaut_turns: list[np.ndarray], make_person: Callable[..., Record]
+) -> None:
+    """From the packaged weights, two steps a row: the bundled portrait and her mirror image drive each other."""
+    from export3d.pretrained import PACKAGED
+
+    people = [make_person("anna", astronaut_turns), make_person("bert", [turn[:, ::-1] for turn in astronaut_turns])]
+    for split in ("train", "val"):
+        update(tmp_path / "data" / split, people)
+    config = ReconstructionConfig(preset="base", backbone="none", image_size=96, coarse=8, fine=0, motion_steps=1)
+    schedule = loop(max_images=4, lr=1e-6, max_minutes=None)
+    found = ablate(
+        tmp_path / "data", tmp_path / "out", config, schedule, TWO, from_pretrained=PACKAGED, frames=3, every=8
+    )
+    assert found is not None
+    keys = {column.key for column in found.columns}
+    assert {"same psnr", "same ssim", "same akd", "same csim_dlib", "same aed", "same apd"} <= keys
+    assert {"cross csim_dlib", "cross leak_dlib", "cross aed", "cross apd", "cross yaw"} <= keys
+    for row in found.rows:
+        assert set(row.values["same psnr"]) == {"anna", "bert"}
+        assert set(row.values["cross aed"]) == {"bert by anna", "anna by bert"}
+        assert 10 < np.mean(list(row.values["same psnr"].values())) < 40
+        assert 0 < np.mean(list(row.values["cross aed"].values())) < 0.5
+        assert row.note == ""
+    assert len(found.credits) == 4
+
+
+@pytest.fixture
+def make_person() -> Callable[..., Record]:
+    """make_person(key, pictures): a tracked clip."""
+    pytest.importorskip("mediapipe")
+    from export3d.face.crop import CROP_SIZE, crop
+    from export3d.face.tracker import Tracker
+
+    def make(key: str, pictures: list[np.ndarray]) -> Record:
+        frames = [np.ascontiguousarray(picture) for picture in pictures[::2]]
+        with Tracker() as tracker:
+            track = tracker.track_frames(frames, 25.0, key)
+        return Record(
+            key,
+            video(np.stack([crop(frame, track.crop) for frame in frames])),
+            "mp4",
+            track.motion.expression.astype(np.float32),
+            track.motion.camera.astype(np.float32),
+            (track.landmarks / CROP_SIZE).astype(np.float16),
+            track.found,
+            {"person": key, "terms": "open", "fingerprint": f"print-{key}", "space": "arkit52"},
+        )
+
+    return make

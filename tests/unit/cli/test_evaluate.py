@@ -1,0 +1,75 @@
+"""`export3d evaluate`: three subcommands, each with its own options only."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from export3d.cli.main import main
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_help_lists_the_three_subcommands(capsys: Capture) -> None:
+    for words in (["evaluate"], ["evaluate", "--help"]):
+        assert main(words) == 0
+        out = capsys.readouterr().out
+        assert [line.split()[1] for line in out.splitlines() if line.startswith("  evaluate ")] == [
+            "same", "cross", "predictions",
+        ]  # fmt: skip
+        assert "evaluate-expression" not in out
+
+
+@pytest.mark.parametrize("name", ["same", "cross", "predictions"])
+def test_a_help_page_is_one_screen_and_loads_no_torch(name: str) -> None:
+    code = (
+        f"import sys; from export3d.cli.main import main; main(['evaluate', '{name}', '--help']);"
+        "sys.exit('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"}
+    )
+    assert 20 < len(done.stdout.splitlines()) < 60
+
+
+@pytest.mark.parametrize(
+    ("words", "new"),
+    [
+        (["data"], "evaluate same"),
+        (["data", "--protocol", "same"], "evaluate same"),
+        (["data", "-o", "out", "--protocol", "cross"], "evaluate cross"),
+        (["data", "--protocol=cross"], "evaluate cross"),
+        (["--predictions", "pictures"], "evaluate predictions"),
+        (["--predictions=pictures", "--protocol", "cross"], "evaluate predictions --no-truth"),
+    ],
+)
+def test_the_old_spelling_names_the_new_one(words: list[str], new: str, capsys: Capture) -> None:
+    assert main(["evaluate", *words]) == 2
+    err = capsys.readouterr().err
+    assert f"`{new}`" in err
+    assert err.startswith("export3d: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["cross", "data", "--every", "2"],
+        ["cross", "data", "--no-faces"],
+        ["same", "data", "--frames", "3"],
+        ["predictions", "x", "--weights", "y"],
+    ],
+)
+def test_options_of_another_subcommand_are_refused(words: list[str], tmp_path: Path, capsys: Capture) -> None:
+    assert main(["evaluate", *words, "-o", str(tmp_path / "out")]) == 2
+    assert words[2] in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_missing_split_is_one_sentence(tmp_path: Path, capsys: Capture) -> None:
+    assert main(["evaluate", "same", str(tmp_path), "--split", "test", "-o", str(tmp_path / "out")]) == 2
+    assert "holds no split 'test'; prepare clips into it" in capsys.readouterr().err

@@ -1,0 +1,95 @@
+"""Where a method stands between the references."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from export3d.evaluation.measures.image import PSNR, Measure
+from export3d.evaluation.reports.clips import ClipResult
+from export3d.evaluation.reports.report import Report
+
+LPIPS = Measure("lpips", "LPIPS", False, 4, "a distance")
+CSIM = Measure("csim_x", "CSIM x", True, 3, "a cosine")
+FLICKER = Measure("flicker_face", "flicker", None, 2, "1 is ideal")
+
+
+def scored(key: str, **methods: dict[str, float]) -> ClipResult:
+    return ClipResult(key, "", "", "", 10, None, 0, methods)
+
+
+@pytest.fixture
+def referenced() -> Report:
+    """Two moving clips and every reference; ours between on PSNR, behind on LPIPS, beyond the oracle on CSIM."""
+
+    def psnr_lpips_csim(psnr: float, lpips: float, csim: float) -> dict[str, float]:
+        return {"psnr": psnr, "lpips": lpips, "csim_x": csim, "flicker_face": 1.2}
+
+    clips = tuple(
+        scored(
+            key,
+            ours=psnr_lpips_csim(20.0 + i, 0.30, 0.95),
+            copy=psnr_lpips_csim(15.0, 0.35, 0.90),
+            warp=psnr_lpips_csim(18.0, 0.20, 0.80),
+            mesh=psnr_lpips_csim(17.0, 0.40, 0.70),
+            oracle=psnr_lpips_csim(24.0 + i, 0.10, 0.93),
+        )
+        for i, key in enumerate("ab")
+    )
+    return Report("T", {}, ("ours", "copy", "warp", "mesh", "oracle"), (PSNR, LPIPS, CSIM, FLICKER), clips)
+
+
+def test_ours_stands_between_behind_or_beyond(referenced: Report) -> None:
+    psnr, lpips, csim = referenced.standing("moving")
+    assert (psnr.place, psnr.simple_name) == ("between", "warp")
+    assert psnr.way == pytest.approx((20.5 - 18.0) / (24.5 - 18.0))
+    assert psnr.margin.mean == pytest.approx(2.5)
+    assert (psnr.margin.low, psnr.margin.high) == (2.0, 3.0)
+    assert (lpips.place, lpips.simple_name) == ("behind the best simple", "warp")
+    assert lpips.way == pytest.approx(-1.0)
+    assert lpips.margin.mean == pytest.approx(-0.1)
+    assert (csim.place, csim.simple_name) == ("beyond the oracle", "copy")
+    assert "behind the best simple" in referenced.standing_table()
+
+
+def test_a_measure_without_a_good_way_has_no_standing(referenced: Report) -> None:
+    assert "flicker_face" not in [row.measure.name for row in referenced.standing("moving")]
+
+
+def test_standings_use_the_clips_that_all_have(referenced: Report) -> None:
+    first, second = referenced.clips
+    scores = {**second.scores, "oracle": {**second.scores["oracle"], "psnr": math.nan}}
+    row = replace(referenced, clips=(first, replace(second, scores=scores))).standing("moving")[0]
+    assert row.clips == 1
+    assert (row.ours.mean, row.oracle.mean) == (20.0, 24.0)
+
+
+def test_a_reference_that_hardly_has_a_value_is_not_compared(referenced: Report) -> None:
+    yaw = Measure("yaw", "yaw", True, 2, "")
+    clips = tuple(
+        replace(c, scores={m: {**s, "yaw": math.nan if m == "copy" else 0.5} for m, s in c.scores.items()})
+        for c in referenced.clips
+    )
+    (row,) = replace(referenced, measures=(yaw,), clips=clips).standing("all")
+    assert (row.clips, row.place) == (2, "between")
+    assert row.simple_name != "copy"
+
+
+def test_standings_without_an_oracle_or_without_simple_references(referenced: Report) -> None:
+    assert [row.place for row in replace(referenced, methods=("ours", "copy", "warp")).standing("all")] == [
+        "ahead of the best simple",
+        "behind the best simple",
+        "ahead of the best simple",
+    ]
+    assert replace(referenced, methods=("ours", "oracle")).standing("all")[0].place == "behind the oracle"
+    assert replace(referenced, methods=("ours",)).standing("all") == ()
+    assert math.isnan(replace(referenced, methods=("ours", "copy")).standing("all")[0].way)
+
+
+def test_there_is_no_way_to_an_oracle_that_is_worse_than_a_copy(referenced: Report) -> None:
+    clips = tuple(replace(c, scores={**c.scores, "copy": {**c.scores["copy"], "psnr": 30.0}}) for c in referenced.clips)
+    row = replace(referenced, clips=clips).standing("still")[0]
+    assert row.place == "behind the best simple"
+    assert math.isnan(row.way)
