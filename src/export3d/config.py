@@ -1,6 +1,6 @@
-"""The model's settings: one dataclass made of the parts' own, presets by name, and JSON.
+"""The model's configuration: one dataclass composed of those of the parts, named presets and variants, and JSON.
 
-`paper` has the paper's sizes where the paper states them; `base` is what ships; `tiny` is for tests.
+`paper` has the paper's sizes where the paper states them; `base` ships; `tiny` is for tests.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ from export3d.warping.source_warp import WarpConfig
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything that decides the model's weights and how they are used.
+    """Everything needed to rebuild the model around its weights.
 
     Attributes:
         space: expression space of the coefficients, a key of `export3d.motion.motion.SPACES`.
+        expression, generator, render, superres: the paper's parts.
+        warp: the additions to the paper; None: the paper's model.
     """
 
     space: str = "arkit52"
@@ -52,7 +54,7 @@ class ModelConfig:
         return 4 * self.render.resolution
 
     def sized(self, size: int) -> ModelConfig:
-        """The same for images of another size; a generator with a smaller input keeps its input size.
+        """This configuration for images of `size` pixels; a generator with a smaller input keeps its input size.
 
         Raises:
             ConfigError: `size` is not a multiple of 32.
@@ -73,7 +75,7 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`; raises `ConfigError` naming an unknown or ill-typed setting."""
+        """Inverse of `to_dict`; raises `ConfigError` for an unknown setting or one of the wrong type."""
         parts = {
             "expression": ExpressionConfig,
             "generator": GeneratorConfig,
@@ -110,9 +112,9 @@ def paper() -> ModelConfig:
 
 
 def base() -> ModelConfig:
-    """What ships: a smaller generator, fewer samples per ray, a slim super-resolution, and the warp.
+    """The model that ships: a smaller generator, fewer samples per ray, a narrower super-resolution, and the warp.
 
-    The generator sees the source at 128 pixels; finer detail comes from the source itself, by the warp.
+    The generator gets the source at 128 pixels; the warp takes finer detail from the source itself.
     """
     return ModelConfig(
         generator=GeneratorConfig(
@@ -130,7 +132,7 @@ def base() -> ModelConfig:
 
 
 def tiny() -> ModelConfig:
-    """For tests: 64-pixel images in well under a second on a processor."""
+    """For tests: 64-pixel images in well under a second on a CPU."""
     return ModelConfig(
         expression=ExpressionConfig(hidden=32, n=10, d=32),
         generator=GeneratorConfig(
@@ -151,19 +153,19 @@ PRESETS = {"paper": paper, "base": base, "tiny": tiny}
 
 
 def preset(name: str) -> ModelConfig:
-    """A preset by name; raises `ConfigError` listing the known ones."""
+    """The preset `name`; raises `ConfigError` if there is none."""
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
     return PRESETS[name]()
 
 
 def direct_3dmm(config: ModelConfig) -> ModelConfig:
-    """Table 3: two fully connected layers in the place of LeBS, trained with the generator."""
+    """Table 3: two fully connected layers instead of LeBS, trained with the generator."""
     return replace(config, expression=replace(config.expression, basis=False, frozen=False))
 
 
 def e2e_lebs(n: int) -> Callable[[ModelConfig], ModelConfig]:
-    """Table 3: LeBS with n basis vectors, trained with the generator instead of beforehand."""
+    """Table 3: LeBS with n basis vectors, trained with the generator instead of pre-trained."""
 
     def change(config: ModelConfig) -> ModelConfig:
         return replace(config, expression=replace(config.expression, n=n, basis=True, frozen=False))
@@ -182,7 +184,7 @@ def no_lowpass(config: ModelConfig) -> ModelConfig:
 
 
 def without(*parts: str) -> Callable[[ModelConfig], ModelConfig]:
-    """Ablations of the warp: these parts off, and the whole warp left out once none is on."""
+    """Ablation of the warp: switches these parts off; the warp is None once no part is left."""
 
     def change(config: ModelConfig) -> ModelConfig:
         if config.warp is None:
@@ -216,11 +218,11 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_align": without("align"),
     "no_warp": without("align", "skip", "flow", "redraw", "detail", "dense", "mouth"),
 }
-"""One change each, by name: the five rows of Table 3, the low-pass, and what is left of the warp."""
+"""Changes by name: the five rows of Table 3, the low-pass filter, and the parts of the warp."""
 
 
 def variant(config: ModelConfig, name: str) -> ModelConfig:
-    """The configuration with one change; raises `ConfigError` listing the known ones."""
+    """`config` with the change `name`; raises `ConfigError` if there is none."""
     if name not in VARIANTS:
         raise ConfigError(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}")
     return VARIANTS[name](config)

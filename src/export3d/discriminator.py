@@ -1,12 +1,12 @@
 """The camera-conditioned projection discriminator of the second training phase (Sec. 3.4).
 
-StyleGAN2-ADA's conditional discriminator (Karras et al. 2020, the paper's [26]) with the dual discrimination of EG3D
-(Chan et al. 2022, the paper's [10]): it sees the final image and the enlarged raw image one upon the other, six
-channels, so that super-resolution may not paint what the volume does not hold; and it is told the camera, so that a
-picture must also fit its pose. Residual blocks halve the grid down to 4 x 4 behind a low-pass filter; all layers have
-equalised learning rates; the score is the projection <c, features> of the mapped camera label.
+StyleGAN2-ADA's conditional discriminator (Karras et al. 2020, [26] in the paper) with EG3D's dual discrimination (Chan
+et al. 2022, [10]). Its input is the final image concatenated with the upsampled raw image, six channels, so that
+super-resolution cannot add what the volume does not contain. It is conditioned on the camera, so that an image must
+also match its pose. Residual blocks with a low-pass filter halve the grid down to 4 x 4. All layers have equalised
+learning rates. The score is the projection <c, features> onto the mapped camera label c.
 
-Letters: B batch, C channels, H pixels a side.
+Letters: B batch, C channels, H image side in pixels.
 """
 
 from __future__ import annotations
@@ -30,13 +30,12 @@ class DiscriminatorConfig:
     """Sizes of the discriminator; the defaults are those of StyleGAN2-ADA and EG3D.
 
     Attributes:
-        image_size: pixels a side of the final image, a power of two from 16; the raw image may have any size.
-        channel_base: a grid of r x r has channel_base / r channels, ...
-        channel_max: ... at most so many.
-        mapping_layers: fully connected layers behind the embedding of the camera label.
+        image_size: side of the final image in pixels, a power of two and at least 16; the raw image may have any size.
+        channel_base, channel_max: a grid of r x r has min(channel_base / r, channel_max) channels.
+        mapping_layers: fully connected layers after the embedding of the camera label.
         mapping_width: their width, and the dimension of the projection.
-        mapping_lr: how much slower than the rest those layers learn.
-        group: pictures whose deviation from each other is shown to the last block (minibatch standard deviation).
+        mapping_lr: their learning rate relative to the other layers.
+        group: images per group of the minibatch standard deviation (`minibatch_deviation`).
     """
 
     image_size: int = 256
@@ -51,8 +50,8 @@ class DiscriminatorConfig:
         size = self.image_size
         if size < 16 or size & (size - 1):
             raise ConfigError(
-                f"the discriminator halves its pictures down to {_GRID} pixels: image_size {size} must be a power of "
-                "two from 16, such as 64, 128 or 256"
+                f"the discriminator halves images down to {_GRID} pixels: image_size {size} must be a power of two and "
+                "at least 16, such as 64, 128 or 256"
             )
         if min(self.channel_base // size, self.channel_max, self.mapping_width, self.group) < 1:
             raise ConfigError("channels, mapping_width and group of the discriminator must be positive")
@@ -69,23 +68,23 @@ PRESETS: dict[str, DiscriminatorConfig] = {
     "small": DiscriminatorConfig(channel_base=8192, channel_max=128, mapping_layers=2, mapping_width=128),
     "tiny": DiscriminatorConfig(channel_base=1024, channel_max=32, mapping_layers=2, mapping_width=32),
 }
-"""`full` has the published sizes, `small` a quarter of the channels for a processor, `tiny` is for tests."""
+"""`full`: the published sizes; `small`: a quarter of the channels, for training on a CPU; `tiny`: for tests."""
 
 
 def discriminator_config(name: str, image_size: int) -> DiscriminatorConfig:
-    """A preset by name for pictures of `image_size` pixels; raises `ConfigError` listing the known ones."""
+    """The preset `name` for images of `image_size` pixels; raises `ConfigError` if there is none."""
     if name not in PRESETS:
         raise ConfigError(f"unknown discriminator {name!r}; choose one of {', '.join(PRESETS)}")
     return replace(PRESETS[name], image_size=image_size)
 
 
 def _activate(x: Tensor) -> Tensor:
-    """Leaky ReLU that keeps the second moment (gain sqrt 2)."""
+    """Leaky ReLU with gain sqrt(2), which preserves the second moment."""
     return F.leaky_relu(x, _SLOPE) * math.sqrt(2.0)
 
 
 def _precise(x: Tensor) -> Tensor:
-    """In float32 at least."""
+    """`x` in float32, or in its own precision if that is higher."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -93,7 +92,7 @@ class EqualLinear(nn.Module):
     """Linear layer with an equalised learning rate: weights are stored with unit variance and scaled when used.
 
     Args:
-        lr: weights and biases learn so much slower than an optimiser's own rate.
+        lr: learning rate of weights and biases relative to the optimiser's.
     """
 
     def __init__(self, features_in: int, features_out: int, lr: float = 1.0) -> None:
@@ -109,7 +108,7 @@ class EqualLinear(nn.Module):
 
 
 class EqualConv(nn.Module):
-    """Convolution of odd kernel with an equalised learning rate; with `down`, low-passed and then halved."""
+    """Convolution with an odd kernel and an equalised learning rate; `down` adds a low-pass filter and stride 2."""
 
     def __init__(
         self, channels_in: int, channels_out: int, kernel: int, *, bias: bool = True, down: bool = False
@@ -125,13 +124,13 @@ class EqualConv(nn.Module):
         weight = self.weight * self.gain
         if not self.down:
             return F.conv2d(x, weight, self.bias, padding=self.padding)
-        if self.padding == 0:  # a 1 x 1 kernel may follow the halving
+        if self.padding == 0:  # a 1 x 1 convolution can follow the halving, at a quarter of the cost
             return F.conv2d(low_pass(x, 1, stride=2), weight, self.bias)
         return F.conv2d(low_pass(x, self.padding + 1), weight, self.bias, stride=2)
 
 
 def low_pass(x: Tensor, padding: int, stride: int = 1) -> Tensor:
-    """StyleGAN2's filter [1, 3, 3, 1] / 8 along both axes, with `padding` zeros around, every `stride`-th value.
+    """StyleGAN2's filter [1, 3, 3, 1] / 8 along both axes, with zero padding and a stride.
 
     (B, C, H, W) to (B, C, (H + 2 padding - 4) // stride + 1, ...).
     """
@@ -150,17 +149,17 @@ class DownBlock(nn.Module):
         self.skip = EqualConv(channels_in, channels_out, 1, bias=False, down=True)
 
     def forward(self, x: Tensor) -> Tensor:
-        """See the class."""
+        """(B, C, H, H) to (B, C', H/2, H/2)."""
         changed = _activate(self.second(_activate(self.first(x))))
         out: Tensor = (self.skip(x) + changed) * math.sqrt(0.5)
         return out
 
 
 def minibatch_deviation(x: Tensor, group: int) -> Tensor:
-    """One more channel: how much the pictures of a group differ, the same number everywhere in a group.
+    """Append one channel: the standard deviation within a group of images, averaged over channels and pixels.
 
-    A group is `group` consecutive pictures (the largest divisor of the batch up to it), so that processes that share a
-    batch see the groups that one process would, where each has whole groups.
+    A group is `group` consecutive images, or the largest smaller number that divides the batch. Processes that share a
+    batch therefore see the same groups as a single process if each gets whole groups.
 
     Args:
         x: (B, C, H, W).
@@ -177,7 +176,7 @@ def minibatch_deviation(x: Tensor, group: int) -> Tensor:
 
 
 class LabelMapping(nn.Module):
-    """Camera labels to the vectors that features are projected on."""
+    """Maps camera labels to the vectors onto which features are projected."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
         super().__init__()
@@ -195,9 +194,9 @@ class LabelMapping(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """D(image, raw | camera): how real a picture looks, seen from that camera; any real number, high is real.
+    """D(image, raw | camera): a logit, high for images that look real from that camera.
 
-    Differentiable twice in its pictures and its weights, as R1 needs (`losses.r1_penalty`).
+    Twice differentiable with respect to images and weights, as R1 requires (`losses.r1_penalty`).
     """
 
     def __init__(self, config: DiscriminatorConfig) -> None:
@@ -217,7 +216,7 @@ class Discriminator(nn.Module):
 
         Args:
             image: (B, 3, H, H) final image or driving frame, about [-1, 1].
-            raw: (B, 3, R, R) raw image, or the driving frame reduced to its size; enlarged here (bilinear).
+            raw: (B, 3, R, R) raw image, or the driving frame downsampled to its size; upsampled here (bilinear).
             camera: (B, 25) labels.
         """
         size = self.config.image_size

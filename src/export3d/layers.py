@@ -1,4 +1,4 @@
-"""The few building blocks that more than one part of the model uses.
+"""Building blocks that several parts of the model use.
 
 Letters: B batch, C channels, H W pixels, N tokens (N = H * W, row-major).
 """
@@ -15,7 +15,7 @@ from export3d.errors import ConfigError, check_shape
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
-    """3x3 convolution, padding 1, He-initialised for a leaky ReLU behind it."""
+    """3x3 convolution, padding 1, He-initialised for a leaky ReLU after it."""
     layer = nn.Conv2d(channels_in, channels_out, 3, stride, 1)
     nn.init.kaiming_normal_(layer.weight, a=0.2, nonlinearity="leaky_relu")
     nn.init.zeros_(layer.bias) if layer.bias is not None else None
@@ -23,7 +23,7 @@ def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
 
 
 def linear(features_in: int, features_out: int) -> nn.Linear:
-    """Linear layer with truncated-normal weights of deviation 0.02 and zero bias (as in ViT and SegFormer)."""
+    """Linear layer with truncated-normal weights of standard deviation 0.02 and zero bias (as in ViT and SegFormer)."""
     layer = nn.Linear(features_in, features_out)
     nn.init.trunc_normal_(layer.weight, std=0.02)
     nn.init.zeros_(layer.bias)
@@ -31,7 +31,7 @@ def linear(features_in: int, features_out: int) -> nn.Linear:
 
 
 class ResidualConvs(nn.Module):
-    """x + conv(lrelu(conv(lrelu(x)))): two 3x3 convolutions around an identity; starts as the identity."""
+    """x + conv(lrelu(conv(lrelu(x)))): two 3x3 convolutions and a shortcut; initialised as the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class SelfAttention(nn.Module):
 class MixFFN(nn.Module):
     """SegFormer's Mix-FFN: linear, 3x3 depth-wise convolution on the token grid, GELU, linear.
 
-    The convolution's zero padding tells tokens where they are, so that no positional embedding is needed.
+    The convolution's zero padding encodes positions, so no positional embedding is needed.
     """
 
     def __init__(self, dim: int, ratio: int) -> None:
@@ -98,10 +98,10 @@ def image_to_tokens(image: Tensor) -> Tensor:
 
 
 class GaussianLowPass(nn.Module):
-    """Fixed separable Gaussian filter, depth-wise, with reflected borders and a gain of 1 at zero frequency.
+    """Fixed, separable, depth-wise Gaussian filter with reflected borders and unit gain at zero frequency.
 
     Args:
-        sigma: standard deviation in pixels; 0 makes the filter the identity (the ablation without low-pass).
+        sigma: standard deviation in pixels; 0: the identity (the ablation without low-pass).
     """
 
     kernel: Tensor

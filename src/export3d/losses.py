@@ -1,4 +1,4 @@
-"""Training objectives (Sec. 3.4). One function a term; weights live with the training step.
+"""Training objectives (Sec. 3.4), one function per term.
 
 Letters: B batch, H W pixels. Images are in [-1, 1].
 """
@@ -29,15 +29,16 @@ class ReconstructionWeights:
 
 
 def face_weight(landmarks: Tensor, size: int, emphasis: float) -> Tensor:
-    """Weight map for `l2`: 1 everywhere, up to 1 + emphasis at eyes and mouth (not in the paper).
+    """Weight map for `l2`: 1 in general, up to 1 + emphasis at eyes and mouth (not in the paper).
 
-    A Gaussian of a twenty-fifth of the image stands on each landmark of `EYES` and `MOUTH`; the map is the largest.
+    `emphasis` is multiplied by the maximum of Gaussians at the landmarks `EYES` and `MOUTH`, each with a standard
+    deviation of 0.04 image widths.
 
     Args:
         landmarks: (B, 478, 2), 0..1 across the image.
 
     Returns:
-        (B, 1, size, size), divided by its mean, so that the loss keeps its scale.
+        (B, 1, size, size), divided by its mean, so the scale of the loss does not change.
     """
     check_shape(landmarks, "B 478 2", "landmarks")
     points = landmarks[:, list(EYES + MOUTH)].float()
@@ -50,7 +51,7 @@ def face_weight(landmarks: Tensor, size: int, emphasis: float) -> Tensor:
 
 
 def l2(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-    """L_2: mean squared error over all values, a scalar; `weight` (B, 1, H, W) multiplies the squares."""
+    """L_2: mean squared error, a scalar; `weight` (B, 1, H', W'), resized to the image, weights the squared errors."""
     check_shape(target, f"{image.shape[0]} 3 {image.shape[2]} {image.shape[3]}", "target")
     if weight is None:
         return F.mse_loss(image, target)
@@ -65,14 +66,15 @@ def reconstruction(
     weights: ReconstructionWeights = ReconstructionWeights(),
     weight: Tensor | None = None,
 ) -> dict[str, Tensor]:
-    """L_rec = L_2^raw + L_2 + L_lpips^raw + L_lpips (Eq. 11), term by term and in `total`.
+    """L_rec = L_2^raw + L_2 + L_lpips^raw + L_lpips (Eq. 11): each weighted term, and their `total`.
 
     Args:
         image: (B, 3, H, W) final image, or None in phases without super-resolution.
-        raw: (B, 3, R, R) raw rendered image; compared with the target reduced to its size.
-        target: (B, 3, H', W') driving frame; reduced to the image's size where it is larger.
+        raw: (B, 3, R, R) raw rendered image; compared with the target downsampled to its size.
+        target: (B, 3, H', W') driving frame; downsampled to the image's size if it is larger.
+        perceptual: None omits the perceptual terms.
+        weights: of the four terms.
         weight: (B, 1, H', W') weight map of the squared errors, see `face_weight`.
-        perceptual: None leaves the perceptual terms out.
     """
     target_raw = resize(target, raw.shape[-1])
     terms = {"l2_raw": weights.l2_raw * l2(raw, target_raw, weight)}
@@ -91,37 +93,37 @@ def adversarial(fake: Tensor) -> Tensor:
     """L_adv of Eq. 12 for the generator: softplus(-D(fake)), a scalar.
 
     The non-saturating logistic loss (Goodfellow et al. 2014): binary cross-entropy of the scores (B,) of generated
-    pictures against the label "real".
+    images against the label "real".
     """
-    check_shape(fake, "B", "scores of generated pictures")
+    check_shape(fake, "B", "scores of generated images")
     return F.softplus(-fake).mean()
 
 
 def discrimination(real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """The discriminator's side of L_adv: softplus(-D(real)) in `real` and softplus(D(fake)) in `fake`, scalars.
+    """L_adv of Eq. 12 for the discriminator: softplus(-D(real)) in `real` and softplus(D(fake)) in `fake`, scalars.
 
-    Binary cross-entropy of scores (B,) against "real" and "generated".
+    Binary cross-entropy of the scores (B,) against the labels "real" and "generated".
     """
-    check_shape(real, "B", "scores of real pictures")
-    check_shape(fake, "B", "scores of generated pictures")
+    check_shape(real, "B", "scores of real images")
+    check_shape(fake, "B", "scores of generated images")
     return {"real": F.softplus(-real).mean(), "fake": F.softplus(fake).mean()}
 
 
 def r1_penalty(real: Tensor, pictures: Sequence[Tensor]) -> Tensor:
-    """R1 without its weight: the squared norm of the scores' gradient in the real pictures, mean over the batch.
+    """R1 without its weight: the squared norm of the scores' gradient with respect to real images, mean over the batch.
 
-    R1 = gamma / 2 * E |grad D(x)|^2 (Mescheder et al. 2018, Eq. 9). The caller multiplies by gamma / 2, and by the
-    interval where it is taken in every so-many-th step only (lazy regularisation, StyleGAN2, Sec. 4.1). Of several
-    pictures of a sample (final and raw) the squares add up, as in EG3D.
+    R1 = gamma / 2 * E |grad D(x)|^2 (Mescheder et al. 2018, Eq. 9). The caller multiplies by gamma / 2. With lazy
+    regularisation (R1 in every k-th step only; StyleGAN2, Sec. 4.1) it also multiplies by k. If a sample has several
+    images (final and raw), their squared norms are added, as in EG3D.
 
     Args:
-        real: scores (B,), a function of `pictures`.
-        pictures: (B, ...) each; they require a gradient.
+        real: scores (B,), computed from `pictures`.
+        pictures: (B, ...) each, with `requires_grad`.
 
     Returns:
-        A scalar that can be differentiated in the discriminator's weights.
+        A scalar, differentiable with respect to the discriminator's weights.
     """
-    check_shape(real, "B", "scores of real pictures")
+    check_shape(real, "B", "scores of real images")
     gradients = torch.autograd.grad(real.sum(), list(pictures), create_graph=True)
     squares = [gradient.float().square().flatten(1).sum(dim=1) for gradient in gradients]
     return torch.stack(squares).sum(dim=0).mean()

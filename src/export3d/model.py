@@ -1,6 +1,6 @@
 """Export3D: the parts wired together (Fig. 1).
 
-The model is the paper's. Where the configuration has a `warp`, a `SourceWarp` joins in four places (not in the paper).
+The model is the paper's. If the configuration has a `warp`, a `SourceWarp` is called in four places (not in the paper).
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class Encoded:
     """A source, ready for any expression.
 
     Attributes:
-        features: what the generator keeps of it.
-        view: what the warp keeps of it; None without a warp.
+        features: the generator's features of the source.
+        view: what the warp needs of the source; None without a warp.
     """
 
     features: SourceFeatures
     view: SourceView | None
 
     def expand(self, batch: int) -> Encoded:
-        """One source repeated for a batch of expressions; copies nothing."""
+        """One source repeated for a batch of expressions, without copying."""
         return Encoded(self.features.expand(batch), None if self.view is None else self.view.expand(batch))
 
 
@@ -46,7 +46,7 @@ class Planes:
 
     Attributes:
         triplane: (B, 3, C, H/2, W/2).
-        source: of the same batch.
+        source: the encoded source, expanded to the same batch.
         motion: how the warp moves the source; None without a warp.
     """
 
@@ -60,10 +60,10 @@ class Output:
     """One forward pass.
 
     Attributes:
-        image: (B, 3, H, W) the final image, about [-1, 1]; None where super-resolution was left out.
+        image: (B, 3, H, W) the final image, about [-1, 1]; None if super-resolution was skipped.
         rendered: raw image, depth and opacity at H/4.
         generated: (B, 3, C, H/2, W/2) the tri-plane before the tri-plane EMA was added.
-        planes: what was rendered.
+        planes: the tri-plane that was rendered.
         warped: (B, 3, H, W) the source moved into the driving view; None without a warp that shows it.
     """
 
@@ -75,10 +75,10 @@ class Output:
 
 
 class Export3D(HubModel):
-    """Source image, driving expression and camera to the driving frame.
+    """Maps a source image, a driving expression and a camera to the driving frame.
 
     At inference there are three steps: `encode` once per source, `planes` once per expression, `frame` once per camera.
-    `from_pretrained`, `save_pretrained` and `push_to_hub` are those of `HubModel`.
+    `from_pretrained`, `save_pretrained` and `push_to_hub` come from `HubModel`.
     """
 
     config: ModelConfig
@@ -114,15 +114,15 @@ class Export3D(HubModel):
         source_expression: Tensor | None = None,
         source_landmarks: Tensor | None = None,
     ) -> Encoded:
-        """Sources to what all driven frames share.
+        """Encode sources; all driven frames of a source share the result.
 
         Args:
             source: (B, 3, H, W) in [-1, 1].
             source_camera, source_expression, source_landmarks: (B, 25), (B, E), and (B, 478, 2), 0..1 across the
-                source; for the warp alone: `base` needs all three, `paper` ignores them.
+                source. Only the warp uses them: `base` needs all three, `paper` ignores them.
 
         Raises:
-            ConfigError: one is missing that the warp needs.
+            ConfigError: an input that the warp needs is missing.
         """
         size = self.config.image_size
         check_shape(source, f"B 3 {size} {size}", "source")
@@ -134,16 +134,16 @@ class Export3D(HubModel):
         return Encoded(self.generator.encode(seen), view)
 
     def planes(self, source: Encoded, expression: Tensor, shift: Tensor | None = None) -> Planes:
-        """T_beta(S) (Eq. 6): features and expressions (B, E) to tri-planes.
+        """T_beta(S) (Eq. 6): encoded sources and expressions (B, E) to tri-planes.
 
-        The features of one source serve a batch of expressions.
+        A single source is used for all B expressions.
 
         Args:
-            shift: (B, n) or (1, n), added to lambda: the sliders along the basis; None leaves the expression as it is.
+            shift: (B, n) or (1, n), added to lambda (sliders along the basis); None: no shift.
         """
         tokens = source.features.tokens
         if tokens.shape[0] != expression.shape[0]:
-            check_shape(tokens, f"1 N {tokens.shape[2]}", "tokens of the one source for many expressions")
+            check_shape(tokens, f"1 N {tokens.shape[2]}", "tokens of one source for several expressions")
             source = source.expand(expression.shape[0])
         coefficients = self.expression.coefficients(expression)
         if shift is not None:
@@ -160,7 +160,7 @@ class Export3D(HubModel):
         return Planes(self.generator.average(generated), source, motion), generated
 
     def render(self, planes: Planes, camera: Tensor, resolution: int | None = None) -> Rendered:
-        """Tri-planes seen by cameras (B, 25) at `resolution` rays per side; repeatable."""
+        """Render tri-planes from cameras (B, 25) with `resolution` rays per side; deterministic."""
         rendered: Rendered = self.renderer(planes.triplane, camera, resolution)
         return rendered
 

@@ -1,9 +1,8 @@
 """Perceptual distance (LPIPS): one implementation, used as a loss and as a metric.
 
 d(x, y) = sum over layers of the spatial mean of w_l . (f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)|)^2 (Zhang et al. 2018,
-Eq. 1), with f_l the activations of a classification network and w_l >= 0 learned weights, or uniform weights 1/C where
-none are given. Networks are not shipped: their files are named by the caller, or taken from torchvision where it is
-installed.
+Eq. 1), with f_l the activations of a classification network and w_l >= 0 learned weights, or 1/C if none are given.
+The package contains no networks: the caller gives their files, or torchvision provides them if it is installed.
 
 Backbones (`features.*` in torchvision's naming): `alex`, `squeeze`, `vgg16`.
 """
@@ -22,14 +21,14 @@ from torch import Tensor, nn
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, check_shape
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
-"""Mean and deviation, RGB, that an image in [-1, 1] is normalised with."""
+"""RGB mean and standard deviation that normalise an image in [-1, 1]."""
 
 IMAGENET: Normalisation = ((-0.030, -0.088, -0.188), (0.458, 0.448, 0.450))
 _BYTES_MINUS_MEAN = re.compile(r"RGB 0\.\.255 minus \(([\d.]+), ?([\d.]+), ?([\d.]+)\)")
 
 
 class _Fire(nn.Module):
-    """SqueezeNet's block: a 1x1 squeeze, then 1x1 and 3x3 expansions side by side."""
+    """SqueezeNet's fire module: a 1x1 squeeze, then 1x1 and 3x3 expansions, concatenated."""
 
     def __init__(self, channels: int, squeeze: int, expand: int) -> None:
         super().__init__()
@@ -94,9 +93,12 @@ class Perceptual(nn.Module):
 
     Args:
         backbone: `alex`, `squeeze` or `vgg16`.
-        features: the backbone's tensors, torchvision's key names with or without the prefix `features.`.
-        heads: LPIPS v0.1 linear weights (`lin0.model.1.weight` …); uniform weights without them.
-        normalisation: what the backbone was trained on.
+        features: the backbone's tensors, named as in torchvision, with or without the prefix `features.`.
+        heads: LPIPS v0.1 linear weights (`lin0.model.1.weight` …); None: uniform weights.
+        normalisation: of the images that the backbone was trained on.
+
+    Raises:
+        ConfigError: the backbone is unknown.  CheckpointError: a tensor is missing or has the wrong shape.
     """
 
     def __init__(
@@ -117,14 +119,16 @@ class Perceptual(nn.Module):
         given = {key.removeprefix("features."): value.float() for key, value in features.items()}
         missing = [key for key in own if key not in given or given[key].shape != own[key].shape]
         if missing:
-            raise CheckpointError(f"not the weights of a {backbone} backbone: {missing[0]} is missing or misshapen")
+            raise CheckpointError(
+                f"not the weights of a {backbone} backbone: {missing[0]} is missing or has the wrong shape"
+            )
         self.layers.load_state_dict({key: given[key] for key in own})
         for layer, channels in enumerate(recipe.channels):
             weight = torch.full((channels,), 1.0 / channels)
             if heads is not None:
                 key = f"lin{layer}.model.1.weight"
                 if key not in heads or heads[key].numel() != channels:
-                    raise CheckpointError(f"not the LPIPS heads of {backbone}: {key} is missing or misshapen")
+                    raise CheckpointError(f"not the LPIPS heads of {backbone}: {key} is missing or has the wrong shape")
                 weight = heads[key].float().flatten()
             self.register_buffer(f"head{layer}", weight)
         mean, deviation = normalisation
@@ -134,10 +138,10 @@ class Perceptual(nn.Module):
         self.eval()
 
     def responses(self, image: Tensor) -> list[Tensor]:
-        """Outputs of the compared layers as they are, (B, 3, H, W) in [-1, 1] to a list of (B, C, h, w) float32."""
+        """Outputs of the compared layers: (B, 3, H, W) in [-1, 1] to a list of (B, C, h, w) float32, not normalised."""
         with torch.autocast(image.device.type, enabled=False):
             x = (image.float() - self.mean) / self.deviation  # type: ignore[operator]
-            if x.device.type == "cpu" and not torch.is_grad_enabled():  # pooling is many times faster that way
+            if x.device.type == "cpu" and not torch.is_grad_enabled():  # pooling is many times faster in this format
                 x = x.contiguous(memory_format=torch.channels_last)
             found = []
             for index, layer in enumerate(self.layers):
@@ -149,13 +153,13 @@ class Perceptual(nn.Module):
             return found
 
     def activations(self, image: Tensor) -> list[Tensor]:
-        """Unit-normalised activations of each compared layer, (B, 3, H, W) in [-1, 1] to a list of (B, C, h, w)."""
+        """Unit-normalised activations of each compared layer: (B, 3, H, W) in [-1, 1] to a list of (B, C, h, w)."""
         return [x / (x.square().sum(dim=1, keepdim=True) + 1e-10).sqrt() for x in self.responses(image)]
 
     def distance(self, a: list[Tensor], b: list[Tensor]) -> Tensor:
-        """Distance (B,) of pairs from their `activations`: those of a target serve for every image compared with it.
+        """Distance (B,) of pairs, given their `activations`; a target's activations can be reused.
 
-        AlexNet's take 2.5 MB an image of 256 pixels, so keep those of a few images only.
+        Activations of AlexNet take 2.5 MB per image of 256 pixels: keep them for a few images only.
         """
         with torch.autocast(a[0].device.type, enabled=False):
             total = a[0].new_zeros(len(a[0]), dtype=torch.float32)
@@ -165,22 +169,23 @@ class Perceptual(nn.Module):
             return total
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of each pair, (B, 3, H, W) twice in [-1, 1] to (B,)."""
+        """Distance of each pair: two batches (B, 3, H, W) in [-1, 1] to (B,)."""
         check_shape(x, "B 3 H W", "image")
         check_shape(y, f"{x.shape[0]} 3 {x.shape[2]} {x.shape[3]}", "other image")
         return self.distance(self.activations(x), self.activations(y))
 
 
 def load_perceptual(backbone: str, features: Path | None = None, heads: Path | None = None) -> Perceptual:
-    """A perceptual distance from weight files, or from torchvision's ImageNet weights where no file is given.
+    """A perceptual distance with weights from files, or torchvision's ImageNet weights if no file is given.
 
     Args:
         features: the backbone, `.safetensors` or `.pth` (tensors only: nothing in the file is executed).
-        heads: LPIPS v0.1 linear weights; uniform weights without them.
+        heads: LPIPS v0.1 linear weights; None: uniform weights.
 
     Raises:
-        CheckpointError: a file is missing or holds something else.
-        MissingExtra: no file was given and torchvision is not installed.
+        ConfigError: the backbone is unknown.
+        CheckpointError: a file is missing or contains something else.
+        MissingExtra: no file is given and torchvision is not installed.
     """
     if backbone not in _RECIPES:
         raise ConfigError(f"unknown perceptual backbone {backbone!r}; choose one of {', '.join(BACKBONES)}")
@@ -190,7 +195,7 @@ def load_perceptual(backbone: str, features: Path | None = None, heads: Path | N
 
 
 def _stated_normalisation(path: Path) -> Normalisation:
-    """What a file's metadata says of its input, such as "RGB 0..255 minus (123, 117, 104)"; else ImageNet's."""
+    """Normalisation from a file's metadata, such as "RGB 0..255 minus (123, 117, 104)"; ImageNet's by default."""
     if path.suffix != ".safetensors":
         return IMAGENET
     from safetensors import safe_open
@@ -204,10 +209,10 @@ def _stated_normalisation(path: Path) -> Normalisation:
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors` or a `.pth` file; the latter with PyTorch's tensors-only unpickler."""
+    """Tensors of a `.safetensors` or a `.pth` file; `.pth` is read with PyTorch's tensors-only unpickler."""
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no weights at {path}; name the file of the network's weights")
+        raise CheckpointError(f"no weights at {path}; give the path of the network's weights")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -218,7 +223,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         raise CheckpointError(f"cannot read weights from {path} ({type(error).__name__}); is it complete?") from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise CheckpointError(f"{path} does not hold a dictionary of tensors")
+        raise CheckpointError(f"{path} does not contain a dictionary of tensors")
     return loaded
 
 

@@ -1,4 +1,4 @@
-"""Trained weights of the whole model and of its expression encoder: the packaged ones, or files of the same form."""
+"""Trained weights of the model and of its expression encoder: the packaged ones, or files of the same format."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ _EXPRESSION = "expression."
 
 
 def load_pretrained(path: Path | str | None = None) -> Export3D:
-    """The model that `path` holds, frozen, in eval mode on the CPU; nothing is looked for outside this machine.
+    """Load a model, frozen and in eval mode, on the CPU; nothing is downloaded.
 
     Args:
         path: a `.safetensors` file with its sidecar, a folder that `Export3D.save_pretrained` wrote, or the name of
-            installed weights (`export3d weights`); None means the packaged ones.
+            installed weights (`export3d weights`); None: the packaged ones.
 
     Raises:
-        CheckpointError: missing, damaged or of another kind.
+        CheckpointError: the file is missing, damaged, or not a model.
     """
     return Export3D.from_file(find(path)).requires_grad_(False)
 
@@ -47,15 +47,15 @@ def save_pretrained(model: Export3D, path: Path | str, info: Mapping[str, Any], 
 
 
 def load_encoder(path: Path | str | None = None) -> ExpressionEncoder:
-    """The encoder that `path` (a file or a name) holds, in eval mode, frozen; None: the packaged one.
+    """Load an expression encoder, frozen and in eval mode, from a file or by name; None: the packaged one.
 
-    Raises `CheckpointError` where the file is missing, damaged or of another kind.
+    Raises `CheckpointError` if the file is missing, damaged, or not an encoder.
     """
     path = find(PACKAGED_ENCODER if path is None else path)
     tensors, config, _ = load_weights(path)
     settings = config.get("expression")
     if not isinstance(settings, dict):
-        raise CheckpointError(f"{path} does not hold an expression encoder; make one with: export3d pretrain")
+        raise CheckpointError(f"{path} does not contain an expression encoder; make one with: export3d pretrain")
     unknown = sorted(set(settings) - {f.name for f in fields(ExpressionConfig)})
     if unknown:
         raise ConfigError(f"unknown setting expression.{unknown[0]} in {path}; this encoder needs a newer export3d")
@@ -70,14 +70,14 @@ def save_encoder(encoder: ExpressionEncoder, path: Path | str, info: Mapping[str
 
 
 def verify(which: Path | str | None) -> Json:
-    """Read weights, of a model or of an expression encoder, as they will be used; returns what their sidecar tells.
+    """Check the weights of a model or an expression encoder by loading them; returns their sidecar.
 
     Args:
         which: a file, a folder or a name, see `load_pretrained`.
 
     Raises:
-        CheckpointError: missing, another SHA-256 than the sidecar's, or neither a model nor an encoder.
-        ConfigError: settings of a newer export3d.
+        CheckpointError: the file is missing, its SHA-256 is not the sidecar's, or it is neither a model nor an encoder.
+        ConfigError: it has settings of a newer export3d.
     """
     path = find(which)
     config = load_weights(path)[1]
@@ -86,14 +86,14 @@ def verify(which: Path | str | None) -> Json:
     elif "expression" in config:
         load_encoder(path)
     else:
-        raise CheckpointError(f"{path} holds neither an export3d model nor an expression encoder; use another file")
+        raise CheckpointError(f"{path} contains neither an export3d model nor an expression encoder; use another file")
     return read_sidecar(path)
 
 
 def install_weights(
     source: Path | str, name: str | None = None, *, revision: str | None = None, token: str | None = None
 ) -> Path:
-    """Verify weights and keep them in the user's data folder, where `name` finds them.
+    """Verify weights and copy them to the user's data folder, under `name`.
 
     Args:
         source: a file, a folder or a name (see `load_pretrained`), or a Hugging Face repository `owner/name`.
@@ -101,11 +101,11 @@ def install_weights(
         revision, token: see `Export3D.from_pretrained`.
 
     Returns:
-        the installed file; the package's own weights stay where they are unless they are given a name.
+        The installed file. Packaged weights are copied only if `name` is given.
 
     Raises:
         CheckpointError: missing or damaged; nothing is installed.  OutputError: they cannot be written.
-        ConfigError: the name is taken or cannot be used.  MissingExtra: huggingface_hub is not installed.
+        ConfigError: the name is taken or not allowed.  MissingExtra: huggingface_hub is not installed.
     """
     path, origin = locate(source, revision, token)
     verify(path)
@@ -118,10 +118,9 @@ def install_weights(
 
 
 def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str, Tensor]:
-    """Tensors of a model trained at another image size, made to fit `model`.
+    """Tensors of a model trained at another image size, adapted to `model`.
 
-    All weights are convolutions and token-wise layers and fit any size; only the tri-plane EMA lives on the planes'
-    grid, and is resized.
+    Convolutions and token-wise layers fit any size; only the tri-plane EMA has the planes' resolution and is resized.
     """
     adapted = {name: value.float() for name, value in tensors.items()}
     wanted = model.generator.average.value
@@ -131,28 +130,28 @@ def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str
 
 
 def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
-    """Give `model` what `former` learned, also where the image size, the expression encoder or the warp differs.
+    """Initialise `model` from `former`, which may differ in image size, expression encoder and warp.
 
-    Everything outside the expression encoder is copied; parts of the warp that the former does not have start where
-    they change nothing (`source_warp.inherited`). With the same encoder the copy is complete. With another one (of
-    another form or pre-trained separately) the model keeps its own. The linear maps inside EAdaLN are then fitted by
-    least squares to give the former modulations as closely as the new beta' allows, and the landmark motion, which
-    sees beta' too, starts at zero (`training.reconstruction` fits it).
+    Everything outside the expression encoder is copied. Parts of the warp that `former` lacks start where they have no
+    effect (`warping.source_warp.inherited`). With the same encoder the copy is complete. With another one (of another
+    architecture, or pre-trained separately) the model keeps its own. The linear maps inside EAdaLN are then fitted by
+    least squares to reproduce the former modulations from the new beta'. The landmark motion, which also takes beta',
+    starts at zero (`training.reconstruction` fits it).
 
     Args:
-        expression: (N, E) coefficients to fit on, of the training data.
+        expression: (N, E) coefficients of the training data, for the fit.
 
     Raises:
-        CheckpointError: the two differ in more than that.
+        CheckpointError: the models differ in anything else.
     """
     exchanged = former.config.expression != model.config.expression or (
         model.config.expression.frozen and not _equal(former.expression, model.expression)
     )
     own = model.state_dict()
     tensors = adapt_resolution(former.state_dict(), model)
-    wing = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_WARP)}
+    warp = {name: tensors.pop(name) for name in list(tensors) if name.startswith(_WARP)}
     if model.warp is not None:
-        taken = {name.removeprefix(_WARP): value for name, value in wing.items()}
+        taken = {name.removeprefix(_WARP): value for name, value in warp.items()}
         tensors |= {_WARP + name: value for name, value in inherited(model.warp.state_dict(), taken, exchanged).items()}
     if exchanged:
         kept = {name for name in own if name.startswith(_EXPRESSION) or name.endswith("modulation.weight")}
@@ -164,7 +163,7 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
 
 
 def _equal(a: ExpressionEncoder, b: ExpressionEncoder) -> bool:
-    """Whether two encoders of one form give the same beta', as far as half precision tells, in which weights ship."""
+    """Whether two encoders of one architecture have equal weights in half precision, in which weights ship."""
     other = b.state_dict()
     names = (name for name in other if name not in ("low", "high"))
     return all(torch.equal(a.state_dict()[name].half(), other[name].half()) for name in names)
@@ -174,14 +173,14 @@ def _equal(a: ExpressionEncoder, b: ExpressionEncoder) -> bool:
 def _refit_modulation(model: Export3D, former: Export3D, expression: Tensor) -> None:
     before, after = former.expression(expression).double(), model.expression(expression).double()
     ones = torch.ones(len(expression), 1, dtype=torch.float64)
-    # Without a basis beta' varies a little along many dimensions; maps that lean on those diverge in training.
+    # Without a basis beta' varies slightly along many dimensions; maps that depend on those diverge in training.
     cutoff = 1e-6 if model.expression.basis is not None else 1e-2
     pairs = zip(
         (m for m in former.modules() if isinstance(m, EAdaLN)), (m for m in model.modules() if isinstance(m, EAdaLN))
     )
     for old, new in pairs:
         wanted = old.modulation(old.gain * before.float()).double()
-        # gelsd: the smallest of the maps that fit, since beta' spans n of d dimensions.
+        # gelsd returns the minimum-norm solution, needed since beta' spans only n of d dimensions.
         fit = torch.linalg.lstsq(torch.cat([new.gain * after, ones], 1), wanted, rcond=cutoff, driver="gelsd").solution
         new.modulation.weight.copy_(fit[:-1].T)
         new.modulation.bias.copy_(fit[-1])

@@ -1,7 +1,7 @@
 """Super-resolution SR: the rendered feature image to the final image (Sec. 3.3; supplement 6.2).
 
-EG3D's blocks without style modulation: bilinear up to H/2, a block there, an up-sampling block to H, and an RGB branch
-that carries the raw image along, to which each block adds.
+EG3D's blocks without style modulation: bilinear upsampling to H/2, a block at H/2, and an upsampling block to H. An RGB
+branch starts from the raw image, and each block adds to it.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class SuperResConfig:
 
 
 class Guide(Protocol):
-    """Leads the super-resolution beyond what the renderer shows (not in the paper)."""
+    """Adds information that the rendered features lack (not in the paper)."""
 
     def at_half(self, x: Tensor) -> Tensor:
-        """Features (B, mid, H/2, W/2) behind the first convolution to the same shape."""
+        """Features (B, mid, H/2, W/2) after the first convolution, to the same shape."""
 
     def at_full(self, x: Tensor, image: Tensor) -> Tensor:
         """Features (B, high, H, W) and the image (B, 3, H, W) to the final image."""
 
 
 class SuperResolution(nn.Module):
-    """(B, F, H/4, W/4) to (B, 3, H, W); starts as bilinear enlargement of the raw image."""
+    """(B, F, H/4, W/4) to (B, 3, H, W); initialised as bilinear upsampling of the raw image."""
 
     def __init__(self, config: SuperResConfig, features: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class SuperResolution(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def forward(self, feature: Tensor, guide: Guide | None = None) -> Tensor:
-        """Feature image whose first three channels are the raw RGB, to the final RGB; about [-1, 1], not clamped."""
+        """Feature image, whose first three channels are raw RGB, to the final image, about [-1, 1], not clamped."""
         check_shape(feature, "B F H W", "feature image")
         rgb = enlarge(feature[:, :3], 2)
         x = self.mid_first(enlarge(feature, 2))

@@ -14,8 +14,8 @@ from export3d.errors import ConfigError
 class OrthonormalBasis(nn.Module):
     """V = {v_1 … v_n} in R^d with <v_i, v_j> = delta_ij (Eq. 2), parametrised by a free (d, n) matrix.
 
-    V is the Q of the QR decomposition in float32 (also under autocast), with signs chosen so that R has a positive
-    diagonal: the decomposition is then unique, and a direction keeps its meaning from run to run of the same weights.
+    V is the Q of the QR decomposition in float32 (also under autocast), with signs chosen so that the diagonal of R is
+    positive. This makes the decomposition unique: the same weights always give the same directions.
 
     Args:
         n: number of basis vectors (10 in the paper).
@@ -25,7 +25,7 @@ class OrthonormalBasis(nn.Module):
     def __init__(self, n: int, d: int) -> None:
         super().__init__()
         if not 0 < n <= d:
-            raise ConfigError(f"a basis of {n} orthonormal vectors does not fit in {d} dimensions; take n <= d")
+            raise ConfigError(f"a basis of {n} orthonormal vectors does not fit in {d} dimensions; choose n <= d")
         self.weight = nn.Parameter(torch.linalg.qr(torch.randn(d, n))[0])
 
     def forward(self) -> Tensor:

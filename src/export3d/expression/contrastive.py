@@ -1,9 +1,9 @@
 """CLeBS: contrastive pre-training of the expression encoder (Sec. 3.1, Eq. 1; supplement 6.2).
 
-An image and an expression of the same frame belong together; the other frames of the same clip, of the same person, are
-what they are told apart from. Whatever is common to a clip, the person's appearance, helps nothing there.
+The image and the expression of one frame are a positive pair. The negatives are the other frames of the same clip,
+which show the same person. Appearance is common to all frames of a clip, so it does not help to tell them apart.
 
-Letters: G clips in a batch, T frames of each, d dimensions of the embedding.
+Letters: G clips in a batch, T frames per clip, d dimensions of the embedding.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class CLeBSConfig:
     """Sizes of both towers and the objective.
 
     Attributes:
-        expression: of f_e (LeBS).
+        expression: sizes of f_e (LeBS).
         width: channels of the first stage of f_I; the next three double it (64 in a standard ResNet18).
-        groups: of GroupNorm in f_I; 0 takes BatchNorm.
+        groups: groups of GroupNorm in f_I; 0: BatchNorm.
         temperature: tau, 0.07 in the paper.
         objective: see `contrastive_loss`.
     """
@@ -42,7 +42,7 @@ class CLeBSConfig:
     def __post_init__(self) -> None:
         if self.width < 1 or (self.groups and self.width % self.groups):
             raise ConfigError(
-                f"width {self.width} of the image encoder must be a positive multiple of {self.groups} groups"
+                f"width {self.width} of the image encoder must be a positive multiple of groups {self.groups}"
             )
         if not self.temperature > 0.0:
             raise ConfigError(f"temperature {self.temperature} must be positive")
@@ -122,30 +122,30 @@ def contrastive_loss(
     objective: Objective = "infonce",
     same: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 1 with every frame of a clip in turn as the positive and the clip's others as its negatives; the mean.
+    """Eq. 1, averaged over frames: each frame is the positive once, and the clip's other frames are its negatives.
 
     Args:
         image: (G, T, d), f_I(X_j).
         expression: (G, T, d), f_e(beta_k).
         temperature: tau.
-        objective: "printed": Eq. 1 to the letter, the sum in the denominator without the positive; it is not bounded
-            below by zero, and goes on pulling where pairs are already told apart. "infonce": with the positive in the
-            sum, a cross-entropy. "symmetric": the mean of that and of its twin with images as anchors.
-        same: (G, T, T) bool, pairs of frames that are not negatives of each other (besides each with itself).
+        objective: "printed": Eq. 1 as printed, where the denominator excludes the positive. It can be negative, and its
+            gradient persists for pairs that are already separated. "infonce": the denominator includes the positive,
+            a cross-entropy. "symmetric": the mean of "infonce" and of the same loss with images as anchors.
+        same: (G, T, T) bool, pairs of frames that are not negatives of each other; the diagonal is ignored.
 
     Returns:
-        A scalar. With pairs equal and different frames at cosine -1 / (T - 1), the farthest that T points can be from
-        each other, it reaches its minimum: log(1 + (T - 1) exp(-T / ((T - 1) tau))), or log(T - 1) - T / ((T - 1) tau)
-        for "printed".
+        A scalar. It is smallest where paired embeddings are equal and those of different frames have a cosine of
+        -1 / (T - 1), as far apart as T vectors can be: log(1 + (T - 1) exp(-T / ((T - 1) tau))), or
+        log(T - 1) - T / ((T - 1) tau) for "printed".
 
     Raises:
-        ShapeError, ConfigError (fewer than two frames).
+        ShapeError: the embeddings do not pair.  ConfigError: a clip has fewer than two frames.
     """
     check_shape(expression, f"{image.shape[0]} {image.shape[1]} {image.shape[2]}", "expression embeddings")
     frames = image.shape[1]
     if frames < 2:
-        raise ConfigError("a contrast needs at least two frames of a clip")
-    # Rows are expressions (anchors), columns images; in float32, since exp((cos) / 0.07) spans twelve decades.
+        raise ConfigError("contrastive training needs at least two frames per clip")
+    # Rows are expressions (anchors), columns images. In float32, since exp(cos / 0.07) spans twelve decades.
     with torch.autocast(image.device.type, enabled=False):
         logits = unit(expression) @ unit(image).mT / temperature
     positive = torch.eye(frames, dtype=torch.bool, device=logits.device)
@@ -153,7 +153,7 @@ def contrastive_loss(
         logits = logits.masked_fill(same & ~positive, -torch.inf)
     right = logits.diagonal(dim1=1, dim2=2)
     if objective == "printed":
-        others = (logits.isfinite() & ~positive).any(dim=2, keepdim=True)  # a frame without negatives costs nothing
+        others = (logits.isfinite() & ~positive).any(dim=2, keepdim=True)  # a frame without negatives has loss 0
         return (logits.masked_fill(positive & others, -torch.inf).logsumexp(dim=2) - right).mean()
     loss = (logits.logsumexp(dim=2) - right).mean()
     if objective == "symmetric":
@@ -162,7 +162,7 @@ def contrastive_loss(
 
 
 def unit(x: Tensor) -> Tensor:
-    """Vectors along the last axis scaled to length 1, float32; gradients stay finite at zero vectors."""
+    """Normalise vectors along the last axis to length 1, in float32; gradients stay finite at zero vectors."""
     x = x.float()
     return x * (x.square().sum(-1, keepdim=True) + 1e-12).rsqrt()
 

@@ -1,8 +1,8 @@
-"""Sliders: which way a basis vector points, and how far is natural.
+"""Directions of the sliders: their axes, order, signs, scale and natural ranges.
 
-The contrastive objective sees beta' alone, and beta' = sum_i lambda_i v_i stays the same when lambda is rotated by R
-and the v_i with it. Which ten axes span the subspace is therefore free; varimax chooses those along which few scores
-change at once. They are ordered by how much they vary and point where the score that goes with them rises, so that a
+The contrastive objective depends on beta' alone, and beta' = sum_i lambda_i v_i does not change if lambda and the v_i
+are rotated together. The axes of the subspace are therefore free. Varimax chooses axes along which few scores change at
+once. They are ordered by decreasing variance, and each points where the score with the largest loading rises, so that a
 slider means the same after every training.
 """
 
@@ -20,7 +20,7 @@ Array = NDArray[np.float64]
 
 
 def loadings(encoder: ExpressionEncoder, expression: Tensor) -> Array:
-    """How scores go with directions: covariances (E, n) of standardised scores and lambda over `expression` (N, E)."""
+    """Covariances (E, n) of standardised scores and lambda over the expressions (N, E)."""
     with torch.no_grad():
         coefficients = encoder.coefficients(expression).double().numpy()
     scores = ((expression - encoder.mean) / encoder.deviation).double().numpy()
@@ -32,12 +32,15 @@ def loadings(encoder: ExpressionEncoder, expression: Tensor) -> Array:
 def settle(encoder: ExpressionEncoder, expression: Tensor) -> None:
     """Choose the axes, order, signs and scale of the directions and measure their natural ranges, in place.
 
-    beta' stays as it is but for one factor, to which its cosines are blind: lambda varies by 1 in the root mean square
-    over the directions.
+    beta' changes only by a scalar factor, which its cosines ignore: afterwards the standard deviations of lambda have
+    a root mean square of 1 over the directions.
 
     Args:
         encoder: on the CPU, with a basis.
         expression: (N, E) coefficients of the training data.
+
+    Raises:
+        ConfigError: the encoder has no basis.  TrainingError: it gives the same output for every expression.
     """
     if encoder.basis is None:
         raise ConfigError("an encoder without a basis has no directions to settle")
@@ -46,7 +49,9 @@ def settle(encoder: ExpressionEncoder, expression: Tensor) -> None:
     with torch.no_grad():
         coefficients = encoder.coefficients(expression).double().numpy() @ rotation
     if not coefficients.std(0).max() > 1e-6:
-        raise TrainingError("the expression encoder has collapsed: it gives every frame the same; train it otherwise")
+        raise TrainingError(
+            "the expression encoder has collapsed: every frame gives the same output; change its training"
+        )
     order = np.argsort(-coefficients.std(0), kind="stable")
     rotation = rotation[:, order]
     together = loadings(encoder, expression) @ rotation
@@ -63,14 +68,14 @@ def settle(encoder: ExpressionEncoder, expression: Tensor) -> None:
 
 @torch.no_grad()
 def measure_ranges(encoder: ExpressionEncoder, expression: Tensor) -> None:
-    """Set `low` and `high` to the 5th and 95th percentile of lambda over `expression` (N, E)."""
+    """Set `low` and `high` to the 5th and 95th percentiles of lambda over the expressions (N, E)."""
     low, high = np.percentile(encoder.coefficients(expression).double().numpy(), [5.0, 95.0], axis=0)
     encoder.low.copy_(torch.from_numpy(low))
     encoder.high.copy_(torch.from_numpy(high))
 
 
 def varimax(loading: Array, steps: int = 100) -> Array:
-    """The rotation (n, n) that makes the columns of `loading` (E, n) sparse (Kaiser 1958), by its SVD iteration."""
+    """The rotation (n, n) that makes the columns of `loading` (E, n) sparse (Kaiser 1958), by SVD iterations."""
     rotation, last = np.eye(loading.shape[1]), 0.0
     for _ in range(steps):
         turned = loading @ rotation

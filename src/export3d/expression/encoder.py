@@ -23,7 +23,7 @@ class ExpressionConfig:
         hidden: width of the first of the two fully connected layers.
         n: basis vectors, 10 in the paper.
         d: dimension of the expression embedding, 256 in the paper.
-        basis: False leaves the basis out: the two layers give beta' itself ("Direct 3DMM" of Table 3).
+        basis: False: no basis; the two layers output beta' itself ("Direct 3DMM" of Table 3).
         frozen: the encoder was pre-trained (CLeBS) and is not trained with the generator.
     """
 
@@ -42,10 +42,10 @@ class ExpressionConfig:
 class ExpressionEncoder(nn.Module):
     """beta' = f_e(beta) = sum_i lambda_i v_i (Eq. 3), lambda from two linear layers with a leaky ReLU between.
 
-    Coefficients are standardised first by the training data's mean and deviation (buffers, identity by default), since
-    ARKit scores live in very different ranges. Two more buffers, `low` and `high` (n,), hold the natural range of each
-    direction: the 5th and 95th percentile of lambda over the data it was trained on (zeros where never measured).
-    Without a basis the two layers end in R^d and there are no directions.
+    Inputs are first standardised by the training data's mean and standard deviation (buffers, by default 0 and 1): the
+    ranges of ARKit scores differ widely. Two more buffers, `low` and `high` (n,), hold the natural range of each
+    direction: the 5th and 95th percentiles of lambda over the training data (zeros until measured). Without a basis the
+    output of the two layers lies in R^d and there are no directions.
     """
 
     mean: Tensor
@@ -67,21 +67,21 @@ class ExpressionEncoder(nn.Module):
         self.requires_grad_(not config.frozen)
 
     def standardise(self, mean: Tensor, deviation: Tensor) -> None:
-        """Set the statistics, each (E,), of the data that the encoder will see; deviations are floored at 0.02."""
+        """Set mean and standard deviation, (E,) each, of the inputs; deviations are at least 0.02."""
         self.mean.copy_(mean)
         self.deviation.copy_(deviation.clamp_min(0.02))
 
     def coefficients(self, expression: Tensor) -> Tensor:
-        """beta (B, E) to lambda (B, n): how far to go along each basis vector; unbounded. Without a basis (B, d)."""
+        """beta (B, E) to lambda (B, n), the unbounded coefficients of the basis; (B, d) without a basis."""
         check_shape(expression, f"B {self.config.inputs}", "expression")
         x = (expression - self.mean) / self.deviation
         coefficients: Tensor = self.second(F.leaky_relu(self.first(x), 0.2))
         return coefficients
 
     def embed(self, coefficients: Tensor) -> Tensor:
-        """lambda (B, n) to beta' (B, d) (Eq. 3); without a basis, what the two layers gave, scaled alike."""
+        """lambda (B, n) to beta' (B, d) (Eq. 3); without a basis, the layers' output (B, d) / sqrt(d)."""
         if self.basis is None:
-            return coefficients / math.sqrt(self.config.d)  # entries of the order of LeBS's, which EAdaLN counts on
+            return coefficients / math.sqrt(self.config.d)  # the scale of LeBS, which EAdaLN expects
         basis: Tensor = self.basis()
         return coefficients @ basis.to(coefficients.dtype)
 

@@ -1,4 +1,4 @@
-"""Sliders along the learned basis: amounts per direction to a shift of lambda (Eq. 3)."""
+"""Sliders along the learned basis: an amount per direction becomes a shift of lambda (Eq. 3)."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ log = logging.getLogger(__name__)
 Array = NDArray[np.floating]
 
 FAR = 3.0
-"""Natural ranges within which a slider may move without a warning."""
+"""A slider may reach this multiple of its natural range, about its middle, without a warning."""
 MOST = 1e6
-"""Largest amount of a slider."""
+"""Largest absolute amount of a slider."""
 
 
 def coefficients(encoder: ExpressionEncoder, expression: ArrayLike) -> Array:
-    """lambda (n,) float32 of an expression (E,): where it stands on every slider.
+    """lambda (n,) float32 of an expression (E,): its position on every slider.
 
     Raises `ConfigError` for weights without a basis (variant `direct_3dmm`).
     """
     if encoder.basis is None:
         raise ConfigError(
-            "these weights have no expression basis to slide along; use others, such as the packaged ones"
+            "these weights have no expression basis, hence no sliders; use others, such as the packaged ones"
         )
     beta = torch.tensor(np.asarray(expression), dtype=torch.float32, device=encoder.mean.device)
     with torch.inference_mode():
@@ -38,32 +38,32 @@ def coefficients(encoder: ExpressionEncoder, expression: ArrayLike) -> Array:
 
 
 def natural_range(encoder: ExpressionEncoder) -> Array:
-    """(n, 2) float32: 5th and 95th percentile of every lambda over the training data; zeros if never measured."""
+    """(n, 2) float32: 5th and 95th percentiles of each lambda over the training data; zeros if never measured."""
     bounds: Array = torch.stack([encoder.low, encoder.high], dim=1).cpu().numpy()
     return bounds
 
 
 def shift(encoder: ExpressionEncoder, expression: ArrayLike, basis: Mapping[int, float]) -> Array:
-    """What the sliders add to lambda: (n,) float32.
+    """The shift of lambda that the sliders make, (n,) float32.
 
     Args:
         encoder: with a basis.
-        expression: (E,) that is moved; where it ends beyond three natural ranges the log warns.
+        expression: (E,) to be shifted; a warning is logged if it ends beyond three times a natural range.
         basis: amounts by direction number, from 1.
 
     Raises:
-        ConfigError: no such direction, an amount that is no number below 1e6, or weights without a basis.
+        ConfigError: no such direction, an amount that is not between -1e6 and 1e6, or weights without a basis.
     """
     own, bounds = coefficients(encoder, expression), natural_range(encoder)
     out = np.zeros_like(own)
     for number, amount in basis.items():
         if not 1 <= number <= len(own):
             raise ConfigError(f"there is no direction {number}; the directions of these weights are 1 to {len(own)}")
-        if not abs(amount) <= MOST:  # NaN neither
+        if not abs(amount) <= MOST:  # also refuses NaN
             raise ConfigError(f"direction {number} cannot move by {amount:g}; give a number between -1e6 and 1e6")
         out[number - 1] = amount
         (low, high), reached = bounds[number - 1], own[number - 1] + amount
         if low < high and abs(reached - (low + high) / 2) > FAR * (high - low) / 2:
             natural = f"its natural range of {low:+.2f} to {high:+.2f}"
-            log.warning("v%d goes to %+.2f, far beyond %s; the picture may break", number, reached, natural)
+            log.warning("v%d goes to %+.2f, far beyond %s; the image may break down", number, reached, natural)
     return out

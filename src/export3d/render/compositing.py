@@ -1,4 +1,4 @@
-"""Density and colour along a ray to one value (Eq. 9 and 10).
+"""Compositing of density and colour along a ray (Eq. 9 and 10).
 
 Letters: B batch, R rays, S samples, C channels. With alpha_i = 1 - exp(-sigma_i * delta_i), the discrete Eq. 10 is
 T_i = prod_{j<i} (1 - alpha_j), and Eq. 9 becomes sum_i T_i alpha_i c_i.
@@ -13,7 +13,7 @@ from export3d.errors import check_shape
 
 
 def ray_weights(density: Tensor, delta: Tensor) -> Tensor:
-    """w_i = T_i alpha_i: how much of the ray's colour comes from each interval; weights sum to at most 1.
+    """w_i = T_i alpha_i: the contribution of each interval to the ray's colour; weights sum to at most 1.
 
     Args:
         density: (B, R, S) non-negative, per scene unit.
@@ -28,7 +28,7 @@ def ray_weights(density: Tensor, delta: Tensor) -> Tensor:
     check_shape(density, "B R S", "density")
     optical = density * delta
     alpha = -torch.expm1(-optical)
-    # shifted rather than subtracted: behind a huge value the difference would forget what lies before it
+    # shifted, not cumsum - optical: after a huge value the difference would lose all that came before
     before = torch.nn.functional.pad(torch.cumsum(optical, dim=-1)[..., :-1], (1, 0))
     return alpha * torch.exp(-before)
 
@@ -36,13 +36,13 @@ def ray_weights(density: Tensor, delta: Tensor) -> Tensor:
 def composite(
     density: Tensor, feature: Tensor, depths: Tensor, order: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Volume rendering of samples at `depths`, with densities and features taken at the intervals' middles (as EG3D).
+    """Volume rendering of samples at `depths`, with densities and features averaged per interval, as in EG3D.
 
     Args:
         density: (B, R, S) non-negative, per scene unit.
         feature: (B, R, S, C).
         depths: (B, R, S) ascending, scene units.
-        order: (B, R, S) int64, which sample of `feature` belongs to each depth; None: they stand in the depths' order.
+        order: (B, R, S) int64, the sample of `feature` that belongs to each depth; None: the order of `depths`.
 
     Returns:
         feature (B, R, C), expected depth (B, R) (not divided by the opacity) and weights (B, R, S - 1).
@@ -51,10 +51,10 @@ def composite(
     check_shape(feature, "B R S C", "feature")
     delta = depths.diff(dim=-1)
     weights = ray_weights((density[..., 1:] + density[..., :-1]) / 2, delta)
-    # sum_i w_i (f_i + f_{i+1}) / 2, regrouped so that no (B, R, S, C) tensor of mid-points is made
+    # sum_i w_i (f_i + f_{i+1}) / 2, regrouped to avoid a (B, R, S, C) tensor of midpoints
     half = weights / 2
     per_sample = torch.nn.functional.pad(half, (0, 1)) + torch.nn.functional.pad(half, (1, 0))
-    if order is not None:  # weights are moved, a number each, rather than features
+    if order is not None:  # reorders the weights, one number per sample, not the features
         per_sample = torch.zeros_like(per_sample).scatter(-1, order, per_sample)
     colour = (per_sample[..., None, :] @ feature)[..., 0, :]
     depth = (weights * (depths[..., 1:] + depths[..., :-1]) / 2).sum(dim=-1)

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 class PlaneDecoder(nn.Module):
     """(c, sigma) = MLP(F): a hidden layer with softplus, then two separate linear layers for colour and density.
 
-    The density is softplus(x - 1) (EG3D's shift) times `density_gain`: a gain of 10 lets rays through the unit-sized
-    volume become opaque from the start. The first three colour features are the raw image, so all are squashed
-    to slightly beyond [-1, 1]. Runs in float32 also under autocast.
+    The density is softplus(x - 1) (EG3D's shift) times `density_gain`: with a gain of 10, rays through a volume of unit
+    size become opaque from the start of training. The first three colour features are the raw image, so tanh limits all
+    of them to slightly beyond [-1, 1]. Runs in float32, also under autocast.
 
     Args:
         channels: C of the planes.
@@ -31,7 +31,7 @@ class PlaneDecoder(nn.Module):
         """(..., C) to colour features (..., F) in (-1.002, 1.002) and densities (...), non-negative."""
         with torch.autocast(feature.device.type, enabled=False):
             x = F.softplus(self.hidden(feature.float()))
-            # One product for both layers: a column of its own for the density is slow in the backward pass.
+            # One product for both layers: a separate one-column product for the density is slow in backward.
             weight = torch.cat([self.colour.weight, self.density.weight])
             both = F.linear(x, weight, torch.cat([self.colour.bias, self.density.bias]))
             colour, density = torch.split(both, [self.colour.out_features, 1], dim=-1)

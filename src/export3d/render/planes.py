@@ -1,8 +1,8 @@
-"""Looking points up in the tri-plane (Eq. 7).
+"""Sampling the tri-plane at points (Eq. 7).
 
-Letters: B batch, P points, C channels. Planes come in the order xy, yz, zx, each (C, rows, columns): the first named
-axis runs along the columns, the second along the rows. (EG3D's released code samples xy, xz and zx, so that no plane
-sees y and z together; these are the three planes of the text.)
+Letters: B batch, P points, C channels. Planes come in the order xy, yz, zx, each (C, rows, columns): the first
+axis indexes columns, the second rows. These are the planes of the paper's text. (EG3D's released code samples xy, xz
+and zx, so that no plane contains both y and z.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PLANE_AXES = ((0, 1), (1, 2), (2, 0))
 
 
 def plane_features(planes: Tensor, points: Tensor, half_extent: float) -> Tensor:
-    """F(x, y, z) = mean of the three bilinear look-ups (Eq. 7).
+    """F(x, y, z) = mean of the three planes, sampled bilinearly (Eq. 7).
 
     Args:
         planes: (B, 3, C, H, W).
@@ -32,7 +32,7 @@ def plane_features(planes: Tensor, points: Tensor, half_extent: float) -> Tensor
     check_shape(points, "B P 3", "points")
     b, _, c, height, width = planes.shape
     grid = torch.stack([points[..., list(axes)] for axes in PLANE_AXES], dim=1).div(half_extent).to(planes.dtype)
-    # All planes in one call: a gradient for each alone would be padded with zeros to the size of all three.
+    # One call for all planes: gradients of separate calls would each be zero-padded to the size of all three.
     maps, grid = planes.reshape(3 * b, c, height, width), grid.view(3 * b, 1, -1, 2)
     found = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return found.view(b, 3, c, -1).sum(dim=1).transpose(1, 2) / 3.0

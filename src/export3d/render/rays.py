@@ -38,9 +38,9 @@ def camera_rays(label: Tensor, resolution: int) -> tuple[Tensor, Tensor]:
 
 
 def ray_limits(label: Tensor, reach: float) -> tuple[Tensor, Tensor]:
-    """Where sampling starts and ends: the camera's distance from the origin minus and plus `reach`, each (B,).
+    """Near and far limits of sampling, (B,) each: the camera's distance from the origin minus and plus `reach`.
 
-    Tying the limits to the distance keeps the whole volume in view of a camera that comes closer or steps back.
+    The limits follow the distance so that they enclose the volume wherever the camera is. Near is at least 0.001.
     """
     cam2world, _ = camera.unpack(label.float())
     distance = cam2world[:, :3, 3].norm(dim=-1)

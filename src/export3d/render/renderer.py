@@ -21,12 +21,12 @@ class RenderConfig:
 
     Attributes:
         resolution: rays along each side of the raw image (H/4 = 64 in the paper).
-        coarse: stratified samples a ray.
-        fine: importance samples a ray; 0 renders the stratified ones alone.
+        coarse: stratified samples per ray.
+        fine: importance samples per ray; 0: stratified samples only.
         half_extent: the tri-plane covers [-half_extent, half_extent]^3, scene units.
-        reach: rays are sampled from (distance to the origin) - reach to + reach.
+        reach: rays are sampled from d - reach to d + reach, where d is the camera's distance from the origin.
         hidden: width of the decoder's hidden layer.
-        features: colour features a ray, the first three being RGB.
+        features: colour features per ray; the first three are RGB.
         density_gain: see `PlaneDecoder`.
     """
 
@@ -48,11 +48,11 @@ class RenderConfig:
 
 @dataclass(frozen=True)
 class Rendered:
-    """What comes out of the volume.
+    """The result of volume rendering.
 
     Attributes:
         feature: (B, F, R, R); the first three channels are the raw image D_raw in [-1, 1].
-        depth: (B, 1, R, R) distance from the camera along the ray, scene units; the far limit where nothing was hit.
+        depth: (B, 1, R, R) distance from the camera along the ray, scene units; the far limit where nothing is hit.
         opacity: (B, 1, R, R) in 0..1.
     """
 
@@ -84,8 +84,8 @@ class VolumeRenderer(nn.Module):
         """Render planes (B, 3, C, H, W) from cameras (B, 25).
 
         Args:
-            resolution: rays along each side; the configured one by default.
-            jitter: (B,) int64 seeds that jitter each item's samples (training); None renders repeatably.
+            resolution: rays along each side; the configured number by default.
+            jitter: (B,) int64 seeds that jitter each item's samples (training); None: deterministic.
         """
         c = self.config
         check_shape(label, f"{planes.shape[0]} 25", "camera label")
@@ -107,7 +107,7 @@ class VolumeRenderer(nn.Module):
             feature, depth, weights = composite(density, colour, depths, order)
             opacity = weights.sum(dim=-1)
             depth = depth + (1.0 - opacity) * far[:, None]
-            # what no sample absorbed is black, as the unlit volume behind the head would be
+            # light that no sample absorbs comes from a black background (-1)
             feature = feature - (1.0 - opacity[..., None])
         b = planes.shape[0]
         return Rendered(

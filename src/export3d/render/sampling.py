@@ -1,9 +1,9 @@
-"""Where along a ray to look: stratified samples, then more where the first ones found density.
+"""Sample depths along rays: stratified samples, then importance samples where those found density.
 
-Letters: B batch, R rays, S samples. Depths are distances t along unit rays, scene units. Without seeds samples sit in
-the middle of their bins, so that inference is repeatable; with them they are jittered (training). Each item of a batch
-has a seed of its own, and its jitter is a function of that seed, of the ray and of the sample alone: the same on every
-device, and however a batch is shared by processes or cut into parts.
+Letters: B batch, R rays, S samples. Depths are distances t along unit rays, scene units. Without seeds, samples lie at
+the centres of their bins and inference is deterministic; with seeds they are jittered (training). Each item of a batch
+has its own seed, and its jitter depends only on the seed, the ray and the sample: it is the same on every device and
+however a batch is split into parts or over processes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def stratified_depths(near: Tensor, far: Tensor, rays: int, samples: int, seeds:
 
     Args:
         near, far: (B,).
-        seeds: (B,) int64, of the jitter.
+        seeds: (B,) int64 seeds of the jitter; None: bin centres.
 
     Returns:
         (B, R, S), ascending.
@@ -36,15 +36,15 @@ def stratified_depths(near: Tensor, far: Tensor, rays: int, samples: int, seeds:
 
 
 def importance_depths(depths: Tensor, weights: Tensor, samples: int, seeds: Tensor | None = None) -> Tensor:
-    """Depths drawn from the piecewise-constant density that compositing weights describe (inverse transform).
+    """Depths sampled from the piecewise-constant density given by compositing weights (inverse transform sampling).
 
-    Weights are first spread to neighbouring intervals (maximum of two, mean of two) and lifted by 0.01, as in EG3D, so
-    that no interval is lost. No gradient flows.
+    Weights are first spread to neighbouring intervals (maximum of two, then mean of two) and increased by 0.01, as in
+    EG3D, so that every interval can get samples. No gradient flows.
 
     Args:
         depths: (B, R, S), ascending.
-        weights: (B, R, S - 1), one an interval, non-negative.
-        seeds: (B,) int64, of the jitter.
+        weights: (B, R, S - 1), one per interval, non-negative.
+        seeds: (B,) int64 seeds of the jitter; None: no jitter.
 
     Returns:
         (B, R, samples), ascending.
@@ -66,7 +66,7 @@ def importance_depths(depths: Tensor, weights: Tensor, samples: int, seeds: Tens
 
 
 def _offsets(shape: tuple[int, int, int], like: Tensor, seeds: Tensor | None, stream: int) -> Tensor:
-    """Places within the bins, 0 up to 1, for a shape (B, R, S); the middle without seeds."""
+    """Positions within the bins, in [0, 1), of the given shape (B, R, S); 0.5 without seeds."""
     if seeds is None:
         return like.new_full((), 0.5)
     check_shape(seeds, f"{shape[0]}", "seeds")
@@ -77,10 +77,10 @@ def _offsets(shape: tuple[int, int, int], like: Tensor, seeds: Tensor | None, st
 
 
 def _scrambled(words: Tensor) -> Tensor:
-    """A 32-bit integer hash, on int64 tensors of values from 0 to 2^32 - 1; changes nothing it is given.
+    """A 32-bit integer hash of int64 values from 0 to 2^32 - 1; does not modify its input.
 
-    Constants by C. Wellons (Hash Prospector), who searched for the hash of two rounds in which every bit of the input
-    flips every bit of the result as nearly half the time as can be. Both factors are below 2^31: no product overflows.
+    Constants by C. Wellons (Hash Prospector), found by a search for the two-round hash in which flipping any input bit
+    flips each output bit as close to half the time as possible. Both factors are below 2^31: no product overflows.
     """
     x = words ^ (words >> 16)
     x = x.mul_(0x21F0AAAD).bitwise_and_(_WORD)

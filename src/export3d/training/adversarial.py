@@ -1,12 +1,12 @@
-"""Phase two: phase one's weights against a discriminator that knows the camera (Sec. 3.4, Eq. 12).
+"""Phase two: training against a camera-conditioned discriminator, from phase one's weights (Sec. 3.4, Eq. 12).
 
-L_total = lambda_rec L_rec + lambda_adv L_adv. The paper trains everything; others found that the discriminator then
-spoils what the tri-plane does (darkened faces, mouths that no longer follow), and trained the super-resolution alone,
-which is the default here: it can change how sharp a picture is and, with `superres.detail`, what of it is taken from
-the source, but not what the volume shows or how the flow moves the source.
+L_total = lambda_rec L_rec + lambda_adv L_adv. The paper trains the whole model. Others found that the discriminator
+then damages the tri-plane (darkened faces, mouths that no longer follow) and trained the super-resolution only, which
+is the default here. It can change the sharpness of an image and, with `warping.detail`, which pixels come from the
+source, but not the volume or the flow that moves the source.
 
-In one step both networks see the same pairs: the generator gets its gradient through the discriminator, and the
-discriminator compares the driving frames with the pictures just drawn.
+In each step both networks see the same pairs: the generator gets its gradient through the discriminator, and the
+discriminator compares the driving frames with the images just rendered.
 """
 
 from __future__ import annotations
@@ -72,10 +72,10 @@ class AdversarialConfig(PairConfig):
 
 @dataclass(frozen=True)
 class Shown:
-    """What the discriminator sees of a step, without the generator's gradient.
+    """The discriminator's inputs in one step, detached from the generator.
 
     Attributes:
-        real, fake: final image (B, 3, H, H) and raw image (B, 3, R, R): of the driving frames, and as drawn.
+        real, fake: final images (B, 3, H, H) and raw images (B, 3, R, R): driving frames, and rendered images.
         camera: (B, 25) of both.
     """
 
@@ -85,7 +85,7 @@ class Shown:
 
 
 class DiscriminatorSide:
-    """What `training.loop` trains against the generator."""
+    """The opponent: a discriminator trained against the generator."""
 
     def __init__(self, config: AdversarialConfig, image_size: int) -> None:
         self.config = config
@@ -95,16 +95,16 @@ class DiscriminatorSide:
         self.shown: Shown | None = None
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Mapping[str, Tensor]:
-        """Both logistic losses on what the task has just shown, R1 where it is due, and the mean scores.
+        """Both logistic losses on the images that the task has just rendered, R1 when due, and the mean scores.
 
-        `r1` is gamma / 2 |grad D|^2; it enters `total` times `r1_every`.
+        `r1` is gamma / 2 |grad D|^2; `total` contains it times `r1_every`.
         """
-        assert self.shown is not None, "the task draws first"
+        assert self.shown is not None, "the losses of the task come first"
         shown, self.shown = self.shown, None
         due = self.config.r1_gamma > 0.0 and step % self.config.r1_every == 0
         real_pictures = [picture.detach().requires_grad_(due) for picture in shown.real]
         full = torch.autocast(shown.camera.device.type, enabled=False) if due else contextlib.nullcontext()
-        with full:  # gradients of gradients need the precision
+        with full:  # second-order gradients need float32
             real = self.module(*real_pictures, shown.camera)
         fake = self.module(*shown.fake, shown.camera)
         terms = discrimination(real, fake)
@@ -116,14 +116,14 @@ class DiscriminatorSide:
 
 
 class AdversarialTask(PairTask):
-    """What `training.loop` trains in phase two, together with `opponent`.
+    """The task of phase two, trained together with `opponent`.
 
     Args:
-        former: the model of phase one; it is copied, to this run's image size.
+        former: the model of phase one; it is copied and adapted to this run's image size.
         train_frames, val_frames: see `PairTask`.
-        seed: of the pairs and of the untrained discriminator.
+        seed: of the pairs and of the discriminator's initial weights.
 
-    `config` holds, as JSON, what rebuilds the module and this run's settings.
+    `config` contains, JSON-able, what rebuilds the module and this run's settings.
     """
 
     settings: AdversarialConfig
@@ -155,7 +155,7 @@ class AdversarialTask(PairTask):
         }
 
     def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
-        """Eq. 12 on one batch, each term with its weight; with "all" the tri-plane EMA goes on (Eq. 14)."""
+        """Eq. 12 on one batch, each term with its weight; with "all" the tri-plane EMA is updated too (Eq. 14)."""
         output = self._forward(batch)
         assert output.image is not None
         weights = self.settings.weights
@@ -171,7 +171,7 @@ class AdversarialTask(PairTask):
         return terms
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
-        """PSNR, LPIPS where there is a perceptual network, the discriminator's scores of driving frames and of ours."""
+        """PSNR, LPIPS (with a perceptual network), and the discriminator's scores of driving and rendered images."""
         found = super().figures(drawn)
         target, raw = drawn.pair["driving"], drawn.rendered.raw
         if self.perceptual is not None:
@@ -182,7 +182,7 @@ class AdversarialTask(PairTask):
         return found
 
     def _forward(self, batch: Mapping[str, Any]) -> Output:
-        """The model's output; with "sr" the gradient reaches the super-resolution alone, and nothing else is kept."""
+        """The model's output; with "sr" only the super-resolution records what a gradient needs."""
         if self.settings.adv_trainable == "all":
             return self.draw(batch)
         with torch.no_grad():
@@ -213,15 +213,15 @@ def run(
     The averaged weights are written to `out/weights.safetensors` at the end.
 
     Args:
-        data: the folder, or its URL; so may `pseudo` be.
-        from_pretrained: phase one's weights (see `hub.locate`); they say what model it is. A run that goes on takes its
-            own instead.
-        pseudo: splits of pseudo-clips (`export3d pseudo-clips`) to train on beside the real ones.
+        data: the folder or its URL.
+        from_pretrained: phase one's weights (see `weights.hub.locate`), which also determine the architecture. A
+            resumed run loads its own state instead.
+        pseudo: splits of pseudo-clips (`export3d pseudo-clips`), folders or URLs, to train on beside the real clips.
         cache: folder that keeps decoded frames between runs.
     """
     former = load_pretrained(locate(from_pretrained)[0])
     size = config.sized(former.config).image_size
-    discriminator_config(config.discriminator, size)  # refused before minutes go into decoding
+    discriminator_config(config.discriminator, size)  # refused before minutes of decoding
     clips, val = load_frames(data, size, pseudo, cache, config.memory)
     task = AdversarialTask(config, former, clips, val, loop.seed)
     result = train(task, out, loop, opponent=task.opponent, resume=resume)

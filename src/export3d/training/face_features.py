@@ -1,7 +1,7 @@
-"""A perceptual loss that needs no file from outside: LPIPS's form on the features of the packaged face descriptor.
+"""A perceptual loss without external files: the form of LPIPS on features of the packaged face descriptor.
 
-d(x, y) is that of `perceptual`, with uniform weights. The features are those of dlib's ResNet-29, which was trained to
-tell people apart: fine texture near its beginning, parts of the face further on.
+d(x, y) is that of `perceptual`, with uniform weights. The features come from dlib's ResNet-29, trained to recognise
+people: its early stages respond to fine texture, later ones to parts of the face.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ NAME = "dlib"
 _CHANNELS = {"conv32_down": 32, "conv32_3": 32, "conv64_3": 64, "conv128_2": 128}
 """Stages whose outputs are compared."""
 _WEIGHT = 0.36
-"""Of each channel. A face blurred by two of 256 pixels is then about as far away (0.17) as by LPIPS (squeeze: 0.20)."""
+"""Weight of each channel. A face blurred by 2 of 256 px is then at a distance of 0.17 (LPIPS, squeeze: 0.20)."""
 
 
 class FacePerceptual(Perceptual):
@@ -30,7 +30,7 @@ class FacePerceptual(Perceptual):
             self.register_buffer(f"head{layer}", torch.full((channels,), _WEIGHT))
 
     def to(self, device: torch.device) -> FacePerceptual:  # type: ignore[override]
-        """Itself, its network on `device`."""
+        """Move the network to `device`; returns self."""
         self._network.to(device)
         return super().to(device)
 

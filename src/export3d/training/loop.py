@@ -1,15 +1,15 @@
-"""The training loop: load · step · validate · snapshot · resume. It counts images and knows no network.
+"""The training loop: load, step, validate, save, resume. It counts images and knows no network.
 
 One step: seed every generator from (seed, rank, images seen) → `task.batch` → `task.losses` → backward → gradients
-averaged over all processes → clip → AdamW → weights EMA. Since every step is seeded by its place, a run that stops and
-resumes is the run that never stopped, bit for bit on a CPU, and neither a sampler nor a generator needs to be stored;
-validation and sheets cannot disturb training for the same reason.
+averaged over all processes → clip → AdamW → weights EMA. Since every step is seeded by its position, a run that stops
+and resumes equals one that never stopped, bit for bit on a CPU, and no state of samplers or generators is stored. For
+the same reason validation and sheets cannot affect training.
 
 A second network may be trained against the first (`Opponent`): in every step, after the task's backward pass, it gets
-the same batch, a backward pass, clipping and an optimiser of its own; then both move.
+the same batch and has its own backward pass, clipping and optimiser; then both networks are updated.
 
 Runs on Hugging Face Accelerate, from one CPU to many GPUs (`accelerate launch`, `torchrun`). Gradients are averaged by
-one flat all-reduce after the backward pass, so a task may call any method of its module, as often as it likes.
+one flat all-reduce after the backward pass, so a task may call any method of its module any number of times.
 """
 
 from __future__ import annotations
@@ -86,12 +86,12 @@ def train(
         run_dir: the run's folder (see `export3d.training.record`); a folder with states is resumed.
         config: settings; on resuming they may differ from those of the first start.
         opponent: a second network to train in the same steps.
-        resume: False refuses a folder that already holds states.
-        command: what `command.txt` says; default: this process's arguments.
+        resume: False: a folder that already contains states is refused.
+        command: the command line for `command.txt`; default: this process's arguments.
 
     Raises:
-        TrainingError: a loss or gradient is not finite, or the loss stays far above the usual (`training.spikes`); the
-            last saved state is untouched.
+        TrainingError: a loss or gradient is not finite, or the loss stays far above its usual value
+            (`training.spikes`); the last saved state is untouched.
         CheckpointError: the state cannot be loaded or belongs to another architecture.
         ConfigError, OutputError, MissingExtra("train").
     """
@@ -99,7 +99,7 @@ def train(
 
 
 class _Side:
-    """A network and what moves it."""
+    """A network and its optimiser."""
 
     def __init__(
         self, module: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
@@ -117,7 +117,7 @@ class _Side:
         self.parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def begin(self, rate: float) -> None:
-        """Ready for a step's backward passes, at this learning rate."""
+        """Prepare for a step's backward passes, at this learning rate."""
         self.rate = rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -125,18 +125,18 @@ class _Side:
         self.optimizer.zero_grad(set_to_none=True)
 
     def clip(self, limit: float | None) -> Tensor:
-        """Clip the gradient; its norm before that."""
+        """Clip the gradient; returns its norm before clipping."""
         return nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit, foreach=True)
 
     def require_gradients(self, wanted: bool) -> None:
-        """Whether gradients are collected in this network."""
+        """Switch gradients of this network on or off."""
         for parameter in self.parameters:
             parameter.requires_grad_(wanted)
 
 
 @dataclass(frozen=True)
-class _Told:
-    """What a step tells of one network: losses (means over processes and parts), gradient norm, learning rate."""
+class _StepFigures:
+    """Figures of one network in one step: losses (means over processes and parts), gradient norm, learning rate."""
 
     losses: dict[str, float]
     grad_norm: float
@@ -164,7 +164,7 @@ class _Run:
         self.is_main: bool = self.accelerator.is_main_process
         if (config.batch_size // config.accumulate) % self.world:
             raise ConfigError(
-                f"{config.batch_size // config.accumulate} images at once cannot be shared by {self.world} processes; "
+                f"{config.batch_size // config.accumulate} images cannot be shared equally by {self.world} processes; "
                 f"choose a batch_size that is a multiple of {self.world * config.accumulate}"
             )
         self.images_seen, self.step, self.minutes_before = 0, 0, 0.0
@@ -175,7 +175,7 @@ class _Run:
 
         found = latest_state(run_dir / "checkpoints")
         if found and not resume:
-            raise ConfigError(f"{run_dir} already holds a run ({found.name}); resume it or choose another folder")
+            raise ConfigError(f"{run_dir} already contains a run ({found.name}); resume it or choose another folder")
 
         module = self._place(task.module)
         self.module = module
@@ -206,7 +206,7 @@ class _Run:
             count = sum(p.numel() for p in self.other.parameters)
             self.resolved["opponent"] = {**dataclasses.asdict(opponent.settings), "parameters": count}
 
-    # ---- the visible order -------------------------------------------------------------------------------------------
+    # ---- the order of a run ------------------------------------------------------------------------------------------
 
     def go(self) -> Result:
         config = self.config
@@ -251,14 +251,14 @@ class _Run:
                 if reason or self._is_due(config.save_every, before):
                     self._save()
                 if reason != "interrupted":
-                    self._look(record, before, at_end=reason is not None)
+                    self._evaluate(record, before, at_end=reason is not None)
             if self.saved is None:
                 self._save()
         assert self.saved is not None
         return Result(self.images_seen, self.step, self.minutes, reason, self.saved, self.validation)
 
-    def _step(self) -> tuple[list[_Told], bool, bool]:
-        """One optimiser step of each network: what it tells of each, and two stop flags."""
+    def _step(self) -> tuple[list[_StepFigures], bool, bool]:
+        """One optimiser step of each network: the figures of each, and two stop flags (interrupted, out of time)."""
         config, opponent, other = self.config, self.opponent, self.other
         for side in self.sides:
             side.begin(self._learning_rate(side.lr))
@@ -290,8 +290,8 @@ class _Run:
         self._average_weights()
         theirs = {n.removeprefix(_OPPONENT): value for n, value in figures.items() if n.startswith(_OPPONENT)}
         own = {n: value for n, value in figures.items() if not n.startswith(_OPPONENT)}
-        told = [_Told(losses, norm, side.rate) for losses, norm, side in zip((own, theirs), norms, self.sides)]
-        return told, *flags
+        done = [_StepFigures(losses, norm, side.rate) for losses, norm, side in zip((own, theirs), norms, self.sides)]
+        return done, *flags
 
     def _backward(self, losses: Mapping[str, Tensor], sums: dict[str, Tensor], prefix: str = "") -> None:
         """Backward pass from `total`; all scalars are added to `sums`."""
@@ -302,12 +302,12 @@ class _Run:
         for name, value in losses.items():
             sums[prefix + name] = sums.get(prefix + name, 0.0) + value.detach().float() / parts
 
-    def _look(self, record: Recorder | None, before: int, *, at_end: bool) -> None:
-        """Validate and draw a sheet where one is due; other processes wait."""
+    def _evaluate(self, record: Recorder | None, before: int, *, at_end: bool) -> None:
+        """Validate and write a sheet when due; other processes wait."""
         config = self.config
         validates = config.validate_every > 0 and (at_end or self._is_due(config.validate_every, before))
-        draws = config.sheet_every > 0 and (at_end or self.step == 1 or self._is_due(config.sheet_every, before))
-        if not (validates or draws):
+        shows = config.sheet_every > 0 and (at_end or self.step == 1 or self._is_due(config.sheet_every, before))
+        if not (validates or shows):
             return
         if record is not None:
             self.ema.eval()
@@ -317,7 +317,7 @@ class _Run:
                     self.validation = {name: float(value) for name, value in self.task.validate(self.ema).items()}
                     if self.validation:
                         record.line("validation", self.images_seen, self.minutes, figures=self.validation)
-                if draws:
+                if shows:
                     seed_everything(self.config.seed, 0, 0)
                     record.sheet(self.images_seen, self.task.sheet(self.ema))
         self.accelerator.wait_for_everyone()
@@ -347,7 +347,7 @@ class _Run:
         if (state.opponent is None) != (self.other is None):
             there, here = ("without", "with") if state.opponent is None else ("with", "without")
             raise CheckpointError(
-                f"{path} is of a run {there} a second network and cannot go on {here} one; choose another folder"
+                f"{path} belongs to a run {there} a second network and cannot resume {here} one; choose another folder"
             )
         if state.opponent is not None and self.other is not None:
             load_into(self.other.module, state.opponent[0], what=f"the second network in {path}")
@@ -414,7 +414,7 @@ class _Run:
 
     @torch.no_grad()
     def _average_weights(self) -> None:
-        """The weights EMA; buffers are copied, averaging those is the module's own business."""
+        """Update the weights EMA; buffers are copied, since a module averages its own."""
         config = self.config
         decay = ema_decay(
             self.images_seen, config.batch_size, halflife_images=config.ema_halflife_images, rampup=config.ema_rampup
@@ -439,8 +439,8 @@ class _Run:
             "try a lower learning rate, stronger gradient clipping or fp32"
         )
 
-    def _watch_for_spikes(self, record: Recorder | None, done: _Told) -> None:
-        """Tell of a loss far above the usual; stop where it stays there."""
+    def _watch_for_spikes(self, record: Recorder | None, done: _StepFigures) -> None:
+        """Log a loss far above its usual value; stop if it stays there."""
         watch, total = self.watch, done.losses["total"]
         if not watch.see(total):
             return
@@ -453,13 +453,13 @@ class _Run:
         if watch.diverged:
             self._give_up(
                 self.images_seen,
-                f"total {total:.4g} and more than {FACTOR:g} times the usual {watch.usual:.4g} for {PATIENCE} steps",
+                f"total {total:.4g}, more than {FACTOR:g} times its usual value {watch.usual:.4g} for {PATIENCE} steps",
             )
 
     def _average_over_processes(
         self, sums: dict[str, Tensor], flags: tuple[bool, bool]
     ) -> tuple[dict[str, Tensor], tuple[bool, bool]]:
-        """Gradients (zero where there is none), losses and stop flags through one flat all-reduce."""
+        """Average gradients (zero if there is none), losses and stop flags by one flat all-reduce."""
         names = sorted(sums)
         parameters = [p for side in self.sides for p in side.parameters]
         grads = [p.grad if p.grad is not None else torch.zeros_like(p) for p in parameters]
@@ -471,13 +471,15 @@ class _Run:
         for parameter, piece in zip(parameters, pieces):
             if parameter.grad is None:
                 parameter.grad = torch.empty_like(parameter)
-            parameter.grad.copy_(piece.view(parameter.shape))  # in its own memory format: a fused optimiser trusts it
+            parameter.grad.copy_(
+                piece.view(parameter.shape)
+            )  # in its own memory format, which a fused optimiser expects
         averaged = dict(zip(names, extra))
         interrupted, out_of_time = extra[len(names) :].tolist()
         return averaged, (interrupted > 0, out_of_time > 0)
 
     def _place(self, module: nn.Module) -> nn.Module:
-        """On the device, in the memory format, with the same weights in all processes."""
+        """Move a module to the device and memory format; all processes get the same weights."""
         module = module.to(self.device)
         if self.config.channels_last:
             module = module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -486,7 +488,7 @@ class _Run:
         return module
 
     def _agree_on_weights(self, module: nn.Module) -> None:
-        """All processes start from the weights and buffers of the first."""
+        """Broadcast the weights and buffers of the first process to all."""
         from accelerate.utils import broadcast
 
         with torch.no_grad():
@@ -504,41 +506,41 @@ class _Run:
 
 
 class _Averages:
-    """Means of losses and gradient norms since the last log line, for each network, and the speed."""
+    """Mean losses and gradient norms of each network since the last log line, and images per second."""
 
     def __init__(self) -> None:
         self._reset()
 
     def _reset(self) -> None:
         self.images, self.since = 0, time.monotonic()
-        self.told: list[list[_Told]] = []
+        self.steps: list[list[_StepFigures]] = []
 
-    def add(self, told: list[_Told], images: int) -> None:
-        self.told.append(told)
+    def add(self, done: list[_StepFigures], images: int) -> None:
+        self.steps.append(done)
         self.images += images
 
     def take(self) -> dict[str, Any]:
         seconds = max(time.monotonic() - self.since, 1e-9)
-        own, *other = (_mean(network) for network in zip(*self.told))
+        own, *other = (_mean(network) for network in zip(*self.steps))
         line = {**own, "images_per_second": round(self.images / seconds, 3)}
         if other:
-            line["opponent"] = {**other[0], "lr": self.told[-1][1].lr}
+            line["opponent"] = {**other[0], "lr": self.steps[-1][1].lr}
         self._reset()
         return line
 
 
-def _mean(told: Sequence[_Told]) -> dict[str, Any]:
-    """Mean losses and gradient norm of one network; a loss that some steps leave out, over those that have it."""
+def _mean(steps: Sequence[_StepFigures]) -> dict[str, Any]:
+    """Mean losses and gradient norm of one network; each loss is averaged over the steps that have it."""
     found: dict[str, list[float]] = {}
-    for step in told:
+    for step in steps:
         for name, value in step.losses.items():
             found.setdefault(name, []).append(value)
     losses = {name: sum(values) / len(values) for name, values in found.items()}
-    return {"losses": losses, "grad_norm": sum(step.grad_norm for step in told) / len(told)}
+    return {"losses": losses, "grad_norm": sum(step.grad_norm for step in steps) / len(steps)}
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
-    """Restore moments and step counts; the settings (lr, betas, …) stay those of this start."""
+    """Restore moments and step counts; the settings (lr, betas, …) are those of this start."""
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
@@ -550,5 +552,5 @@ def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], pat
         group.update(own)
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
-            if value.shape == parameter.shape:  # in the parameter's memory format: a fused optimiser trusts it
+            if value.shape == parameter.shape:  # in the parameter's memory format, which a fused optimiser expects
                 moments[name] = torch.empty_like(parameter).copy_(value)

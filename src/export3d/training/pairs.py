@@ -1,4 +1,4 @@
-"""What both training phases share: pairs of frames, how they are compared, what is shown of a network that learns."""
+"""What both training phases share: pairs of frames, their losses, validation and image sheets."""
 
 from __future__ import annotations
 
@@ -133,10 +133,10 @@ class PairConfig:
 
 @dataclass(frozen=True)
 class Drawn:
-    """What a network makes of a few pairs.
+    """Results of a network on a few pairs.
 
     Attributes:
-        pair: as `PairSampler.batch` gives them.
+        pair: from `PairSampler.batch`.
         image: (B, 3, H, W) final images, about [-1, 1], not clamped.
         rendered: raw images and depth.
     """
@@ -147,13 +147,13 @@ class Drawn:
 
 
 class PairTask:
-    """The part of a `training.loop.Task` that both phases have in common: all but the losses.
+    """The common part of both phases' tasks: a `training.task.Task` without `losses`.
 
     Args:
         model: what is trained.
         train_frames: decoded training frames at the model's image size, all of them or a window on them.
-        val_frames: the same of the validation split, for figures and sheets; may be None.
-        seed: of the pairs; another one gives others.
+        val_frames: the same of the validation split, for metrics and sheets; may be None.
+        seed: of the pairs.
 
     Raises:
         InputError: the frames are in another expression space than the model.
@@ -171,7 +171,9 @@ class PairTask:
         self.seed = seed
         self.model = model
         if train_frames.space != model.config.space:
-            raise InputError(f"the training data is in {train_frames.space}, the model expects {model.config.space}")
+            raise InputError(
+                f"the training data is in {train_frames.space}, but the model expects {model.config.space}"
+            )
         self.module: nn.Module = model
         self.sampler = self._sampler(train_frames)
         self.val = val_frames
@@ -180,7 +182,7 @@ class PairTask:
         self.expression = _expression_error(config)
 
     def prepare(self, device: torch.device) -> None:
-        """Move the networks that compare pictures and all frames to the training device."""
+        """Move the networks of the losses and all frames to the training device."""
         if self.perceptual is not None:
             self.perceptual = self.perceptual.to(device)
         for error in (self.identity, self.expression):
@@ -192,18 +194,18 @@ class PairTask:
             self.sampler = self._sampler(frames.to(device))
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
-        """Pairs by number, with the number of each, from which its ray samples are jittered."""
+        """Pairs by number; `number` (B,) seeds the jitter of each pair's ray samples."""
         pairs = self.sampler.batch(images_seen, batch_size, rank, world)
         share = batch_size // world
         first = images_seen + rank * share
         return {**pairs, "number": torch.arange(first, first + share, device=pairs["source"].device)}
 
     def end_step(self) -> None:
-        """Fold what the step generated into the tri-plane EMA (Eq. 14)."""
+        """Update the tri-plane EMA with the planes generated in this step (Eq. 14)."""
         self.model.generator.average.update()
 
     def draw(self, batch: Mapping[str, Any], superres: bool = True) -> Output:
-        """The model's forward pass on a batch, ray samples jittered."""
+        """The model's forward pass on a batch, with jittered ray samples."""
         output: Output = self.model(
             batch["source"],
             batch["expression"],
@@ -219,10 +221,7 @@ class PairTask:
     def compare(
         self, output: Output, batch: Mapping[str, Any], weights: ReconstructionWeights | None = None
     ) -> dict[str, Tensor]:
-        """Eq. 11, the errors of landmarks and pixels that the model moves, and what else was asked for.
-
-        Each weighted term, and `total`.
-        """
+        """Weighted terms and their `total`: Eq. 11, the losses of the warp, and the optional terms that are enabled."""
         emphasis = self.settings.face_emphasis
         weight = face_weight(batch["landmarks"], batch["driving"].shape[-1], emphasis) if emphasis else None
         terms = reconstruction(
@@ -239,7 +238,7 @@ class PairTask:
         return terms
 
     def _motion(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The weighted errors of landmarks and of what moves with them, as far as anything is trained that moves."""
+        """Weighted losses of the warp, of those of its outputs that are trained."""
         motion, terms = output.planes.motion, {}
         if motion is None:
             return {}
@@ -256,7 +255,7 @@ class PairTask:
         return terms
 
     def _optional(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """The weighted terms of `training.regularisers` that this run has; of the raw image where there is no other."""
+        """Weighted `mouth_error` and terms of `training.regularisers`; on the raw image if there is no final one."""
         s, terms = self.settings, {}
         image = output.rendered.raw if output.image is None else output.image
         pictures = (image, resize(batch["driving"], image.shape[-1]), batch["landmarks"])
@@ -273,7 +272,7 @@ class PairTask:
         return terms
 
     def drawn(self, ema: nn.Module, count: int) -> Iterator[Drawn]:
-        """What the averaged network makes of fixed validation pairs (training pairs where there are none)."""
+        """Results of the averaged network on fixed validation pairs (training pairs if there are none)."""
         sampler = PairSampler(self.val or self.sampler.store, seed=1, mirror=False, augment=False, still_fraction=0.0)
         device = next(self.module.parameters()).device
         for start in range(0, count, _AT_ONCE):
@@ -286,7 +285,7 @@ class PairTask:
             yield Drawn(pair, ema.finish(planes, pair["camera"], rendered), rendered)  # type: ignore[operator]
 
     def validate(self, ema: nn.Module) -> Mapping[str, float]:
-        """Mean figures of the averaged network on fixed pairs of the validation split; empty where there is none."""
+        """Mean metrics of the averaged network on fixed pairs of the validation split; empty if there is none."""
         if self.val is None:
             return {}
         found: dict[str, list[Tensor]] = {}
@@ -296,7 +295,7 @@ class PairTask:
         return {name: float(torch.cat(values).mean()) for name, values in found.items()}
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
-        """Figures (B,) of a few pairs: PSNR (dB, of [0, 1] images), ours and copying the source."""
+        """Metrics (B,) of a few pairs: PSNR (dB, images in [0, 1]) of the result and of copying the source."""
         target = (drawn.pair["driving"] + 1) / 2
         return {
             "psnr": _psnr((drawn.image.clamp(-1, 1) + 1) / 2, target),
@@ -304,7 +303,7 @@ class PairTask:
         }
 
     def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
-        """Rows of source, driving, ours, raw and depth for validation pairs (training pairs where there are none)."""
+        """Rows of source, driving, result, raw and depth for validation pairs (training pairs if there are none)."""
         rows = []
         for found in self.drawn(ema, self.settings.sheet_pairs):
             size, rendered = found.image.shape[-1], found.rendered
@@ -339,16 +338,16 @@ def load_frames(
     cache: Path | None = None,
     memory: float | None = None,
 ) -> tuple[FrameStore | Rotation, FrameStore | None]:
-    """Decoded frames of `size` pixels of a prepared folder: of `train`, and of `val` where there is one.
+    """Decoded frames of a prepared folder at `size` pixels: of `train`, and of `val` (None if there is none).
 
     Args:
-        data: the folder, or its URL.
+        data: the folder or its URL.
         pseudo: splits of pseudo-clips (`export3d pseudo-clips`) that join the training frames.
         cache: folder that keeps decoded frames between runs.
-        memory: see `PairConfig`; the validation frames are held besides.
+        memory: see `PairConfig`; validation frames are not counted.
 
     Raises:
-        InputError: not prepared, or damaged.  ConfigError: `cache` and `memory` both.
+        InputError: the folder is not prepared or damaged.  ConfigError: both `cache` and `memory` are given.
     """
     place = as_place(data)
     if cache is not None and memory is not None:
@@ -376,7 +375,7 @@ def load_frames(
 
 
 def export(checkpoint: Path, path: Path, phase: str) -> Path:
-    """Averaged weights of a training state as a file that `load_pretrained` reads; `phase` is what made them."""
+    """Write the averaged weights of a training state, for `load_pretrained`; `phase` is noted in the sidecar."""
     state = load_state(checkpoint)
     model = Export3D(ModelConfig.from_dict(state.config["task"]["model"]))
     load_into(model, state.ema, what=str(checkpoint))
@@ -384,7 +383,7 @@ def export(checkpoint: Path, path: Path, phase: str) -> Path:
 
 
 def words(config: Any) -> dict[str, Any]:
-    """A dataclass of settings as JSON-able words and numbers; paths as text."""
+    """A settings dataclass as a JSON-able dictionary; paths become strings."""
     return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(config).items()}
 
 

@@ -1,7 +1,7 @@
 """Expression pre-training: CLeBS on clips (Sec. 3.1, Eq. 1), before the generator is trained.
 
-In this stage the loop's "image" is one clip with its T frames: `batch_size` 8 is the paper's batch of 8 positives, each
-against 32 negatives, except that here every frame of a clip is the positive once.
+In this stage an "image" of the loop is a clip of T frames. `batch_size` 8 is the paper's batch of 8 positives with 32
+negatives each, except that here every frame of a clip is the positive once.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from export3d.training.state import load_state
 from export3d.weights.file import load_into
 
 FRAMES_PX = 128
-"""Pictures that the close crops are cut from; a face is about 70 pixels wide in them."""
+"""Size of the frames from which the close crops are cut; a face is about 70 pixels wide in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +61,12 @@ class PretrainConfig:
 
 
 class PretrainTask:
-    """What `training.loop` trains in expression pre-training.
+    """The task of expression pre-training.
 
     Args:
         clips: decoded training frames.
-        pseudo: more of them, from pseudo-clips.
-        val: of the validation split, for the curves; may be None.
+        pseudo: decoded frames of pseudo-clips.
+        val: decoded frames of the validation split, for metrics and sheets; None: there is none.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class PretrainTask:
         return {"groups": self.sampler.batch(images_seen, batch_size, rank, world)}
 
     def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
-        """The contrastive loss, a mean over clips, and how often the right frame is among the nearest five."""
+        """The contrastive loss and the top-5 retrieval accuracy, means over clips."""
         model = self.settings.model
         device = next(self.module.parameters()).device
         total, top5, clips = torch.zeros((), device=device), torch.zeros((), device=device), 0
@@ -123,10 +123,10 @@ class PretrainTask:
         return {"total": total / clips, "top5": top5 / clips}
 
     def end_step(self) -> None:
-        """Nothing is left to do."""
+        """Nothing to do."""
 
     def validate(self, ema: nn.Module) -> Mapping[str, float]:
-        """Loss and retrieval on held-out clips: 33 frames of each, evenly spread, without augmentation."""
+        """Loss and retrieval accuracy on evenly spread frames of held-out clips, without augmentation."""
         if self.val is None:
             return {}
         model, frames = self.settings.model, self.settings.frames
@@ -141,7 +141,7 @@ class PretrainTask:
         return {"loss": float(np.mean(losses)), "top1": float(np.mean(top1)), "top5": float(np.mean(top5))}
 
     def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
-        """Eight images of a held-out clip a row, and below each the frame whose beta' lies nearest to it."""
+        """Rows of eight frames of a held-out clip; below each, the frame whose beta' is nearest to the image."""
         frames = self.settings.frames.frames
         store = self.val if self.val and held_out(self.val, frames) else self.stores[0]
         rows_of_pictures = []
@@ -176,12 +176,12 @@ def run(
 ) -> Result:
     """Pre-train on a prepared folder (with `train` and, where there is one, `val`) into the run folder `out`.
 
-    The frozen encoder is written to `out/clebs.safetensors` at the end, its directions settled on the training videos,
-    and its partner for images to `out/reader.safetensors`.
+    At the end the averaged expression encoder is written to `out/clebs.safetensors`, its directions settled on the
+    training videos, and the image encoder to `out/reader.safetensors`.
 
     Args:
-        data: the folder, or its URL; so may `pseudo` be.
-        pseudo: splits of pseudo-clips (`export3d pseudo-clips`), drawn beside the real clips.
+        data: the folder or its URL.
+        pseudo: splits of pseudo-clips (`export3d pseudo-clips`), folders or URLs, to train on beside the real clips.
         cache: folder that keeps decoded frames between runs.
     """
     place = as_place(data)
@@ -205,7 +205,7 @@ def run(
 
 
 def export(result: Result, path: Path, clips: FrameStore) -> Path:
-    """The averaged expression encoder of a run, its directions settled on `clips`, as a file for `load_encoder`."""
+    """Write the averaged expression encoder of a run, directions settled on `clips`, for `load_encoder`."""
     state = load_state(result.checkpoint)
     encoder = ExpressionEncoder(ExpressionConfig(**state.config["task"]["pretrain"]["model"]["expression"]))
     load_into(encoder, _part(state.ema, "expression."), what=str(result.checkpoint))
@@ -215,7 +215,7 @@ def export(result: Result, path: Path, clips: FrameStore) -> Path:
 
 
 def export_reader(checkpoint: Path, path: Path) -> Path:
-    """The averaged image encoder of a training state as a file for `regularisers.ExpressionError.load`."""
+    """Write the averaged image encoder of a training state, for `regularisers.ExpressionError.load`."""
     state = load_state(checkpoint)
     settings = state.config["task"]["pretrain"]
     model = settings["model"]
@@ -232,13 +232,13 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def videos(store: FrameStore) -> Tensor:
-    """(N, E) coefficients of the video frames with a found face."""
+    """(N, E) coefficients of the video frames in which a face was found."""
     moving = torch.tensor([clip.kind == "video" for clip in store.clips], device=store.device)
     return store.expression[moving[store.clip] & store.found]
 
 
 def held_out(store: FrameStore, frames: int) -> list[NDArray[np.int64]]:
-    """Rows (T,) of the evenly spread frames of each video clip that has so many with a found face."""
+    """Rows (T,) of evenly spread frames of each video clip with a face in at least `frames` frames."""
     found = store.found.cpu().numpy()
     clips = [clip for clip in store.clips if clip.kind == "video" and found[clip.rows].sum() >= frames]
     return [clip.start + spread_frames(found[clip.rows], frames) for clip in clips]

@@ -1,4 +1,4 @@
-"""One process or many: Accelerate, precision, seeds and signals of a training run."""
+"""Accelerate, precision, seeds and signals of a training run, in one process or many."""
 
 from __future__ import annotations
 
@@ -16,23 +16,25 @@ from export3d.errors import MissingExtra
 
 
 def make_accelerator(cpu: bool) -> Any:
+    """Accelerate's view of devices and processes; raises `MissingExtra` if it is not installed."""
     try:
         from accelerate import Accelerator
     except ImportError as error:
         raise MissingExtra("train", "accelerate") from error
-    # Autocast is the loop's own, since bf16 needs no gradient scaling. Where there is no GPU, processes only find each
-    # other if the CPU is asked for.
+    # The loop has its own autocast, since bf16 needs no gradient scaling. Without a GPU, processes only find each other
+    # if the CPU is requested explicitly.
     return Accelerator(mixed_precision="no", cpu=cpu or not torch.accelerator.is_available())
 
 
 def autocast_dtype(precision: str, device: torch.device) -> torch.dtype | None:
+    """The autocast dtype of `LoopConfig.precision`; None: float32 throughout."""
     if precision == "auto":
         precision = "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "fp32"
     return torch.bfloat16 if precision == "bf16" else None
 
 
 def seed_everything(seed: int, rank: int, images_seen: int) -> None:
-    """Seed Python, NumPy and torch (all devices) from one place in the run."""
+    """Seed Python, NumPy and torch (all devices) for one position in the run."""
     words = np.random.SeedSequence((seed, rank, images_seen)).generate_state(3, np.uint64)
     random.seed(int(words[0]))
     np.random.seed(int(words[1]) % 2**32)  # noqa: NPY002  third-party code may draw from the global generator
@@ -41,7 +43,7 @@ def seed_everything(seed: int, rank: int, images_seen: int) -> None:
 
 @contextlib.contextmanager
 def stop_signals(handler: Any) -> Iterator[None]:
-    """Route SIGINT and SIGTERM to `handler`; a second one acts as usual. Only the main thread may do this."""
+    """Route the first SIGINT or SIGTERM to `handler`; a second acts as usual. No effect outside the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -80,15 +80,14 @@ class ReconstructionConfig(PairConfig):
 
 
 class ReconstructionTask(PairTask):
-    """What `training.loop` trains in phase one.
+    """The task of phase one.
 
     Args:
-        train_frames: decoded training frames at the model's image size, all of them or a window on them.
-        val_frames: the same of the validation split, for figures and sheets; may be None.
-        seed: of the pairs and of the untrained weights.
-        former: the model to begin with, see `pretrained.inherit`.
+        train_frames, val_frames: see `PairTask`.
+        seed: of the pairs and of the initial weights.
+        former: the model from which training starts, see `pretrained.inherit`.
 
-    `config` holds, as JSON, what rebuilds the module and this run's settings.
+    `config` contains, JSON-able, what rebuilds the module and this run's settings.
     """
 
     settings: ReconstructionConfig
@@ -113,19 +112,19 @@ class ReconstructionTask(PairTask):
             seen = train_frames.expression
             self.model.expression.standardise(seen.mean(0), seen.std(0, correction=0))
         if self.model_config.expression.frozen and self.landmark_motion is not None:
-            # Its inputs no longer change, and the small batches of the loop would only blur its fit.
+            # Its inputs no longer change, and the loop's small batches would only make the fit worse.
             self.landmark_motion.requires_grad_(False)
         if former is not None:
             seen = train_frames.expression
             inherit(self.model, former, seen[:: max(1, len(seen) // 5000)])
 
     def _take_encoder(self, encoder: ExpressionEncoder, path: Path | None) -> None:
-        """Put a pre-trained encoder into the model; it is never trained again."""
+        """Load a pre-trained encoder into the model, where it stays frozen."""
         wanted, given = self.model_config.expression, replace(encoder.config, frozen=True)
         if given != wanted:
             raise ConfigError(
-                f"the encoder {path or 'in the package'} has n {given.n}, d {given.d} and {given.inputs} inputs, the "
-                f"model wants n {wanted.n}, d {wanted.d} and {wanted.inputs}; pre-train one of these sizes"
+                f"the encoder {path or 'in the package'} has n {given.n}, d {given.d} and {given.inputs} inputs, but "
+                f"the model needs n {wanted.n}, d {wanted.d} and {wanted.inputs}; pre-train one of these sizes"
             )
         load_into(self.model.expression, encoder.state_dict(), what=str(path or "the packaged encoder"))
 
@@ -135,17 +134,17 @@ class ReconstructionTask(PairTask):
         return None if self.model.warp is None else self.model.warp.motion
 
     def fit_motion(self) -> float:
-        """Fit the depth and the motion of landmarks to landmarks alone; returns the last tenth's mean error.
+        """Fit the depth and the motion of landmarks to landmarks alone; returns the mean error of the last tenth.
 
-        A motion that is not zero was fitted or trained before and stays. The encoder is not trained here. With a frozen
-        encoder the loop leaves the motion as it is fitted and trains what the features change of the flow; otherwise it
-        goes on training both. Errors are those of `losses.landmark_error`.
+        A motion that is not zero was fitted or trained before and is kept. The encoder is not trained here. With a
+        frozen encoder the loop keeps the fitted motion and trains only the refinement of the flow by features;
+        otherwise it continues to train both. Errors are those of `warping.losses.landmark_error`.
         """
         motion, steps = self.landmark_motion, self.settings.motion_steps
         if motion is None or not steps or motion.out.weight.any():
             return 0.0
         store = self.sampler.store
-        sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2]))  # nobody looks at the pictures
+        sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2]))  # images are not used
         trained = [p.requires_grad for p in motion.parameters()]
         optimizer = torch.optim.AdamW(motion.requires_grad_(True).parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 20), pct_start=0.1)
@@ -164,11 +163,11 @@ class ReconstructionTask(PairTask):
         for parameter, was in zip(motion.parameters(), trained):
             parameter.requires_grad_(was)
         last = float(np.mean(errors[-max(1, steps // 10) :]))
-        log.info("motion fitted to landmarks: error %.4f to %.4f of the picture", errors[0], last)
+        log.info("motion fitted to landmarks: error from %.4f to %.4f image widths", errors[0], last)
         return last
 
     def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
-        """Eq. 11 on one batch; also notes the generated planes for the tri-plane EMA (Eq. 14)."""
+        """Eq. 11 on one batch; also collects the generated planes for the tri-plane EMA (Eq. 14)."""
         output = self.draw(batch, superres=self.settings.superres)
         terms = self.compare(output, batch)
         self.model.generator.average.collect(output.generated)
@@ -191,10 +190,11 @@ def run(
     The averaged weights are written to `out/weights.safetensors` at the end.
 
     Args:
-        data: the folder, or its URL; so may `pseudo` be.
-        from_pretrained: weights to begin with (fresh optimiser), of any image size and expression encoder, see
-            `pretrained.inherit`: a file, a folder, a name, or a Hugging Face repository (`hub.locate`).
-        pseudo: splits of pseudo-clips (`export3d pseudo-clips`) to train on beside the real ones.
+        data: the folder or its URL.
+        from_pretrained: weights from which training starts (with a new optimiser), of any image size and expression
+            encoder, see `pretrained.inherit`: a file, a folder, a name, or a Hugging Face repository
+            (`weights.hub.locate`).
+        pseudo: splits of pseudo-clips (`export3d pseudo-clips`), folders or URLs, to train on beside the real clips.
         cache: folder that keeps decoded frames between runs.
     """
     former = None if from_pretrained is None else load_pretrained(locate(from_pretrained)[0])

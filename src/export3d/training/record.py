@@ -1,11 +1,11 @@
-"""What a run leaves to read: the command, the resolved configuration, a log of figures, image sheets.
+"""The records of a run: its commands, resolved configuration, metrics and image sheets.
 
 run/
-├── command.txt       the command line of every start, one a line
+├── command.txt       the command line of every start, one per line
 ├── config.json       resolved configuration
-├── log.jsonl         one JSON object a line; every line has `images_seen` and `minutes`
-├── sheets/           00001234.png: what the averaged network draws at that many images
-├── tensorboard/      the same figures, if tensorboard is installed
+├── log.jsonl         one JSON object per line; every line has `images_seen` and `minutes`
+├── sheets/           00001234.png: results of the averaged network after that many images
+├── tensorboard/      the same metrics, if tensorboard is installed
 └── checkpoints/      see `training.state`
 """
 
@@ -31,13 +31,13 @@ log = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Writes the log, the sheets and (where installed) TensorBoard figures of one run.
+    """Writes the log, the sheets and, if installed, TensorBoard events of one run.
 
     Args:
         run_dir: the run's folder, created if needed.
         config: resolved configuration, written as `config.json`.
         command: the command line; default: this process's own arguments.
-        images_seen: where the run (re)starts; log lines of a later, lost, stretch are dropped.
+        images_seen: where the run starts or resumes; log lines beyond it are dropped.
         tensorboard: also write TensorBoard events; without the package this is logged once and skipped.
     """
 
@@ -109,7 +109,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_lines_after(path: Path, images_seen: int) -> None:
-    """Rewrite a log without the lines beyond `images_seen`: what a resumed run is about to live again."""
+    """Rewrite a log without the lines beyond `images_seen`, which a resumed run will write again."""
     if not path.is_file():
         return
     kept = [line for line in read_log(path) if line.get("images_seen", 0) <= images_seen]
@@ -122,7 +122,7 @@ def _summary_writer(folder: Path, images_seen: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        log.info("tensorboard is not installed, figures go to log.jsonl only; run: pip install 'export3d[train]'")
+        log.info("tensorboard is not installed: metrics go to log.jsonl only; run: pip install 'export3d[train]'")
         return None
     return SummaryWriter(folder, purge_step=images_seen + 1 if images_seen else None)
 

@@ -1,7 +1,7 @@
 """Optional terms beside Eq. 11: identity, expression and density (none of them in the paper).
 
-Each has a weight of 0 unless a run asks for it; docs/training-log.md tells what equal budgets said of each. Drawn and
-target picture are read by the same network at the landmarks of the target, so that a perfect picture costs nothing.
+All weights are 0 by default; docs/training-log.md compares the terms at equal budgets. The same network reads the
+rendered and the target image, at the landmarks of the target, so the loss of a perfect image is 0.
 
 Letters: B pairs, H pixels.
 """
@@ -25,17 +25,17 @@ from export3d.weights.file import load_into, load_weights, save_weights
 
 _DENSITY_POINTS = 1000
 _DENSITY_STEP = 0.004
-"""Both EG3D's: points a volume, and the deviation of the step between two of them, in sides of the volume."""
+"""As in EG3D: points per volume, and the standard deviation of the step, as a share of the volume's side."""
 
 
 class IdentityError:
-    """1 - cosine of the packaged face descriptor (dlib's ResNet-29) of drawn and target picture."""
+    """1 - cosine similarity of the packaged face descriptor (dlib's ResNet-29) of rendered and target image."""
 
     def __init__(self) -> None:
         self._describe = DlibIdentity()
 
     def to(self, device: torch.device) -> IdentityError:
-        """Itself, its network on `device`."""
+        """Move the network to `device`; returns self."""
         self._describe.to(device)
         return self
 
@@ -57,16 +57,16 @@ class IdentityError:
 
 
 def aligned(image: Tensor, points: Tensor, template: Tensor, size: int) -> Tensor:
-    """Faces turned, scaled and shifted so that their points lie on a template's in the least-squares sense.
+    """Faces rotated, scaled and shifted so that their points match those of a template in the least-squares sense.
 
     Args:
-        image: (B, 3, H, H); its edge is repeated beyond it.
-        points: (B, N, 2), 0..1 across the picture.
+        image: (B, 3, H, H); pixels outside repeat its edge.
+        points: (B, N, 2), 0..1 across the image.
         template: (N, 2), 0..1 across the chip.
         size: pixels of the chip.
 
     Returns:
-        (B, 3, size, size), bilinear, which suits chips that are not much smaller than the face in the picture.
+        (B, 3, size, size), sampled bilinearly: the chip should not be much smaller than the face in the image.
     """
     check_shape(points, f"{image.shape[0]} {template.shape[0]} 2", "points")
     to, at = (2.0 * x.float() - 1.0 for x in (points, template))  # grid_sample's coordinates
@@ -92,10 +92,10 @@ class ReaderConfig:
 
 
 class ExpressionError:
-    """1 - cosine of what CLeBS's image encoder reads off drawn and target picture.
+    """1 - cosine similarity of CLeBS's image embeddings of rendered and target image.
 
-    That encoder was trained to tell a person's frames apart by their expression alone: unlike a tracker it can be
-    differentiated.
+    The image encoder was trained to tell frames of one person apart by expression alone. Unlike a tracker it is
+    differentiable.
     """
 
     def __init__(self, reader: ResNetSE18, size: int) -> None:
@@ -104,7 +104,7 @@ class ExpressionError:
 
     @classmethod
     def load(cls, path: Path) -> ExpressionError:
-        """With the encoder of a file that `export3d pretrain` wrote.
+        """Load the image encoder from a file that `export3d pretrain` wrote.
 
         Raises:
             CheckpointError: the file is missing, damaged, or of another kind.
@@ -139,18 +139,18 @@ def save_reader(reader: ResNetSE18, config: ReaderConfig, path: Path) -> Path:
 
 
 def density_variation(decoder: PlaneDecoder, triplane: Tensor, half_extent: float, seeds: Tensor) -> Tensor:
-    """How much the density changes over a small step: mean |sigma(x) - sigma(x + e)| at random points of the volume.
+    """Change of the density over a small step: mean |sigma(x) - sigma(x + e)| at random points of the volume.
 
-    EG3D's density regularisation (Chan et al. 2022, supplement; after Fridovich-Keil et al. 2022): it takes away haze
-    and speckles that no camera of the training data sees. Here of the density as it is rendered.
+    EG3D's density regularisation (Chan et al. 2022, supplement; after Fridovich-Keil et al. 2022). It removes haze and
+    speckles that no training camera sees. Here sigma is the density as rendered.
 
     Args:
         triplane: (B, 3, C, H, W) of half side `half_extent` (scene units).
-        seeds: (B,) int64, of each volume's 1,000 points, uniform, and of the steps, normal with a deviation of 0.4 % of
-            its side.
+        seeds: (B,) int64, one per volume, of its 1,000 uniform points and the steps from them, normal with a standard
+            deviation of 0.4% of its side.
 
     Returns:
-        A scalar, units of the density; 0 for a constant one.
+        A scalar in units of the density; 0 for a constant density.
     """
     check_shape(seeds, f"{triplane.shape[0]}", "seeds")
     draws = [torch.Generator().manual_seed(seed) for seed in seeds.tolist()]  # on the CPU: the same on every device

@@ -1,4 +1,4 @@
-"""What changes during training, as functions of the images seen (never of steps: the batch size may change)."""
+"""Schedules, as functions of the images seen (not of steps, since the batch size may change)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def learning_rate(
     Args:
         images_seen: images before this step.
         lr: the peak.
-        warmup_images: length of the linear warm-up; the very first step already moves a little.
-        progress: how much of the run is over, 0..1 (by images or by the clock); 0 means no decay.
+        warmup_images: length of the linear warm-up; the rate of the first step is already above 0.
+        progress: completed fraction of the run, 0..1 (by images or by the clock); 0 means no decay.
         decay_from: the progress at which the cosine begins.
-        final_ratio: what remains of `lr` at progress 1.
+        final_ratio: the rate at progress 1, relative to `lr`.
 
     >>> learning_rate(0, lr=1.0)
     1.0
@@ -41,10 +41,10 @@ def learning_rate(
 
 
 def ema_decay(images_seen: float, batch_size: int, *, halflife_images: float, rampup: float = 0.05) -> float:
-    """How much of the old average survives one step: 0.5 ** (batch / half-life), as EG3D counts it.
+    """Weight of the old average in one update: 0.5 ** (batch / half-life), as in EG3D.
 
     The half-life grows with training, min(halflife_images, rampup * images_seen), so that the average forgets the
-    random initial weights; at the first step the average is simply the weights.
+    random initial weights; after the first step the average equals the weights.
 
     >>> ema_decay(0, 4, halflife_images=100)
     0.0

@@ -1,4 +1,4 @@
-"""Losses far above the usual: noticed, told in the log, and the end of a run that does not come back from them."""
+"""Detects losses far above their usual value, and training that does not recover from them."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import statistics
 from collections import deque
 
 FACTOR = 3.0
-"""A loss above this many times the usual is a spike."""
+"""A loss above this multiple of its usual value is a spike."""
 WINDOW = 100
-"""The usual is the median of so many steps, spikes left out."""
+"""The usual value is the median over this many steps, without spikes."""
 SETTLED = 20
-"""Steps before anything is judged."""
+"""Steps before a loss can be a spike."""
 PATIENCE = 50
-"""So many spikes in a row, and training has diverged."""
+"""After this many consecutive spikes training has diverged."""
 
 
 class SpikeWatch:
     """Compares each step's loss with the steps before it.
 
     Attributes:
-        streak: spikes in a row, this step included; 0 after an ordinary step.
-        usual: median of the last ordinary losses; nan before there are enough.
+        streak: consecutive spikes, this step included; 0 after an ordinary step.
+        usual: median of the last ordinary losses; nan until there are enough.
     """
 
     def __init__(self) -> None:
@@ -46,5 +46,5 @@ class SpikeWatch:
 
     @property
     def diverged(self) -> bool:
-        """Whether the loss has stayed above the usual for too long."""
+        """Whether the last `PATIENCE` losses were all spikes."""
         return self.streak >= PATIENCE

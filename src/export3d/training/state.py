@@ -1,4 +1,4 @@
-"""Training states on disk: network, average, optimisers and counters; whole or absent."""
+"""Training states on disk: network, average, optimisers and counters, complete or absent."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ class State:
         model: tensors of the module (parameters and buffers).
         ema: tensors of the averaged module.
         optimizer: what `torch.optim.Optimizer.load_state_dict` takes.
-        counters: `images_seen`, `step`, `minutes` and whatever else was handed to `save_state`.
+        counters: `images_seen`, `step`, `minutes` and any others passed to `save_state`.
         config: the run's resolved configuration.
-        opponent: tensors of the second network and its optimiser's state; None where one network was trained alone.
+        opponent: tensors of the second network and its optimiser's state; None if there is no second network.
     """
 
     path: Path
@@ -78,12 +78,12 @@ def save_state(
         optimizer: `Optimizer.state_dict()` of any optimiser whose state is tensors, numbers, strings and booleans.
         counters: JSON-able, with at least `images_seen`.
         config: JSON-able resolved configuration.
-        opponent: state dictionaries of a second network and of its optimiser, if there is one.
-        keep: how many states stay, at least 1.
+        opponent: state dictionaries of the second network and of its optimiser, if there is one.
+        keep: how many states to keep, at least 1.
         part_size_mb: as in `save_weights`.
 
     Returns:
-        The state's folder. A sound state of the same name is left as it is.
+        The state's folder. An intact state of the same name is left unchanged.
 
     Raises:
         OutputError: it cannot be written (permission, full disk); earlier states are untouched.
@@ -134,7 +134,7 @@ def save_state(
 def states(folder: Path | str) -> list[Path]:
     """The complete training states in `folder`, oldest (fewest images) first; empty if there is no such folder.
 
-    Complete means: `state.json` is sound and every file it lists has its size. Contents are verified by `load_state`.
+    A state is complete if `state.json` is valid and its files have the listed sizes; `load_state` verifies contents.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -157,7 +157,7 @@ def load_state(path: Path | str) -> State:
     """Read one training state (a `checkpoint-…` folder), verifying every file; raises `CheckpointError`."""
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"no training state at {path}; name a checkpoint-… folder")
+        raise CheckpointError(f"no training state at {path}; give a checkpoint-… folder")
     words = read_json(path / "state.json", _STATE_FORMAT)
 
     def read(name: str) -> dict[str, Tensor]:
@@ -181,7 +181,7 @@ def load_state(path: Path | str) -> State:
 
 
 def _flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], Json]:
-    """`Optimizer.state_dict()` as tensors named `<parameter>.<key>` and a JSON-able rest."""
+    """`Optimizer.state_dict()` as tensors named `<parameter>.<key>` and JSON-able values."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():
@@ -208,14 +208,14 @@ def _unflatten_optimizer(tensors: Mapping[str, Tensor], words: Json) -> Json:
 
 
 def _discard(path: Path) -> None:
-    """Delete a folder so that no half-deleted state ever carries a state's name."""
+    """Delete a state. It is renamed first, so that a half-deleted one never has the name of a state."""
     trash = path.with_name(f".{path.name}.trash-{os.getpid()}")
     path.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
 def _remove_debris(folder: Path) -> None:
-    """What a killed process left behind: unfinished and half-deleted states."""
+    """Delete what a killed process left behind: unfinished and half-deleted states."""
     for path in folder.iterdir():
         if re.fullmatch(r"\.checkpoint-\d+\.(tmp|trash)-\d+", path.name):
             shutil.rmtree(path, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""What the training loop trains: a task, and perhaps an opponent."""
+"""What the training loop trains: a task and, optionally, an opponent."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Task(Protocol):
     """What is trained. The loop calls these and nothing else.
 
     Attributes:
-        module: the network; its parameters that require a gradient are trained, its parameters and buffers are saved.
+        module: the network; parameters that require a gradient are trained; all parameters and buffers are saved.
         config: JSON-able configuration that rebuilds `module`; stored with every state.
     """
 
@@ -28,30 +28,30 @@ class Task(Protocol):
     def prepare(self, device: torch.device) -> None:
         """Move everything but `module` (perceptual networks, frames) to `device`; called once, before the first step.
 
-        `module` is already there; its weights are those the run starts from.
+        `module` is already there, with the weights from which the run starts.
         """
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
-        """The share of process `rank` of `world` in the `batch_size` images of all, which start at `images_seen`.
+        """The share of process `rank` of `world` in the batch of `batch_size` images that starts at `images_seen`.
 
-        A function of its arguments alone; the shares together are the batch that one process would get. Tensors in it
-        are moved to the module's device by the loop.
+        Depends on its arguments alone; together, the shares are the batch of a single process. The loop moves tensors
+        to the module's device.
         """
 
     def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
         """Scalars to log; `total` is minimised. Called under autocast if the precision is bf16."""
 
     def end_step(self) -> None:
-        """Called once a step by all processes, when all its parts are done and the weights have moved: for buffers.
+        """Called once per step in every process, after the weights are updated, to update buffers.
 
-        The weights EMA copies them right after.
+        The weights EMA copies the buffers right after.
         """
 
     def validate(self, ema: nn.Module) -> Mapping[str, float]:
-        """Figures of the averaged network (in eval mode, without gradients, on the main process); may be empty."""
+        """Metrics of the averaged network (in eval mode, without gradients, on the main process); may be empty."""
 
     def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
-        """An image (H, W, 3) uint8 RGB that shows what the averaged network does."""
+        """An image (H, W, 3) uint8 RGB that shows results of the averaged network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,14 +68,14 @@ class OpponentConfig:
 
 
 class Opponent(Protocol):
-    """A second network, trained in the same steps against what the task's network does.
+    """A second network, trained in the same steps against the task's network.
 
-    Its parameters require a gradient during its own `losses` alone, so that the task may send its own gradient through
-    it and leave none there. Both networks move at the end of the step, from the weights they had at its beginning.
+    Its parameters require a gradient during its own `losses` only, so the task's gradient can pass through it without
+    accumulating in it. Both networks are updated at the end of the step, from losses computed before the update.
 
     Attributes:
         module: the network; all its parameters are trained. It is saved with the run, but not averaged.
-        settings: of its optimiser.
+        settings: those of its optimiser.
     """
 
     module: nn.Module
@@ -85,6 +85,6 @@ class Opponent(Protocol):
         """Scalars to log; `total` is minimised. Called right after `Task.losses` with the same batch.
 
         Args:
-            batch: as the task got it.
-            step: steps before this one, in all starts of the run.
+            batch: the task's batch.
+            step: number of steps before this one, over all starts of the run.
         """

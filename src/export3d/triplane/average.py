@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 
 class PlaneAverage(nn.Module):
-    """T_EMA: a buffer that every generated tri-plane is added to (Eq. 14).
+    """T_EMA: the moving average that is added to every generated tri-plane (Eq. 14).
 
     T_EMA^j = delta * T_EMA^(j-1) + (1 - delta) * mean over the global batch of T^j, starting at 0; T^j += T_EMA^(j-1).
-    The mean is taken before the addition, in the order of the paper's formula. `forward` adds and never changes the
-    module. A training step calls `collect` with each part of its batch and `update` once at its end, so that all parts
-    and processes see the same average and the step moves it once. At inference the average is frozen.
+    The mean is taken before the addition, in the order of the paper's formula. `forward` adds T_EMA and never changes
+    the module. A training step calls `collect` for each part of its batch and `update` once at its end: all parts and
+    processes see the same average, and each step updates it once. At inference the average is frozen.
 
     Args:
         shape: (3, C, H, W) of one tri-plane.
-        delta: weight of the past, 0.998 in the paper; 1 switches the average off.
+        delta: decay, 0.998 in the paper; 1 switches the average off.
     """
 
     value: Tensor
@@ -35,14 +35,14 @@ class PlaneAverage(nn.Module):
 
     @torch.no_grad()
     def collect(self, planes: Tensor) -> None:
-        """Note the planes (B, 3, C, H, W) that were generated for a part of the batch; all parts have the same B."""
+        """Collect the planes (B, 3, C, H, W) generated for one part of the batch; all parts have the same B."""
         mean = planes.detach().float().mean(dim=0)
         self._sum = mean if self._sum is None else self._sum.add_(mean)
         self._parts += 1
 
     @torch.no_grad()
     def update(self) -> None:
-        """Fold in what was collected since the last call, averaged over parts and processes; nothing, if none was."""
+        """Update T_EMA with the mean of what was collected, over parts and processes; no effect if nothing was."""
         if self._sum is None:
             return
         mean = self._sum / self._parts

@@ -11,9 +11,9 @@ from export3d.layers import MixFFN, SelfAttention, linear
 class EAdaLN(nn.Module):
     """Expression adaptive layer normalisation: sigma(beta') * LN(x) + mu(beta') (Eq. 5).
 
-    LN has no affine parameters. sigma and mu are one linear map of beta' that starts at sigma = 1, mu = 0, so that a
-    new block is a plain ViT block. beta' is a sum of unit vectors of R^d with entries of the order 1 / sqrt(d): the map
-    sees sqrt(d) * beta', inputs of unit scale as in the layers around it.
+    LN has no affine parameters. One linear map of beta' gives sigma and mu, initially 1 and 0: a new block is a plain
+    ViT block. The entries of beta', a sum of unit vectors in R^d, are of the order 1 / sqrt(d). The map therefore gets
+    sqrt(d) * beta', which has unit scale like the inputs of the layers around it.
     """
 
     def __init__(self, dim: int, embedding: int) -> None:

@@ -6,7 +6,7 @@
     convolutions, shuffle, low-pass ──▶ H/2 ──convolutions──▶ 3 × C planes of H/2 × W/2
 
 Everything before the first EAdaLN is independent of the expression and is computed once per source (`encode`).
-The paper's text does not give the number of blocks and the convolution widths: ours are in the presets.
+The paper does not state the number of blocks or the convolution widths; ours are in the presets.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ class GeneratorConfig:
         heads: attention heads, in every block.
         ffn_ratio: hidden width of Mix-FFN over its input width.
         conditioned_blocks: EAdaLN-ViT blocks.
-        plain_blocks: ViT blocks on the H/8 grid, behind the first two up-samplings.
+        plain_blocks: ViT blocks on the H/8 grid, after the first two upsamplings.
         plain_dim: their width.
         mid_channels: convolution width at H/8.
         high_channels: convolution width at H/2.
         plane_channels: C of each plane.
-        lowpass_sigma: of the Gaussian behind each pixel shuffle, in pixels of the up-sampled grid; 0 for the ablation.
-        ema_delta: of the tri-plane EMA (Eq. 14).
+        lowpass_sigma: sigma of the Gaussian after each pixel shuffle, in upsampled pixels; 0 for the ablation.
+        ema_delta: decay of the tri-plane EMA (Eq. 14).
     """
 
     image_size: int = 256
@@ -69,7 +69,7 @@ class GeneratorConfig:
 
     @property
     def side_widths(self) -> tuple[tuple[int, int], ...]:
-        """Channels of the features and of the stem on the grids H/8, H/4 and H/2, where a side path may join."""
+        """Channels of the features and of the stem on the grids H/8, H/4 and H/2, to which a side path may add."""
         return (
             (self.mid_channels, self.dim // 4),
             (self.mid_channels // 4, self.dim // 8),
@@ -79,7 +79,7 @@ class GeneratorConfig:
 
 @dataclass(frozen=True)
 class SourceFeatures:
-    """What the generator keeps of a source image; independent of the expression.
+    """The generator's features of a source image; independent of the expression.
 
     Attributes:
         tokens: (B, N, h) visual tokens.
@@ -90,7 +90,7 @@ class SourceFeatures:
     stem: tuple[Tensor, ...]
 
     def expand(self, batch: int) -> SourceFeatures:
-        """One source repeated for a batch of expressions; copies nothing."""
+        """One source repeated for a batch of expressions, without copying."""
         return SourceFeatures(
             self.tokens.expand(batch, *self.tokens.shape[1:]),
             tuple(x.expand(batch, *x.shape[1:]) for x in self.stem),
@@ -98,7 +98,7 @@ class SourceFeatures:
 
 
 SidePath = Callable[[Tensor], Tensor]
-"""Changes the features (B, C, ., .) of the grids H/8, H/4 and H/2: called once per grid, in this order."""
+"""Changes the features (B, C, h, w) on the grids H/8, H/4 and H/2: called once per grid, in this order."""
 
 
 class TriplaneGenerator(nn.Module):
@@ -138,7 +138,7 @@ class TriplaneGenerator(nn.Module):
         """Features and beta' (B, d) to the planes (B, 3, C, H/2, W/2) before the tri-plane EMA is added.
 
         Args:
-            side: a path beside the tokens (not in the paper).
+            side: a path that bypasses the tokens (not in the paper).
         """
         beside = nn.Identity() if side is None else side
         grid = self.config.image_size // 16

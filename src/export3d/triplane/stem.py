@@ -11,8 +11,8 @@ from export3d.layers import ResidualConvs, conv3x3, image_to_tokens
 class ConvStem(nn.Module):
     """Stack of convolutional blocks, S (B, 3, H, W) to features (B, h/4, H/8, W/8).
 
-    Three blocks, each a stride-2 3x3 convolution, a leaky ReLU and a residual pair of convolutions (none at the first,
-    largest resolution). No normalisation layer, as in Live3DPortrait's encoder.
+    Three blocks, each a stride-2 3x3 convolution, a leaky ReLU and a residual pair of convolutions (none at H/2).
+    No normalisation layer, as in Live3DPortrait's encoder.
     """
 
     def __init__(self, channels: int) -> None:
@@ -24,7 +24,7 @@ class ConvStem(nn.Module):
         self.third_residual = ResidualConvs(channels)
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, 3, H, W) in [-1, 1] to (B, h/4, H/8, W/8), preceded by what it came from.
+        """Images (B, 3, H, W) in [-1, 1] to features at three resolutions; the last one is the stem's output.
 
         Returns:
             (B, h/16, H/2, W/2), (B, h/8, H/4, W/4) and (B, h/4, H/8, W/8).

@@ -1,7 +1,7 @@
-"""Up-sampling by pixel shuffle and Gaussian low-pass (Sec. 3.2).
+"""Upsampling by pixel shuffle and Gaussian low-pass (Sec. 3.2).
 
-Shuffled channels of neighbouring pixels come from different filters and draw a grid with the shuffle's period; the
-low-pass behind the shuffle removes it where it arises, since it is hard to remove in the image.
+After a shuffle, neighbouring pixels come from different filters, which leaves a grid pattern with the period of the
+shuffle. The low-pass filter removes it where it arises; in the final image it is hard to remove.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_a_finished_run_started_again_changes_nothing(tiny, tmp_path):
 
 def test_a_run_is_only_resumed_on_request(tiny, tmp_path):
     train(tiny.TinyTask(), tmp_path, tiny.tiny_config())
-    with pytest.raises(ConfigError, match="already holds a run"):
+    with pytest.raises(ConfigError, match="already contains a run"):
         train(tiny.TinyTask(), tmp_path, tiny.tiny_config(), resume=False)
 
 
@@ -424,10 +424,10 @@ def test_a_nan_of_the_opponent_stops_the_run_and_keeps_the_last_good_state(tiny,
 
 def test_runs_with_and_without_an_opponent_do_not_go_on_as_each_other(tiny, tmp_path):
     duel(tiny, tmp_path / "two", max_images=16)
-    with pytest.raises(CheckpointError, match="with a second network and cannot go on without one"):
+    with pytest.raises(CheckpointError, match="with a second network and cannot resume without one"):
         train(tiny.TinyTask(), tmp_path / "two", tiny.tiny_config())
     train(tiny.TinyTask(), tmp_path / "one", tiny.tiny_config(max_images=16))
-    with pytest.raises(CheckpointError, match="without a second network and cannot go on with one"):
+    with pytest.raises(CheckpointError, match="without a second network and cannot resume with one"):
         duel(tiny, tmp_path / "one")
 
 
@@ -477,7 +477,9 @@ def test_a_loss_far_above_the_usual_is_logged_and_training_goes_on(tiny, tmp_pat
 
 def test_a_loss_that_stays_far_above_the_usual_stops_the_run_with_a_sentence(tiny, tmp_path):
     task = spiking(tiny, range(30, 1000))
-    match = r"diverged after 320 images: total 1000 and more than 3 times the usual 1 for 50 steps; .*checkpoint-00000"
+    match = (
+        r"diverged after 320 images: total 1000, more than 3 times its usual value 1 for 50 steps; .*checkpoint-00000"
+    )
     with pytest.raises(TrainingError, match=match):
         train(task, tmp_path, tiny.tiny_config(max_images=None, save_every=100))
     assert latest_state(tmp_path / "checkpoints") is not None
