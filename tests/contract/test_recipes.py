@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -175,3 +176,11 @@ def test_settings_are_printed_by_a_program_of_its_own(tmp_path: Path) -> None:
     found = json.loads(done.stdout)
     assert (found["loss"]["lpips"], found["loss"]["backbone"], found["loop"]["max_images"]) == (2.0, "vgg16", 2_400_000)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_every_setting_in_the_pages_is_one_of_the_program() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    named = {(page.name, key) for page in pages for key in re.findall(r"--set ([a-z_]+\.\w+)", page.read_text("utf-8"))}
+    assert len(named) > 10
+    known = {key for keys in KEYS.values() for key in keys}
+    assert sorted(f"{page}: {key}" for page, key in named if key not in known) == []
