@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from export3d import config as model_settings
-from export3d.ablation import rows
 from export3d.ablation.rows import ROWS, train_rows
-from export3d.camera import Camera
 from export3d.data.shards import Record, update
 from export3d.errors import CheckpointError, ConfigError, InputError, TrainingError
-from export3d.expression.directions import measure_ranges
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.losses import ReconstructionWeights
 from export3d.pretrained import load_pretrained, save_encoder
@@ -42,63 +37,6 @@ def loop(**changes: Any) -> LoopConfig:
         "tensorboard": False, "progress": False,
     }  # fmt: skip
     return LoopConfig(**{**settings, **changes})
-
-
-def record(key: str, terms: str = "open", frames: int = 1) -> Record:
-    """A portrait, or a clip whose pictures are noise in the person's colour."""
-    rng = np.random.default_rng(list(key.encode()))
-    pictures = (rng.uniform(40, 200, 3) + rng.uniform(-20, 20, (frames, 64, 64, 3))).round().astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pictures[0]).save(stream, format="PNG")
-    media, suffix = stream.getvalue(), "png"
-    if frames > 1:
-        media, suffix = video(pictures), "mp4"
-    return Record(
-        key,
-        media,
-        suffix,
-        rng.random((frames, 52), dtype=np.float32),
-        np.stack([Camera.orbit(float(yaw)).label for yaw in rng.uniform(-20, 20, frames)]).astype(np.float32),
-        rng.uniform(0.3, 0.7, (frames, 478, 2)).astype(np.float16),
-        np.ones(frames, dtype=bool),
-        {"person": f"person-{key}", "terms": terms, "fingerprint": f"print-{key}", "space": "arkit52"},
-    )
-
-
-def video(pictures: np.ndarray) -> bytes:
-    """The bytes of an MP4."""
-    import av
-
-    stream = io.BytesIO()
-    with av.open(stream, "w", format="mp4") as container:
-        track = container.add_stream("libx264", rate=25)
-        track.width, track.height, track.pix_fmt = pictures.shape[2], pictures.shape[1], "yuv420p"
-        for number, picture in enumerate(pictures):
-            frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-            frame.pts = number
-            container.mux(track.encode(frame))
-        container.mux(track.encode(None))
-    return stream.getvalue()
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    """A prepared folder: portraits to train on; two clips to score, and a portrait that may not be shown."""
-    folder = tmp_path / "data"
-    update(folder / "train", [record(f"still{i}") for i in range(3)])
-    update(folder / "val", [record("anna", frames=4), record("bert", frames=4), record("cora", "unstated")])
-    return folder
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> ReconstructionConfig:
-    """Preset tiny at 32 pixels, with a pre-trained encoder of its sizes."""
-    torch.manual_seed(3)
-    encoder = ExpressionEncoder(ExpressionConfig(hidden=32, n=10, d=32))
-    expression = torch.rand(50, 52)
-    encoder.standardise(expression.mean(0), expression.std(0))
-    measure_ranges(encoder, expression)
-    return replace(PLAIN, expression=save_encoder(encoder, tmp_path / "clebs.safetensors", {}))
 
 
 def parameters(path: Path) -> dict[str, torch.Tensor]:
@@ -173,20 +111,6 @@ def test_variants_of_all_rows_are_added_to_each(data: Path, config: Reconstructi
     found = train_rows(data, tmp_path / "out", changed, loop(max_images=2), ("e2e_lebs_n5",))
     model = load_pretrained(found["e2e_lebs_n5"])
     assert (model.config.generator.lowpass_sigma, model.config.expression.n) == (0.0, 5)
-
-
-@pytest.fixture
-def runs(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The rows that were trained, in order."""
-    done: list[str] = []
-    real = rows.run
-
-    def watched(data: Path, out: Path, *args: Any, **options: Any) -> Any:
-        done.append(out.name)
-        return real(data, out, *args, **options)
-
-    monkeypatch.setattr(rows, "run", watched)
-    return done
 
 
 def test_a_finished_row_is_left_as_it_is(
@@ -300,7 +224,7 @@ def test_a_preset_that_was_changed_since_is_another_setting(
 
 
 def test_another_encoder_or_other_data_are_other_settings(
-    data: Path, config: ReconstructionConfig, tmp_path: Path
+    data: Path, config: ReconstructionConfig, tmp_path: Path, make_record: Callable[..., Record]
 ) -> None:
     train_rows(data, tmp_path / "out", config, loop(max_images=2), TWO)
     assert config.expression is not None
@@ -309,7 +233,7 @@ def test_another_encoder_or_other_data_are_other_settings(
     with pytest.raises(ConfigError, match=r"out/clebs was trained with other settings \(expression clebs"):
         train_rows(data, tmp_path / "out", config, loop(max_images=2), TWO)
     train_rows(data, tmp_path / "out", config, loop(max_images=2), ("direct_3dmm",))  # has no such encoder
-    update(data / "train", [record("more")])
+    update(data / "train", [make_record("more")])
     with pytest.raises(ConfigError, match="data 3 records, 3 frames"):
         train_rows(data, tmp_path / "out", config, loop(max_images=2), ("direct_3dmm",))
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from export3d.camera import head_angles, head_position
 from export3d.evaluation.measures import temporal
-from export3d.evaluation.measures.face import apd6
+from export3d.evaluation.measures.face_distances import apd6
 from export3d.evaluation.measures.identity import Identity
 from export3d.evaluation.measures.image import Measure
 from export3d.evaluation.protocols.driven import FPS
