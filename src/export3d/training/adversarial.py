@@ -102,15 +102,15 @@ class DiscriminatorSide:
         assert self.shown is not None, "the losses of the task come first"
         shown, self.shown = self.shown, None
         due = self.config.r1_gamma > 0.0 and step % self.config.r1_every == 0
-        real_pictures = [picture.detach().requires_grad_(due) for picture in shown.real]
+        real_images = [image.detach().requires_grad_(due) for image in shown.real]
         full = torch.autocast(shown.camera.device.type, enabled=False) if due else contextlib.nullcontext()
         with full:  # second-order gradients need float32
-            real = self.module(*real_pictures, shown.camera)
+            real = self.module(*real_images, shown.camera)
         fake = self.module(*shown.fake, shown.camera)
         terms = discrimination(real, fake)
         total = terms["real"] + terms["fake"]
         if due:
-            terms["r1"] = 0.5 * self.config.r1_gamma * r1_penalty(real, real_pictures)
+            terms["r1"] = 0.5 * self.config.r1_gamma * r1_penalty(real, real_images)
             total = total + self.config.r1_every * terms["r1"]
         return {**terms, "score_real": real.mean(), "score_fake": fake.mean(), "total": total}
 

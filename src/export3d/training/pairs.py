@@ -258,13 +258,13 @@ class PairTask:
         """Weighted `mouth_error` and terms of `training.regularisers`; on the raw image if there is no final one."""
         s, terms = self.settings, {}
         image = output.rendered.raw if output.image is None else output.image
-        pictures = (image, resize(batch["driving"], image.shape[-1]), batch["landmarks"])
+        compared = (image, resize(batch["driving"], image.shape[-1]), batch["landmarks"])
         if s.mouth:
-            terms["mouth"] = s.mouth * mouth_error(*pictures, self.perceptual)
+            terms["mouth"] = s.mouth * mouth_error(*compared, self.perceptual)
         if self.identity is not None:
-            terms["identity"] = s.identity_weight * self.identity(*pictures)
+            terms["identity"] = s.identity_weight * self.identity(*compared)
         if self.expression is not None:
-            terms["expression"] = s.expression_weight * self.expression(*pictures)
+            terms["expression"] = s.expression_weight * self.expression(*compared)
         triplane = output.planes.triplane
         if s.density_weight and triplane.requires_grad:
             half, decoder = self.model.config.render.half_extent, self.model.renderer.decoder
@@ -308,8 +308,8 @@ class PairTask:
         for found in self.drawn(ema, self.settings.sheet_pairs):
             size, rendered = found.image.shape[-1], found.rendered
             enlarged = [resize(x, size) for x in (rendered.raw, 1 - 2 * _unit(rendered.depth).expand(-1, 3, -1, -1))]
-            pictures = (found.pair["source"], found.pair["driving"], found.image, *enlarged)
-            rows += [[to_uint8(x[i].clamp(-1, 1)) for x in pictures] for i in range(len(found.image))]
+            columns = (found.pair["source"], found.pair["driving"], found.image, *enlarged)
+            rows += [[to_uint8(x[i].clamp(-1, 1)) for x in columns] for i in range(len(found.image))]
         return contact_sheet(rows)
 
     def _sampler(self, frames: FrameStore | Rotation) -> PairSampler | RotatingSampler:

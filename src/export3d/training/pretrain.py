@@ -144,14 +144,14 @@ class PretrainTask:
         """Rows of eight frames of a held-out clip; below each, the frame whose beta' is nearest to the image."""
         frames = self.settings.frames.frames
         store = self.val if self.val and held_out(self.val, frames) else self.stores[0]
-        rows_of_pictures = []
+        rows_of_images = []
         for rows in (held_out(store, frames) or held_out(store, 2))[:6]:
             image, expression = self._embed(ema, store, rows)
             nearest = (image @ expression.mT).argmax(1)
             shown = np.linspace(0, len(rows) - 1, 8).astype(int)
             crops = to_uint8(close_crop(store, torch.from_numpy(rows), 96).cpu())
-            rows_of_pictures += [[crops[i] for i in shown], [crops[int(nearest[i])] for i in shown]]
-        return contact_sheet(rows_of_pictures)
+            rows_of_images += [[crops[i] for i in shown], [crops[int(nearest[i])] for i in shown]]
+        return contact_sheet(rows_of_images)
 
     def _embed(self, ema: nn.Module, store: FrameStore, rows: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         """Unit embeddings (T, d) of images and expressions, on the CPU."""

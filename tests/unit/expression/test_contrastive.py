@@ -38,7 +38,7 @@ def some_same(clips: int = 3, frames: int = 6) -> Tensor:
 
 
 def simplex(frames: int) -> Tensor:
-    """(1, T, T): T vectors as far from each other as can be, the cosine of any two is -1 / (T - 1)."""
+    """(1, T, T): T vectors as far apart as possible; the cosine of any two is -1 / (T - 1)."""
     return (torch.eye(frames) - 1.0 / frames)[None]
 
 
@@ -53,7 +53,7 @@ def minimum(objective: str, frames: int, tau: float) -> float:
 
 
 def equation_1(image: Tensor, expression: Tensor, tau: float, objective: str, same: Tensor | None) -> float:
-    """The slow twin: one anchor, one positive, its negatives, in 64 bits."""
+    """The slow twin: one anchor, one positive, its negatives, in float64."""
 
     def cosine(a: Tensor, b: Tensor) -> float:
         return float(a @ b / (a.norm() * b.norm()))
@@ -87,7 +87,7 @@ def test_the_loss_is_equation_1_written_out(objective: Objective, masked: bool) 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_permuting_the_batch_permutes_the_loss(objective: Objective) -> None:
-    """Clips in another order give their losses in that order, frames in another order the same loss."""
+    """Permuted clips give permuted losses; permuted frames give the same loss."""
     image, expression = embeddings()
     same = some_same()
 
@@ -102,7 +102,7 @@ def test_permuting_the_batch_permutes_the_loss(objective: Objective) -> None:
     turned = (image[:, frames], expression[:, frames], same[:, frames][:, :, frames])
     torch.testing.assert_close(losses(*turned), each)
     apart = contrastive_loss(image[:, frames], expression, 0.07, objective, same)
-    assert abs(float(apart - each.mean())) > 0.01  # frames of one tower alone: other pairs
+    assert abs(float(apart - each.mean())) > 0.01  # permuting one tower only gives other pairs
 
 
 @pytest.mark.parametrize("tau", [0.07, 0.5])
@@ -110,7 +110,7 @@ def test_permuting_the_batch_permutes_the_loss(objective: Objective) -> None:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_perfect_encoder_reaches_the_analytic_minimum(objective: Objective, frames: int, tau: float) -> None:
     image = simplex(frames).requires_grad_()
-    expression = (3.0 * simplex(frames)).requires_grad_()  # lengths do not matter
+    expression = (3.0 * simplex(frames)).requires_grad_()  # lengths have no effect
     loss = contrastive_loss(image, expression, tau, objective)
     assert float(loss.detach()) == pytest.approx(minimum(objective, frames, tau), abs=2e-6 / tau)
     loss.backward()
@@ -120,7 +120,7 @@ def test_a_perfect_encoder_reaches_the_analytic_minimum(objective: Objective, fr
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_no_embedding_goes_below_the_minimum_and_descent_comes_near(objective: Objective) -> None:
+def test_no_embedding_is_below_the_minimum_and_descent_approaches_it(objective: Objective) -> None:
     image, expression = (x.requires_grad_() for x in embeddings(1, 5, 8))
     optimizer = torch.optim.Adam([image, expression], lr=0.05)
     lowest = minimum(objective, 5, 0.5)
@@ -147,15 +147,15 @@ def test_gradients_stay_finite_at_zero_vectors(objective: Objective) -> None:
     assert torch.equal(unit(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
-def test_an_encoder_that_says_nothing_yet_gets_a_finite_gradient() -> None:
+def test_an_encoder_with_constant_output_gets_a_finite_gradient() -> None:
     encoder = ExpressionEncoder(SMALL.expression)
     nn.init.zeros_(encoder.second.weight)
     contrastive_loss(torch.randn(1, 5, 12), encoder(torch.rand(5, 52))[None], 0.07).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in encoder.parameters())
 
 
-def test_near_duplicates_are_no_negatives_of_each_other() -> None:
-    """Two equal frames in a perfect clip: as negatives they cost each other log 2, spared they cost nothing."""
+def test_near_duplicates_are_not_negatives_of_each_other() -> None:
+    """Two equal frames in a perfect clip: as negatives each costs log 2, otherwise nothing."""
     perfect = simplex(5)[:, [0, 1, 2, 3, 4, 4]]
     same = torch.eye(6, dtype=torch.bool)[None].clone()
     same[0, 4, 5] = same[0, 5, 4] = True
@@ -166,7 +166,7 @@ def test_near_duplicates_are_no_negatives_of_each_other() -> None:
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_a_frame_without_a_negative_costs_nothing_and_breaks_nothing(objective: Objective) -> None:
+def test_a_frame_without_a_negative_has_no_loss_and_finite_gradients(objective: Objective) -> None:
     image, expression = (x.requires_grad_() for x in embeddings(1, 4))
     loss = contrastive_loss(image, expression, 0.07, objective, torch.ones(1, 4, 4, dtype=torch.bool))
     assert float(loss.detach()) == pytest.approx(0.0, abs=1e-6)
@@ -217,16 +217,16 @@ def test_the_image_encoder_is_a_resnet18_with_squeeze_and_excitation() -> None:
         assert [block.first.out_channels for block in blocks] == [64, 64, 128, 128, 256, 256, 512, 512]
         assert [block.first.stride[0] for block in blocks] == [1, 1, 2, 1, 2, 1, 2, 1]
         assert [block.squeeze.out_features for block in blocks] == [8, 8, 16, 16, 32, 32, 64, 64]
-        # torchvision's resnet18 without its classifier, and what squeezes and excites
+        # torchvision's resnet18 without its classifier, plus squeeze and excitation
         excitation = sum(p.numel() for b in blocks for layer in (b.squeeze, b.excite) for p in layer.parameters())
         assert sum(p.numel() for p in tower.parameters()) == 11_176_512 + excitation + 512 * 256 + 256
 
 
-def test_a_block_scales_its_channels_by_what_it_squeezed() -> None:
+def test_a_block_scales_its_channels_by_the_excitation() -> None:
     block, x = SEBlock(8, 8, 1, 4), torch.randn(2, 8, 6, 6)
     nn.init.zeros_(block.excite.weight)
     nn.init.constant_(block.excite.bias, -50.0)
-    torch.testing.assert_close(block(x), x.relu())  # nothing is let through but the input
+    torch.testing.assert_close(block(x), x.relu())  # only the input passes
     nn.init.constant_(block.excite.bias, 50.0)
     inner = block.second_norm(block.second(block.first_norm(block.first(x)).relu()))
     torch.testing.assert_close(block(x), (inner + x).relu())

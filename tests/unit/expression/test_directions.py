@@ -1,4 +1,4 @@
-"""Which way a slider goes, and how far is natural."""
+"""Directions of the sliders and their natural ranges."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 
 
 def trained() -> tuple[ExpressionEncoder, Tensor]:
-    """An encoder and expressions in which six causes move some scores each."""
+    """An encoder and expressions in which each of six causes moves some scores."""
     causes, mix = torch.rand(500, 6) ** 2, torch.rand(6, 52) * (torch.rand(6, 52) < 0.3)
     expression = (causes @ mix + 0.02 * torch.rand(500, 52)).clamp(0, 1)
     encoder = ExpressionEncoder(ExpressionConfig(hidden=16, n=4, d=12))
@@ -26,7 +26,7 @@ def trained() -> tuple[ExpressionEncoder, Tensor]:
 
 
 def disguised(encoder: ExpressionEncoder, order: list[int], signs: list[float]) -> ExpressionEncoder:
-    """The same encoder with its directions in another order, some turned round."""
+    """The same encoder with its directions in another order, some reversed."""
     other, signed = copy.deepcopy(encoder), torch.tensor(signs)
     with torch.no_grad():
         other.second.weight.copy_(signed[:, None] * encoder.second.weight[order])
@@ -35,7 +35,7 @@ def disguised(encoder: ExpressionEncoder, order: list[int], signs: list[float]) 
     return other
 
 
-def test_settling_leaves_the_embedding_as_it_was_but_for_its_scale() -> None:
+def test_settling_changes_only_the_scale_of_the_embedding() -> None:
     encoder, expression = trained()
     with torch.no_grad():
         before, old = encoder(expression), encoder.coefficients(expression)
@@ -50,7 +50,7 @@ def test_settling_leaves_the_embedding_as_it_was_but_for_its_scale() -> None:
     assert (basis @ basis.T - torch.eye(4)).abs().max() < 1e-5
 
 
-def test_directions_are_ordered_by_spread_and_point_where_their_score_rises() -> None:
+def test_directions_are_ordered_by_variance_and_point_where_their_score_rises() -> None:
     encoder, expression = trained()
     settle(encoder, expression)
     with torch.no_grad():
@@ -65,7 +65,7 @@ def test_directions_are_ordered_by_spread_and_point_where_their_score_rises() ->
         assert np.corrcoef(along, expression[:, score])[0, 1] > 0.2
 
 
-def test_a_slider_means_the_same_however_the_directions_were_turned_before() -> None:
+def test_sliders_do_not_depend_on_the_directions_before_settling() -> None:
     encoder, expression = trained()
     other = disguised(encoder, [2, 0, 3, 1], [1.0, -1.0, -1.0, 1.0])
     with torch.no_grad():
@@ -76,7 +76,7 @@ def test_a_slider_means_the_same_however_the_directions_were_turned_before() -> 
         torch.testing.assert_close(other.state_dict()[name], value, rtol=1e-3, atol=1e-4, msg=name)
 
 
-def test_settling_twice_changes_nothing_more() -> None:
+def test_settling_again_changes_nothing() -> None:
     encoder, expression = trained()
     settle(encoder, expression)
     before = copy.deepcopy(encoder.state_dict())

@@ -37,7 +37,7 @@ def test_coefficients_are_two_linear_layers_with_a_leaky_relu_between() -> None:
 
 
 def test_the_coefficients_can_be_read_back_from_the_embedding() -> None:
-    """Orthonormality is what makes a slider a slider: projecting on the basis undoes the sum."""
+    """The basis is orthonormal, so projecting the embedding onto it gives the coefficients."""
     encoder, expression = ExpressionEncoder(SMALL), torch.rand(6, 52)
     torch.testing.assert_close(encoder(expression) @ encoder.basis().T, encoder.coefficients(expression))
 

@@ -1,4 +1,4 @@
-"""Volume rendering along one ray: who absorbs how much of the light."""
+"""Volume rendering along one ray."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def test_weights_are_positive_and_sum_to_at_most_one(scale: float) -> None:
     assert (weights.sum(dim=-1) <= 1 + 1e-6).all()
 
 
-def test_weights_and_what_is_left_of_the_light_make_one() -> None:
+def test_weights_and_the_final_transmittance_sum_to_one() -> None:
     density, delta = torch.rand(1, 50, 16, dtype=torch.float64) * 5, torch.rand(1, 50, 16, dtype=torch.float64)
     left = torch.exp(-(density * delta).sum(dim=-1))
     torch.testing.assert_close(ray_weights(density, delta).sum(dim=-1) + left, torch.ones_like(left))
@@ -38,7 +38,7 @@ def test_an_opaque_sample_hides_what_lies_behind_it() -> None:
     assert torch.equal(ray_weights(density, torch.ones(1, 1, 4))[..., 2:], torch.zeros(1, 1, 2))
 
 
-def test_an_opaque_sample_gets_only_the_light_that_haze_before_it_lets_through() -> None:
+def test_haze_before_an_opaque_sample_reduces_its_weight() -> None:
     haze = 0.5
     weights = ray_weights(torch.tensor([[[haze, 1e9]]]), torch.ones(1, 1, 2))
     torch.testing.assert_close(weights, torch.tensor([[[1 - np.exp(-haze), np.exp(-haze)]]]).float())
@@ -48,7 +48,7 @@ def test_empty_space_absorbs_nothing() -> None:
     assert torch.equal(ray_weights(torch.zeros(1, 2, 5), torch.ones(1, 2, 5)), torch.zeros(1, 2, 5))
 
 
-def test_cutting_an_interval_in_two_changes_nothing_but_the_cut() -> None:
+def test_splitting_an_interval_splits_its_weight_only() -> None:
     whole = ray_weights(torch.tensor([[[2.0, 3.0]]]), torch.tensor([[[0.4, 0.2]]]))
     cut = ray_weights(torch.tensor([[[2.0, 2.0, 3.0]]]), torch.tensor([[[0.1, 0.3, 0.2]]]))
     torch.testing.assert_close(whole[0, 0, 0], cut[0, 0, :2].sum())
@@ -109,7 +109,7 @@ def test_gradients_stay_finite_behind_an_opaque_wall() -> None:
     assert density.grad.isfinite().all()
 
 
-def test_a_constant_colour_comes_out_times_the_opacity() -> None:
+def test_a_constant_colour_is_multiplied_by_the_opacity() -> None:
     density, _, depths = sample_rays()
     colour, _, weights = composite(density, torch.full((1, 5, 9, 2), 0.7, dtype=torch.float64), depths)
     torch.testing.assert_close(colour, 0.7 * weights.sum(dim=-1, keepdim=True).expand(1, 5, 2))

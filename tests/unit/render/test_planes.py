@@ -1,4 +1,4 @@
-"""Look-ups in three real planes: xy, yz and zx."""
+"""Sampling of the three planes xy, yz and zx."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ HALF = 0.45
 
 
 def one_at_a_time(planes: torch.Tensor, points: torch.Tensor) -> list[torch.Tensor]:
-    """What each of the three planes contributes alone."""
+    """The contribution of each of the three planes."""
     alone = []
     for plane in range(3):
         kept = torch.zeros_like(planes)
@@ -69,7 +69,7 @@ def test_features_are_the_mean_of_the_planes() -> None:
     torch.testing.assert_close(plane_features(planes, torch.zeros(1, 1, 3), HALF), torch.full((1, 1, 2), 3.0))
 
 
-def test_outside_the_cube_there_is_nothing() -> None:
+def test_features_are_zero_outside_the_cube() -> None:
     planes = torch.ones(1, 3, 2, 8, 8)
     points = torch.tensor([[[1.0, 1.0, 1.0], [-0.6, 0.7, -0.8]]])
     assert plane_features(planes, points, HALF).count_nonzero() == 0

@@ -1,4 +1,4 @@
-"""Rays leave the camera and go through the pixels that the camera projects to."""
+"""Rays start at the camera and pass through the centres of its pixels."""
 
 from __future__ import annotations
 

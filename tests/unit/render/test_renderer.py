@@ -1,4 +1,4 @@
-"""The whole volume renderer: against its slow twin, and against spheres whose picture is known."""
+"""The whole volume renderer: against its slow twin, and against spheres whose image is known."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_renders_agree_with_the_slow_twin(fine: int) -> None:
 
 
 def test_gradients_agree_with_finite_differences_of_the_slow_twin() -> None:
-    """Through colours and densities at fixed samples: where the samples lie carries no gradient."""
+    """Through colours and densities at fixed samples: the sample positions carry no gradient."""
     renderer, planes, cameras = scene()
     planes.requires_grad_()
     mix = torch.randn(5, 4, 4)
@@ -166,7 +166,7 @@ def test_rendering_runs_in_float32_under_autocast() -> None:
 
 
 @pytest.mark.parametrize("size", [3, 8, 11])
-def test_any_number_of_rays_a_side_can_be_asked_for(size: int) -> None:
+def test_any_number_of_rays_per_side_can_be_rendered(size: int) -> None:
     renderer, planes, cameras = scene(2)
     rendered = renderer(planes, cameras, size)
     assert rendered.raw.shape == (2, 3, size, size)
@@ -181,14 +181,14 @@ def test_opacities_lie_between_zero_and_one() -> None:
     assert opacity.max() <= 1 + 1e-6
 
 
-# ---- a sphere, whose picture is known --------------------------------------------------------------------------------
+# ---- a sphere, whose image is known ----------------------------------------------------------------------------------
 
 
 CENTRE, RADIUS = np.array([0.1, -0.06, 0.08]), 0.2
 
 
 class Sphere(nn.Module):
-    """An opaque ball in place of the decoder; channels 0 to 2 of the planes carry the point's own coordinates."""
+    """An opaque ball instead of the decoder; channels 0 to 2 of the planes are the coordinates of the point."""
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         offset = feature[..., :3] - torch.from_numpy(CENTRE).float()
@@ -233,7 +233,7 @@ def view(name: str) -> Rendered:
 
 
 def hits(camera: Camera, resolution: int) -> tuple[np.ndarray, np.ndarray]:
-    """Of every pixel: the ray's squared distance from the ball's centre and the depth of its first hit (or nan)."""
+    """For every pixel: the ray's squared distance from the ball's centre and the depth of its first hit (or nan)."""
     miss, depth = np.zeros((2, resolution, resolution))
     for row in range(resolution):
         for column in range(resolution):
@@ -250,7 +250,7 @@ def test_a_ball_has_the_silhouette_and_the_depth_of_a_ball(name: str) -> None:
     rendered, camera = view(name), VIEWS[name]
     opacity, depth = rendered.opacity[0, 0].numpy(), rendered.depth[0, 0].numpy()
     miss, expected = hits(camera, 40)
-    # Near the rim the ray's way through the ball is shorter than the distance of two samples.
+    # Near the rim the ray's path through the ball is shorter than the distance between two samples.
     assert opacity[miss < 0.97 * RADIUS].min() > 0.99
     assert opacity[miss > 1.01 * RADIUS].max() < 0.01
     inner = miss < 0.9 * RADIUS
@@ -260,7 +260,7 @@ def test_a_ball_has_the_silhouette_and_the_depth_of_a_ball(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", VIEWS)
-def test_a_ball_is_seen_where_the_camera_projects_its_centre_and_as_large(name: str) -> None:
+def test_a_ball_appears_at_its_projected_centre_with_its_projected_size(name: str) -> None:
     camera = VIEWS[name]
     opacity = view(name).opacity[0, 0].numpy().astype(np.float64)
     middle = (np.arange(40) + 0.5) / 40
@@ -279,7 +279,7 @@ def test_the_near_side_of_the_ball_is_seen_and_its_right_is_on_the_right() -> No
     assert raw[2, 20, 20] < -0.9  # the side with the smaller z faces the camera
 
 
-def test_where_nothing_is_hit_the_picture_is_black_and_the_depth_is_the_far_limit() -> None:
+def test_rays_that_hit_nothing_are_black_with_the_far_limit_as_depth() -> None:
     rendered = view("frontal")
     assert rendered.opacity[0, 0, 0, 0] == 0
     torch.testing.assert_close(rendered.raw[0, :, 0, 0], torch.full((3,), -1.0))

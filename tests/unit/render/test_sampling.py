@@ -1,4 +1,4 @@
-"""Depths along rays: one a bin, then where the weights are."""
+"""Depths along rays: stratified, then by importance."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def test_no_gradient_flows_through_importance_sampling() -> None:
 
 
 def jittered(*seeds: int) -> torch.Tensor:
-    """(B, 2, 400, 6) places within their bins of stratified depths, 0..1, and of the importance depths behind them."""
+    """(B, 2, 400, 6) positions within their bins, 0..1, of stratified and of importance depths."""
     given, near = torch.tensor(seeds), torch.zeros(len(seeds))
     depths = stratified_depths(near, near + 6.0, 400, 6, given)
     flat = torch.linspace(0.0, 6.0, 7).expand(len(seeds), 400, 7)
@@ -108,8 +108,8 @@ def test_an_item_has_the_jitter_of_its_seed_whatever_else_is_in_the_batch() -> N
         assert torch.equal(together[item], jittered(seed)[0])
 
 
-def test_seeds_rays_samples_and_both_draws_are_jittered_independently() -> None:
-    """Neighbouring seeds too, as those of a batch are."""
+def test_the_jitter_of_seeds_rays_samples_and_both_stages_is_independent() -> None:
+    """Neighbouring seeds too, such as those of a batch."""
     places = (jittered(*range(64)) - 0.5).flatten(2)  # (seed, draw, ray and sample)
     streams = places.flatten(0, 1)
     correlation = streams @ streams.mT / (streams.shape[1] / 12)
@@ -120,11 +120,11 @@ def test_seeds_rays_samples_and_both_draws_are_jittered_independently() -> None:
     torch.testing.assert_close(counts, torch.full((10,), 0.1), atol=2e-3, rtol=0)
 
 
-def test_a_seed_too_few_is_refused() -> None:
+def test_too_few_seeds_are_refused() -> None:
     with pytest.raises(ShapeError, match="seeds"):
         stratified_depths(torch.zeros(2), torch.ones(2), 4, 4, torch.tensor([1]))
 
 
-def test_one_weight_too_many_is_refused() -> None:
+def test_too_many_weights_are_refused() -> None:
     with pytest.raises(ShapeError, match="weights"):
         importance_depths(edges(), torch.ones(1, 2, 9), 4)

@@ -41,7 +41,7 @@ def clips(golden: ModuleType) -> FrameStore:
 
 
 def former(config: ModelConfig | None = None) -> Export3D:
-    """A model of phase one that draws something, though nothing worth looking at."""
+    """A model of phase one with random weights, whose images are not constant."""
     torch.manual_seed(3)
     model = Export3D(config or tiny())
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_with_sr_no_gradient_is_kept_below_the_super_resolution(clips: FrameStor
     assert all(p.grad is not None for p in task.model.superres.parameters())
 
 
-def test_both_modes_begin_with_the_same_pictures(clips: FrameStore) -> None:
+def test_both_modes_start_with_the_same_images(clips: FrameStore) -> None:
     shown = []
     for config in (PLAIN, ALL):
         task = AdversarialTask(config, former(), clips)
@@ -142,7 +142,7 @@ def test_both_modes_begin_with_the_same_pictures(clips: FrameStore) -> None:
     assert shown[0][1] == shown[1][1]
 
 
-def test_the_discriminator_moves_and_learns_to_tell_drawn_from_real(clips: FrameStore, tmp_path: Path) -> None:
+def test_the_discriminator_learns_to_tell_rendered_from_real(clips: FrameStore, tmp_path: Path) -> None:
     _, result = go(PLAIN, clips, tmp_path, max_images=80, batch_size=4)
     lines = read_log(tmp_path / "log.jsonl")
     first, last = lines[0]["opponent"]["losses"], lines[-1]["opponent"]["losses"]
@@ -171,7 +171,7 @@ def test_equation_12_adds_the_weighted_losses(clips: FrameStore) -> None:
     assert adv["total"] == pytest.approx(adv["l2"] + adv["l2_raw"] + adv["adversarial"], rel=1e-6)
 
 
-def test_the_discriminator_sees_driving_frames_and_drawn_ones_at_both_sizes_with_their_cameras(
+def test_the_discriminator_gets_driving_and_rendered_frames_at_both_sizes_with_their_cameras(
     clips: FrameStore,
 ) -> None:
     task = AdversarialTask(PLAIN, former(), clips)
@@ -186,7 +186,7 @@ def test_the_discriminator_sees_driving_frames_and_drawn_ones_at_both_sizes_with
     assert not any(picture.requires_grad for picture in (*shown.real, *shown.fake))
 
 
-def test_r1_is_taken_in_every_so_many_th_step_with_so_many_times_its_weight(clips: FrameStore) -> None:
+def test_r1_is_taken_in_every_kth_step_with_k_times_its_weight(clips: FrameStore) -> None:
     task = AdversarialTask(replace(PLAIN, r1_every=4, r1_gamma=2.0), former(), clips)
     batch = task.batch(0, 2, 0, 1)
     for step in range(9):
@@ -202,7 +202,7 @@ def test_r1_is_taken_in_every_so_many_th_step_with_so_many_times_its_weight(clip
     assert "r1" not in none.opponent.losses(batch, 0)
 
 
-def test_half_precision_keeps_gradients_of_gradients_finite(clips: FrameStore, tmp_path: Path) -> None:
+def test_second_order_gradients_stay_finite_in_half_precision(clips: FrameStore, tmp_path: Path) -> None:
     go(replace(ALL, r1_every=2), clips, tmp_path, precision="bf16")
     lines = read_log(tmp_path / "log.jsonl")
     assert all(np.isfinite(line["opponent"]["losses"]["total"]) for line in lines)
@@ -220,10 +220,10 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, float], clips:
 
 
 @pytest.mark.parametrize("config", [PLAIN, ALL], ids=["sr", "all"])
-def test_a_run_resumes_bit_for_bit_in_the_midst_of_an_r1_period(
+def test_a_run_resumes_bit_for_bit_within_an_r1_period(
     config: AdversarialConfig, clips: FrameStore, tmp_path: Path
 ) -> None:
-    """With everything that draws at random; eight steps are three and five, R1 is due at steps 0 and 4."""
+    """With all sources of randomness: eight steps equal three plus five; R1 is due at steps 0 and 4."""
     config = replace(config, augment=True, mirror=True, r1_every=4)
     _, whole = go(config, clips, tmp_path / "whole", max_images=16)
     go(config, clips, tmp_path / "parts", max_images=6)
@@ -247,7 +247,7 @@ def test_a_run_resumes_bit_for_bit_in_the_midst_of_an_r1_period(
 # ---- figures and sheets ----------------------------------------------------------------------------------------------
 
 
-def test_validation_tells_both_scores_and_looking_changes_nothing(clips: FrameStore, golden: ModuleType) -> None:
+def test_validation_reports_both_scores_and_changes_nothing(clips: FrameStore, golden: ModuleType) -> None:
     task = AdversarialTask(PLAIN, former(), clips, golden.made_up_clips(seed=1))
     before = {name: value.clone() for name, value in task.module.state_dict().items()}
     with torch.no_grad():
@@ -278,7 +278,7 @@ def test_with_a_perceptual_network_lpips_is_a_term_and_a_figure(
 # ---- from weights to weights -----------------------------------------------------------------------------------------
 
 
-def test_the_model_is_that_of_the_weights_and_its_settings_are_saved_as_words(clips: FrameStore) -> None:
+def test_the_model_is_that_of_the_weights_and_its_settings_are_saved_as_json(clips: FrameStore) -> None:
     wide = replace(tiny(), superres=replace(tiny().superres, high_channels=12))
     task = AdversarialTask(replace(PLAIN, coarse=6), former(wide), clips)
     saved = json.loads(json.dumps(task.config))

@@ -1,4 +1,4 @@
-"""The profile of a training step, `benchmarks/training.py`: it runs, and its FLOP are those counted by hand."""
+"""The profile of a training step, `benchmarks/training.py`: it runs, and its FLOP count matches one by hand."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_benchmark_measures_a_small_run(
 
 
 def test_flop_belong_to_the_part_that_ran_or_saved(benchmark: ModuleType) -> None:
-    """Three products: 2 rows through 3 x 5 (one part), 5 x 7 (between parts) and 7 x 1 (another), there and back."""
+    """Products of 2 rows with 3 x 5 (one part), 5 x 7 (between parts) and 7 x 1 (another), forward and backward."""
     first, between, last = (
         nn.Linear(3, 5, bias=False),
         torch.randn(5, 7, requires_grad=True),

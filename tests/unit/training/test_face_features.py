@@ -22,18 +22,18 @@ def face(astronaut: np.ndarray) -> Tensor:
     return resize(to_tensor(astronaut[:256, 90:346])[None], 128)
 
 
-def test_equal_pictures_cost_nothing(distance: FacePerceptual, face: Tensor) -> None:
+def test_equal_images_have_distance_zero(distance: FacePerceptual, face: Tensor) -> None:
     assert distance(face, face).item() == 0.0
 
 
-def test_softer_pictures_are_farther_away(distance: FacePerceptual, face: Tensor) -> None:
+def test_blurrier_images_are_farther_away(distance: FacePerceptual, face: Tensor) -> None:
     soft = [resize(resize(face, size), 128) for size in (96, 64, 32, 16)]
     found = [distance(picture, face).item() for picture in soft]
     assert found == sorted(found)
     assert found[0] > 0.001
 
 
-def test_gradients_make_a_soft_picture_nearer(distance: FacePerceptual, face: Tensor) -> None:
+def test_following_the_gradient_brings_a_blurry_image_closer(distance: FacePerceptual, face: Tensor) -> None:
     soft = resize(resize(face, 32), 128).requires_grad_()
     before = distance(soft, face).sum()
     (gradient,) = torch.autograd.grad(before, soft)
@@ -42,7 +42,7 @@ def test_gradients_make_a_soft_picture_nearer(distance: FacePerceptual, face: Te
     assert distance(soft - 0.1 * step, face).item() < before.item()
 
 
-def test_each_pair_is_compared_by_itself(distance: FacePerceptual, face: Tensor) -> None:
+def test_pairs_are_compared_independently(distance: FacePerceptual, face: Tensor) -> None:
     other = face.flip(-1)
     both = distance(torch.cat([face, other]), torch.cat([other, other]))
     torch.testing.assert_close(both, torch.cat([distance(face, other), torch.zeros(1)]), atol=1e-5, rtol=1e-4)

@@ -153,7 +153,7 @@ def test_a_nan_before_the_first_state_says_so(tiny, tmp_path):
     assert latest_state(tmp_path / "checkpoints") is None
 
 
-def test_a_task_without_a_total_is_told_so(tiny, tmp_path):
+def test_losses_without_a_total_are_refused(tiny, tmp_path):
     task = tiny.TinyTask()
     task.losses = lambda batch, images_seen: {"error": task.module(batch["x"]).mean()}
     with pytest.raises(TrainingError, match="without 'total'"):
@@ -271,7 +271,7 @@ def test_accumulated_parts_give_the_gradient_of_the_whole_batch(tiny, tmp_path):
 
 
 def test_the_loss_falls(tiny, tmp_path):
-    """Constant targets can be learnt: the loop descends."""
+    """Constant targets can be learnt: the loop minimises the loss."""
     task = tiny.TinyTask(random=False)
     draw = task.batch
     task.batch = lambda *place: {**draw(*place), "y": torch.tensor([0.5, -0.5])}
@@ -294,7 +294,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(tiny, tmp_path):
     assert {value.dtype for value in state.model.values()} == {torch.float32, torch.int64}
 
 
-def test_channels_last_reaches_kernels_and_images_and_is_not_seen_on_disk(tiny, tmp_path):
+def test_channels_last_applies_to_kernels_and_images_and_not_on_disk(tiny, tmp_path):
     class Pictures(tiny.TinyTask):
         def __init__(self):
             torch.manual_seed(1)
@@ -322,7 +322,7 @@ def test_channels_last_reaches_kernels_and_images_and_is_not_seen_on_disk(tiny, 
     torch.testing.assert_close(ends[0], ends[1], rtol=1e-4, atol=1e-5)
 
 
-def test_compiling_is_asked_of_the_module_and_changes_no_key(tiny, tmp_path, monkeypatch):
+def test_compiling_calls_the_module_and_changes_no_key(tiny, tmp_path, monkeypatch):
     compiled = []
     monkeypatch.setattr(nn.Module, "compile", lambda self: compiled.append(self))
     task = tiny.TinyTask()
@@ -333,7 +333,7 @@ def test_compiling_is_asked_of_the_module_and_changes_no_key(tiny, tmp_path, mon
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_the_task_is_told_of_the_end_of_each_step_once(tiny, tmp_path, accumulate):
+def test_end_step_is_called_once_per_step(tiny, tmp_path, accumulate):
     task = tiny.TinyTask()
     train(task, tmp_path, tiny.tiny_config(accumulate=accumulate))
     assert task.steps_ended == 8
@@ -359,7 +359,7 @@ def test_a_duel_resumes_bit_for_bit_also_between_two_lazy_steps(tiny, tmp_path, 
     assert task.opponent.steps == list(range(stop // 4, 8))
 
 
-def test_both_networks_move_and_neither_disturbs_the_others_gradient(tiny, tmp_path):
+def test_both_networks_are_updated_and_neither_affects_the_others_gradient(tiny, tmp_path):
     """A slow twin: two optimisers by hand, each with the gradient of its own loss alone."""
     given = {"grad_clip": None, "warmup_images": 0, "max_images": 16, "precision": "fp32"}
     result = duel(tiny, tmp_path, tiny.TinyDuel(random=False), **given)
@@ -386,7 +386,7 @@ def test_both_networks_move_and_neither_disturbs_the_others_gradient(tiny, tmp_p
 
 
 def test_an_opponent_at_rest_leaves_the_task_alone(tiny, tmp_path):
-    """The task's numbers are those of a run without an opponent where it does not look at it."""
+    """If the task's loss ignores the opponent, its numbers are those of a run without one."""
     task = tiny.TinyTask()
     task.opponent = tiny.TinyOpponent()
     task.opponent.shown = torch.zeros(4, 2)
@@ -422,7 +422,7 @@ def test_a_nan_of_the_opponent_stops_the_run_and_keeps_the_last_good_state(tiny,
     assert_same_state(healed.checkpoint, duel(tiny, tmp_path / "whole").checkpoint)
 
 
-def test_runs_with_and_without_an_opponent_do_not_go_on_as_each_other(tiny, tmp_path):
+def test_runs_with_and_without_an_opponent_do_not_resume_each_other(tiny, tmp_path):
     duel(tiny, tmp_path / "two", max_images=16)
     with pytest.raises(CheckpointError, match="with a second network and cannot resume without one"):
         train(tiny.TinyTask(), tmp_path / "two", tiny.tiny_config())
@@ -450,7 +450,7 @@ def test_the_log_has_the_opponents_figures_and_a_lazy_term_is_a_mean_of_the_step
 
 
 def spiking(tiny, spikes):
-    """A task whose loss is a thousand times the usual in the steps that `spikes` names."""
+    """A task whose loss is a thousand times its usual value in the steps `spikes`."""
     task = tiny.TinyTask()
     losses = task.losses
 
@@ -462,7 +462,7 @@ def spiking(tiny, spikes):
     return task
 
 
-def test_a_loss_far_above_the_usual_is_logged_and_training_goes_on(tiny, tmp_path, caplog):
+def test_a_loss_spike_is_logged_and_training_continues(tiny, tmp_path, caplog):
     result = train(spiking(tiny, {25, 30, 31}), tmp_path, tiny.tiny_config(max_images=160, log_every=0))
     assert result.images_seen == 160
     spikes = [line for line in read_log(tmp_path / "log.jsonl") if line["kind"] == "spike"]
@@ -475,7 +475,7 @@ def test_a_loss_far_above_the_usual_is_logged_and_training_goes_on(tiny, tmp_pat
     ]
 
 
-def test_a_loss_that_stays_far_above_the_usual_stops_the_run_with_a_sentence(tiny, tmp_path):
+def test_a_loss_that_stays_far_above_its_usual_value_stops_the_run(tiny, tmp_path):
     task = spiking(tiny, range(30, 1000))
     match = (
         r"diverged after 320 images: total 1000, more than 3 times its usual value 1 for 50 steps; .*checkpoint-00000"
@@ -528,14 +528,14 @@ def test_the_resolved_configuration_and_command_are_written(tiny, tmp_path):
     assert (tmp_path / "command.txt").read_text() == "export3d train 'my data'\n"
 
 
-def test_only_the_last_states_stay(tiny, tmp_path):
+def test_only_the_last_states_are_kept(tiny, tmp_path):
     train(tiny.TinyTask(), tmp_path, tiny.tiny_config(keep=3, save_every=4))
     names = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
     assert names == ["checkpoint-00000024", "checkpoint-00000028", "checkpoint-00000032"]
 
 
 def test_a_state_becomes_weights_that_can_be_released(tiny, tmp_path):
-    """How averaged weights leave a run: in half precision, with the configuration that rebuilds the module."""
+    """Averaged weights are released in half precision, with the configuration that rebuilds the module."""
     state = load_state(train(tiny.TinyTask(), tmp_path / "run", tiny.tiny_config()).checkpoint)
     path = save_weights(
         tmp_path / "w.safetensors", state.ema, state.config["task"], state.counters, dtype=torch.float16
@@ -626,7 +626,7 @@ def test_two_processes_train_as_one(tiny, tmp_path, against):
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(("accumulate", "processes", "channels_last"), [(2, 1, False), (1, 2, True), (2, 2, False)])
 def test_phase_one_is_the_same_in_parts_and_processes(tiny, tmp_path, accumulate, processes, channels_last):
-    """With ray jitter, augmentation and the tri-plane EMA: the losses of every step, and where the buffers end."""
+    """With ray jitter, augmentation and the tri-plane EMA: the losses of every step, and the final buffers."""
     settings = {"lr": 1e-3, "batch_size": 8, "max_images": 48, "log_every": 8, "channels_last": channels_last}
     whole = train(tiny.pairs(), tmp_path / "whole", tiny.tiny_config(**settings))
     given = json.dumps({**settings, "pairs": True, "accumulate": accumulate})
@@ -643,8 +643,8 @@ def test_phase_one_is_the_same_in_parts_and_processes(tiny, tmp_path, accumulate
     torch.testing.assert_close(two.model[name], one.model[name], rtol=1e-3, atol=1e-6)
 
 
-def test_a_killed_run_goes_on_from_its_last_state(tiny, tmp_path):
-    """kill -9 in the midst of training, then resume: the end is that of a run that was never killed."""
+def test_a_killed_run_resumes_from_its_last_state(tiny, tmp_path):
+    """kill -9 during training, then resume: the result is that of a run that was never killed."""
     command = [sys.executable, str(TINY), str(tmp_path / "run"), json.dumps({"max_images": None, "slow_s": 0.02})]
     process = subprocess.Popen(command, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:

@@ -1,4 +1,4 @@
-"""Expression pre-training: the task that the loop trains, on faces drawn here, and the encoder that it leaves."""
+"""Expression pre-training on synthetic faces: the task, and the encoder that a run writes."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def face(person: int, scores: np.ndarray, size: int) -> np.ndarray:
 
 
 def drawn(person: int, frames: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pictures (T, size, size, 3) of a clip and the expressions (T, 52) that they were drawn from."""
+    """Images (T, size, size, 3) of a clip and the expressions (T, 52) they show."""
     rng = np.random.default_rng(100 + person)
     expression = rng.uniform(0, 0.05, (frames, 52))
     expression[:, :3] = rng.random((frames, 3))
@@ -114,7 +114,7 @@ def everything(result: Result) -> dict[str, Any]:
 
 
 def test_six_steps_are_three_and_a_resume_and_three_bit_for_bit(tmp_path: Path) -> None:
-    """With everything that draws at random: clips, frames, crops, colours, mirror images, noise, pseudo-clips."""
+    """With all sources of randomness: clips, frames, crops, colours, mirror images, noise, pseudo-clips."""
     config = replace(SMALL, frames=replace(SMALL.frames, augment=True))
     stores = made_up_store(range(3), (16, 5)), [made_up_store(range(20, 22), kind="pseudo")]
     at_once = train(PretrainTask(config, *stores), tmp_path / "once", loop(max_images=12))
@@ -153,7 +153,7 @@ def test_the_objective_and_the_temperature_reach_the_loss() -> None:
     assert len(set(totals)) == 4
 
 
-def test_looking_at_the_towers_does_not_change_them() -> None:
+def test_validation_and_sheets_do_not_change_the_towers() -> None:
     task = PretrainTask(SMALL, made_up_store(range(2)), val=made_up_store(range(50, 52)))
     before = {name: value.clone() for name, value in task.module.state_dict().items()}
     with torch.no_grad():
@@ -162,7 +162,7 @@ def test_looking_at_the_towers_does_not_change_them() -> None:
     for name, value in task.module.state_dict().items():
         assert torch.equal(value, before[name]), name
     assert sheet.dtype == np.uint8
-    assert sheet.shape == (4 * 96 + 5 * 4, 8 * 96 + 9 * 4, 3)  # two clips, eight frames, images above what was found
+    assert sheet.shape == (4 * 96 + 5 * 4, 8 * 96 + 9 * 4, 3)  # two clips, eight frames, the nearest frames below
 
 
 # ---- data ------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Phase one: the task that the loop trains, on clips made up here."""
+"""Phase one: its task, on synthetic clips."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def picture(person: int, yaw: float, smile: float, size: int) -> np.ndarray:
 
 
 def made_up_store(videos: int = 2, stills: int = 1, frames: int = 5, size: int = 64, seed: int = 0) -> FrameStore:
-    """Clips of a few frames, with the expression and camera that the pictures were drawn from."""
+    """Clips of a few frames, with the expression and camera that the images show."""
     rng = np.random.default_rng(seed)
     clips: list[Clip] = []
     pictures, expressions, cameras, numbers = [], [], [], []
@@ -137,7 +137,7 @@ def everything(result: Result) -> dict[str, Any]:
 
 @pytest.mark.usefixtures("extended")
 def test_eight_steps_are_four_and_a_resume_and_four_bit_for_bit(tmp_path: Path) -> None:
-    """With everything that draws at random: pairs, mirror images, augmentation, ray jitter."""
+    """With all sources of randomness: pairs, mirror images, augmentation, ray jitter."""
     config = replace(PLAIN, augment=True, mirror=True, face_emphasis=2.0)
     at_once = train(task(config), tmp_path / "once", loop(max_images=16))
     train(task(config), tmp_path / "twice", loop(max_images=8))
@@ -185,7 +185,7 @@ def test_a_step_folds_what_was_generated_into_the_average_after_using_it() -> No
     torch.testing.assert_close(average.value, (1 - average.delta) * generated.mean(dim=0))
 
 
-def test_looking_at_the_model_does_not_change_it() -> None:
+def test_validation_and_sheets_do_not_change_the_model() -> None:
     made = ReconstructionTask(PLAIN, made_up_store(), made_up_store(seed=1))
     before = {name: value.clone() for name, value in made.module.state_dict().items()}
     with torch.no_grad():
@@ -249,7 +249,7 @@ def test_an_error_of_expression_needs_a_reader() -> None:
         task(replace(PLAIN, expression_weight=1.0))
 
 
-def test_the_saved_model_keeps_the_samples_a_ray_it_was_trained_with() -> None:
+def test_the_saved_model_keeps_the_samples_per_ray_of_its_training() -> None:
     made = task(replace(PLAIN, coarse=4, fine=0))
     assert (made.model.renderer.config.coarse, made.model.renderer.config.fine) == (4, 0)
     saved = ModelConfig.from_dict(made.config["model"])
@@ -279,7 +279,7 @@ def test_loss_weights_and_emphasis_reach_the_loss() -> None:
     assert not torch.allclose(terms(face_emphasis=4.0)["l2"], plain["l2"], rtol=1e-4)
 
 
-def test_the_configuration_that_is_saved_is_words_and_numbers_only() -> None:
+def test_the_saved_configuration_is_plain_json() -> None:
     config = replace(PLAIN, heads_file=Path("folder") / "heads.pth")
     saved = json.loads(json.dumps(task(config).config))
     assert saved["reconstruction"]["heads_file"] == str(Path("folder") / "heads.pth")
@@ -607,14 +607,14 @@ def test_validation_compares_with_copying_the_source_on_fixed_pairs() -> None:
     assert task().validate(made.module) == {}
 
 
-def test_a_perfect_copy_of_the_data_has_the_copys_psnr() -> None:
-    """On one still per person, copying is exact: 100 dB is the ceiling."""
+def test_copying_a_still_is_exact() -> None:
+    """With one still per person, source and driving frame are equal: PSNR is at its limit of 100 dB."""
     made = ReconstructionTask(PLAIN, made_up_store(), made_up_store(videos=0, stills=2))
     with torch.no_grad():
         assert made.validate(made.module)["psnr_copy"] == pytest.approx(100.0)
 
 
-def test_a_sheet_has_a_row_a_pair_with_source_driving_result_raw_and_depth() -> None:
+def test_a_sheet_has_one_row_per_pair_with_source_driving_result_raw_and_depth() -> None:
     made = task()
     with torch.no_grad():
         sheet = made.sheet(made.module)

@@ -11,7 +11,7 @@ from export3d.errors import OutputError
 from export3d.training.record import Recorder, drop_lines_after, read_log
 
 
-def test_every_line_can_be_read_while_the_run_goes_on(tmp_path):
+def test_every_line_can_be_read_during_the_run(tmp_path):
     with Recorder(tmp_path, {}, command=["x"], tensorboard=False) as record:
         record.line("train", 4, 0.5, lr=0.1, losses={"total": 1.0})
         assert read_log(tmp_path / "log.jsonl") == [
@@ -68,7 +68,7 @@ def test_without_tensorboard_the_log_is_written_and_the_remedy_logged(tmp_path, 
     assert not (tmp_path / "tensorboard").exists()
 
 
-def test_a_run_folder_that_cannot_be_made_is_refused_in_a_sentence(tmp_path):
+def test_a_run_folder_that_cannot_be_created_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OutputError, match="choose another folder"):
         Recorder(tmp_path / "file" / "run", {}, tensorboard=False)

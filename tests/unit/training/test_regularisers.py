@@ -1,4 +1,4 @@
-"""Optional terms: what a perfect picture costs, what a disturbed one does, and where gradients go."""
+"""Optional terms: the loss of perfect and of disturbed images, and the path of gradients."""
 
 from __future__ import annotations
 
@@ -66,12 +66,12 @@ def blurred(picture: Tensor, factor: int) -> Tensor:
 # ---- identity and expression -----------------------------------------------------------------------------------------
 
 
-def test_a_perfect_picture_costs_nothing(error: IdentityError | ExpressionError, face: tuple[Tensor, Tensor]) -> None:
+def test_a_perfect_image_has_no_loss(error: IdentityError | ExpressionError, face: tuple[Tensor, Tensor]) -> None:
     picture, landmarks = face
     assert abs(float(error(picture, picture, landmarks))) < 1e-5
 
 
-def test_the_more_a_picture_is_disturbed_the_more_it_costs(
+def test_the_loss_grows_with_the_disturbance(
     error: IdentityError | ExpressionError, face: tuple[Tensor, Tensor]
 ) -> None:
     picture, landmarks = face
@@ -91,7 +91,7 @@ def test_gradients_reach_the_face_and_no_weight(
     assert strength[y - 40 : y + 40, x - 40 : x + 40].mean() > 20 * strength[-60:, :60].mean()
 
 
-def test_a_step_down_the_gradient_makes_it_smaller(
+def test_a_step_against_the_gradient_reduces_the_loss(
     error: IdentityError | ExpressionError, face: tuple[Tensor, Tensor]
 ) -> None:
     target, landmarks = face
@@ -112,10 +112,10 @@ def test_the_error_of_a_batch_is_the_mean_of_its_pairs(
     torch.testing.assert_close(both, torch.stack(apart).mean(), rtol=0, atol=1e-5)
 
 
-def test_the_loss_reads_identities_as_the_metric_does(
+def test_the_loss_agrees_with_the_identity_metric(
     portrait: tuple[np.ndarray, np.ndarray], face: tuple[Tensor, Tensor]
 ) -> None:
-    """The metric draws its chip twice as large and averages it down; the cosine is the same within a hundredth."""
+    """The metric samples its chip at twice the size and averages it down; the cosines agree within 0.01."""
     picture, landmarks = portrait
     wanted = torch.from_numpy(DlibIdentity()(picture, landmarks))
     found = IdentityError()._vectors(*face)[0]
@@ -123,7 +123,7 @@ def test_the_loss_reads_identities_as_the_metric_does(
 
 
 def test_alignment_puts_the_points_on_the_template() -> None:
-    """A bright dot at each point of a turned, scaled and shifted template comes out on the template."""
+    """Bright dots at the points of a rotated, scaled and shifted template are mapped onto the template."""
     template = torch.tensor([[0.3, 0.3], [0.7, 0.35], [0.5, 0.75]])
     angle = math.radians(25.0)
     turn = torch.tensor([[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]])
@@ -166,7 +166,7 @@ def volume(slope: float) -> Tensor:
     return slope * (ramp[:, None] + ramp).expand(1, 3, 4, 32, 32).clone()
 
 
-def test_a_constant_density_costs_nothing_and_a_steeper_one_more() -> None:
+def test_a_constant_density_has_no_loss_and_a_steeper_one_more() -> None:
     torch.manual_seed(0)
     decoder, seeds = PlaneDecoder(4, 8, 3), torch.tensor([5])
     decoder.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""A network of a hundred numbers and its task, for tests of the loop; also a script that tests start and kill.
+"""A network of a hundred parameters and its task, for tests of the loop; also a script that tests start and kill.
 
 python tiny.py RUN_DIR '{"max_images": 32, ...}' [PROCESSES]
 """
@@ -26,7 +26,7 @@ from export3d.training.task import OpponentConfig
 
 
 class TinyModule(nn.Module):
-    """Dropout, so that the generators matter, and two buffers, so that buffers matter."""
+    """Has dropout, which depends on the random generators, and two buffers."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class TinyModule(nn.Module):
 
 
 class TinyTask:
-    """Regression on numbers drawn from the counter.
+    """Regression on random numbers seeded by the counter.
 
     Args:
         random: dropout, noise from the global generators and running buffers; False: the shares of several processes
@@ -103,7 +103,7 @@ class TinyTask:
 
 
 class TinyOpponent:
-    """Tells outputs from targets; every third step has a term more, as lazy regularisation has.
+    """Tells outputs from targets; every third step has an extra term, as in lazy regularisation.
 
     Args:
         hook: called with the step inside `losses`; returns None, "loss" or "gradient": what becomes NaN.
@@ -150,7 +150,7 @@ class TinyDuel(TinyTask):
 
 
 def tiny_config(**changes: Any) -> LoopConfig:
-    """Four images a step, a state every two steps, nothing else written."""
+    """Four images per step, a state every two steps, nothing else written."""
     base = {
         "batch_size": 4, "max_images": 32, "log_every": 4, "sheet_every": 0, "validate_every": 0, "save_every": 8,
         "lr": 1e-2, "warmup_images": 8, "ema_halflife_images": 16, "ema_rampup": 0.5, "precision": "fp32", "cpu": True,
@@ -181,7 +181,7 @@ def run(run_dir: str, changes: dict[str, Any]) -> None:
 
 
 def run_forked(world: int, run_dir: str, changes: dict[str, Any]) -> None:
-    """What a launcher does, without the time it takes to import torch in every process."""
+    """Starts processes as a launcher does, without importing torch in each of them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

@@ -25,7 +25,7 @@ def test_three_steps_follow_equation_14_by_hand() -> None:
         torch.testing.assert_close(module.value, expected)
 
 
-def test_the_average_starts_at_zero_and_the_paper_forgets_slowly() -> None:
+def test_the_average_starts_at_zero_and_decays_slowly_in_the_paper() -> None:
     module = PlaneAverage((3, 32, 128, 128), delta=0.998)
     assert module.value.shape == (3, 32, 128, 128)
     assert module.value.count_nonzero() == 0
@@ -75,7 +75,7 @@ def test_the_average_keeps_float32_when_planes_are_bfloat16() -> None:
     torch.testing.assert_close(module.value, torch.full(SHAPE, 1 - 0.998**50))
 
 
-def test_the_parts_of_a_batch_move_the_average_once_and_not_before_the_end() -> None:
+def test_the_parts_of_a_batch_update_the_average_once_at_the_end() -> None:
     planes = torch.randn(6, *SHAPE)
     parts, whole = PlaneAverage(SHAPE, delta=0.9), PlaneAverage(SHAPE, delta=0.9)
     for module in (parts, whole):

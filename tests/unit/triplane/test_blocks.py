@@ -46,7 +46,7 @@ def test_a_new_conditioned_block_is_a_plain_vit_block() -> None:
     torch.testing.assert_close(conditioned(x, 3, 4, torch.randn(2, 6)), plain(x, 3, 4))
 
 
-def test_each_norm_of_a_conditioned_block_answers_to_the_expression() -> None:
+def test_each_norm_of_a_conditioned_block_depends_on_the_expression() -> None:
     x, embedding = torch.randn(1, 12, 16), torch.randn(1, 6)
     for name in ("norm_attention", "norm_ffn"):
         block = ViTBlock(16, 4, 2, embedding=6)
@@ -56,7 +56,7 @@ def test_each_norm_of_a_conditioned_block_answers_to_the_expression() -> None:
         assert (block(x, 3, 4, embedding) - block(x, 3, 4, -embedding)).abs().max() > 1e-4
 
 
-def test_a_new_block_learns_to_listen_although_it_begins_deaf() -> None:
+def test_a_new_block_gets_a_gradient_for_the_expression_it_still_ignores() -> None:
     block = ViTBlock(16, 4, 2, embedding=6)
     block(torch.randn(2, 12, 16), 3, 4, torch.randn(2, 6)).square().sum().backward()
     for norm in (block.norm_attention, block.norm_ffn):
@@ -72,7 +72,7 @@ def test_a_block_is_two_residual_steps() -> None:
 
 
 @pytest.mark.parametrize("embedding", [0, 6])
-def test_items_of_a_batch_do_not_see_each_other(embedding: int) -> None:
+def test_items_of_a_batch_are_independent(embedding: int) -> None:
     block, x = ViTBlock(16, 4, 2, embedding), torch.randn(3, 12, 16)
     given = (torch.randn(3, 6),) if embedding else ()
     together = block(x, 3, 4, *given)

@@ -45,7 +45,7 @@ def test_patches_overlap() -> None:
 
 
 def test_a_moved_image_gives_moved_features() -> None:
-    """No position is built in: away from the border, a shift of eight pixels is a shift of one feature."""
+    """The stem has no positional encoding: away from the border, eight pixels of shift are one feature of shift."""
     stem = ConvStem(16)
     image = torch.randn(1, 3, 96, 96)
     for found, moved, step in zip(stem(image), stem(image.roll(8, dims=-1)), (4, 2, 1), strict=True):

@@ -15,7 +15,7 @@ def test_four_channels_become_four_pixels() -> None:
     assert torch.equal(out[0, 0, :2, :2], torch.tensor([[0.0, 1.0], [2.0, 3.0]]))
 
 
-def test_the_low_pass_comes_behind_the_shuffle() -> None:
+def test_the_low_pass_follows_the_shuffle() -> None:
     x = torch.randn(2, 8, 6, 6)
     shuffled = torch.nn.functional.pixel_shuffle(x, 2)
     assert torch.equal(ShuffleUpsample(0.0)(x), shuffled)
@@ -23,7 +23,7 @@ def test_the_low_pass_comes_behind_the_shuffle() -> None:
 
 
 def test_the_grid_of_the_shuffle_is_gone() -> None:
-    """Channels of different mean draw a grid of period two; behind the low-pass next to nothing of it is left."""
+    """Channels with different means give a grid of period two, which the low-pass removes almost completely."""
     x = torch.tensor([1.0, -1.0, -1.0, 1.0]).view(1, 4, 1, 1).expand(1, 4, 8, 8)
     assert ShuffleUpsample(0.0)(x).std() > 0.9
     assert ShuffleUpsample(1.0)(x).abs().max() < 1e-3
