@@ -111,7 +111,7 @@ def test_a_reading_holds_pose_expression_and_points_of_the_picture() -> None:
     np.testing.assert_allclose(reading.angles_deg, [[12.0, -5.0, 0.0]], atol=0.01)
     np.testing.assert_allclose(reading.position, [[0.0, 0.0, 2.7]], atol=1e-3)
     reading = drawn_scorer({1: [face]}).read(plain(1))
-    label, _ = pose.fit_camera(face.landmarks[:, :2], 256, face.scores)  # as the tracker fits it
+    (label,), _ = pose.fit_cameras(face.landmarks[None, :, :2], 256, scores=face.scores[None])  # as the tracker fits it
     np.testing.assert_allclose(reading.angles_deg[0], head_angles(label), atol=1e-4)
     np.testing.assert_allclose(reading.position[0], head_position(label), atol=1e-5)
     np.testing.assert_allclose(reading.pose6[0, :3], np.radians(reading.angles_deg[0]))
