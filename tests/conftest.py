@@ -161,7 +161,8 @@ def face_video(astronaut_turns: list[np.ndarray], tmp_path_factory: pytest.TempP
 
     folder = tmp_path_factory.mktemp("clips")
     with VideoWriter(folder / "face.mp4", 25.0, 256, audio_from=_tone(folder / "tone.mp4")) as writer:
-        writer.write_frames(astronaut_turns)
+        for frame in astronaut_turns:
+            writer.write(frame)
     return folder / "face.mp4"
 
 
