@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from export3d.errors import CheckpointError
-from export3d.files import sync_folder, write_atomic, writing_to
+from export3d.files import sync_folder, write_bytes, writing_to
 from export3d.weights.blob import (
     FORMAT_VERSION,
     MODEL_FILE,
@@ -119,7 +119,7 @@ def save_state(
                 "versions": library_versions(),
                 "files": files,
             }
-            write_atomic(temporary / "state.json", to_json(state))
+            write_bytes(temporary / "state.json", to_json(state))
             sync_folder(temporary)
             temporary.rename(final)
             sync_folder(folder)

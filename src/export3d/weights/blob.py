@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from export3d.errors import CheckpointError, OutputError
-from export3d.files import write_atomic
+from export3d.files import write_bytes
 
 Json = dict[str, Any]
 FORMAT_VERSION = 1
@@ -93,13 +93,13 @@ def write_blob(path: Path, data: bytes, part_size_mb: float | None) -> Json:
     if part_size_mb is not None and size < 1:
         raise OutputError(f"cannot cut {path.name} into parts of {part_size_mb} MB; give a positive size")
     if not size or len(data) <= size:
-        write_atomic(path, data)
+        write_bytes(path, data)
         return entry
     entry["parts"] = []
     for number, start in enumerate(range(0, len(data), size)):
         part = path.with_name(f"{path.name}.part{number:02d}")
         piece = data[start : start + size]
-        write_atomic(part, piece)
+        write_bytes(part, piece)
         entry["parts"].append({"name": part.name, "size": len(piece)})
     return entry
 

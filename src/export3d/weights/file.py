@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from export3d.errors import CheckpointError, OutputError
-from export3d.files import write_atomic, writing_to
+from export3d.files import write_bytes, writing_to
 from export3d.weights.blob import (
     FORMAT_VERSION,
     Json,
@@ -87,7 +87,7 @@ def save_weights(
             "versions": library_versions(),
             "file": entry,
         }
-        write_atomic(sidecar_of(path), to_json(sidecar))
+        write_bytes(sidecar_of(path), to_json(sidecar))
         _remove_stale_parts(path, entry)
     return path
 
@@ -136,7 +136,7 @@ def copy_weights(source: Path | str, target: Path | str, info: Mapping[str, Any]
     with writing_to(target):
         entry = write_blob(target, data, None)
         words = {**sidecar, "info": {**sidecar["info"], **(info or {})}, "file": entry}
-        write_atomic(sidecar_of(target), to_json(words))
+        write_bytes(sidecar_of(target), to_json(words))
         _remove_stale_parts(target, entry)
     return target
 

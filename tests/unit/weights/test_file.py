@@ -110,7 +110,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_weights(weights, tensors
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(OutputError, match="No space left on device"):
+    with pytest.raises(OutputError, match="no space left on device"):
         save_weights(weights, {"a": torch.zeros(1)}, {}, {})
     monkeypatch.undo()
     assert_equal_tensors(load_weights(weights)[0], tensors)
@@ -470,7 +470,7 @@ def test_a_full_disk_keeps_the_earlier_state_and_leaves_nothing_else(tmp_path, m
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full_at_the_third)
-    with pytest.raises(OutputError, match="No space left on device"):
+    with pytest.raises(OutputError, match="no space left on device"):
         save_state(tmp_path, **state_of(8))
     assert list(tmp_path.iterdir()) == [good]
     load_state(good)
