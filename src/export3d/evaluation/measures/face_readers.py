@@ -47,7 +47,7 @@ _DEEP3D_EXPRESSION, _DEEP3D_ANGLE, _DEEP3D_TRANS = slice(80, 144), slice(224, 22
 _DEEP3D_POINTS = ((33, 133), (362, 263), (4,), (61,), (291,))
 """Eyes (mean of the corners), tip of the nose, corners of the mouth; left to right in the image."""
 _MESH_ORIGIN = np.array([0.0, 0.0, -0.207])
-"""The canonical mesh's origin in units of Deep3DFaceRecon's face (as in `motion.load_bfm64`)."""
+"""The canonical mesh's origin in units of Deep3DFaceRecon's face (as in `motion.bfm64.load_bfm64`)."""
 
 
 class LandmarkDetector(Protocol):
