@@ -15,9 +15,9 @@ from PIL import Image, ImageFilter
 from export3d.camera import Camera, head_angles, head_position
 from export3d.errors import ConfigError, ShapeError
 from export3d.evaluation.measures.face import FaceScorer, Movement, Reading, aed, akd, apd, apd6
-from export3d.evaluation.measures.face_readers import IBUG68
 from export3d.face import pose
 from export3d.face.crop import CropBox, crop
+from export3d.face.landmark_sets import IBUG68
 from export3d.face.landmarks import Face
 from export3d.face.mesh import canonical_mesh
 from export3d.image import read_image
