@@ -1,8 +1,8 @@
 """Training states on disk: network, average, optimisers and counters.
 
-A state is a folder `checkpoint-00001234` (images seen): `model`, `ema` and `optimizer` as safetensors, and `state.json`,
-which lists every file with its size and SHA-256. Where two networks are trained against each other, `opponent` and
-`opponent_optimizer` are beside them. The folder gets its final name only when it is complete, so that a process killed
+A state is a folder `checkpoint-00001234` (images seen): `model`, `ema` and `optimizer` as safetensors, and
+`state.json`, which lists every file with its size and SHA-256. Where two networks are trained against each other,
+`opponent` and `opponent_optimizer` are beside them. The folder gets its final name only when complete: a process killed
 at any moment leaves the last state loadable. Nothing in a state can execute.
 """
 
