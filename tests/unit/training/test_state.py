@@ -11,20 +11,11 @@ from torch import nn
 
 from export3d.errors import CheckpointError, OutputError
 from export3d.training.state import latest_state, load_state, save_state, states
+from tests.hostile import Bomb
 
 
 def assert_equal_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
     torch.testing.assert_close(a, b, rtol=0, atol=0)
-
-
-class Hostile:
-    """A pickle that would create a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
 
 
 def state_of(images_seen: int, fill: float = 1.0) -> dict:
@@ -136,7 +127,7 @@ def test_a_flipped_bit_in_a_state_is_refused_on_loading(tmp_path):
 
 def test_a_pickle_in_a_state_is_refused(tmp_path):
     path = save_state(tmp_path, **state_of(4))
-    torch.save({"a": Hostile(tmp_path / "executed")}, path / "model.safetensors")
+    torch.save({"a": Bomb(tmp_path / "executed")}, path / "model.safetensors")
     with pytest.raises(CheckpointError, match="pickle"):
         load_state(path)
     assert not (tmp_path / "executed").exists()

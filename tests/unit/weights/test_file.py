@@ -2,7 +2,6 @@ import errno
 import json
 import os
 import pickle
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from torch import nn
 
 from export3d.errors import CheckpointError, OutputError
 from export3d.weights.file import copy_weights, load_into, load_weights, read_sidecar, save_weights
+from tests.hostile import Bomb
 
 
 def assert_equal_tensors(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
@@ -48,16 +48,6 @@ def test_a_full_disk_is_one_sentence_and_leaves_the_old_weights(weights, tensors
     assert len(list(weights.parent.iterdir())) == 2
 
 
-class Hostile:
-    """A pickle that would create a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return Path.touch, (self.path,)
-
-
 def _missing(path):
     path.unlink()
 
@@ -80,11 +70,11 @@ def _folder(path):
 
 
 def _torch_pickle(path):
-    torch.save({"a": Hostile(path.with_name("executed"))}, path)
+    torch.save({"a": Bomb(path.with_name("executed"))}, path)
 
 
 def _bare_pickle(path):
-    path.write_bytes(pickle.dumps(Hostile(path.with_name("executed"))))
+    path.write_bytes(pickle.dumps(Bomb(path.with_name("executed"))))
 
 
 def _sidecar_of_another(path):
