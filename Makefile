@@ -1,19 +1,25 @@
 # `make demo` from a fresh clone: installs into .venv, animates the bundled portrait, leaves out/demo.mp4.
-# `make test`: what a change must pass. `make docs`: the documentation as a site in site/, built offline.
+# `make test`: what a change must pass. `make quick`: the same without the slow tests, for while you work.
+# `make docs`: the documentation as a site in site/, built offline.
 # All need Python 3.11 or newer and nothing else.
 
 PYTHON ?= python3
 VENV ?= .venv
 OUT ?= out
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --quiet
+# Two processes of one thread each: the tests are too small for threads to help.
+PYTEST := OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo test lint types docs clean
+.PHONY: demo test quick lint types docs clean
 
 demo: $(VENV)/.face
 	$(VENV)/bin/export3d demo -o $(OUT)
 
 test: lint types
-	OMP_WAIT_POLICY=passive $(VENV)/bin/python -m pytest
+	$(PYTEST)
+
+quick: lint types
+	$(PYTEST) -m 'not slow'
 
 lint: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

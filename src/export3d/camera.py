@@ -13,19 +13,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-import export3d.camera as camera
-import export3d.camera as cameras
 from export3d.errors import ShapeError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 Array = NDArray[np.floating]
 Float = TypeVar("Float", bound=np.floating)
@@ -225,6 +220,24 @@ def project(points: Array, label: Array) -> Array:
     return pixels
 
 
+def projected(points: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    """`project` for the network: differentiable, in float32.
+
+    Args:
+        points: (B, N, 3), scene units.
+        label: (B, 25).
+
+    Returns:
+        image coordinates (B, N, 2), 0..1 across the image, x first, and distances along the optical axis (B, N) in
+        scene units. A point nearer than 0.001 units is projected as if it lay there.
+    """
+    with torch.autocast(points.device.type, enabled=False):
+        cam2world, intrinsics = unpack(label.float())
+        local = (points.float() - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
+        image = local @ intrinsics.mT
+        return image[..., :2] / image[..., 2:].clamp_min(1e-3), local[..., 2]
+
+
 def _axis_rotation(angle: Array, axis: int) -> Array:
     c, s = np.cos(angle), np.sin(angle)
     i, j = [(1, 2), (2, 0), (0, 1)][axis]
@@ -233,21 +246,3 @@ def _axis_rotation(angle: Array, axis: int) -> Array:
     out[..., i, i], out[..., j, j] = c, c
     out[..., i, j], out[..., j, i] = -s, s
     return out
-
-
-def projected(points: Tensor, camera: Tensor) -> tuple[Tensor, Tensor]:
-    """Points (B, N, 3) as cameras (B, 25) see them: places (B, N, 2), 0..1, and distances along the axis (B, N)."""
-    with torch.autocast(points.device.type, enabled=False):
-        cam2world, intrinsics = cameras.unpack(camera.float())
-        local = (points.float() - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
-        image = local @ intrinsics.mT
-        return image[..., :2] / image[..., 2:].clamp_min(1e-3), local[..., 2]
-
-
-def _pictured(points: Tensor, label: Tensor) -> Tensor:
-    """Points (B, N, 3) of the scene to their places (B, N, 2) in the pictures of cameras (B, 25), [-1, 1], x first."""
-    cam2world, intrinsics = camera.unpack(label.float())
-    with torch.autocast(points.device.type, enabled=False):
-        local = (points - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
-        projected = local @ intrinsics.transpose(1, 2)
-    return projected[..., :2] / projected[..., 2:].clamp_min(1e-3) * 2 - 1

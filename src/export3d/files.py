@@ -1,12 +1,11 @@
-"""Doors to the disk: what an input file may not be, and output files that are either whole or absent.
+"""Reading and writing files: inputs are checked, outputs are whole or absent.
 
-Every reader calls `check_input` first, so that a missing file, a folder and an empty file are named in the same words
-everywhere; every writer goes through `replacing`, so that an interrupted run leaves no partial output.
+Every reader calls `check_input` first, so that the message for a missing file, a folder or an empty file is the same
+everywhere. Every writer uses `replacing`, so that an interrupted run leaves no partial output.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import tempfile
@@ -101,7 +100,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             os.fsync(file.fileno())
         temporary.chmod(0o666 & ~_umask())
         temporary.replace(target)
-        _flush_folder(target.parent)
+        sync_folder(target.parent)
     except OSError as problem:
         raise write_failure(target, problem) from problem
     finally:
@@ -113,6 +112,26 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole file or nothing; raises `OutputError` like `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def writing_to(path: Path) -> Iterator[None]:
+    """Report an `OSError` inside the block as an `OutputError` that names `path`."""
+    try:
+        yield
+    except OSError as problem:
+        raise write_failure(path, problem) from problem
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut, where the system can (not on Windows)."""
+    if hasattr(os, "O_DIRECTORY"):
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                os.fsync(handle)
+            finally:
+                os.close(handle)
 
 
 def write_failure(path: Path, problem: BaseException) -> OutputError:
@@ -139,48 +158,3 @@ def _umask() -> int:
     current = os.umask(0o022)
     os.umask(current)
     return current
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make the rename itself survive a power cut, where the system can (not on Windows)."""
-    if hasattr(os, "O_DIRECTORY"):
-        with suppress(OSError):
-            handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                os.fsync(handle)
-            finally:
-                os.close(handle)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write to a temporary name in the same folder, flush to the disk, rename, flush the folder."""
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    if not hasattr(os, "O_DIRECTORY"):  # Windows cannot open folders; its rename is durable enough
-        return
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def writing_to(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        cause = error.strerror or error
-        raise OutputError(f"cannot write {path}: {cause}; free space or choose another folder") from error

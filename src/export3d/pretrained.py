@@ -42,7 +42,7 @@ def load_pretrained(path: Path | str | None = None) -> Export3D:
 
 
 def save_pretrained(model: Export3D, path: Path | str, info: Mapping[str, Any], **options: Any) -> Path:
-    """Write a model's weights with the configuration that rebuilds it; `options` go to `checkpoint.save_weights`."""
+    """Write a model's weights with the configuration that rebuilds it; `options` go to `weights.file.save_weights`."""
     return save_weights(path, model.state_dict(), {"model": model.config.to_dict()}, info, **options)
 
 

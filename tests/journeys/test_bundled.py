@@ -92,7 +92,8 @@ def test_prepare_then_train_then_resume_then_animate_then_evaluate(
     clips.mkdir()
     for name, step in (("ada", 1), ("bob", -1)):  # bob is ada in the mirror
         with VideoWriter(clips / f"{name}.mp4", 25.0, 256) as writer:
-            writer.write_frames([frame[:, ::step] for frame in astronaut_turns])
+            for frame in astronaut_turns:
+                writer.write(frame[:, ::step])
     (clips / "notes.txt").write_text("ignored")
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("file,person,split\nclips/ada.mp4,ada,train\nclips/bob.mp4,bob,val\n")

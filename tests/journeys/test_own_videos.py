@@ -47,7 +47,8 @@ def videos(astronaut_turns: list[np.ndarray], tmp_path_factory: pytest.TempPathF
 def _write(path: Path, frames: list[np.ndarray]) -> None:
     height, width, _ = frames[0].shape
     with VideoWriter(path, 25.0, (width, height)) as writer:
-        writer.write_frames(frames)
+        for frame in frames:
+            writer.write(frame)
 
 
 @pytest.fixture(scope="module")

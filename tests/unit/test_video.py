@@ -603,7 +603,8 @@ def boxes(path: Path) -> list[bytes]:
 def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
     frames = [smooth(k) for k in range(30)]
     with VideoWriter(tmp_path / "a.mp4", 25, (128, 96)) as writer:
-        writer.write_frames(frames)
+        for frame in frames:
+            writer.write(frame)
         assert writer.frames_written == 30
     back = list(read_frames(tmp_path / "a.mp4"))
     assert len(back) == 30
@@ -622,7 +623,8 @@ def test_plain_colours_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_the_file_is_what_browsers_play(tmp_path: Path) -> None:
     with VideoWriter(tmp_path / "a.mp4", 25, 64, metadata={"title": "größer"}) as writer:
-        writer.write_frames(np.zeros((30, 64, 64, 3), np.uint8))
+        for frame in np.zeros((30, 64, 64, 3), np.uint8):
+            writer.write(frame)
     kinds = boxes(tmp_path / "a.mp4")
     assert kinds[0] == b"ftyp"
     assert kinds.index(b"moov") < kinds.index(b"mdat"), "the index must stand in front"
@@ -639,7 +641,8 @@ def test_the_file_is_what_browsers_play(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fps", [10, 24, 29.97, 30, Fraction(24000, 1001), 60])
 def test_the_rate_is_exact(tmp_path: Path, fps: float) -> None:
     with VideoWriter(tmp_path / "a.mp4", fps, (80, 48)) as writer:
-        writer.write_frames(numbered(k) for k in range(20))
+        for k in range(20):
+            writer.write(numbered(k))
     with av.open(str(tmp_path / "a.mp4")) as container:
         assert container.streams.video[0].average_rate == Fraction(fps).limit_denominator(1001)
     assert numbers(tmp_path / "a.mp4", fps) == list(range(20))
@@ -653,7 +656,8 @@ def test_a_lower_crf_is_better_and_larger(tmp_path: Path) -> None:
     sizes, quality = [], []
     for crf in (8, 28):
         with VideoWriter(tmp_path / f"{crf}.mp4", 25, (128, 96), crf=crf) as writer:
-            writer.write_frames(noisy)
+            for frame in noisy:
+                writer.write(frame)
         sizes.append((tmp_path / f"{crf}.mp4").stat().st_size)
         quality.append(psnr(next(read_frames(tmp_path / f"{crf}.mp4")), noisy[0]))
     assert sizes[0] > sizes[1]
@@ -668,11 +672,13 @@ def test_the_same_frames_give_the_same_bytes_in_another_process(tmp_path: Path) 
         "if hasattr(os, 'sched_setaffinity'): os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from export3d.video import VideoWriter, read_frames\n"
         "with VideoWriter(sys.argv[2], 25, (80, 48), audio_from=sys.argv[1]) as writer:\n"
-        "    writer.write_frames(read_frames(sys.argv[1]))\n"
+        "    for frame in read_frames(sys.argv[1]):\n"
+        "        writer.write(frame)\n"
     )
     subprocess.run([sys.executable, "-c", script, str(driving), str(tmp_path / "there.mp4")], check=True)
     with VideoWriter(tmp_path / "here.mp4", 25, (80, 48), audio_from=driving) as writer:
-        writer.write_frames(read_frames(driving))
+        for frame in read_frames(driving):
+            writer.write(frame)
     assert (tmp_path / "here.mp4").read_bytes() == (tmp_path / "there.mp4").read_bytes()
 
 
@@ -684,7 +690,8 @@ def test_sizes_that_are_no_multiple_of_16_give_the_same_bytes_each_time(
     seen = set()
     for _ in range(8):
         with VideoWriter(tmp_path / "a.mp4", 25, (90, 50)) as writer:
-            writer.write_frames(frames)
+            for frame in frames:
+                writer.write(frame)
         seen.add((tmp_path / "a.mp4").read_bytes())
     assert len(seen) == 1
 

@@ -134,7 +134,7 @@ class Animator:
     ) -> Picture:
         """One frame, uint8 (H, W, 3), of the source with an expression (E,) seen by a camera label (25,).
 
-        `shift` (n,) is added to the expression's lambda: sliders along the basis, see `export3d.animate.basis_sheet`.
+        `shift` (n,) is added to the expression's lambda: sliders along the basis, see `export3d.expression.sliders`.
         """
         expressions = np.asarray(expression, dtype=np.float32)
         labels = np.asarray(camera, dtype=np.float32)

@@ -181,7 +181,7 @@ def rebase(
 
 
 def hold(motion: Motion, scores: Mapping[str, float]) -> Motion:
-    """The motion with some ARKit scores held at one value in every frame (names as in `motion.with_scores`).
+    """The motion with some ARKit scores held at one value in every frame (names as in `motion.arkit.with_scores`).
 
     What is held must not be measured from the reference frame again: `hold` comes after `rebase`, and its result is
     animated with `relative=False`.

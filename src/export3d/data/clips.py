@@ -22,13 +22,13 @@ from PIL import Image
 from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, crop
+from export3d.face.landmark_sets import NOSE_TIP
 from export3d.face.tracker import Track, Tracker
 from export3d.files import sniff
 from export3d.image import read_image
 from export3d.video import VideoWriter, read_frames
 
 FPS = 25.0
-_NOSE_TIP = 4
 _CUT_JUMP = 0.5
 """A nose that moves by this many face heights between two frames has been cut, not moved."""
 _OUTSIDE_SHARE = 0.2
@@ -173,7 +173,7 @@ def _video(
 def _stretches(track: Track, limits: Limits) -> list[tuple[int, int]]:
     """Runs of frames (start, stop) that show one face without a long gap or a cut; usually one, without lost ends."""
     seen = np.flatnonzero(track.found)
-    nose = track.landmarks[seen, _NOSE_TIP]
+    nose = track.landmarks[seen, NOSE_TIP]
     gap = np.diff(seen)
     jump = np.linalg.norm(np.diff(nose, axis=0), axis=-1) * (FACE_HEIGHTS / CROP_SIZE)
     breaks = np.flatnonzero((gap - 1 > limits.max_gap_s * FPS) | ((gap == 1) & (jump > _CUT_JUMP)))

@@ -1,6 +1,6 @@
 """Frames of clips for contrastive pre-training (Sec. 3.1): T frames of each of G clips, close crops of the face.
 
-As in `data.dataset`, a sample is a function of (seed, its number) and of nothing else.
+As in `data.pairs`, a sample is a function of (seed, its number) and of nothing else.
 """
 
 from __future__ import annotations

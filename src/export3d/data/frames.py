@@ -155,7 +155,7 @@ class FrameStore:
         return FrameStore(**tensors, clip=clip, clips=tuple(moved), space=first.space)
 
     def as_pseudo(self) -> FrameStore:
-        """The same store with its videos marked as made from still portraits (see `data.pseudo`)."""
+        """The same store with its videos marked as made from still portraits (see `data.pseudo_clips`)."""
         return replace(self, clips=tuple(replace(c, kind="pseudo") if c.kind == "video" else c for c in self.clips))
 
     @classmethod

@@ -1,4 +1,4 @@
-"""What there is to prepare: clips and portraits of a folder or a manifest, split by person."""
+"""Which files to prepare: videos and portraits of folders or of a manifest, split by person."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from export3d.data.shards import INDEX_NAME, Reject, read_index
 from export3d.errors import InputError
 
 VERSION = 1
-"""Of the way clips are prepared; part of each fingerprint, so raising it prepares everything anew."""
-SPLIT_PARTS = "parts"
+"""Version of the preparation. It is part of every fingerprint, so raising it prepares everything again."""
+PARTS_FOLDER = "parts"
+"""Folder inside a split for the parts that finished jobs leave."""
 _PROBE_BYTES = 1 << 20
 _VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".flv"}
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _VAL_FRACTION = 0.1
 _FEW = 4
-"""Of fewer videos none is held out: training needs them all."""
+"""With fewer videos than this, none is held out: training needs them all."""
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,13 @@ class Job:
     """One source file to prepare.
 
     Attributes:
-        path: where it lies.
-        file: how the report calls it.
+        path: the file.
+        file: its name in the report.
         split, person, terms: from the manifest, or the defaults.
-        origin: further provenance for the record.
-        key: name of its record.
+        origin: other columns of the manifest, kept as provenance.
+        key: name of the record made from it.
         fingerprint, place: see `shards.Entry`.
-        parts: folder for its part.
+        parts: folder for the part that the job leaves.
     """
 
     path: Path
@@ -53,7 +54,7 @@ class Job:
 
 
 def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
-    """Rows by the resolved path of their file; `InputError` unless it can be used as it is."""
+    """Rows of a manifest by the resolved path of their file; raises `InputError` if any row cannot be used."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -75,8 +76,11 @@ def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
     return {(path.parent / row["file"]).resolve(): row for row in rows}
 
 
-def collect(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> tuple[list[tuple[Path, str]], int]:
-    """(path, name in the report) of each file to prepare, and how many others the folders hold."""
+def find_files(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> tuple[list[tuple[Path, str]], int]:
+    """Find the files to prepare: (path, name in the report) of each, and the number of other files in the folders.
+
+    Raises `InputError` where an input does not exist or nothing is found.
+    """
     files: dict[Path, str] = {}
     ignored = 0
     if not inputs and rows:
@@ -93,20 +97,20 @@ def collect(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> tupl
                 else:
                     ignored += 1
         else:
-            raise InputError(f"{given} does not exist; give videos, pictures or folders of them")
+            raise InputError(f"{given} does not exist; give videos, images or folders of them")
     if not files:
-        raise InputError("there is nothing to prepare; give videos, pictures or folders that hold some")
+        raise InputError("there is nothing to prepare; give videos, images or folders that hold some")
     return list(files.items()), ignored
 
 
-def list_jobs(
+def make_jobs(
     files: list[tuple[Path, str]],
     rows: dict[Path, dict[str, str]] | None,
     out: Path,
     limits: Limits,
     val_fraction: float | None,
 ) -> tuple[list[Job], list[Reject]]:
-    """Jobs with unique keys and fingerprints, and the files that cannot be one."""
+    """Make one job per file, with unique keys and fingerprints; also returns the rejects, files that cannot be one."""
     held_out = _held_out(files, out, _VAL_FRACTION if val_fraction is None else val_fraction) if rows is None else set()
     drafts: list[Job] = []
     rejects: list[Reject] = []
@@ -122,7 +126,7 @@ def list_jobs(
             rejects.append(Reject(name, "", "not in the manifest", f"{name} has no line in the manifest"))
             continue
         try:
-            content = _content(path)
+            content = _content_digest(path)
         except OSError as error:
             rejects.append(Reject(job.file, job.split, "unreadable", f"{job.file} cannot be opened ({error.strerror})"))
             continue
@@ -133,13 +137,18 @@ def list_jobs(
         facts = [VERSION, content, job.split, job.person, job.terms, job.origin, asdict(limits)]
         fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         place = _place(path)
-        drafts.append(replace(job, fingerprint=fingerprint, place=place, parts=out / job.split / SPLIT_PARTS))
+        drafts.append(replace(job, fingerprint=fingerprint, place=place, parts=out / job.split / PARTS_FOLDER))
     return _with_keys(drafts, out), rejects
 
 
+def split_folders(out: Path) -> list[Path]:
+    """Folders of the splits in `out`, by name."""
+    return [path.parent for path in sorted(out.glob(f"*/{INDEX_NAME}"))]
+
+
 def _held_out(files: list[tuple[Path, str]], out: Path, share: float) -> set[str]:
-    """Stems of the videos that are for validation; pictures have no second frame to validate with."""
-    indices = {folder.name: read_index(folder) for folder in split_names(out)}
+    """Stems of the videos for validation; an image has no second frame to validate with."""
+    indices = {folder.name: read_index(folder) for folder in split_folders(out)}
     used = {entry.place for index in indices.values() for entry in index.entries}
     refused = {reject.place for index in indices.values() for reject in index.rejects} - used
     stems = {path.stem for path, _ in files if _place(path) not in refused and _kind(path) == "video"}
@@ -148,17 +157,17 @@ def _held_out(files: list[tuple[Path, str]], out: Path, share: float) -> set[str
     before = {entry.person: name for name, index in indices.items() for entry in index.entries}
     held = {stem for stem in stems if before.get(stem) == "val"}
     missing = max(1, round(share * len(stems))) - len(held)
-    others = sorted(stems - held, key=lambda stem: (stem in before, _unit(stem)))
+    others = sorted(stems - held, key=lambda stem: (stem in before, _fraction(stem)))
     return held | set(others[: max(0, missing)])
 
 
 def _with_keys(jobs: list[Job], out: Path) -> list[Job]:
-    """Name each job's record after its file; two files of one name get a bit of their fingerprint added."""
+    """Name each job's record after its file; files of the same name get a part of their fingerprint as a suffix."""
     wanted = [re.sub(r"[^A-Za-z0-9_-]+", "_", job.path.stem)[:100] or "clip" for job in jobs]
     counts = Counter((job.split, name.lower()) for job, name in zip(jobs, wanted))
     taken = {
         (folder.name, re.sub(r"-\d\d$", "", entry.key).lower()): entry.place
-        for folder in split_names(out)
+        for folder in split_folders(out)
         for entry in read_index(folder).entries
     }
     named = []
@@ -181,7 +190,7 @@ def _kind(path: Path) -> str | None:
         return None
 
 
-def _content(path: Path) -> str:
+def _content_digest(path: Path) -> str:
     """A digest of a file's size, beginning and end: enough to tell files apart without reading terabytes."""
     digest = hashlib.sha256()
     size = path.stat().st_size
@@ -193,10 +202,6 @@ def _content(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _unit(name: str) -> float:
-    """A number in 0..1 that depends on a name and nothing else."""
+def _fraction(name: str) -> float:
+    """A number in 0..1 that depends only on a name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64
-
-
-def split_names(out: Path) -> list[Path]:
-    return [path.parent for path in sorted(out.glob(f"*/{INDEX_NAME}"))]

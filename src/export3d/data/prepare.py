@@ -1,9 +1,9 @@
-"""Preparation: a heap of videos and portraits becomes shards, with a report of what was refused and why.
+"""Prepare videos and portraits: make shards of them, and report what was refused and why.
 
-Every source file is one job of one process. A finished job leaves a part (its records, then a small JSON file that says
-it is complete) in `OUT/SPLIT/parts`; when a split's jobs are done its parts become shards. An interrupted run therefore
-goes on where it stopped, a file that was prepared before with the same settings is not touched again, and one whose
-contents, person or split changed replaces its former records.
+Every source file is one job of one process. A finished job leaves a part in `OUT/SPLIT/parts`: its records, then a
+small JSON file that marks them complete. When all jobs of a split are done, its parts become shards. An interrupted run
+therefore continues where it stopped. A file that was prepared before with the same settings is skipped; a file whose
+contents, person or split has changed replaces its former records.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from export3d.data.clips import Limits, Refusal, records_of
-from export3d.data.manifest import SPLIT_PARTS, VERSION, Job, collect, list_jobs, read_manifest, split_names
+from export3d.data.manifest import PARTS_FOLDER, VERSION, Job, find_files, make_jobs, read_manifest, split_folders
 from export3d.data.shards import INDEX_NAME, Entry, Index, Record, Reject, read_index, read_tar, update, write_tar
 from export3d.data.workers import Crash, run_jobs
 from export3d.errors import ConfigError, Export3DError, OutputError
@@ -46,10 +46,10 @@ class Report:
     Attributes:
         out: the folder.
         splits: figures of each split: records, videos, images, frames, minutes, people, bytes.
-        rejects: every file and stretch that was refused, in this run or before.
+        rejects: every file and section that was refused, in this run or before.
         done: files worked on in this run.
         skipped: files that had been finished before.
-        ignored: files in the given folders that are neither videos nor pictures.
+        ignored: files in the given folders that are neither videos nor images.
         seconds: duration of this run.
     """
 
@@ -92,17 +92,17 @@ def prepare(
     """Prepare videos and still portraits.
 
     Args:
-        inputs: files, and folders that are searched to the bottom. With a manifest none means all of its files.
+        inputs: files, and folders, which are searched recursively. With a manifest, none means all of its files.
         out: gets one folder of shards for each split, `report.json` and `report.csv`.
         manifest: CSV with columns file (relative to the CSV), person, split, and optionally terms and others, which are
             kept as provenance. Without one each file's person is its stem, and its split `train` or, of the videos that
             are held out, `val`.
-        workers: processes (default: one a core); 0 works in this process. Processes are spawned: a script that calls
+        workers: processes (default: one per core); 0 works in this process. Processes are spawned: a script that calls
             this needs `if __name__ == "__main__":`.
         resume: keep what was finished before; False prepares the given files anew.
         val_fraction: without a manifest, the share of the videos to hold out, whole videos chosen by their names: by
             default a tenth, at least one of four or more. Further videos move none from one split to the other.
-        limits: what a clip must be.
+        limits: requirements on a clip.
         progress: called with (files done, files, name of the last).
 
     Returns:
@@ -122,22 +122,22 @@ def prepare(
         raise ConfigError("the manifest says who is in which split; leave val_fraction out")
     rows = None if manifest is None else read_manifest(Path(manifest))
     paths = [Path(path) for path in inputs]
-    files, ignored = collect(paths, rows)
+    files, ignored = find_files(paths, rows)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_failure(out, error) from error
-    jobs, outside = list_jobs(files, rows, out, limits, val_fraction)
+    jobs, outside = make_jobs(files, rows, out, limits, val_fraction)
     finished = _finished(out) if resume else set()
     todo = [job for job in jobs if job.fingerprint not in finished]
     done = 0
     crashed: list[Reject] = []
-    # The smallest split first: validation data is at hand long before the training data is.
+    # The smallest split first, so that validation data is ready long before the training data.
     sizes = Counter(job.split for job in jobs)
     for split in sorted(sizes, key=lambda name: (sizes[name], name)):
         mine = [job for job in jobs if job.split == split]
         work = [job for job in todo if job.split == split]
-        _clean(out / split / SPLIT_PARTS, () if not resume else mine)
+        _clean(out / split / PARTS_FOLDER, () if not resume else mine)
         work.sort(key=lambda job: (-job.path.stat().st_size, job.key))
         for job, outcome in run_jobs(work, functools.partial(_start, limits), min(workers, len(work))):
             done += 1
@@ -150,7 +150,7 @@ def prepare(
             if progress is not None:
                 progress(done, len(todo), job.file)
         _pack(out / split, mine)
-        if rows is None and split == "val" and _all_refused(out / split, mine):  # others take their place
+        if rows is None and split == "val" and _all_refused(out / split, mine):  # hold out others in their place
             return prepare(paths, out, None, workers, resume, val_fraction, limits, progress)
     _forget_moved(out, jobs)
     report = _report(out, [*outside, *crashed], done, len(jobs) - len(todo), ignored, time.monotonic() - began)
@@ -158,22 +158,19 @@ def prepare(
     return report
 
 
-# --- what to do -------------------------------------------------------------------------------------------------------
-
-
 # --- one job, in a worker ---------------------------------------------------------------------------------------------
 
 
 def _start(limits: Limits) -> Callable[[Job], list[str]]:
-    """What a process does first; the result does jobs."""
+    """Load the tracker of a process; returns the function that does its jobs."""
     tracker = Tracker()
     return functools.partial(_do, tracker, limits)
 
 
 def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str]:
-    """Prepare one file and leave its part; returns what was logged meanwhile.
+    """Prepare one file and leave its part; returns what was logged in the meantime.
 
-    Only trouble with the output ends the batch; anything an input can cause is a reject.
+    Only a failure to write the output ends the batch; whatever an input causes becomes a reject.
     """
     records: list[Record] = []
     refusals: list[Refusal] = []
@@ -186,7 +183,7 @@ def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str]:
             raise
         except Export3DError as error:
             refusals = [Refusal("failed", str(error))]
-        except Exception as error:  # a decoder's or a network's own surprise with an odd file
+        except Exception as error:  # decoders and networks raise anything on an odd file
             logger.exception("%s", job.file)
             refusals = [Refusal("failed", f"{type(error).__name__}: {error}")]
     rejects = [Reject(job.file, job.split, r.reason, r.detail, job.fingerprint, job.place) for r in refusals]
@@ -242,8 +239,8 @@ def _lines(index: Index) -> list[Entry | Reject]:
 
 def _finished(out: Path) -> set[str]:
     """Fingerprints that need no more work: in an index, or as a complete part."""
-    done = {path.stem for path in out.glob(f"*/{SPLIT_PARTS}/*.json") if not path.name.startswith(".")}
-    for folder in split_names(out):
+    done = {path.stem for path in out.glob(f"*/{PARTS_FOLDER}/*.json") if not path.name.startswith(".")}
+    for folder in split_folders(out):
         done |= {line.fingerprint for line in _lines(read_index(folder))}
     return done
 
@@ -257,8 +254,8 @@ def _clean(parts: Path, jobs: Sequence[Job]) -> None:
 
 
 def _pack(split: Path, jobs: Sequence[Job]) -> None:
-    """Turn the parts of a split's jobs into shards and forget former records of the same files."""
-    parts = split / SPLIT_PARTS
+    """Turn the parts of a split's jobs into shards and drop former records of the same files."""
+    parts = split / PARTS_FOLDER
     complete = [job for job in jobs if (parts / f"{job.fingerprint}.json").exists()]
     index = read_index(split) if (split / INDEX_NAME).exists() else Index("arkit52", 0)
     current = {job.place: job.fingerprint for job in jobs}
@@ -291,12 +288,12 @@ def _all_refused(split: Path, jobs: Sequence[Job]) -> bool:
 
 
 def _forget_moved(out: Path, jobs: Sequence[Job]) -> None:
-    """Take files that are now in another split out of the one they were in: a person must never be in two.
+    """Remove records of files that have moved to another split: a person must never be in two.
 
-    A split of which nothing is left goes.
+    A split with nothing left is deleted.
     """
     home = {job.place: job.split for job in jobs}
-    for folder in split_names(out):
+    for folder in split_folders(out):
         index = read_index(folder)
         gone = {line.fingerprint for line in _lines(index) if home.get(line.place, folder.name) != folder.name}
         if gone:
@@ -308,7 +305,7 @@ def _forget_moved(out: Path, jobs: Sequence[Job]) -> None:
 def _report(out: Path, more_rejects: list[Reject], done: int, skipped: int, ignored: int, seconds: float) -> Report:
     splits: dict[str, dict[str, Any]] = {}
     rejects: list[Reject] = []
-    for folder in split_names(out):
+    for folder in split_folders(out):
         index = read_index(folder)
         videos = [entry for entry in index.entries if entry.kind == "video"]
         frames = sum(entry.frames for entry in videos)

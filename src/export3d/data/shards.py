@@ -11,7 +11,7 @@ The index is the truth: a tar it does not name does not exist. New tars are writ
 rename), then the index replaces the old one in one step, then tars that nothing names any more are deleted, so that a
 kill at any moment leaves the old split or the new one. Nothing read here can execute: JSON, safetensors, and tar
 members that are only ever read into memory. A split is written to a folder; it is read from there or from a URL to
-which the folder was copied as it is (`data.places`).
+which the folder was copied as it is (`data.locations`).
 """
 
 from __future__ import annotations
@@ -224,7 +224,7 @@ def read_index(folder: Path | str) -> Index:
     """The index of one split, a folder or its URL.
 
     Raises:
-        InputError: no such folder, not a prepared split, or a damaged index.  MissingExtra: see `places.fetch`.
+        InputError: no such folder, not a prepared split, or a damaged index.  MissingExtra: see `locations.fetch`.
     """
     place = as_place(folder)
     path = inside(place, INDEX_NAME)
@@ -286,7 +286,7 @@ def read_shard(folder: Place, shard: Shard) -> Iterator[Record]:
     """The records of one tar of a split, in order; from a URL the tar is held in memory and must have its checksum.
 
     Raises:
-        InputError: as `read_tar` and `places.fetch`.
+        InputError: as `read_tar` and `locations.fetch`.
     """
     path = inside(folder, shard.file)
     if isinstance(path, Path):

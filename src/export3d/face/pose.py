@@ -42,26 +42,10 @@ _LANDMARK_NOISE = 1.0 / 256.0
 """Standard deviation of a landmark, crop widths."""
 
 
-def fit_camera(landmarks_px: ArrayLike, size: float, scores: ArrayLike | None = None) -> tuple[Array, float]:
-    """The camera that sees the canonical mesh where the landmarks are.
-
-    Args:
-        landmarks_px: (478, 2) or (468, 2) crop pixels.
-        size: crop width in pixels.
-        scores: (52,) ARKit scores of the face, whose share is taken off; without them nothing is.
-
-    Returns:
-        label (25,) and the mean distance in pixels between landmarks and projections (`reprojection`).
-    """
-    of_frame = None if scores is None else np.asarray(scores)[None]
-    labels, distance = fit_cameras(np.asarray(landmarks_px)[None], size, scores=of_frame)
-    return labels[0], float(distance[0])
-
-
 def fit_cameras(
     landmarks_px: ArrayLike, size: float, shape: Array | None = None, scores: ArrayLike | None = None
 ) -> tuple[Array, Array]:
-    """`fit_camera` for every frame of a clip.
+    """The cameras that see the canonical mesh where the landmarks are, one per frame of a clip.
 
     Args:
         landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite; the 33 pose landmarks (T, 33, 2) are enough.
@@ -70,7 +54,7 @@ def fit_cameras(
         scores: (T, 52) ARKit scores of the frames, 0..1, not smoothed: their share (`scores_map`) is taken off.
 
     Returns:
-        labels (T, 25) and reprojection (T,) in pixels.
+        labels (T, 25) and the mean distance (T,) in pixels between landmarks and projections (`reprojection`).
     """
     image, points = _pose_image(landmarks_px, size), _vertices(shape)[canonical_mesh().pose_landmarks]
     rotation, translation = solve(points, image, canonical_mesh().pose_weights)

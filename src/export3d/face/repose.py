@@ -19,16 +19,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from export3d.camera import FOCAL
 from export3d.errors import MissingExtra
-from export3d.face.landmark_sets import FACE_OVAL, INNER_LIPS
+from export3d.face.landmark_sets import CHEEKS, FACE_OVAL, INNER_LIPS, LID_MIDDLES
 from export3d.face.morphable import FaceFit, MorphableFace, fit_face
 from export3d.motion.arkit import ARKIT52
 
 Array = NDArray[np.float64]
 Pixels = NDArray[np.uint8]
 
-_CHEEKS = (117, 346)
-_EYES = {"Left": (386, 374), "Right": (159, 145)}
-"""Upper and lower lid in the middle of each eye."""
 _GRID = 113
 _MARGIN = 0.12
 """The ground reaches this far beyond the picture, in widths of it; its edge is repeated there."""
@@ -136,7 +133,7 @@ class Puppet:
         self._parted = int(opening.sum(0).max())
         self._lips_away = _ndimage().distance_transform_edt(~(opening | (self._lips > 0.5)))
         self._make_ground()
-        self._cheeks = image[self._pixels(landmarks[list(_CHEEKS)])].mean(0)
+        self._cheeks = image[self._pixels(landmarks[list(CHEEKS)])].mean(0)
 
     def view(self, scores: ArrayLike, turn: ArrayLike | None = None) -> View:
         """The portrait with (52,) scores instead of its own, turned by (3, 3) about a point inside the head."""
@@ -207,7 +204,7 @@ class Puppet:
         gains = {}
         down = self.fit.rotation[:, 1] * np.array([1.0, 1.0, 0.0])
         scale = FOCAL * self._size / self._placed[:, 2].mean()
-        for side, (upper, lower) in _EYES.items():
+        for side, (upper, lower) in LID_MIDDLES.items():
             number = ARKIT52.index(f"eyeBlink{side}")
             lids = self._face.at_landmarks(self._face.expression[number])[[upper, lower]] @ self.fit.rotation.T
             travel = float((lids[0] - lids[1]) @ down) * scale

@@ -33,7 +33,12 @@ ARKIT52_MIRRORED: tuple[int, ...] = tuple(
     ARKIT52.index(re.sub("Left|Right", lambda side: "Right" if side[0] == "Left" else "Left", name)) for name in ARKIT52
 )
 """Where each score of a mirrored face comes from: `mirrored = scores[..., ARKIT52_MIRRORED]` (left and right swap)."""
-COLUMNS: dict[str, list[int]] = {name.lower(): [column] for column, name in enumerate(ARKIT52)}
+_COLUMNS: dict[str, list[int]] = {name.lower(): [column] for column, name in enumerate(ARKIT52)} | {
+    name[:-4].lower(): [ARKIT52.index(name), ARKIT52.index(f"{name[:-4]}Right")]
+    for name in ARKIT52
+    if name.endswith("Left") and name not in ("jawLeft", "mouthLeft")  # opposites, not two sides of one score
+}
+"""Columns by lower-case name; a name without its side stands for both."""
 
 
 def with_scores(expression: ArrayLike, scores: Mapping[str, float]) -> Array:
@@ -71,9 +76,12 @@ def with_scores(expression: ArrayLike, scores: Mapping[str, float]) -> Array:
 
 
 def columns_of(name: str) -> list[int]:
-    """Where an ARKit score stands, or the two sides of a name without one; `ConfigError` for an unknown name."""
-    if name.lower() not in COLUMNS:
+    """The column of an ARKit score, or both columns of a name without its side, in any case.
+
+    Raises `ConfigError` for an unknown name, with the nearest known one.
+    """
+    if name.lower() not in _COLUMNS:
         known = {known.lower(): known for known in ARKIT52}
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)[0]
         raise ConfigError(f"there is no ARKit score {name!r}; the nearest name is {known[near]}")
-    return COLUMNS[name.lower()]
+    return _COLUMNS[name.lower()]

@@ -3,9 +3,9 @@
 A `.motion` file is a safetensors file: tensors `expression` (T, E) and `camera` (T, 25), float32, with a JSON header
 that holds format, version, fps, expression space and free-text notes. Nothing in it can execute. Expression spaces:
 
-- `arkit52`: the 52 ARKit blendshape scores, 0..1, in the order of `ARKIT52`; what our own tracker gives.
+- `arkit52`: the 52 ARKit blendshape scores, 0..1, in the order of `arkit.ARKIT52`; what our own tracker gives.
 - `bfm64`: the 64 expression coefficients of the Basel Face Model as Deep3DFaceRecon fits them (the paper's space);
-  read from the user's own coefficient files with `load_bfm64`.
+  read from the user's own coefficient files with `bfm64.load_bfm64`.
 """
 
 from __future__ import annotations
@@ -25,18 +25,11 @@ from numpy.typing import NDArray
 from export3d import camera as cameras
 from export3d import files
 from export3d.errors import BadMotionFile, ConfigError, InputError, ShapeError
-from export3d.motion.arkit import ARKIT52, COLUMNS, columns_of
+from export3d.motion.arkit import ARKIT52, columns_of
 
 log = logging.getLogger(__name__)
 
 Array = NDArray[np.floating]
-
-
-COLUMNS |= {  # jawLeft and jawRight (mouth, too) are opposites, not the two sides of one score
-    name[:-4].lower(): [ARKIT52.index(name), ARKIT52.index(f"{name[:-4]}Right")]
-    for name in ARKIT52
-    if name.endswith("Left") and name not in ("jawLeft", "mouthLeft")
-}
 
 SPACES: dict[str, int] = {"arkit52": len(ARKIT52), "bfm64": 64}
 """Expression spaces and the number of values in each."""
@@ -218,9 +211,6 @@ class Motion:
         return replace(motion, meta={**motion.meta, "file": str(path)})
 
 
-# --- Deep3DFaceRecon coefficients -------------------------------------------------------------------------------------
-
-
 # --- files and numbers ------------------------------------------------------------------------------------------------
 
 
@@ -268,7 +258,7 @@ def check_sane(motion: Motion) -> None:
     """Raise `InputError` for numbers that are finite and still cannot be a face and a camera."""
     if np.abs(motion.expression).max() > MAX_EXPRESSION:
         raise InputError(f"expression values above {MAX_EXPRESSION:g}")
-    cam2world, intrinsics = cameras.unpack(motion.camera.astype(np.float64))  # type: ignore[no-untyped-call]
+    cam2world, intrinsics = cameras.unpack(motion.camera.astype(np.float64))
     rotation = cam2world[:, :3, :3]
     skewed = np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max(axis=(1, 2)) > 1e-3
     skewed |= np.linalg.det(rotation) < 0.0
@@ -288,8 +278,8 @@ def _mix(a: Array, b: Array, weight: Array) -> Array:
 def _mix_cameras(a: Array, b: Array, weight: Array) -> Array:
     """Labels (T, 25) between `a` and `b`: rotation on the shortest arc, the head's place in the view on a line."""
     a, b = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    pose_a, lens_a = cameras.unpack(a)  # type: ignore[no-untyped-call]
-    pose_b, lens_b = cameras.unpack(b)  # type: ignore[no-untyped-call]
+    pose_a, lens_a = cameras.unpack(a)
+    pose_b, lens_b = cameras.unpack(b)
     rotation = pose_a[:, :3, :3] @ _turn(np.swapaxes(pose_a[:, :3, :3], -1, -2) @ pose_b[:, :3, :3], weight)
     position = _mix(cameras.head_position(a), cameras.head_position(b), weight)
     pose = pose_a.copy()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 
 from export3d.animate.export import write_still
 from export3d.errors import OutputError
+from export3d.files import write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -113,9 +113,7 @@ def drop_lines_after(path: Path, images_seen: int) -> None:
     if not path.is_file():
         return
     kept = [line for line in read_log(path) if line.get("images_seen", 0) <= images_seen]
-    temporary = path.with_name(f".{path.name}.tmp-{os.getpid()}")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    temporary.replace(path)
+    write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
 
 
 def _summary_writer(folder: Path, images_seen: int) -> Any:

@@ -1,4 +1,10 @@
-"""Training states on disk: network, average, optimisers and counters, complete or absent."""
+"""Training states on disk: network, average, optimisers and counters.
+
+A state is a folder `checkpoint-00001234` (images seen): `model`, `ema` and `optimizer` as safetensors, and
+`state.json`, which lists every file with its size and SHA-256. Where two networks are trained against each other,
+`opponent` and `opponent_optimizer` are beside them. The folder gets its final name only when complete: a process killed
+at any moment leaves the last state loadable. Nothing in a state can execute.
+"""
 
 from __future__ import annotations
 
@@ -13,19 +19,19 @@ from typing import Any
 from torch import Tensor
 
 from export3d.errors import CheckpointError
-from export3d.files import sync_folder, write_atomic, writing_to
+from export3d.files import sync_folder, write_bytes, writing_to
 from export3d.weights.blob import (
     FORMAT_VERSION,
     MODEL_FILE,
     Json,
-    entry_is_whole,
-    library_versions,
-    parse_tensors,
+    blob_is_whole,
+    deserialise,
+    json_bytes,
+    package_versions,
     read_blob,
     read_json,
     refuse_pickle,
     serialise,
-    to_json,
     write_blob,
 )
 
@@ -44,9 +50,9 @@ class State:
         model: tensors of the module (parameters and buffers).
         ema: tensors of the averaged module.
         optimizer: what `torch.optim.Optimizer.load_state_dict` takes.
-        counters: `images_seen`, `step`, `minutes` and any others passed to `save_state`.
+        counters: `images_seen`, `step`, `minutes` and whatever else was handed to `save_state`.
         config: the run's resolved configuration.
-        opponent: tensors of the second network and its optimiser's state; None if there is no second network.
+        opponent: tensors of the second network and its optimiser's state; None where one network was trained alone.
     """
 
     path: Path
@@ -78,12 +84,12 @@ def save_state(
         optimizer: `Optimizer.state_dict()` of any optimiser whose state is tensors, numbers, strings and booleans.
         counters: JSON-able, with at least `images_seen`.
         config: JSON-able resolved configuration.
-        opponent: state dictionaries of the second network and of its optimiser, if there is one.
-        keep: how many states to keep, at least 1.
+        opponent: state dictionaries of a second network and of its optimiser, if there is one.
+        keep: how many states stay, at least 1.
         part_size_mb: as in `save_weights`.
 
     Returns:
-        The state's folder. An intact state of the same name is left unchanged.
+        The state's folder. A sound state of the same name is left as it is.
 
     Raises:
         OutputError: it cannot be written (permission, full disk); earlier states are untouched.
@@ -116,10 +122,10 @@ def save_state(
                 "counters": dict(counters),
                 "config": dict(config),
                 **words,
-                "versions": library_versions(),
+                "versions": package_versions(),
                 "files": files,
             }
-            write_atomic(temporary / "state.json", to_json(state))
+            write_bytes(temporary / "state.json", json_bytes(state))
             sync_folder(temporary)
             temporary.rename(final)
             sync_folder(folder)
@@ -134,7 +140,7 @@ def save_state(
 def states(folder: Path | str) -> list[Path]:
     """The complete training states in `folder`, oldest (fewest images) first; empty if there is no such folder.
 
-    A state is complete if `state.json` is valid and its files have the listed sizes; `load_state` verifies contents.
+    Complete means: `state.json` is sound and every file it lists has its size. Contents are verified by `load_state`.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -157,13 +163,13 @@ def load_state(path: Path | str) -> State:
     """Read one training state (a `checkpoint-…` folder), verifying every file; raises `CheckpointError`."""
     path = Path(path)
     if not path.is_dir():
-        raise CheckpointError(f"no training state at {path}; give a checkpoint-… folder")
+        raise CheckpointError(f"no training state at {path}; name a checkpoint-… folder")
     words = read_json(path / "state.json", _STATE_FORMAT)
 
     def read(name: str) -> dict[str, Tensor]:
         file = path / name
         refuse_pickle(file)
-        return parse_tensors(read_blob(file, words["files"][name]), file)
+        return deserialise(read_blob(file, words["files"][name]), file)
 
     opponent = None
     if _OPPONENT in words["files"]:
@@ -181,7 +187,7 @@ def load_state(path: Path | str) -> State:
 
 
 def _flatten_optimizer(state: Mapping[str, Any]) -> tuple[dict[str, Tensor], Json]:
-    """`Optimizer.state_dict()` as tensors named `<parameter>.<key>` and JSON-able values."""
+    """`Optimizer.state_dict()` as tensors named `<parameter>.<key>` and a JSON-able rest."""
     tensors: dict[str, Tensor] = {}
     scalars: dict[str, dict[str, Any]] = {}
     for index, entries in state["state"].items():
@@ -208,14 +214,14 @@ def _unflatten_optimizer(tensors: Mapping[str, Tensor], words: Json) -> Json:
 
 
 def _discard(path: Path) -> None:
-    """Delete a state. It is renamed first, so that a half-deleted one never has the name of a state."""
+    """Delete a folder so that no half-deleted state ever carries a state's name."""
     trash = path.with_name(f".{path.name}.trash-{os.getpid()}")
     path.rename(trash)
     shutil.rmtree(trash, ignore_errors=True)
 
 
 def _remove_debris(folder: Path) -> None:
-    """Delete what a killed process left behind: unfinished and half-deleted states."""
+    """What a killed process left behind: unfinished and half-deleted states."""
     for path in folder.iterdir():
         if re.fullmatch(r"\.checkpoint-\d+\.(tmp|trash)-\d+", path.name):
             shutil.rmtree(path, ignore_errors=True)
@@ -226,7 +232,7 @@ def _is_complete(path: Path) -> bool:
         files = read_json(path / "state.json", _STATE_FORMAT)["files"]
     except CheckpointError:
         return False
-    return all(entry_is_whole(path, name, entry) for name, entry in files.items())
+    return all(blob_is_whole(path, name, entry) for name, entry in files.items())
 
 
 def _is_sound(path: Path) -> bool:

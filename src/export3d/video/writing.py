@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -48,7 +48,8 @@ class VideoWriter:
         BadVideo: `audio_from` is not a video.
 
     >>> with VideoWriter("out.mp4", 25, 256) as writer:      # doctest: +SKIP
-    ...     writer.write_frames(frames)
+    ...     for frame in frames:
+    ...         writer.write(frame)
     """
 
     def __init__(
@@ -129,13 +130,6 @@ class VideoWriter:
         self.frames_written += 1
         if self._sound is not None:
             self._sound.write_until(self.frames_written / self.fps)
-
-    def write_frames(self, frames: Iterable[Pixels] | Pixels) -> None:
-        """Append frames: any iterable of them, or one array (T, H, W, 3)."""
-        if isinstance(frames, np.ndarray):
-            check_shape(frames, f"T {self.height} {self.width} 3", "video frames")
-        for frame in frames:
-            self.write(frame)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import export3d.camera as camera
-from export3d.camera import _pictured
+from export3d.camera import LABEL_SIZE, projected, unpack
 from export3d.errors import check_shape
 from export3d.warping.flow_field import pixel_grid
 
@@ -42,11 +41,11 @@ def frontal_view(image: Tensor, label: Tensor, half_extent: float) -> Tensor:
         (B, C, H, H): columns along x, rows along y; outside the image its border pixels repeat.
     """
     check_shape(image, "B C H H", "image")
-    check_shape(label, f"{image.shape[0]} {camera.LABEL_SIZE}", "source camera")
+    check_shape(label, f"{image.shape[0]} {LABEL_SIZE}", "source camera")
     size = image.shape[-1]
     x, y = (pixel_grid(size, image.device)[0] * half_extent).unbind()
     points = torch.stack([x, y, proxy_depth(x, y)], dim=-1).reshape(1, -1, 3)
-    grid = _pictured(points, label).reshape(-1, size, size, 2).to(image.dtype)
+    grid = (projected(points, label)[0] * 2 - 1).reshape(-1, size, size, 2).to(image.dtype)
     return F.grid_sample(image, grid, mode="bilinear", padding_mode="border", align_corners=False)
 
 
@@ -63,7 +62,7 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
         (B, L, 2) in [-1, 1] grid units of the plane, x first.
     """
     check_shape(points, "B L 2", "points")
-    cam2world, intrinsics = camera.unpack(label.float())
+    cam2world, intrinsics = unpack(label.float())
     ones = torch.ones_like(points[..., :1])
     with torch.autocast(points.device.type, enabled=False):  # bf16 would round places to an eighth of a pixel
         rays = torch.cat([points.float(), ones], -1) @ torch.linalg.inv(intrinsics).mT @ cam2world[:, :3, :3].mT
@@ -109,7 +108,7 @@ def turned_flow(label: Tensor, driving_label: Tensor, half_extent: float, size: 
     coarse = size // 4
     place = _seen_places(driving_label, coarse, half_extent)
     points = torch.cat([place, proxy_depth(place[..., :1], place[..., 1:])], dim=-1)
-    lookup = _pictured(points, label).reshape(-1, coarse, coarse, 2).permute(0, 3, 1, 2)
+    lookup = (projected(points, label)[0] * 2 - 1).reshape(-1, coarse, coarse, 2).permute(0, 3, 1, 2)
     return F.interpolate(lookup - pixel_grid(coarse, lookup.device), size, mode="bilinear", align_corners=False)
 
 

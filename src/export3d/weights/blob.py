@@ -1,4 +1,8 @@
-"""Tensors and JSON on disk: safetensors files with a checked sidecar, in parts where asked."""
+"""What weights and training states are stored as: safetensors bytes, whole or in parts, and JSON with a checksum.
+
+A *blob* is the bytes of one safetensors file, or of the parts it was cut into. Its *entry*, kept in a JSON file beside
+it, is `{"size": bytes, "sha256": hex}`, and for parts `"parts": [{"name": …, "size": bytes}, …]`.
+"""
 
 from __future__ import annotations
 
@@ -16,32 +20,23 @@ import torch
 from torch import Tensor
 
 from export3d.errors import CheckpointError, OutputError
-from export3d.files import write_atomic
+from export3d.files import write_bytes
 
 Json = dict[str, Any]
 FORMAT_VERSION = 1
+"""Version of every JSON file written here."""
 MODEL_FILE = "model.safetensors"
 _MB = 1_000_000
 
 
-def sidecar_of(path: Path) -> Path:
-    """Where the JSON of the weights `path` is."""
-    return path.with_name("config.json") if path.name == MODEL_FILE else path.with_suffix(".json")
-
-
-def files_of(path: Path, sidecar: Json) -> list[str]:
-    """Names of the files that hold the weights `path`: its own, or those of its parts.
-
-    Raises `CheckpointError` for a name that is not plainly that of a part.
-    """
-    names = [part["name"] for part in sidecar["file"].get("parts", [])] or [path.name]
-    for name in names:
-        if name != path.name and not re.fullmatch(re.escape(path.name) + r"\.part\d{2,}", name):
-            raise CheckpointError(f"the JSON of {path} names {name!r}, which is not a plain file name; fetch it again")
-    return names
+# --- tensors to bytes and back ----------------------------------------------------------------------------------------
 
 
 def serialise(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> bytes:
+    """Safetensors bytes of tensors, moved to the CPU; `dtype` converts those of a floating-point type.
+
+    Raises `CheckpointError` where a finite value is infinite in `dtype`.
+    """
     stored: dict[str, Tensor] = {}
     seen: set[int] = set()
     for name, tensor in tensors.items():
@@ -64,7 +59,8 @@ def _narrowed(name: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return narrow
 
 
-def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+def deserialise(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Tensors of the safetensors bytes read from `path`; raises `CheckpointError`."""
     try:
         return dict(safetensors.torch.load(data))
     except (safetensors.SafetensorError, ValueError, KeyError, RuntimeError) as error:
@@ -72,6 +68,7 @@ def parse_tensors(data: bytes, path: Path) -> dict[str, Tensor]:
 
 
 def refuse_pickle(path: Path) -> None:
+    """Raise `CheckpointError` if `path` is a file that begins like a pickle or a zip archive."""
     if not path.is_file():
         return
     try:
@@ -86,6 +83,26 @@ def refuse_pickle(path: Path) -> None:
         )
 
 
+# --- bytes to disk and back -------------------------------------------------------------------------------------------
+
+
+def sidecar_of(path: Path) -> Path:
+    """Where the JSON of the weights `path` is."""
+    return path.with_name("config.json") if path.name == MODEL_FILE else path.with_suffix(".json")
+
+
+def files_of(path: Path, sidecar: Json) -> list[str]:
+    """Names of the files that hold the weights `path`: its own, or those of its parts.
+
+    Raises `CheckpointError` for a name that is not plainly that of a part.
+    """
+    names = [part["name"] for part in sidecar["file"].get("parts", [])] or [path.name]
+    for name in names:
+        if name != path.name and not re.fullmatch(re.escape(path.name) + r"\.part\d{2,}", name):
+            raise CheckpointError(f"the JSON of {path} names {name!r}, which is not a plain file name; fetch it again")
+    return names
+
+
 def write_blob(path: Path, data: bytes, part_size_mb: float | None) -> Json:
     """Write `data` whole or in parts, each atomically; returns its entry for the JSON beside it."""
     entry: Json = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -93,13 +110,13 @@ def write_blob(path: Path, data: bytes, part_size_mb: float | None) -> Json:
     if part_size_mb is not None and size < 1:
         raise OutputError(f"cannot cut {path.name} into parts of {part_size_mb} MB; give a positive size")
     if not size or len(data) <= size:
-        write_atomic(path, data)
+        write_bytes(path, data)
         return entry
     entry["parts"] = []
     for number, start in enumerate(range(0, len(data), size)):
         part = path.with_name(f"{path.name}.part{number:02d}")
         piece = data[start : start + size]
-        write_atomic(part, piece)
+        write_bytes(part, piece)
         entry["parts"].append({"name": part.name, "size": len(piece)})
     return entry
 
@@ -125,12 +142,29 @@ def read_blob(path: Path, entry: Json) -> bytes:
     return data
 
 
-def entry_is_whole(folder: Path, name: str, entry: Json) -> bool:
+def blob_is_whole(folder: Path, name: str, entry: Json) -> bool:
+    """Whether every file of the blob `folder / name` is there and has its size; contents are not read."""
     parts = entry.get("parts") or [{"name": name, "size": entry["size"]}]
     return all((folder / p["name"]).is_file() and (folder / p["name"]).stat().st_size == p["size"] for p in parts)
 
 
-def to_json(content: Json) -> bytes:
+def is_entry(entry: Any) -> bool:
+    """Whether `entry` tells size and SHA-256 of a file, and names and sizes of its parts if it has any."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
+        return False
+    parts = entry.get("parts", [])
+    return (
+        isinstance(entry.get("sha256"), str)
+        and isinstance(parts, list)
+        and all(isinstance(part, dict) and isinstance(part.get("name"), str) for part in parts)
+    )
+
+
+# --- JSON beside them -------------------------------------------------------------------------------------------------
+
+
+def json_bytes(content: Json) -> bytes:
+    """JSON text of `content` with a checksum of its own; raises `CheckpointError` for what JSON cannot hold."""
     try:
         content = json.loads(json.dumps(content, allow_nan=False))
     except (TypeError, ValueError) as error:
@@ -139,6 +173,10 @@ def to_json(content: Json) -> bytes:
 
 
 def read_json(path: Path, expected_format: str) -> Json:
+    """Content of a JSON file that `json_bytes` made.
+
+    Raises `CheckpointError` when it is missing, damaged, edited, or of another format or version.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -161,19 +199,8 @@ def _checksum(content: Json) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
-def is_entry(entry: Any) -> bool:
-    """Whether `entry` tells size and SHA-256 of a file, and names and sizes of its parts if it has any."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("size"), int):
-        return False
-    parts = entry.get("parts", [])
-    return (
-        isinstance(entry.get("sha256"), str)
-        and isinstance(parts, list)
-        and all(isinstance(part, dict) and isinstance(part.get("name"), str) for part in parts)
-    )
-
-
-def library_versions() -> dict[str, str]:
+def package_versions() -> dict[str, str]:
+    """Versions of the packages that a file is written with."""
     return {name: _version(name) for name in ("export3d", "torch", "safetensors")}
 
 

@@ -1,16 +1,9 @@
-"""Weights and training states on disk: safetensors for numbers, JSON for words, nothing that can execute.
+"""Weights on disk: `NAME.safetensors`, and beside it `NAME.json`, its sidecar.
 
-Two kinds of thing are stored:
-
-* **Weights**: `NAME.safetensors` and beside it `NAME.json` (configuration, counters, versions, SHA-256), its sidecar.
-  That of `model.safetensors` is called `config.json`: such a folder has the shape that the Hugging Face Hub knows.
-* **A training state**: a folder `checkpoint-00001234` (images seen) with `model`, `ema` and `optimizer` as safetensors
-  and `state.json`, which lists every file with its size and SHA-256. Where two networks are trained against each other,
-  `opponent` and `opponent_optimizer` are beside them.
-
-Every write goes to a temporary name on the same file system, is flushed to the disk and then renamed; a state folder
-appears under its final name only when complete. A process that is killed at any moment leaves the last state loadable.
-A file larger than `part_size_mb` is cut into `NAME.safetensors.part00`, `.part01`, …; reading joins the parts again.
+The sidecar holds configuration, counters, versions and the file's SHA-256. That of `model.safetensors` is called
+`config.json`: such a folder has the layout of a Hugging Face repository. A file larger than `part_size_mb` is cut into
+`NAME.safetensors.part00`, `.part01`, …; reading joins the parts. Each file is written whole or not at all, the weights
+before the sidecar. Nothing in them can execute.
 """
 
 from __future__ import annotations
@@ -23,27 +16,23 @@ import torch
 from torch import Tensor, nn
 
 from export3d.errors import CheckpointError, OutputError
-from export3d.files import write_atomic, writing_to
+from export3d.files import write_bytes, writing_to
 from export3d.weights.blob import (
     FORMAT_VERSION,
     Json,
+    deserialise,
     is_entry,
-    library_versions,
-    parse_tensors,
+    json_bytes,
+    package_versions,
     read_blob,
     read_json,
     refuse_pickle,
     serialise,
     sidecar_of,
-    to_json,
     write_blob,
 )
 
 _WEIGHTS_FORMAT = "export3d.weights"
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Weights
 
 
 def save_weights(
@@ -84,10 +73,10 @@ def save_weights(
             "config": dict(config),
             "info": dict(info),
             "dtype": str(dtype).removeprefix("torch.") if dtype else "as trained",
-            "versions": library_versions(),
+            "versions": package_versions(),
             "file": entry,
         }
-        write_atomic(sidecar_of(path), to_json(sidecar))
+        write_bytes(sidecar_of(path), json_bytes(sidecar))
         _remove_stale_parts(path, entry)
     return path
 
@@ -100,7 +89,7 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], Json, Json]:
     """
     path = _weights_path(path)
     data, sidecar = _read_weights(path)
-    return parse_tensors(data, path), sidecar["config"], sidecar["info"]
+    return deserialise(data, path), sidecar["config"], sidecar["info"]
 
 
 def has_weights(path: Path) -> bool:
@@ -132,11 +121,11 @@ def copy_weights(source: Path | str, target: Path | str, info: Mapping[str, Any]
     """
     source, target = _weights_path(source), _weights_path(target)
     data, sidecar = _read_weights(source)
-    parse_tensors(data, source)
+    deserialise(data, source)
     with writing_to(target):
         entry = write_blob(target, data, None)
         words = {**sidecar, "info": {**sidecar["info"], **(info or {})}, "file": entry}
-        write_atomic(sidecar_of(target), to_json(words))
+        write_bytes(sidecar_of(target), json_bytes(words))
         _remove_stale_parts(target, entry)
     return target
 
@@ -184,36 +173,12 @@ def load_into(module: nn.Module, tensors: Mapping[str, Tensor], what: str = "the
             value.copy_(tensors[name])
 
 
-# ---------------------------------------------------------------------------------------------------------------------
-# Training states
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Optimisers without pickles
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Tensors to bytes and back
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Bytes to disk and back
-
-
 def _remove_stale_parts(path: Path, entry: Json) -> None:
     """After an overwrite: parts, or the whole file, of the previous version that the new JSON no longer names."""
     names = {part["name"] for part in entry.get("parts", [])} or {path.name}
     for other in [path, *path.parent.glob(f"{path.name}.part[0-9]*")]:
         if other.name not in names:
             other.unlink(missing_ok=True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# JSON with a checksum of its own
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Small words
 
 
 def _weights_path(path: Path | str) -> Path:

@@ -119,7 +119,7 @@ class HubModel(nn.Module):
             card: the model card, Markdown with YAML front matter. By default a `README.md` that is there stays, and
                 otherwise the one that came with the model, or a short one that says what is not known.
             info: counters and provenance, by default those that came with the model.
-            dtype, part_size_mb: see `checkpoint.save_weights`.
+            dtype, part_size_mb: see `weights.file.save_weights`.
 
         Returns:
             the folder. Raises `OutputError` where it cannot be written.

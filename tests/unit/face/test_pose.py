@@ -78,7 +78,7 @@ def test_the_pieces_of_a_clip_do_not_show(portrait, rng, monkeypatch):
 
 def test_the_canonical_mesh_lands_on_the_landmarks(portrait):
     """The calibration: on a real face at 256 the average face misses by the difference between two people's faces."""
-    label, distance = pose.fit_camera(portrait, 256)
+    (label,), (distance,) = pose.fit_cameras(portrait[None], 256)
     mesh = canonical_mesh()
     miss = np.linalg.norm(pose.project(mesh.vertices, label, 256) - portrait[:468], axis=-1)
     assert distance == pytest.approx(miss[mesh.pose_landmarks].mean(), rel=1e-5)
@@ -88,7 +88,7 @@ def test_the_canonical_mesh_lands_on_the_landmarks(portrait):
 
 
 def test_a_portrait_camera_stands_where_portrait_cameras_stand(portrait):
-    label, _ = pose.fit_camera(portrait, 256)
+    (label,), _ = pose.fit_cameras(portrait[None], 256)
     yaw, pitch, roll = camera.head_angles(label)
     assert abs(yaw) < 5
     assert abs(pitch) < 20
@@ -102,14 +102,14 @@ def test_the_mirror_image_has_the_mirrored_camera(landmarker, astronaut):
     labels = []
     for image in (astronaut, flipped):
         points = landmarker.detect(image)[0].landmarks[:, :2]
-        labels.append(pose.fit_camera(crop_box(points).to_crop(points), 256)[0])
+        labels.append(pose.fit_cameras(crop_box(points).to_crop(points)[None], 256)[0][0])
     one, other = camera.head_angles(camera.mirror(labels[0])), camera.head_angles(labels[1])
     np.testing.assert_allclose(one, other, atol=2.0)  # the detector is not exactly symmetric
 
 
 def test_turning_the_picture_clockwise_adds_to_the_roll(portrait):
     turned = np.stack([256 - portrait[:, 1], portrait[:, 0]], axis=1)
-    before, after = (camera.head_angles(pose.fit_camera(p, 256)[0]) for p in (portrait, turned))
+    before, after = camera.head_angles(pose.fit_cameras(np.stack([portrait, turned]), 256)[0])
     np.testing.assert_allclose(after - before, [0, 0, 90], atol=1e-3)
 
 
@@ -239,8 +239,8 @@ def test_the_share_of_the_scores_is_taken_off(rng):
         np.testing.assert_allclose(found[0], rotation @ turn, atol=1e-9)
         np.testing.assert_allclose(found[1], translation + rotation @ twist[3:], atol=1e-9)
     np.testing.assert_allclose(distance, pose.reprojection(landmarks, labels, 256), rtol=1e-6)
-    one, _ = pose.fit_camera(landmarks[0], 256, scores[0])
-    np.testing.assert_array_equal(one, labels[0])
+    one, _ = pose.fit_cameras(landmarks[:1], 256, scores=scores[:1])
+    np.testing.assert_array_equal(one, labels[:1])
 
 
 def test_a_jaw_that_opens_is_taken_for_a_nod_of_three_degrees(rng):

@@ -168,9 +168,9 @@ def test_a_turn_is_seen_by_the_tracker(
     puppet: Puppet, portrait: tuple[np.ndarray, Face], landmarker: FaceLandmarker
 ) -> None:
     own = portrait[1]
-    before, _ = pose.fit_camera(own.landmarks[:, :2], CROP_SIZE)
+    (before,), _ = pose.fit_cameras(own.landmarks[None, :, :2], CROP_SIZE)
     seen = landmarker.detect(puppet.view(own.scores, head_rotation(np.array([12.0, 6.0, 0.0]))).image)[0]
-    after, _ = pose.fit_camera(seen.landmarks[:, :2], CROP_SIZE)
+    (after,), _ = pose.fit_cameras(seen.landmarks[None, :, :2], CROP_SIZE)
     change = head_angles(after) - head_angles(before)
     assert 5.0 < change[0] < 14.0, "the tracker reads a turn of a photo as less than it is"
     assert 3.0 < change[1] < 9.0

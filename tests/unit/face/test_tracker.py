@@ -91,9 +91,10 @@ def test_the_share_of_the_scores_is_taken_off_the_cameras():
     for count in (1, 3, 20):  # with and without the person's own shape
         cameras = track([[speaking]] * count).motion.camera
         landmarks = track([[speaking]]).landmarks
-        label, _ = pose.fit_camera(landmarks[0], 256, speaking.scores)
+        (label,), _ = pose.fit_cameras(landmarks, 256, scores=speaking.scores[None])
+        (plain,), _ = pose.fit_cameras(landmarks, 256)
         np.testing.assert_allclose(cameras, np.tile(label, (count, 1)), atol=1e-5)
-        assert np.abs(camera.head_angles(label) - camera.head_angles(pose.fit_camera(landmarks[0], 256)[0])).max() > 1.0
+        assert np.abs(camera.head_angles(label) - camera.head_angles(plain)).max() > 1.0
 
 
 def test_landmarks_and_cameras_live_in_the_crop(landmarker, astronaut):

@@ -1,10 +1,8 @@
-import io
 import json
 import os
 import pickle
 import subprocess
 import sys
-import zipfile
 from dataclasses import FrozenInstanceError
 from pathlib import Path
 
@@ -13,50 +11,12 @@ import pytest
 
 from export3d import camera
 from export3d.errors import BadMotionFile, ConfigError, InputError, OutputError, ShapeError
-from export3d.motion import bfm64, motion
-from export3d.motion.arkit import ARKIT52, ARKIT52_MIRRORED, with_scores
+from export3d.motion import motion
+from export3d.motion.arkit import ARKIT52
 from export3d.motion.bfm64 import load_bfm64
-from export3d.motion.compare import compare, pearson
-from export3d.motion.motion import SPACES, Motion
-
-
-class Bomb:
-    """Unpickling this writes a file: the proof that something was unpickled."""
-
-    def __init__(self, proof: Path) -> None:
-        self.proof = str(proof)
-
-    def __reduce__(self):  # type: ignore[no-untyped-def]
-        return (open, (self.proof, "w"))
-
-
-def walk(rng: np.random.Generator, frames: int = 50, space: str = "arkit52", fps: float = 25.0) -> Motion:
-    """A motion that wanders smoothly."""
-    angles = np.cumsum(rng.normal(0, 1, (frames, 3)), axis=0)
-    position = np.array([0, 0, 2.7]) + np.cumsum(rng.normal(0, 0.01, (frames, 3)), axis=0)
-    return Motion(rng.random((frames, SPACES[space])), camera.from_pose(angles, position), fps, space)
-
-
-@pytest.fixture
-def some(rng: np.random.Generator) -> Motion:
-    return walk(rng)
-
-
-# --- the value ---
-
-
-def test_there_are_52_different_arkit_scores() -> None:
-    assert len(ARKIT52) == len(set(ARKIT52)) == SPACES["arkit52"] == 52
-    assert {"jawOpen", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookInLeft", "tongueOut"} <= set(ARKIT52)
-    assert "_neutral" not in ARKIT52
-
-
-def test_mirroring_scores_swaps_left_and_right_and_is_its_own_inverse() -> None:
-    for source, name in zip(ARKIT52_MIRRORED, ARKIT52):
-        other = ARKIT52[source]
-        assert ("Left" in name) == ("Right" in other)
-        assert name.replace("Left", "").replace("Right", "") == other.replace("Left", "").replace("Right", "")
-    assert [ARKIT52_MIRRORED[k] for k in ARKIT52_MIRRORED] == list(range(52))
+from export3d.motion.motion import Motion
+from tests.hostile import Bomb
+from tests.random_motion import random_motion
 
 
 def test_a_motion_cannot_be_changed(some: Motion) -> None:
@@ -146,60 +106,13 @@ def test_score_names_are_taken_in_any_case(some: Motion) -> None:
     np.testing.assert_array_equal(some.scores("JAWOPEN"), some.scores("jawOpen"))
 
 
-@pytest.mark.parametrize("name", ARKIT52)
-def test_every_score_can_be_set_alone(name: str, rng: np.random.Generator) -> None:
-    before = rng.random(52).astype(np.float32)
-    after = with_scores(before, {name.upper(): 0.25})
-    assert after.dtype == np.float32
-    expected = before.copy()
-    expected[ARKIT52.index(name)] = 0.25
-    np.testing.assert_array_equal(after, expected)
-
-
-def test_a_pair_sets_both_sides_and_the_later_of_two_counts() -> None:
-    face = with_scores([0] * 52, {"eyeBlink": 1, "eyeBlinkLeft": 0.5})
-    assert face[ARKIT52.index("eyeBlinkLeft")] == 0.5
-    assert face[ARKIT52.index("eyeBlinkRight")] == 1.0
-    assert np.count_nonzero(face) == 2
-
-
-def test_scores_are_set_in_every_frame_and_the_argument_stays_as_it_is(rng: np.random.Generator) -> None:
-    before = rng.random((3, 4, 52))
-    copy = before.copy()
-    assert (with_scores(before, {"mouthClose": 0})[..., ARKIT52.index("mouthClose")] == 0).all()
-    np.testing.assert_array_equal(before, copy)
-
-
-@pytest.mark.parametrize(
-    ("name", "nearest"), [("jawOpne", "jawOpen"), ("smileLeft", "mouthSmileLeft"), ("jaw", "jawOpen"), ("", "")]
-)
-def test_an_unknown_score_is_refused_with_the_nearest_name(name: str, nearest: str) -> None:
-    """`jaw` is none: jawLeft and jawRight are opposites, not two sides."""
-    with pytest.raises(ConfigError, match=f"{name}.*{nearest}"):
-        with_scores(np.zeros(52), {name: 0.5})
-
-
-@pytest.mark.parametrize("value", [-0.01, 1.01, float("nan"), float("inf")])
-def test_a_score_outside_0_to_1_is_refused(value: float) -> None:
-    with pytest.raises(ConfigError, match="jawOpen must be between 0 and 1"):
-        with_scores(np.zeros(52), {"jawOpen": value})
-
-
-def test_scores_cannot_be_set_in_another_space() -> None:
-    with pytest.raises(ShapeError, match="52"):
-        with_scores(np.zeros(64), {"jawOpen": 0.5})
-
-
 def test_another_space_is_refused_by_naming_both(rng: np.random.Generator) -> None:
-    paper = walk(rng, space="bfm64")
+    paper = random_motion(rng, space="bfm64")
     paper.require_space("bfm64")
     with pytest.raises(BadMotionFile, match=r"bfm64.*arkit52"):
         paper.require_space("arkit52")
     with pytest.raises(BadMotionFile, match="bfm64"):
         paper.scores("jawOpen")
-
-
-# --- resampling ---
 
 
 def test_resampling_to_the_same_rate_changes_nothing(some: Motion) -> None:
@@ -237,9 +150,6 @@ def test_a_still_camera_stays_exactly_still_when_resampled() -> None:
 def test_one_frame_can_be_resampled(some: Motion) -> None:
     assert len(some[0].resampled(100.0)) == 4
     assert len(some[0].resampled(1.0)) == 1
-
-
-# --- the file ---
 
 
 def test_a_motion_survives_its_file_bit_for_bit(some: Motion, tmp_path: Path) -> None:
@@ -341,7 +251,11 @@ def handmade(path: Path, header: dict[str, str] | None, **tensors: np.ndarray) -
 
 
 GOOD = {"format": "export3d.motion", "version": "1", "fps": "25", "space": "arkit52"}
+
+
 STILL = np.tile(camera.Camera.look_at().label.astype(np.float32), (4, 1))
+
+
 FACE = np.zeros((4, 52), np.float32)
 
 
@@ -423,220 +337,3 @@ def test_offsets_beyond_the_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.motion").write_bytes(len(text).to_bytes(8, "little") + text)
     with pytest.raises(BadMotionFile, match=r"not a \.motion file"):
         Motion.load(tmp_path / "a.motion")
-
-
-# --- comparing ---
-
-
-def test_a_motion_is_like_itself(some: Motion) -> None:
-    same = compare(some, some)
-    assert same["frames"] == 50
-    assert list(same["correlation"]) == ["yaw", "pitch", "roll", "jawOpen", "eyeBlink"]
-    assert all(value == pytest.approx(1.0) for value in same["correlation"].values())
-    assert all(value == 0 for value in same["mean_abs_difference"].values())
-
-
-def test_correlation_agrees_with_numpy(rng: np.random.Generator) -> None:
-    x, y = rng.normal(size=(2, 200))
-    y += 0.5 * x
-    assert pearson(x, y) == pytest.approx(np.corrcoef(x, y)[0, 1])
-    assert pearson(x, -3 * x + 2) == pytest.approx(-1.0)
-
-
-def test_what_does_not_move_has_no_correlation(some: Motion) -> None:
-    still = Motion(np.tile(some.expression[:1], (50, 1)), np.tile(some.camera[:1], (50, 1)), 25)
-    report = compare(some, still)
-    assert all(np.isnan(value) for value in report["correlation"].values())
-    assert all(value > 0 for value in report["mean_abs_difference"].values())
-
-
-def test_an_opposite_head_turn_is_seen(rng: np.random.Generator) -> None:
-    yaw = np.stack([np.linspace(-20, 20, 40), np.zeros(40), np.zeros(40)], axis=1)
-    scores = rng.random((40, 52))
-    a = Motion(scores, camera.from_pose(yaw, np.tile([0, 0, 2.7], (40, 1))), 25)
-    b = Motion(scores, camera.from_pose(-yaw, np.tile([0, 0, 2.7], (40, 1))), 25)
-    report = compare(a, b)
-    assert report["correlation"]["yaw"] == pytest.approx(-1.0)
-    assert report["mean_abs_difference"]["yaw"] == pytest.approx(np.abs(2 * yaw[:, 0]).mean(), rel=1e-4)
-
-
-def test_motions_of_other_rates_and_lengths_are_compared_where_they_overlap(some: Motion) -> None:
-    report = compare(some, some.resampled(50.0)[:60])
-    assert report["frames"] == 30
-    assert min(report["correlation"].values()) > 0.999
-
-
-def test_motions_of_two_spaces_cannot_be_compared(rng: np.random.Generator, some: Motion) -> None:
-    with pytest.raises(BadMotionFile, match="bfm64"):
-        compare(some, walk(rng, space="bfm64"))
-    assert list(compare(walk(rng, space="bfm64"), walk(rng, space="bfm64"))["correlation"]) == ["yaw", "pitch", "roll"]
-
-
-# --- the paper's own space ---
-
-
-def coefficients(rng: np.random.Generator, frames: int = 30) -> np.ndarray:
-    """(T, 257) coefficients as Deep3DFaceRecon gives them for a head that turns a little."""
-    out = rng.normal(0, 0.5, (frames, 257))
-    out[:, 224:227] = rng.normal(0, 0.15, (frames, 3))
-    out[:, 254:257] = rng.normal(0, 0.05, (frames, 3))
-    return out
-
-
-def mat(path: Path, **arrays: np.ndarray) -> Path:
-    scipy_io = pytest.importorskip("scipy.io", reason="needs export3d[bfm]")
-    scipy_io.savemat(path, arrays)
-    return path
-
-
-def test_all_layouts_give_the_same_motion(rng: np.random.Generator, tmp_path: Path) -> None:
-    whole = coefficients(rng)
-    parts = {"exp": whole[:, 80:144], "angle": whole[:, 224:227], "trans": whole[:, 254:257], "id": whole[:, :80]}
-    np.savez(tmp_path / "whole.npz", coeff=whole)
-    np.savez_compressed(tmp_path / "parts.npz", **parts)
-    np.savez(tmp_path / "unlike.npz", anything=whole, lm68=np.zeros((30, 68, 2)))
-    expected = load_bfm64(tmp_path / "whole.npz")
-    assert (len(expected), expected.space, expected.fps) == (30, "bfm64", 25.0)
-    np.testing.assert_array_equal(expected.expression, whole[:, 80:144].astype(np.float32))
-    for path in (tmp_path / "parts.npz", tmp_path / "unlike.npz", mat(tmp_path / "a.mat", **parts),
-                 mat(tmp_path / "b.mat", coeff=whole)):  # fmt: skip
-        assert load_bfm64(path) == expected
-
-
-def test_a_folder_of_single_frames_is_read_in_order(rng: np.random.Generator, tmp_path: Path) -> None:
-    whole = coefficients(rng, 12)
-    np.savez(tmp_path / "whole.npz", coeff=whole)
-    folder = tmp_path / "frames"
-    folder.mkdir()
-    for k, row in enumerate(whole):
-        np.savez(folder / f"frame{k}.npz", exp=row[None, 80:144], angle=row[None, 224:227], trans=row[None, 254:257])
-    assert load_bfm64(folder) == load_bfm64(tmp_path / "whole.npz")
-
-
-def project_with_the_model(row: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """Deep3DFaceRecon's own way from model points (N, 3) to image points, widths of its 224 crop, y down."""
-    x, y, z = row[224:227]
-    rx = np.array([[1, 0, 0], [0, np.cos(x), -np.sin(x)], [0, np.sin(x), np.cos(x)]])
-    ry = np.array([[np.cos(y), 0, np.sin(y)], [0, 1, 0], [-np.sin(y), 0, np.cos(y)]])
-    rz = np.array([[np.cos(z), -np.sin(z), 0], [np.sin(z), np.cos(z), 0], [0, 0, 1]])
-    moved = points @ (rz @ ry @ rx).T + row[254:257]
-    depth = 10.0 - moved[:, 2]
-    return np.stack([moved[:, 0] / depth, -moved[:, 1] / depth], axis=-1) * 1015 / 224 + 0.5
-
-
-FIVE_POINTS = np.array(
-    [
-        [-0.311, 0.290, 0.134],
-        [0.310, 0.290, 0.132],
-        [0.003, -0.046, 0.552],
-        [-0.252, -0.381, 0.224],
-        [0.248, -0.381, 0.222],
-    ]
-)
-"""Eyes, nose tip and mouth corners of the model's mean face."""
-
-
-def test_model_points_land_where_the_model_puts_them_up_to_crop_and_lens(
-    rng: np.random.Generator, tmp_path: Path
-) -> None:
-    """One scale and one shift for the whole clip explain the difference, to a longer lens' parallax."""
-    whole = coefficients(rng)
-    np.savez(tmp_path / "a.npz", coeff=whole)
-    ours = load_bfm64(tmp_path / "a.npz")
-    world = (FIVE_POINTS * 10 + [0, 0, 2.07]) * [1, -1, -1] * camera.UNITS_PER_CM
-    mine = camera.project(np.tile(world, (30, 1, 1)), ours.camera)
-    theirs = np.stack([project_with_the_model(row, FIVE_POINTS) for row in whole])
-    a, b = mine - mine.mean(axis=(0, 1)), theirs - theirs.mean(axis=(0, 1))
-    scale = (a * b).sum() / (b * b).sum()
-    assert 0.5 < scale < 0.8
-    assert np.abs(a - scale * b).max() < 0.012
-
-
-def test_the_model_s_angles_have_our_signs(tmp_path: Path) -> None:
-    """In the model's axes a positive y angle turns to the image's right, a positive x angle looks down."""
-    whole = np.zeros((3, 257))
-    whole[1, 225] = whole[2, 224] = np.radians(10)
-    np.savez(tmp_path / "a.npz", coeff=whole)
-    np.testing.assert_allclose(
-        load_bfm64(tmp_path / "a.npz").angles_deg, [[0, 0, 0], [10, 0, 0], [0, -10, 0]], atol=1e-4
-    )
-
-
-def test_the_median_nose_is_centred_at_the_usual_distance(rng: np.random.Generator, tmp_path: Path) -> None:
-    np.savez(tmp_path / "a.npz", coeff=coefficients(rng))
-    ours = load_bfm64(tmp_path / "a.npz", fps=30)
-    nose = np.array([[0.0, -0.4632, 7.5866]]) * [1, -1, -1] * camera.UNITS_PER_CM
-    seen = camera.project(np.tile(nose, (30, 1, 1)), ours.camera)
-    np.testing.assert_allclose(np.median(seen[:, 0], axis=0), [0.5, 0.5], atol=1e-3)
-    assert np.median(camera.head_position(ours.camera)[:, 2]) == pytest.approx(camera.RADIUS, rel=1e-5)
-    assert ours.fps == 30
-
-
-@pytest.mark.parametrize(
-    ("arrays", "cause"),
-    [
-        ({"coeff": np.zeros((5, 256))}, "257 layout"),
-        ({"exp": np.zeros((5, 64))}, "257 layout"),
-        ({"exp": np.zeros((5, 64)), "angle": np.zeros((4, 3)), "trans": np.zeros((5, 3))}, "with one T"),
-        ({"exp": np.zeros((5, 63)), "angle": np.zeros((5, 3)), "trans": np.zeros((5, 3))}, "with one T"),
-        ({"coeff": np.zeros((0, 257))}, "with one T"),
-        ({"coeff": np.full((5, 257), np.nan)}, "NaN"),
-        ({"coeff": np.full((5, 257), 11.0)}, "behind the camera"),
-        ({"text": np.array(["a", "b"])}, "found no arrays"),
-        ({}, "found no arrays"),
-    ],
-)
-def test_other_coefficients_are_refused_with_the_cause(
-    tmp_path: Path, arrays: dict[str, np.ndarray], cause: str
-) -> None:
-    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
-    with pytest.raises(BadMotionFile, match=cause) as caught:
-        load_bfm64(tmp_path / "a.npz")
-    assert str(tmp_path / "a.npz") in str(caught.value)
-
-
-def test_pickled_objects_inside_an_npz_are_not_loaded(tmp_path: Path) -> None:
-    hostile = np.empty(1, dtype=object)
-    hostile[0] = Bomb(tmp_path / "proof")
-    np.savez(tmp_path / "a.npz", coeff=hostile)
-    with pytest.raises(BadMotionFile, match=r"a\.npz"):
-        load_bfm64(tmp_path / "a.npz")
-    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
-        archive.writestr("coeff.npy", pickle.dumps(Bomb(tmp_path / "proof")))
-    with pytest.raises(BadMotionFile, match=r"b\.npz"):
-        load_bfm64(tmp_path / "b.npz")
-    assert not (tmp_path / "proof").exists()
-
-
-@pytest.mark.parametrize("name", ["a.npz", "a.mat"])
-def test_damaged_coefficient_files_are_refused(rng: np.random.Generator, tmp_path: Path, name: str) -> None:
-    np.savez(tmp_path / "a.npz", coeff=coefficients(rng))
-    if name == "a.mat":
-        mat(tmp_path / name, coeff=coefficients(rng))
-    whole = (tmp_path / name).read_bytes()
-    (tmp_path / name).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(BadMotionFile, match="cannot be read"):
-        load_bfm64(tmp_path / name)
-
-
-def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bfm64, "MAX_FRAMES", 1)
-    np.savez_compressed(tmp_path / "bomb.npz", coeff=np.zeros((100, 257)))
-    with pytest.raises(BadMotionFile, match="would unpack"):
-        load_bfm64(tmp_path / "bomb.npz")
-
-
-def test_other_files_and_empty_folders_are_refused(tmp_path: Path) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, np.zeros((5, 257)))
-    (tmp_path / "a.mat").write_bytes(buffer.getvalue())
-    (tmp_path / "b.mat").write_bytes(b"MATLAB 7.3 MAT-file" + bytes(600))
-    (tmp_path / "empty").mkdir()
-    for name, cause in (
-        ("a.mat", "bare NumPy array"),
-        ("b.mat", "-v7"),
-        ("empty", "no .mat or .npz"),
-        ("c.mat", "not exist"),
-    ):
-        with pytest.raises(BadMotionFile, match=cause):
-            load_bfm64(tmp_path / name)

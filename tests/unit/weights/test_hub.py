@@ -277,7 +277,7 @@ def test_names_of_parts_lead_nowhere_else(hub: FakeHub, folder: Path, name: str)
     content = json.loads((folder / "config.json").read_text("utf-8"))
     del content["checksum"]
     content["file"]["parts"] = [{"name": name, "size": 1}]
-    hub.repo("owner/faces", folder).commit({"config.json": blob.to_json(content)})
+    hub.repo("owner/faces", folder).commit({"config.json": blob.json_bytes(content)})
     with pytest.raises(CheckpointError, match="owner/faces"):
         Export3D.from_pretrained("owner/faces")
     assert hub.downloads() == ["config.json"]
@@ -292,7 +292,7 @@ def test_a_configuration_that_lacks_what_it_should_tell_is_one_sentence(
     content = json.loads((folder / "config.json").read_text("utf-8"))
     del content["checksum"]
     content["file"] = file
-    hub.repo("owner/faces", folder).commit({"config.json": blob.to_json(content)})
+    hub.repo("owner/faces", folder).commit({"config.json": blob.json_bytes(content)})
     with pytest.raises(CheckpointError, match="holds no export3d weights"):
         Export3D.from_pretrained("owner/faces")
 

@@ -16,22 +16,13 @@ from export3d.evaluation.measures.identity import face_chip
 from export3d.evaluation.measures.networks import OnnxNetwork, by_name_or_file
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox
+from export3d.face.landmark_sets import EYE_CORNERS, IBUG68, MOUTH_CORNERS, NOSE_TIP
 from export3d.face.mesh import LANDMARKS, canonical_mesh
 
 Picture = NDArray[np.uint8]
 Array = NDArray[np.float64]
 Float = NDArray[np.floating[Any]]
 
-IBUG68: tuple[int, ...] = (
-    *(162, 234, 93, 58, 172, 136, 149, 148, 152, 377, 378, 365, 397, 288, 323, 454, 389),
-    *(71, 63, 105, 66, 107, 336, 296, 334, 293, 301),
-    *(168, 197, 5, 4, 75, 97, 2, 326, 305),
-    *(33, 160, 158, 133, 153, 144, 362, 385, 387, 263, 373, 380),
-    *(61, 39, 37, 0, 267, 269, 291, 405, 314, 17, 84, 181),
-    *(78, 82, 13, 312, 308, 317, 14, 87),
-)
-"""MediaPipe's landmark at each of the 68 points of iBUG's scheme (300-W): jaw 0-16, brows 17-26, nose 27-35, eyes
-36-47, outer lips 48-59, inner lips 60-67; each from the left of the image of a frontal face."""
 ARKIT = "arkit52"
 MEDIAPIPE = "mediapipe"
 _FAN_SIDE, _FAN_UP = 200.0 / 195.0, 0.12
@@ -44,10 +35,10 @@ _DEEP3D_SCALE = 102.0
 """Pixels of the chip per unit (10 cm) of Deep3DFaceRecon's face."""
 _DEEP3D_WIDTH = 257
 _DEEP3D_EXPRESSION, _DEEP3D_ANGLE, _DEEP3D_TRANS = slice(80, 144), slice(224, 227), slice(254, 257)
-_DEEP3D_POINTS = ((33, 133), (362, 263), (4,), (61,), (291,))
+_DEEP3D_POINTS = (*EYE_CORNERS, (NOSE_TIP,), *((corner,) for corner in MOUTH_CORNERS))
 """Eyes (mean of the corners), tip of the nose, corners of the mouth; left to right in the image."""
 _MESH_ORIGIN = np.array([0.0, 0.0, -0.207])
-"""The canonical mesh's origin in units of Deep3DFaceRecon's face (as in `motion.load_bfm64`)."""
+"""The canonical mesh's origin in units of Deep3DFaceRecon's face (as in `motion.bfm64.load_bfm64`)."""
 
 
 class LandmarkDetector(Protocol):

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from export3d.errors import CheckpointError, ShapeError, check_shape
 from export3d.evaluation.measures.networks import OnnxNetwork, by_name_or_file
+from export3d.face.landmark_sets import EYE_CORNERS, MOUTH_CORNERS, NOSE_BASE, NOSE_TIP
 from export3d.perceptual import read_tensors
 
 Picture = NDArray[np.uint8]
@@ -28,10 +29,6 @@ Vector = NDArray[np.float32]
 PACKAGED = "dlib"
 
 _ASSET = Path(__file__).resolve().parents[2] / "assets" / "identity.safetensors"
-_EYE_RIGHT, _EYE_LEFT = (33, 133), (362, 263)
-"""Outer and inner corner of the person's right eye, inner and outer corner of the left one: left to right in images.
-Corners, not irises: a descriptor should not depend on gaze."""
-_NOSE_BASE, _NOSE_TIP, _MOUTH = 2, 4, (61, 291)
 
 DLIB_SIZE = 150
 """Pixels of the packaged descriptor's chip."""
@@ -51,7 +48,7 @@ _DLIB_POINTS = np.array(
 """dlib's mean face: corners of the eyes from left to right, then the base of the nose, before padding."""
 DLIB_TEMPLATE = (_DLIB_POINTS + _DLIB_PADDING) / (1.0 + 2.0 * _DLIB_PADDING) * DLIB_SIZE
 """(5, 2) locations of the landmarks `DLIB_CORNERS`, pixels of the chip."""
-DLIB_CORNERS = (*_EYE_RIGHT, *_EYE_LEFT, _NOSE_BASE)
+DLIB_CORNERS = (*EYE_CORNERS[0], *reversed(EYE_CORNERS[1]), NOSE_BASE)
 _DLIB_MEAN_RGB = (122.782, 117.001, 104.298)
 
 _ARCFACE = "an ArcFace network"
@@ -176,8 +173,8 @@ class ArcFaceIdentity:
     def __call__(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
         """See `Identity.__call__`."""
         points = _checked(landmarks)
-        eyes = [points[list(corners)].mean(axis=0) for corners in (_EYE_RIGHT, _EYE_LEFT)]
-        five = np.stack([*eyes, points[_NOSE_TIP], *points[list(_MOUTH)]])
+        eyes = [points[list(corners)].mean(axis=0) for corners in EYE_CORNERS]  # not the irises: they follow the gaze
+        five = np.stack([*eyes, points[NOSE_TIP], *points[list(MOUTH_CORNERS)]])
         return _unit(self._run(face_chip(picture, five, _ARCFACE_POINTS, _ARCFACE_SIZE))[0])
 
     def many(self, pictures: Sequence[Picture], landmarks: NDArray[np.floating[Any]]) -> Vector:

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from export3d.errors import ShapeError, check_shape
 from export3d.evaluation.measures.image import Measure
-from export3d.face.crop import CHIN
+from export3d.face.landmark_sets import CHIN
 from export3d.face.mesh import LANDMARKS, canonical_mesh
 
 Array = NDArray[np.float64]

@@ -15,9 +15,9 @@ from PIL import Image, ImageFilter
 from export3d.camera import Camera, head_angles, head_position
 from export3d.errors import ConfigError, ShapeError
 from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
-from export3d.evaluation.measures.face_readers import IBUG68
 from export3d.face import pose
 from export3d.face.crop import CropBox, crop
+from export3d.face.landmark_sets import IBUG68
 from export3d.face.landmarks import Face
 from export3d.face.mesh import canonical_mesh
 from export3d.image import read_image
@@ -76,7 +76,7 @@ def test_a_reading_holds_pose_expression_and_points_of_the_picture() -> None:
     np.testing.assert_allclose(reading.angles_deg, [[12.0, -5.0, 0.0]], atol=0.01)
     np.testing.assert_allclose(reading.position, [[0.0, 0.0, 2.7]], atol=1e-3)
     reading = drawn_scorer({1: [face]}).read(plain(1))
-    label, _ = pose.fit_camera(face.landmarks[:, :2], 256, face.scores)  # as the tracker fits it
+    (label,), _ = pose.fit_cameras(face.landmarks[None, :, :2], 256, scores=face.scores[None])  # as the tracker fits it
     np.testing.assert_allclose(reading.angles_deg[0], head_angles(label), atol=1e-4)
     np.testing.assert_allclose(reading.position[0], head_position(label), atol=1e-5)
     np.testing.assert_allclose(reading.pose6[0, :3], np.radians(reading.angles_deg[0]))

@@ -13,9 +13,10 @@ from export3d.camera import Camera
 from export3d.errors import CheckpointError, ConfigError, MissingExtra
 from export3d.evaluation.measures import face_readers
 from export3d.evaluation.measures.face import FaceScorer
-from export3d.evaluation.measures.face_readers import IBUG68, deep3d_box, load_expression, load_landmarks
+from export3d.evaluation.measures.face_readers import deep3d_box, load_expression, load_landmarks
 from export3d.face import pose
 from export3d.face.crop import CropBox, crop
+from export3d.face.landmark_sets import IBUG68
 from export3d.face.landmarks import Face
 from export3d.face.mesh import canonical_mesh
 from export3d.motion.arkit import with_scores

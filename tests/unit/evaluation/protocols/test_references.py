@@ -282,14 +282,14 @@ def test_on_a_face_that_tilts_warp_and_mesh_come_nearer_than_the_copy(astronaut_
     """Seen by the landmarker again, their faces lie near the truth's, and look more like it."""
     pytest.importorskip("mediapipe")
     from export3d.face.landmarks import FaceLandmarker
-    from export3d.face.pose import fit_camera
+    from export3d.face.pose import fit_cameras
 
     truth = [astronaut_turns[k] for k in (0, 6)]  # upright, and tilted by 12 degrees
     with FaceLandmarker() as landmarker:
         faces = [landmarker.detect(picture)[0] for picture in truth]
         points = np.stack([face.landmarks[:, :2] for face in faces])
         clip = clip_of(
-            [fit_camera(one, 256)[0] for one in points],
+            list(fit_cameras(points, 256)[0]),
             np.stack([np.moveaxis(picture, -1, 0) for picture in truth]),
             points / 256,
             np.stack([face.scores for face in faces]),

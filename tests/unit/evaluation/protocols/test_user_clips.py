@@ -87,9 +87,11 @@ def test_two_videos_and_a_portrait_become_a_split(
     (folder / "more").mkdir(parents=True)
     shutil.copy(face_video, folder / "Zoë 1.mp4")
     with VideoWriter(folder / "more" / "back.MOV.mp4", 25.0, 256) as writer:
-        writer.write_frames(astronaut_turns[::-1])
+        for frame in astronaut_turns[::-1]:
+            writer.write(frame)
     with VideoWriter(folder / "wall.mp4", 25.0, 64) as writer:
-        writer.write_frames(np.full((20, 64, 64, 3), 90, np.uint8))
+        for frame in np.full((20, 64, 64, 3), 90, np.uint8):
+            writer.write(frame)
     (folder / "broken.mp4").write_text("not a video at all")
     steps: list[tuple[int, int, str]] = []
     with caplog.at_level(logging.WARNING, "export3d"):
@@ -112,7 +114,8 @@ def test_two_videos_and_a_portrait_become_a_split(
 def test_videos_without_faces_are_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "walls").mkdir()
     with VideoWriter(tmp_path / "walls" / "wall.mp4", 25.0, 64) as writer:
-        writer.write_frames(np.full((20, 64, 64, 3), 90, np.uint8))
+        for frame in np.full((20, 64, 64, 3), 90, np.uint8):
+            writer.write(frame)
     with pytest.raises(InputError, match=r"no video in .*walls can be used: wall\.mp4 \(no face\)") as caught:
         prepared(tmp_path / "walls", tmp_path)
     assert "\n" not in str(caught.value)
