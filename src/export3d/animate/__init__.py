@@ -1,1 +1,1 @@
-"""Making pictures: a portrait, moved by a motion, written to a file."""
+"""Making images: a portrait, moved by a motion, written to a file."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from export3d.face.tracker import Tracker
 
 FPS = 25.0
-"""Frames a second of everything the model sees and makes."""
+"""Frames per second of everything the model sees and makes."""
 MOTION_SUFFIXES = (".motion", ".csv", ".mat", ".npz")
 """Endings of the files that hold a motion; everything else is taken for a video."""
 BUNDLED = ("speech", "expressions", "turns")

@@ -1,4 +1,4 @@
-"""`export3d sheet`: pictures that explain the weights."""
+"""`export3d sheet`: images that explain the weights."""
 
 from __future__ import annotations
 

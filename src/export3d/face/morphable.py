@@ -1,4 +1,4 @@
-"""A linear face model, S = mean + identity . a + expression . b, and its fit to one picture's landmarks.
+"""A linear face model, S = mean + identity . a + expression . b, and its fit to one image's landmarks.
 
 The model is ICT-FaceKit's face region (Li et al. 2020, MIT licence), whose expression modes carry ARKit's names: the
 tracker's 52 scores are its coefficients as they are. Units are centimetres; axes are OpenCV's (x right, y down, z away
@@ -133,7 +133,7 @@ class MorphableFace:
 
 @dataclass(frozen=True, eq=False)
 class FaceFit:
-    """One picture's face.
+    """One image's face.
 
     Attributes:
         identity: (A,) coefficients, standard deviations.
@@ -164,7 +164,7 @@ def fit_face(face: MorphableFace, landmarks_px: ArrayLike, scores: ArrayLike, si
     Args:
         face: the model.
         landmarks_px: (478, 2) or (468, 2), pixels of the crop.
-        scores: (52,) ARKit scores of the same picture.
+        scores: (52,) ARKit scores of the same image.
         size: pixels across the crop.
     """
     points = np.asarray(landmarks_px, dtype=np.float64)[:VERTICES, :2]
