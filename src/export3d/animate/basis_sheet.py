@@ -1,7 +1,7 @@
-"""The sliders: expressions moved along the directions v_i of the learned basis (Eq. 3; Fig. 8, 12), and what that does.
+"""What each direction v_i of the learned basis does (Eq. 3; Fig. 8, 12), as contact sheets and a table.
 
-Directions are numbered from 1 (v1 to vn) wherever a person sees them. What a direction does is found out on rendered
-images: they are tracked again, and compared pixel by pixel.
+Directions are numbered from 1 (v1 to vn) in everything a user sees. The effect of a direction is measured on rendered
+images: they are tracked again and compared pixel by pixel.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def effect(tracker: Tracker, strip: Strip) -> Effect:
     inside = np.zeros(strip.pictures[0].shape[:2], dtype=bool)
     for k, picture in enumerate(strip.pictures):
         try:
-            scores[k], angles[k], region = look(tracker, picture)
+            scores[k], angles[k], region = read_face(tracker, picture)
         except NoFaceFound:
             continue
         inside |= region
@@ -217,7 +217,7 @@ def _heading(direction: int, step: int, value: float) -> str:
     return f"v{direction + 1} {value:+.2f}" + (" (own)" if step == STEPS // 2 else "")
 
 
-def look(tracker: Tracker, picture: Picture) -> tuple[Array, Array, NDArray[np.bool_]]:
+def read_face(tracker: Tracker, picture: Picture) -> tuple[Array, Array, NDArray[np.bool_]]:
     """Scores (52,), head angles (3,) and the pixels of the face mesh (H, W), averaged over shifts of the image.
 
     The angles are those of `face.pose.still_cameras`: degrees by which the head itself turned.

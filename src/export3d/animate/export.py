@@ -1,7 +1,7 @@
 """The one place that writes generated images: videos, contact sheets and stills.
 
-Every door of the package writes through here, so that what holds for one output (checked before the work starts,
-nothing half-written left behind, the same bytes for the same input) holds for all.
+Every command writes through here, so that the same holds for all outputs: the path is checked before the work starts,
+no partial file is left behind, and the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_output(path: str | Path, suffixes: Sequence[str] = (), inputs: Sequenc
     Args:
         path: the file to be written.
         suffixes: allowed endings, lower case; empty allows all.
-        inputs: files that are read meanwhile and so must not be the output.
+        inputs: files that are read meanwhile and must not be overwritten.
 
     Returns:
         the path. Raises `OutputError` for a wrong ending, a directory, a missing or unwritable folder, or an input.

@@ -25,16 +25,16 @@ def command(
     weights: Path | None = None,
     device: str = "auto",
 ) -> int:
-    """Change a portrait's face and write one image; what is not named stays as the portrait has it.
+    """Change a portrait's face and write one image; everything else stays as in the portrait.
 
     Args:
         source: the portrait, an image with a face.
         output: the image to write (.png, 256 x 256).
         basis: move along a direction of the expression basis, such as 4=+6; may be repeated.
         scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
-        yaw: turn the head to the image's right by so many degrees.
-        pitch: raise the face by so many degrees.
-        roll: tilt the head clockwise by so many degrees.
+        yaw: turn the head to the right of the image, degrees.
+        pitch: raise the face, degrees.
+        roll: tilt the head clockwise, degrees.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
         device: cpu, cuda, or auto.
     """
