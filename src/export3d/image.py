@@ -1,6 +1,6 @@
 """Still images: files in and out, value ranges, resizing.
 
-Inside the package images are RGB float32 in [-1, 1], (B, 3, H, W); `uint8 (H, W, 3)` exists at the doors, here and in
+Inside the package, images are RGB float32 in [-1, 1], (B, 3, H, W). `uint8 (H, W, 3)` is for files, here and in
 `video`.
 """
 

@@ -1,11 +1,11 @@
-"""One portrait, seen with another expression and from another side: the photo as the texture of a fitted face.
+"""One portrait with another expression and from another side: the photo as the texture of a fitted face.
 
-Two layers. The ground is the whole photo as a height field: the face's depth, spread smoothly over hair, neck and
-background. The face lies over it: the fitted mesh, moved by the change of expression, textured with the photo at the
-places its vertices had before. Residuals of the fit are added to the vertices first, so that lids and lips of the mesh
-lie where the landmarks saw them, and no change at all gives the portrait back. The mesh has holes: behind the lids is
-the photo's own eye, behind the lips what the photo shows between them (its upper teeth stay with the skull) and
-darkness elsewhere. What an opened mouth shows is made up.
+There are two layers. The ground is the whole photo as a height field: the depth of the face, spread smoothly over hair,
+neck and background. The face lies over it: the fitted mesh, moved by the change of expression, and textured with the
+photo at the former positions of its vertices. Residuals of the fit are added to the vertices first, so that eyelids and
+lips of the mesh lie where the landmarks are, and no change reproduces the portrait. The mesh has holes: the photo's own
+eye lies behind the eyelids; behind the lips lies what the photo shows between them (upper teeth stay with the skull),
+and darkness elsewhere. The inside of an opened mouth is invented.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class View:
 
 
 class Puppet:
-    """A portrait to pull the strings of.
+    """A portrait that can be given other expressions and turned.
 
     Args:
         face: the model.
