@@ -114,7 +114,7 @@ class Camera:
         return cls.look_at(np.asarray(target, dtype=np.float64) + radius * centre, target, focal=focal)
 
     def mirrored(self) -> Camera:
-        """The camera that sees the mirrored world as the mirrored picture (x negated on both sides)."""
+        """The camera that sees the mirrored world as the mirrored image (x negated on both sides)."""
         return Camera.from_label(mirror(self.label))
 
 

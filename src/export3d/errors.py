@@ -1,16 +1,16 @@
 """Every failure that export3d raises on purpose.
 
     Export3DError
-    ├── InputError            what the user handed us cannot be used
+    ├── InputError            an input of the user cannot be used
     │   ├── BadImage
     │   ├── BadVideo
     │   ├── BadMotionFile
     │   └── NoFaceFound
-    ├── OutputError           what we were asked to write cannot be written
-    ├── ShapeError            a tensor has the wrong shape (a programming mistake, named at the public door)
+    ├── OutputError           an output cannot be written
+    ├── ShapeError            a tensor has the wrong shape (a programming mistake)
     ├── ConfigError           settings that cannot work together
     ├── CheckpointError       weights or a training state that cannot be loaded
-    ├── TrainingError         training stopped because it could not go on
+    ├── TrainingError         training stopped: it diverged, or has no data
     └── MissingExtra          an optional dependency is not installed
 
 A message is one sentence: what is wrong, where, and what to do about it.
@@ -83,9 +83,9 @@ def check_shape(array: Any, pattern: str, name: str = "tensor") -> None:
 
     Args:
         array: anything with a `.shape`.
-        pattern: one token an axis; a number must match exactly, a letter stands for any size (the same letter for the
+        pattern: one token per axis; a number must match exactly, a letter stands for any size (the same letter for the
             same size).
-        name: how the message calls the array.
+        name: name of the array in the message.
 
     >>> import numpy
     >>> check_shape(numpy.zeros((2, 3, 8, 8)), "B 3 H H", "image")

@@ -1,6 +1,6 @@
-"""Still pictures: files in and out, value ranges, resizing.
+"""Still images: files in and out, value ranges, resizing.
 
-Inside the package images are RGB float32 in [-1, 1], (B, 3, H, W); `uint8 (H, W, 3)` exists at the doors, here and in
+Inside the package, images are RGB float32 in [-1, 1], (B, 3, H, W). `uint8 (H, W, 3)` is for files, here and in
 `video`.
 """
 
@@ -36,7 +36,7 @@ _READABLE = "PNG, JPEG, WebP, BMP, TIFF or GIF"
 
 
 def read_image(path: str | os.PathLike[str]) -> Pixels:
-    """A picture as a viewer shows it: upright, without transparency, 8 bits a channel.
+    """An image as a viewer shows it: upright, without transparency, 8 bits a channel.
 
     EXIF rotation is applied, transparency is laid over white, 16-bit values are scaled, CMYK, palette and grey become
     RGB; of an animation the first frame is taken, which the log says.
@@ -129,12 +129,12 @@ def resize(tensor: Tensor, size: int | tuple[int, int]) -> Tensor:
 def contact_sheet(
     rows: Sequence[Sequence[Pixels]], labels: Sequence[str | Sequence[str]] | None = None, gap: int = 4
 ) -> Pixels:
-    """Pictures in rows on white, for looking at many at once.
+    """Images in rows on white, for looking at many at once.
 
     Args:
-        rows: uint8 (H, W, 3) pictures; rows may differ in length, pictures in size.
-        labels: a heading above each row, or a list of headings, one above each of its pictures; if any.
-        gap: white pixels between pictures and around all.
+        rows: uint8 (H, W, 3) images; rows may differ in length, images in size.
+        labels: a heading above each row, or a list of headings, one above each of its images; if any.
+        gap: white pixels between images and around all.
 
     Returns:
         uint8 (H, W, 3).
@@ -177,7 +177,7 @@ def write_png(
 
     Args:
         path: target.
-        image: the picture.
+        image: the image.
         metadata: text chunks, such as a description.
         level: of compression, 0 to 9; 1 is several times faster and little larger.
     """
@@ -222,7 +222,7 @@ def _orientation(image: Image.Image) -> int:
     """The EXIF orientation; 1 where there is none, or none that can be read."""
     try:
         return int(image.getexif().get(0x0112, 1))
-    except Exception:  # broken tags are no reason to refuse a picture
+    except Exception:  # broken tags are no reason to refuse an image
         return 1
 
 

@@ -90,6 +90,7 @@ def test_nothing_below_the_command_line_prints() -> None:
     assert not talkers, f"{talkers}: use logging"
 
 
+@pytest.mark.slow
 def test_everything_imports_without_a_display_or_opengl() -> None:
     """OpenCV's wheel needs libGL; a machine without it behaves as if cv2 failed to import."""
     names = [".".join(["export3d", *p.relative_to(PACKAGE).with_suffix("").parts]) for p in MODULES]

@@ -39,6 +39,7 @@ def flat(value: Any, name: str = "") -> dict[str, float]:
     return {name: float(value)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("phase", PHASES)
 def test_the_first_losses_are_those_of_the_file(phase: str, losses: ModuleType) -> None:
     golden = json.loads((HERE / "losses.json").read_text(encoding="utf-8"))

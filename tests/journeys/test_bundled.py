@@ -21,6 +21,7 @@ def run(*arguments: object) -> int:
     return main([str(argument) for argument in arguments])
 
 
+@pytest.mark.slow
 def test_track_then_animate_then_compare(
     tmp_path: Path, face_video: Path, astronaut_path: Path, tiny_weights: Path, capsys: Capture
 ) -> None:
@@ -72,6 +73,7 @@ def test_the_same_command_gives_the_same_bytes(
         assert (tmp_path / f"a{suffix}").read_bytes() == (tmp_path / f"b{suffix}").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_part_of_a_video_can_be_tracked(tmp_path: Path, face_video: Path, capsys: Capture) -> None:
     part = ["--start", 0.2, "--seconds", 0.4]
     assert run("track", face_video, "-o", tmp_path / "part.motion", *part) == 0
@@ -84,6 +86,7 @@ def test_a_part_of_a_video_can_be_tracked(tmp_path: Path, face_video: Path, caps
     assert not (tmp_path / "none.motion").exists()
 
 
+@pytest.mark.slow
 def test_prepare_then_train_then_resume_then_animate_then_evaluate(
     tmp_path: Path, astronaut_turns: list[np.ndarray], astronaut_path: Path, motion_file: Path, capsys: Capture
 ) -> None:

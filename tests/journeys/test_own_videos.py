@@ -68,6 +68,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_pretrained(model, tmp_path_factory.mktemp("trained") / "mine.safetensors", {"images_seen": 0})
 
 
+@pytest.mark.slow
 def test_two_commands_make_a_model_that_animates(
     videos: Path, trained: Path, tmp_path: Path, astronaut_path: Path, motion_file: Path, capsys: Capture
 ) -> None:
@@ -104,6 +105,7 @@ def test_a_folder_without_a_usable_video_is_one_sentence(videos: Path, tmp_path:
     assert "1 no face, 1 too short" in err
 
 
+@pytest.mark.slow
 def test_weights_are_found_by_name(
     data: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -177,6 +179,7 @@ def test_pseudo_clips_need_their_files(given: list[str], part: str, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_one_command_prepares_portraits_and_makes_them_move(
     shared_models: Path, videos: Path, astronaut_path: Path, tmp_path: Path, capsys: Capture
 ) -> None:

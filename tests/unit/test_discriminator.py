@@ -106,6 +106,7 @@ def test_all_three_inputs_matter_before_any_training() -> None:
     assert not torch.allclose(net(image, raw, camera.flip(0)), before)
 
 
+@pytest.mark.slow
 def test_it_learns_which_camera_a_picture_belongs_to() -> None:
     """A disc moves with the head's yaw; real pictures come with their own camera, made-up ones with another's."""
     net = Discriminator(replace(TINY, group=1))

@@ -540,6 +540,7 @@ def test_frames_beyond_8192_pixels_are_refused(tmp_path: Path) -> None:
     refused(path, "8208 x 16; make it at most 8192 pixels a side")
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_length_of_the_video(tmp_path: Path) -> None:
     """Writing and reading 1,000 frames that would take 110 MB together, in a process of its own."""
     script = """

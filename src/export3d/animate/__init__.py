@@ -1,1 +1,1 @@
-"""Making pictures: a portrait, moved by a motion, written to a file."""
+"""Animating a portrait by a motion, and writing the result to a file."""

@@ -163,7 +163,7 @@ class Animator:
             scores: ARKit scores 0..1 by name, in place of the tracked ones, such as {"jawOpen": 0.8}.
             basis: amounts by direction number, from 1, added to the portrait's lambda (Eq. 3), such as {4: 6.0}.
             yaw_deg, pitch_deg, roll_deg: added to the head's angles; signs as in `camera.head_angles`. The head stays
-                where it is in the picture.
+                where it is in the image.
 
         Returns:
             uint8 (H, W, 3).

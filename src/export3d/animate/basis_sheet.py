@@ -1,7 +1,7 @@
-"""The sliders: expressions moved along the directions v_i of the learned basis (Eq. 3; Fig. 8, 12), and what that does.
+"""What each direction v_i of the learned basis does (Eq. 3; Fig. 8, 12), as contact sheets and a table.
 
-Directions are numbered from 1 (v1 to vn) wherever a person sees them. What a direction does is found out on rendered
-pictures: they are tracked again, and compared pixel by pixel.
+Directions are numbered from 1 (v1 to vn) in everything a user sees. The effect of a direction is measured on rendered
+images: they are tracked again and compared pixel by pixel.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ Array = NDArray[np.floating]
 Picture = NDArray[np.uint8]
 
 STEPS = 7
-"""Pictures in a strip; the middle one is the portrait's own."""
+"""Images in a strip; the middle one is the portrait's own."""
 STILL_DEG = 1.5
 """A direction that changes a head angle by this much moves the head."""
 
 _NUDGES_PX = tuple(product((-4, 0, 4), repeat=2))
-"""A picture is tracked under each of these shifts and the mean taken: one shift alone changes angles by 0.3 degrees."""
+"""An image is tracked under each of these shifts and the mean taken: one shift alone changes angles by 0.3 degrees."""
 _SCORES_NAMED = 4
 
 
@@ -85,9 +85,9 @@ class Effect:
 
     Attributes:
         scores: (52,) ARKit scores at the high end minus those at the low end; NaN where an end shows no face.
-        angles: (3,) yaw, pitch and roll: largest minus smallest over the strip, degrees; NaN if no picture has a face.
+        angles: (3,) yaw, pitch and roll: largest minus smallest over the strip, degrees; NaN if no image has a face.
         pixels: (2,) mean absolute difference of the ends inside the face mesh and outside, 0..255; NaN likewise.
-        lost: pictures in which no face was found.
+        lost: images in which no face was found.
     """
 
     scores: Array
@@ -97,13 +97,13 @@ class Effect:
 
 
 def effect(tracker: Tracker, strip: Strip) -> Effect:
-    """Track a strip's pictures again."""
+    """Track a strip's images again."""
     scores = np.full((len(strip.pictures), len(ARKIT52)), np.nan)
     angles = np.full((len(strip.pictures), 3), np.nan)
     inside = np.zeros(strip.pictures[0].shape[:2], dtype=bool)
     for k, picture in enumerate(strip.pictures):
         try:
-            scores[k], angles[k], region = look(tracker, picture)
+            scores[k], angles[k], region = read_face(tracker, picture)
         except NoFaceFound:
             continue
         inside |= region
@@ -217,8 +217,8 @@ def _heading(direction: int, step: int, value: float) -> str:
     return f"v{direction + 1} {value:+.2f}" + (" (own)" if step == STEPS // 2 else "")
 
 
-def look(tracker: Tracker, picture: Picture) -> tuple[Array, Array, NDArray[np.bool_]]:
-    """Scores (52,), head angles (3,) and the pixels of the face mesh (H, W), averaged over shifts of the picture.
+def read_face(tracker: Tracker, picture: Picture) -> tuple[Array, Array, NDArray[np.bool_]]:
+    """Scores (52,), head angles (3,) and the pixels of the face mesh (H, W), averaged over shifts of the image.
 
     The angles are those of `face.pose.still_cameras`: degrees by which the head itself turned.
     """

@@ -1,9 +1,9 @@
 """What moves the portrait: a driving video or a motion file, rebased on the source.
 
-Motion is transferred in one of two ways. *Relative* (the default) adds the driving face's change, measured from its own
-most neutral frame, to the source's pose and expression: the portrait keeps its own way of holding the head and its own
-smile. *Absolute* takes the driving face's cameras and expressions as they are: the portrait faces and frames itself as
-the driving face does, and that is also what same-identity scores are measured with.
+Motion is transferred in one of two ways. *Relative* (the default) adds the change of the driving face, measured from
+its most neutral frame, to the source's pose and expression: the portrait keeps its own head pose and its own smile.
+*Absolute* uses the driving face's cameras and expressions unchanged: the portrait gets the pose and framing of the
+driving face. Same-identity scores are measured this way.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from export3d.face.tracker import Tracker
 
 FPS = 25.0
-"""Frames a second of everything the model sees and makes."""
+"""Frames per second of everything the model sees and makes."""
 MOTION_SUFFIXES = (".motion", ".csv", ".mat", ".npz")
 """Endings of the files that hold a motion; everything else is taken for a video."""
 BUNDLED = ("speech", "expressions", "turns")
@@ -165,8 +165,8 @@ def rebase(
     if not relative:
         return motion
     start = reference_frame(motion) if reference is None else reference
-    rotation = np.swapaxes(camera.unpack(motion.camera.astype(np.float64))[0][:, :3, :3], -1, -2)  # type: ignore[no-untyped-call]
-    source_pose, source_intrinsics = camera.unpack(np.asarray(source_camera, dtype=np.float64))  # type: ignore[no-untyped-call]
+    rotation = np.swapaxes(camera.unpack(motion.camera.astype(np.float64))[0][:, :3, :3], -1, -2)
+    source_pose, source_intrinsics = camera.unpack(np.asarray(source_camera, dtype=np.float64))
     turned = rotation @ rotation[start].T @ source_pose[:3, :3].T
     moved = camera.head_position(motion.camera)
     position = camera.head_position(source_camera) + moved - moved[start]

@@ -1,7 +1,7 @@
-"""The one place that writes generated pictures: videos, contact sheets and stills.
+"""The one place that writes generated images: videos, contact sheets and stills.
 
-Every door of the package writes through here, so that what holds for one output (checked before the work starts,
-nothing half-written left behind, the same bytes for the same input) holds for all.
+Every command writes through here, so that the same holds for all outputs: the path is checked before the work starts,
+no partial file is left behind, and the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def check_output(path: str | Path, suffixes: Sequence[str] = (), inputs: Sequenc
     Args:
         path: the file to be written.
         suffixes: allowed endings, lower case; empty allows all.
-        inputs: files that are read meanwhile and so must not be the output.
+        inputs: files that are read meanwhile and must not be overwritten.
 
     Returns:
         the path. Raises `OutputError` for a wrong ending, a directory, a missing or unwritable folder, or an input.
@@ -83,7 +83,7 @@ def write_video(
     Args:
         path: ends in .mp4.
         frames: uint8 (H, W, 3) RGB, all of one even size, at least one.
-        fps: frames a second.
+        fps: frames per second.
         audio_from: a video whose sound is carried over, if it has any.
 
     Raises:
@@ -172,21 +172,21 @@ def sheet_frames(frames: int, columns: int = SHEET_COLUMNS) -> list[int]:
 def write_sheet(
     path: str | Path, rows: Sequence[Sequence[Picture]], labels: Sequence[str | Sequence[str]] | None = None
 ) -> Path:
-    """Write a contact sheet as PNG: rows of uint8 (H, W, 3) pictures, headings as `image.contact_sheet` has them."""
+    """Write a contact sheet as PNG: rows of uint8 (H, W, 3) images, headings as `image.contact_sheet` has them."""
     path = check_output(path, STILL_SUFFIXES)
     write_png(path, contact_sheet(rows, labels))
     return path
 
 
 def write_still(path: str | Path, picture: Picture, level: int = 6) -> Path:
-    """Write one uint8 (H, W, 3) picture as PNG; `level` as `image.write_png` has it."""
+    """Write one uint8 (H, W, 3) image as PNG; `level` as `image.write_png` has it."""
     path = check_output(path, STILL_SUFFIXES)
     write_png(path, picture, level=level)
     return path
 
 
 def encode_webp(picture: Picture, quality: int = 82) -> bytes:
-    """One uint8 (H, W, 3) picture as the bytes of a WebP file, for pages that hold their pictures themselves."""
+    """One uint8 (H, W, 3) image as the bytes of a WebP file, for pages that hold their images themselves."""
     from PIL import Image
 
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""`export3d animate`: a portrait moved by a driving video or a motion file."""
+"""`export3d animate`: move a portrait by a driving video or a motion file."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def command(
             name: speech, expressions, turns.
         relative: add the driving face's movement to the portrait's own pose and expression (the default).
         absolute: take the driving face's pose and expression as they are.
-        scores: hold an ARKit score of the result at this value, from 0 to 1, such as jawOpen=0.8; may be repeated.
+        scores: hold an ARKit score of the result at this value, 0 to 1, such as jawOpen=0.8; may be repeated.
         sheet: also write a contact sheet (.png).
         weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
         device: cpu, cuda, or auto.
@@ -50,7 +50,7 @@ def command(
     from export3d.motion.arkit import ARKIT52, with_scores
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
-    with_scores([0.0] * len(ARKIT52), held)  # an unknown name is told before the work begins
+    with_scores([0.0] * len(ARKIT52), held)  # report an unknown name before the work begins
     mover = driving or motion
     assert mover is not None  # tyro lets exactly one through
     if motion is not None and str(motion) in BUNDLED and not motion.exists():

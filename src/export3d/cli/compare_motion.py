@@ -1,4 +1,4 @@
-"""`export3d compare-motion`: how alike two motions are."""
+"""`export3d compare-motion`: correlate two motions."""
 
 from __future__ import annotations
 

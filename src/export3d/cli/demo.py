@@ -1,4 +1,4 @@
-"""`export3d demo`: the bundled portrait, moved by a bundled motion; nothing is needed from outside the package."""
+"""`export3d demo`: animate the bundled portrait by a bundled motion; needs nothing from outside the package."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def command(
     weights: Path | None = None,
     device: str = "auto",
 ) -> int:
-    """Animate the bundled portrait, then track the result and say how well it follows the motion.
+    """Animate the bundled portrait, then track the result and report how well it follows the motion.
 
     Args:
-        output: folder for demo.mp4 and demo_sheet.png; created if need be.
-        motion: which of the motions inside the package.
+        output: folder for demo.mp4 and demo_sheet.png; created if needed.
+        motion: name of a motion inside the package.
         absolute: take the driving face's pose and expression as they are (default: relative to the portrait's own).
         weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
         device: cpu, cuda, or auto.

@@ -1,4 +1,4 @@
-"""`export3d edit`: one picture of a portrait with its face changed."""
+"""`export3d edit`: one image of a portrait with its face changed."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def command(
     weights: Path | None = None,
     device: str = "auto",
 ) -> int:
-    """Change a portrait's face and write one picture; what is not named stays as the portrait has it.
+    """Change a portrait's face and write one image; everything else stays as in the portrait.
 
     Args:
         source: the portrait, an image with a face.
-        output: the picture to write (.png, 256 x 256).
+        output: the image to write (.png, 256 x 256).
         basis: move along a direction of the expression basis, such as 4=+6; may be repeated.
         scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
-        yaw: turn the head to the picture's right by so many degrees.
-        pitch: raise the face by so many degrees.
-        roll: tilt the head clockwise by so many degrees.
+        yaw: turn the head to the right of the image, degrees.
+        pitch: raise the face, degrees.
+        roll: tilt the head clockwise, degrees.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
         device: cpu, cuda, or auto.
     """

@@ -1,10 +1,10 @@
 """The command line: finds the command, runs it, and turns failures into sentences and exit codes.
 
 Exit codes: 0 done; 1 a check failed (`compare-motion --min`, `sheet --check`, `weights verify`); 2 a bad input, setting
-or output, told in one sentence on standard error; 130 interrupted; 141 whoever read the output (`| head`) has left.
-Anything else is our own bug and keeps its traceback.
+or output, reported in one sentence on standard error; 130 interrupted; 141 the reader of our output closed the pipe (as
+`| head` does). Anything else is a bug of ours and keeps its traceback.
 
-Nothing heavy is imported here: `export3d --help` must answer at once, so a command's module is loaded when it runs.
+Nothing heavy is imported here, so that `export3d --help` is fast: a command's module is loaded when the command runs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from export3d.errors import Export3DError
 COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "move a portrait by a driving video or a motion file"),
     "edit": ("export3d.cli.edit", "change a portrait's face by sliders, ARKit scores and head angles"),
-    "sheet": ("export3d.cli.sheet", "draw what every direction of the expression basis does"),
+    "sheet": ("export3d.cli.sheet", "render what every direction of the expression basis does"),
     "track": ("export3d.cli.track", "track a video's face into a motion file"),
     "compare-motion": ("export3d.cli.compare_motion", "correlate two motions, given as motion files or videos"),
     "prepare": ("export3d.cli.prepare", "turn videos and portraits into training shards"),
@@ -102,7 +102,7 @@ def overview(group: str = "") -> str:
             "commands:",
             *lines,
             "",
-            "`export3d COMMAND --help` tells a command's options; `export3d --version` the version.",
+            "`export3d COMMAND --help` lists the options of a command; `export3d --version` prints the version.",
         ]
     )
 
@@ -138,13 +138,13 @@ def _run(name: str, argv: list[str]) -> int:
                 tyro.conf.PositionalMetavarFromFieldName,
             ),
         )
-    except SystemExit as stop:  # tyro's way to end after --help (0) and after bad options (2)
+    except SystemExit as stop:  # how tyro ends after --help (0) and after bad options (2)
         return stop.code if isinstance(stop.code, int) else 2
     return int(result or 0)
 
 
 def _reader_left() -> bool:
-    """Whether nobody reads standard output any more; what is still written to it then goes nowhere."""
+    """Whether the reader of standard output has closed it; if so, what is still written is discarded."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if not poll.poll(0):

@@ -31,17 +31,17 @@ def command(
 ) -> int:
     """Turn videos and still portraits into training shards: track, crop, 256 x 256 at 25 fps.
 
-    What was skipped, and why, stands in report.csv; a run that was stopped goes on where it stopped.
+    report.csv lists what was skipped and why. A run that was interrupted continues where it stopped.
 
     Args:
-        clips: videos, portraits, and folders that are searched for them; with a manifest, none means all of its files.
-        output: folder for the shards, one folder for each split, and the report.
-        manifest: CSV with the columns file, person, split, and perhaps terms; files are relative to it.
-        workers: processes; by default one for each core, 0 works in this process.
+        clips: videos, portraits, and folders of them; with a manifest, none means all of its files.
+        output: folder for the shards, one subfolder per split, and the report.
+        manifest: CSV with the columns file, person, split, and optionally terms; paths are relative to it.
+        workers: processes; by default one per core; 0 works in this process.
         val_fraction: without a manifest, the share of the videos that are held out (split val); by default a tenth, at
             least one of four or more.
-        resume: keep what was finished before; with --no-resume everything given is done again.
-        pseudo_clips: make the portraits of the split train move too, into pseudo/train (see `export3d pseudo-clips`).
+        resume: keep what was finished before; --no-resume prepares everything again.
+        pseudo_clips: also make clips of the portraits of split train, in pseudo/train (see `export3d pseudo-clips`).
         face_model: the morphable face for that, ict_face.npz.
         landmark_map: where MediaPipe's landmarks lie on it, mediapipe_to_ict.npz.
     """

@@ -22,9 +22,9 @@ def command(
     workers: int = 1,
     exclude: Path | None = None,
 ) -> int:
-    """Make still portraits move: clips in which many people wear the same known changes of expression.
+    """Make clips of still portraits, in which many people show the same known changes of expression.
 
-    The output is a split like any other; a run that was stopped goes on where it stopped.
+    The output is a split like any other. A run that was interrupted continues where it stopped.
 
     Args:
         split: a prepared split with portraits and videos (the folder that holds index.json).
@@ -35,7 +35,7 @@ def command(
         seed: chooses the expressions and turns of each portrait.
         limit: use only this many portraits.
         workers: processes; 0 works in this one.
-        exclude: text file with the keys of portraits to leave out, one a line.
+        exclude: text file with the keys of portraits to leave out, one per line.
     """
     from export3d.data.pseudo_clips import pseudo_clips
     from export3d.errors import InputError

@@ -1,4 +1,4 @@
-"""`export3d sheet`: pictures that explain the weights."""
+"""`export3d sheet`: images that show what the weights do."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def command(
     weights: Path | None = None,
     device: str = "auto",
 ) -> int:
-    """Draw every direction of the expression basis through its natural range, and tabulate what it does.
+    """Render every direction of the expression basis through its natural range, and tabulate its effects.
 
     Args:
-        subject: what to draw; basis is the only one so far.
+        subject: what to show: basis.
         portraits: images with a face; by default the one inside the package.
-        output: folder for basis_NAME.png (one for each portrait) and basis.md; created if need be.
+        output: folder for basis_NAME.png (one for each portrait) and basis.md; created if needed.
         check: exit with code 1 if a direction turns the head of any portrait by 1.5 degrees or more.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
         device: cpu, cuda, or auto.

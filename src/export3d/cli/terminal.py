@@ -1,4 +1,4 @@
-"""What the commands share: progress bars and remarks on standard error, and options KEY=NUMBER."""
+"""What the commands share: progress bars and messages on standard error, and options of the form KEY=NUMBER."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Key = TypeVar("Key", int, str)
 
 
 def tell(sentence: str) -> None:
-    """A remark for the person at the terminal; standard output stays free for results."""
+    """Print a message on standard error; standard output is for results."""
     print(f"export3d: {sentence}", file=sys.stderr)
 
 
@@ -27,7 +27,7 @@ def progress_bar(title: str, total: int | None = None, unit: str = "frame") -> A
 
 
 def with_progress(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
-    """The items, with a bar that moves as they are taken."""
+    """Yield the items and advance a progress bar with each."""
     with progress_bar(title, total) as bar:
         for item in items:
             yield item
@@ -36,7 +36,7 @@ def with_progress(items: Iterable[Item], title: str, total: int) -> Iterator[Ite
 
 @contextmanager
 def job_progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
-    """What functions that know how much there is to do take as `progress`: (done, total) or (done, total, of what)."""
+    """A `progress` callback that shows a bar: called with (done, total) or (done, total, name)."""
     with progress_bar(title, unit=unit) as bar:
 
         def progress(done: int, total: int, name: str = "") -> None:
@@ -49,18 +49,18 @@ def job_progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
 
 @contextmanager
 def frame_counter(title: str, path: Path) -> Iterator[Callable[[int], None]]:
-    """What `Tracker.track_video` takes as `progress`, shown as a bar; nothing is shown for a motion file."""
+    """A `progress` callback for `Tracker.track_video` that shows a bar; it shows nothing for a motion file."""
     with progress_bar(f"{title} {path.name}") as bar:
         yield lambda done: bar.update(done - bar.n)
 
 
 def pairs(wanted: str, key: Callable[[str], Key], texts: Iterable[str]) -> dict[Key, float]:
-    """The texts of a repeatable option KEY=NUMBER as a dictionary; of two with one key the last counts.
+    """The texts of a repeatable option KEY=NUMBER as a dictionary; the last of two with the same key counts.
 
     Args:
-        wanted: how the option is written, for the `ConfigError` that any other text raises.
-        key: makes a key of what stands before the sign; raises `ValueError` where it cannot.
-        texts: as given.
+        wanted: the form of the option, for the `ConfigError` that any other text raises.
+        key: converts the text before the sign; raises `ValueError` where it cannot.
+        texts: the values of the option.
 
     >>> pairs("--set NAME=VALUE", str, ["jawOpen=0.8", "eyeBlinkLeft=1"])
     {'jawOpen': 0.8, 'eyeBlinkLeft': 1.0}

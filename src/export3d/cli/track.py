@@ -23,13 +23,13 @@ def command(
     """Track the face in a video, or read an ARKit recording, and write its expressions and cameras.
 
     Args:
-        video: a video of one face; of several, the largest in the first frame is followed. Or a recording of the Live
+        video: a video; of several faces, the largest in the first frame is tracked. Or a recording of the Live
             Link Face app (.csv), which is converted at its own frame rate.
         output: the motion file to write (.motion).
-        start: leave out what comes before this second.
-        seconds: keep this many seconds at most.
+        start: start at this second of the video.
+        seconds: keep at most this many seconds.
         note: a remark to keep in the file, such as the source and terms of the video.
-        summary: print what was found.
+        summary: print frames, angles and scores.
     """
     from export3d.animate.export import check_output
     from export3d.errors import ConfigError

@@ -1,4 +1,4 @@
-"""`export3d weights`: what weights there are; checked, installed and removed by name."""
+"""`export3d weights`: list, verify, install and remove weights by name."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ def command(
     Installed weights are kept in the user's folder for application data, or in EXPORT3D_HOME.
 
     Args:
-        action: list; verify (SHA-256, and whether this version can use them); install; remove.
+        action: list; verify (SHA-256, and that this version can load them); install; remove.
         what: (verify) names, files or folders, by default everything listed; (install) one file, folder or Hugging Face
             repository owner/name; (remove) names.
-        name: (install) what to call them; by default as their repository, folder or file is called.
+        name: (install) their name; by default that of their repository, folder or file.
         revision: (install) branch, tag or commit of the repository.
     """
     if action != "install" and (name or revision):

@@ -49,7 +49,7 @@ class Limits:
     max_reprojection_px: float = 4.0
     """Of clips: median distance of the pose landmarks from their projections, at 256."""
     max_still_reprojection_px: float = 7.0
-    """Of still pictures, which are measured against the average face: a real face that is wider or longer than it is
+    """Of still images, which are measured against the average face: a real face that is wider or longer than it is
     2 to 5.5 px away, so a limit near that would refuse people for the shape of their faces."""
     min_face_px: float = 64.0
     """Forehead to chin in the source's own pixels."""
@@ -72,7 +72,7 @@ class Refusal(Exception):
 
 
 def media_kind(path: Path) -> str | None:
-    """ "video", "image" or None, by the file's first bytes (a GIF of several pictures is a video).
+    """ "video", "image" or None, by the file's first bytes (a GIF of several images is a video).
 
     Raises:
         OSError: it cannot be opened.

@@ -155,13 +155,13 @@ def close_crop(store: FrameStore, rows: Tensor, size: int, amounts: NDArray[np.f
 
 
 def crop_around(image: Tensor, landmarks: Tensor, size: int, amounts: NDArray[np.float64] | None = None) -> Tensor:
-    """Square crops (T, 3, size, size) of pictures (T, 3, R, R) around their landmarks (T, 478, 2), 0..1 across them.
+    """Square crops (T, 3, size, size) of images (T, 3, R, R) around their landmarks (T, 478, 2), 0..1 across them.
 
-    Gradients flow to the pictures; `amounts` as for `close_crop`.
+    Gradients flow to the images; `amounts` as for `close_crop`.
     """
     points = landmarks.float()
     low, high = points.amin(1), points.amax(1)
-    centre, half = (low + high) - 1.0, (high - low).amax(1) * _MARGIN  # in the [-1, 1] grid of the picture
+    centre, half = (low + high) - 1.0, (high - low).amax(1) * _MARGIN  # in the [-1, 1] grid of the image
     cos, sin = torch.ones_like(half), torch.zeros_like(half)
     if amounts is not None:
         moved = torch.from_numpy(amounts).to(half)

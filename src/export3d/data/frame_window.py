@@ -55,7 +55,7 @@ class Rotation:
         rows: frames in a block; the window holds eight, and one more waits outside.
         pseudo: further splits, of pseudo-clips.
         seed: another one gives another order.
-        threads: decoders working at once (default: one a core); each holds a clip beside the window.
+        threads: decoders working at once (default: one per core); each holds a clip beside the window.
 
     Raises:
         InputError: not prepared splits, empty ones, or of different expression spaces.

@@ -56,7 +56,7 @@ class Clip:
     start: int
     frames: int
     inside: Box = WHOLE
-    """Left, top, right, bottom (0..1) of the part of the pictures that is not a repeated edge."""
+    """Left, top, right, bottom (0..1) of the part of the images that is not a repeated edge."""
 
     @property
     def rows(self) -> slice:
@@ -179,7 +179,7 @@ class FrameStore:
             max_clips: take only the first records of the index.
             cache: a file that keeps the decoded arrays. It is used if it was made from these shards at this resolution,
                 else made again; on the CPU it stays memory-mapped. With it neither PyAV nor the tars are needed.
-            threads: decoders working at once (default: one a core).
+            threads: decoders working at once (default: one per core).
             progress: called with (records done, records).
 
         Raises:
@@ -321,11 +321,11 @@ class FrameStore:
 
 
 def decode(record: Record, resolution: int) -> NDArray[np.uint8]:
-    """The pictures of a record: (T, 3, R, R) uint8 RGB, reduced with antialiasing where R is below their size.
+    """The images of a record: (T, 3, R, R) uint8 RGB, reduced with antialiasing where R is below their size.
 
     Raises:
         InputError: the media is damaged or has another number of frames than the track.
-        ConfigError: the pictures are smaller than R.
+        ConfigError: the images are smaller than R.
     """
     try:
         pictures = _decode_still(record.media) if record.suffix == "png" else _decode_video(record.media)
@@ -516,5 +516,5 @@ def _take(records: Iterator[Record], count: int) -> Iterator[Record]:
 
 
 def decoders(threads: int | None) -> int:
-    """How many clips to decode at once (default: one a core)."""
+    """How many clips to decode at once (default: one per core)."""
     return max(1, threads if threads is not None else (os.cpu_count() or 1))

@@ -3,7 +3,7 @@
 A sample is a function of (seed, its number since training began) and of nothing else: whoever asks for images 4800 to
 4832 gets the same 32 samples, on one process or spread over eight, before or after an interruption.
 
-Still portraits have no second frame; there source and target are the same picture, and what differs is the view: each
+Still portraits have no second frame; there source and target are the same image, and what differs is the view: each
 is shifted, scaled and turned in its plane by its own small amount, and its camera with it (shift moves the principal
 point, scale the focal length, turn the camera's roll), so that the pair still obeys one camera model exactly.
 """
@@ -70,7 +70,7 @@ class PairSampler:
     Args:
         store: decoded frames; batches come on its device.
         seed: another seed gives other pairs.
-        mirror: mirror a sample (pictures, cameras, expressions, landmarks) with probability 0.5.
+        mirror: mirror a sample (images, cameras, expressions, landmarks) with probability 0.5.
         augment: vary crops and colours; True for the defaults of `Augment`.
         still_fraction: share of samples from still portraits.
         pseudo_fraction: share of samples from pseudo-clips, where the store has some; the rest are from videos.
@@ -144,7 +144,7 @@ class PairSampler:
         Returns:
             float32 on the store's device, with b = batch_size / world: source, driving (b, 3, R, R) in [-1, 1];
             source_expression, expression (b, E); source_camera, camera (b, 25); source_landmarks, landmarks
-            (b, 478, 2), 0..1 across their picture; of the driving frame valid (b, 1, R, R), 0 where the picture repeats
+            (b, 478, 2), 0..1 across their image; of the driving frame valid (b, 1, R, R), 0 where the image repeats
             an edge of the source video (its crop reaches beyond it), else 1; and clip (b,) int64.
 
         Raises:
@@ -203,7 +203,7 @@ class PairSampler:
         return np.asarray(pose + np.abs(self._expression[candidates] - self._expression[frame]).sum(-1))
 
     def _side(self, draws: list[_Draw], which: int) -> dict[str, Tensor]:
-        """Source (0) or driving (1) frames of the draws: picture in [-1, 1], camera, expression, landmarks."""
+        """Source (0) or driving (1) frames of the draws: image in [-1, 1], camera, expression, landmarks."""
         store = self.store
         rows = torch.tensor([draw.rows[which] for draw in draws], device=store.device)
         image = store.frames[rows].float().div_(127.5).sub_(1.0)
@@ -229,7 +229,7 @@ class PairSampler:
         return {"image": image, "camera": camera, "expression": expression, "landmarks": landmarks}
 
     def _valid(self, draws: list[_Draw]) -> Tensor:
-        """(B, 1, R, R): which pixels of the driving pictures are the source's own."""
+        """(B, 1, R, R): which pixels of the driving images are the source's own."""
         left, top, right, bottom = np.array([self.store.clips[draw.clip].inside for draw in draws]).T
         flipped = np.array([draw.mirrored for draw in draws])
         left, right = np.where(flipped, 1.0 - right, left), np.where(flipped, 1.0 - left, right)
@@ -280,7 +280,7 @@ def landmark_mirror_map() -> NDArray[np.int64]:
 
 
 def moved_camera(labels: Array, geometry: Array) -> Array:
-    """The cameras of pictures that were moved in their plane.
+    """The cameras of images that were moved in their plane.
 
     Args:
         labels: (B, 25).
@@ -307,7 +307,7 @@ def _split(labels: Array) -> tuple[Array, Array]:
 
 
 def _move(image: Tensor, landmarks: Tensor, geometry: Array, centre: Array) -> tuple[Tensor, Tensor]:
-    """Apply p' = c + shift + zoom R (p - c) to pictures (B, 3, R, R) and points (B, L, 2); edges are repeated."""
+    """Apply p' = c + shift + zoom R (p - c) to images (B, 3, R, R) and points (B, L, 2); edges are repeated."""
     still = (geometry == [0.0, 0.0, 1.0, 0.0]).all(1)
     if still.all():
         return image, landmarks
@@ -331,7 +331,7 @@ def _affine(geometry: Array, centre: Array) -> tuple[Array, Array]:
 
 
 def _rotation(angle: Array) -> Array:
-    """(B,) radians to (B, 2, 2); clockwise on a picture, whose y axis points down."""
+    """(B,) radians to (B, 2, 2); clockwise on an image, whose y axis points down."""
     c, s = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
 
@@ -348,6 +348,6 @@ def colour_matrix(amounts: Array, limits: Augment) -> Array:
 
 
 def recolour(image: Tensor, colour: Tensor) -> Tensor:
-    """Apply colour matrices (B, 3, 4) to pictures (B, 3, R, R), clamped to [-1, 1]."""
+    """Apply colour matrices (B, 3, 4) to images (B, 3, R, R), clamped to [-1, 1]."""
     out = torch.einsum("bij,bjhw->bihw", colour[:, :, :3], image) + colour[:, :, 3, None, None]
     return out.clamp_(-1.0, 1.0)

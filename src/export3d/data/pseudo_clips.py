@@ -3,7 +3,7 @@
 A bank holds a few hundred changes of expression that real clips showed (a frame's scores minus those of its clip at
 rest), chosen to lie far apart. Each portrait gets the portrait itself as its first frame and some of the bank's changes
 added to its own scores as the others, half of them with a turn of the head (`face/repose.py`). Every frame is then
-tracked like any other picture: the label tells what the picture shows, not what was asked for.
+tracked like any other image: the label tells what the image shows, not what was asked for.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Faces in a picture: 478 landmarks and 52 ARKit scores from MediaPipe's Face Landmarker, behind a Protocol.
+"""Faces in an image: 478 landmarks and 52 ARKit scores from MediaPipe's Face Landmarker, behind a Protocol.
 
-MediaPipe runs in its image mode, which keeps nothing from one picture to the next: the same picture always gives the
-same numbers. It looks for faces in a 128-pixel thumbnail, so faces smaller than a fifth of the picture's long side and
-some that fill it are missed; `search` looks again in a padded picture and in parts of it.
+MediaPipe runs in its image mode, which keeps nothing from one image to the next: the same image always gives the
+same numbers. It looks for faces in a 128-pixel thumbnail, so faces smaller than a fifth of the image's long side and
+some that fill it are missed; `search` looks again in a padded image and in parts of it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from export3d.motion.arkit import ARKIT52
 logger = logging.getLogger(__name__)
 
 LONG_SIDE = 640
-"""Pictures are shrunk to this many pixels before detection: larger ones cost time and gain nothing."""
+"""Images are shrunk to this many pixels before detection: larger ones cost time and gain nothing."""
 MAX_FACES = 4
 _SMALLEST = 16
 _WINDOW = 256
@@ -44,7 +44,7 @@ class Face:
     """One face.
 
     Attributes:
-        landmarks: (478, 3) float32, pixels of the picture; z in pixels too, smaller is nearer.
+        landmarks: (478, 3) float32, pixels of the image; z in pixels too, smaller is nearer.
         scores: (52,) float32, 0..1, in the order of `motion.ARKIT52`; `tongueOut` is 0, MediaPipe does not see it.
     """
 
@@ -76,14 +76,14 @@ class Face:
 
 
 class Landmarker(Protocol):
-    """What the tracker needs: faces of a uint8 (H, W, 3) RGB picture, largest first."""
+    """What the tracker needs: faces of a uint8 (H, W, 3) RGB image, largest first."""
 
     def detect(self, image: NDArray[np.uint8], region: CropBox | None = None) -> list[Face]:
-        """Faces in the picture, or in a square of it (landmarks are in pixels of the picture all the same)."""
+        """Faces in the image, or in a square of it (landmarks are in pixels of the image all the same)."""
         ...
 
     def search(self, image: NDArray[np.uint8]) -> list[Face]:
-        """As `detect`, but look harder and slower: for small faces and for faces that fill the picture."""
+        """As `detect`, but look harder and slower: for small faces and for faces that fill the image."""
         ...
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ class FaceLandmarker:
 
 
 def _search_regions(height: int, width: int) -> Iterator[list[CropBox]]:
-    """Squares to look at, from coarse to fine: the padded picture, then all, halves and quarters of its short side."""
+    """Squares to look at, from coarse to fine: the padded image, then all, halves and quarters of its short side."""
     long, short = max(height, width), min(height, width)
     yield [CropBox((width / 2, height / 2), 2.0 * long)]
     for part in (1.0, 0.5, 0.25):

@@ -1,7 +1,7 @@
-"""A linear face model, S = mean + identity . a + expression . b, and its fit to one picture's landmarks.
+"""A linear face model, S = mean + identity . a + expression . b, and its fit to one image's landmarks.
 
-The model is ICT-FaceKit's face region (Li et al. 2020, MIT licence), whose expression modes carry ARKit's names: the
-tracker's 52 scores are its coefficients as they are. Units are centimetres; axes are OpenCV's (x right, y down, z away
+The model is ICT-FaceKit's face region (Li et al. 2020, MIT licence), whose expression modes have ARKit's names: the
+tracker's 52 scores are its coefficients. Units are centimetres; axes are OpenCV's (x right, y down, z away
 from a frontal camera), so that a rotation and a translation put the face in front of the crop's camera.
 """
 
@@ -39,7 +39,7 @@ class MorphableFace:
         vertices: (V, 3) the average face, cm.
         triangles: (T, 3) int64.
         identity: (A, V, 3) displacement of one standard deviation, cm.
-        expression: (52, V, 3) displacement at score 1, in the order of `motion.ARKIT52`, cm.
+        expression: (52, V, 3) displacement at score 1, in the order of `motion.arkit.ARKIT52`, cm.
         corners, weights: (468, 3) each: the vertices that hold MediaPipe's landmarks, and their barycentric weights.
     """
 
@@ -133,7 +133,7 @@ class MorphableFace:
 
 @dataclass(frozen=True, eq=False)
 class FaceFit:
-    """One picture's face.
+    """One image's face.
 
     Attributes:
         identity: (A,) coefficients, standard deviations.
@@ -164,7 +164,7 @@ def fit_face(face: MorphableFace, landmarks_px: ArrayLike, scores: ArrayLike, si
     Args:
         face: the model.
         landmarks_px: (478, 2) or (468, 2), pixels of the crop.
-        scores: (52,) ARKit scores of the same picture.
+        scores: (52,) ARKit scores of the same image.
         size: pixels across the crop.
     """
     points = np.asarray(landmarks_px, dtype=np.float64)[:VERTICES, :2]

@@ -1,11 +1,11 @@
-"""One portrait, seen with another expression and from another side: the photo as the texture of a fitted face.
+"""One portrait with another expression and from another side: the photo as the texture of a fitted face.
 
-Two layers. The ground is the whole photo as a height field: the face's depth, spread smoothly over hair, neck and
-background. The face lies over it: the fitted mesh, moved by the change of expression, textured with the photo at the
-places its vertices had before. Residuals of the fit are added to the vertices first, so that lids and lips of the mesh
-lie where the landmarks saw them, and no change at all gives the portrait back. The mesh has holes: behind the lids is
-the photo's own eye, behind the lips what the photo shows between them (its upper teeth stay with the skull) and
-darkness elsewhere. What an opened mouth shows is made up.
+There are two layers. The ground is the whole photo as a height field: the depth of the face, spread smoothly over hair,
+neck and background. The face lies over it: the fitted mesh, moved by the change of expression, and textured with the
+photo at the former positions of its vertices. Residuals of the fit are added to the vertices first, so that eyelids and
+lips of the mesh lie where the landmarks are, and no change reproduces the portrait. The mesh has holes: the photo's own
+eye lies behind the eyelids; behind the lips lies what the photo shows between them (upper teeth stay with the skull),
+and darkness elsewhere. The inside of an opened mouth is invented.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ Pixels = NDArray[np.uint8]
 
 _GRID = 113
 _MARGIN = 0.12
-"""The ground reaches this far beyond the picture, in widths of it; its edge is repeated there."""
+"""The ground reaches this far beyond the image, in widths of it; its edge is repeated there."""
 _EDGE_CM = 6.0
-"""The picture's edge lies this far behind the farthest part of the face."""
+"""The image's edge lies this far behind the farthest part of the face."""
 _PIVOT_CM = 6.0
 """The head turns about a point so far behind the middle of the mesh."""
 _GROUND_FOLLOWS = 0.06
-"""How far from the face's outline, in widths of the picture, the ground follows its motion."""
+"""How far from the face's outline, in widths of the image, the ground follows its motion."""
 _CLOSED = 1.15
 """Travel of the lids at a blink, in openings of the eye."""
 _BLINK = 0.55
@@ -42,7 +42,7 @@ _BLINK = 0.55
 _HIDDEN_CM = 1.0
 """Parts of the mesh that lie so far behind others are not the face (the lips' insides are less)."""
 _OUTLINE = 0.06
-"""Near the outline, in widths of the picture, parts that face away are not the face either."""
+"""Near the outline, in widths of the image, parts that face away are not the face either."""
 _RIM_PX = 1.5
 """Pixels (of 256) by which the mouth's inside reaches under the lips."""
 
@@ -105,7 +105,7 @@ class View:
 
 
 class Puppet:
-    """A portrait to pull the strings of.
+    """A portrait that can be given other expressions and turned.
 
     Args:
         face: the model.
@@ -235,7 +235,7 @@ class Puppet:
         return np.where((_grown(mouth, rim) & ~kept)[..., None], dark, picture).astype(np.float32)
 
     def _make_ground(self) -> None:
-        """The photo as a height field that reaches beyond the picture's edge."""
+        """The photo as a height field that reaches beyond the image's edge."""
         size, cells = self._size, _GRID - 1
         span = (1.0 + 2.0 * _MARGIN) * size
         steps = (np.arange(_GRID) / cells * span) - _MARGIN * size

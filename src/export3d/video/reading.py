@@ -56,7 +56,7 @@ class VideoInfo:
     Attributes:
         width, height: pixels, after rotation and with square pixels.
         fps: average frame rate of the file.
-        duration_s: length of the picture track, seconds.
+        duration_s: length of the image track, seconds.
         rotation: degrees that a player turns the stored frames anticlockwise (0, 90, 180 or 270).
         has_audio: whether there is a sound track.
     """
@@ -132,7 +132,7 @@ class Timed:
 
 
 class _View:
-    """Turns decoded frames into pictures as a player shows them; size and orientation are those of the first frame."""
+    """Turns decoded frames into images as a player shows them; size and orientation are those of the first frame."""
 
     def __init__(self, first: VideoFrame, stream: VideoStream) -> None:
         from av.video.reformatter import VideoReformatter
@@ -267,7 +267,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _is_cover(stream: Stream) -> bool:
-    """Whether a video stream is the cover picture of a sound file."""
+    """Whether a video stream is the cover image of a sound file."""
     from av.stream import Disposition
 
     return bool(stream.disposition & Disposition.attached_pic)

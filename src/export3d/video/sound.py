@@ -27,7 +27,7 @@ _AAC_FRAME = 1024
 
 
 class Sound:
-    """Feeds pieces of sound to the muxer, never further than the pictures have come."""
+    """Feeds pieces of sound to the muxer, never further than the images have come."""
 
     def __init__(self, pieces: Iterator[tuple[Any, Fraction]], put: Callable[[Any], None]) -> None:
         self._pieces = pieces

@@ -43,6 +43,7 @@ def parameters(path: Path) -> dict[str, torch.Tensor]:
     return load_weights(path)[0]
 
 
+@pytest.mark.slow
 def test_every_row_trains_the_same_preset_with_its_own_variant_for_the_same_images(
     data: Path, config: ReconstructionConfig, tmp_path: Path
 ) -> None:
@@ -123,6 +124,7 @@ def test_a_finished_row_is_left_as_it_is(
     assert (tmp_path / "out" / "clebs" / "weights.safetensors").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow
 def test_a_cut_row_goes_on_to_the_same_end(
     data: Path, config: ReconstructionConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +150,7 @@ def test_a_cut_row_goes_on_to_the_same_end(
     assert load_state(states[-1]).counters["images_seen"] == 8
 
 
+@pytest.mark.slow
 def test_a_longer_budget_goes_on_and_a_shorter_one_is_refused(
     data: Path, config: ReconstructionConfig, tmp_path: Path, runs: list[str]
 ) -> None:

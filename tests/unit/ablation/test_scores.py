@@ -37,6 +37,7 @@ def line(text: str, name: str) -> list[str]:
     return [cell.strip() for cell in found.strip("|").split("|")]
 
 
+@pytest.mark.slow
 def test_one_call_trains_scores_and_writes_the_table(
     data: Path, config: ReconstructionConfig, tmp_path: Path, judged: list[tuple[str, Path]]
 ) -> None:
@@ -62,6 +63,7 @@ def test_one_call_trains_scores_and_writes_the_table(
     assert len(judged) == 6
 
 
+@pytest.mark.slow
 def test_a_second_start_trains_nothing_and_reads_its_scores(
     data: Path,
     config: ReconstructionConfig,

@@ -178,7 +178,7 @@ def test_a_head_that_tilts_is_measured_in_degrees(tracker: Tracker, astronaut_tu
 
 def test_the_angles_of_a_picture_are_those_of_the_head_itself(tracker: Tracker, face: np.ndarray) -> None:
     """Not the tracker's cameras: whatever the landmarks tell of the face is taken off."""
-    angles = basis_sheet.look(tracker, face)[1]
+    angles = basis_sheet.read_face(tracker, face)[1]
     track = tracker.track_image(face)
     still, cameras = head_angles(still_cameras(track.landmarks, 256)[0][0]), head_angles(track.motion.camera[0])
     np.testing.assert_allclose(angles, still, atol=0.6)  # the mean of nine shifts

@@ -341,6 +341,7 @@ def on_a_full_disk(size: int, *arguments: object) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [200, 1500])
 def test_a_full_disk_leaves_no_video(
     size: int, astronaut_path: Path, short_motion: Path, tiny_weights: Path, out: Path
@@ -353,6 +354,7 @@ def test_a_full_disk_leaves_no_video(
     assert list(out.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_motion_file(face_video: Path, out: Path) -> None:
     done = on_a_full_disk(500, "track", face_video, "-o", out / "a.motion")
     assert done.returncode == 2, done.stderr

@@ -94,6 +94,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out.startswith("export3d 0.")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("buffered", [True, False])
 @pytest.mark.parametrize("arguments", [["--help"], ["demo", "--help"], ["weights", "list"]])
 def test_a_reader_that_leaves_ends_the_command_quietly(arguments: list[str], buffered: bool) -> None:

@@ -140,6 +140,7 @@ def peak(folder: Path) -> int:
         tracemalloc.stop()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_shards(tmp_path: Path, make_record: Make) -> None:
     records = [make_record(f"clip{i}", 8) for i in range(64)]
     few, many = (update(tmp_path / n, records[:c], max_bytes=80_000) for n, c in (("few", 16), ("many", 64)))

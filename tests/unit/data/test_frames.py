@@ -110,6 +110,7 @@ def test_packed_frames_come_back_nearly_equal_in_small_parts(split: Path, tmp_pa
     assert (back.frames.float() - store.frames.float()).abs().mean() < 2.0
 
 
+@pytest.mark.slow
 def test_packed_frames_and_caches_need_no_pyav(split: Path, tmp_path: Path) -> None:
     FrameStore.load(split, 32, cache=tmp_path / "c.safetensors").save(tmp_path / "packed")
     program = (

@@ -151,6 +151,7 @@ def many(tmp_path: Path, draw_clip: Draw, draw_frame: Callable[..., np.ndarray])
     return folder
 
 
+@pytest.mark.slow
 def test_without_a_manifest_a_tenth_of_the_videos_is_held_out(many: Path, tmp_path: Path, drawn: list[str]) -> None:
     run(many, tmp_path / "out")
     train, val = keys(tmp_path / "out"), keys(tmp_path / "out", "val")
@@ -162,6 +163,7 @@ def test_without_a_manifest_a_tenth_of_the_videos_is_held_out(many: Path, tmp_pa
     assert keys(tmp_path / "again", "val") == val, "the names alone decide"
 
 
+@pytest.mark.slow
 def test_a_chosen_share_of_the_videos_is_held_out(many: Path, tmp_path: Path, drawn: list[str]) -> None:
     run(many, tmp_path / "most", val_fraction=0.6)
     assert len(keys(tmp_path / "most", "val")) == 6
@@ -188,6 +190,7 @@ def test_of_three_videos_none_is_held_out(many: Path, tmp_path: Path, drawn: lis
     assert not (tmp_path / "out" / "val").exists()
 
 
+@pytest.mark.slow
 def test_another_video_is_held_out_where_the_first_choice_is_refused(
     many: Path, tmp_path: Path, drawn: list[str], draw_clip: Draw
 ) -> None:
@@ -411,6 +414,7 @@ def test_notes_of_the_tracker_reach_the_log(
     assert any("the face was lost in 1 of 41 frames" in message for message in caplog.messages)
 
 
+@pytest.mark.slow
 @needs_mediapipe
 def test_the_astronaut_passes_through_two_processes(tmp_path: Path, astronaut_path: Path) -> None:
     """The real tracker, the real pool, the bundled picture; beside it files that are no faces."""
@@ -430,6 +434,7 @@ def test_the_astronaut_passes_through_two_processes(tmp_path: Path, astronaut_pa
     assert store.frames.float().std() > 30
 
 
+@pytest.mark.slow
 @needs_mediapipe
 def test_real_clips_are_tracked_well(tmp_path: Path, shared_data: Path) -> None:
     with (shared_data / "manifest.csv").open() as stream:

@@ -133,6 +133,7 @@ def test_nothing_is_printed_even_when_nobody_closes(landmarker, astronaut_path):
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
+@pytest.mark.slow
 def test_faces_are_found_where_opencv_cannot_be_loaded(landmarker, astronaut_path):
     """As on a machine without libGL: importing cv2 raises ImportError."""
     blocked = """

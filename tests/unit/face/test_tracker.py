@@ -60,6 +60,7 @@ def track(lines, **options):
     return Tracker(script).track_frames(script, 25.0, "clip.mp4")
 
 
+@pytest.mark.slow
 def test_a_still_picture_repeated_has_no_jitter_at_all(landmarker, astronaut):
     with_repeats = Tracker(landmarker).track_frames([astronaut] * 100)
     assert np.ptp(with_repeats.motion.camera, axis=0).max() == 0.0

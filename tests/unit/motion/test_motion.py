@@ -171,6 +171,7 @@ def test_the_file_is_plain_safetensors_with_a_readable_header(some: Motion, tmp_
         np.testing.assert_array_equal(file.get_tensor("camera"), some.camera)
 
 
+@pytest.mark.slow
 def test_the_same_motion_gives_the_same_bytes_in_another_process(some: Motion, tmp_path: Path) -> None:
     noted = Motion(some.expression, some.camera, 25, "arkit52", {"b": "2", "a": "1", "c": "3"})
     noted.save(tmp_path / "a.motion")

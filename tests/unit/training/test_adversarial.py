@@ -81,6 +81,7 @@ def test_with_sr_all_but_the_super_resolution_stays_bit_for_bit(clips: FrameStor
         assert changed == {name for name in before if name.startswith("superres.")}
 
 
+@pytest.mark.slow
 def test_with_all_the_whole_model_is_trained_and_the_tri_plane_average_goes_on(
     clips: FrameStore, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_both_modes_start_with_the_same_images(clips: FrameStore) -> None:
     assert shown[0][1] == shown[1][1]
 
 
+@pytest.mark.slow
 def test_the_discriminator_learns_to_tell_rendered_from_real(clips: FrameStore, tmp_path: Path) -> None:
     _, result = go(PLAIN, clips, tmp_path, max_images=80, batch_size=4)
     lines = read_log(tmp_path / "log.jsonl")
@@ -186,6 +188,7 @@ def test_the_discriminator_gets_driving_and_rendered_frames_at_both_sizes_with_t
     assert not any(picture.requires_grad for picture in (*shown.real, *shown.fake))
 
 
+@pytest.mark.slow
 def test_r1_is_taken_in_every_kth_step_with_k_times_its_weight(clips: FrameStore) -> None:
     task = AdversarialTask(replace(PLAIN, r1_every=4, r1_gamma=2.0), former(), clips)
     batch = task.batch(0, 2, 0, 1)
@@ -202,6 +205,7 @@ def test_r1_is_taken_in_every_kth_step_with_k_times_its_weight(clips: FrameStore
     assert "r1" not in none.opponent.losses(batch, 0)
 
 
+@pytest.mark.slow
 def test_second_order_gradients_stay_finite_in_half_precision(clips: FrameStore, tmp_path: Path) -> None:
     go(replace(ALL, r1_every=2), clips, tmp_path, precision="bf16")
     lines = read_log(tmp_path / "log.jsonl")
@@ -219,6 +223,7 @@ def test_settings_that_cannot_work_are_refused(changes: dict[str, float], clips:
 # ---- stop and resume -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [PLAIN, ALL], ids=["sr", "all"])
 def test_a_run_resumes_bit_for_bit_within_an_r1_period(
     config: AdversarialConfig, clips: FrameStore, tmp_path: Path
@@ -247,6 +252,7 @@ def test_a_run_resumes_bit_for_bit_within_an_r1_period(
 # ---- figures and sheets ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_validation_reports_both_scores_and_changes_nothing(clips: FrameStore, golden: ModuleType) -> None:
     task = AdversarialTask(PLAIN, former(), clips, golden.made_up_clips(seed=1))
     before = {name: value.clone() for name, value in task.module.state_dict().items()}
@@ -259,6 +265,7 @@ def test_validation_reports_both_scores_and_changes_nothing(clips: FrameStore, g
     assert not moved(before, task.module.state_dict())
 
 
+@pytest.mark.slow
 def test_with_a_perceptual_network_lpips_is_a_term_and_a_figure(
     clips: FrameStore, golden: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -301,6 +308,7 @@ def test_clips_of_another_expression_space_are_refused(clips: FrameStore) -> Non
         AdversarialTask(PLAIN, former(), other)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_weights_that_can_be_loaded(
     clips: FrameStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

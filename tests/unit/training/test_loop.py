@@ -600,6 +600,7 @@ def environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("against", [False, True], ids=["alone", "duel"])
 def test_two_processes_train_as_one(tiny, tmp_path, against):
@@ -623,6 +624,7 @@ def test_two_processes_train_as_one(tiny, tmp_path, against):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize(("accumulate", "processes", "channels_last"), [(2, 1, False), (1, 2, True), (2, 2, False)])
 def test_phase_one_is_the_same_in_parts_and_processes(tiny, tmp_path, accumulate, processes, channels_last):
@@ -643,6 +645,7 @@ def test_phase_one_is_the_same_in_parts_and_processes(tiny, tmp_path, accumulate
     torch.testing.assert_close(two.model[name], one.model[name], rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_from_its_last_state(tiny, tmp_path):
     """kill -9 during training, then resume: the result is that of a run that was never killed."""
     command = [sys.executable, str(TINY), str(tmp_path / "run"), json.dumps({"max_images": None, "slow_s": 0.02})]

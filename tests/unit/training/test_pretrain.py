@@ -91,6 +91,7 @@ def loop(**changes: Any) -> LoopConfig:
 # ---- what the loop relies on -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_retrieval_on_new_people_becomes_far_better_than_chance(tmp_path: Path) -> None:
     task = PretrainTask(SMALL, made_up_store(range(12)), val=made_up_store(range(50, 54)))
     with torch.no_grad():

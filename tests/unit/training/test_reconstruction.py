@@ -651,6 +651,7 @@ def prepare(folder: Path, people: range, size: int = 64) -> None:
     update(folder, records)
 
 
+@pytest.mark.slow
 def test_a_run_leaves_weights_that_can_be_loaded_and_continued_at_another_size(tmp_path: Path) -> None:
     prepare(tmp_path / "data" / "train", range(3))
     prepare(tmp_path / "data" / "val", range(3, 5))

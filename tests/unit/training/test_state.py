@@ -254,6 +254,7 @@ print(json.dumps({"points": points, "torn": torn, "left": len(left), "hidden": [
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_kill_9_at_any_moment_of_a_save_leaves_a_loadable_state(tmp_path):
     source = str(Path(__file__).parents[3] / "src")

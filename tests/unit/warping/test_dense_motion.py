@@ -140,6 +140,7 @@ def test_the_first_gradient_reaches_the_shares_and_what_lies_beyond() -> None:
             assert parameter.grad.count_nonzero() > 0
 
 
+@pytest.mark.slow
 def test_it_learns_which_part_moves() -> None:
     """A disc that moves as the sheet does before a room that is still, told by its colour alone."""
     torch.manual_seed(0)

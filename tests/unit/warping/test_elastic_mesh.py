@@ -249,6 +249,7 @@ def test_a_triangle_without_area_is_not_painted() -> None:
 # ---- gradients -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_gradients_of_the_painter_are_those_of_finite_differences(rng: np.random.Generator) -> None:
     places, carried, triangles = shaken_grid(rng)
     given = [torch.from_numpy(x[None]).requires_grad_() for x in (places, carried)]
