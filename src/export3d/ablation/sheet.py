@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export3d.ablation.rows import PAPER, Row
 from export3d.animate.export import write_sheet
-from export3d.data.frames import decode
+from export3d.data.decoding import decode
 from export3d.data.shards import Record, read_shards
 from export3d.evaluation.protocols.cross import asked_motion
 from export3d.evaluation.protocols.driven import FPS, distance_from, most_frontal

@@ -24,7 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export3d.data.frames import Arrays, Clip, FrameStore, decode, decoders, layout
+from export3d.data.decoding import decode, decoders
+from export3d.data.frames import Arrays, Clip, FrameStore, layout
 from export3d.data.locations import Place, as_place
 from export3d.data.pairs import PairSampler, share_of
 from export3d.data.shards import Record, Shard, read_index, read_shard

@@ -14,7 +14,6 @@ import hashlib
 import io
 import itertools
 import json
-import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,12 +24,13 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from export3d.data.decoding import decode, decode_still, decoders
 from export3d.data.shards import WHOLE, Box, Index, Record, read_index, read_shards
-from export3d.errors import ConfigError, InputError, check_shape
+from export3d.errors import InputError, check_shape
 from export3d.files import replacing, write_bytes, write_failure
 
 PACKED_FORMAT = "export3d.packed"
@@ -295,7 +295,7 @@ class FrameStore:
                     pieces = [blob[a:b] for a, b in itertools.pairwise(offsets)]
                     if len(pieces) != frames:
                         raise ValueError(f"{file} holds {len(pieces)} frames, not {frames}")
-                    for row, picture in enumerate(pool.map(_decode_still, pieces), at):
+                    for row, picture in enumerate(pool.map(decode_still, pieces), at):
                         pictures[row] = picture[0]
                     for name in _TRACKS:
                         tracks[name].append(part[name])
@@ -318,26 +318,6 @@ class FrameStore:
                 images.append(image)
                 size += len(image) + per_frame
         yield first, images
-
-
-def decode(record: Record, resolution: int) -> NDArray[np.uint8]:
-    """The images of a record: (T, 3, R, R) uint8 RGB, reduced with antialiasing where R is below their size.
-
-    Raises:
-        InputError: the media is damaged or has another number of frames than the track.
-        ConfigError: the images are smaller than R.
-    """
-    try:
-        pictures = _decode_still(record.media) if record.suffix == "png" else _decode_video(record.media)
-    except InputError as error:
-        raise InputError(f"record {record.key} cannot be decoded ({error}); prepare it again") from error
-    if len(pictures) != record.frames:
-        raise InputError(
-            f"record {record.key} has {len(pictures)} pictures for {record.frames} tracked frames; prepare it again"
-        )
-    if pictures.shape[-1] < resolution:
-        raise ConfigError(f"record {record.key} is {pictures.shape[-1]} px, resolution {resolution} needs larger crops")
-    return _reduce(pictures, resolution)
 
 
 _TENSORS = tuple(f.name for f in fields(FrameStore) if f.name not in ("clips", "space"))
@@ -398,54 +378,6 @@ def _fill(
             futures.append(pool.submit(work, number, clip, record))
         for future in futures:
             future.result()
-
-
-def _decode_video(media: bytes) -> NDArray[np.uint8]:
-    """(T, 3, H, W) of an mp4 that preparation wrote."""
-    import av
-    from av.video.reformatter import VideoReformatter
-
-    from export3d.video.reading import BT709, FULL, LIMITED, SWS_QUALITY
-
-    reformatter: Any = VideoReformatter()
-    colours = {"src_colorspace": BT709, "dst_colorspace": BT709, "src_color_range": LIMITED, "dst_color_range": FULL}
-    pictures: list[NDArray[np.uint8]] = []
-    try:
-        with av.open(io.BytesIO(media), mode="r", format="mp4") as container:
-            stream = container.streams.video[0]
-            # The pool already keeps every core busy with a clip of its own.
-            stream.codec_context.thread_count = 1
-            for frame in container.decode(stream):
-                rgb = reformatter.reformat(
-                    frame, frame.width, frame.height, "rgb24", interpolation=SWS_QUALITY, **colours
-                )
-                pictures.append(rgb.to_ndarray())
-    except (av.error.FFmpegError, IndexError) as error:
-        raise InputError(str(error)) from error
-    if not pictures:
-        raise InputError("it has no pictures")
-    stacked: NDArray[np.uint8] = np.stack(pictures)
-    return stacked.transpose(0, 3, 1, 2)
-
-
-def _decode_still(media: bytes) -> NDArray[np.uint8]:
-    """(1, 3, H, W) of a PNG or JPEG that this package wrote."""
-    try:
-        with Image.open(io.BytesIO(media), formats=("PNG", "JPEG")) as image:
-            pixels: NDArray[np.uint8] = np.array(image.convert("RGB"), dtype=np.uint8)
-            return pixels.transpose(2, 0, 1)[None]
-    except (OSError, UnidentifiedImageError, ValueError, Image.DecompressionBombError) as error:
-        raise InputError(str(error)) from error
-
-
-def _reduce(pictures: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
-    if pictures.shape[-2:] == (resolution, resolution):
-        return pictures
-    small = torch.nn.functional.interpolate(
-        torch.from_numpy(pictures), size=(resolution, resolution), mode="bilinear", antialias=True
-    )
-    reduced: NDArray[np.uint8] = small.numpy()
-    return reduced
 
 
 def _encode_jpeg(picture: NDArray[np.uint8], quality: int) -> bytes:
@@ -513,8 +445,3 @@ def _digest(index: Index, resolution: int, max_clips: int | None) -> str:
 def _take(records: Iterator[Record], count: int) -> Iterator[Record]:
     for _, record in zip(range(count), records):
         yield record
-
-
-def decoders(threads: int | None) -> int:
-    """How many clips to decode at once (default: one per core)."""
-    return max(1, threads if threads is not None else (os.cpu_count() or 1))

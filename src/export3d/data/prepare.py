@@ -26,7 +26,8 @@ from typing import Any
 
 from export3d.data.clips import Limits, Refusal, records_of
 from export3d.data.manifest import PARTS_FOLDER, VERSION, Job, find_files, make_jobs, read_manifest, split_folders
-from export3d.data.shards import INDEX_NAME, Entry, Index, Record, Reject, read_index, read_tar, update, write_tar
+from export3d.data.shard_writer import update, write_tar
+from export3d.data.shards import INDEX_NAME, Entry, Index, Record, Reject, read_index, read_tar
 from export3d.data.workers import Crash, run_jobs
 from export3d.errors import ConfigError, Export3DError, OutputError
 from export3d.face.tracker import Tracker

@@ -26,7 +26,8 @@ from PIL import Image
 
 from export3d.camera import head_angles, head_rotation
 from export3d.data.clips import FPS, Limits, encode_clip
-from export3d.data.shards import INDEX_NAME, Record, Reject, read_index, read_shards, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import INDEX_NAME, Record, Reject, read_index, read_shards
 from export3d.data.workers import Crash, run_jobs
 from export3d.errors import ConfigError, InputError
 from export3d.face import pose

@@ -16,13 +16,11 @@ which the folder was copied as it is (`data.locations`).
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import os
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -31,12 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save as save_tensors
 
 from export3d.camera import LABEL_SIZE
 from export3d.data.locations import Place, as_place, fetch, inside
 from export3d.errors import InputError, ShapeError, check_shape
-from export3d.files import replacing, write_bytes, write_failure
 
 FORMAT = "export3d.shards"
 VERSION = 1
@@ -200,7 +196,9 @@ class Index:
             index = cls(
                 str(value["space"]),
                 int(value["expression_size"]),
-                tuple(Entry(**{**entry, "inside": _box(entry.get("inside", WHOLE))}) for entry in value["entries"]),
+                tuple(
+                    Entry(**{**entry, "inside": parse_box(entry.get("inside", WHOLE))}) for entry in value["entries"]
+                ),
                 tuple(Shard(**shard) for shard in value["shards"]),
                 tuple(Reject(**reject) for reject in value["rejects"]),
             )
@@ -304,189 +302,6 @@ def read_shards(folder: Path | str, index: Index | None = None) -> Iterator[Reco
         yield from read_shard(as_place(folder), shard)
 
 
-def write_tar(path: Path, records: Iterable[Record]) -> None:
-    """Write records to one tar, atomically; the same records give the same bytes.
-
-    Raises:
-        OutputError: the folder cannot be written.
-    """
-    with replacing(path) as temporary, tarfile.open(temporary, mode="w:", format=tarfile.USTAR_FORMAT) as archive:
-        for record in records:
-            for extension, data in _members(record).items():
-                member = tarfile.TarInfo(f"{record.key}.{extension}")
-                member.size = len(data)
-                member.mode = 0o644
-                archive.addfile(member, io.BytesIO(data))
-
-
-def update(
-    folder: Path,
-    records: Iterable[Record],
-    rejects: Iterable[Reject] = (),
-    *,
-    drop: Iterable[str] = (),
-    space: str = "arkit52",
-    max_bytes: int = MAX_SHARD_BYTES,
-) -> Index:
-    """Add records to a split (made if it does not exist) and take others out, in one atomic step.
-
-    Only tars that lose a record are rewritten; new records go to new tars. A record whose key exists replaces it.
-
-    Args:
-        folder: the split.
-        records: each carries `person`, `terms` and `fingerprint` in its `info`.
-        rejects: appended to the index's own list.
-        drop: fingerprints whose records and rejects leave the split.
-        space: the expression space of the records.
-        max_bytes: largest tar.
-
-    Returns:
-        The new index.
-
-    Raises:
-        OutputError: nothing is changed.  InputError: the present split is damaged.
-    """
-    folder, gone = Path(folder), set(drop)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_failure(folder, error) from error
-    old = read_index(folder) if (folder / INDEX_NAME).exists() else Index(space, 0)
-    if old.entries and old.space != space:
-        raise InputError(f"{folder} holds expressions in {old.space}, not {space}; choose another folder")
-    known = {entry.key: entry for entry in old.entries}
-    builder = _ShardBuilder(folder, max_bytes)
-    for record in records:
-        if record.key in known:
-            gone.add(known.pop(record.key).fingerprint)
-        builder.add(record)
-    stale = {entry.shard for entry in old.entries if entry.fingerprint in gone}
-    for name in sorted(stale):
-        for record in read_tar(folder / name):
-            entry = known.get(record.key)
-            if entry is not None and entry.fingerprint not in gone:
-                builder.add(record)
-    builder.close()
-    kept = [entry for entry in old.entries if entry.shard not in stale]
-    sizes = {builder.expression_size, old.expression_size if kept else 0} - {0}
-    if len(sizes) > 1:
-        raise ShapeError(f"{folder} cannot hold expressions of {min(sizes)} and of {max(sizes)} numbers")
-    index = Index(
-        space,
-        max(sizes, default=0),
-        (*kept, *builder.entries),
-        (*(shard for shard in old.shards if shard.file not in stale), *builder.shards),
-        (*(reject for reject in old.rejects if reject.fingerprint not in gone), *rejects),
-    )
-    write_bytes(folder / INDEX_NAME, index.to_json().encode())
-    named = {shard.file for shard in index.shards}
-    for path in [*folder.glob("*.tar"), *folder.glob(".*.tar"), *folder.glob(".*.json")]:
-        if path.name not in named:
-            path.unlink(missing_ok=True)
-    return index
-
-
-def verify(folder: Path) -> list[str]:
-    """What is wrong with a split, one sentence each; empty if every byte and count agrees with its index.
-
-    Raises:
-        InputError: there is no readable index.
-    """
-    folder = Path(folder)
-    index = read_index(folder)
-    problems: list[str] = []
-    for shard in index.shards:
-        path = folder / shard.file
-        if not path.is_file():
-            problems.append(f"{shard.file} is missing")
-            continue
-        if _sha256(path) != shard.sha256:
-            problems.append(f"{shard.file} differs from its checksum")
-            continue
-        expected = {entry.key: entry for entry in index.entries if entry.shard == shard.file}
-        try:
-            found = {record.key: record for record in read_tar(path)}
-        except (InputError, ShapeError) as error:
-            problems.append(str(error))
-            continue
-        if list(found) != list(expected):
-            problems.append(f"{shard.file} holds other records than the index says")
-        problems += [
-            f"{key} has {record.frames} frames, the index says {expected[key].frames}"
-            for key, record in found.items()
-            if key in expected and record.frames != expected[key].frames
-        ]
-    return problems
-
-
-class _ShardBuilder:
-    """Collects records and closes a tar whenever the next would make it too large."""
-
-    def __init__(self, folder: Path, max_bytes: int) -> None:
-        self.entries: list[Entry] = []
-        self.shards: list[Shard] = []
-        self.expression_size = 0
-        self._folder, self._max_bytes = folder, max_bytes
-        self._pending: list[Record] = []
-        self._bytes = 0
-
-    def add(self, record: Record) -> None:
-        size = len(record.media) + record.expression.nbytes + record.camera.nbytes + record.landmarks.nbytes + 8192
-        if self._pending and self._bytes + size > self._max_bytes:
-            self.close()
-        if self.expression_size not in (0, record.expression.shape[1]):
-            raise ShapeError(
-                f"record {record.key} has {record.expression.shape[1]} expression numbers, "
-                f"the others {self.expression_size}"
-            )
-        self.expression_size = record.expression.shape[1]
-        self._pending.append(record)
-        self._bytes += size
-
-    def close(self) -> None:
-        if not self._pending:
-            return
-        draft = self._folder / ".shard.tar"
-        write_tar(draft, self._pending)
-        digest = _sha256(draft)
-        # Named after its bytes: a new tar can never take the place of one that the present index still names.
-        path = self._folder / f"{self._folder.name}-{digest[:12]}.tar"
-        os.replace(draft, path)
-        frames = sum(record.frames for record in self._pending)
-        self.shards.append(Shard(path.name, len(self._pending), frames, path.stat().st_size, digest))
-        for record in self._pending:
-            info = record.info
-            self.entries.append(
-                Entry(
-                    record.key,
-                    path.name,
-                    record.kind,
-                    record.frames,
-                    str(info.get("person", record.key)),
-                    str(info.get("terms", "")),
-                    str(info.get("fingerprint", record.key)),
-                    str(info.get("file", "")),
-                    str(info.get("place", "")),
-                    _box(info.get("inside", WHOLE)),
-                )
-            )
-        self._pending, self._bytes = [], 0
-
-
-def _members(record: Record) -> dict[str, bytes]:
-    track = {
-        "expression": record.expression,
-        "camera": record.camera,
-        "landmarks": record.landmarks,
-        "found": record.found,
-    }
-    return {
-        "json": (json.dumps(record.info, indent=1, ensure_ascii=False) + "\n").encode(),
-        "track.safetensors": save_tensors(track),
-        record.suffix: record.media,
-    }
-
-
 def _record(path: Place, key: str, members: dict[str, bytes]) -> Record:
     suffix = next((name for name in MEDIA_SUFFIXES if name in members), None)
     if suffix is None or "json" not in members or "track.safetensors" not in members:
@@ -501,11 +316,7 @@ def _record(path: Place, key: str, members: dict[str, bytes]) -> Record:
         raise InputError(f"record {key} in {path} is damaged ({error}); prepare the data again") from error
 
 
-def _box(values: Any) -> Box:
+def parse_box(values: Any) -> Box:
+    """Left, top, right, bottom (0..1) as a tuple of floats."""
     left, top, right, bottom = map(float, values)
     return left, top, right, bottom
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

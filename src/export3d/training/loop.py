@@ -33,8 +33,9 @@ from tqdm import tqdm
 from export3d.errors import CheckpointError, ConfigError, TrainingError
 from export3d.training.loop_config import LoopConfig
 from export3d.training.processes import autocast_dtype, make_accelerator, seed_everything, stop_signals
-from export3d.training.record import Recorder
+from export3d.training.record import Averages, Recorder, StepFigures
 from export3d.training.schedule import ema_decay, is_due, learning_rate
+from export3d.training.side import Side, load_optimizer
 from export3d.training.spikes import FACTOR, PATIENCE, SpikeWatch
 from export3d.training.state import latest_state, load_state, save_state
 from export3d.training.task import Opponent, Task
@@ -98,51 +99,6 @@ def train(
     return _Run(task, opponent, Path(run_dir), config, resume, command).go()
 
 
-class _Side:
-    """A network and its optimiser."""
-
-    def __init__(
-        self, module: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
-    ) -> None:
-        self.module, self.lr, self.rate = module, lr, lr
-        trained = [p for p in module.parameters() if p.requires_grad]
-        if not trained:
-            raise TrainingError("no parameter of the module requires a gradient; there is nothing to train")
-        groups = [
-            {"params": [p for p in trained if p.ndim > 1], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        self.optimizer = torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=True)
-        self.parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
-
-    def begin(self, rate: float) -> None:
-        """Prepare for a step's backward passes, at this learning rate."""
-        self.rate = rate
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.module.train()
-        self.optimizer.zero_grad(set_to_none=True)
-
-    def clip(self, limit: float | None) -> Tensor:
-        """Clip the gradient; returns its norm before clipping."""
-        return nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit, foreach=True)
-
-    def require_gradients(self, wanted: bool) -> None:
-        """Switch gradients of this network on or off."""
-        for parameter in self.parameters:
-            parameter.requires_grad_(wanted)
-
-
-@dataclass(frozen=True)
-class _StepFigures:
-    """Figures of one network in one step: losses (means over processes and parts), gradient norm, learning rate."""
-
-    losses: dict[str, float]
-    grad_norm: float
-    lr: float
-
-
 class _Run:
     """The state of one call of `train`."""
 
@@ -180,12 +136,12 @@ class _Run:
         module = self._place(task.module)
         self.module = module
         self.ema = copy.deepcopy(module).eval().requires_grad_(False)
-        self.own = _Side(module, config.lr, config.betas, _EPS, config.weight_decay)
-        self.other: _Side | None = None
+        self.own = Side(module, config.lr, config.betas, _EPS, config.weight_decay)
+        self.other: Side | None = None
         if opponent is not None:
             s = opponent.settings
             rival = self._place(opponent.module).requires_grad_(True)
-            self.other = _Side(rival, s.lr, s.betas, s.eps, 0.0)
+            self.other = Side(rival, s.lr, s.betas, s.eps, 0.0)
             self.other.require_gradients(False)
         self.sides = [side for side in (self.own, self.other) if side is not None]
         if found is not None:
@@ -231,7 +187,7 @@ class _Run:
                     disable=not (config.progress and self.is_main),
                 )
             )
-            figures = _Averages()
+            figures = Averages()
             reason = self._reason_to_stop(self.stop_signal, self._out_of_time())
             while reason is None:
                 before = self.images_seen
@@ -257,7 +213,7 @@ class _Run:
         assert self.saved is not None
         return Result(self.images_seen, self.step, self.minutes, reason, self.saved, self.validation)
 
-    def _step(self) -> tuple[list[_StepFigures], bool, bool]:
+    def _step(self) -> tuple[list[StepFigures], bool, bool]:
         """One optimiser step of each network: the figures of each, and two stop flags (interrupted, out of time)."""
         config, opponent, other = self.config, self.opponent, self.other
         for side in self.sides:
@@ -290,7 +246,7 @@ class _Run:
         self._average_weights()
         theirs = {n.removeprefix(_OPPONENT): value for n, value in figures.items() if n.startswith(_OPPONENT)}
         own = {n: value for n, value in figures.items() if not n.startswith(_OPPONENT)}
-        done = [_StepFigures(losses, norm, side.rate) for losses, norm, side in zip((own, theirs), norms, self.sides)]
+        done = [StepFigures(losses, norm, side.rate) for losses, norm, side in zip((own, theirs), norms, self.sides)]
         return done, *flags
 
     def _backward(self, losses: Mapping[str, Tensor], sums: dict[str, Tensor], prefix: str = "") -> None:
@@ -343,7 +299,7 @@ class _Run:
         state = load_state(path)
         load_into(self.module, state.model, what=f"the weights in {path}")
         load_into(self.ema, state.ema, what=f"the averaged weights in {path}")
-        _load_optimizer(self.own.optimizer, state.optimizer, path)
+        load_optimizer(self.own.optimizer, state.optimizer, path)
         if (state.opponent is None) != (self.other is None):
             there, here = ("without", "with") if state.opponent is None else ("with", "without")
             raise CheckpointError(
@@ -351,7 +307,7 @@ class _Run:
             )
         if state.opponent is not None and self.other is not None:
             load_into(self.other.module, state.opponent[0], what=f"the second network in {path}")
-            _load_optimizer(self.other.optimizer, state.opponent[1], path)
+            load_optimizer(self.other.optimizer, state.opponent[1], path)
         self.images_seen = int(state.counters["images_seen"])
         self.step = int(state.counters["step"])
         self.minutes_before = float(state.counters["minutes"])
@@ -439,7 +395,7 @@ class _Run:
             "try a lower learning rate, stronger gradient clipping or fp32"
         )
 
-    def _watch_for_spikes(self, record: Recorder | None, done: _StepFigures) -> None:
+    def _watch_for_spikes(self, record: Recorder | None, done: StepFigures) -> None:
         """Log a loss far above its usual value; stop if it stays there."""
         watch, total = self.watch, done.losses["total"]
         if not watch.see(total):
@@ -503,54 +459,3 @@ class _Run:
     def _on_signal(self, number: int, frame: object) -> None:
         log.warning("%s: finishing this step, then saving", signal.Signals(number).name)
         self.stop_signal = True
-
-
-class _Averages:
-    """Mean losses and gradient norms of each network since the last log line, and images per second."""
-
-    def __init__(self) -> None:
-        self._reset()
-
-    def _reset(self) -> None:
-        self.images, self.since = 0, time.monotonic()
-        self.steps: list[list[_StepFigures]] = []
-
-    def add(self, done: list[_StepFigures], images: int) -> None:
-        self.steps.append(done)
-        self.images += images
-
-    def take(self) -> dict[str, Any]:
-        seconds = max(time.monotonic() - self.since, 1e-9)
-        own, *other = (_mean(network) for network in zip(*self.steps))
-        line = {**own, "images_per_second": round(self.images / seconds, 3)}
-        if other:
-            line["opponent"] = {**other[0], "lr": self.steps[-1][1].lr}
-        self._reset()
-        return line
-
-
-def _mean(steps: Sequence[_StepFigures]) -> dict[str, Any]:
-    """Mean losses and gradient norm of one network; each loss is averaged over the steps that have it."""
-    found: dict[str, list[float]] = {}
-    for step in steps:
-        for name, value in step.losses.items():
-            found.setdefault(name, []).append(value)
-    losses = {name: sum(values) / len(values) for name, values in found.items()}
-    return {"losses": losses, "grad_norm": sum(step.grad_norm for step in steps) / len(steps)}
-
-
-def _load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
-    """Restore moments and step counts; the settings (lr, betas, …) are those of this start."""
-    settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
-    try:
-        optimizer.load_state_dict(state)
-    except (ValueError, KeyError) as error:
-        raise CheckpointError(
-            f"the optimiser state in {path} belongs to other parameters ({error}); start a new run from its weights"
-        ) from error
-    for group, own in zip(optimizer.param_groups, settings):
-        group.update(own)
-    for parameter, moments in optimizer.state.items():
-        for name, value in moments.items():
-            if value.shape == parameter.shape:  # in the parameter's memory format, which a fused optimiser expects
-                moments[name] = torch.empty_like(parameter).copy_(value)

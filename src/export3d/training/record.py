@@ -15,7 +15,9 @@ import json
 import logging
 import shlex
 import sys
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -133,3 +135,46 @@ def _flat(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
         elif isinstance(value, (int, float)):
             pairs.append((name, float(value)))
     return pairs
+
+
+@dataclass(frozen=True)
+class StepFigures:
+    """Figures of one network in one step: losses (means over processes and parts), gradient norm, learning rate."""
+
+    losses: dict[str, float]
+    grad_norm: float
+    lr: float
+
+
+class Averages:
+    """Mean losses and gradient norms of each network since the last log line, and images per second."""
+
+    def __init__(self) -> None:
+        self._reset()
+
+    def _reset(self) -> None:
+        self.images, self.since = 0, time.monotonic()
+        self.steps: list[list[StepFigures]] = []
+
+    def add(self, done: list[StepFigures], images: int) -> None:
+        self.steps.append(done)
+        self.images += images
+
+    def take(self) -> dict[str, Any]:
+        seconds = max(time.monotonic() - self.since, 1e-9)
+        own, *other = (_mean(network) for network in zip(*self.steps))
+        line = {**own, "images_per_second": round(self.images / seconds, 3)}
+        if other:
+            line["opponent"] = {**other[0], "lr": self.steps[-1][1].lr}
+        self._reset()
+        return line
+
+
+def _mean(steps: Sequence[StepFigures]) -> dict[str, Any]:
+    """Mean losses and gradient norm of one network; each loss is averaged over the steps that have it."""
+    found: dict[str, list[float]] = {}
+    for step in steps:
+        for name, value in step.losses.items():
+            found.setdefault(name, []).append(value)
+    losses = {name: sum(values) / len(values) for name, values in found.items()}
+    return {"losses": losses, "grad_norm": sum(step.grad_norm for step in steps) / len(steps)}

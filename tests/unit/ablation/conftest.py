@@ -16,7 +16,8 @@ from PIL import Image
 
 from export3d.ablation import rows, scores
 from export3d.camera import Camera
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.errors import InputError
 from export3d.evaluation.measures.image import Measure
 from export3d.evaluation.reports.clips import ClipResult

@@ -15,7 +15,8 @@ import torch
 
 from export3d import config as model_settings
 from export3d.ablation.rows import ROWS, train_rows
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.errors import CheckpointError, ConfigError, InputError, TrainingError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.losses import ReconstructionWeights

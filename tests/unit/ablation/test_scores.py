@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 
 from export3d.ablation.scores import ablate
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError
 from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig

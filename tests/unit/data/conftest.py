@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from export3d.camera import Camera
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.face.crop import CropBox
 from export3d.face.landmarks import Face
 from export3d.face.mesh import canonical_mesh

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from export3d.data.clips import Limits, Refusal, media_kind, records_of
-from export3d.data.frames import decode
+from export3d.data.decoding import decode
 from export3d.data.shards import Record
 from export3d.errors import ConfigError
 from export3d.face.tracker import Tracker

@@ -17,7 +17,8 @@ from export3d.data import frame_window
 from export3d.data.frame_window import PARTS, RotatingSampler, Rotation, rows_of_block
 from export3d.data.frames import FrameStore
 from export3d.data.pairs import PairSampler
-from export3d.data.shards import Record, read_index, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record, read_index
 from export3d.errors import ConfigError, InputError
 from export3d.training.loop_config import LoopConfig
 from export3d.training.pairs import load_frames

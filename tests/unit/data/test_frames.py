@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from export3d.data import frames
-from export3d.data.frames import FrameStore, decode
-from export3d.data.shards import Record, read_index, read_shards, update
+from export3d.data.decoding import decode
+from export3d.data.frames import FrameStore
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record, read_index, read_shards
 from export3d.errors import ConfigError, InputError, OutputError, ShapeError
 
 Make = Callable[..., Record]

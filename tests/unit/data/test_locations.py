@@ -15,7 +15,8 @@ import torch
 from export3d.cli.main import main
 from export3d.data import locations
 from export3d.data.frames import FrameStore
-from export3d.data.shards import Record, has_split, read_index, read_shards, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record, has_split, read_index, read_shards
 from export3d.errors import InputError, MissingExtra
 from export3d.training.recipes import resolve
 from export3d.training.reconstruction import ReconstructionConfig

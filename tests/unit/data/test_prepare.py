@@ -16,7 +16,8 @@ from export3d.data import prepare as module
 from export3d.data.clips import Limits
 from export3d.data.frames import FrameStore
 from export3d.data.prepare import Report, prepare
-from export3d.data.shards import read_index, read_shards, verify
+from export3d.data.shard_writer import verify
+from export3d.data.shards import read_index, read_shards
 from export3d.data.workers import Crash
 from export3d.errors import ConfigError, InputError, OutputError
 from export3d.face.tracker import Tracker

@@ -13,7 +13,8 @@ from PIL import Image
 from export3d.camera import LABEL_SIZE, head_angles
 from export3d.data.frames import FrameStore
 from export3d.data.pseudo_clips import BANK_NAME, Bank, pseudo_clips
-from export3d.data.shards import Record, read_index, read_shards, update, verify
+from export3d.data.shard_writer import update, verify
+from export3d.data.shards import Record, read_index, read_shards
 from export3d.errors import ConfigError, InputError
 from export3d.face import pose
 from export3d.motion.arkit import ARKIT52

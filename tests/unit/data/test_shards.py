@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from export3d.data import shards
-from export3d.data.shards import Record, Reject, read_index, read_shards, read_tar, update, verify, write_tar
+from export3d.data.shard_writer import update, verify, write_tar
+from export3d.data.shards import Record, Reject, read_index, read_shards, read_tar
 from export3d.errors import InputError, OutputError, ShapeError
 
 Make = Callable[..., Record]

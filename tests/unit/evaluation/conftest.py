@@ -12,7 +12,8 @@ import pytest
 
 from export3d.camera import Camera
 from export3d.config import preset
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.model import Export3D
 from export3d.pretrained import save_pretrained
 from export3d.video import VideoWriter

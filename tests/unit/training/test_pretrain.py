@@ -18,7 +18,8 @@ from export3d.camera import Camera
 from export3d.cli.main import main
 from export3d.data.contrastive import ContrastConfig
 from export3d.data.frames import Clip, FrameStore
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError
 from export3d.expression.contrastive import CLeBSConfig, contrastive_loss
 from export3d.expression.encoder import ExpressionConfig

@@ -19,7 +19,8 @@ from export3d import config as model_settings
 from export3d.camera import Camera, project
 from export3d.config import ModelConfig, tiny
 from export3d.data.frames import Clip, FrameStore
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError, MissingExtra
 from export3d.expression.contrastive import ResNetSE18
 from export3d.expression.directions import measure_ranges

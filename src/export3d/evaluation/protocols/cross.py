@@ -43,7 +43,7 @@ from numpy.typing import NDArray
 from export3d.animate.animator import pick_device
 from export3d.animate.drive import rebase
 from export3d.camera import from_pose, head_position
-from export3d.data.frames import decode
+from export3d.data.decoding import decode
 from export3d.data.shards import Index, Record, read_index, read_tar
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures import temporal

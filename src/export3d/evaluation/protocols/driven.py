@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export3d.camera import head_angles
-from export3d.data.frames import decode
+from export3d.data.decoding import decode
 from export3d.data.shards import Record
 from export3d.errors import NoFaceFound
 from export3d.evaluation.protocols.scoring import CHUNK, Chunk

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from export3d.cli.main import main
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.errors import InputError
 from export3d.evaluation.appearance.expression_report import evaluate_expression, read_portrait_pairs
 

@@ -16,7 +16,8 @@ from PIL import Image
 from export3d.animate.drive import bundled_portrait, rebase
 from export3d.camera import from_pose, head_position
 from export3d.cli.main import main
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError
 from export3d.evaluation.protocols.cross import asked_motion, cross_identity
 from export3d.evaluation.protocols.predictions import read_predictions

@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from export3d.data import shards
-from export3d.data.shards import Record, update
+from export3d.data.shard_writer import update
+from export3d.data.shards import Record
 from export3d.errors import CheckpointError, ConfigError, InputError, OutputError
 from export3d.evaluation.protocols import same
 from export3d.evaluation.protocols.driven import Reenactment, driven_clip

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from export3d.data import prepare as preparation
-from export3d.data.shards import Record, read_index, read_shards, verify
+from export3d.data.shard_writer import verify
+from export3d.data.shards import Record, read_index, read_shards
 from export3d.errors import InputError, OutputError
 from export3d.evaluation.protocols.user_clips import LEFT_OUT, left_out, prepare_clips
 from export3d.video import VideoWriter
