@@ -30,7 +30,7 @@ from export3d.training import face_features
 from export3d.training.face_features import FacePerceptual
 from export3d.training.regularisers import ExpressionError, IdentityError, density_variation
 from export3d.training.state import load_state
-from export3d.warping.losses import flow_error, landmark_error, mouth_error, moved_error
+from export3d.warping.losses import WarpWeights, flow_error, landmark_error, mouth_error, moved_error
 from export3d.weights.file import load_into
 
 log = logging.getLogger(__name__)
@@ -40,30 +40,26 @@ _AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class PairConfig:
-    """How pairs are drawn and compared.
+class PairConfig(WarpWeights):
+    """How pairs are drawn and compared; the weights of the warp's own terms are those of `WarpWeights`.
 
     Attributes:
         image_size: train at this size instead of the model's own (a multiple of 32). All weights carry over to another
             size, so that a run can begin small.
-        coarse: stratified samples a ray, in training and in the weights it leaves; None keeps the model's.
-        fine: importance samples a ray, likewise.
+        coarse: stratified samples per ray, in training and in the resulting weights; None keeps the model's.
+        fine: importance samples per ray, likewise.
         weights: of the loss terms.
         backbone: perceptual network: `alex`, `squeeze`, `vgg16` (LPIPS), `dlib` (`training.face_features`, packaged),
             `none`, or `auto`: `squeeze` where its weights are at hand, else `dlib`.
         backbone_file, heads_file: its weight files; torchvision's where no file is given.
         face_emphasis: extra weight of the squared error at eyes and mouth; 0 is the paper's plain mean.
-        landmarks: weight of the landmarks' error (`losses.landmark_error`), where their motion is trained too.
-        flow: weight of the error of the flow that carries them (`losses.flow_error`).
-        moved: weight of the error of what the source offers (`losses.moved_error`), where its motion is trained.
-        mouth: weight of the mouth's error, looked at closely (`losses.mouth_error`).
         identity_weight: of the error of identity, see `training.regularisers`.
         expression_weight: of the error of expression, read by `expression_reader`.
         expression_reader: the image encoder that `export3d pretrain` wrote, reader.safetensors.
         density_weight: of the density's variation over small steps.
         still_fraction, pseudo_fraction, hard_fraction, curriculum_images, mirror, augment: see
             `export3d.data.pairs.PairSampler`.
-        memory: GB of decoded training frames held at once; where they are more, a window moves through them
+        memory: GB of decoded training frames held at once; if there are more, a window moves through them
             (`export3d.data.frame_window`); None holds them all.
         sheet_pairs: pairs in an image sheet.
     """
@@ -76,10 +72,6 @@ class PairConfig:
     backbone_file: Path | None = None
     heads_file: Path | None = None
     face_emphasis: float = 0.0
-    landmarks: float = 10.0
-    flow: float = 0.0
-    moved: float = 0.5
-    mouth: float = 0.0
     identity_weight: float = 0.0
     expression_weight: float = 0.0
     expression_reader: Path | None = None

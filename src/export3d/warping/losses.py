@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,24 @@ from export3d.face.mesh import LANDMARKS
 from export3d.perceptual import Perceptual
 from export3d.warping.average_head import plane_positions
 from export3d.warping.flow_field import pixel_grid
+
+
+@dataclass(frozen=True, kw_only=True)
+class WarpWeights:
+    """Weights of the warp's terms in the loss; a term is left out where the model has nothing to train by it.
+
+    Attributes:
+        landmarks: of `landmark_error`, where the landmark motion is trained.
+        flow: of `flow_error`.
+        moved: of `moved_error`, where the source's motion is trained.
+        mouth: of `mouth_error`.
+    """
+
+    landmarks: float = 10.0
+    flow: float = 0.0
+    moved: float = 0.5
+    mouth: float = 0.0
+
 
 _IRIS_WEIGHT = 5.0
 _SHAPE_WEIGHT = 3.0
