@@ -107,7 +107,8 @@ def test_a_warp_whose_parts_are_taken_off_one_by_one_is_taken_off_whole() -> Non
 
 @pytest.mark.parametrize("name", [name for name in VARIANTS if name.startswith("no_") and name != "no_lowpass"])
 def test_a_variant_of_the_warp_changes_nothing_where_there_is_none(name: str) -> None:
-    assert variant(tiny(), name) == tiny()
+    for config in (preset("paper"), tiny()):
+        assert variant(config, name) == config
 
 
 # ---- sizes -----------------------------------------------------------------------------------------------------------
