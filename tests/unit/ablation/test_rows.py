@@ -258,9 +258,9 @@ def test_a_damaged_settings_file_is_named(data: Path, config: ReconstructionConf
 @pytest.mark.parametrize(
     ("schedule", "changes", "rows", "told"),
     [
-        ({"max_images": None, "max_minutes": 5.0}, {}, TWO, "equally many images.*--max-images"),
+        ({"max_images": None, "max_minutes": 5.0}, {}, TWO, "equally many images.*loop.max_images"),
         ({"max_images": None}, {}, TWO, "loop.max_images"),
-        ({"max_minutes": 5.0, "decay": "clock"}, {}, TWO, "follows the clock"),
+        ({"max_minutes": 5.0, "decay": "clock"}, {}, TWO, "rate by the clock differs from row to row"),
         ({}, {}, (), "rows must be different ones of direct_3dmm"),
         ({}, {}, ("clebs", "clebs"), "rows must be different"),
         ({}, {}, ("no_skip",), "rows must be different ones"),

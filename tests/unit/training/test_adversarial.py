@@ -344,5 +344,5 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
     assert "--from-pretrained" in capsys.readouterr().err
     assert main([*given, "--from-pretrained", str(tmp_path / "none.safetensors")]) == 2
     assert "no weights at" in capsys.readouterr().err
-    assert main([*given, "--from-pretrained", str(start), "--adv-trainable", "all"]) == 2
+    assert main([*given, "--from-pretrained", str(start), "--set", "model.trainable=all"]) == 2
     assert "export3d prepare" in capsys.readouterr().err
