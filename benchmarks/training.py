@@ -28,7 +28,7 @@ import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -42,7 +42,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from export3d.camera import Camera, project
 from export3d.data.frames import Clip, FrameStore
 from export3d.face.mesh import canonical_mesh
-from export3d.model import Output
+from export3d.model import Export3D, Output
 from export3d.motion.motion import SPACES
 from export3d.training.loop import train
 from export3d.training.loop_config import LoopConfig
@@ -83,26 +83,47 @@ class Stopwatch:
         self.last = now
 
 
+def parts(model: Export3D) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that are watched, each with the name under which its cost is told.
+
+    The warp is never called as a whole: its modules are, some of them inside generator and super-resolution.
+    """
+    for name, part in model.named_children():
+        if name != "warp":
+            yield name, part
+    if model.warp is not None:
+        yield from (("warp", part) for part in model.warp.modules())
+
+
 class TimedTask(ReconstructionTask):
     """Phase one, plain for some steps, then with marks, then under the profiler; the loop knows nothing of it."""
 
     def time(self, watch: Stopwatch, steps: int, compiled: bool) -> None:
         self.watch, self.steps, self.step = watch, steps, 0
         self.plain: list[tuple[float, float]] = []
+        self.inside: list[str] = []
         kinds = [torch.profiler.ProfilerActivity.CPU]
         if watch.device.type == "cuda":
             kinds.append(torch.profiler.ProfilerActivity.CUDA)
         self.profiler = torch.profiler.profile(activities=kinds)
         if not compiled:  # marks would cut a compiled network into pieces
-            for name, part in self.model.named_children():
+            for name, part in parts(self.model):
                 self.between(part, name, before="generator")
         if self.perceptual is not None:
             self.between(self.perceptual, "perceptual", before="losses")
 
     def between(self, part: nn.Module, name: str, before: str) -> None:
-        """Mark both ends of a part's forward pass; `before` went on until it begins."""
-        part.register_forward_pre_hook(lambda *_: self.watch.mark(before))
-        part.register_forward_hook(lambda *_: self.watch.mark(name))
+        """Mark both ends of a part's forward pass; until it begins, the part around it or `before` went on."""
+
+        def begin(*_: Any) -> None:
+            self.watch.mark(self.inside[-1] if self.inside else before)
+            self.inside.append(name)
+
+        def end(*_: Any) -> None:
+            self.watch.mark(self.inside.pop())
+
+        part.register_forward_pre_hook(begin)
+        part.register_forward_hook(end)
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
         self.watch.mark("averages, log")
@@ -242,6 +263,7 @@ class FlopOfParts:
         self.counter = FlopCounterMode(display=False)
         self.found: dict[str, int] = {}
         self.part, self.before = "generator", 0
+        self.around: list[str] = []
 
     def enter(self, part: str) -> None:
         """What is counted from now on belongs to `part`."""
@@ -250,9 +272,14 @@ class FlopOfParts:
         self.part, self.before = part, total
 
     def watch(self, module: nn.Module, part: str) -> None:
-        """A module's forward passes belong to `part`."""
-        module.register_forward_pre_hook(lambda *_: self.enter(part))
-        module.register_forward_hook(lambda *_: self.enter("generator"))
+        """A module's forward passes belong to `part`; what follows, to the part that went on before."""
+
+        def begin(*_: Any) -> None:
+            self.around.append(self.part)
+            self.enter(part)
+
+        module.register_forward_pre_hook(begin)
+        module.register_forward_hook(lambda *_: self.enter(self.around.pop()))
 
     def pack(self, tensor: Tensor) -> tuple[str, Tensor]:
         return self.part, tensor
@@ -267,7 +294,7 @@ def flop_of_a_step(task: ReconstructionTask, batch_size: int, device: torch.devi
     task.model.to(device)
     task.prepare(device)
     batch, flop = task.batch(0, batch_size, 0, 1), FlopOfParts()
-    for name, part in task.model.named_children():
+    for name, part in parts(task.model):
         flop.watch(part, name)
     if task.perceptual is not None:
         flop.watch(task.perceptual, "perceptual")

@@ -132,8 +132,8 @@ def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str
 def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
     """Initialise `model` from `former`, which may differ in image size, expression encoder and warp.
 
-    Everything outside the expression encoder is copied. Parts of the warp that `former` lacks start where they have no
-    effect (`warping.source_warp.inherited`). With the same encoder the copy is complete. With another one (of another
+    Everything outside the expression encoder is copied. Parts of the warp that `former` lacks keep their initial
+    weights (`warping.source_warp.inherited`). With the same encoder the copy is complete. With another one (of another
     architecture, or pre-trained separately) the model keeps its own. The linear maps inside EAdaLN are then fitted by
     least squares to reproduce the former modulations from the new beta'. The landmark motion, which also takes beta',
     starts at zero (`training.reconstruction` fits it).

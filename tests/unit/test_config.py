@@ -14,20 +14,14 @@ from export3d.config import (
     VARIANTS,
     ModelConfig,
     base,
-    no_align,
-    no_dense,
-    no_detail,
-    no_flow,
     no_lowpass,
-    no_mouth,
-    no_redraw,
-    no_skip,
     paper,
     preset,
     tiny,
     variant,
 )
 from export3d.errors import ConfigError
+from export3d.warping.source_warp import WarpConfig
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -53,7 +47,8 @@ def test_the_paper_preset_states_the_sizes_of_the_paper() -> None:
     config = paper()
     assert (config.expression.n, config.expression.d) == (10, 256)
     g = config.generator
-    assert (g.image_size, g.dim, g.heads, g.plane_channels, g.ema_delta, g.skip) == (256, 1024, 4, 32, 0.998, False)
+    assert (g.image_size, g.dim, g.heads, g.plane_channels, g.ema_delta) == (256, 1024, 4, 32, 0.998)
+    assert config.warp is None
     assert g.lowpass_sigma > 0
     assert config.render.resolution == 64
 
@@ -94,10 +89,16 @@ def test_a_setting_left_out_takes_its_default() -> None:
         ({"generator": 3}, "generator"),
         ({"generator": {"dim": "wide"}}, "generator.dim"),
         ({"generator": {"dim": 64.0}}, "generator.dim"),
-        ({"generator": {"skip": 1}}, "generator.skip"),
-        ({"generator": {"flow": True}}, "skip"),
-        ({"superres": {"dense": True}}, "superres.detail"),
-        ({"superres": {"mouth": True}}, "superres.detail"),
+        ({"generator": {"skip": True}}, "generator.skip"),
+        ({"superres": {"detail": True}}, "superres.detail"),
+        ({"warp": {"skip": 1}}, "warp.skip"),
+        ({"warp": {"glow": True}}, "warp.glow"),
+        ({"warp": True}, "warp"),
+        ({"warp": {"skip": False}}, "warp.flow needs warp.skip"),
+        ({"warp": {"flow": False}}, "warp.redraw needs warp.flow"),
+        ({"warp": {"detail": False, "mouth": False}}, "warp.dense needs warp.detail"),
+        ({"warp": {"detail": False, "dense": False}}, "warp.mouth needs warp.detail"),
+        ({"warp": dict.fromkeys(("align", "skip", "flow", "redraw", "detail", "dense", "mouth"), False)}, "null"),
         ({"expression": {"frozen": 0}}, "expression.frozen"),
         ({"render": {"coarse": True}}, "render.coarse"),
         ({"render": {"reach": None}}, "render.reach"),
@@ -108,6 +109,17 @@ def test_a_setting_left_out_takes_its_default() -> None:
 def test_unknown_and_ill_typed_settings_are_refused_by_name(values: dict[str, Any], named: str) -> None:
     with pytest.raises(ConfigError, match=named):
         ModelConfig.from_dict(values)
+
+
+def test_a_warp_is_null_or_a_part_of_its_own() -> None:
+    assert ModelConfig.from_dict({"warp": None}).warp is None
+    assert ModelConfig.from_dict({"warp": {}}).warp == WarpConfig()
+    parts = WarpConfig(dense=False, mouth=False)
+    assert ModelConfig.from_dict({"warp": {"dense": False, "mouth": False}}).warp == parts
+    words = json.loads(replace(tiny(), warp=parts).to_json())
+    assert words["warp"] == {"align": True, "skip": True, "flow": True, "redraw": True, "detail": True, "dense": False,
+                             "mouth": False}  # fmt: skip
+    assert json.loads(tiny().to_json())["warp"] is None
 
 
 def test_a_whole_number_serves_where_a_fraction_is_meant() -> None:
@@ -127,29 +139,36 @@ def test_image_and_raw_image_must_fit_each_other() -> None:
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_a_variant_changes_one_thing(name: str) -> None:
+def test_the_low_pass_can_be_left_out_and_nothing_else_changes(name: str) -> None:
     config = preset(name)
-    had_skip, had_flow = config.generator.skip, config.generator.flow
-    flow = {"generator.flow", "generator.redraw"} if had_flow else set()  # what looks at the flow goes with it
     assert changed(config, no_lowpass(config)) == {"generator.lowpass_sigma"}
-    assert (
-        changed(config, no_skip(config)) == ({"generator.skip"} if had_skip else set()) | flow
-    )  # which needs the skip
-    assert changed(config, no_flow(config)) == flow
-    assert changed(config, no_redraw(config)) == ({"generator.redraw"} if had_flow else set())
-    assert changed(config, no_align(config)) == ({"generator.align"} if config.generator.align else set())
-    detail, dense = config.superres.detail, config.superres.dense
-    moved = {"superres.dense"} if dense else set()
-    mouth = {"superres.mouth"} if config.superres.mouth else set()
-    assert changed(config, no_dense(config)) == moved
-    assert changed(config, no_mouth(config)) == mouth
-    assert changed(config, no_detail(config)) == ({"superres.detail"} if detail else set()) | moved | mouth
-    assert not no_skip(config).generator.skip
-    assert not no_flow(config).generator.flow
-    assert not no_align(config).generator.align
-    assert not no_dense(config).superres.dense
-    assert not no_mouth(config).superres.mouth
-    assert not no_detail(config).superres.detail
+    assert no_lowpass(config).generator.lowpass_sigma == 0.0
+
+
+@pytest.mark.parametrize(
+    ("name", "off"),
+    [
+        ("no_align", {"align"}),
+        ("no_skip", {"skip", "flow", "redraw"}),  # what needs a part goes with it
+        ("no_flow", {"flow", "redraw"}),
+        ("no_redraw", {"redraw"}),
+        ("no_detail", {"detail", "dense", "mouth"}),
+        ("no_dense", {"dense"}),
+        ("no_mouth", {"mouth"}),
+    ],
+)
+def test_a_variant_switches_off_one_part_of_the_warp_and_what_needs_it(name: str, off: set[str]) -> None:
+    found = variant(base(), name)
+    assert changed(base(), found) == {f"warp.{part}" for part in off}
+    assert found.warp is not None
+    assert not any(getattr(found.warp, part) for part in off)
+    assert variant(found, name) == found
+
+
+def test_without_a_warp_what_ships_has_the_papers_form() -> None:
+    assert base().warp is not None
+    assert variant(base(), "no_warp") == replace(base(), warp=None)
+    assert paper().warp is tiny().warp is None
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -182,7 +201,7 @@ def test_a_variant_survives_json(name: str) -> None:
 
 def test_weights_of_before_some_settings_are_still_read() -> None:
     old = tiny().to_dict()
-    del old["generator"]["flow"], old["expression"]["basis"], old["expression"]["frozen"], old["superres"]["dense"]
+    del old["generator"]["ema_delta"], old["expression"]["basis"], old["expression"]["frozen"], old["warp"]
     assert ModelConfig.from_dict(old) == tiny()
 
 

@@ -19,7 +19,6 @@ from export3d.layers import (
     linear,
     tokens_to_image,
 )
-from export3d.warping.flow_field import covered, look, pixel_grid
 
 
 def checkerboard(size: int = 12) -> torch.Tensor:
@@ -130,66 +129,3 @@ def test_linear_layers_start_small() -> None:
     layer = linear(256, 256)
     assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
     assert layer.bias.count_nonzero() == 0
-
-
-# ---- places of a picture ---------------------------------------------------------------------------------------------
-
-
-def test_the_grid_has_the_middles_of_pixels_and_x_first() -> None:
-    grid = pixel_grid(4, torch.device("cpu"))
-    centres = torch.tensor([-0.75, -0.25, 0.25, 0.75])
-    assert torch.equal(grid, torch.stack([centres.expand(4, 4), centres.expand(4, 4).T])[None])
-
-
-@pytest.mark.parametrize("size", [8, 37, 256])
-def test_whoever_looks_at_its_own_place_sees_the_image(size: int) -> None:
-    image = torch.rand(2, 3, size, size)
-    torch.testing.assert_close(look(image, torch.zeros(2, 2, size, size)), image, atol=1e-4, rtol=0)
-
-
-@pytest.mark.parametrize(("x", "y"), [(2, 0), (0, 2), (-3, 1)])
-def test_whoever_looks_some_pixels_beside_sees_what_lies_there_and_the_border_goes_on(x: int, y: int) -> None:
-    image = torch.rand(2, 3, 16, 16)
-    flow = (2.0 / 16 * torch.tensor([x, y], dtype=torch.float32))[None, :, None, None].expand(2, 2, 16, 16)
-    columns, rows = ((torch.arange(16) + step).clamp(0, 15) for step in (x, y))
-    torch.testing.assert_close(look(image, flow), image[:, :, rows][..., columns], atol=1e-5, rtol=0)
-
-
-def test_a_polygon_covers_the_pixels_whose_middles_lie_in_it() -> None:
-    box = torch.tensor([[0.25, 0.125], [0.75, 0.125], [0.75, 0.5], [0.25, 0.5]])
-    wanted = torch.zeros(8, 8)
-    wanted[1:4, 2:6] = 1.0
-    assert torch.equal(covered(torch.stack([box, box.flip(0)]), 8), wanted.expand(2, 1, 8, 8))
-
-
-@pytest.mark.parametrize("size", [16, 40])
-def test_a_polygon_may_be_bent_inward_and_lie_partly_or_wholly_outside(size: int) -> None:
-    x, y = ((pixel_grid(size, torch.device("cpu")) + 1.0) / 2.0)[0]
-    arrow = torch.tensor([[0.1, 0.1], [0.9, 0.1], [0.9, 0.9], [0.5, 0.3]])  # what is under both lower edges is out
-    lower_left = y - 0.1 > (x - 0.1) * 0.5
-    lower_right = (y - 0.3) > (x - 0.5) * 1.5
-    wanted = (x < 0.9) & (y > 0.1) & ~torch.where(x < 0.5, lower_left, lower_right)
-    assert torch.equal(covered(arrow[None], size)[0, 0].bool(), wanted)
-    beyond = torch.tensor([[-1.0, -1.0], [0.5, -1.0], [0.5, 2.0], [-1.0, 2.0]])
-    assert torch.equal(covered(beyond[None], size)[0, 0].bool(), x < 0.5)
-    assert not covered(arrow[None] + 2.0, size).any()
-
-
-def test_a_polygon_without_an_inside_covers_nothing() -> None:
-    line = torch.tensor([[0.1, 0.3], [0.9, 0.3], [0.9, 0.3], [0.1, 0.3]])
-    assert not covered(torch.stack([line, torch.full((4, 2), 0.5)]), 32).any()
-
-
-def test_a_flow_finer_than_its_image_looks_between_pixels() -> None:
-    ramp = pixel_grid(16, torch.device("cpu"))  # shows each place where it is
-    flow = 0.2 * torch.randn(3, 2, 48, 48)
-    wanted = (pixel_grid(48, torch.device("cpu")) + flow).clamp(-15 / 16, 15 / 16)
-    torch.testing.assert_close(look(ramp.expand(3, -1, -1, -1), flow), wanted, atol=1e-5, rtol=0)
-
-
-def test_under_bfloat16_autocast_places_keep_their_precision() -> None:
-    image, flow = torch.rand(1, 3, 64, 64), 0.2 * torch.randn(1, 2, 64, 64)
-    wanted = look(image, flow)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(look(image, flow), wanted)
-        assert look(image.bfloat16(), flow).dtype == torch.float32

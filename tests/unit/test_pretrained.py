@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
 
-from export3d.camera import Camera, projected
-from export3d.config import ModelConfig, tiny, variant
+from export3d.config import tiny, variant
 from export3d.errors import CheckpointError, ConfigError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.model import Export3D
@@ -25,24 +23,8 @@ from export3d.pretrained import (
     save_encoder,
     save_pretrained,
 )
-from export3d.triplane.blocks import EAdaLN
-from export3d.warping.dense_motion import DenseMotion
-from export3d.warping.landmark_motion import LandmarkMotion, average_landmarks
 from export3d.weights.file import load_into, save_weights
-
-
-def sized(config: ModelConfig, size: int) -> ModelConfig:
-    return replace(
-        config,
-        generator=replace(config.generator, image_size=size),
-        render=replace(config.render, resolution=size // 4),
-    )
-
-
-def model(size: int = 64, config: ModelConfig | None = None) -> Export3D:
-    made = Export3D(sized(config or tiny(), size))
-    made.generator.average.value.normal_(std=0.2)
-    return made
+from tests.heirs import CLEBS, assert_nearly_the_same, draw, learned, model, same_up_to_a_linear_map
 
 
 def test_a_model_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -169,62 +151,13 @@ def test_models_and_encoders_are_not_mistaken_for_each_other(tmp_path: Path) -> 
 
 # ---- what another model learned --------------------------------------------------------------------------------------
 
-CLEBS = variant(tiny(), "clebs")
-FLOWING = replace(tiny(), generator=replace(tiny().generator, skip=True, flow=True))
-
-
-def learned(config: ModelConfig | None = None, size: int = 64) -> Export3D:
-    """A model whose EAdaLN, motion and super-resolution listen, as after training."""
-    made = model(size, config)
-    made.expression.standardise(torch.full((52,), 0.5), torch.full((52,), 0.3))
-    for module in made.modules():
-        if isinstance(module, EAdaLN):
-            nn.init.normal_(module.modulation.weight, std=0.5)
-        if isinstance(module, LandmarkMotion):
-            for layer in (module.depth, module.out):
-                nn.init.normal_(layer.weight, std=0.05)
-        if isinstance(module, DenseMotion):
-            nn.init.normal_(module.share.weight, std=0.1)
-    for layer in (made.superres.mid_rgb, made.superres.high_rgb):
-        nn.init.normal_(layer.weight, std=0.05)
-    return made.eval()
-
-
-def same_up_to_a_linear_map(encoder: ExpressionEncoder, into: ExpressionEncoder) -> None:
-    """`into` gives lambda mixed, stretched and shifted, along other vectors."""
-    mix = torch.linalg.qr(torch.randn(10, 10))[0] * (0.5 + torch.rand(10))
-    basis = copy.deepcopy(into.basis)
-    with torch.no_grad():
-        into.load_state_dict(encoder.state_dict())
-        into.second.weight.copy_(mix @ encoder.second.weight)
-        into.second.bias.copy_(mix @ encoder.second.bias + torch.randn(10))
-        into.basis.load_state_dict(basis.state_dict())
-
-
-def draw(made: Export3D, expression: Tensor) -> Tensor:
-    """Tri-planes of one source under some expressions: all that a picture knows of either."""
-    size = made.config.generator.image_size
-    source = torch.rand(1, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    camera = torch.from_numpy(Camera.orbit(10.0).label[None]).float()
-    landmarks = projected(average_landmarks()[None], camera)[0]
-    with torch.no_grad():
-        return made.planes(made.encode(source, camera, expression[:1], landmarks), expression).triplane
-
-
-def assert_nearly_the_same(found: Tensor, wanted: Tensor) -> None:
-    """Tri-planes of some expressions differ by less than a twentieth of what the expressions make of them."""
-    moved = (wanted - wanted.mean(0)).abs().max()
-    assert moved > 0.05
-    assert (found - wanted).abs().max() < 0.05 * moved
-
 
 def test_with_the_same_encoder_everything_is_inherited_bit_for_bit() -> None:
-    for config in (tiny(), FLOWING):
-        former, heir, expression = learned(config), model(config=config), torch.rand(3, 52)
-        inherit(heir, former, torch.rand(50, 52))
-        assert torch.equal(draw(heir.eval(), expression), draw(former, expression))
-        for name, value in former.state_dict().items():
-            assert torch.equal(heir.state_dict()[name], value), name
+    former, heir, expression = learned(), model(), torch.rand(3, 52)
+    inherit(heir, former, torch.rand(50, 52))
+    assert torch.equal(draw(heir.eval(), expression), draw(former, expression))
+    for name, value in former.state_dict().items():
+        assert torch.equal(heir.state_dict()[name], value), name
 
 
 def test_another_encoder_that_tells_as_much_draws_nearly_the_same() -> None:
@@ -262,114 +195,6 @@ def test_another_image_size_and_another_encoder_at_once() -> None:
     assert twin.generator.average.value.shape == (3, 8, 32, 32)
     expression = torch.rand(3, 52)
     assert_nearly_the_same(draw(heir, expression), draw(twin.eval(), expression))
-
-
-def test_the_packaged_encoder_is_the_packaged_models_own() -> None:
-    """One ships in half precision, the other does not; whoever names the encoder too loses nothing."""
-    former = load_pretrained()
-    heir = Export3D(former.config)
-    load_into(heir.expression, load_encoder().state_dict(), what="the packaged encoder")
-    inherit(heir, former, torch.rand(50, 52))
-    assert heir.motion is not None
-    assert heir.motion.out.weight.any()
-    for name, value in former.state_dict().items():
-        assert torch.equal(heir.state_dict()[name], value), name
-
-
-def test_a_flow_that_the_former_did_not_have_starts_rigid_and_the_rest_is_inherited() -> None:
-    former, heir = learned(replace(FLOWING, generator=replace(FLOWING.generator, flow=False))), model(config=FLOWING)
-    assert former.motion is None
-    inherit(heir, former, torch.rand(50, 52))
-    assert heir.motion is not None
-    assert not heir.motion.out.weight.any()
-    for name, value in former.state_dict().items():
-        assert torch.equal(heir.state_dict()[name], value), name
-
-
-def test_a_flow_that_the_heir_has_not_is_left() -> None:
-    heir = model(config=replace(FLOWING, generator=replace(FLOWING.generator, flow=False)))
-    former = learned(FLOWING)
-    inherit(heir, former, torch.rand(50, 52))
-    assert heir.motion is None
-    for name, value in heir.state_dict().items():
-        assert torch.equal(value, former.state_dict()[name]), name
-
-
-@pytest.mark.parametrize("has", [False, True])
-def test_detail_is_inherited_where_both_have_it_and_left_where_one_has_not(has: bool) -> None:
-    detailed = replace(FLOWING, superres=replace(FLOWING.superres, detail=True))
-    former, heir = (learned(c) for c in ((detailed, FLOWING) if has else (FLOWING, detailed)))
-    inherit(heir, former, torch.rand(50, 52))
-    expression = torch.rand(2, 52)
-    torch.testing.assert_close(draw(heir.eval(), expression), draw(former, expression), rtol=0, atol=1e-4)
-    again = learned(detailed)
-    inherit(again, former if has else heir, torch.rand(50, 52))
-    for name, value in (former if has else heir).superres.state_dict().items():
-        assert torch.equal(again.superres.state_dict()[name], value), name
-
-
-@pytest.mark.parametrize("has", [False, True])
-def test_a_dense_motion_is_inherited_where_both_have_it_and_starts_fresh_where_the_former_had_none(has: bool) -> None:
-    detailed = replace(FLOWING, superres=replace(FLOWING.superres, detail=True))
-    dense = replace(detailed, superres=replace(detailed.superres, dense=True))
-    former, heir = (learned(c) for c in ((dense, detailed) if has else (detailed, dense)))
-    fresh = {name: value.clone() for name, value in heir.state_dict().items() if name.startswith("dense.")}
-    inherit(heir, former, torch.rand(50, 52))
-    assert bool(fresh) != has
-    for name, value in heir.state_dict().items():
-        assert torch.equal(value, fresh[name] if name in fresh else former.state_dict()[name]), name
-    again, owner = model(config=dense), former if has else heir
-    inherit(again, owner, torch.rand(50, 52))
-    for name, value in owner.state_dict().items():
-        assert torch.equal(again.state_dict()[name], value), name
-
-
-@pytest.mark.parametrize("has", [False, True])
-def test_what_sees_the_mouth_starts_at_zero_and_is_left_where_it_is_not_wanted(has: bool) -> None:
-    plain = replace(FLOWING, superres=replace(FLOWING.superres, detail=True))
-    seeing = replace(plain, superres=replace(plain.superres, mouth=True))
-    former, heir = (learned(c) for c in ((seeing, plain) if has else (plain, seeing)))
-    inherit(heir, former, torch.rand(50, 52))
-    for name, value in heir.state_dict().items():
-        other = former.state_dict()[name]
-        if value.shape == other.shape:
-            assert torch.equal(value, other), name
-            continue
-        common = min(value.shape[1], other.shape[1])
-        assert abs(value.shape[1] - other.shape[1]) == 2, name
-        assert torch.equal(value[:, :common], other[:, :common]), name
-        assert not value[:, common:].any(), name
-    if not has:
-        expression = torch.rand(2, 52)
-        torch.testing.assert_close(draw(heir.eval(), expression), draw(former, expression), rtol=0, atol=1e-4)
-
-
-def test_a_dense_motion_does_not_see_the_expression_and_is_kept_with_another_encoder() -> None:
-    superres = replace(FLOWING.superres, detail=True, dense=True)
-    former = learned(replace(FLOWING, superres=superres))
-    heir = model(config=replace(variant(FLOWING, "clebs"), superres=superres))
-    inherit(heir, former, torch.rand(300, 52))
-    assert former.dense is not None
-    assert heir.dense is not None
-    for name, value in former.dense.state_dict().items():
-        assert torch.equal(heir.dense.state_dict()[name], value), name
-
-
-def test_the_motion_starts_anew_with_another_encoder_and_the_rest_is_inherited() -> None:
-    """It sees beta' through its layers: it is fitted to landmarks again, from nothing."""
-    former, heir = learned(FLOWING), model(config=variant(FLOWING, "clebs")).eval()
-    same_up_to_a_linear_map(former.expression, heir.expression)
-    inherit(heir, former, torch.rand(300, 52))
-    assert heir.motion is not None
-    assert not heir.motion.out.weight.any()
-    assert not heir.motion.depth.weight.any()
-    for name, value in former.generator.flows.state_dict().items():
-        assert torch.equal(heir.generator.flows.state_dict()[name], value), name
-    for layer in (former.motion.out, former.motion.depth):
-        nn.init.zeros_(layer.weight)
-    nn.init.zeros_(former.motion.depth.bias)
-    expression = torch.rand(4, 52)
-    assert_nearly_the_same(draw(heir, expression), draw(former, expression))
 
 
 def test_a_frozen_encoder_is_kept_also_where_the_former_had_another_frozen_one() -> None:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
-from export3d.errors import ConfigError, ShapeError
+from export3d.errors import ShapeError
 from export3d.superres import SuperResConfig, SuperResolution
-from export3d.warping.detail import Views
 
 SMALL = SuperResConfig(mid_channels=8, high_channels=4)
 
@@ -60,101 +57,51 @@ def test_a_feature_image_without_a_batch_is_refused() -> None:
         SuperResolution(SMALL, 6)(torch.zeros(6, 8, 8))
 
 
-# ---- detail ----------------------------------------------------------------------------------------------------------
-
-DETAILED = SuperResConfig(mid_channels=8, high_channels=4, detail=True)
-WITH_MOUTH = replace(DETAILED, mouth=True)
+# ---- a guide ---------------------------------------------------------------------------------------------------------
 
 
-def views(batch: int = 2, size: int = 32, mouth: bool = False) -> Views:
-    moved, still, turned = torch.randn(3, batch, 3, size, size)
-    opening = torch.rand(batch, 2, size, size) if mouth else None
-    stretched, head = torch.rand(batch, 1, size, size), torch.rand(batch, 2, size, size)
-    return Views(moved, stretched, 0.1 * torch.randn(batch, 2, size, size), still, turned, head, opening)
+class Recorder:
+    """A guide that notes what it gets, and changes it by constants."""
+
+    def __init__(self, half: float, full: float) -> None:
+        self.half, self.full = half, full
+        self.seen: list[tuple[int, ...]] = []
+
+    def at_half(self, x: Tensor) -> Tensor:
+        self.seen.append(tuple(x.shape))
+        return x + self.half
+
+    def at_full(self, x: Tensor, image: Tensor) -> Tensor:
+        self.seen += [tuple(x.shape), tuple(image.shape)]
+        return image + self.full
 
 
-def test_a_new_detail_shows_mostly_what_is_drawn() -> None:
-    plain, detailed = SuperResolution(SMALL, 6), SuperResolution(DETAILED, 6)
-    missing, unexpected = detailed.load_state_dict(plain.state_dict(), strict=False)
-    assert not unexpected
-    assert all(name.startswith("detail.") for name in missing)
-    feature, seen = torch.randn(2, 6, 8, 8), views()
-    share = torch.tensor([3.0, 0.0, 0.0, 0.0]).softmax(0)
-    assert share[0] > 0.85
-    taken = seen.moved + seen.still + seen.turned
-    torch.testing.assert_close(detailed(feature, seen), share[0] * plain(feature) + share[1] * taken)
+def learned() -> SuperResolution:
+    module = SuperResolution(SMALL, 6)
+    for layer in (module.mid_rgb, module.high_rgb):
+        nn.init.normal_(layer.weight)
+    return module
 
 
-@pytest.mark.parametrize(("which", "name"), [(1, "moved"), (2, "still"), (3, "turned")])
-def test_a_pixel_can_take_the_source_as_it_is(which: int, name: str) -> None:
-    module, seen = SuperResolution(DETAILED, 6), views()
-    assert module.detail is not None
-    with torch.no_grad():
-        module.detail.choice.bias[which] = 60.0
-    torch.testing.assert_close(module(torch.randn(2, 6, 8, 8), seen), getattr(seen, name), atol=1e-5, rtol=1e-5)
+def test_a_guide_gets_the_features_at_half_and_full_size_and_the_image() -> None:
+    guide = Recorder(0.0, 0.0)
+    feature, module = torch.randn(2, 6, 8, 12), learned()
+    assert torch.equal(module(feature, guide), module(feature))
+    assert guide.seen == [(2, 8, 16, 24), (2, 4, 32, 48), (2, 3, 32, 48)]
 
 
-@pytest.mark.parametrize("which", [1, 2, 3])
-def test_a_place_can_lean_to_the_source_by_what_lies_around_it(which: int) -> None:
-    """What `overlook` sees of features and views two dozen pixels away decides too."""
-    module, seen = SuperResolution(DETAILED, 6), views(size=64)
-    detail, feature = module.detail, torch.randn(2, 6, 16, 16)
-    assert detail is not None
-    before = module(feature, seen)
-    with torch.no_grad():
-        detail.lean.bias[which] = 60.0
-    torch.testing.assert_close(
-        module(feature, seen), (seen.moved, seen.still, seen.turned)[which - 1], atol=1e-5, rtol=1e-5
-    )
-    with torch.no_grad():
-        detail.lean.bias.zero_()
-        nn.init.normal_(detail.lean.weight)
-    for far in ("offset", "stretched"):
-        changed = replace(seen, **{far: getattr(seen, far).clone()})
-        getattr(changed, far)[..., :8, :8] += 0.5
-        change = (module(feature, changed) - module(feature, seen)).abs().amax(dim=(0, 1))
-        assert change[20:32, 20:32].max() > 1e-4
-        assert change[44:, 44:].max() == 0.0
-    assert not torch.allclose(before, module(feature, seen), atol=1e-3)
+def test_what_a_guide_changes_at_half_the_size_goes_on_and_at_full_size_is_final() -> None:
+    feature, module = torch.randn(2, 6, 8, 8), learned()
+    plain = module(feature)
+    torch.testing.assert_close(module(feature, Recorder(0.0, 0.5)), plain + 0.5)
+    assert (module(feature, Recorder(0.5, 0.0)) - plain).abs().mean() > 1e-2
 
 
-@pytest.mark.parametrize("mouth", [False, True])
-def test_every_weight_of_the_detail_takes_part(mouth: bool) -> None:
-    module = SuperResolution(WITH_MOUTH if mouth else DETAILED, 6)
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.normal_(layer.weight, std=0.3)
-    module(torch.randn(2, 6, 8, 8), views(mouth=mouth)).square().sum().backward()
-    for name, parameter in module.named_parameters():
-        assert parameter.grad is not None, name
-        assert parameter.grad.abs().max() > 0, name
-
-
-@pytest.mark.parametrize("which", [0, 1])
-def test_where_the_mouth_is_open_decides_near_by_alone(which: int) -> None:
-    module, seen = SuperResolution(WITH_MOUTH, 6), views(size=64, mouth=True)
-    for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
-            nn.init.normal_(layer.weight, std=0.1)
-    feature = torch.randn(2, 6, 16, 16)
-    assert seen.mouth is not None
-    opened = replace(seen, mouth=seen.mouth.clone())
-    assert opened.mouth is not None
-    opened.mouth[:, which, 24:32, 24:32] += 1.0
-    change = (module(feature, opened) - module(feature, seen)).abs().amax(dim=(0, 1))
-    assert change[24:32, 24:32].max() > 1e-3
-    assert change[48:].max() == change[:, 48:].max() == change[:8].max() == 0.0
-
-
-@pytest.mark.parametrize(("config", "seen"), [(SMALL, views(1)), (DETAILED, None)])
-def test_views_are_for_detail_alone(config: SuperResConfig, seen: Views | None) -> None:
-    with pytest.raises(ConfigError, match="needs views of the source, and without it takes none"):
-        SuperResolution(config, 6)(torch.randn(1, 6, 8, 8), seen)
-
-
-def test_a_dense_motion_needs_detail_to_move() -> None:
-    sentence = "superres.dense moves what superres.detail takes from the source; switch both on"
-    with pytest.raises(ConfigError, match=sentence):
-        SuperResConfig(dense=True)
-    with pytest.raises(ConfigError, match=sentence):
-        replace(SuperResConfig(detail=True, dense=True), detail=False)
+def test_the_module_itself_knows_nothing_of_a_guide() -> None:
+    module = learned()
+    names = [*module.state_dict()]
+    module(torch.randn(1, 6, 8, 8), Recorder(1.0, 1.0))
+    assert [*module.state_dict()] == names
+    assert {name.split(".")[0] for name in names} == {
+        "mid_first", "mid_second", "mid_rgb", "high_first", "high_second", "high_rgb"
+    }  # fmt: skip

@@ -206,7 +206,7 @@ def test_a_setting_that_is_younger_than_the_row_counts_as_its_default(
     train_rows(data, tmp_path / "out", config, loop(max_images=2), ("e2e_lebs_n5",))
     path = tmp_path / "out" / "e2e_lebs_n5" / "row.json"
     words = json.loads(path.read_text("utf-8"))
-    for name in ("mirror", "grad_clip", "model.generator.align", "image_size"):
+    for name in ("mirror", "grad_clip", "model.generator.lowpass_sigma", "image_size"):
         del words[name]
     path.write_text(json.dumps(words), "utf-8")
     with pytest.raises(ConfigError, match=r"\(image_size None there, 32 here\)"):  # and nothing else
@@ -258,9 +258,9 @@ def test_a_damaged_settings_file_is_named(data: Path, config: ReconstructionConf
 @pytest.mark.parametrize(
     ("schedule", "changes", "rows", "told"),
     [
-        ({"max_images": None, "max_minutes": 5.0}, {}, TWO, "equally many images.*--max-images"),
+        ({"max_images": None, "max_minutes": 5.0}, {}, TWO, "equally many images.*loop.max_images"),
         ({"max_images": None}, {}, TWO, "loop.max_images"),
-        ({"max_minutes": 5.0, "decay": "clock"}, {}, TWO, "follows the clock"),
+        ({"max_minutes": 5.0, "decay": "clock"}, {}, TWO, "rate by the clock differs from row to row"),
         ({}, {}, (), "rows must be different ones of direct_3dmm"),
         ({}, {}, ("clebs", "clebs"), "rows must be different"),
         ({}, {}, ("no_skip",), "rows must be different ones"),

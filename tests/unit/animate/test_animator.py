@@ -54,7 +54,7 @@ def test_a_path_and_its_pixels_give_the_same_source(
         again = animator.encode(portrait)
         np.testing.assert_array_equal(again.image, source.image)
         np.testing.assert_array_equal(again.camera, source.camera)
-        torch.testing.assert_close(again.features.tokens, source.features.tokens)
+        torch.testing.assert_close(again.features.features.tokens, source.features.features.tokens)
 
 
 def test_a_picture_without_a_face_is_refused_by_name(animator: Animator, tmp_path: Path) -> None:
@@ -113,8 +113,10 @@ def test_a_model_that_moves_its_source_is_told_where_the_portraits_face_is(
     source = rigid.encode(astronaut_path)
     own = rigid.render(source, source.expression, source.camera).astype(int)
     assert np.abs(own - source.image).max() <= 2
-    face = source.features.face
-    assert face is not None
+    view = source.features.view
+    assert view is not None
+    assert view.face is not None
+    face = view.face
     places = face.places[0, :468].numpy()
     np.testing.assert_allclose(project(face.points[0, :468].numpy(), source.camera), places, atol=1e-4)
     assert (np.ptp(places, axis=0) > 0.25).all()

@@ -27,6 +27,7 @@ from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
 from export3d.training.record import read_log
 from export3d.training.state import load_state
+from tests.tiny_models import PARTS, warped
 
 pytest.importorskip("accelerate")
 
@@ -91,12 +92,8 @@ def test_with_all_the_whole_model_is_trained_and_the_tri_plane_average_goes_on(
     assert changed == wanted
 
 
-MOVING = replace(
-    tiny(),
-    generator=replace(tiny().generator, skip=True, align=True, flow=True, redraw=True),
-    superres=replace(tiny().superres, detail=True, dense=True),
-)
-"""What `base` adds to the paper's form, at the size of `tiny`."""
+MOVING = warped(*PARTS)
+"""The warp of `base`, at the size of `tiny`."""
 
 
 @pytest.mark.parametrize("config", [tiny(), MOVING], ids=["paper's form", "extended"])
@@ -107,10 +104,10 @@ def test_a_pre_trained_expression_encoder_and_the_motion_fitted_to_it_stay_froze
     state = load_state(train(task, tmp_path, loop(), opponent=task.opponent).checkpoint)
     before = former(clebs(config)).state_dict()
     changed = moved(before, state.model)
-    frozen = {name for name in before if name.startswith(("expression.", "motion."))}
+    frozen = {name for name in before if name.startswith(("expression.", "warp.motion."))}
     wanted = {name for name, _ in task.model.named_parameters()} | {"generator.average.value"}
     assert changed == wanted - frozen
-    assert any(name.startswith("motion.") for name in before) == (config is MOVING)
+    assert any(name.startswith("warp.motion.") for name in before) == (config is MOVING)
 
 
 def test_with_all_what_is_moved_is_compared_too_and_with_sr_it_cannot_change(clips: FrameStore) -> None:
@@ -119,7 +116,7 @@ def test_with_all_what_is_moved_is_compared_too_and_with_sr_it_cannot_change(cli
         terms = task.losses(task.batch(0, 2, 0, 1), 0)
         assert ("moved" in terms) == ("landmarks" in terms) == (config is ALL)
         terms["total"].backward()  # type: ignore[no-untyped-call]
-        learns = [p.grad is not None for n, p in task.model.named_parameters() if n.startswith("dense.")]
+        learns = [p.grad is not None for n, p in task.model.named_parameters() if n.startswith("warp.dense.")]
         assert learns
         assert all(learns) == any(learns) == (config is ALL)
 
@@ -129,6 +126,15 @@ def test_with_sr_no_gradient_is_kept_below_the_super_resolution(clips: FrameStor
     task.losses(task.batch(0, 2, 0, 1), 0)["total"].backward()  # type: ignore[no-untyped-call]
     assert all(p.grad is None for n, p in task.model.named_parameters() if not n.startswith("superres."))
     assert all(p.grad is not None for p in task.model.superres.parameters())
+
+
+def test_with_sr_what_guides_the_super_resolution_is_trained_too_and_no_other_part_of_the_warp(
+    clips: FrameStore, tmp_path: Path
+) -> None:
+    task = AdversarialTask(PLAIN, former(MOVING), clips)
+    before = former(MOVING).state_dict()
+    changed = moved(before, load_state(train(task, tmp_path, loop(), opponent=task.opponent).checkpoint).model)
+    assert changed == {name for name in before if name.startswith(("superres.", "warp.detail."))}
 
 
 def test_both_modes_start_with_the_same_images(clips: FrameStore) -> None:
@@ -338,5 +344,5 @@ def test_the_command_names_what_is_missing(tmp_path: Path, capsys: pytest.Captur
     assert "--from-pretrained" in capsys.readouterr().err
     assert main([*given, "--from-pretrained", str(tmp_path / "none.safetensors")]) == 2
     assert "no weights at" in capsys.readouterr().err
-    assert main([*given, "--from-pretrained", str(start), "--adv-trainable", "all"]) == 2
+    assert main([*given, "--from-pretrained", str(start), "--set", "model.trainable=all"]) == 2
     assert "export3d prepare" in capsys.readouterr().err

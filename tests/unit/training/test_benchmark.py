@@ -11,6 +11,7 @@ from types import ModuleType
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 pytest.importorskip("accelerate")
 
@@ -65,3 +66,28 @@ def test_flop_belong_to_the_part_that_ran_or_saved(benchmark: ModuleType) -> Non
         flop.enter("generator")
     # forward and the weights' gradient everywhere; the input needs no gradient of the first
     assert flop.found == {"first": 2 * 60, "generator": 3 * 140, "last": 3 * 28}
+
+
+def test_flop_of_a_part_inside_another_are_its_own(benchmark: ModuleType) -> None:
+    outer = nn.Sequential(nn.Linear(3, 5, bias=False), nn.Linear(5, 7, bias=False), nn.Linear(7, 1, bias=False))
+    flop = benchmark.FlopOfParts()
+    flop.watch(outer, "outer")
+    flop.watch(outer[1], "inner")
+    with flop.counter, torch.no_grad():
+        outer(torch.randn(2, 3))
+        flop.enter("generator")
+    assert flop.found == {"generator": 0, "outer": 60 + 28, "inner": 140}
+
+
+def test_the_warps_flop_are_told_apart_and_none_are_lost(benchmark: ModuleType, golden: ModuleType) -> None:
+    task, _ = golden.phase_one(as_base=True)
+    batch = task.batch(0, 2, 0, 1)
+    with FlopCounterMode(display=False) as counter:
+        task.losses(batch, 0)["total"].backward()
+    found = benchmark.flop_of_a_step(task, 2, torch.device("cpu"))
+    assert {"generator", "renderer", "superres", "warp"} <= set(found)
+    assert sum(found.values()) == counter.get_total_flops()
+    watched = [part for name, part in benchmark.parts(task.model) if name == "warp"]
+    assert set(task.model.warp.modules()) == set(watched)
+    plain, _ = golden.phase_one(as_base=False)
+    assert "warp" not in benchmark.flop_of_a_step(plain, 2, torch.device("cpu"))

@@ -37,6 +37,7 @@ from export3d.training.regularisers import ReaderConfig, save_reader
 from export3d.training.state import load_state
 from export3d.triplane.blocks import EAdaLN
 from export3d.warping.losses import landmark_error, moved_error
+from tests.tiny_models import warped
 
 PLAIN = ReconstructionConfig(preset="tiny", backbone="none", augment=False, mirror=False, sheet_pairs=2)
 
@@ -102,7 +103,7 @@ def logged(run_dir: Path, kind: str) -> list[dict[str, Any]]:
 @pytest.fixture
 def extended(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
     """Makes the preset `tiny` have what `base` adds to the paper's form."""
-    config = replace(tiny(), generator=replace(tiny().generator, skip=True, align=True, flow=True))
+    config = warped("align", "skip", "flow")
     monkeypatch.setitem(model_settings.PRESETS, "tiny", lambda: config)
     return config
 
@@ -112,7 +113,8 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
 
 @pytest.mark.usefixtures("extended")
 def test_a_handful_of_steps_lowers_the_loss(tmp_path: Path) -> None:
-    trained = task(replace(PLAIN, landmarks=0.1))  # the landmarks of these clips are noise
+    config = replace(PLAIN, landmarks=0.1)  # the landmarks of these clips are noise
+    trained = ReconstructionTask(config, made_up_store(), seed=1)
     fixed = trained.batch(0, 8, 0, 1)
     with torch.no_grad():
         before = trained.losses(fixed, 0)
@@ -246,7 +248,7 @@ def test_optional_terms_are_weighted_and_join_the_total(tmp_path: Path) -> None:
 
 
 def test_an_error_of_expression_needs_a_reader() -> None:
-    with pytest.raises(ConfigError, match="--expression-reader"):
+    with pytest.raises(ConfigError, match="expression_weight needs expression_reader"):
         task(replace(PLAIN, expression_weight=1.0))
 
 
@@ -320,7 +322,7 @@ def test_the_errors_of_landmarks_and_flow_are_terms_with_a_weight_of_their_own()
 def test_the_flow_alone_learns_to_carry_landmarks() -> None:
     made = task(replace(PLAIN, flow=1.0))
     batch = made.batch(0, 4, 0, 1)
-    optimizer = torch.optim.Adam(made.model.generator.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam([*made.model.generator.parameters(), *made.model.warp.skip.parameters()], lr=3e-3)
     found = []
     for _ in range(12):
         optimizer.zero_grad()
@@ -340,8 +342,8 @@ def test_trained_end_to_end_the_error_of_landmarks_reaches_motion_and_encoder(na
     )
     made.fit_motion()
     made.losses(made.batch(0, 4, 0, 1), 0)["landmarks"].backward()
-    assert made.model.motion is not None
-    for part in (made.model.motion, made.model.expression):
+    assert made.landmark_motion is not None
+    for part in (made.landmark_motion, made.model.expression):
         for key, parameter in part.named_parameters():
             assert parameter.grad is not None, key
             assert parameter.grad.isfinite().all(), key
@@ -364,9 +366,10 @@ def error_of_landmarks(made: ReconstructionTask) -> float:
     pairs = made.batch(0, 32, 0, 1)
     own = (pairs[f"source_{name}"] for name in ("camera", "expression", "landmarks"))
     with torch.no_grad():
-        planes = made.model.planes(made.model.encode(pairs["source"], *own), pairs["expression"])
-    assert planes.points is not None
-    return float(landmark_error(planes.points, pairs["landmarks"], pairs["camera"]))
+        motion = made.model.planes(made.model.encode(pairs["source"], *own), pairs["expression"]).motion
+    assert motion is not None
+    assert motion.points is not None
+    return float(landmark_error(motion.points, pairs["landmarks"], pairs["camera"]))
 
 
 @pytest.mark.usefixtures("extended")
@@ -379,7 +382,7 @@ def test_the_motion_is_fitted_to_landmarks_before_there_are_pictures() -> None:
     assert found < 0.6 * at_first
     assert found == pytest.approx(fitted, rel=0.3)
     for name, value in made.model.state_dict().items():
-        assert torch.equal(value, before[name]) != name.startswith("motion."), name
+        assert torch.equal(value, before[name]) != name.startswith("warp.motion."), name
     assert all(p.requires_grad and p.grad is None for p in made.model.expression.parameters())
     after = {name: value.clone() for name, value in made.model.state_dict().items()}
     assert made.fit_motion() == 0.0  # what is fitted or trained stays
@@ -390,8 +393,8 @@ def test_the_motion_is_fitted_to_landmarks_before_there_are_pictures() -> None:
 def test_the_motion_stays_rigid_where_nobody_wants_it() -> None:
     made = task(replace(PLAIN, motion_steps=0))
     assert made.fit_motion() == 0.0
-    assert made.model.motion is not None
-    assert not made.model.motion.out.weight.any()
+    assert made.landmark_motion is not None
+    assert not made.landmark_motion.out.weight.any()
 
 
 def test_a_model_that_does_not_move_its_source_has_no_such_terms() -> None:
@@ -404,9 +407,9 @@ def test_a_model_that_does_not_move_its_source_has_no_such_terms() -> None:
 
 
 @pytest.fixture
-def dense(extended: ModelConfig, monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
+def dense(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
     """Makes the preset `tiny` take detail from its source too, moved by dense motion."""
-    config = replace(extended, superres=replace(extended.superres, detail=True, dense=True))
+    config = warped("align", "skip", "flow", "detail", "dense")
     monkeypatch.setitem(model_settings.PRESETS, "tiny", lambda: config)
     return config
 
@@ -431,13 +434,14 @@ def test_what_is_moved_is_compared_with_the_driving_frame_by_the_weight_of_the_s
     made = task()
     batch = made.batch(0, 2, 0, 1)
     output = made.draw(batch)
-    assert output.moved is not None
-    wanted = PLAIN.moved * moved_error(output.moved, batch["driving"], None)
+    assert output.warped is not None
+    wanted = PLAIN.moved * moved_error(output.warped, batch["driving"], None)
     torch.testing.assert_close(made.losses(batch, 0)["moved"], wanted)
     made.losses(batch, 0)["moved"].backward()
-    assert made.model.dense is not None
-    assert made.model.dense.share.weight.grad is not None
-    assert made.model.dense.share.weight.grad.count_nonzero() > 0
+    assert made.model.warp is not None
+    assert made.model.warp.dense is not None
+    assert made.model.warp.dense.share.weight.grad is not None
+    assert made.model.warp.dense.share.weight.grad.count_nonzero() > 0
     assert all(p.grad is None for p in made.model.generator.parameters())
 
 
@@ -447,8 +451,9 @@ def test_with_a_frozen_encoder_what_is_moved_is_compared_while_dense_motion_is_t
     made = task(config)
     made.fit_motion()
     assert set(made.losses(made.batch(0, 2, 0, 1), 0)) == {"l2", "l2_raw", "moved", "total"}
-    assert made.model.dense is not None
-    made.model.dense.requires_grad_(False)
+    assert made.model.warp is not None
+    assert made.model.warp.dense is not None
+    made.model.warp.dense.requires_grad_(False)
     assert set(made.losses(made.batch(0, 2, 0, 1), 0)) == {"l2", "l2_raw", "total"}
     sheet = task(replace(config, variants=("clebs", "no_dense")))
     sheet.fit_motion()
@@ -521,11 +526,13 @@ def test_a_frozen_encoder_is_bit_equal_after_training_the_generator(tmp_path: Pa
 def test_with_a_frozen_encoder_the_motion_is_fitted_and_then_left(tmp_path: Path) -> None:
     made = task(replace(PLAIN, variants=("clebs",), expression=saved_encoder(tmp_path), motion_steps=1))
     made.fit_motion()
-    motion = made.model.motion
+    motion = made.landmark_motion
     assert motion is not None
     assert motion.out.weight.any()
     assert not any(p.requires_grad for p in motion.parameters())
-    assert all(p.requires_grad for p in made.model.generator.flows.parameters())
+    flows = [p for name, p in made.model.named_parameters() if name.startswith("warp.skip.flows.")]
+    assert flows
+    assert all(p.requires_grad for p in flows)
     terms = made.losses(made.batch(0, 2, 0, 1), 0)
     assert "landmarks" not in terms  # nothing is trained that could lower it
     assert "flow" not in terms  # nor does anybody ask for it
@@ -556,7 +563,7 @@ def test_a_run_continues_weights_of_another_encoder_and_size_with_the_frozen_one
 
 
 def test_weights_to_begin_with_keep_their_settings_and_their_encoder() -> None:
-    wanted = model_settings.variant(model_settings.no_skip(tiny()), "clebs")
+    wanted = model_settings.variant(model_settings.variant(warped("align", "skip", "flow"), "no_skip"), "clebs")
     former = Export3D(wanted)
     made = ReconstructionTask(replace(PLAIN, preset=None), made_up_store(), former=former)
     assert made.model.config == wanted

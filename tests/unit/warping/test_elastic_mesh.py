@@ -15,7 +15,7 @@ from export3d.face.mesh import canonical_mesh
 from export3d.face.repose import rasterise
 from export3d.motion.arkit import ARKIT52
 from export3d.warping import elastic_mesh as sheets
-from export3d.warping.elastic_mesh import FACE, ElasticMesh, paint, show, softened
+from export3d.warping.elastic_mesh import FACE, ElasticMesh, paint, show, similarity, softened
 
 SIZE = 128
 MARKS = (4, 13, 50, 133, 280, 468, 469)
@@ -200,6 +200,22 @@ def test_a_head_that_tilts_takes_its_hair_along_and_a_small_bump_does_not() -> N
 def test_a_face_of_another_kind_is_refused() -> None:
     with pytest.raises(ShapeError, match="face of the sheet"):
         ElasticMesh(torch.zeros(1, 478, 2))
+
+
+def test_the_similarity_of_a_face_that_also_changes_is_the_nearest() -> None:
+    before, after = torch.rand(2, 2, 40, 2)
+    turn, shift = similarity(before, after)
+
+    def error(turn: Tensor, shift: Tensor) -> Tensor:
+        return (before @ turn + shift - after).square().sum(dim=(1, 2))
+
+    least = error(turn, shift)
+    spin, grow = torch.tensor([[0.0, 0.05], [-0.05, 0.0]]), 0.05 * torch.eye(2)
+    centre = before.mean(dim=1, keepdim=True)
+    for change in (spin, -spin, grow, -grow):
+        assert (error(turn + change, shift - centre @ change) > least).all()
+    for move in 0.02 * torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]):
+        assert (error(turn, shift + move) > least).all()
 
 
 # ---- the painter -----------------------------------------------------------------------------------------------------
