@@ -123,18 +123,16 @@ def rigid_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from export3d.pretrained import save_pretrained
 
     torch.manual_seed(7)
-    base, tiny = preset("base"), preset("tiny")
-    extras = {name: getattr(base.generator, name) for name in ("skip", "align", "flow", "redraw")}
-    superres = replace(tiny.superres, detail=base.superres.detail, dense=base.superres.dense)
-    model = Export3D(replace(tiny, generator=replace(tiny.generator, **extras), superres=superres))
-    assert model.motion is not None
-    assert model.dense is not None
-    assert model.superres.detail is not None
+    model = Export3D(replace(preset("tiny"), warp=preset("base").warp))
+    assert model.warp is not None
+    motion, dense, detail = model.warp.motion, model.warp.dense, model.warp.detail
+    assert motion is not None
+    assert dense is not None
+    assert detail is not None
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
-        dense, detail = model.dense, model.superres.detail
-        for layer in (model.motion.out, detail.choice, detail.lean, dense.share, dense.beyond):
+        for layer in (motion.out, detail.choice, detail.lean, dense.share, dense.beyond):
             layer.weight.zero_()
         detail.lean.bias.zero_()
         dense.beyond.bias.zero_()
