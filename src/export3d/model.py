@@ -20,7 +20,7 @@ from export3d.superres import SuperResolution
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
 from export3d.warping.source_warp import SourceMotion, SourceView, SourceWarp
 from export3d.weights.hub import HubModel
-from export3d.weights.migration import with_a_wing
+from export3d.weights.migration import migrate
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ class Export3D(HubModel):
     def migrated(
         cls, values: dict[str, Any], tensors: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return with_a_wing(values, tensors)
+        return migrate(values, tensors)
 
     def encode(
         self,

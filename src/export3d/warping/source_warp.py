@@ -1,4 +1,4 @@
-"""The warp: a wing that moves the source's own features and pixels into the driving frame (not in the paper).
+"""The warp: moves the source's own features and pixels into the driving frame (not in the paper).
 
 `Export3D` calls it in four places and works without it:
 

@@ -19,7 +19,7 @@ _PREFIXES = {
 }
 
 
-def with_a_wing(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def migrate(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A model's settings (`ModelConfig.to_dict`) and tensors with the warp in `warp`; today's come back as they are."""
     settings = dict(values)
     if "warp" in settings:

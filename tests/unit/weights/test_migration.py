@@ -18,7 +18,7 @@ from export3d.model import Export3D
 from export3d.pretrained import install_weights, load_pretrained, save_pretrained, verify
 from export3d.warping.source_warp import WarpConfig
 from export3d.weights.file import load_weights, save_weights
-from export3d.weights.migration import with_a_wing
+from export3d.weights.migration import migrate
 from export3d.weights.names import PACKAGED
 from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
@@ -72,7 +72,7 @@ def test_every_setting_and_tensor_of_the_packaged_weights_lands_exactly_once() -
     tensors, config, _ = load_weights(PACKAGED)
     before = config["model"]
     assert "warp" not in before
-    settings, renamed = with_a_wing(before, tensors)
+    settings, renamed = migrate(before, tensors)
     assert settings["warp"] == dict.fromkeys(PARTS, True)
     assert set(settings) == {*before, "warp"}
     assert leaves(settings) == leaves(before)
@@ -87,7 +87,7 @@ def test_every_setting_and_tensor_of_the_packaged_weights_lands_exactly_once() -
 
 def test_the_model_of_the_migrated_packaged_weights_has_exactly_these_names() -> None:
     tensors, config, _ = load_weights(PACKAGED)
-    settings, renamed = with_a_wing(config["model"], tensors)
+    settings, renamed = migrate(config["model"], tensors)
     model = Export3D(ModelConfig.from_dict(settings))
     assert model.config.warp == WarpConfig() == preset("base").warp
     assert {name: value.shape for name, value in model.state_dict().items()} == {
@@ -102,7 +102,7 @@ def test_the_model_of_the_migrated_packaged_weights_has_exactly_these_names() ->
 @pytest.mark.parametrize("config", [tiny(), warped("skip"), warped(*PARTS)], ids=["paper", "skip", "all"])
 def test_files_of_today_come_back_unchanged(config: ModelConfig) -> None:
     values, tensors = config.to_dict(), Export3D(config).state_dict()
-    settings, renamed = with_a_wing(values, tensors)
+    settings, renamed = migrate(values, tensors)
     assert settings == values
     assert list(renamed) == list(tensors)
     assert all(renamed[name] is value for name, value in tensors.items())
@@ -110,8 +110,8 @@ def test_files_of_today_come_back_unchanged(config: ModelConfig) -> None:
 
 def test_what_has_been_migrated_is_of_today() -> None:
     config = warped(*PARTS)
-    once = with_a_wing(former_settings(config), former_tensors(Export3D(config).state_dict()))
-    again = with_a_wing(*once)
+    once = migrate(former_settings(config), former_tensors(Export3D(config).state_dict()))
+    again = migrate(*once)
     assert again[0] == once[0]
     assert again[1].keys() == once[1].keys()
 
@@ -120,7 +120,7 @@ def test_migration_leaves_what_it_is_given_as_it_was() -> None:
     values = former_settings(warped(*PARTS))
     tensors = {"motion.out.weight": torch.zeros(1)}
     kept = copy.deepcopy(values)
-    with_a_wing(values, tensors)
+    migrate(values, tensors)
     assert values == kept
     assert list(tensors) == ["motion.out.weight"]
 
@@ -128,7 +128,7 @@ def test_migration_leaves_what_it_is_given_as_it_was() -> None:
 @pytest.mark.parametrize("name", ["paper", "tiny"])
 def test_former_settings_without_a_warp_give_none(name: str) -> None:
     config = preset(name)
-    settings, _ = with_a_wing(former_settings(config), {})
+    settings, _ = migrate(former_settings(config), {})
     assert settings["warp"] is None
     assert ModelConfig.from_dict(settings) == config
 
@@ -151,7 +151,7 @@ def test_former_settings_without_a_warp_give_none(name: str) -> None:
 def test_former_settings_with_some_parts_give_just_those(parts: tuple[str, ...]) -> None:
     config = warped(*parts)
     tensors = Export3D(config).state_dict()
-    settings, renamed = with_a_wing(former_settings(config), former_tensors(tensors))
+    settings, renamed = migrate(former_settings(config), former_tensors(tensors))
     assert ModelConfig.from_dict(settings) == config
     assert renamed.keys() == tensors.keys()
     assert all(renamed[name] is value for name, value in tensors.items())
@@ -161,19 +161,19 @@ def test_switches_that_were_not_there_yet_count_as_off() -> None:
     values = former_settings(warped("skip", "flow", "detail"))
     for part, name in (("superres", "mouth"), ("superres", "dense"), ("generator", "redraw"), ("generator", "align")):
         del values[part][name]
-    assert ModelConfig.from_dict(with_a_wing(values, {})[0]) == warped("skip", "flow", "detail")
+    assert ModelConfig.from_dict(migrate(values, {})[0]) == warped("skip", "flow", "detail")
 
 
 def test_settings_of_before_any_switch_are_the_papers() -> None:
     values = tiny().to_dict()
     del values["warp"]
-    assert ModelConfig.from_dict(with_a_wing(values, {})[0]) == tiny()
-    assert ModelConfig.from_dict(with_a_wing({}, {})[0]) == ModelConfig()
+    assert ModelConfig.from_dict(migrate(values, {})[0]) == tiny()
+    assert ModelConfig.from_dict(migrate({}, {})[0]) == ModelConfig()
 
 
 def test_only_what_begins_with_a_former_name_is_renamed() -> None:
     names = ["expression.motion.a", "generator.skipsx", "renderer.dense.b", "densex", "superres.high_rgb.weight"]
-    assert [*with_a_wing({}, dict.fromkeys(names, torch.zeros(1)))[1]] == names
+    assert [*migrate({}, dict.fromkeys(names, torch.zeros(1)))[1]] == names
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------
