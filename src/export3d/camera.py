@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
 
 from export3d.errors import ShapeError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Array = NDArray[np.floating]
 Float = TypeVar("Float", bound=np.floating)
@@ -231,6 +232,8 @@ def projected(points: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         image coordinates (B, N, 2), 0..1 across the image, x first, and distances along the optical axis (B, N) in
         scene units. A point nearer than 0.001 units is projected as if it lay there.
     """
+    import torch  # face/ needs cameras and no torch
+
     with torch.autocast(points.device.type, enabled=False):
         cam2world, intrinsics = unpack(label.float())
         local = (points.float() - cam2world[:, None, :3, 3]) @ cam2world[:, :3, :3]
