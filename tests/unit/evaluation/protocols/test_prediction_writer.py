@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,35 +13,7 @@ import pytest
 from export3d.errors import OutputError, ShapeError
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.predictions import SavedClip, read_predictions
-
-SIZE = 32
-
-
-def pictures(count: int, seed: int = 0, size: int = SIZE) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-def save(folder: Path, name: str = "anna", count: int = 4, size: int = SIZE) -> Path:
-    """A good clip."""
-    seed = len(name)
-    with PredictionWriter(folder).clip(name, pictures(1, seed, size)[0]) as clip:
-        clip.add(pictures(count, seed + 1, size), pictures(count, seed + 2, size))
-    return folder / name
-
-
-@pytest.fixture(scope="session")
-def two_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written once: every written picture waits for the disk."""
-    folder = tmp_path_factory.mktemp("predictions")
-    save(folder, "anna")
-    save(folder, "bob")
-    return folder
-
-
-@pytest.fixture
-def folder(two_clips: Path, tmp_path: Path) -> Path:
-    """Two good clips, `anna` and `bob`, of four frames, to be spoiled."""
-    return shutil.copytree(two_clips, tmp_path / "saved")
+from tests.saved_clips import SIZE, pictures, save
 
 
 def test_a_failure_leaves_no_half_clip(tmp_path: Path) -> None:

@@ -16,36 +16,9 @@ from PIL import Image
 from export3d.errors import BadImage, InputError
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.predictions import SavedClip, read_predictions
+from tests.saved_clips import SIZE, pictures, save
 
-SIZE = 32
 as_root = hasattr(os, "geteuid") and os.geteuid() == 0
-
-
-def pictures(count: int, seed: int = 0, size: int = SIZE) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
-
-
-def save(folder: Path, name: str = "anna", count: int = 4, size: int = SIZE) -> Path:
-    """A good clip."""
-    seed = len(name)
-    with PredictionWriter(folder).clip(name, pictures(1, seed, size)[0]) as clip:
-        clip.add(pictures(count, seed + 1, size), pictures(count, seed + 2, size))
-    return folder / name
-
-
-@pytest.fixture(scope="session")
-def two_clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Written once: every written picture waits for the disk."""
-    folder = tmp_path_factory.mktemp("predictions")
-    save(folder, "anna")
-    save(folder, "bob")
-    return folder
-
-
-@pytest.fixture
-def folder(two_clips: Path, tmp_path: Path) -> Path:
-    """Two good clips, `anna` and `bob`, of four frames, to be spoiled."""
-    return shutil.copytree(two_clips, tmp_path / "saved")
 
 
 def refusal(folder: Path) -> str:

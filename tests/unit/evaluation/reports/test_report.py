@@ -13,10 +13,7 @@ from export3d.errors import InputError
 from export3d.evaluation.measures.image import PSNR, SSIM, Measure
 from export3d.evaluation.reports.clips import ClipResult
 from export3d.evaluation.reports.report import Report
-
-LPIPS = Measure("lpips", "LPIPS", False, 4, "a distance")
-CSIM = Measure("csim_x", "CSIM x", True, 3, "a cosine")
-FLICKER = Measure("flicker_face", "flicker", None, 2, "1 is ideal")
+from tests.made_up_scores import FLICKER, LPIPS, scored
 
 
 def clip(key: str, ours: float, copy: float, **more) -> ClipResult:
@@ -27,35 +24,10 @@ def clip(key: str, ours: float, copy: float, **more) -> ClipResult:
     return ClipResult(key, f"p-{key}", "open", "somewhere", 10, 3, 0, scores, **more)
 
 
-def scored(key: str, **methods: dict[str, float]) -> ClipResult:
-    return ClipResult(key, "", "", "", 10, None, 0, methods)
-
-
 @pytest.fixture
 def report() -> Report:
     clips = (clip("a", 20.0, 16.0), clip("b", 24.0, 18.0), clip("c", 25.0, 30.0))
     return Report("Title", {"every": 1}, ("ours", "copy"), (PSNR, SSIM, LPIPS), clips)
-
-
-@pytest.fixture
-def referenced() -> Report:
-    """Two moving clips and every reference; ours between on PSNR, behind on LPIPS, beyond the oracle on CSIM."""
-
-    def psnr_lpips_csim(psnr: float, lpips: float, csim: float) -> dict[str, float]:
-        return {"psnr": psnr, "lpips": lpips, "csim_x": csim, "flicker_face": 1.2}
-
-    clips = tuple(
-        scored(
-            key,
-            ours=psnr_lpips_csim(20.0 + i, 0.30, 0.95),
-            copy=psnr_lpips_csim(15.0, 0.35, 0.90),
-            warp=psnr_lpips_csim(18.0, 0.20, 0.80),
-            mesh=psnr_lpips_csim(17.0, 0.40, 0.70),
-            oracle=psnr_lpips_csim(24.0 + i, 0.10, 0.93),
-        )
-        for i, key in enumerate("ab")
-    )
-    return Report("T", {}, ("ours", "copy", "warp", "mesh", "oracle"), (PSNR, LPIPS, CSIM, FLICKER), clips)
 
 
 def test_clips_are_grouped_by_how_well_a_copy_does(report: Report) -> None:
