@@ -198,7 +198,7 @@ def test_a_head_that_tilts_takes_its_hair_along_and_a_small_bump_does_not() -> N
 
 
 def test_a_face_of_another_kind_is_refused() -> None:
-    with pytest.raises(ShapeError, match="face of the sheet"):
+    with pytest.raises(ShapeError, match="face of the mesh"):
         ElasticMesh(torch.zeros(1, 478, 2))
 
 
