@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export3d.data import shards
+from export3d.data import shard_writer
 from export3d.data.shard_writer import update, verify, write_tar
 from export3d.data.shards import Record, Reject, read_index, read_shards, read_tar
 from export3d.errors import InputError, OutputError, ShapeError
@@ -99,7 +99,7 @@ def test_a_kill_before_the_index_is_written_leaves_the_old_split(
     def killed(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(shards, "write_bytes", killed)
+    monkeypatch.setattr(shard_writer, "write_bytes", killed)
     with pytest.raises(KeyboardInterrupt):
         update(split, [make_record("clip0", 2), make_record("new", 2)])
     monkeypatch.undo()
