@@ -75,7 +75,8 @@ class PairSampler:
         augment: augment crops and colours; True for the defaults of `Augment`.
         still_fraction: share of samples from still portraits.
         pseudo_fraction: share of samples from pseudo-clips, if the store has any; the rest come from videos.
-        hard_fraction: share of video samples whose driving frame is the farthest of eight in pose and expression.
+        hard_fraction: share of the samples from videos and pseudo-clips whose driving frame is the farthest of eight in
+            pose and expression.
         curriculum_images: number of samples over which that share grows linearly from 0 to `hard_fraction`; 0 applies
             `hard_fraction` from the start.
 
