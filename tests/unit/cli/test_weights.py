@@ -97,7 +97,7 @@ def test_a_folder_is_installed_with_its_card(
 
 def test_the_packaged_ones_are_there_already(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["weights", "install", "base"]) == 0
-    assert "inside the package already" in capsys.readouterr().err
+    assert "already inside the package" in capsys.readouterr().err
     assert installed() == {}
 
 
