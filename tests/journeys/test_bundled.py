@@ -82,7 +82,7 @@ def test_a_part_of_a_video_can_be_tracked(tmp_path: Path, face_video: Path, caps
     np.testing.assert_array_equal(part_motion.camera, whole.camera[5:15])
     capsys.readouterr()
     assert run("track", face_video, "-o", tmp_path / "none.motion", "--start", 60) == 2
-    assert "leave nothing" in capsys.readouterr().err
+    assert "select no frame" in capsys.readouterr().err
     assert not (tmp_path / "none.motion").exists()
 
 

@@ -78,10 +78,10 @@ def test_two_commands_make_a_model_that_animates(
     assert err.count("skipped (") == 2
     assert "skipped (no face): " in err
     assert "skipped (too short): short.mp4" in err
-    assert "held out as split val: 1 of 4 videos" in err
+    assert "held out for validation (split val): 1 of 4 videos" in err
     assert run("train", shards, "--from-pretrained", trained, "-o", out, *QUICK) == 0
     err = capsys.readouterr().err
-    assert "the weights of LPIPS are not at hand" in err
+    assert "the weights of LPIPS are not available" in err
     assert "on held-out videos: PSNR" in err
     assert f"animate portrait.jpg --motion speech --weights {out / 'weights.safetensors'}" in err
 

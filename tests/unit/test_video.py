@@ -412,9 +412,9 @@ def test_addresses_are_no_files(address: str) -> None:
         (b"\x00\x00\x00\x18ftypheic" + bytes(1000), "still image"),
         (b"RIFF\x00\x10\x00\x00WAVEfmt " + bytes(1000), "only sound"),
         (b"ID3\x04" + bytes(1000), "only sound"),
-        (b"\x00\x00\x00\x18ftypisom" + bytes(1000), "damaged or not complete"),
-        (b"\x1a\x45\xdf\xa3" + bytes(1000), "damaged|no pictures|no frame"),
-        (b"GIF89a" + bytes(1000), "damaged|no pictures|no frame"),
+        (b"\x00\x00\x00\x18ftypisom" + bytes(1000), "damaged or incomplete"),
+        (b"\x1a\x45\xdf\xa3" + bytes(1000), "damaged|no frames|no frame"),
+        (b"GIF89a" + bytes(1000), "damaged|no frames|no frame"),
     ],
 )
 @pytest.mark.parametrize("name", ["a.mp4", "a.m3u8"])
@@ -478,7 +478,7 @@ def test_pale_colours_of_a_high_dynamic_range_video_are_foretold(
 def test_a_truncated_file_without_its_index_is_refused(tmp_path: Path) -> None:
     whole = clip(tmp_path / "a.mp4", 50).read_bytes()
     (tmp_path / "a.mp4").write_bytes(whole[: len(whole) // 2])
-    refused(tmp_path / "a.mp4", "damaged or not complete; copy or record it again")
+    refused(tmp_path / "a.mp4", "damaged or incomplete; copy or record it again")
 
 
 def test_an_index_without_frames_is_refused(tmp_path: Path) -> None:
@@ -500,7 +500,7 @@ def test_a_truncated_file_gives_the_frames_it_has(tmp_path: Path, name: str, cap
     assert 20 < len(got) < 95
     assert got[:20] == list(range(20))
     if name != "a.ts":  # a transport stream does not say how long it should be
-        assert "not complete" in caplog.text
+        assert "incomplete" in caplog.text
 
 
 def test_a_whole_file_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

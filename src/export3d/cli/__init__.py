@@ -1,1 +1,1 @@
-"""The command line: thin doors that parse, call one library verb and report failures as sentences."""
+"""The command line: each command parses its options, calls one library function and reports failures in a sentence."""

@@ -1,4 +1,4 @@
-"""`export3d ablate`: the variants of Table 3 with equal budgets."""
+"""`export3d ablate`: trains and scores the variants of Table 3 with equal budgets."""
 
 from __future__ import annotations
 
@@ -33,32 +33,32 @@ def command(
     every: int = 5,
     print_config: bool = False,
 ) -> int:
-    """Train the variants of Table 3 with equal budgets, score them alike, and put them into one table.
+    """Train the variants of Table 3 with equal budgets, score them alike, and write one table.
 
-    The same command again resumes where it was stopped; finished rows stay. Recipes are those of train, without
-    their model.variants: every row has its own.
+    Repeating the command resumes an interrupted run and keeps finished rows. Recipes are those of train without
+    model.variants, which each row sets itself.
 
     Examples:
       export3d ablate data -o ablation --set loop.max_images=3000
       export3d ablate data -o ablation --set loop.max_images=3000 --rows direct_3dmm clebs
 
     Args:
-        data: folder of prepared shards, with `train` and `val` in it.
-        output: folder for a run per row, ablation.md, ablation.json and sheet.png.
-        rows: variants to train and compare; the last one is what the others are compared with.
-        recipe: settings of the package.
-        config: TOML file of settings in the form of a recipe; overrides it.
-        changes: one setting, such as loop.max_images=3000, the budget per row; overrides recipe and file; may be
+        data: folder of prepared shards with the splits train and val.
+        output: folder for one run per row, ablation.md, ablation.json and sheet.png.
+        rows: variants to train and compare; the others are compared with the last one.
+        recipe: packaged settings.
+        config: TOML file of settings in the form of a recipe; overrides the recipe.
+        changes: a setting, such as loop.max_images=3000 (the budget per row); overrides recipe and file; may be
             repeated.
-        from_pretrained: weights that all rows begin with, by name, file or Hugging Face repository; by default the same
-            random ones, since weights that were trained with one row's encoder favour that row.
-        pseudo: splits of pseudo-clips to train on beside the real ones.
+        from_pretrained: initial weights of all rows: a name, a file or a Hugging Face repository. By default all rows
+            start from the same random weights, since weights trained with one row's encoder favour that row.
+        pseudo: splits of pseudo-clips to train on as well.
         cache: folder that keeps decoded frames between runs.
         pairs: CSV file of sources and drivers for the cross-identity scores; by default a rule chooses them.
-        identity: descriptor behind CSIM: dlib, or an ArcFace .onnx file; may be repeated; dlib by default.
-        frames: the cross-identity scores drive by at most so many evenly spaced frames of a clip.
-        every: the same-identity scores drive every N-th frame.
-        print_config: print all settings as JSON and end; needs neither DATA nor -o.
+        identity: face descriptor for CSIM: dlib, or an ArcFace .onnx file; may be repeated; by default dlib.
+        frames: maximum number of driving frames per clip in the cross-identity scores, evenly spaced.
+        every: drive every N-th frame in the same-identity scores.
+        print_config: print all settings as JSON and exit; needs neither DATA nor -o.
     """
     settings = resolve(ReconstructionConfig, recipe or "base", config, changes, instead={"model.variants": ()})
     if print_config:

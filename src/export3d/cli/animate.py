@@ -1,4 +1,4 @@
-"""`export3d animate`: move a portrait by a driving video or a motion file."""
+"""`export3d animate`: animates a portrait with a driving video or a motion file."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import tyro
 
 from export3d.cli.terminal import frame_counter, pairs, tell, with_progress
 
-_MOVER = tyro.conf.create_mutex_group(required=True, title="what moves the portrait (one of)")
+_MOVER = tyro.conf.create_mutex_group(required=True, title="driving motion (exactly one of)")
 _WAY = tyro.conf.create_mutex_group(required=False, title="how the motion is applied")
 
 
@@ -28,21 +28,21 @@ def command(
     device: str = "auto",
     batch: int = 4,
 ) -> int:
-    """Move a portrait by a driving video or a motion file.
+    """Animate a portrait with a driving video or a motion file.
 
     Args:
         source: the portrait, an image with a face.
-        output: the video to write (.mp4, 256 x 256, 25 fps, with the driving video's sound).
+        output: the video to write (.mp4, 256 x 256, 25 fps, with the sound of the driving video).
         driving: a video of one face.
-        motion: a motion file (from `export3d track`), a Live Link Face recording (.csv), or a motion of the package by
-            name: speech, expressions, turns.
+        motion: a motion file (from `export3d track`), a Live Link Face recording (.csv), or the name of a bundled
+            motion: speech, expressions, turns.
         relative: add the driving face's movement to the portrait's own pose and expression (the default).
-        absolute: take the driving face's pose and expression as they are.
-        scores: hold an ARKit score of the result at this value, 0 to 1, such as jawOpen=0.8; may be repeated.
+        absolute: use the driving face's pose and expression unchanged.
+        scores: keep an ARKit score of the result at this value, 0 to 1, such as jawOpen=0.8; may be repeated.
         sheet: also write a contact sheet (.png).
-        weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         device: cpu, cuda, or auto.
-        batch: frames rendered together.
+        batch: number of frames to render together.
     """
     from export3d.animate.drive import BUNDLED, bundled_motion, hold, read_motion, rebase
     from export3d.animate.drive import driving as drive
@@ -50,9 +50,9 @@ def command(
     from export3d.motion.arkit import ARKIT52, with_scores
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
-    with_scores([0.0] * len(ARKIT52), held)  # report an unknown name before the work begins
+    with_scores([0.0] * len(ARKIT52), held)  # report an unknown name before any work starts
     mover = driving or motion
-    assert mover is not None  # tyro lets exactly one through
+    assert mover is not None  # tyro accepts exactly one of them
     if motion is not None and str(motion) in BUNDLED and not motion.exists():
         mover = bundled_motion(str(motion))
     inputs = [path for path in (source, mover, weights) if path is not None]

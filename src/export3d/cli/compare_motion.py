@@ -1,4 +1,4 @@
-"""`export3d compare-motion`: correlate two motions."""
+"""`export3d compare-motion`: correlates two motions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def command(
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="min", metavar="NAME=VALUE")
     ] = (),
 ) -> int:
-    """Print the correlations of two motions; a video is tracked first.
+    """Print the correlations of two motions; videos are tracked first.
 
     Args:
         a: a motion file or a video.
@@ -48,7 +48,7 @@ def command(
 
 
 def table(result: dict[str, Any]) -> str:
-    """The outcome of `export3d.motion.compare.compare` as text, a row for each measure."""
+    """The result of `export3d.motion.compare.compare` as text, one row per measure."""
     lines = [f"{result['frames']} frames   correlation   mean difference"]
     for name, correlation in result["correlation"].items():
         unit = " degrees" if name in NAMES[:3] else ""

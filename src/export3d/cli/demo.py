@@ -1,4 +1,4 @@
-"""`export3d demo`: animate the bundled portrait by a bundled motion; needs nothing from outside the package."""
+"""`export3d demo`: animates the bundled portrait with a bundled motion; needs no files of the user."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ def command(
     weights: Path | None = None,
     device: str = "auto",
 ) -> int:
-    """Animate the bundled portrait, then track the result and report how well it follows the motion.
+    """Animate the bundled portrait, track the result and report how well it follows the motion.
 
     Args:
-        output: folder for demo.mp4 and demo_sheet.png; created if needed.
-        motion: name of a motion inside the package.
-        absolute: take the driving face's pose and expression as they are (default: relative to the portrait's own).
-        weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
+        output: folder for demo.mp4 and demo_sheet.png; created if missing.
+        motion: name of a bundled motion.
+        absolute: use the driving face's pose and expression unchanged (default: relative to the portrait's own).
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         device: cpu, cuda, or auto.
     """
     from export3d.animate.drive import bundled_motion, bundled_portrait, read_motion
@@ -50,6 +50,6 @@ def command(
     )
     with frame_counter("tracking", video) as count:
         result = compare(moved_by.motion, animator.tracker.track_video(video, progress=count).motion)
-    print(f"{video}\n{sheet}\n\n{video.name}, tracked again, against the motion {motion!r} that drove it:")
+    print(f"{video}\n{sheet}\n\n{video.name}, tracked again and compared with its driving motion {motion!r}:")
     print(table(result))
     return 0

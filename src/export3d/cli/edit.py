@@ -1,4 +1,4 @@
-"""`export3d edit`: one image of a portrait with its face changed."""
+"""`export3d edit`: edits the face of a portrait and writes one image."""
 
 from __future__ import annotations
 
@@ -25,23 +25,23 @@ def command(
     weights: Path | None = None,
     device: str = "auto",
 ) -> int:
-    """Change a portrait's face and write one image; everything else stays as in the portrait.
+    """Edit the expression and head pose of a portrait and write one image; everything else stays unchanged.
 
     Args:
         source: the portrait, an image with a face.
         output: the image to write (.png, 256 x 256).
         basis: move along a direction of the expression basis, such as 4=+6; may be repeated.
         scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
-        yaw: turn the head to the right of the image, degrees.
-        pitch: raise the face, degrees.
-        roll: tilt the head clockwise, degrees.
-        weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
+        yaw: turn the head to the right of the image by this angle, degrees.
+        pitch: tilt the face up by this angle, degrees.
+        roll: tilt the head clockwise by this angle, degrees.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         device: cpu, cuda, or auto.
     """
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_still
 
     if output.suffix.lower() in VIDEO_SUFFIXES:
-        raise OutputError(f"edit writes one picture, not the video {output}; name a .png, or use export3d animate")
+        raise OutputError(f"edit writes one image, not the video {output}; name a .png, or use export3d animate")
     check_output(output, STILL_SUFFIXES, [path for path in (source, weights) if path is not None])
     amounts = pairs("--basis NUMBER=AMOUNT, such as 4=+6", int, basis)
     values = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)

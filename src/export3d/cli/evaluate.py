@@ -1,4 +1,4 @@
-"""`export3d evaluate`: what its three subcommands share."""
+"""`export3d evaluate`: shared by its three subcommands."""
 
 from __future__ import annotations
 
@@ -15,17 +15,21 @@ from export3d.evaluation.protocols.settings import Scoring
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions(Scoring):
-    """`Scoring` whose descriptors are given one at a time: `--identity dlib --identity arcface.onnx`."""
+    """`Scoring` with a repeatable option for the descriptors: `--identity dlib --identity arcface.onnx`."""
 
     identity: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
 
     def scoring(self) -> Scoring:
-        """The settings, with the default descriptor if none was given."""
+        """The settings, with the default descriptor if none is given."""
         return replace(self, identity=self.identity or Scoring.identity)
 
 
 def split_folder(data: Path, split: str, clips: Path | None, output: Path) -> Path:
-    """The folder of shards to score; the user's own videos are prepared first."""
+    """The folder of shards to score; videos given with `--clips` are prepared first.
+
+    Raises:
+        InputError: `data` has no such split.
+    """
     if clips is not None:
         from export3d.evaluation.protocols.user_clips import prepare_clips
 
@@ -34,14 +38,14 @@ def split_folder(data: Path, split: str, clips: Path | None, output: Path) -> Pa
         return data
     if not (data / split).is_dir():
         raise InputError(
-            f"{data} holds no split {split!r}; prepare clips into it (export3d prepare), or give a folder of videos "
+            f"{data} has no split {split!r}; prepare clips for it (export3d prepare), or give a folder of videos "
             "with --clips"
         )
     return data / split
 
 
 def subcommand_for(argv: Sequence[str]) -> str:
-    """The subcommand that replaces `evaluate` alone, where `--protocol` or `--predictions` chose."""
+    """The subcommand that replaces a plain `evaluate` with the former options `--protocol` and `--predictions`."""
     crossed = "--protocol=cross" in argv or ("--protocol", "cross") in pairwise(argv)
     if any(word.partition("=")[0] == "--predictions" for word in argv):
         return "predictions --no-truth" if crossed else "predictions"

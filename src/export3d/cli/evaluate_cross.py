@@ -1,4 +1,4 @@
-"""`export3d evaluate cross`: each person is driven by another person's clip."""
+"""`export3d evaluate cross`: scores weights on people driven by other people's clips."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ def command(
 ) -> int:
     """Score weights on pairs of people, one driven by the other's clip: identity, leaked appearance and motion.
 
-    Writes report.html, report.md, report.json and sheet.png. A repeated command continues where it stopped.
+    Writes report.html, report.md, report.json and sheet.png. Repeating the command continues an interrupted run.
 
     Args:
         data: folder that `export3d prepare` made, or one split in it.
         run: how the clips are rendered.
         output: folder for the results; created if missing.
-        split: split of the folder.
+        split: name of the split.
         clips: folder of your own videos, instead of prepared data.
-        weights: name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pairs: CSV file of sources and drivers; by default every clip drives the next two people.
-        identity: descriptor behind CSIM: dlib, or an ArcFace .onnx file; by default dlib.
-        motion: absolute takes the driver's expression and head angles, relative their change.
-        frames: most frames per driving clip, evenly spaced.
-        against: report.json of another run; adds the differences pair by pair.
-        max_pairs: only the first pairs.
+        identity: face descriptor for CSIM: dlib, or an ArcFace .onnx file; may be repeated; by default dlib.
+        motion: absolute uses the driver's expression and head angles, relative uses their change.
+        frames: maximum number of frames per driving clip, evenly spaced.
+        against: report.json of another run; adds the differences for each pair.
+        max_pairs: use only the first pairs.
     """
     from export3d.evaluation.protocols.cross import cross_identity
 

@@ -1,4 +1,4 @@
-"""`export3d evaluate predictions`: scores of images that any other model saved."""
+"""`export3d evaluate predictions`: scores images that another model saved."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def command(
     workers: int = 0,
     device: str = "auto",
 ) -> int:
-    """Score images that any model saved, with the code that scores ours.
+    """Score images that any model saved, with the same code that scores our weights.
 
-    Writes report.html, report.md and report.json. A repeated command continues where it stopped.
+    Writes report.html, report.md and report.json. Repeating the command continues an interrupted run.
 
     Args:
         folder: images, as CLIP/source.png, CLIP/target/00000.png, CLIP/prediction/00000.png.
         scoring: measures and their networks.
         output: folder for the results; created if missing.
         truth: the targets show another person; skip measures that need the true image.
-        workers: number of processes; 0 scores in this one.
+        workers: number of processes; 0 uses this process.
         device: cpu, cuda, or auto.
     """
     from export3d.evaluation.protocols.saved import score_predictions

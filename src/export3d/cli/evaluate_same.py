@@ -1,4 +1,4 @@
-"""`export3d evaluate same`: each person is driven by other frames of the same clip."""
+"""`export3d evaluate same`: scores weights on people driven by other frames of the same clip."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ def command(
     every: int = 1,
     max_clips: int | None = None,
 ) -> int:
-    """Score weights on held-out clips, each driven by its own frames, beside simple references and an oracle.
+    """Score weights on held-out clips, each driven by its own frames, against simple references and an oracle.
 
-    Writes report.html, report.md, report.json and sheet.png. A repeated command continues where it stopped.
+    Writes report.html, report.md, report.json and sheet.png. Repeating the command continues an interrupted run.
 
     Args:
         data: folder that `export3d prepare` made, or one split in it.
         scoring: measures and their networks.
         run: how the clips are rendered.
         output: folder for the results; created if missing.
-        split: split of the folder.
+        split: name of the split.
         clips: folder of your own videos, instead of prepared data.
-        weights: name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
-        references: other rows of the table; the copy is always there.
-        every: drive every N-th of the other frames.
-        max_clips: only the first clips of the split.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
+        references: other rows of the table; the copy is always included.
+        every: use every N-th of the other frames as driving frame.
+        max_clips: use only the first clips of the split.
     """
     from export3d.evaluation.protocols.same import same_identity
 

@@ -1,10 +1,16 @@
-"""The command line: finds the command, runs it, and turns failures into sentences and exit codes.
+"""The command line: finds and runs a command, and turns failures into messages and exit codes.
 
-Exit codes: 0 done; 1 a check failed (`compare-motion --min`, `sheet --check`, `weights verify`); 2 a bad input, setting
-or output, reported in one sentence on standard error; 130 interrupted; 141 the reader of our output closed the pipe (as
-`| head` does). Anything else is a bug of ours and keeps its traceback.
+Exit codes:
 
-Nothing heavy is imported here, so that `export3d --help` is fast: a command's module is loaded when the command runs.
+- 0: success.
+- 1: a check failed (`compare-motion --min`, `sheet --check`, `weights verify`).
+- 2: a bad input, setting or output, reported in one sentence on standard error.
+- 130: interrupted.
+- 141: the reader of the output closed the pipe (as `| head` does).
+
+Any other exception is a bug and keeps its traceback.
+
+Nothing heavy is imported here, so `export3d --help` is fast: the module of a command is loaded when the command runs.
 """
 
 from __future__ import annotations
@@ -20,23 +26,23 @@ from collections.abc import Callable, Sequence
 from export3d.errors import Export3DError
 
 COMMANDS: dict[str, tuple[str, str]] = {
-    "animate": ("export3d.cli.animate", "move a portrait by a driving video or a motion file"),
-    "edit": ("export3d.cli.edit", "change a portrait's face by sliders, ARKit scores and head angles"),
-    "sheet": ("export3d.cli.sheet", "render what every direction of the expression basis does"),
+    "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
+    "edit": ("export3d.cli.edit", "edit a portrait by sliders, ARKit scores and head angles"),
+    "sheet": ("export3d.cli.sheet", "render the effect of every direction of the expression basis"),
     "track": ("export3d.cli.track", "track a video's face into a motion file"),
-    "compare-motion": ("export3d.cli.compare_motion", "correlate two motions, given as motion files or videos"),
+    "compare-motion": ("export3d.cli.compare_motion", "correlate two motions (motion files or videos)"),
     "prepare": ("export3d.cli.prepare", "turn videos and portraits into training shards"),
-    "pseudo-clips": ("export3d.cli.pseudo_clips", "make a split's still portraits move, for training"),
-    "pretrain": ("export3d.cli.pretrain", "train the expression encoder to forget the appearance"),
+    "pseudo-clips": ("export3d.cli.pseudo_clips", "turn the still portraits of a split into training clips"),
+    "pretrain": ("export3d.cli.pretrain", "pre-train the expression encoder to ignore appearance"),
     "train": ("export3d.cli.train", "train the generator on prepared shards"),
-    "refine": ("export3d.cli.refine", "make trained weights sharper against a discriminator"),
+    "refine": ("export3d.cli.refine", "train weights further with a discriminator, for sharper images"),
     "ablate": ("export3d.cli.ablate", "train and score the variants of Table 3 with equal budgets"),
-    "evaluate same": ("export3d.cli.evaluate_same", "score weights, people driven by their own clips"),
-    "evaluate cross": ("export3d.cli.evaluate_cross", "score weights, people driven by other people's clips"),
+    "evaluate same": ("export3d.cli.evaluate_same", "score weights on people driven by their own clips"),
+    "evaluate cross": ("export3d.cli.evaluate_cross", "score weights on people driven by other people's clips"),
     "evaluate predictions": ("export3d.cli.evaluate_predictions", "score images that another model saved"),
     "evaluate-expression": ("export3d.cli.evaluate_expression", "measure the appearance left in expressions"),
     "weights": ("export3d.cli.weights", "list, verify, install and remove weights"),
-    "demo": ("export3d.cli.demo", "animate the bundled portrait by a bundled motion"),
+    "demo": ("export3d.cli.demo", "animate the bundled portrait with a bundled motion"),
 }
 """Command name, of one or two words, to (module, one line of help).
 
@@ -45,7 +51,7 @@ Each module has one function `command`.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code; `argv` is without the program's name (default: the real one)."""
+    """Run one command and return its exit code; `argv` excludes the program name (default: this process's)."""
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
@@ -83,13 +89,13 @@ def _main(argv: list[str]) -> int:
 
 
 def entry(name: str) -> Callable[..., int | None]:
-    """The function behind a command; importing its module is cheap, running it is not."""
+    """The function of a command; importing its module is fast."""
     function: Callable[..., int | None] = importlib.import_module(COMMANDS[name][0]).command
     return function
 
 
 def overview(group: str = "") -> str:
-    """What `export3d --help` prints, or `export3d GROUP --help` for the commands that begin with one word."""
+    """The text of `export3d --help`, or of `export3d GROUP --help` for the commands that start with a word."""
     chosen = {name: summary for name, (_, summary) in COMMANDS.items() if name.startswith(group)}
     width = max(map(len, chosen))
     lines = [f"  {name:<{width}}  {summary}" for name, summary in chosen.items()]
@@ -108,7 +114,7 @@ def overview(group: str = "") -> str:
 
 
 def _without_subcommand(name: str, argv: list[str]) -> int:
-    """Answer a first word that is no command by itself."""
+    """Handle a first word that is not a command: print the overview of its group, or an error."""
     group = f"{name} "
     if not any(command.startswith(group) for command in COMMANDS):
         print(f"export3d: there is no command {name!r}; the commands are {', '.join(COMMANDS)}", file=sys.stderr)
@@ -117,7 +123,7 @@ def _without_subcommand(name: str, argv: list[str]) -> int:
         print(overview(group))
         return 0
     subcommand = importlib.import_module(f"export3d.cli.{name}").subcommand_for(argv)
-    print(f"export3d: {name} needs a subcommand; for these options it is `{name} {subcommand}`", file=sys.stderr)
+    print(f"export3d: {name} needs a subcommand; for these options, use `{name} {subcommand}`", file=sys.stderr)
     return 2
 
 
@@ -138,13 +144,13 @@ def _run(name: str, argv: list[str]) -> int:
                 tyro.conf.PositionalMetavarFromFieldName,
             ),
         )
-    except SystemExit as stop:  # how tyro ends after --help (0) and after bad options (2)
+    except SystemExit as stop:  # tyro exits after --help (0) and after invalid options (2)
         return stop.code if isinstance(stop.code, int) else 2
     return int(result or 0)
 
 
 def _reader_left() -> bool:
-    """Whether the reader of standard output has closed it; if so, what is still written is discarded."""
+    """Whether the reader of standard output has closed it; if so, further output is discarded."""
     poll = select.poll()
     poll.register(sys.stdout.fileno(), 0)
     if not poll.poll(0):
@@ -154,7 +160,7 @@ def _reader_left() -> bool:
 
 
 def _report_warnings() -> logging.Handler:
-    """Show the library's warnings as sentences on standard error."""
+    """Print the library's warnings on standard error."""
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("export3d: %(message)s"))
     handler.setLevel(logging.WARNING)

@@ -1,4 +1,4 @@
-"""`export3d prepare`: videos and portraits to training shards."""
+"""`export3d prepare`: converts videos and portraits to training shards."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from export3d.data.prepare import Report
 
 _TOLD = 10
-"""So many files that were skipped are told one by one; the report has them all."""
+"""Number of skipped files that are printed one by one; the report lists all of them."""
 
 
 def command(
@@ -31,24 +31,24 @@ def command(
 ) -> int:
     """Turn videos and still portraits into training shards: track, crop, 256 x 256 at 25 fps.
 
-    report.csv lists what was skipped and why. A run that was interrupted continues where it stopped.
+    report.csv lists skipped files with the reason. Repeating the command continues an interrupted run.
 
     Args:
-        clips: videos, portraits, and folders of them; with a manifest, none means all of its files.
+        clips: videos, portraits, and folders of them; with a manifest, by default all of its files.
         output: folder for the shards, one subfolder per split, and the report.
         manifest: CSV with the columns file, person, split, and optionally terms; paths are relative to it.
-        workers: processes; by default one per core; 0 works in this process.
-        val_fraction: without a manifest, the share of the videos that are held out (split val); by default a tenth, at
-            least one of four or more.
-        resume: keep what was finished before; --no-resume prepares everything again.
-        pseudo_clips: also make clips of the portraits of split train, in pseudo/train (see `export3d pseudo-clips`).
-        face_model: the morphable face for that, ict_face.npz.
-        landmark_map: where MediaPipe's landmarks lie on it, mediapipe_to_ict.npz.
+        workers: number of processes; by default one per core; 0 uses this process.
+        val_fraction: without a manifest, the share of the videos to hold out (split val); by default a tenth, and at
+            least one if there are four or more.
+        resume: keep finished files; --no-resume prepares everything again.
+        pseudo_clips: also make clips from the portraits of split train, in pseudo/train (see `export3d pseudo-clips`).
+        face_model: morphable face model for --pseudo-clips, ict_face.npz.
+        landmark_map: positions of MediaPipe's landmarks on that model, mediapipe_to_ict.npz.
     """
     if not pseudo_clips and (face_model or landmark_map):
-        raise ConfigError("--face-model and --landmark-map are for --pseudo-clips; give that too, or leave them out")
+        raise ConfigError("--face-model and --landmark-map are for --pseudo-clips; add it, or leave them out")
     if pseudo_clips and (face_model is None or landmark_map is None):
-        raise ConfigError("--pseudo-clips needs a morphable face; name its files with --face-model and --landmark-map")
+        raise ConfigError("--pseudo-clips needs a morphable face; give its files with --face-model and --landmark-map")
     from export3d.data.prepare import prepare
 
     with job_progress("preparing", unit="file") as progress:
@@ -63,12 +63,12 @@ def command(
 
 
 def _tell_skipped(report: Report) -> None:
-    """A sentence for each file, or part of one, that was skipped; raises `InputError` where nothing else is left."""
+    """Print a sentence for each file or stretch that was skipped; `InputError` if no file can be used."""
     if not any(figures["records"] for figures in report.splits.values()):
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
         raise InputError(
             f"none of the files can be used ({reasons}; see {report.out / 'report.csv'}); give videos or portraits of "
-            "one face that is near, lit and not turned away"
+            "one face that is close, well lit and not turned away"
         )
     for reject in report.rejects[:_TOLD]:
         tell(f"skipped ({reject.reason}): {reject.detail}")
@@ -81,11 +81,11 @@ def _tell_held_out(report: Report) -> None:
     held_out, train = counts.get("val", 0), counts.get("train", 0)
     if held_out:
         tell(
-            f"held out as split val: {held_out} of {held_out + train} videos, to see how training does; where one "
-            "person is in all of them, its figures are of a face that training knows"
+            f"held out for validation (split val): {held_out} of {held_out + train} videos; if all videos show one "
+            "person, the validation figures are for a face seen in training"
         )
     elif train:
-        tell("no video is held out; training goes without figures on unseen videos")
+        tell("no video is held out, so training reports no figures on unseen videos")
 
 
 def _make_pseudo_clips(output: Path, face_model: Path, landmark_map: Path, workers: int | None) -> None:

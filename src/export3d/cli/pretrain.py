@@ -22,25 +22,25 @@ def command(
     resume: bool = True,
     print_config: bool = False,
 ) -> int:
-    """Train the expression encoder to forget whose face it is (CLeBS, Eq. 1), or resume a run.
+    """Pre-train the expression encoder to ignore the person's appearance (CLeBS, Eq. 1), or resume a run.
 
-    A sample is a clip with its 33 frames; what other stages count in images is counted in clips here.
+    A sample is 33 frames of a clip. Settings that count images in other stages count clips here.
 
     Examples:
       export3d pretrain data -o runs/clebs --set loop.max_minutes=60
       export3d pretrain --recipe paper --print-config
 
     Args:
-        data: folder of prepared shards, with `train` and perhaps `val` in it, or its URL (http, https, s3, …).
-        output: the run's folder: configuration, log, sheets, checkpoints, and clebs.safetensors (with
-            reader.safetensors, for `train --set loss.reader=FILE`) at the end.
-        recipe: settings of the package: paper or base.
-        config: TOML file of settings in the form of a recipe; overrides it.
-        changes: one setting, such as loop.max_minutes=60; overrides recipe and file; may be repeated.
-        pseudo: splits of pseudo-clips to train on beside the real clips.
+        data: folder of prepared shards with split train and optionally val, or its URL (http, https, s3, …).
+        output: the run's folder: configuration, log, sheets, checkpoints, and at the end clebs.safetensors and
+            reader.safetensors (for `train --set loss.reader=FILE`).
+        recipe: packaged settings: paper or base.
+        config: TOML file of settings in the form of a recipe; overrides the recipe.
+        changes: a setting, such as loop.max_minutes=60; overrides recipe and file; may be repeated.
+        pseudo: splits of pseudo-clips to train on as well.
         cache: folder that keeps decoded frames between runs.
-        resume: resume from the folder's last checkpoint; with --no-resume a folder that has one is refused.
-        print_config: print all settings as JSON and end; needs neither DATA nor -o.
+        resume: resume from the folder's last checkpoint; --no-resume refuses a folder that has one.
+        print_config: print all settings as JSON and exit; needs neither DATA nor -o.
     """
     from export3d.training.pretrain import PretrainConfig, run
     from export3d.training.recipes import resolve

@@ -1,4 +1,4 @@
-"""`export3d pseudo-clips`: a prepared split's still portraits to clips with known changes of expression."""
+"""`export3d pseudo-clips`: turns a prepared split's still portraits into clips with known changes of expression."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def command(
     workers: int = 1,
     exclude: Path | None = None,
 ) -> int:
-    """Make clips of still portraits, in which many people show the same known changes of expression.
+    """Make clips from still portraits, so that many people show the same known changes of expression.
 
-    The output is a split like any other. A run that was interrupted continues where it stopped.
+    The output is a split like any other. Repeating the command continues an interrupted run.
 
     Args:
         split: a prepared split with portraits and videos (the folder that holds index.json).
         output: folder of the new split.
-        face_model: the morphable face, ict_face.npz.
-        landmark_map: where MediaPipe's landmarks lie on it, mediapipe_to_ict.npz.
-        frames: frames of each clip, the portrait itself included.
-        seed: chooses the expressions and turns of each portrait.
-        limit: use only this many portraits.
-        workers: processes; 0 works in this one.
+        face_model: morphable face model, ict_face.npz.
+        landmark_map: positions of MediaPipe's landmarks on that model, mediapipe_to_ict.npz.
+        frames: frames per clip, including the portrait itself.
+        seed: determines the expressions and head turns of each portrait.
+        limit: use at most this many portraits.
+        workers: number of processes; 0 uses this process.
         exclude: text file with the keys of portraits to leave out, one per line.
     """
     from export3d.data.pseudo_clips import pseudo_clips
@@ -43,7 +43,7 @@ def command(
     try:
         shut = exclude.read_text(encoding="utf-8").split() if exclude else []
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {exclude} ({error}); give a text file with one key a line") from error
+        raise InputError(f"cannot read {exclude} ({error}); give a text file with one key per line") from error
     with job_progress("reposing", unit="portrait") as progress:
         report = pseudo_clips(split, output, face_model, landmark_map, frames, seed, limit, workers, shut, progress)
     print(report.summary())

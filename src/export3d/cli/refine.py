@@ -1,4 +1,4 @@
-"""`export3d refine`: the second training stage, against a discriminator."""
+"""`export3d refine`: the second training stage, with a discriminator."""
 
 from __future__ import annotations
 
@@ -24,25 +24,25 @@ def command(
     resume: bool = True,
     print_config: bool = False,
 ) -> int:
-    """Train weights of the first stage against a discriminator (Eq. 12), or resume a run.
+    """Train weights of the first stage further with a discriminator (Eq. 12), or resume a run.
 
-    By default the super-resolution alone is trained, for the paper's 10,000 steps of eight pairs.
+    By default only the super-resolution is trained, for 10,000 steps of eight pairs as in the paper.
 
     Examples:
       export3d refine data -o runs/sharp --from-pretrained base --set loop.max_minutes=60
       export3d refine --recipe paper --print-config
 
     Args:
-        data: folder of prepared shards, with `train` and perhaps `val` in it, or its URL (http, https, s3, …).
+        data: folder of prepared shards with split train and optionally val, or its URL (http, https, s3, …).
         output: the run's folder: configuration, log, sheets, checkpoints, and weights.safetensors at the end.
-        from_pretrained: weights of the first stage, by name, file or Hugging Face repository; the model is theirs.
-        recipe: settings of the package.
-        config: TOML file of settings in the form of a recipe; overrides it.
-        changes: one setting, such as loop.max_minutes=60; overrides recipe and file; may be repeated.
-        pseudo: splits of pseudo-clips to train on beside the real ones.
+        from_pretrained: weights of the first stage: a name, a file or a Hugging Face repository. They set the model.
+        recipe: packaged settings.
+        config: TOML file of settings in the form of a recipe; overrides the recipe.
+        changes: a setting, such as loop.max_minutes=60; overrides recipe and file; may be repeated.
+        pseudo: splits of pseudo-clips to train on as well.
         cache: folder that keeps decoded frames between runs.
-        resume: resume from the folder's last checkpoint; with --no-resume a folder that has one is refused.
-        print_config: print all settings as JSON and end; needs neither DATA nor -o.
+        resume: resume from the folder's last checkpoint; --no-resume refuses a folder that has one.
+        print_config: print all settings as JSON and exit; needs neither DATA nor -o.
     """
     from export3d.training.adversarial import AdversarialConfig, run
     from export3d.training.recipes import resolve
@@ -53,7 +53,7 @@ def command(
         return 0
     data, output = both(data, output)
     if from_pretrained is None:
-        raise ConfigError("the weights of the first stage are missing; name them with --from-pretrained")
+        raise ConfigError("the weights of the first stage are missing; give them with --from-pretrained")
     result = run(
         data,
         output,

@@ -1,4 +1,4 @@
-"""Options that choose the settings of a training: shared by `pretrain`, `train`, `refine` and `ablate`."""
+"""Options for training settings, shared by `pretrain`, `train`, `refine` and `ablate`."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ Data = Annotated[Place | None, tyro.conf.arg(help_behavior_hint="(required)")]
 
 
 def both(data: Place | None, output: Path | None) -> tuple[Place, Path]:
-    """DATA and -o, which only --print-config does without.
+    """DATA and -o, which are required unless --print-config is given.
 
     Raises:
-        ConfigError: one is missing.
+        ConfigError: one of them is missing.
     """
     if data is None:
-        raise ConfigError("DATA is missing; name a folder that export3d prepare made, or its URL")
+        raise ConfigError("DATA is missing; give a folder that export3d prepare made, or its URL")
     if output is None:
-        raise ConfigError("the folder for the run is missing; name it with -o RUN")
+        raise ConfigError("the folder for the run is missing; give it with -o RUN")
     return data, output

@@ -1,4 +1,4 @@
-"""`export3d sheet`: images that show what the weights do."""
+"""`export3d sheet`: renders the effect of every direction of the expression basis."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def command(
     weights: Path | None = None,
     device: str = "auto",
 ) -> int:
-    """Render every direction of the expression basis through its natural range, and tabulate its effects.
+    """Render every direction of the expression basis over its natural range, and tabulate its effects.
 
     Args:
-        subject: what to show: basis.
-        portraits: images with a face; by default the one inside the package.
-        output: folder for basis_NAME.png (one for each portrait) and basis.md; created if needed.
+        subject: what to render: basis.
+        portraits: images with a face; by default the bundled portrait.
+        output: folder for basis_NAME.png (one per portrait) and basis.md; created if missing.
         check: exit with code 1 if a direction turns the head of any portrait by 1.5 degrees or more.
-        weights: a name that `export3d weights` lists, or a .safetensors file; by default those inside the package.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         device: cpu, cuda, or auto.
     """
     from export3d.animate.drive import bundled_portrait
@@ -44,6 +44,6 @@ def command(
     print(summary.markdown(), end="")
     tell(f"wrote {folder / 'basis.md'} and a sheet for each of {', '.join(summary.portraits)}")
     if check and summary.moving:
-        tell(f"the head does not stay still to within {STILL_DEG} degrees: v{', v'.join(map(str, summary.moving))}")
+        tell(f"these directions turn the head by {STILL_DEG} degrees or more: v{', v'.join(map(str, summary.moving))}")
         return 1
     return 0

@@ -1,4 +1,4 @@
-"""What the commands share: progress bars and messages on standard error, and options of the form KEY=NUMBER."""
+"""Shared by the commands: progress bars and messages on standard error, and options of the form KEY=NUMBER."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def tell(sentence: str) -> None:
 
 
 def progress_bar(title: str, total: int | None = None, unit: str = "frame") -> Any:
-    """A tqdm bar on standard error, silent where that is not a terminal."""
+    """A tqdm bar on standard error; hidden if that is not a terminal."""
     from tqdm import tqdm
 
     return tqdm(desc=title, total=total, unit=unit, file=sys.stderr, disable=None, leave=False)
@@ -36,7 +36,7 @@ def with_progress(items: Iterable[Item], title: str, total: int) -> Iterator[Ite
 
 @contextmanager
 def job_progress(title: str, unit: str) -> Iterator[Callable[..., None]]:
-    """A `progress` callback that shows a bar: called with (done, total) or (done, total, name)."""
+    """A `progress` callback that shows a bar; it is called with (done, total) or (done, total, name)."""
     with progress_bar(title, unit=unit) as bar:
 
         def progress(done: int, total: int, name: str = "") -> None:
@@ -55,12 +55,15 @@ def frame_counter(title: str, path: Path) -> Iterator[Callable[[int], None]]:
 
 
 def pairs(wanted: str, key: Callable[[str], Key], texts: Iterable[str]) -> dict[Key, float]:
-    """The texts of a repeatable option KEY=NUMBER as a dictionary; the last of two with the same key counts.
+    """Parse a repeatable option KEY=NUMBER to a dictionary; if a key is repeated, its last number is used.
 
     Args:
-        wanted: the form of the option, for the `ConfigError` that any other text raises.
-        key: converts the text before the sign; raises `ValueError` where it cannot.
-        texts: the values of the option.
+        wanted: form of the option, for the error message.
+        key: converts the text before the equals sign; raises `ValueError` if it is invalid.
+        texts: values of the option.
+
+    Raises:
+        ConfigError: a text that is not of that form.
 
     >>> pairs("--set NAME=VALUE", str, ["jawOpen=0.8", "eyeBlinkLeft=1"])
     {'jawOpen': 0.8, 'eyeBlinkLeft': 1.0}
@@ -71,5 +74,5 @@ def pairs(wanted: str, key: Callable[[str], Key], texts: Iterable[str]) -> dict[
         try:
             found[key(name)] = float(number)
         except ValueError:
-            raise ConfigError(f"it is {wanted}, but {text!r} was given") from None
+            raise ConfigError(f"{text!r} cannot be read; use {wanted}") from None
     return found

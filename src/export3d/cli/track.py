@@ -1,4 +1,4 @@
-"""`export3d track`: a video's face, or a Live Link Face recording, to a motion file."""
+"""`export3d track`: converts a video of a face, or a Live Link Face recording, to a motion file."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ def command(
     """Track the face in a video, or read an ARKit recording, and write its expressions and cameras.
 
     Args:
-        video: a video; of several faces, the largest in the first frame is tracked. Or a recording of the Live
-            Link Face app (.csv), which is converted at its own frame rate.
+        video: a video (if there are several faces, the largest in the first frame is tracked), or a recording of the
+            Live Link Face app (.csv), which keeps its own frame rate.
         output: the motion file to write (.motion).
-        start: start at this second of the video.
-        seconds: keep at most this many seconds.
-        note: a remark to keep in the file, such as the source and terms of the video.
+        start: start at this time of the video, seconds.
+        seconds: maximum duration, seconds.
+        note: remark to store in the file, such as the source and terms of the video.
         summary: print frames, angles and scores.
     """
     from export3d.animate.export import check_output
@@ -48,7 +48,7 @@ def command(
     first = round(start * motion.fps)
     last = len(motion) if seconds is None else first + round(seconds * motion.fps)
     if not 0 <= first < len(motion) or last <= first:
-        raise ConfigError(f"{video} is {motion.duration_s:.1f} s long; --start and --seconds leave nothing of it")
+        raise ConfigError(f"{video} is {motion.duration_s:.1f} s long; --start and --seconds select no frame of it")
     motion = motion[first:last]
     if note:
         motion = replace(motion, meta={**motion.meta, "note": note})

@@ -29,24 +29,24 @@ def command(
 ) -> int:
     """Train the generator to reconstruct driving frames (Eq. 11), or resume a run.
 
-    A new loop.max_images lifts the recipe's loop.max_minutes, and the other way round.
+    Setting loop.max_images removes the recipe's limit loop.max_minutes, and vice versa.
 
     Examples:
       export3d train data -o my_model --from-pretrained base --set loop.max_minutes=30
       export3d train data -o run --recipe paper --set loss.lpips=2 --set loop.batch_size=16
 
     Args:
-        data: folder of prepared shards, with `train` and perhaps `val` in it, or its URL (http, https, s3, …).
+        data: folder of prepared shards with split train and optionally val, or its URL (http, https, s3, …).
         output: the run's folder: configuration, log, sheets, checkpoints, and weights.safetensors at the end.
-        recipe: settings of the package; fine-tune with --from-pretrained, otherwise base.
-        config: TOML file of settings in the form of a recipe; overrides it.
-        changes: one setting, such as loop.max_minutes=30; overrides recipe and file; may be repeated.
-        from_pretrained: weights to begin with, of any image size, with a fresh optimiser: a name that
-            `export3d weights` lists, a .safetensors file, or a Hugging Face repository owner/name.
-        pseudo: splits of pseudo-clips to train on beside the real ones.
+        recipe: packaged settings; by default fine-tune with --from-pretrained, otherwise base.
+        config: TOML file of settings in the form of a recipe; overrides the recipe.
+        changes: a setting, such as loop.max_minutes=30; overrides recipe and file; may be repeated.
+        from_pretrained: initial weights, of any image size, with a new optimiser: a name that `export3d weights` lists,
+            a .safetensors file, or a Hugging Face repository owner/name.
+        pseudo: splits of pseudo-clips to train on as well.
         cache: folder that keeps decoded frames between runs.
-        resume: resume from the folder's last checkpoint; with --no-resume a folder that has one is refused.
-        print_config: print all settings as JSON and end; needs neither DATA nor -o.
+        resume: resume from the folder's last checkpoint; --no-resume refuses a folder that has one.
+        print_config: print all settings as JSON and exit; needs neither DATA nor -o.
     """
     from export3d.training.recipes import resolve
     from export3d.training.reconstruction import ReconstructionConfig, run
@@ -72,9 +72,9 @@ def command(
 
 
 def _tell(result: Result, weights: Path) -> None:
-    """Where the weights are, how good, and what to do with them."""
+    """Report where the weights are, their validation figures, and how to try them."""
     tell(f"wrote {weights} after {result.images_seen} images")
     if {"psnr", "psnr_copy"} <= set(result.validation):
         psnr, copy = result.validation["psnr"], result.validation["psnr_copy"]
-        tell(f"on held-out videos: PSNR {psnr:.2f} dB, of the source frame itself {copy:.2f} dB")
+        tell(f"on held-out videos: PSNR {psnr:.2f} dB (copying the source frame: {copy:.2f} dB)")
     tell(f"try: export3d animate portrait.jpg --motion speech --weights {weights} -o {weights.with_name('speech.mp4')}")

@@ -1,4 +1,4 @@
-"""`export3d weights`: list, verify, install and remove weights by name."""
+"""`export3d weights`: lists, verifies, installs and removes weights by name."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ def command(
     name: str | None = None,
     revision: str | None = None,
 ) -> int:
-    """List the weights that can be used by name, verify them, install others, or remove them.
+    """List the named weights, verify weights, or install or remove named weights.
 
     Installed weights are kept in the user's folder for application data, or in EXPORT3D_HOME.
 
     Args:
-        action: list; verify (SHA-256, and that this version can load them); install; remove.
-        what: (verify) names, files or folders, by default everything listed; (install) one file, folder or Hugging Face
-            repository owner/name; (remove) names.
-        name: (install) their name; by default that of their repository, folder or file.
+        action: list; verify (SHA-256, and that this release can load them); install; remove.
+        what: (verify) names, files or folders, by default all listed weights; (install) one file, folder or Hugging
+            Face repository owner/name; (remove) names.
+        name: (install) name of the installed weights; by default that of the repository, folder or file.
         revision: (install) branch, tag or commit of the repository.
     """
     if action != "install" and (name or revision):
@@ -98,7 +98,7 @@ def _install(source: str, name: str | None, revision: str | None) -> int:
 
     path = install_weights(source, name, revision=revision)
     if path in PACKAGED_NAMES.values():
-        tell(f"{source} is inside the package already, and whole")
+        tell(f"{source} is already inside the package, and intact")
     else:
         tell(f"installed {path.parent.name} in {path.parent}; use it with --weights {path.parent.name}")
     return 0

@@ -1,8 +1,8 @@
-"""From one source file to records: track, cut where the face is gone, judge, crop.
+"""From one source file to records: track the face, split where it is lost, check the quality, crop.
 
-A clip is read twice: once to follow the face, once to cut out the square that the whole clip needs, so that memory does
-not grow with its length. A clip with a cut in it, or whose face is away for long, is tracked again stretch by stretch,
-since crop and camera belong to one uninterrupted view of one person.
+A clip is read twice: once to track the face, once to crop the square that covers the whole clip. Memory therefore does
+not grow with the length of the clip. A clip that contains a cut, or loses the face for long, is split and each stretch
+is tracked again, since crop and camera are only valid for one uninterrupted view of one person.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from export3d.video import VideoWriter, read_frames
 
 FPS = 25.0
 _CUT_JUMP = 0.5
-"""A nose that moves by this many face heights between two frames has been cut, not moved."""
+"""A nose tip that moves by more than this many face heights between two frames marks a cut."""
 _OUTSIDE_SHARE = 0.2
 _IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
 _VIDEO_HEADS = (b"\x1a\x45\xdf\xa3", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"FLV\x01")
@@ -38,23 +38,23 @@ _VIDEO_HEADS = (b"\x1a\x45\xdf\xa3", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a clip must be to become a record."""
+    """Requirements that a clip must meet to become a record."""
 
     min_frames: int = 15
-    """At 25 a second."""
+    """Frames at 25 frames per second."""
     min_found: float = 0.9
-    """Share of the frames that show the face."""
+    """Share of the frames in which the face is found."""
     max_gap_s: float = 1.0
-    """The clip is split where the face is away for longer."""
+    """The clip is split where the face is lost for longer than this."""
     max_reprojection_px: float = 4.0
-    """Of clips: median distance of the pose landmarks from their projections, at 256."""
+    """Clips: median distance of the pose landmarks from their projections, pixels of the 256-pixel crop."""
     max_still_reprojection_px: float = 7.0
-    """Of still images, which are measured against the average face: a real face that is wider or longer than it is
-    2 to 5.5 px away, so a limit near that would refuse people for the shape of their faces."""
+    """The same for still images. They are measured against the average face: a real face that is wider or longer lies
+    2 to 5.5 px away, so a limit near that would reject people for the shape of their face."""
     min_face_px: float = 64.0
-    """Forehead to chin in the source's own pixels."""
+    """Distance from forehead to chin in pixels of the source."""
     crf: int = 12
-    """H.264 constant rate factor of the crops; 12 costs about 43 dB."""
+    """H.264 constant rate factor of the crops; 12 gives a PSNR of about 43 dB."""
 
     def __post_init__(self) -> None:
         if self.min_frames < 2 or not 0.0 < self.min_found <= 1.0 or not 0 <= self.crf <= 51:
@@ -64,7 +64,7 @@ class Limits:
 
 
 class Refusal(Exception):
-    """Why a file, or a stretch of it, does not become a record: a short reason to count by and a sentence."""
+    """A file, or a stretch of one, cannot become a record: a short reason for the statistics, and a sentence."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -72,10 +72,10 @@ class Refusal(Exception):
 
 
 def media_kind(path: Path) -> str | None:
-    """ "video", "image" or None, by the file's first bytes (a GIF of several images is a video).
+    """The kind of a file by its first bytes: "video", "image" or None. A GIF of several images is a video.
 
     Raises:
-        OSError: it cannot be opened.
+        OSError: the file cannot be opened.
     """
     head = sniff(path, 32)
     if head[:6] in (b"GIF87a", b"GIF89a"):
@@ -96,22 +96,22 @@ def media_kind(path: Path) -> str | None:
 def records_of(
     path: Path, key: str, info: dict[str, Any], tracker: Tracker, limits: Limits
 ) -> tuple[list[Record], list[Refusal]]:
-    """The records of one source file and the refusals of its parts.
+    """The records of one source file, and the refusals of its stretches.
 
     Args:
         path: a video or a still image.
-        key: of the record; several from one file get `-01`, `-02` ... appended.
-        info: provenance that every record carries.
-        tracker: follows the face.
-        limits: what is good enough.
+        key: key of the record; if the file gives several, `-01`, `-02` ... are appended.
+        info: provenance to store in every record.
+        tracker: tracks the face.
+        limits: requirements on each record.
 
     Raises:
-        Refusal: nothing of the file can be used.
+        Refusal: no part of the file can be used.
     """
     try:
         kind = media_kind(path)
         if kind is None:
-            raise Refusal("unreadable", f"{path.name} is neither a video nor a picture")
+            raise Refusal("unreadable", f"{path.name} is neither a video nor an image")
         return _still(path, key, info, tracker, limits) if kind == "image" else _video(path, key, info, tracker, limits)
     except NoFaceFound as error:
         raise Refusal("no face", str(error)) from error
@@ -171,7 +171,10 @@ def _video(
 
 
 def _stretches(track: Track, limits: Limits) -> list[tuple[int, int]]:
-    """Runs of frames (start, stop) that show one face without a long gap or a cut; usually one, without lost ends."""
+    """Runs of frames (start, stop) that show one face without a long gap or a cut.
+
+    Usually there is one. Frames at the ends where the face is lost are left out.
+    """
     seen = np.flatnonzero(track.found)
     nose = track.landmarks[seen, NOSE_TIP]
     gap = np.diff(seen)
@@ -183,7 +186,7 @@ def _stretches(track: Track, limits: Limits) -> list[tuple[int, int]]:
 
 
 def _parts(path: Path, stretches: Iterable[tuple[int, int]]) -> Iterator[Iterator[NDArray[np.uint8]]]:
-    """The frames of each stretch, in one reading of the file; each must be used up before the next is asked for."""
+    """The frames of each stretch, in one pass over the file; consume each stretch before requesting the next."""
     frames = iter(read_frames(path, FPS))
     at = 0
     for start, stop in stretches:
@@ -194,7 +197,7 @@ def _parts(path: Path, stretches: Iterable[tuple[int, int]]) -> Iterator[Iterato
 
 
 def _shortened(track: Track, start: int, stop: int) -> Track:
-    """The same track without frames in which nothing was found: its crop and shape do not depend on them."""
+    """The frames `start` to `stop` of a track; frames without a face do not affect its crop and shape."""
     rows = slice(start, stop)
     return Track(
         track.motion[rows],
@@ -207,24 +210,24 @@ def _shortened(track: Track, start: int, stop: int) -> Track:
 
 
 def _judge(track: Track, limits: Limits, where: str, still: bool = False) -> None:
-    """Raise `Refusal` unless the track is good enough."""
+    """Raise `Refusal` unless the track meets the limits."""
     frames, found = len(track.found), float(track.found.mean())
     face_px, distance = track.crop.side / FACE_HEIGHTS, track.median_reprojection
     farthest = limits.max_still_reprojection_px if still else limits.max_reprojection_px
     if not still and frames < limits.min_frames:
-        raise Refusal("too short", f"{where} has {frames} frames at 25 a second, {limits.min_frames} are needed")
+        raise Refusal("too short", f"{where} has {frames} frames at 25 fps, {limits.min_frames} are needed")
     if found < limits.min_found:
         raise Refusal(
-            "face lost", f"{where} shows the face in {found:.0%} of its frames, {limits.min_found:.0%} needed"
+            "face lost", f"{where} shows the face in {found:.0%} of its frames, {limits.min_found:.0%} are needed"
         )
     if face_px < limits.min_face_px:
         raise Refusal("face too small", f"{where} has a face of {face_px:.0f} px, {limits.min_face_px:.0f} are needed")
     if not distance <= farthest:
-        raise Refusal("poor fit", f"{where} fits a head to {distance:.1f} px, {farthest:.1f} px is the limit")
+        raise Refusal("poor fit", f"{where}: the head fits to {distance:.1f} px, the limit is {farthest:.1f} px")
 
 
 def encode_clip(frames: Iterable[NDArray[np.uint8]], expected: int, crf: int, name: str) -> bytes:
-    """Crops (256, 256, 3) to the bytes of an MP4; `InputError` naming the clip unless there are `expected` of them."""
+    """Encode crops (256, 256, 3) as the bytes of an MP4; `InputError` unless there are `expected` of them."""
     with tempfile.TemporaryDirectory(prefix="export3d-") as folder:
         path = Path(folder) / "crop.mp4"
         count = 0
@@ -233,7 +236,7 @@ def encode_clip(frames: Iterable[NDArray[np.uint8]], expected: int, crf: int, na
                 writer.write(frame)
                 count += 1
         if count != expected:
-            raise InputError(f"{name} gave {expected} frames at first and {count} when read again")
+            raise InputError(f"{name} gave {expected} frames on the first reading and {count} on the second")
         return path.read_bytes()
 
 
@@ -271,7 +274,7 @@ def _record(
 
 
 def _inside(track: Track, shape: tuple[int, ...]) -> list[float]:
-    """Left, top, right, bottom (0..1 of the crop) of what a frame (H, W, ...) fills; the rest repeats its edge."""
+    """Left, top, right, bottom (0..1 of the crop) of the part inside a frame (H, W, ...); the rest repeats its edge."""
     corner, side = track.crop.corner, track.crop.side
     low, high = (0.0 - corner) / side, (np.array([shape[1], shape[0]]) - corner) / side
     return [round(float(x), 5) for x in (*low.clip(0.0, 1.0), *high.clip(0.0, 1.0))]

@@ -1,6 +1,6 @@
-"""Frames of clips for contrastive pre-training (Sec. 3.1): T frames of each of G clips, close crops of the face.
+"""Batches for contrastive pre-training (Sec. 3.1): close crops of the face, T frames of each of G clips.
 
-As in `data.pairs`, a sample is a function of (seed, its number) and of nothing else.
+As in `data.pairs`, a sample depends only on the seed and its number.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ Draw = Literal["spread", "uniform", "neighbours"]
 
 @dataclass(frozen=True, kw_only=True)
 class ContrastConfig:
-    """How frames are drawn and varied.
+    """How frames are sampled and augmented.
 
     Attributes:
-        frames: T, of each clip: one positive and T - 1 negatives (33 in the paper). Shorter clips give all they have.
+        frames: T, frames per clip: one positive and T - 1 negatives (33 in the paper). Shorter clips give all frames.
         draw: "spread": one frame from each of T equal parts of the clip; "uniform": any T frames; "neighbours": T
-            consecutive ones, near-duplicates of each other.
-        size: pixels of the face crops.
-        augment: vary crops (each frame its own way), colours and mirror images (each clip).
-        noise: deviation of noise on the expression coefficients; none without augmentation.
-        near: frames whose coefficients all differ by at most so much are not negatives of each other; 0 spares only
-            equal ones (a slow recording repeats frames at 25 a second).
+            consecutive frames, near-duplicates of each other.
+        size: side of the face crops, pixels.
+        augment: augment crops per frame, and colours and mirroring per clip.
+        noise: standard deviation of the noise added to the expression coefficients; no noise without `augment`.
+        near: two frames whose coefficients all differ by at most this are not negatives of each other. 0 excludes only
+            equal frames (a slow recording repeats frames at 25 fps).
     """
 
     frames: int = 33
@@ -53,19 +53,19 @@ class ContrastConfig:
 
 
 _MARGIN = 1.2
-"""Sides of the crop over the larger side of the landmarks' box."""
+"""Side of the crop over the larger side of the landmarks' bounding box."""
 _SHIFT, _SCALE, _TURN = 0.05, 0.1, np.radians(8.0)
 _COLOUR = Augment(brightness=0.15, contrast=0.3, saturation=0.5, white_balance=0.12)
 
 
 class ContrastSampler:
-    """Endless groups of frames of one clip each.
+    """An endless sequence of groups of frames, each group from one clip.
 
     Args:
-        stores: frames of clips, of one expression space; all their clips are drawn equally often within a store.
-        config: how.
-        shares: how often each store is drawn from; all clips equally by default.
-        seed: another seed gives other groups.
+        stores: frames in one expression space. All clips within a store are drawn equally often.
+        config: how frames are sampled and augmented.
+        shares: how often each store is drawn from; by default, in proportion to its number of clips.
+        seed: determines the groups.
 
     Raises:
         InputError: no clip with at least two found frames.
@@ -90,11 +90,11 @@ class ContrastSampler:
         self._cumulative = np.cumsum(weights / weights.sum())
 
     def batch(self, clips_seen: int, count: int, rank: int = 0, world: int = 1) -> list[dict[str, Tensor]]:
-        """The clips number `clips_seen` to `clips_seen + count`, or the share of one process, grouped by frame count.
+        """Samples `clips_seen` to `clips_seen + count`, or one process's share of them, grouped by frame count.
 
         Returns:
-            dictionaries with image (G, T, 3, S, S) in [-1, 1], expression (G, T, E) and same (G, T, T) bool, the pairs
-            that are no negatives; T is the same within each.
+            dictionaries with image (G, T, 3, S, S) in [-1, 1], expression (G, T, E) and same (G, T, T) bool, True for
+            pairs that are not negatives; T is the same within each dictionary.
         """
         if count < 1 or count % world or not 0 <= rank < world:
             raise ConfigError(f"{count} clips cannot be shared by {world} processes (rank {rank}); change batch_size")
@@ -129,7 +129,7 @@ class ContrastSampler:
 
 
 def draw_frames(usable: NDArray[np.int64], count: int, draw: Draw, rng: np.random.Generator) -> NDArray[np.int64]:
-    """At most `count` different rows of a clip's usable ones, ascending; see `ContrastConfig.draw`."""
+    """At most `count` distinct rows out of a clip's usable rows, ascending; see `ContrastConfig.draw`."""
     if len(usable) <= count:
         return usable
     if draw == "spread":
@@ -147,17 +147,17 @@ def close_crop(store: FrameStore, rows: Tensor, size: int, amounts: NDArray[np.f
     """Square crops around the landmarks: (T, 3, size, size) in [-1, 1].
 
     Args:
-        rows: (T,) of the store.
-        amounts: (T, 4) in [-1, 1]: shift x, shift y, zoom and turn of each crop; None: none.
+        rows: (T,) rows of the store.
+        amounts: (T, 4) in [-1, 1]: shift x, shift y, zoom and rotation of each crop; None for no augmentation.
     """
     image = store.frames[rows].float().div_(127.5).sub_(1.0)
     return crop_around(image, store.landmarks[rows], size, amounts)
 
 
 def crop_around(image: Tensor, landmarks: Tensor, size: int, amounts: NDArray[np.float64] | None = None) -> Tensor:
-    """Square crops (T, 3, size, size) of images (T, 3, R, R) around their landmarks (T, 478, 2), 0..1 across them.
+    """Square crops (T, 3, size, size) of images (T, 3, R, R) around their landmarks (T, 478, 2), 0..1 of the image.
 
-    Gradients flow to the images; `amounts` as for `close_crop`.
+    Differentiable with respect to the images; `amounts` as for `close_crop`.
     """
     points = landmarks.float()
     low, high = points.amin(1), points.amax(1)

@@ -1,4 +1,4 @@
-"""The media of a record to images: PyAV for clips, Pillow for stills."""
+"""Decodes the media of a record into images: PyAV for clips, Pillow for stills."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from export3d.errors import ConfigError, InputError
 
 
 def decode(record: Record, resolution: int) -> NDArray[np.uint8]:
-    """The images of a record: (T, 3, R, R) uint8 RGB, reduced with antialiasing where R is below their size.
+    """The images of a record: (T, 3, R, R) uint8 RGB, downsampled with antialiasing if R is below their size.
 
     Raises:
-        InputError: the media is damaged or has another number of frames than the track.
+        InputError: the media is damaged, or its number of frames differs from the track's.
         ConfigError: the images are smaller than R.
     """
     try:
@@ -28,7 +28,7 @@ def decode(record: Record, resolution: int) -> NDArray[np.uint8]:
         raise InputError(f"record {record.key} cannot be decoded ({error}); prepare it again") from error
     if len(pictures) != record.frames:
         raise InputError(
-            f"record {record.key} has {len(pictures)} pictures for {record.frames} tracked frames; prepare it again"
+            f"record {record.key} has {len(pictures)} images for {record.frames} tracked frames; prepare it again"
         )
     if pictures.shape[-1] < resolution:
         raise ConfigError(f"record {record.key} is {pictures.shape[-1]} px, resolution {resolution} needs larger crops")
@@ -36,7 +36,7 @@ def decode(record: Record, resolution: int) -> NDArray[np.uint8]:
 
 
 def _decode_video(media: bytes) -> NDArray[np.uint8]:
-    """(T, 3, H, W) of an mp4 that preparation wrote."""
+    """Decode an MP4 that preparation wrote: (T, 3, H, W)."""
     import av
     from av.video.reformatter import VideoReformatter
 
@@ -48,7 +48,7 @@ def _decode_video(media: bytes) -> NDArray[np.uint8]:
     try:
         with av.open(io.BytesIO(media), mode="r", format="mp4") as container:
             stream = container.streams.video[0]
-            # The pool already keeps every core busy with a clip of its own.
+            # The pool already decodes one clip per core.
             stream.codec_context.thread_count = 1
             for frame in container.decode(stream):
                 rgb = reformatter.reformat(
@@ -58,13 +58,13 @@ def _decode_video(media: bytes) -> NDArray[np.uint8]:
     except (av.error.FFmpegError, IndexError) as error:
         raise InputError(str(error)) from error
     if not pictures:
-        raise InputError("it has no pictures")
+        raise InputError("it has no images")
     stacked: NDArray[np.uint8] = np.stack(pictures)
     return stacked.transpose(0, 3, 1, 2)
 
 
 def decode_still(media: bytes) -> NDArray[np.uint8]:
-    """(1, 3, H, W) of a PNG or JPEG that this package wrote."""
+    """Decode a PNG or JPEG that this package wrote: (1, 3, H, W)."""
     try:
         with Image.open(io.BytesIO(media), formats=("PNG", "JPEG")) as image:
             pixels: NDArray[np.uint8] = np.array(image.convert("RGB"), dtype=np.uint8)
@@ -84,5 +84,5 @@ def _reduce(pictures: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
 
 
 def decoders(threads: int | None) -> int:
-    """How many clips to decode at once (default: one per core)."""
+    """Number of clips to decode in parallel; by default one per core."""
     return max(1, threads if threads is not None else (os.cpu_count() or 1))

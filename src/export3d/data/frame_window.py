@@ -1,13 +1,13 @@
-"""Training frames that do not fit into memory: a window of decoded frames that moves through all clips, without end.
+"""Training frames that do not fit into memory: a window of decoded frames that moves through all clips endlessly.
 
-All frames of some splits form one endless sequence: an epoch holds every clip once, its shards in an order of its own,
-mixed four at a time. The sequence is cut into blocks of equally many frames, wherever that falls within a clip. In turn
-t the window holds the blocks t to t + 7; meanwhile a thread reads and decodes block t + 8, which takes the place of the
-oldest when turn t + 1 begins. A turn lasts for as many pairs as a block has frames.
+All frames of the splits form one endless sequence. Each epoch contains every clip once; its shards are shuffled anew
+and their clips are mixed four shards at a time. The sequence is cut into blocks of equal size, even within a clip. In
+turn t, the window holds blocks t to t + 7, while a thread reads and decodes block t + 8. That block replaces the oldest
+one when turn t + 1 begins. A turn lasts for as many pairs as a block has frames.
 
-What lies in the window follows from the index, the seed and the number of images seen, never from how fast anything
-was: a run that goes on sees the pairs of one that never stopped, and several processes see those of one. Where decoding
-is slower than training, training waits.
+The contents of the window depend only on the index, the seed and the number of images seen, never on timing. A resumed
+run therefore sees the same pairs as an uninterrupted one, and several processes see the same pairs as a single one. If
+decoding is slower than training, training waits.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from export3d.errors import ConfigError, InputError
 PARTS = 8
 """Blocks in the window."""
 _MIXED = 4
-"""Shards whose clips are mixed; they are held in memory as they are, at most 64 MB each."""
+"""Shards whose clips are mixed; they are held compressed in memory, at most 64 MB each."""
 _MIN_BLOCK = 256
 
 
 @dataclass(frozen=True)
 class _Tar:
-    """A shard, where it lies, and the numbers of its clips."""
+    """A shard, its location, and the numbers of its clips."""
 
     folder: Place
     shard: Shard
@@ -48,18 +48,18 @@ class _Tar:
 
 
 class Rotation:
-    """A window on the frames of some splits; `store` is what lies in it now.
+    """A window on the frames of some splits; `store` holds its current contents.
 
     Args:
         splits: folders or URLs of prepared splits.
         resolution: see `FrameStore.load`.
-        rows: frames in a block; the window holds eight, and one more waits outside.
+        rows: frames per block; the window holds eight blocks, and one more is decoded ahead.
         pseudo: further splits, of pseudo-clips.
-        seed: another one gives another order.
-        threads: decoders working at once (default: one per core); each holds a clip beside the window.
+        seed: determines the order of the clips.
+        threads: number of parallel decoders (default: one per core); each holds one clip outside the window.
 
     Raises:
-        InputError: not prepared splits, empty ones, or of different expression spaces.
+        InputError: a split is not prepared or is empty, or the splits differ in expression space.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class Rotation:
 
     @property
     def store(self) -> FrameStore:
-        """The window. Its tensors change with the next turn."""
+        """The window. The next turn changes its tensors in place."""
         at = enumerate(self._pieces)
         clips = [replace(piece, start=piece.start + slot * self.rows) for slot, pieces in at for piece in pieces]
         lengths = torch.tensor([clip.frames for clip in clips])
@@ -99,14 +99,14 @@ class Rotation:
 
     @property
     def expression(self) -> Tensor:
-        """(eight times `rows`, E) expressions in the window."""
+        """(8 x `rows`, E) expressions in the window."""
         return self._window["expression"]
 
     def at(self, turn: int) -> FrameStore:
-        """The window of a turn; the one after the present is at hand, any other is read anew.
+        """The window of a turn. The next turn is decoded ahead; any other turn is read from the shards.
 
         Raises:
-            InputError: a shard cannot be read, or is not what the index says.
+            InputError: a shard cannot be read, or does not match the index.
         """
         if turn == self._turn + 1:
             self._put(turn + PARTS - 1, self._finish())
@@ -117,12 +117,12 @@ class Rotation:
         return self.store
 
     def to(self, device: torch.device | str) -> Rotation:
-        """This rotation, its window moved to `device`."""
+        """Move the window to `device`; returns this rotation."""
         self._window = {name: tensor.to(device) for name, tensor in self._window.items()}
         return self
 
     def _list(self, splits: Sequence[Path | str], pseudo: Sequence[Path | str]) -> tuple[str, int]:
-        """Note all clips and shards; the expressions' space and size."""
+        """Collect all clips and shards; returns the expression space and its size."""
         indices = [read_index(split) for split in (*splits, *pseudo)]
         first = indices[0]
         for at, (split, index) in enumerate(zip((*splits, *pseudo), indices)):
@@ -152,22 +152,22 @@ class Rotation:
         self._begin()
 
     def _put(self, number: int, pieces: list[Clip]) -> None:
-        """The block that was decoded last takes the place of the one eight before it."""
+        """Put the block that was decoded last in the place of the block eight before it."""
         slot = number % PARTS
         for name, tensor in self._window.items():
             tensor[slot * self.rows : (slot + 1) * self.rows].copy_(torch.from_numpy(self._next[name]))
         self._pieces[slot] = pieces
 
     def _begin(self) -> None:
-        """Decode the next block meanwhile."""
-        # A thread that the interpreter does not wait for: at the end of a run nobody wants the block.
+        """Start decoding the next block in a thread."""
+        # A daemon, so that the interpreter does not wait for it: at the end of a run the block is not needed.
         self._worker = threading.Thread(target=self._work, name="export3d-rotation", daemon=True)
         self._worker.start()
 
     def _work(self) -> None:
         try:
             self._outcome = next(self._blocks)
-        except Exception as error:  # told to whoever waits for the block
+        except Exception as error:  # raised where the block is awaited
             self._outcome = error
 
     def _finish(self) -> list[Clip]:
@@ -180,7 +180,7 @@ class Rotation:
     # ---- the sequence ------------------------------------------------------------------------------------------------
 
     def _decoded_blocks(self, first: int) -> Iterator[list[Clip]]:
-        """Blocks from number `first` on: each is left in `_next`, and the clips and pieces of clips in it are given."""
+        """Decode blocks from number `first` on into `_next`; yields the clips and pieces of clips in each."""
         epoch, skipped = divmod(first * self.rows, self.frames)
         pieces: list[Clip] = []
         filled = 0
@@ -197,7 +197,7 @@ class Rotation:
                     pieces, filled = [], 0
 
     def _decoded_clips(self, epoch: int, skipped: int) -> Iterator[tuple[int, Arrays]]:
-        """The clips of `_records`, decoded some ahead: number and the rows that are not skipped."""
+        """The clips of `_records`, decoded a few ahead: number, and the rows that are not skipped."""
 
         def decoded(number: int, record: Record, skipped: int) -> tuple[int, Arrays]:
             tracks = {name: getattr(record, name)[skipped:] for name in self._next if name != "frames"}
@@ -211,7 +211,7 @@ class Rotation:
                     yield waiting.popleft().result()
 
     def _records(self, epoch: int, skipped: int) -> Iterator[tuple[int, Record, int]]:
-        """Clips from a frame of an epoch on, without end: number, record, and how many of its rows lie before that."""
+        """Clips after the first `skipped` frames of an epoch, endlessly: number, record, and its rows to skip."""
         for number in itertools.count(epoch):
             for place, group in enumerate(self._epoch(number)):
                 clips = [clip for tar in group for clip in tar.clips]
@@ -228,7 +228,7 @@ class Rotation:
                     skipped = max(0, skipped - record.frames)
 
     def _epoch(self, number: int) -> list[list[_Tar]]:
-        """The shards of an epoch in groups; those of each split are spread evenly over it."""
+        """The shards of an epoch in groups; the shards of each split are spread evenly over the epoch."""
         rng = np.random.default_rng([self.seed, number])
         placed = [
             ((place + 0.5) / len(tars), split, tars[which])
@@ -239,7 +239,7 @@ class Rotation:
         return [ordered[start : start + _MIXED] for start in range(0, len(ordered), _MIXED)]
 
     def _read(self, group: list[_Tar]) -> dict[int, Record]:
-        """All records of some shards by the number of their clip."""
+        """All records of a group of shards, by clip number."""
         records: dict[int, Record] = {}
         for tar in group:
             found = {record.key: record for record in read_shard(tar.folder, tar.shard)}
@@ -247,17 +247,17 @@ class Rotation:
                 clip = self._clips[number]
                 record = found.get(clip.name)
                 if record is None or record.frames != clip.frames:
-                    raise InputError(f"{tar.shard.file} does not hold {clip.name} as the index says; prepare it again")
+                    raise InputError(f"{tar.shard.file} does not match the index at {clip.name}; prepare it again")
                 records[number] = record
         return records
 
 
 class RotatingSampler:
-    """Endless training pairs from a rotation: what `PairSampler` is to a store.
+    """An endless sequence of training pairs from a rotation, as `PairSampler` gives from a store.
 
     Args:
-        rotation: is turned as the number of images seen tells.
-        sampler: draws pairs from one window.
+        rotation: the window; the number of images seen determines its turn.
+        sampler: makes the sampler of one window.
     """
 
     def __init__(self, rotation: Rotation, sampler: Callable[[FrameStore], PairSampler]) -> None:
@@ -266,11 +266,11 @@ class RotatingSampler:
 
     @property
     def store(self) -> FrameStore:
-        """The present window."""
+        """The current window."""
         return self.rotation.store
 
     def batch(self, images_seen: int, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """As `PairSampler.batch`; a sample depends on its number and on what fits into the window."""
+        """As `PairSampler.batch`; a sample also depends on the size of the window."""
         numbers = share_of(images_seen, batch_size, rank, world)
         parts = [
             self._at(turn).batch(run[0], len(run))
@@ -285,10 +285,10 @@ class RotatingSampler:
 
 
 def rows_of_block(memory: float, splits: Sequence[Path | str], resolution: int) -> int | None:
-    """Frames in a block of a rotation that takes `memory` GB (1e9 bytes); None where all frames fit into that.
+    """Frames per block of a rotation that takes `memory` GB (1e9 bytes); None if all frames fit.
 
     Raises:
-        ConfigError: so little memory that pairs would come from a handful of clips.
+        ConfigError: too little memory: pairs would come from only a handful of clips.
     """
     indices = [read_index(split) for split in splits]
     shapes = layout(1, resolution, indices[0].expression_size).values()

@@ -1,11 +1,11 @@
 """All frames of a split, decoded once and held as one tensor.
 
-A split of the size this project trains on (tens of thousands of face crops) fits in memory as uint8, and a training
-step should not wait for a video decoder. Three ways lead to a `FrameStore`:
+A split of tens of thousands of face crops fits in memory as uint8, and training steps then never wait for a video
+decoder. There are three ways to make a `FrameStore`:
 
-    FrameStore.load(split, 128)                    decode the shards (PyAV and Pillow, one clip a thread)
-    FrameStore.load(split, 128, cache="128.st")    the same, kept in a memory-mapped safetensors file: seconds next time
-    FrameStore.load_packed(folder)                 JPEG frames in parts of at most 50 MB (`save`): Pillow alone, no PyAV
+    FrameStore.load(split, 128)                    decodes the shards (PyAV and Pillow, one clip per thread)
+    FrameStore.load(split, 128, cache="128.st")    also keeps the result in a memory-mapped file for the next run
+    FrameStore.load_packed(folder)                 reads JPEG frames that `save` wrote; needs Pillow, not PyAV
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class Clip:
-    """One record's frames inside a store: rows `start` to `start + frames`, in the order of time.
+    """One record's frames in a store: rows `start` to `start + frames`, in temporal order.
 
-    Its kind is "video", "image" or "pseudo".
+    `kind` is "video", "image" or "pseudo".
     """
 
     name: str
@@ -56,7 +56,7 @@ class Clip:
     start: int
     frames: int
     inside: Box = WHOLE
-    """Left, top, right, bottom (0..1) of the part of the images that is not a repeated edge."""
+    """Left, top, right, bottom (0..1) of the part of the images that shows the source, without repeated edges."""
 
     @property
     def rows(self) -> slice:
@@ -66,16 +66,16 @@ class Clip:
 
 @dataclass(frozen=True)
 class FrameStore:
-    """N frames of some clips, and what the tracker knows about each.
+    """N frames of some clips, with the tracker's results for each.
 
     Attributes:
         frames: (N, 3, R, R) uint8 RGB.
         expression: (N, E) float32 in `space`.
         camera: (N, 25) float32 labels.
         landmarks: (N, 478, 2) float16, 0..1 across the crop.
-        found: (N,) bool; False where the track bridges a lost face.
+        found: (N,) bool; False where the face was lost and the track is interpolated.
         clip: (N,) int64, number of the clip in `clips`.
-        clips: names, kinds ("video" or "image"), people, terms and rows.
+        clips: names, kinds ("video", "image" or "pseudo"), people, terms and rows.
         space: name of the expression space.
     """
 
@@ -107,7 +107,7 @@ class FrameStore:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors lie."""
+        """Device of the tensors."""
         return self.frames.device
 
     @property
@@ -117,7 +117,7 @@ class FrameStore:
 
     @property
     def kinds(self) -> list[str]:
-        """Either "video" or "image" for each clip."""
+        """The kind of each clip: "video", "image" or "pseudo"."""
         return [clip.kind for clip in self.clips]
 
     @property
@@ -136,10 +136,10 @@ class FrameStore:
 
     @staticmethod
     def join(stores: Sequence[FrameStore]) -> FrameStore:
-        """The clips of several stores, one store after another, in one.
+        """Concatenate the clips of several stores into one store.
 
         Raises:
-            InputError: of different resolutions or expression spaces.
+            InputError: the stores differ in resolution or expression space.
         """
         first, starts = stores[0], np.cumsum([0, *map(len, stores)])
         for store in stores[1:]:
@@ -155,7 +155,7 @@ class FrameStore:
         return FrameStore(**tensors, clip=clip, clips=tuple(moved), space=first.space)
 
     def as_pseudo(self) -> FrameStore:
-        """The same store with its videos marked as made from still portraits (see `data.pseudo_clips`)."""
+        """The same store with its videos marked as pseudo-clips (see `data.pseudo_clips`)."""
         return replace(self, clips=tuple(replace(c, kind="pseudo") if c.kind == "video" else c for c in self.clips))
 
     @classmethod
@@ -174,16 +174,16 @@ class FrameStore:
 
         Args:
             folder: a split (the folder that holds `index.json`, or its URL).
-            resolution: R; smaller than the stored crops means an antialiased reduction.
-            device: where the tensors go.
-            max_clips: take only the first records of the index.
-            cache: a file that keeps the decoded arrays. It is used if it was made from these shards at this resolution,
-                else made again; on the CPU it stays memory-mapped. With it neither PyAV nor the tars are needed.
-            threads: decoders working at once (default: one per core).
+            resolution: R; if smaller than the stored crops, they are downsampled with antialiasing.
+            device: device of the tensors.
+            max_clips: take only this many records from the start of the index.
+            cache: file that keeps the decoded arrays. It is used if it was made from these shards at this resolution,
+                otherwise it is rebuilt. On the CPU it stays memory-mapped. It replaces both PyAV and the tars.
+            threads: number of parallel decoders (default: one per core).
             progress: called with (records done, records).
 
         Raises:
-            InputError: not a prepared split, or a damaged one.  ConfigError: a resolution the crops cannot give.
+            InputError: the split is not prepared, or damaged.  ConfigError: the crops are smaller than R.
         """
         index = read_index(folder)
         entries = index.entries[:max_clips]
@@ -219,12 +219,12 @@ class FrameStore:
         return store.to(device)
 
     def save(self, folder: Path | str, quality: int = 95, max_bytes: int = MAX_PART_BYTES) -> None:
-        """Write the store as JPEG frames in parts, to be carried to another machine and read by `load_packed`.
+        """Write the store as JPEG frames in parts, to be copied to another machine and read by `load_packed`.
 
         Args:
-            folder: made if missing; its former parts are replaced.
-            quality: of the JPEG (4:4:4 chroma), 1 to 100; at 95 about 8 kB a frame at R = 128, 25 kB at 256.
-            max_bytes: largest part.
+            folder: created if missing; existing parts in it are replaced.
+            quality: JPEG quality (4:4:4 chroma), 1 to 100; 95 takes about 8 kB per frame at R = 128, 25 kB at 256.
+            max_bytes: maximum size of a part.
 
         Raises:
             OutputError: the folder cannot be written.
@@ -269,7 +269,7 @@ class FrameStore:
         """Read what `save` wrote; needs Pillow, not PyAV.
 
         Raises:
-            InputError: missing, damaged or of another version.
+            InputError: the folder is missing, damaged or of another version.
         """
         from safetensors.numpy import load_file
 
@@ -306,7 +306,7 @@ class FrameStore:
         return _from_arrays({"frames": pictures, **arrays}, clips, space).to(device)
 
     def _jpeg_runs(self, pool: ThreadPoolExecutor, quality: int, max_bytes: int) -> Iterator[tuple[int, list[bytes]]]:
-        """(first row, JPEG of each frame) of consecutive parts below `max_bytes` (tracks included)."""
+        """(first row, JPEG of each frame) of consecutive parts of at most `max_bytes` (tracks included)."""
         per_frame = sum(getattr(self, name)[:1].nbytes for name in _TRACKS) + 8
         first, images, size = 0, list[bytes](), 0
         for begin in range(0, len(self), 256):
@@ -325,7 +325,7 @@ _TRACKS = tuple(name for name in _TENSORS if name != "frames")
 
 
 def layout(frames: int, resolution: int, expression_size: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each array of a store, the strictest alignment first (safetensors packs them without gaps)."""
+    """Shape and dtype of each array of a store, widest items first: safetensors packs arrays without padding."""
     return {
         "clip": ((frames,), "<i8"),
         "expression": ((frames, expression_size), "<f4"),
@@ -344,7 +344,7 @@ def _fill(
     threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> None:
-    """Decode records into the rows of their clips; at most two waiting records a thread are held."""
+    """Decode records into the rows of their clips; per thread, at most two further records are waiting."""
     workers = decoders(threads)
     room = threading.Semaphore(3 * workers)
     done = 0
@@ -354,9 +354,7 @@ def _fill(
         nonlocal done
         try:
             if (record.key, record.frames) != (clip.name, clip.frames):
-                raise InputError(
-                    f"record {record.key} is not what the index says ({clip.name}); prepare the data again"
-                )
+                raise InputError(f"record {record.key} does not match the index ({clip.name}); prepare the data again")
             arrays["frames"][clip.rows] = decode(record, resolution)
             for name in ("expression", "camera", "landmarks", "found"):
                 arrays[name][clip.rows] = getattr(record, name)
@@ -391,7 +389,7 @@ def _from_arrays(arrays: Arrays, clips: tuple[Clip, ...], space: str) -> FrameSt
 
 
 def _mapped_safetensors(path: Path, specs: dict[str, tuple[tuple[int, ...], str]], metadata: dict[str, str]) -> Arrays:
-    """A new safetensors file of zeros and writable maps of its tensors, to decode gigabytes straight to disk."""
+    """Create a safetensors file of zeros and map its tensors writable, to decode gigabytes straight to disk."""
     names = {"<i8": "I64", "<f4": "F32", "<f2": "F16", "|b1": "BOOL", "|u1": "U8"}
     header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
@@ -413,7 +411,7 @@ def _mapped_safetensors(path: Path, specs: dict[str, tuple[tuple[int, ...], str]
 
 
 def _open_cache(path: Path, digest: str) -> FrameStore | None:
-    """The store kept in `path`, memory-mapped; None if there is none made from these shards in this way."""
+    """The store in `path`, memory-mapped; None if the file is missing or its digest differs."""
     if not path.is_file():
         return None
     try:

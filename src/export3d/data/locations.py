@@ -1,7 +1,7 @@
-"""Where prepared data lie: a folder, or the URL of one, read through fsspec (http, https, s3, memory, …).
+"""Locations of prepared data: a folder, or the URL of one, read through fsspec (http, https, s3, memory, …).
 
-A folder is a `Path`; a URL stays text, since a path would swallow one of its slashes. Nothing is ever listed: the index
-of a split names its shards, so that any server that hands out files will do.
+A folder is a `Path`; a URL stays a string, since a path would drop one of its slashes. Directories are never listed:
+the index of a split names its shards, so any server that serves files is enough.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs"}
 
 
 def as_place(given: Path | str) -> Place:
-    """A URL as it is, anything else as a path.
+    """A URL unchanged, anything else as a `Path`.
 
     >>> as_place("https://host/data"), as_place("data").name
     ('https://host/data', 'data')
@@ -40,16 +40,18 @@ def inside(folder: Place, name: str) -> Place:
 
 
 def fetch(url: str, size: int | None = None, sha256: str | None = None) -> bytes | None:
-    """A whole file; what passes by itself (a lost connection, a cut transfer, a busy server) is tried five times.
+    """Download a whole file. Transient failures (lost connection, cut transfer, busy server) get up to five attempts.
 
     Args:
-        size, sha256: what the file must have, where that is known.
+        url: address of the file.
+        size, sha256: expected size in bytes and checksum, if known.
 
     Returns:
-        its bytes, None where there is no such file.
+        The bytes of the file; None if it does not exist.
 
     Raises:
-        InputError: it cannot be read, or is not the expected file.  MissingExtra: nothing here reads such URLs.
+        InputError: the file cannot be read, or is not the expected one.
+        MissingExtra: no installed package reads such URLs.
     """
     for wait_s in (*_WAITS_S, None):
         try:
@@ -58,7 +60,7 @@ def fetch(url: str, size: int | None = None, sha256: str | None = None) -> bytes
             return None
         except (InputError, MissingExtra):
             raise
-        except Exception as error:  # every protocol has exceptions of its own
+        except Exception as error:  # every protocol raises its own exceptions
             problem = f"{url} cannot be read ({reason(error)}); check the address, your access and the connection"
             passing = _passes(error)
         else:
@@ -82,10 +84,10 @@ def _get(url: str) -> bytes:
     except ImportError as error:
         if scheme in _PACKAGES:
             raise MissingExtra("remote", _PACKAGES[scheme]) from error
-        raise MissingExtra("remote", f"what reads {scheme}://", str(error)) from error
+        raise MissingExtra("remote", f"the package that reads {scheme}://", str(error)) from error
     except ValueError as error:
-        known = "give a folder, or a URL that begins with http://, https:// or s3://"
-        raise InputError(f"{url} cannot be read: nothing knows {scheme}://; {known}") from error
+        known = "give a folder, or a URL that starts with http://, https:// or s3://"
+        raise InputError(f"{url} cannot be read: {scheme}:// is not a known protocol; {known}") from error
     data: bytes = system.cat_file(path)
     return data
 
@@ -98,9 +100,9 @@ def _passes(error: Any) -> bool:
 
 
 def _difference(url: str, data: bytes, size: int | None, sha256: str | None) -> str:
-    """What is wrong with a file that came; empty if nothing is."""
+    """How a downloaded file differs from the expected one; empty if it does not."""
     if size is not None and len(data) != size:
-        return f"{url} came with {len(data)} of {size} bytes; copy the prepared folder there again"
+        return f"{url} has {len(data)} bytes instead of {size}; copy the prepared folder there again"
     if sha256 is not None and hashlib.sha256(data).hexdigest() != sha256:
-        return f"{url} differs from its checksum; copy the prepared folder there again"
+        return f"{url} does not match its checksum; copy the prepared folder there again"
     return ""

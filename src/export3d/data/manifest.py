@@ -1,4 +1,4 @@
-"""Which files to prepare: videos and portraits of folders or of a manifest, split by person."""
+"""Chooses the files to prepare: videos and portraits from folders or a manifest, split by person."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from export3d.data.shards import INDEX_NAME, Reject, read_index
 from export3d.errors import InputError
 
 VERSION = 1
-"""Version of the preparation. It is part of every fingerprint, so raising it prepares everything again."""
+"""Version of the preparation. It is part of every fingerprint: raising it causes every file to be prepared again."""
 PARTS_FOLDER = "parts"
-"""Folder inside a split for the parts that finished jobs leave."""
+"""Folder inside a split for the output of finished jobs."""
 _PROBE_BYTES = 1 << 20
 _VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".flv"}
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"}
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _VAL_FRACTION = 0.1
 _FEW = 4
-"""With fewer videos than this, none is held out: training needs them all."""
+"""With fewer videos than this, all are used for training and none is held out."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +33,12 @@ class Job:
 
     Attributes:
         path: the file.
-        file: its name in the report.
+        file: name of the file in the report.
         split, person, terms: from the manifest, or the defaults.
         origin: other columns of the manifest, kept as provenance.
-        key: name of the record made from it.
+        key: key of the record.
         fingerprint, place: see `shards.Entry`.
-        parts: folder for the part that the job leaves.
+        parts: folder for the job's output.
     """
 
     path: Path
@@ -54,7 +54,7 @@ class Job:
 
 
 def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
-    """Rows of a manifest by the resolved path of their file; raises `InputError` if any row cannot be used."""
+    """The rows of a manifest by the resolved path of their file; `InputError` if any row is invalid."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -79,7 +79,8 @@ def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
 def find_files(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> tuple[list[tuple[Path, str]], int]:
     """Find the files to prepare: (path, name in the report) of each, and the number of other files in the folders.
 
-    Raises `InputError` where an input does not exist or nothing is found.
+    Raises:
+        InputError: an input does not exist, or nothing is found.
     """
     files: dict[Path, str] = {}
     ignored = 0
@@ -99,7 +100,7 @@ def find_files(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> t
         else:
             raise InputError(f"{given} does not exist; give videos, images or folders of them")
     if not files:
-        raise InputError("there is nothing to prepare; give videos, images or folders that hold some")
+        raise InputError("there is nothing to prepare; give videos, images or folders of them")
     return list(files.items()), ignored
 
 
@@ -110,7 +111,7 @@ def make_jobs(
     limits: Limits,
     val_fraction: float | None,
 ) -> tuple[list[Job], list[Reject]]:
-    """Make one job per file, with unique keys and fingerprints; also returns the rejects, files that cannot be one."""
+    """Make one job per file, with unique keys and fingerprints; also returns the files that cannot be prepared."""
     held_out = _held_out(files, out, _VAL_FRACTION if val_fraction is None else val_fraction) if rows is None else set()
     drafts: list[Job] = []
     rejects: list[Reject] = []
@@ -142,12 +143,12 @@ def make_jobs(
 
 
 def split_folders(out: Path) -> list[Path]:
-    """Folders of the splits in `out`, by name."""
+    """Folders of the splits in `out`, sorted by name."""
     return [path.parent for path in sorted(out.glob(f"*/{INDEX_NAME}"))]
 
 
 def _held_out(files: list[tuple[Path, str]], out: Path, share: float) -> set[str]:
-    """Stems of the videos for validation; an image has no second frame to validate with."""
+    """Stems of the videos held out for validation. Images are not held out: they have no second frame."""
     indices = {folder.name: read_index(folder) for folder in split_folders(out)}
     used = {entry.place for index in indices.values() for entry in index.entries}
     refused = {reject.place for index in indices.values() for reject in index.rejects} - used
@@ -191,7 +192,7 @@ def _kind(path: Path) -> str | None:
 
 
 def _content_digest(path: Path) -> str:
-    """A digest of a file's size, beginning and end: enough to tell files apart without reading terabytes."""
+    """A digest of a file's size, first and last megabyte: enough to distinguish files without reading them whole."""
     digest = hashlib.sha256()
     size = path.stat().st_size
     digest.update(size.to_bytes(8, "little"))
@@ -203,5 +204,5 @@ def _content_digest(path: Path) -> str:
 
 
 def _fraction(name: str) -> float:
-    """A number in 0..1 that depends only on a name."""
+    """A pseudo-random number in 0..1 that depends only on the name."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64

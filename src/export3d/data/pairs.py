@@ -1,11 +1,11 @@
-"""Training pairs: a source frame and a driving frame of the same clip, drawn by number.
+"""Samples and augments training pairs from decoded frames: a source and a driving frame of the same clip.
 
-A sample is a function of (seed, its number since training began) and of nothing else: whoever asks for images 4800 to
-4832 gets the same 32 samples, on one process or spread over eight, before or after an interruption.
+A sample depends only on the seed and its number since training began. Samples 4800 to 4832 are therefore the same on
+one process or spread over eight, before or after an interruption. `training.pairs` computes losses on these pairs.
 
-Still portraits have no second frame; there source and target are the same image, and what differs is the view: each
-is shifted, scaled and turned in its plane by its own small amount, and its camera with it (shift moves the principal
-point, scale the focal length, turn the camera's roll), so that the pair still obeys one camera model exactly.
+A still portrait has no second frame: source and driving frame are the same image. The two are shifted, scaled and
+rotated in the image plane by different small amounts, and their cameras accordingly (a shift moves the principal point,
+a scale the focal length, a rotation the camera's roll), so the pair remains exactly consistent with one camera model.
 """
 
 from __future__ import annotations
@@ -30,33 +30,34 @@ Array = NDArray[np.float64]
 
 _HARD_CANDIDATES = 8
 _ANGLE_SCALE_DEG = 15.0
-# Landmarks 468 to 477: centre, then right, top, left and bottom rim as the viewer sees them, of either iris.
+# Landmarks 468 to 477: centre, then right, top, left and bottom rim as the viewer sees them, of each iris.
 _IRIS_MIRROR = (473, 476, 475, 474, 477, 468, 471, 470, 469, 472)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Augment:
-    """How far pairs are varied; every amount is the end of a uniform range about "unchanged".
+    """Strength of the augmentation; each amount is the half-width of a uniform range around "unchanged".
 
-    Colour changes are the same on source and driving; geometry is drawn for each of the two, or once for both.
+    The colour change is the same for source and driving frame. The geometric change is drawn separately for the two
+    frames, or once for both.
     """
 
     geometry_probability: float = 0.5
-    """Of a frame's crop being moved at all (still portraits: always)."""
+    """Probability that a frame's crop is moved (still portraits: always)."""
     shift: float = 0.03
-    """Crop widths, each axis."""
+    """Crop widths, per axis."""
     together: float = 0.7
-    """Of both frames of a clip being moved alike: the crop of a real clip stands still, and the room with it."""
+    """Probability that both frames of a clip are moved alike: crop and background of a real clip are static."""
     scale: float = 0.06
     """Logarithm of the zoom."""
     roll_deg: float = 6.0
     colour_probability: float = 0.5
     brightness: float = 0.08
-    """Of the range 0..1."""
+    """Offset of colours in 0..1."""
     contrast: float = 0.15
     saturation: float = 0.3
     white_balance: float = 0.06
-    """Gain of each colour channel."""
+    """Relative gain per colour channel."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -65,21 +66,23 @@ class Augment:
 
 
 class PairSampler:
-    """Endless training pairs, addressed by the number of images seen.
+    """An endless sequence of training pairs, addressed by the number of images seen.
 
     Args:
-        store: decoded frames; batches come on its device.
-        seed: another seed gives other pairs.
+        store: decoded frames; batches are on its device.
+        seed: determines the pairs.
         mirror: mirror a sample (images, cameras, expressions, landmarks) with probability 0.5.
-        augment: vary crops and colours; True for the defaults of `Augment`.
+        augment: augment crops and colours; True for the defaults of `Augment`.
         still_fraction: share of samples from still portraits.
-        pseudo_fraction: share of samples from pseudo-clips, where the store has some; the rest are from videos.
-        hard_fraction: share of video samples whose driving frame is the farthest of eight in pose and expression.
-        curriculum_images: that share grows evenly from 0 to `hard_fraction` over so many samples; 0: it is so at once.
+        pseudo_fraction: share of samples from pseudo-clips, if the store has any; the rest come from videos.
+        hard_fraction: share of the samples from videos and pseudo-clips whose driving frame is the farthest of eight in
+            pose and expression.
+        curriculum_images: number of samples over which that share grows linearly from 0 to `hard_fraction`; 0 applies
+            `hard_fraction` from the start.
 
     Raises:
-        ConfigError: a fraction outside 0..1, a negative curriculum, or `mirror` in a space whose mirror image is not
-            known.
+        ConfigError: a fraction outside 0..1, a negative curriculum, or `mirror` in an expression space without a known
+            mirror map.
         InputError: no frame with a found face.
     """
 
@@ -114,7 +117,7 @@ class PairSampler:
         )
         if not stills and not videos and not pseudo:
             raise InputError("the training data has no frame with a found face; see the report of its preparation")
-        # A long clip says more than a short one, but not in proportion: its frames resemble each other.
+        # A long clip holds more information than a short one, but not in proportion: its frames are alike.
         weight = np.zeros(len(store.clips))
         pseudo_fraction *= bool(pseudo)
         if still_fraction + pseudo_fraction > 1.0:
@@ -133,19 +136,19 @@ class PairSampler:
         self._landmark_mirror = torch.from_numpy(landmark_mirror_map()).to(store.device) if mirror else None
 
     def batch(self, images_seen: int, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """The samples `images_seen` to `images_seen + batch_size`, or the part of them that falls to one process.
+        """Samples `images_seen` to `images_seen + batch_size`, or one process's share of them.
 
         Args:
-            images_seen: samples drawn before, by all processes together.
-            batch_size: of all processes together; a multiple of `world`.
+            images_seen: samples drawn so far by all processes together.
+            batch_size: batch size of all processes together; a multiple of `world`.
             rank: process number, 0 to world - 1; it gets the `rank`-th run of batch_size / world samples.
-            world: processes.
+            world: number of processes.
 
         Returns:
             float32 on the store's device, with b = batch_size / world: source, driving (b, 3, R, R) in [-1, 1];
             source_expression, expression (b, E); source_camera, camera (b, 25); source_landmarks, landmarks
-            (b, 478, 2), 0..1 across their image; of the driving frame valid (b, 1, R, R), 0 where the image repeats
-            an edge of the source video (its crop reaches beyond it), else 1; and clip (b,) int64.
+            (b, 478, 2), 0..1 across their image; valid (b, 1, R, R), 1 where the driving frame shows the source video
+            and 0 where its crop lies outside the video and repeats an edge; and clip (b,) int64.
 
         Raises:
             ConfigError: the batch cannot be shared evenly.
@@ -168,7 +171,7 @@ class PairSampler:
         }
 
     def _draw(self, number: int) -> _Draw:
-        """Every choice of one sample. The order of the calls to `rng` is what a seed means: keep it."""
+        """All random choices of one sample. Keep the order of the calls to `rng`: it defines what a seed gives."""
         rng = np.random.default_rng([self.seed, number])
         clip = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         usable = self._usable[clip]
@@ -197,7 +200,7 @@ class PairSampler:
         return self.hard_fraction * min(1.0, number / self.curriculum_images if self.curriculum_images else 1.0)
 
     def _distance(self, frame: int, candidates: NDArray[np.int64]) -> Array:
-        """How far frames are from one: head angles in units of 15 degrees plus the summed change of expression."""
+        """Distance of candidates from a frame: head angles in units of 15 degrees, plus summed expression change."""
         angles = cameras.head_angles(self._camera[[frame, *candidates]])
         pose = np.abs(angles[1:] - angles[0]).sum(-1) / _ANGLE_SCALE_DEG
         return np.asarray(pose + np.abs(self._expression[candidates] - self._expression[frame]).sum(-1))
@@ -229,7 +232,7 @@ class PairSampler:
         return {"image": image, "camera": camera, "expression": expression, "landmarks": landmarks}
 
     def _valid(self, draws: list[_Draw]) -> Tensor:
-        """(B, 1, R, R): which pixels of the driving images are the source's own."""
+        """(B, 1, R, R): 1 where the driving images show the source video, 0 where they repeat its edge."""
         left, top, right, bottom = np.array([self.store.clips[draw.clip].inside for draw in draws]).T
         flipped = np.array([draw.mirrored for draw in draws])
         left, right = np.where(flipped, 1.0 - right, left), np.where(flipped, 1.0 - left, right)
@@ -248,7 +251,7 @@ class PairSampler:
 
 
 def share_of(images_seen: int, batch_size: int, rank: int, world: int) -> range:
-    """Numbers of the samples of a batch that fall to one process, see `PairSampler.batch`."""
+    """Numbers of one process's samples in a batch, see `PairSampler.batch`."""
     if batch_size < 1 or batch_size % world or not 0 <= rank < world:
         raise ConfigError(f"a batch of {batch_size} cannot be shared by {world} processes (rank {rank}); change it")
     share = batch_size // world
@@ -269,10 +272,10 @@ class _Draw:
 
 @functools.lru_cache(maxsize=1)
 def landmark_mirror_map() -> NDArray[np.int64]:
-    """Which landmark of a face becomes which in the mirror: (478,), its own inverse.
+    """The landmark that each landmark becomes in a mirrored image: (478,), its own inverse.
 
-    The partner of a vertex is the one at its mirror image on the canonical mesh (which is exactly symmetric); irises
-    swap sides, right and left rim points with them.
+    A vertex maps to the vertex at its mirrored position on the canonical mesh, which is exactly symmetric. The irises
+    swap, and so do the right and left points of their rims.
     """
     vertices = canonical_mesh().vertices_cm
     gaps = np.linalg.norm(vertices[:, None] * [-1.0, 1.0, 1.0] - vertices[None], axis=-1)
@@ -280,14 +283,15 @@ def landmark_mirror_map() -> NDArray[np.int64]:
 
 
 def moved_camera(labels: Array, geometry: Array) -> Array:
-    """The cameras of images that were moved in their plane.
+    """The cameras of images that were moved in the image plane.
 
     Args:
         labels: (B, 25).
-        geometry: (B, 4) shift x, shift y (crop widths), zoom, clockwise turn (radians), about the principal point.
+        geometry: (B, 4) shift x, shift y (crop widths), zoom, clockwise rotation (radians), about the principal point.
 
     Returns:
-        (B, 25): principal point + shift, focal length x zoom, camera rolled against the turn.
+        (B, 25): the principal point is shifted, the focal length multiplied by the zoom, and the camera rolled in the
+        opposite direction of the rotation.
     """
     cam2world, intrinsics = _split(labels)
     intrinsics[:, :2, :2] *= geometry[:, 2, None, None]
@@ -295,7 +299,7 @@ def moved_camera(labels: Array, geometry: Array) -> Array:
     turn = np.zeros((len(geometry), 3, 3))
     turn[:, 2, 2] = 1.0
     turn[:, :2, :2] = _rotation(geometry[:, 3])
-    # A point's camera coordinates turn clockwise by R, so world-to-camera becomes R W and its inverse W^T R^T.
+    # A point's camera coordinates rotate clockwise by R: world-to-camera becomes R W, its inverse W^T R^T.
     cam2world[:, :3, :3] = cam2world[:, :3, :3] @ np.swapaxes(turn, 1, 2)
     return np.asarray(cameras.pack(cam2world, intrinsics), dtype=np.float64)
 
@@ -325,24 +329,29 @@ def _move(image: Tensor, landmarks: Tensor, geometry: Array, centre: Array) -> t
 
 
 def _affine(geometry: Array, centre: Array) -> tuple[Array, Array]:
-    """p' = A p + b of a move about `centre` (B, 2): A (B, 2, 2), b (B, 2)."""
+    """A (B, 2, 2) and b (B, 2) of p' = A p + b, the move `geometry` about `centre` (B, 2)."""
     matrix = _rotation(geometry[:, 3]) * geometry[:, 2, None, None]
     return matrix, centre + geometry[:, :2] - (matrix @ centre[..., None])[..., 0]
 
 
 def _rotation(angle: Array) -> Array:
-    """(B,) radians to (B, 2, 2); clockwise on an image, whose y axis points down."""
+    """Angles (B,) in radians to matrices (B, 2, 2); clockwise in the image, whose y axis points down."""
     c, s = np.cos(angle), np.sin(angle)
     return np.stack([np.stack([c, -s], -1), np.stack([s, c], -1)], -2)
 
 
 def colour_matrix(amounts: Array, limits: Augment) -> Array:
-    """(3, 4) on colours in [-1, 1] from six numbers in [-1, 1]: saturation, contrast and gains, brightness last."""
+    """Affine map (3, 4) of colours in [-1, 1].
+
+    Args:
+        amounts: (6,) in [-1, 1]: saturation, contrast, brightness, and the gains of the three channels.
+        limits: scale of each amount.
+    """
     grey = np.broadcast_to([0.299, 0.587, 0.114], (3, 3))
     saturation = 1.0 + amounts[0] * limits.saturation
     gain = (1.0 + amounts[1] * limits.contrast) * (1.0 + amounts[3:] * limits.white_balance)
     matrix = gain[:, None] * (saturation * np.eye(3) + (1.0 - saturation) * grey)
-    # White balance acts on 0..1 (black stays black): in [-1, 1] that adds gain - 1 to the offset.
+    # White balance acts on colours in 0..1, where black stays black: in [-1, 1] it adds gain - 1 to the offset.
     offset = 2.0 * amounts[2] * limits.brightness + amounts[3:] * limits.white_balance
     return np.concatenate([matrix, offset[:, None]], axis=1)
 

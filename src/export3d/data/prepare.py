@@ -1,9 +1,9 @@
-"""Prepare videos and portraits: make shards of them, and report what was refused and why.
+"""Prepares videos and portraits: converts them to shards, and reports what was rejected and why.
 
-Every source file is one job of one process. A finished job leaves a part in `OUT/SPLIT/parts`: its records, then a
+Every source file is one job of one process. A finished job writes a part to `OUT/SPLIT/parts`: its records, then a
 small JSON file that marks them complete. When all jobs of a split are done, its parts become shards. An interrupted run
-therefore continues where it stopped. A file that was prepared before with the same settings is skipped; a file whose
-contents, person or split has changed replaces its former records.
+therefore continues where it stopped. A file that was already prepared with the same settings is skipped. If the
+contents, person or split of a file has changed, its new records replace the old ones.
 """
 
 from __future__ import annotations
@@ -42,15 +42,15 @@ REPORT_JSON, REPORT_CSV = "report.json", "report.csv"
 
 @dataclass(frozen=True)
 class Report:
-    """What a run of `prepare` left.
+    """The result of `prepare`.
 
     Attributes:
-        out: the folder.
+        out: the output folder.
         splits: figures of each split: records, videos, images, frames, minutes, people, bytes.
-        rejects: every file and section that was refused, in this run or before.
-        done: files worked on in this run.
-        skipped: files that had been finished before.
-        ignored: files in the given folders that are neither videos nor images.
+        rejects: every file or stretch that was rejected, in this run or an earlier one.
+        done: number of files processed in this run.
+        skipped: number of files that earlier runs had finished.
+        ignored: number of files in the given folders that are neither videos nor images.
         seconds: duration of this run.
     """
 
@@ -64,11 +64,11 @@ class Report:
 
     @property
     def reasons(self) -> dict[str, int]:
-        """How many rejects have each reason, the most frequent first."""
+        """Number of rejects per reason, the most frequent first."""
         return dict(Counter(reject.reason for reject in self.rejects).most_common())
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """A readable summary of a few lines."""
         lines = [
             f"{name}: {figures['videos']} clips ({figures['minutes']:.1f} min) and {figures['images']} portraits of "
             f"{figures['people']} people, {figures['bytes'] / 1e6:.0f} MB"
@@ -76,7 +76,7 @@ class Report:
         ]
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
         lines.append(f"refused: {reasons} (see {self.out / REPORT_CSV})" if reasons else "nothing was refused")
-        lines.append(f"{self.done} files in {self.seconds:.0f} s, {self.skipped} were done before")
+        lines.append(f"{self.done} files in {self.seconds:.0f} s, {self.skipped} already done")
         return "\n".join(lines)
 
 
@@ -93,16 +93,16 @@ def prepare(
     """Prepare videos and still portraits.
 
     Args:
-        inputs: files, and folders, which are searched recursively. With a manifest, none means all of its files.
-        out: gets one folder of shards for each split, `report.json` and `report.csv`.
-        manifest: CSV with columns file (relative to the CSV), person, split, and optionally terms and others, which are
-            kept as provenance. Without one each file's person is its stem, and its split `train` or, of the videos that
-            are held out, `val`.
-        workers: processes (default: one per core); 0 works in this process. Processes are spawned: a script that calls
-            this needs `if __name__ == "__main__":`.
-        resume: keep what was finished before; False prepares the given files anew.
-        val_fraction: without a manifest, the share of the videos to hold out, whole videos chosen by their names: by
-            default a tenth, at least one of four or more. Further videos move none from one split to the other.
+        inputs: files, and folders to search recursively. With a manifest, an empty list means all of its files.
+        out: output folder; receives one folder of shards per split, `report.json` and `report.csv`.
+        manifest: CSV with the columns file (relative to the CSV), person, split, and optionally terms and others, which
+            are kept as provenance. Without a manifest, the person is the stem of the file name, and the split is `val`
+            for held-out videos and `train` otherwise.
+        workers: number of processes (default: one per core); 0 uses this process. Processes are spawned, so a script
+            that calls this function needs `if __name__ == "__main__":`.
+        resume: keep finished files; False prepares the given files again.
+        val_fraction: without a manifest, the share of the videos to hold out, chosen by file name. By default a tenth,
+            and at least one if there are four or more. Adding videos never moves a video to another split.
         limits: requirements on a clip.
         progress: called with (files done, files, name of the last).
 
@@ -110,9 +110,9 @@ def prepare(
         Figures and rejects of everything in `out`.
 
     Raises:
-        InputError: no such input, or a manifest that cannot be used.
-        OutputError: `out` cannot be written; what was finished is kept.
-        ConfigError: settings that cannot work.
+        InputError: an input does not exist, or the manifest is invalid.
+        OutputError: `out` cannot be written; finished files are kept.
+        ConfigError: invalid settings.
     """
     began = time.monotonic()
     out, limits = Path(out), limits or Limits()
@@ -120,7 +120,7 @@ def prepare(
     if not 0.0 <= (val_fraction or 0.0) < 1.0 or workers < 0:
         raise ConfigError("val_fraction must be at least 0 and below 1, and workers not negative")
     if manifest is not None and val_fraction:
-        raise ConfigError("the manifest says who is in which split; leave val_fraction out")
+        raise ConfigError("the manifest already assigns the splits; leave val_fraction out")
     rows = None if manifest is None else read_manifest(Path(manifest))
     paths = [Path(path) for path in inputs]
     files, ignored = find_files(paths, rows)
@@ -143,7 +143,7 @@ def prepare(
         for job, outcome in run_jobs(work, functools.partial(_start, limits), min(workers, len(work))):
             done += 1
             if isinstance(outcome, Crash):
-                detail = f"the process that worked on it died (exit code {outcome.exit_code}); the next run tries again"
+                detail = f"the process that prepared it died (exit code {outcome.exit_code}); the next run tries again"
                 crashed.append(Reject(job.file, split, "crashed", detail, job.fingerprint, job.place))
             else:
                 for message in outcome:
@@ -151,7 +151,7 @@ def prepare(
             if progress is not None:
                 progress(done, len(todo), job.file)
         _pack(out / split, mine)
-        if rows is None and split == "val" and _all_refused(out / split, mine):  # hold out others in their place
+        if rows is None and split == "val" and _all_refused(out / split, mine):  # hold out other videos instead
             return prepare(paths, out, None, workers, resume, val_fraction, limits, progress)
     _forget_moved(out, jobs)
     report = _report(out, [*outside, *crashed], done, len(jobs) - len(todo), ignored, time.monotonic() - began)
@@ -163,15 +163,15 @@ def prepare(
 
 
 def _start(limits: Limits) -> Callable[[Job], list[str]]:
-    """Load the tracker of a process; returns the function that does its jobs."""
+    """Load the tracker of a process; returns the function that processes one job."""
     tracker = Tracker()
     return functools.partial(_do, tracker, limits)
 
 
 def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str]:
-    """Prepare one file and leave its part; returns what was logged in the meantime.
+    """Prepare one file and write its part; returns the messages that were logged.
 
-    Only a failure to write the output ends the batch; whatever an input causes becomes a reject.
+    Only a failure to write the output ends the run. Any failure caused by the input becomes a reject.
     """
     records: list[Record] = []
     refusals: list[Refusal] = []
@@ -184,7 +184,7 @@ def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str]:
             raise
         except Export3DError as error:
             refusals = [Refusal("failed", str(error))]
-        except Exception as error:  # decoders and networks raise anything on an odd file
+        except Exception as error:  # decoders and networks may raise anything on an unusual file
             logger.exception("%s", job.file)
             refusals = [Refusal("failed", f"{type(error).__name__}: {error}")]
     rejects = [Reject(job.file, job.split, r.reason, r.detail, job.fingerprint, job.place) for r in refusals]
@@ -218,7 +218,7 @@ def _provenance(job: Job) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _caught_log() -> Iterator[list[str]]:
-    """Collect the package's log messages instead of printing them: a worker's terminal belongs to a progress bar."""
+    """Collect the package's log messages instead of printing them, which would break the progress bar."""
     package, stream, messages = logging.getLogger("export3d"), io.StringIO(), list[str]()
     handler, propagate = logging.StreamHandler(stream), package.propagate
     package.addHandler(handler)
@@ -239,7 +239,7 @@ def _lines(index: Index) -> list[Entry | Reject]:
 
 
 def _finished(out: Path) -> set[str]:
-    """Fingerprints that need no more work: in an index, or as a complete part."""
+    """Fingerprints of finished files: in an index, or as a complete part."""
     done = {path.stem for path in out.glob(f"*/{PARTS_FOLDER}/*.json") if not path.name.startswith(".")}
     for folder in split_folders(out):
         done |= {line.fingerprint for line in _lines(read_index(folder))}
@@ -247,7 +247,7 @@ def _finished(out: Path) -> set[str]:
 
 
 def _clean(parts: Path, jobs: Sequence[Job]) -> None:
-    """Delete parts that are unfinished, or of no job."""
+    """Delete parts that are incomplete or belong to none of the jobs."""
     keep = {job.fingerprint for job in jobs if (parts / f"{job.fingerprint}.json").exists()}
     for path in parts.glob("*") if parts.is_dir() else ():
         if path.stem not in keep:
@@ -255,7 +255,7 @@ def _clean(parts: Path, jobs: Sequence[Job]) -> None:
 
 
 def _pack(split: Path, jobs: Sequence[Job]) -> None:
-    """Turn the parts of a split's jobs into shards and drop former records of the same files."""
+    """Convert the parts of a split's jobs to shards and drop old records of the same files."""
     parts = split / PARTS_FOLDER
     complete = [job for job in jobs if (parts / f"{job.fingerprint}.json").exists()]
     index = read_index(split) if (split / INDEX_NAME).exists() else Index("arkit52", 0)
@@ -289,9 +289,9 @@ def _all_refused(split: Path, jobs: Sequence[Job]) -> bool:
 
 
 def _forget_moved(out: Path, jobs: Sequence[Job]) -> None:
-    """Remove records of files that have moved to another split: a person must never be in two.
+    """Remove records of files that have moved to another split: a person must never be in two splits.
 
-    A split with nothing left is deleted.
+    Splits that become empty are deleted.
     """
     home = {job.place: job.split for job in jobs}
     for folder in split_folders(out):

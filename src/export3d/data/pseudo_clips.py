@@ -1,9 +1,9 @@
-"""Pseudo-clips: still portraits made to move, so that a thousand people wear one and the same known expression.
+"""Pseudo-clips: animated still portraits, which show the same known expressions on many people.
 
-A bank holds a few hundred changes of expression that real clips showed (a frame's scores minus those of its clip at
-rest), chosen to lie far apart. Each portrait gets the portrait itself as its first frame and some of the bank's changes
-added to its own scores as the others, half of them with a turn of the head (`face/repose.py`). Every frame is then
-tracked like any other image: the label tells what the image shows, not what was asked for.
+A bank holds a few hundred changes of expression observed in real clips (a frame's scores minus those of its clip at
+rest), chosen to lie far apart. The first frame of a pseudo-clip is the portrait itself. Each other frame adds a change
+from the bank to the portrait's own scores; half of them also turn the head (`face/repose.py`). Every frame is then
+tracked like any other image: its labels describe what the image shows, not what was requested.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ Array = NDArray[np.float64]
 Progress = Callable[[int, int, str], None]
 
 VERSION = 1
-"""Of the way pseudo-clips are made; part of each fingerprint."""
+"""Version of the way pseudo-clips are made; part of each fingerprint."""
 BANK_NAME = "bank.json"
 MAX_TURNED_DEG = 25.0
 MAX_ERROR_PX = 2.5
 TURN_DEG = np.array([15.0, 10.0, 5.0])
-"""Largest turn of the head either way: yaw, pitch, roll."""
+"""Largest turn of the head in either direction: yaw, pitch, roll."""
 _BATCH = 50
 _REST_SHARE = 0.1
 _STRATA = {
@@ -62,10 +62,10 @@ _STRATA = {
     "lips": ("mouthLowerDownLeft", "mouthLowerDownRight", "mouthUpperUpLeft", "mouthUpperUpRight"),
     "press": ("mouthPressLeft", "mouthPressRight", "mouthShrugLower", "mouthRollLower"),
 }
-"""Kinds of change that every clip shows one of, by the scores that make them."""
+"""Kinds of change and the scores that define them. Every clip gets one of each kind before a second of any."""
 _STRATUM_SIZE = 32
 _STRONG = 0.4
-"""A change is of a kind if it has at least this share of the kind's 99.5th percentile."""
+"""A change is of a kind if its strength is at least this share of the kind's 99.5th percentile."""
 _GAZE = [number for number, name in enumerate(ARKIT52) if name.startswith("eyeLook")]
 
 
@@ -74,9 +74,9 @@ class Bank:
     """M changes of expression.
 
     Attributes:
-        changes: (M, 52) float64; the gaze is left out, a portrait's eyes cannot be turned.
-        kinds: for each the stratum it was chosen for, "any" for the rest.
-        origins: for each the record and frame that showed it.
+        changes: (M, 52) float64; gaze scores are 0, since a portrait's eyes cannot be turned.
+        kinds: the kind that each change was chosen for; "any" for the rest.
+        origins: the record and frame that each change comes from.
     """
 
     changes: Array
@@ -88,11 +88,11 @@ class Bank:
 
     @property
     def digest(self) -> str:
-        """Identifies its contents."""
+        """Identifies the contents of the bank."""
         return hashlib.sha256(self.changes.astype("<f4").tobytes()).hexdigest()[:16]
 
     def to_json(self) -> str:
-        """Text of `bank.json`."""
+        """The text of `bank.json`."""
         lines = [
             {
                 "number": n,
@@ -107,10 +107,10 @@ class Bank:
 
     @classmethod
     def of(cls, clips: Iterable[tuple[str, NDArray[Any]]], per_kind: int = _STRATUM_SIZE) -> Bank:
-        """The bank of some clips: (name, scores (T, 52)) each. The same clips give the same bank.
+        """Choose a bank from clips, each given as (name, scores (T, 52)). The same clips give the same bank.
 
         Raises:
-            InputError: too few frames to choose from.
+            InputError: the clips have too few frames.
         """
         changes, origins = [], []
         for name, scores in clips:
@@ -140,7 +140,7 @@ class Bank:
         return cls(pool[chosen], tuple(kinds), tuple(origins[n] for n in chosen))
 
     def draw(self, count: int, rng: np.random.Generator) -> NDArray[np.int64]:
-        """`count` different numbers, one of each kind before there are two of any."""
+        """`count` distinct numbers of changes: one of each kind before a second of any."""
         order: list[int] = []
         piles = [
             rng.permutation([n for n, k in enumerate(self.kinds) if k == kind]) for kind in dict.fromkeys(self.kinds)
@@ -163,7 +163,7 @@ def _far_apart(points: Array, count: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class PseudoReport:
-    """What a run left: records now in the split, portraits worked on and skipped in this run, refusals by reason."""
+    """The result of a run: records in the split, portraits processed and skipped in this run, rejects by reason."""
 
     records: int
     done: int
@@ -172,11 +172,11 @@ class PseudoReport:
     seconds: float
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """A readable summary of a few lines."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.refused.items()) or "nothing"
         return (
             f"{self.records} pseudo-clips; {self.done} portraits in {self.seconds:.0f} s, "
-            f"{self.skipped} were done before\n"
+            f"{self.skipped} already done\n"
             f"refused: {reasons}"
         )
 
@@ -193,32 +193,33 @@ def pseudo_clips(
     exclude: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> PseudoReport:
-    """Turn a prepared split's still portraits into clips, a new split in the same format.
+    """Turn the still portraits of a prepared split into clips: a new split in the same format.
 
-    Portraits are taken in an order that depends on their names alone, and written fifty at a time: whenever a run is
-    stopped the split is whole, and the next run goes on.
+    Portraits are processed in an order that depends only on their names, and written in batches of fifty. The split is
+    therefore valid whenever a run is stopped, and the next run continues.
 
     Args:
-        split: the prepared split; its videos give the expressions, its stills the people.
-        out: the new split, with the bank as `bank.json`.
+        split: the prepared split; its videos provide the expressions, its stills the people.
+        out: folder of the new split, with the bank as `bank.json`.
         face_model, landmark_map: see `MorphableFace.load`.
-        frames: of each clip, the portrait included.
-        seed: which changes and turns each portrait gets.
-        limit: use only this many portraits.
-        workers: processes; 0 works in this one.
+        frames: frames per clip, the portrait included.
+        seed: determines the changes and turns of each portrait.
+        limit: use at most this many portraits.
+        workers: number of processes; 0 uses this one.
         exclude: keys of portraits to leave out.
         progress: called with (portraits done, portraits, key of the last).
 
     Raises:
-        InputError: not a prepared split, nothing to do in it, or no face model.  OutputError: `out` cannot be written.
+        InputError: the split is not prepared or has no portraits, or the face model cannot be read.
+        OutputError: `out` cannot be written.
     """
     began = time.monotonic()
     split, out = Path(split), Path(out)
     if frames < 2 or workers < 0:
-        raise ConfigError("pseudo-clips have at least two frames, and workers are not negative")
+        raise ConfigError("pseudo-clips need at least two frames, and workers must not be negative")
     index = read_index(split)
     if split.resolve() == out.resolve():
-        raise ConfigError(f"{out} is the split that is read; choose another folder")
+        raise ConfigError(f"{out} is the input split itself; choose another folder")
     shut = set(exclude)
     wanted = sorted(
         (entry.key for entry in index.entries if entry.kind == "image" and entry.key not in shut),
@@ -285,7 +286,7 @@ def _start(face_model: str, landmark_map: str) -> Callable[[_Job], Record | tupl
 
 
 def _do(face: MorphableFace, landmarker: FaceLandmarker, job: _Job) -> Record | tuple[str, str]:
-    """The pseudo-clip of one portrait, or why there is none: (reason, sentence)."""
+    """The pseudo-clip of one portrait, or the reason why there is none: (reason, sentence)."""
     still, bank = job.still, job.bank
     yaw, pitch, _ = head_angles(still.camera[0])
     if max(abs(yaw), abs(pitch)) > MAX_TURNED_DEG:
@@ -299,7 +300,7 @@ def _do(face: MorphableFace, landmarker: FaceLandmarker, job: _Job) -> Record | 
     if puppet.fit.error_px > MAX_ERROR_PX:
         return (
             "poor fit",
-            f"{still.key} fits the face model to {puppet.fit.error_px:.1f} px, the limit is {MAX_ERROR_PX}",
+            f"{still.key}: the face model fits to {puppet.fit.error_px:.1f} px, the limit is {MAX_ERROR_PX}",
         )
     name = f"{job.seed}:{still.key}".encode()
     rng = np.random.default_rng(int.from_bytes(hashlib.sha256(name).digest()[:8], "big"))
@@ -335,7 +336,7 @@ def _tracked(
     camera, distance = pose.fit_cameras(landmarks, CROP_SIZE, shape, scores)
     good = distance <= limits.max_reprojection_px
     if good.sum() < 2:
-        return "poor track", f"{still.key} fits a head to {np.median(distance):.1f} px in its frames"
+        return "poor track", f"{still.key}: the head fits to {np.median(distance):.1f} px in its frames"
     rows, landmarks, scores, camera, distance = rows[good], landmarks[good], scores[good], camera[good], distance[good]
     info = {
         **still.info,
@@ -367,7 +368,7 @@ def _tracked(
 
 
 def _common(inside: list[float], filled: NDArray[np.bool_]) -> list[float]:
-    """The still's box, less the rows and columns that are mostly repeated edge in some frame."""
+    """The still's box without the rows and columns that are mostly repeated edge in some frame."""
     columns = np.flatnonzero((filled.mean(1) > 0.5).all(0))
     rows = np.flatnonzero((filled.mean(2) > 0.5).all(0))
     size = filled.shape[-1]

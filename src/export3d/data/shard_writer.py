@@ -1,4 +1,4 @@
-"""Writes and checks a folder of shards: whole shards first, then the index."""
+"""Writes and verifies a folder of shards: complete shards first, then the index."""
 
 from __future__ import annotations
 
@@ -53,23 +53,23 @@ def update(
     space: str = "arkit52",
     max_bytes: int = MAX_SHARD_BYTES,
 ) -> Index:
-    """Add records to a split (made if it does not exist) and take others out, in one atomic step.
+    """Add records to a split and remove others, in one atomic step.
 
-    Only tars that lose a record are rewritten; new records go to new tars. A record whose key exists replaces it.
+    Only tars that lose a record are rewritten; new records go to new tars. A record replaces one with the same key.
 
     Args:
-        folder: the split.
-        records: each carries `person`, `terms` and `fingerprint` in its `info`.
-        rejects: appended to the index's own list.
-        drop: fingerprints whose records and rejects leave the split.
-        space: the expression space of the records.
-        max_bytes: largest tar.
+        folder: folder of the split; created if missing.
+        records: new records, each with `person`, `terms` and `fingerprint` in its `info`.
+        rejects: appended to the rejects in the index.
+        drop: fingerprints whose records and rejects are removed.
+        space: expression space of the records.
+        max_bytes: maximum size of a tar.
 
     Returns:
         The new index.
 
     Raises:
-        OutputError: nothing is changed.  InputError: the present split is damaged.
+        OutputError: the folder cannot be written; the split is unchanged.  InputError: the existing split is damaged.
     """
     folder, gone = Path(folder), set(drop)
     try:
@@ -112,10 +112,10 @@ def update(
 
 
 def verify(folder: Path) -> list[str]:
-    """What is wrong with a split, one sentence each; empty if every byte and count agrees with its index.
+    """The problems of a split, one sentence each; empty if every checksum and count agrees with its index.
 
     Raises:
-        InputError: there is no readable index.
+        InputError: the index cannot be read.
     """
     folder = Path(folder)
     index = read_index(folder)
@@ -126,7 +126,7 @@ def verify(folder: Path) -> list[str]:
             problems.append(f"{shard.file} is missing")
             continue
         if _sha256(path) != shard.sha256:
-            problems.append(f"{shard.file} differs from its checksum")
+            problems.append(f"{shard.file} does not match its checksum")
             continue
         expected = {entry.key: entry for entry in index.entries if entry.shard == shard.file}
         try:
@@ -135,7 +135,7 @@ def verify(folder: Path) -> list[str]:
             problems.append(str(error))
             continue
         if list(found) != list(expected):
-            problems.append(f"{shard.file} holds other records than the index says")
+            problems.append(f"the records in {shard.file} do not match the index")
         problems += [
             f"{key} has {record.frames} frames, the index says {expected[key].frames}"
             for key, record in found.items()
@@ -145,7 +145,7 @@ def verify(folder: Path) -> list[str]:
 
 
 class _ShardBuilder:
-    """Collects records and closes a tar whenever the next would make it too large."""
+    """Collects records and closes a tar whenever the next record would make it too large."""
 
     def __init__(self, folder: Path, max_bytes: int) -> None:
         self.entries: list[Entry] = []
@@ -174,7 +174,7 @@ class _ShardBuilder:
         draft = self._folder / ".shard.tar"
         write_tar(draft, self._pending)
         digest = _sha256(draft)
-        # Named after its bytes: a new tar can never take the place of one that the present index still names.
+        # Named after its checksum: a new tar never overwrites one that the current index still names.
         path = self._folder / f"{self._folder.name}-{digest[:12]}.tar"
         os.replace(draft, path)
         frames = sum(record.frames for record in self._pending)

@@ -1,17 +1,17 @@
-"""Shards: what preparation writes and training reads.
+"""Shards: the format that preparation writes and training reads.
 
 A split is a folder of tar files in the WebDataset layout and one `index.json` that names them. A record is a clip or a
-still portrait, three neighbouring members of one tar:
+still portrait, stored as three adjacent members of one tar:
 
     KEY.json                provenance: source file, person, split, terms, fps, crop, reprojection, tool version
     KEY.track.safetensors   expression (T, E) f32, camera (T, 25) f32, landmarks (T, 478, 2) f16, found (T,) bool
     KEY.mp4 | KEY.png       256x256 face crop, 25 fps video or one image
 
-The index is the truth: a tar it does not name does not exist. New tars are written first (temporary name, then
-rename), then the index replaces the old one in one step, then tars that nothing names any more are deleted, so that a
-kill at any moment leaves the old split or the new one. Nothing read here can execute: JSON, safetensors, and tar
-members that are only ever read into memory. A split is written to a folder; it is read from there or from a URL to
-which the folder was copied as it is (`data.locations`).
+Only the tars named in the index belong to the split. New tars are written first (temporary name, then rename), then the
+new index replaces the old one atomically, then tars that are no longer named are deleted. A process killed at any
+moment therefore leaves either the old split or the new one. Reading never executes code: the files are JSON and
+safetensors, and tar members are only read into memory. A split is written to a folder, and read from that folder or
+from a URL that serves an unmodified copy of it (`data.locations`).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FORMAT = "export3d.shards"
 VERSION = 1
 INDEX_NAME = "index.json"
 MAX_SHARD_BYTES = 64 * 2**20
-"""A tar is closed before it would grow beyond this (a single larger record gets a tar of its own)."""
+"""Maximum size of a tar; a single larger record gets a tar of its own."""
 MEDIA_SUFFIXES = ("mp4", "png")
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{1,200}")
 
@@ -53,17 +53,17 @@ class Record:
     """One clip or still portrait.
 
     Attributes:
-        key: name inside the shards, letters, digits, `_` and `-`.
-        media: the bytes of an mp4 (T frames) or a png (one frame).
+        key: name inside the shards: letters, digits, `_` and `-`.
+        media: the bytes of an MP4 (T frames) or a PNG (one frame).
         suffix: "mp4" or "png".
         expression: (T, E) float32, in the space `info["space"]`.
-        camera: (T, 25) float32 labels in the crop's own pixels.
-        landmarks: (T, 478, 2) float16, 0..1 across the crop (beyond where the face leaves it).
-        found: (T,) bool; where False the track was bridged between neighbours.
+        camera: (T, 25) float32 labels of the crop.
+        landmarks: (T, 478, 2) float16, 0..1 across the crop (outside that range where the face leaves the crop).
+        found: (T,) bool; False where the face was lost and the track is interpolated.
         info: provenance, JSON values only.
 
     Raises:
-        ShapeError: arrays that do not fit together.  InputError: a bad key or suffix, or numbers that are not finite.
+        ShapeError: the shapes do not match.  InputError: an invalid key or suffix, or numbers that are not finite.
     """
 
     key: str
@@ -107,7 +107,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the index: where a record lies and what can be known without opening it."""
+    """One entry of the index: the location of a record, and what is known about it without opening it."""
 
     key: str
     shard: str
@@ -116,18 +116,18 @@ class Entry:
     person: str
     terms: str
     fingerprint: str
-    """Identifies the source's contents and how it was prepared; equal means it need not be done again."""
+    """Identifies the source's contents and the preparation settings; if equal, the source is not prepared again."""
     file: str = ""
-    """The source file, as the report calls it."""
+    """Name of the source file in the report."""
     place: str = ""
-    """Identifies where the source lay, so that a changed file replaces its former records."""
+    """Identifies the path of the source, so that a changed file replaces its old records."""
     inside: Box = WHOLE
     """Left, top, right, bottom (0..1 of the crop) of the part that shows the source; the rest repeats its edge."""
 
 
 @dataclass(frozen=True)
 class Reject:
-    """A source file, or a stretch of one, that did not become a record, and why."""
+    """A source file, or a stretch of one, that did not become a record, and the reason."""
 
     file: str
     split: str
@@ -185,12 +185,12 @@ class Index:
 
     @classmethod
     def from_json(cls, text: str, where: Place) -> Index:
-        """Inverse of `to_json`; `where` names the file in the `InputError` of a damaged or foreign index."""
+        """Inverse of `to_json`; `where` names the file in the `InputError` for a damaged or unknown index."""
         try:
             value = json.loads(text)
             if value["format"] != FORMAT or value["version"] != VERSION:
                 raise InputError(
-                    f"{where} is {value['format']} version {value['version']}, this program reads {FORMAT} version "
+                    f"{where} is {value['format']} version {value['version']}, but this release reads {FORMAT} version "
                     f"{VERSION}; prepare the data again"
                 )
             index = cls(
@@ -222,7 +222,8 @@ def read_index(folder: Path | str) -> Index:
     """The index of one split, a folder or its URL.
 
     Raises:
-        InputError: no such folder, not a prepared split, or a damaged index.  MissingExtra: see `locations.fetch`.
+        InputError: the folder does not exist or is not a prepared split, or its index is damaged.
+        MissingExtra: see `locations.fetch`.
     """
     place = as_place(folder)
     path = inside(place, INDEX_NAME)
@@ -248,7 +249,7 @@ def read_tar(path: Path) -> Iterator[Record]:
     """The records of one tar, in order.
 
     Raises:
-        InputError: the file is missing, damaged, or holds something else than records.
+        InputError: the file is missing or damaged, or holds anything but records.
     """
     path = Path(path)
     try:
@@ -259,7 +260,7 @@ def read_tar(path: Path) -> Iterator[Record]:
 
 
 def _read(stream: IO[bytes], path: Place) -> Iterator[Record]:
-    """The records in the bytes of a tar; `path` is what errors call it."""
+    """The records of a tar read from a stream; `path` names it in errors."""
     try:
         with tarfile.open(fileobj=stream, mode="r:") as archive:
             members: dict[str, bytes] = {}
@@ -268,7 +269,7 @@ def _read(stream: IO[bytes], path: Place) -> Iterator[Record]:
                 name, _, extension = member.name.partition(".")
                 content = archive.extractfile(member) if member.isfile() else None
                 if content is None or member.size > _MAX_MEMBER_BYTES:
-                    raise InputError(f"{path} holds {member.name!r}, which is no part of a record; prepare it again")
+                    raise InputError(f"{path} holds {member.name!r}, which is not part of a record; prepare it again")
                 if name != current and members:
                     yield _record(path, current, members)
                     members = {}
@@ -281,10 +282,10 @@ def _read(stream: IO[bytes], path: Place) -> Iterator[Record]:
 
 
 def read_shard(folder: Place, shard: Shard) -> Iterator[Record]:
-    """The records of one tar of a split, in order; from a URL the tar is held in memory and must have its checksum.
+    """The records of one tar of a split, in order. A tar from a URL is held in memory and its checksum is verified.
 
     Raises:
-        InputError: as `read_tar` and `locations.fetch`.
+        InputError: as for `read_tar` and `locations.fetch`.
     """
     path = inside(folder, shard.file)
     if isinstance(path, Path):
@@ -292,7 +293,7 @@ def read_shard(folder: Place, shard: Shard) -> Iterator[Record]:
         return
     data = fetch(path, shard.bytes, shard.sha256)
     if data is None:
-        raise InputError(f"{path} is not there, though the index names it; copy the prepared folder there again")
+        raise InputError(f"{path} is missing, although the index names it; copy the prepared folder there again")
     yield from _read(io.BytesIO(data), path)
 
 

@@ -1,8 +1,8 @@
-"""Processes that each do one job after another, and whose death costs one job, not the batch.
+"""A pool of processes in which the crash of a process costs one job, not the whole batch.
 
-`concurrent.futures` gives up a whole pool when one process dies, and native decoders and networks do die of odd files
-or of memory. Here the parent knows which job each process holds: a job whose process died is tried once more in a fresh
-one, then reported as crashed, and all others go on.
+`concurrent.futures` abandons the whole pool when one process dies, and native decoders and networks do crash on unusual
+files or run out of memory. Here the parent knows which job each process holds. If a process dies, its job is tried once
+more in a new process and then reported as crashed; all other jobs continue.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class Crash:
-    """The outcome of a job whose process died each time it was tried."""
+    """The outcome of a job whose process died on every attempt."""
 
     exit_code: int | None
 
 
 @dataclass(frozen=True)
 class _Failure:
-    """What a job raised, in a form that every exception survives on its way through a pipe."""
+    """An exception that a job raised, in a form that can always be pickled."""
 
     kind: type[Export3DError]
     message: str
@@ -45,21 +45,22 @@ class _Failure:
         return cls(Export3DError, f"{type(error).__name__}: {error}")
 
     def error(self) -> Export3DError:
-        # Not by calling the class: some have an __init__ of other arguments, and only the words are left.
+        # `__new__`, since some classes take other arguments in `__init__` and only the message is available.
         return self.kind.__new__(self.kind, self.message)
 
 
 def run_jobs(jobs: Sequence[J], start: Callable[[], Callable[[J], R]], workers: int) -> Iterator[tuple[J, R | Crash]]:
-    """Do every job and yield (job, outcome) as they finish, in any order.
+    """Run every job and yield (job, outcome) as they finish, in any order.
+
+    All processes are stopped when a job raises or when the caller stops iterating.
 
     Args:
         jobs: values that can be pickled.
-        start: called once in each process; returns the function that does a job. Importable by name.
-        workers: processes; 0 does the jobs in this one (where a crash is a crash).
+        start: called once in each process; returns the function that runs a job. Importable by name.
+        workers: number of processes; 0 runs the jobs in this process, without protection from crashes.
 
     Raises:
-        What a job raises (an `Export3DError` of its words where it is none of ours), after stopping all processes. They
-        stop, too, when the caller stops iterating.
+        Export3DError: raised by a job; any other exception of a job becomes an `Export3DError` with its message.
     """
     if not jobs:
         return
@@ -113,11 +114,11 @@ class _Worker(Generic[J]):
 
     def give(self, job: J, attempt: int) -> None:
         self.job, self.attempt = job, attempt
-        with contextlib.suppress(OSError):  # already dead: `take` will see it
+        with contextlib.suppress(OSError):  # already dead: `take` reports it
             self.pipe.send(job)
 
     def take(self) -> Any:
-        """The outcome; a `Crash` if the process is gone."""
+        """The outcome of the job; a `Crash` if the process has died."""
         try:
             return self.pipe.recv()
         except (EOFError, OSError):
@@ -126,7 +127,7 @@ class _Worker(Generic[J]):
             return Crash(self._process.exitcode)
 
     def dismiss(self) -> None:
-        """Let the process end by itself."""
+        """Let the process end; kill it after ten seconds."""
         self.pipe.close()
         self._process.join(timeout=10)
         self.kill()
@@ -138,7 +139,7 @@ class _Worker(Generic[J]):
 
 
 def _serve(pipe: Connection, start: Callable[[], Callable[[Any], Any]]) -> None:
-    """The loop of a process: Ctrl-C is the parent's business, a closed pipe is the end."""
+    """The loop of a process. It ignores Ctrl-C, which the parent handles, and ends when the pipe is closed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     work = None
     while True:
@@ -149,7 +150,7 @@ def _serve(pipe: Connection, start: Callable[[], Callable[[Any], Any]]) -> None:
         try:
             work = work or start()
             outcome: Any = work(job)
-        except Exception as error:  # carried to the parent, which raises it
+        except Exception as error:  # sent to the parent, which raises it
             outcome = _Failure.of(error)
         try:
             pipe.send(outcome)

@@ -1,6 +1,6 @@
-"""The square crop around a face: nose-centred, one for a whole clip, and its inverse.
+"""The square crop around a face, centred on the nose and constant over a clip, and its inverse.
 
-Pixel coordinates are continuous: the image spans (0, 0) to (width, height), pixel centres lie at +0.5.
+Pixel coordinates are continuous: the image spans (0, 0) to (width, height); pixel centres lie at +0.5.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from export3d.errors import ShapeError
+from export3d.face.landmark_sets import CHIN, FOREHEAD, NOSE_TIP
 
 CROP_SIZE = 256
-"""Pixels across a crop unless said otherwise."""
+"""Default side of a crop, pixels."""
 FACE_HEIGHTS = 1.9
-"""Side of the crop over the distance from the top of the forehead to the chin: hair and some shoulder are inside."""
-NOSE_TIP, FOREHEAD, CHIN = 4, 10, 152
+"""Side of the crop over the distance from the top of the forehead to the chin; includes hair and some shoulder."""
 
 
 @dataclass(frozen=True)
 class CropBox:
-    """A square in image pixels; it may reach beyond the image.
+    """A square in image pixels; it may extend beyond the image.
 
     Attributes:
-        centre: (x, y) pixels.
-        side: pixels, positive.
+        centre: (x, y), pixels.
+        side: length of a side, pixels, positive.
 
     >>> box = CropBox((100.0, 60.0), 50.0)
     >>> box.to_crop([[100.0, 60.0]], 256).tolist()
@@ -44,15 +44,15 @@ class CropBox:
 
     @property
     def corner(self) -> NDArray[np.float64]:
-        """(2,) the top left corner, image pixels."""
+        """(2,) top left corner, image pixels."""
         return np.array(self.centre, dtype=np.float64) - self.side / 2
 
     def to_crop(self, points: ArrayLike, size: float = CROP_SIZE) -> NDArray[np.float64]:
-        """Image pixels (..., 2) to pixels of the crop drawn at `size`."""
+        """Image pixels (..., 2) to pixels of the crop resized to `size`."""
         return (np.asarray(points, dtype=np.float64) - self.corner) * (size / self.side)
 
     def scaled(self, factor: float) -> CropBox:
-        """The same square in the picture drawn `factor` times as large."""
+        """The same square in the image enlarged by `factor`."""
         return CropBox((self.centre[0] * factor, self.centre[1] * factor), self.side * factor)
 
     def from_crop(self, points: ArrayLike, size: float = CROP_SIZE) -> NDArray[np.float64]:
@@ -64,7 +64,10 @@ def crop_box(landmarks: ArrayLike) -> CropBox:
     """The crop of a clip: centred on the median nose tip, 1.9 median face heights wide.
 
     Args:
-        landmarks: (T, 478, 2 or 3) image pixels; one frame (478, 2 or 3) will do.
+        landmarks: (T, 478, 2 or 3) image pixels, or one frame (478, 2 or 3).
+
+    Raises:
+        ShapeError: landmarks of another shape.
     """
     points = np.asarray(landmarks)[..., :2]
     if points.ndim == 2:
@@ -78,7 +81,7 @@ def crop_box(landmarks: ArrayLike) -> CropBox:
 
 
 def crop(image: NDArray[np.uint8], box: CropBox, size: int = CROP_SIZE) -> NDArray[np.uint8]:
-    """The pixels inside the box: (H, W, 3) to (size, size, 3), antialiased bicubic, edges repeated beyond the image."""
+    """The pixels inside the box: (H, W, 3) to (size, size, 3), antialiased bicubic; outside the image, edges repeat."""
     _check_image(image)
     left, top = box.corner
     first_x, first_y = int(np.floor(left)) - 1, int(np.floor(top)) - 1
@@ -91,9 +94,9 @@ def crop(image: NDArray[np.uint8], box: CropBox, size: int = CROP_SIZE) -> NDArr
 
 
 def paste(image: NDArray[np.uint8], cropped: NDArray[np.uint8], box: CropBox) -> NDArray[np.uint8]:
-    """A copy of the image with the crop put back where it came from; what lies beyond the image is cut off.
+    """A copy of the image with the crop pasted back into its box; parts outside the image are cut off.
 
-    Only pixels that the box covers entirely change.
+    Only pixels that lie entirely inside the box change.
     """
     _check_image(image)
     _check_image(cropped)
@@ -112,7 +115,7 @@ def paste(image: NDArray[np.uint8], cropped: NDArray[np.uint8], box: CropBox) ->
 
 
 def _inside(first: int, count: int, limit: int) -> slice | NDArray[np.int64]:
-    """`count` indices from `first`, held at the edges."""
+    """`count` indices from `first`, clamped to 0..limit - 1."""
     if first >= 0 and first + count <= limit:
         return slice(first, first + count)
     return np.arange(first, first + count).clip(0, limit - 1)

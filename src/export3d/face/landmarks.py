@@ -1,8 +1,8 @@
-"""Faces in an image: 478 landmarks and 52 ARKit scores from MediaPipe's Face Landmarker, behind a Protocol.
+"""Detects faces in an image: 478 landmarks and 52 ARKit scores from MediaPipe's Face Landmarker, behind a Protocol.
 
-MediaPipe runs in its image mode, which keeps nothing from one image to the next: the same image always gives the
-same numbers. It looks for faces in a 128-pixel thumbnail, so faces smaller than a fifth of the image's long side and
-some that fill it are missed; `search` looks again in a padded image and in parts of it.
+MediaPipe runs in image mode, which keeps no state between images: the same image always gives the same numbers. It
+detects faces in a 128-pixel thumbnail, and therefore misses faces smaller than a fifth of the image's long side and
+some faces that fill the image. `search` looks again in a padded image and in parts of the image.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from export3d.motion.arkit import ARKIT52
 logger = logging.getLogger(__name__)
 
 LONG_SIDE = 640
-"""Images are shrunk to this many pixels before detection: larger ones cost time and gain nothing."""
+"""Images are downscaled to this long side before detection; larger images take longer and give no better result."""
 MAX_FACES = 4
 _SMALLEST = 16
 _WINDOW = 256
@@ -44,8 +44,9 @@ class Face:
     """One face.
 
     Attributes:
-        landmarks: (478, 3) float32, pixels of the image; z in pixels too, smaller is nearer.
-        scores: (52,) float32, 0..1, in the order of `motion.ARKIT52`; `tongueOut` is 0, MediaPipe does not see it.
+        landmarks: (478, 3) float32, pixels of the image; z is in pixels too, smaller is nearer.
+        scores: (52,) float32, 0..1, in the order of `motion.arkit.ARKIT52`; `tongueOut` is always 0, since MediaPipe
+            does not detect it.
     """
 
     landmarks: NDArray[np.float32]
@@ -59,42 +60,42 @@ class Face:
 
     @property
     def centre(self) -> NDArray[np.float64]:
-        """(2,) middle of the bounds, pixels."""
+        """(2,) centre of the bounds, pixels."""
         left, top, right, bottom = self.bounds
         return np.array([(left + right) / 2, (top + bottom) / 2])
 
     @property
     def size(self) -> float:
-        """Square root of the bounds' area, pixels."""
+        """Square root of the area of the bounds, pixels."""
         left, top, right, bottom = self.bounds
         return float(np.sqrt((right - left) * (bottom - top)))
 
     def region(self, faces_wide: float = 2.5) -> CropBox:
-        """A square around the face in which the detector is at its best."""
+        """A square around the face, of the size at which the detector works best."""
         x, y = self.centre
         return CropBox((float(x), float(y)), max(self.size * faces_wide, 1.0))
 
 
 class Landmarker(Protocol):
-    """What the tracker needs: faces of a uint8 (H, W, 3) RGB image, largest first."""
+    """The face detector that the tracker needs: the faces of a uint8 (H, W, 3) RGB image, largest first."""
 
     def detect(self, image: NDArray[np.uint8], region: CropBox | None = None) -> list[Face]:
-        """Faces in the image, or in a square of it (landmarks are in pixels of the image all the same)."""
+        """Faces in the image, or in a square region of it; landmarks are in pixels of the image in both cases."""
         ...
 
     def search(self, image: NDArray[np.uint8]) -> list[Face]:
-        """As `detect`, but look harder and slower: for small faces and for faces that fill the image."""
+        """As `detect`, but slower and more thorough: also finds small faces and faces that fill the image."""
         ...
 
     def close(self) -> None:
-        """Free what it holds."""
+        """Free all resources."""
         ...
 
 
 class FaceLandmarker:
     """MediaPipe's Face Landmarker with the packaged model; close it, or use it in a `with` statement.
 
-    Create one a process: it does not survive a fork.
+    Create one per process: it does not survive a fork.
 
     Raises:
         MissingExtra: mediapipe is not installed.
@@ -114,7 +115,7 @@ class FaceLandmarker:
         try:
             with _quiet_stderr():
                 self._native = vision.FaceLandmarker.create_from_options(options)
-                self._native.detect(self._picture(np.zeros((64, 64, 3), np.uint8)))  # the first call is the chatty one
+                self._native.detect(self._picture(np.zeros((64, 64, 3), np.uint8)))  # the first call writes to stderr
         except OSError as error:
             raise Export3DError(
                 f"mediapipe cannot be loaded ({error}); install the system's libEGL and libGLESv2 (Debian and Ubuntu: "
@@ -122,7 +123,7 @@ class FaceLandmarker:
             ) from error
         except (RuntimeError, ValueError) as error:
             raise Export3DError(f"the landmark model cannot be opened ({error}); reinstall export3d") from error
-        # Left to its own __del__, MediaPipe prints a TypeError when the interpreter shuts down.
+        # Without this, MediaPipe's __del__ prints a TypeError when the interpreter shuts down.
         self._finalizer = weakref.finalize(self, _close, self._native)
 
     def __enter__(self) -> FaceLandmarker:
@@ -132,7 +133,7 @@ class FaceLandmarker:
         self.close()
 
     def close(self) -> None:
-        """Free the networks; harmless to call twice."""
+        """Free the networks; may be called more than once."""
         self._finalizer()
 
     def detect(self, image: NDArray[np.uint8], region: CropBox | None = None) -> list[Face]:
@@ -181,7 +182,7 @@ class FaceLandmarker:
 
 
 def _search_regions(height: int, width: int) -> Iterator[list[CropBox]]:
-    """Squares to look at, from coarse to fine: the padded image, then all, halves and quarters of its short side."""
+    """Squares to search, from coarse to fine: the padded image, then windows of 1, 1/2 and 1/4 of its short side."""
     long, short = max(height, width), min(height, width)
     yield [CropBox((width / 2, height / 2), 2.0 * long)]
     for part in (1.0, 0.5, 0.25):
@@ -210,7 +211,7 @@ def _shrink(image: NDArray[np.uint8], long_side: float = LONG_SIDE) -> NDArray[n
 
 
 def _distinct(faces: list[Face]) -> list[Face]:
-    """Largest first; of two that overlap by more than 40 % only the larger stays."""
+    """Sorted, largest first; of two faces that overlap by more than 40 %, only the larger is kept."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.size):
         if all(_overlap(face, other) < _SAME_FACE for other in kept):
@@ -219,14 +220,14 @@ def _distinct(faces: list[Face]) -> list[Face]:
 
 
 def _overlap(a: Face, b: Face) -> float:
-    """Intersection over the smaller area."""
+    """Area of the intersection over the smaller area."""
     (al, at, ar, ab), (bl, bt, br, bb) = a.bounds, b.bounds
     common = max(min(ar, br) - max(al, bl), 0.0) * max(min(ab, bb) - max(at, bt), 0.0)
     return common / max(min(a.size, b.size) ** 2, 1e-6)
 
 
 def _import_mediapipe() -> Any:
-    """mediapipe, also where OpenCV cannot be loaded for want of libGL: only MediaPipe's drawing functions use it."""
+    """Import mediapipe, even if OpenCV cannot be loaded because libGL is missing: only drawing functions need it."""
     stand_in = types.ModuleType("cv2")
     if "cv2" not in sys.modules:
         try:
@@ -248,22 +249,22 @@ def _import_mediapipe() -> Any:
 def _close(native: Any) -> None:
     try:
         native.close()
-    except RuntimeError:  # the interpreter is shutting down and MediaPipe's thread is gone: the process frees the rest
+    except RuntimeError:  # the interpreter is shutting down and MediaPipe's thread has ended; the process frees memory
         native._handle = None
 
 
 @contextlib.contextmanager
 def _quiet_stderr() -> Iterator[None]:
-    """Send what native code writes to the error stream to the log (level debug).
+    """Redirect the standard error output of native code to the log (level debug).
 
-    MediaPipe and TensorFlow Lite greet on file descriptor 2 whatever the environment says. Messages of other threads in
-    this half second go to the log as well.
+    MediaPipe and TensorFlow Lite write to file descriptor 2 regardless of environment variables. During this half
+    second, messages of other threads go to the log as well.
     """
     with contextlib.ExitStack() as stack:
         try:
             caught = stack.enter_context(tempfile.TemporaryFile())
             kept = os.dup(2)
-        except OSError:  # nowhere to keep what is said, or no error stream at all
+        except OSError:  # no temporary file can be created, or there is no error stream
             yield
             return
         if sys.stderr is not None:

@@ -1,8 +1,8 @@
-"""The canonical face mesh that comes inside the landmark model, and the landmarks its makers trust for head pose.
+"""The canonical face mesh inside MediaPipe's landmark model, and the landmarks that it uses for head pose.
 
-The `.task` file is a zip; `geometry_pipeline_metadata_landmarks.binarypb` in it is a protocol buffer: field 1 is the
-mesh (repeated field 3: vertices as x, y, z, u, v; repeated field 4: triangle corners), field 2 repeats (landmark,
-weight). Thirty lines read it, so no protobuf package and no copy of the mesh are needed.
+The `.task` file is a zip archive. Its member `geometry_pipeline_metadata_landmarks.binarypb` is a protocol buffer:
+field 1 is the mesh (repeated field 3: vertices as x, y, z, u, v; repeated field 4: triangle corners), and field 2
+repeats (landmark, weight). It is read here directly, without a protobuf package or a copy of the mesh.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from export3d.errors import Export3DError
 
 MODEL_FILE = "face_landmarker.task"
 LANDMARKS = 478
-"""Landmarks of a face: the mesh's 468 vertices, then ten of the irises."""
+"""Landmarks of a face: the mesh's 468 vertices, then ten landmarks of the irises."""
 VERTICES = 468
 _MEMBER = "geometry_pipeline_metadata_landmarks.binarypb"
 
 
 @dataclass(frozen=True)
 class CanonicalMesh:
-    """A neutral average face.
+    """The mesh of a neutral average face.
 
     Attributes:
-        vertices_cm: (468, 3) float64, centimetres, x to the viewer's right, y up, z toward the viewer.
+        vertices_cm: (468, 3) float64, centimetres, x to the viewer's right, y up, z towards the viewer.
         triangles: (898, 3) int32, vertex numbers.
         pose_landmarks: (33,) int32, the landmarks that move least with expression.
         pose_weights: (33,) float64, positive, summing to 1.
@@ -46,7 +46,7 @@ class CanonicalMesh:
 
     @property
     def vertices(self) -> NDArray[np.float64]:
-        """(468, 3) world points: scene units, OpenCV axes (x right, y down, z away from a frontal camera)."""
+        """(468, 3) world points in scene units and OpenCV axes (x right, y down, z away from a frontal camera)."""
         return self.vertices_cm * (UNITS_PER_CM * np.array([1.0, -1.0, -1.0]))
 
 
@@ -54,7 +54,7 @@ def model_bytes() -> bytes:
     """The packaged landmark model file.
 
     Raises:
-        Export3DError: the installation lacks it.
+        Export3DError: the file is missing from the installation.
     """
     try:
         return (resources.files("export3d") / "assets" / MODEL_FILE).read_bytes()
@@ -74,7 +74,7 @@ def canonical_mesh() -> CanonicalMesh:
 
 
 def parse_mesh(message: bytes) -> CanonicalMesh:
-    """Read the face geometry message; `Export3DError` where it is not one."""
+    """Parse the face geometry message; `Export3DError` if it is damaged."""
     numbers: list[float] = []
     corners: list[int] = []
     landmarks: list[int] = []
@@ -104,7 +104,7 @@ def parse_mesh(message: bytes) -> CanonicalMesh:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) pairs of a protocol buffer: varints as int, everything else as raw bytes."""
+    """(field number, value) pairs of a protocol buffer: varints as int, all other values as raw bytes."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)

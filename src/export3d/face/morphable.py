@@ -1,8 +1,8 @@
-"""A linear face model, S = mean + identity . a + expression . b, and its fit to one image's landmarks.
+"""A linear face model, S = mean + identity . a + expression . b, and its fit to the landmarks of one image.
 
-The model is ICT-FaceKit's face region (Li et al. 2020, MIT licence), whose expression modes have ARKit's names: the
-tracker's 52 scores are its coefficients. Units are centimetres; axes are OpenCV's (x right, y down, z away
-from a frontal camera), so that a rotation and a translation put the face in front of the crop's camera.
+The model is the face region of ICT-FaceKit (Li et al. 2020, MIT licence). Its expression modes have ARKit's names, so
+the tracker's 52 scores are its coefficients. Units are centimetres. Axes are OpenCV's (x right, y down, z away from a
+frontal camera), so a rotation and a translation place the face in front of the crop's camera.
 """
 
 from __future__ import annotations
@@ -25,22 +25,23 @@ Array = NDArray[np.float64]
 
 _ROUNDS = 6
 _STIFFNESS = 40.0
-"""Of the prior on identity: squared pixels (of a crop of 256) that one standard deviation costs."""
+"""Strength of the identity prior: cost of one standard deviation, in squared pixels of a 256-pixel crop."""
 _LARGEST_IDENTITY = 3.0
 _PULL = 10.0
-"""Weight of a landmark against a mesh edge where residuals are spread over the mesh."""
+"""Weight of a landmark relative to a mesh edge when residuals are spread over the mesh."""
 
 
 @dataclass(frozen=True, eq=False)
 class MorphableFace:
-    """The model. V vertices, 468 landmarks.
+    """The face model, with V vertices and 468 landmarks.
 
     Attributes:
-        vertices: (V, 3) the average face, cm.
+        vertices: (V, 3) average face, cm.
         triangles: (T, 3) int64.
-        identity: (A, V, 3) displacement of one standard deviation, cm.
-        expression: (52, V, 3) displacement at score 1, in the order of `motion.arkit.ARKIT52`, cm.
-        corners, weights: (468, 3) each: the vertices that hold MediaPipe's landmarks, and their barycentric weights.
+        identity: (A, V, 3) displacements per standard deviation, cm.
+        expression: (52, V, 3) displacements at score 1, in the order of `motion.arkit.ARKIT52`, cm.
+        corners, weights: (468, 3) each: for each MediaPipe landmark, the vertices of the triangle that contains it, and
+            its barycentric weights.
     """
 
     vertices: Array
@@ -52,10 +53,10 @@ class MorphableFace:
 
     @classmethod
     def load(cls, face_model: Path | str, landmark_map: Path | str) -> MorphableFace:
-        """Read the model (`ict_face.npz`) and where the landmarks lie on it (`mediapipe_to_ict.npz`).
+        """Read the model (`ict_face.npz`) and the positions of the landmarks on it (`mediapipe_to_ict.npz`).
 
         Raises:
-            InputError: a file is missing, damaged, or something else.
+            InputError: a file is missing, damaged, or of another kind.
         """
         model = _read(face_model, "vertices", "triangles", "identity", "expression", "expression_names")
         places = _read(landmark_map, "tri", "bary")
@@ -86,12 +87,12 @@ class MorphableFace:
                 raise ValueError(f"{face.corners.shape[0]} landmarks on {count} vertices")
         except (ValueError, TypeError, IndexError) as error:
             raise InputError(
-                f"{face_model} and {landmark_map} do not fit together ({error}); give one model's two files"
+                f"{face_model} and {landmark_map} do not fit together ({error}); give the two files of one model"
             ) from error
         return face
 
     def shape(self, identity: ArrayLike, scores: ArrayLike) -> Array:
-        """The face of (A,) identity coefficients and (52,) scores: (V, 3), cm."""
+        """The face with identity coefficients (A,) and scores (52,): (V, 3), cm."""
         return (
             self.vertices
             + np.tensordot(np.asarray(identity), self.identity, 1)
@@ -99,13 +100,13 @@ class MorphableFace:
         )
 
     def at_landmarks(self, values: NDArray[Any]) -> Array:
-        """Values of the vertices (..., V, K) to the 468 landmarks (..., 468, K)."""
+        """Interpolate vertex values (..., V, K) at the 468 landmarks: (..., 468, K)."""
         return np.asarray((values[..., self.corners, :] * self.weights[..., None]).sum(-2), dtype=np.float64)
 
     def spread(self, values: ArrayLike) -> Array:
-        """Values at the landmarks (468, K) to all vertices (V, K): close to them there, smooth in between.
+        """Extend values at the landmarks (468, K) to all vertices (V, K): close to them there, smooth in between.
 
-        Smooth along the surface: what one lip does is no business of the other.
+        The values are smooth along the surface, so one lip does not affect the other.
         """
         return np.asarray(self._factor.solve(self._pull.T @ np.asarray(values, dtype=np.float64) * _PULL))
 
@@ -133,12 +134,12 @@ class MorphableFace:
 
 @dataclass(frozen=True, eq=False)
 class FaceFit:
-    """One image's face.
+    """The face model fitted to one image.
 
     Attributes:
-        identity: (A,) coefficients, standard deviations.
+        identity: (A,) coefficients in standard deviations.
         scores: (52,) as given.
-        rotation, translation: (3, 3) and (3,) cm: model axes to the crop's camera.
+        rotation, translation: (3, 3), and (3,) in cm: from model axes to camera axes of the crop.
         residual: (468, 2) landmarks minus their projections, pixels.
     """
 
@@ -150,22 +151,25 @@ class FaceFit:
 
     @property
     def error_px(self) -> float:
-        """Mean absolute coordinate difference, pixels."""
+        """Mean absolute residual per coordinate, pixels."""
         return float(np.abs(self.residual).mean())
 
     def place(self, points: ArrayLike) -> Array:
-        """Model points (..., 3) in the camera's axes, cm."""
+        """Model points (..., 3) to camera axes, cm."""
         return np.asarray(points, dtype=np.float64) @ self.rotation.T + self.translation
 
 
 def fit_face(face: MorphableFace, landmarks_px: ArrayLike, scores: ArrayLike, size: int) -> FaceFit:
-    """Identity by ridge regression and pose in turn, the expression being known.
+    """Fit identity (by ridge regression) and pose alternately; the expression is given.
 
     Args:
         face: the model.
         landmarks_px: (478, 2) or (468, 2), pixels of the crop.
         scores: (52,) ARKit scores of the same image.
-        size: pixels across the crop.
+        size: width of the crop, pixels.
+
+    Raises:
+        ShapeError: landmarks or scores of another shape.
     """
     points = np.asarray(landmarks_px, dtype=np.float64)[:VERTICES, :2]
     scores = np.asarray(scores, dtype=np.float64)
@@ -205,5 +209,5 @@ def _read(path: Path | str, *names: str) -> dict[str, NDArray[Any]]:
             return {name: archive[name] for name in names}
     except (OSError, ValueError, KeyError, EOFError) as error:
         raise InputError(
-            f"{path} is not the face model that is needed ({error}); give the .npz made for export3d"
+            f"{path} is not a face model for export3d ({error}); give the .npz made for export3d"
         ) from error

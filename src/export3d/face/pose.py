@@ -1,15 +1,17 @@
-"""Head pose from landmarks: perspective-n-point on the canonical mesh under a fixed long lens.
+"""Head pose from landmarks: perspective-n-point on the canonical mesh with a fixed long lens.
 
 The unknowns are the world-to-camera rotation R and translation t of x = f * (R X + t)_xy / (R X + t)_z, with X the mesh
-in world axes and f = `camera.FOCAL` crop widths. A weighted scaled-orthographic fit starts Levenberg-Marquardt, which
-ends at the minimum of the weighted squared distances on the 33 pose landmarks. Whole clips are solved at once.
+in world axes and f = `camera.FOCAL` crop widths. A weighted scaled-orthographic fit initialises Levenberg-Marquardt,
+which minimises the weighted squared distances of the 33 pose landmarks. Whole clips are solved at once.
 
-Expressions move some of the 33, and the landmark network itself nods a little with a jaw or the brows. Two linear maps,
-fitted by benchmarks/pose_steady.py, tell by how much the fitted head moved with the face:
+Expressions move some of the 33 pose landmarks, and the landmark network predicts a slight nod when the jaw or the brows
+move. Two linear maps, fitted by benchmarks/pose_steady.py, predict how far the fitted head moved with the expression:
 
-- `scores_map`, of the 52 ARKit scores. Cameras have this taken off: it is what anything driven by scores can follow.
-- `steady_map`, of how all 468 landmarks lie beside the fitted mesh. It tells more, but much of that is particular to
-  the person, or noise. It serves to see whether a head is still in pictures of one face (`still_cameras`).
+- `scores_map` takes the 52 ARKit scores. Its prediction is subtracted from cameras, since a model driven by the scores
+  can reproduce this part of the motion itself.
+- `steady_map` takes the offsets of all 468 landmarks from the fitted mesh. It predicts more, but much of that is
+  specific to the person, or noise. It is used to measure whether a head is still in images of one face
+  (`still_cameras`).
 """
 
 from __future__ import annotations
@@ -33,11 +35,11 @@ Array = NDArray[np.floating]
 STEADY_FILE = "pose_steady.safetensors"
 _ITERATIONS = 20
 _PIECE = 64
-"""Frames fitted at once, to bound the memory that takes."""
+"""Frames fitted at once, which bounds the memory use."""
 _SHAPE_FRAMES = 64
 _SHAPE_ROUNDS = 6
 _SHAPE_SPREAD_CM = 0.4
-"""How far a person's landmarks lie from the average face's (standard deviation, centimetres)."""
+"""Standard deviation of a person's landmarks from those of the average face, centimetres."""
 _LANDMARK_NOISE = 1.0 / 256.0
 """Standard deviation of a landmark, crop widths."""
 
@@ -45,16 +47,20 @@ _LANDMARK_NOISE = 1.0 / 256.0
 def fit_cameras(
     landmarks_px: ArrayLike, size: float, shape: Array | None = None, scores: ArrayLike | None = None
 ) -> tuple[Array, Array]:
-    """The cameras that see the canonical mesh where the landmarks are, one per frame of a clip.
+    """The cameras that project the canonical mesh onto the landmarks, one per frame of a clip.
 
     Args:
-        landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite; the 33 pose landmarks (T, 33, 2) are enough.
+        landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite; or only the 33 pose landmarks (T, 33, 2).
         size: crop width in pixels.
-        shape: (468, 3) the person's own mesh in world units (`person_shape`); the canonical one by default.
-        scores: (T, 52) ARKit scores of the frames, 0..1, not smoothed: their share (`scores_map`) is taken off.
+        shape: (468, 3) the person's own mesh in world units (`person_shape`); by default the canonical mesh.
+        scores: (T, 52) ARKit scores of the frames, 0..1, not smoothed. If given, the head motion that they predict
+            (`scores_map`) is subtracted.
 
     Returns:
-        labels (T, 25) and the mean distance (T,) in pixels between landmarks and projections (`reprojection`).
+        Labels (T, 25), and the mean distance (T,) in pixels between landmarks and projections (`reprojection`).
+
+    Raises:
+        ShapeError: landmarks or scores of another shape.
     """
     image, points = _pose_image(landmarks_px, size), _vertices(shape)[canonical_mesh().pose_landmarks]
     rotation, translation = solve(points, image, canonical_mesh().pose_weights)
@@ -67,15 +73,15 @@ def fit_cameras(
 
 
 def still_cameras(landmarks_px: ArrayLike, size: float, shape: Array | None = None) -> tuple[Array, Array]:
-    """`fit_cameras` for telling whether a head is still: all that the landmarks tell of the face is taken off.
+    """`fit_cameras` for measuring whether a head is still: subtracts all motion that the landmarks predict.
 
     Args:
         landmarks_px: (T, 478, 2) or (T, 468, 2) crop pixels, finite.
         size: crop width in pixels.
-        shape: (468, 3) as for `fit_cameras`. What it shows itself, such as a smile that lasts, is not taken off.
+        shape: (468, 3) as for `fit_cameras`. Expression that it contains, such as a constant smile, is not subtracted.
 
     Returns:
-        labels (T, 25) and reprojection (T,) in pixels.
+        Labels (T, 25) and reprojection (T,) in pixels.
     """
     image, vertices = _image(landmarks_px, size), _vertices(shape)
     mesh = canonical_mesh()
@@ -86,45 +92,45 @@ def still_cameras(landmarks_px: ArrayLike, size: float, shape: Array | None = No
 
 
 def beside_mesh(image: Array, vertices: Array, rotation: Array, translation: Array) -> Array:
-    """How all landmarks lie beside the mesh of a fitted head, along the head's own x and y.
+    """Offsets of all landmarks from the mesh of a fitted head, along the head's own x and y axes.
 
     Args:
-        image: (T, 468, 2) landmarks in the image plane at depth 1, 0 in the middle of the crop.
+        image: (T, 468, 2) landmarks in the image plane at depth 1, 0 at the centre of the crop.
         vertices: (468, 3) world units.
-        rotation, translation: (T, 3, 3) and (T, 3) of `solve`.
+        rotation, translation: (T, 3, 3) and (T, 3) from `solve`.
 
     Returns:
-        (T, 468, 2) world units; a side that is turned away counts for less.
+        (T, 468, 2) world units; offsets of a side that is turned away are foreshortened.
     """
     local = vertices @ np.swapaxes(rotation, 1, 2) + translation[:, None]
     return np.asarray((image * local[..., 2:] - local[..., :2]) @ rotation[:, :2, :2])
 
 
 def moved(rotation: Array, translation: Array, twist: Array) -> tuple[Array, Array]:
-    """Poses (T, 3, 3) and (T, 3) after twists (T, 6): a rotation vector and a shift, along the head's own axes."""
+    """Apply twists (T, 6) to poses (T, 3, 3) and (T, 3): a rotation vector and a shift, along the head's own axes."""
     translation = translation + np.einsum("tij,tj->ti", rotation, twist[:, 3:])
     return rotation @ _turn(twist[:, :3]), translation
 
 
 @functools.lru_cache(maxsize=1)
 def scores_map() -> Array:
-    """(6, 52) from ARKit scores to what takes their share off a pose: a turn and a shift.
+    """(6, 52) map from ARKit scores to the correction of a fitted pose: a rotation vector and a shift.
 
-    Both are along the head's axes and go to the right of the fitted pose: radians (as a rotation vector) and world
-    units, each for a score of 1.
+    The rotation is in radians and the shift in world units, each per score of 1, along the head's own axes. They
+    multiply the fitted pose from the right (`moved`).
 
     Raises:
-        Export3DError: the installation lacks the packaged file.
+        Export3DError: the packaged file is missing or damaged.
     """
     return _packaged("scores", 6, len(ARKIT52))
 
 
 @functools.lru_cache(maxsize=1)
 def steady_map() -> Array:
-    """(6, 468, 2) from `beside_mesh` to a turn and a shift as in `scores_map`, each for one world unit.
+    """(6, 468, 2) map from `beside_mesh` to a rotation vector and a shift as in `scores_map`, each per world unit.
 
     Raises:
-        Export3DError: the installation lacks the packaged file.
+        Export3DError: the packaged file is missing or damaged.
     """
     return _packaged("map", 6, VERTICES, 2)
 
@@ -138,7 +144,17 @@ def _packaged(name: str, *shape: int) -> Array:
 
 
 def reprojection(landmarks_px: ArrayLike, labels: ArrayLike, size: float, shape: Array | None = None) -> Array:
-    """Mean Euclidean distance over the 33 pose landmarks: (T, 478, 2) or (T, 33, 2), and (T, 25), to (T,) pixels."""
+    """Mean Euclidean distance of the 33 pose landmarks from their projections.
+
+    Args:
+        landmarks_px: (T, 478, 2), or the pose landmarks (T, 33, 2), crop pixels.
+        labels: (T, 25).
+        size: crop width in pixels.
+        shape: (468, 3) as for `fit_cameras`.
+
+    Returns:
+        (T,) pixels.
+    """
     points = _vertices(shape)[canonical_mesh().pose_landmarks]
     labels = np.asarray(labels, dtype=np.float64)
     image = _pose_image(landmarks_px, size)
@@ -151,21 +167,22 @@ def reprojection(landmarks_px: ArrayLike, labels: ArrayLike, size: float, shape:
 
 
 def project(points: ArrayLike, label: ArrayLike, size: float) -> Array:
-    """World points (..., N, 3) through labels (..., 25) to crop pixels (..., N, 2)."""
+    """Project world points (..., N, 3) through labels (..., 25) to crop pixels (..., N, 2)."""
     return camera.project(np.asarray(points, dtype=np.float64), np.asarray(label, dtype=np.float64)) * size
 
 
 def person_shape(landmarks_px: ArrayLike, size: float, labels: ArrayLike | None = None) -> Array:
     """The person's own mesh, from the frames of one clip.
 
-    Poses and shape in turn, the shape held near the canonical one by a Gaussian prior: what all frames agree on moves,
-    what they cannot tell (depth, where the head never turns) stays. Position, turn and scale of the head stay too,
-    since the poses explain those for free.
+    Poses and shape are fitted alternately, with a Gaussian prior that keeps the shape near the canonical one. Only
+    deviations on which all frames agree change the shape; what the frames do not determine (depth, if the head never
+    turns) keeps its canonical value. Position, rotation and scale of the mesh do not change, since the poses account
+    for them.
 
     Args:
         landmarks_px: (T, 478, 2) crop pixels.
         size: crop width in pixels.
-        labels: (T, 25) cameras that are known; then the shape alone is sought, as they see it.
+        labels: (T, 25) known cameras; if given, only the shape is fitted.
 
     Returns:
         (468, 3) world units.
@@ -190,12 +207,12 @@ def person_shape(landmarks_px: ArrayLike, size: float, labels: ArrayLike | None 
 
 
 def shape_frames(count: int) -> NDArray[np.int64]:
-    """Numbers of the frames that `person_shape` looks at: at most 64 of `count`, evenly spaced."""
+    """Numbers of the frames that `person_shape` uses: at most 64 of `count`, evenly spaced."""
     return np.linspace(0, count - 1, min(count, _SHAPE_FRAMES)).round().astype(np.int64)
 
 
 def _image(landmarks_px: ArrayLike, size: float) -> Array:
-    """(T, 468, 2) landmarks in the image plane at depth 1: 0 in the middle of the crop."""
+    """(T, 468, 2) landmarks in the image plane at depth 1, 0 at the centre of the crop."""
     landmarks = np.asarray(landmarks_px, dtype=np.float64)
     if landmarks.ndim != 3 or landmarks.shape[1] < VERTICES or landmarks.shape[2] < 2:
         raise ShapeError(f"landmarks must have shape (T, 478, 2), got {landmarks.shape}")
@@ -203,7 +220,7 @@ def _image(landmarks_px: ArrayLike, size: float) -> Array:
 
 
 def _pose_image(landmarks_px: ArrayLike, size: float) -> Array:
-    """`_image` of the 33 pose landmarks alone: (T, 33, 2)."""
+    """`_image` of the 33 pose landmarks only: (T, 33, 2)."""
     landmarks = np.asarray(landmarks_px)
     pose_landmarks = canonical_mesh().pose_landmarks
     if landmarks.ndim == 3 and landmarks.shape[1] == len(pose_landmarks) and landmarks.shape[2] >= 2:
@@ -241,7 +258,7 @@ def _project(points: Array, rotation: Array, translation: Array) -> Array:
 
 
 def _orthographic(points: Array, image: Array, weights: Array) -> tuple[Array, Array]:
-    """Scaled-orthographic pose, in closed form: an affine camera, its two rows made orthonormal."""
+    """Scaled-orthographic pose in closed form: an affine camera whose two rows are orthonormalised."""
     centre = weights @ points
     middle = np.einsum("n,tnk->tk", weights, image)
     spread = (points - centre) * weights[:, None]
@@ -266,8 +283,8 @@ def _by_point(local: Array) -> Array:
 def solve(points: Array, image: Array, weights: Array, start: tuple[Array, Array] | None = None) -> tuple[Array, Array]:
     """Levenberg-Marquardt over (rotation, translation) of every frame: (N, 3), (T, N, 2), (N,) -> (T, 3, 3), (T, 3).
 
-    `image` is the image plane at depth 1, 0 in the middle of the crop: (pixel / size - 0.5) / `camera.FOCAL`. The
-    translation is in the points' units; `weights` are positive, with sum 1.
+    `image` is in the image plane at depth 1, 0 at the centre of the crop: (pixel / size - 0.5) / `camera.FOCAL`. The
+    translation is in the units of the points; `weights` are positive and sum to 1.
     """
     rotation, translation = start or _orthographic(points, image, weights)
     damping = np.full(len(image), 1e-4)
@@ -289,7 +306,7 @@ def solve(points: Array, image: Array, weights: Array, start: tuple[Array, Array
 
 
 def _step(points: Array, rotation: Array, translation: Array, image: Array, weights: Array, damping: Array) -> Array:
-    """A damped Gauss-Newton step of every frame: (T, 6), a left turn (rotation vector) and a shift."""
+    """A damped Gauss-Newton step for every frame: (T, 6), a rotation vector (applied from the left) and a shift."""
     turned = points @ np.swapaxes(rotation, 1, 2)
     by_point = _by_point(turned + translation[:, None])
     jacobian = np.concatenate([-by_point @ _cross_matrix(turned), by_point], axis=-1)
@@ -302,7 +319,7 @@ def _step(points: Array, rotation: Array, translation: Array, image: Array, weig
 
 
 def pieces(count: int) -> list[slice]:
-    """`count` frames in runs of nearly equal length, each at most `_PIECE`."""
+    """Split `count` frames into runs of nearly equal length, each at most `_PIECE` long."""
     ends = np.linspace(0, count, -(-count // _PIECE) + 1).round().astype(int).tolist()
     return [slice(first, last) for first, last in itertools.pairwise(ends)]
 

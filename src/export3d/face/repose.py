@@ -1,11 +1,12 @@
-"""One portrait with another expression and from another side: the photo as the texture of a fitted face.
+"""Renders a portrait with another expression or head pose: the photo is the texture of a fitted face mesh.
 
-There are two layers. The ground is the whole photo as a height field: the depth of the face, spread smoothly over hair,
-neck and background. The face lies over it: the fitted mesh, moved by the change of expression, and textured with the
-photo at the former positions of its vertices. Residuals of the fit are added to the vertices first, so that eyelids and
-lips of the mesh lie where the landmarks are, and no change reproduces the portrait. The mesh has holes: the photo's own
-eye lies behind the eyelids; behind the lips lies what the photo shows between them (upper teeth stay with the skull),
-and darkness elsewhere. The inside of an opened mouth is invented.
+There are two layers. The ground layer is the whole photo as a height field: the depth of the face, extended smoothly
+over hair, neck and background. The face layer on top is the fitted mesh, deformed by the change of expression and
+textured with the photo at the original positions of its vertices. The residuals of the fit are first added to the
+vertices. The mesh's eyelids and lips therefore match the landmarks, and a change of zero reproduces the portrait. The
+mesh has holes at eyes and mouth. Behind the eyelids lies the eye of the photo. Behind the lips lies what the photo
+shows between them (upper teeth stay with the skull), and a dark colour elsewhere: the inside of an opened mouth is
+invented.
 """
 
 from __future__ import annotations
@@ -28,36 +29,36 @@ Pixels = NDArray[np.uint8]
 
 _GRID = 113
 _MARGIN = 0.12
-"""The ground reaches this far beyond the image, in widths of it; its edge is repeated there."""
+"""The ground extends this far beyond the image, image widths; the image's edge is repeated there."""
 _EDGE_CM = 6.0
-"""The image's edge lies this far behind the farthest part of the face."""
+"""The edge of the image lies this far behind the farthest part of the face."""
 _PIVOT_CM = 6.0
-"""The head turns about a point so far behind the middle of the mesh."""
+"""The head turns about a point this far behind the centre of the mesh."""
 _GROUND_FOLLOWS = 0.06
-"""How far from the face's outline, in widths of the image, the ground follows its motion."""
+"""Distance from the face outline within which the ground follows the face's motion, image widths."""
 _CLOSED = 1.15
-"""Travel of the lids at a blink, in openings of the eye."""
+"""Travel of the eyelids in a blink, relative to the opening of the eye."""
 _BLINK = 0.55
-"""The rise of MediaPipe's blink score from an open eye to a closed one; it grows with the square of the lid's way."""
+"""Increase of MediaPipe's blink score from an open to a closed eye; it grows as the square of the eyelid's travel."""
 _HIDDEN_CM = 1.0
-"""Parts of the mesh that lie so far behind others are not the face (the lips' insides are less)."""
+"""Parts of the mesh this far behind other parts do not belong to the face (the inside of the lips is closer)."""
 _OUTLINE = 0.06
-"""Near the outline, in widths of the image, parts that face away are not the face either."""
+"""Within this distance from the outline, image widths, parts that face away do not belong to the face either."""
 _RIM_PX = 1.5
-"""Pixels (of 256) by which the mouth's inside reaches under the lips."""
+"""Pixels (of 256) by which the inside of the mouth extends under the lips."""
 
 
 def rasterise(xy: Array, depth: Array, triangles: NDArray[np.int64], size: int) -> tuple[NDArray[np.int64], Array]:
-    """What a z-buffer sees.
+    """Rasterise a mesh with a z-buffer.
 
     Args:
         xy: (V, 2) pixels; pixel centres lie at +0.5.
-        depth: (V,) smaller is nearer.
-        triangles: (T, 3).
-        size: S.
+        depth: (V,); smaller is nearer.
+        triangles: (T, 3) vertex numbers.
+        size: S, width and height of the result, pixels.
 
     Returns:
-        (S, S) number of the nearest triangle at each pixel centre, -1 where there is none, and (S, S, 3) barycentric
+        (S, S) number of the nearest triangle at each pixel centre, -1 if there is none; and (S, S, 3) barycentric
         weights of its corners.
     """
     index = np.full(size * size, -1, dtype=np.int64)
@@ -90,7 +91,7 @@ def rasterise(xy: Array, depth: Array, triangles: NDArray[np.int64], size: int) 
     far = z0[t] * a + z1[t] * b + z2[t] * c
     nearest = np.full(size * size, np.inf)
     np.minimum.at(nearest, pixel, far)
-    seen = np.flatnonzero(far == nearest[pixel])[::-1]  # of equals the first triangle wins
+    seen = np.flatnonzero(far == nearest[pixel])[::-1]  # at equal depth the first triangle wins
     index[pixel[seen]] = t[seen]
     weights[pixel[seen]] = np.stack([a[seen], b[seen], c[seen]], 1)
     return index.reshape(size, size), weights.reshape(size, size, 3)
@@ -98,20 +99,23 @@ def rasterise(xy: Array, depth: Array, triangles: NDArray[np.int64], size: int) 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """A reposed portrait: `image` (S, S, 3) uint8; `source` (S, S, 2) where each pixel comes from, pixels of it."""
+    """A reposed portrait: `image` (S, S, 3) uint8; `source` (S, S, 2), the position in the portrait, pixels."""
 
     image: Pixels
     source: Array
 
 
 class Puppet:
-    """A portrait that can be given other expressions and turned.
+    """A portrait whose expression and head pose can be changed.
 
     Args:
         face: the model.
         image: (S, S, 3) uint8, a face crop.
-        landmarks_px: (478, 2), pixels of it.
-        scores: (52,) ARKit scores it shows.
+        landmarks_px: (478, 2), pixels of the image.
+        scores: (52,) ARKit scores of the image.
+
+    Raises:
+        MissingExtra: scipy is not installed.
     """
 
     def __init__(self, face: MorphableFace, image: Pixels, landmarks_px: ArrayLike, scores: ArrayLike) -> None:
@@ -136,7 +140,7 @@ class Puppet:
         self._cheeks = image[self._pixels(landmarks[list(CHEEKS)])].mean(0)
 
     def view(self, scores: ArrayLike, turn: ArrayLike | None = None) -> View:
-        """The portrait with (52,) scores instead of its own, turned by (3, 3) about a point inside the head."""
+        """Render the portrait with other scores (52,), rotated by `turn` (3, 3) about a point inside the head."""
         change = np.asarray(scores, dtype=np.float64) - self.fit.scores
         for side, travel in self._blink.items():
             number = ARKIT52.index(f"eyeBlink{side}")
@@ -156,7 +160,7 @@ class Puppet:
             source = source[tuple(near)]
         moved = turned(self._placed + motion)
         skin_source, bare = self._look(moved, self._triangles, self._texel)
-        # What the photo shows between its lips is no skin, even where the mesh's lips reach.
+        # What the photo shows between its lips is not skin, even where the lips of the mesh cover it.
         between = self._lips[self._pixels(skin_source)] > 0.5
         skin = _soft(~(bare | between))
         mouth = (self._opening(moved) & bare) | (between & ~bare)
@@ -171,23 +175,23 @@ class Puppet:
         return np.asarray(points[:, :2] * (FOCAL * self._size) / points[:, 2:] + self._size / 2)
 
     def _pixels(self, places: Array) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Row and column of the pixel that holds each place (..., 2)."""
+        """Row and column of the pixel that contains each position (..., 2)."""
         column, row = np.moveaxis(np.floor(places).clip(0, self._size - 1).astype(np.int64), -1, 0)
         return row, column
 
     def _look(self, points: Array, triangles: NDArray[np.int64], texel: Array) -> tuple[Array, NDArray[np.bool_]]:
-        """(S, S, 2) source pixels of a textured mesh, and where there is none of it."""
+        """(S, S, 2) source positions of a textured mesh, and (S, S) True where the mesh does not cover the pixel."""
         index, weights = rasterise(self._project(points), points[:, 2], triangles, self._size)
         return _blend(texel, triangles[index], weights), index < 0
 
     def _sample(self, source: Array) -> NDArray[np.float32]:
-        """(S, S, 3) float32 colours of the photo at source pixels, bicubic, edges repeated."""
+        """(S, S, 3) float32 colours of the photo at source positions, bicubic, edges repeated."""
         at = torch.from_numpy((source * (2.0 / self._size) - 1.0).astype(np.float32))[None]
         picture = torch.nn.functional.grid_sample(self._photo, at, "bicubic", "border", align_corners=False)
         return np.asarray(picture[0].permute(1, 2, 0).numpy())
 
     def _in_front(self, landmarks: Array) -> NDArray[np.bool_]:
-        """Which triangles are the face: within its outline in the photo, and not the far side of head or neck."""
+        """Which triangles belong to the face: inside its outline in the photo, and not on the far side of the head."""
         triangles, texel, depth = self._face.triangles, self._texel, self._placed[:, 2]
         deep = _ndimage().distance_transform_edt(_polygon_mask(landmarks[list(FACE_OVAL)], self._size) > 0.5)
         deep = deep[self._pixels(texel)][triangles].min(1)
@@ -200,7 +204,7 @@ class Puppet:
         return np.asarray((deep > 0) & (hidden < _HIDDEN_CM) & (facing | (deep > _OUTLINE * self._size)))
 
     def _blink_gain(self, landmarks: Array) -> dict[str, float]:
-        """For each eye: the coefficient that closes this eye from how far it is open."""
+        """For each eye, the coefficient that closes it from its current opening."""
         gains = {}
         down = self.fit.rotation[:, 1] * np.array([1.0, 1.0, 0.0])
         scale = FOCAL * self._size / self._placed[:, 2].mean()
@@ -213,7 +217,7 @@ class Puppet:
         return gains
 
     def _opening(self, placed: Array) -> NDArray[np.bool_]:
-        """(S, S) what a fan over the mesh's edge between the lips covers."""
+        """(S, S) True inside the mesh's edge between the lips, filled by a triangle fan."""
         loop = placed[self._loop]
         points = np.concatenate([loop, loop.mean(0, keepdims=True)])
         n = np.arange(len(loop))
@@ -222,20 +226,20 @@ class Puppet:
         return np.asarray(index >= 0)
 
     def _with_mouth(self, picture: NDArray[np.float32], source: Array, mouth: NDArray[np.bool_]) -> NDArray[np.float32]:
-        """What the photo shows between its lips stays where it is; the rest of the opening is dark."""
+        """Fill the mouth: what the photo shows between the lips stays in place, the rest of the opening is dark."""
         rows = np.flatnonzero(mouth.any(1))
         shade = np.zeros(self._size)
         shade[rows[0] : rows[-1] + 1] = np.linspace(0.5, 1.2, rows[-1] + 1 - rows[0])
         grey = self._cheeks.mean()
         dark = shade[:, None, None] * (0.16 * grey + np.array([0.8 * max(self._cheeks[0] - grey, 0.0), 0.0, 0.0]))
-        # Lips that have not parted further keep the photo's seam; once they have, it would be a third lip.
+        # Lips that open no further keep the seam of the photo; once they open, the seam would look like a third lip.
         rim = _RIM_PX * self._size / 256
         parted = (mouth.sum(0).max() - self._parted) / rim
         kept = self._lips_away[self._pixels(source)] <= 2.0 * rim * np.clip(2.0 - parted / 2.0, 0.0, 1.0)
         return np.where((_grown(mouth, rim) & ~kept)[..., None], dark, picture).astype(np.float32)
 
     def _make_ground(self) -> None:
-        """The photo as a height field that reaches beyond the image's edge."""
+        """Build the ground: the photo as a height field that extends beyond the edge of the image."""
         size, cells = self._size, _GRID - 1
         span = (1.0 + 2.0 * _MARGIN) * size
         steps = (np.arange(_GRID) / cells * span) - _MARGIN * size
@@ -256,7 +260,7 @@ class Puppet:
         corner = np.arange(_GRID**2).reshape(_GRID, _GRID)
         a, b, c, d = (v.ravel() for v in (corner[:-1, :-1], corner[:-1, 1:], corner[1:, :-1], corner[1:, 1:]))
         self._ground_cells = np.concatenate([np.stack([a, b, c], 1), np.stack([d, b, c], 1)])
-        # Outside the face follow its nearest point, ever less; deep inside stay (eyes and teeth belong to the skull).
+        # Outside the face, follow its nearest point, less with distance. Deep inside, stay: eyes and teeth are rigid.
         filled = _ndimage().binary_fill_holes(face)
         away, near = _ndimage().distance_transform_edt(~face, return_indices=True)
         deep = _ndimage().distance_transform_edt(filled)
@@ -296,7 +300,7 @@ def _blend(values: Array, corners: NDArray[np.int64], weights: Array) -> Array:
 
 
 def _soft(cover: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """A mask with soft edges that ends where the hard one ends."""
+    """A mask with soft edges inside the hard mask."""
 
     soft = 2.0 * _ndimage().gaussian_filter(cover.astype(np.float32), 0.8, mode="nearest") - 1.0
     return np.asarray(np.where(cover, soft.clip(0.0, 1.0), 0.0), dtype=np.float32)
@@ -317,7 +321,7 @@ def _polygon_mask(points: Array, size: int) -> NDArray[np.float32]:
 
 
 def _smooth_fill(values: Array, known: NDArray[np.bool_]) -> Array:
-    """Fill the unknown values of a grid so that each is its neighbours' mean."""
+    """Fill the unknown values of a grid so that each is the mean of its neighbours."""
     from scipy.sparse import coo_matrix
     from scipy.sparse.linalg import spsolve
 

@@ -1,8 +1,8 @@
-"""Smoothing without delay: tremor goes, blinks and turns stay.
+"""Smoothing without delay: removes jitter, keeps blinks and head turns.
 
-Every value is replaced by that of a parabola fitted to its neighbours under a Gaussian weight (local quadratic
-regression, as Savitzky and Golay). The window is symmetric, so nothing lags; a parabola follows peaks that a running
-mean would flatten. Nothing is smoothed across a cut. Widths are in seconds.
+Every value is replaced by that of a parabola fitted to its neighbours with Gaussian weights (local quadratic
+regression, after Savitzky and Golay). The window is symmetric, so there is no lag. A parabola follows peaks that a
+moving average would flatten. Nothing is smoothed across a cut. Widths are in seconds.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ Array = NDArray[np.floating]
 _GLITCH_DEG = 4.0
 _GLITCH_FRAMES = 3
 _CUT = np.array([8.0, 8.0, 8.0, 0.02, 0.02, 0.08])
-"""Least change between two frames that can be a cut: degrees, direction (a twelfth of the crop), log distance."""
+"""Minimum change between two frames at a cut: degrees, direction (a twelfth of the crop), log distance."""
 _CUT_RATIO = 3.0
 _PIECE = 256
-"""Frames fitted at once, to bound the memory that takes."""
+"""Frames fitted at once, which bounds the memory use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Smoothing:
-    """Standard deviations of the Gaussian weights, seconds; 0 leaves the values alone.
+    """Standard deviations of the Gaussian weights, seconds; 0 disables smoothing.
 
     Attributes:
-        pose_s: angles of the head and its place in the picture.
-        distance_s: distance along the optical axis; under a long lens it is badly known and breathes by 1-3 %.
-        expression_s: the scores; short, because a blink lasts a tenth of a second.
+        pose_s: head angles and position in the image.
+        distance_s: distance along the optical axis. With a long lens it is poorly determined and fluctuates by 1-3 %.
+        expression_s: expression scores; short, because a blink lasts a tenth of a second.
     """
 
     pose_s: float = 0.08
@@ -46,11 +46,11 @@ class Smoothing:
 
 
 def smooth_cameras(labels: ArrayLike, fps: float, smoothing: Smoothing | None = None) -> Array:
-    """Steady cameras: (T, 25) to (T, 25); intrinsics become those of the first frame.
+    """Smooth camera labels: (T, 25) to (T, 25); intrinsics become those of the face crop.
 
-    Head angles and the direction to the head are smoothed lightly, the distance harder. A turn of one to three frames
-    by more than 4 degrees that comes straight back is taken for a glitch of the detector and removed. Where the head
-    jumps (`cuts`) the two sides are smoothed apart.
+    Head angles and the direction to the head are smoothed lightly, the distance more. A turn by more than 4 degrees
+    that returns within one to three frames is treated as a detector glitch and removed. The two sides of a cut (`cuts`)
+    are smoothed separately.
     """
     widths = smoothing or Smoothing()
     labels = np.asarray(labels, dtype=np.float64)
@@ -67,16 +67,16 @@ def smooth_cameras(labels: ArrayLike, fps: float, smoothing: Smoothing | None = 
 
 
 def smooth_expression(expression: ArrayLike, fps: float, smoothing: Smoothing | None = None) -> NDArray[np.float32]:
-    """Steady scores: (T, 52) to (T, 52) float32 in 0..1."""
+    """Smooth expression scores: (T, 52) to (T, 52) float32 in 0..1."""
     width = (smoothing or Smoothing()).expression_s * fps
     return smooth(np.asarray(expression, dtype=np.float64), width).clip(0.0, 1.0).astype(np.float32)
 
 
 def pose_numbers(labels: ArrayLike) -> tuple[Array, Array]:
-    """Labels (T, 25) as numbers that may be averaged.
+    """Convert labels (T, 25) to numbers that can be averaged.
 
     Returns:
-        head angles (T, 3) in degrees without jumps of 360, and (T, 3) the head's direction x/z, y/z and log z.
+        Head angles (T, 3) in degrees, unwrapped; and (T, 3): the head's direction x/z, y/z, and log z.
     """
     labels = np.asarray(labels, dtype=np.float64)
     angles = np.unwrap(camera.head_angles(labels), axis=0, period=360.0)
@@ -92,10 +92,10 @@ def from_pose_numbers(angles: Array, position: Array) -> Array:
 
 
 def cuts(numbers: ArrayLike) -> list[int]:
-    """First frames of new shots: (T, 6) of `pose_numbers`, side by side, to frame numbers.
+    """Frame numbers at which a new shot begins, from the concatenated `pose_numbers` (T, 6).
 
-    A cut is a change between two frames that is large and more than three times its two neighbours on either side;
-    a head that turns fast also speeds up and slows down.
+    A cut is a large change between two frames that is also more than three times as large as the two changes before it
+    and the two after it. A fast head turn does not qualify: it accelerates and slows down over several frames.
     """
     numbers = np.asarray(numbers, dtype=np.float64)
     change = (np.abs(np.diff(numbers, axis=0)) / _CUT).max(axis=1)
@@ -108,10 +108,10 @@ def smooth(values: ArrayLike, sigma: float, order: int = 2) -> Array:
     """Local polynomial regression along the first axis: (T, ...) to (T, ...).
 
     Args:
-        sigma: standard deviation of the Gaussian weight, frames; below a third of a frame nothing changes.
+        sigma: standard deviation of the Gaussian weights, frames; below a third of a frame, values are unchanged.
         order: degree of the polynomial.
 
-    At the ends the window is cut, not padded. Constants come back bit for bit.
+    At the ends the window is truncated, not padded. Constant values are returned bit for bit.
     """
     values = np.asarray(values, dtype=np.float64)
     count, radius = len(values), int(3.0 * sigma)
@@ -138,7 +138,10 @@ def smooth(values: ArrayLike, sigma: float, order: int = 2) -> Array:
 
 
 def remove_glitches(values: ArrayLike, limit: float) -> Array:
-    """Replace values further than `limit` from the median of their neighbourhood (7 frames) by that median."""
+    """Replace outliers by the median of their 7-frame neighbourhood.
+
+    An outlier differs from that median by more than `limit` and by more than three robust standard deviations.
+    """
     values = np.asarray(values, dtype=np.float64)
     if len(values) < 3:
         return values.copy()

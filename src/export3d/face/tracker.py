@@ -1,6 +1,6 @@
-"""From pictures to motion: find the face in every frame, follow one person, fit cameras, smooth.
+"""From frames to motion: detect the face in every frame, follow one person, fit cameras, smooth.
 
-The crop is one square for the whole clip, so cameras and landmarks live in the pixels of that crop at 256.
+The crop is one square for the whole clip. Cameras and landmarks refer to that crop at 256 pixels.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ _JUMP_PER_LOST_FRAME = 0.25
 _REGION_DRIFT = 0.15
 _REGION_SCALE = 1.25
 _SEVERAL_SHARE = 0.05
-_ADVICE = "use a picture of one face that is lit, not turned away and at least 60 pixels high"
+_ADVICE = "use an image of one face that is well lit, not turned away and at least 60 pixels high"
 
 
 @dataclass(frozen=True, eq=False)
 class Track:
-    """One person's face through a clip of T frames (T = 1 for a picture).
+    """One person's face in a clip of T frames (T = 1 for a still image).
 
     Attributes:
-        motion: smoothed scores (T, 52) and cameras (T, 25); lost frames are bridged.
+        motion: smoothed scores (T, 52) and cameras (T, 25); frames without a face are interpolated.
         crop: the square of the frames that cameras and landmarks refer to.
-        landmarks: (T, 478, 2) float32, pixels of the crop at 256, not smoothed; lost frames are interpolated.
-        found: (T,) bool, whether the face was seen in a frame.
+        landmarks: (T, 478, 2) float32, pixels of the crop at 256, not smoothed; frames without a face are interpolated.
+        found: (T,) bool, whether the face was found in a frame.
         reprojection: (T,) float32, mean Euclidean distance of the 33 pose landmarks from their projections through the
-            smoothed camera, pixels of the crop at 256; NaN where the face was lost. Clips of ten frames and more are
-            measured with the person's own face shape (`pose.person_shape`), shorter ones with the canonical mesh,
-            which alone costs about 2 pixels.
-        several_faces: more than one face was seen; the track follows the largest.
+            smoothed camera, pixels of the crop at 256; NaN where the face was lost. Clips of at least ten frames are
+            measured with the person's own face shape (`pose.person_shape`). Shorter clips are measured with the
+            canonical mesh, which adds about 2 pixels.
+        several_faces: whether more than one face was found; the track follows the largest.
     """
 
     motion: Motion
@@ -67,11 +67,11 @@ class Track:
 
 
 class Tracker:
-    """Follows a face; close it, or use it in a `with` statement.
+    """Tracks a face; close it, or use it in a `with` statement.
 
     Args:
-        landmarker: what finds faces; MediaPipe's by default.
-        smoothing: how much to smooth.
+        landmarker: the face detector; by default MediaPipe's.
+        smoothing: widths of the smoothing.
     """
 
     def __init__(self, landmarker: Landmarker | None = None, smoothing: Smoothing | None = None) -> None:
@@ -88,22 +88,22 @@ class Tracker:
         """Free the landmarker."""
         self._landmarker.close()
 
-    def track_image(self, image: NDArray[np.uint8], name: str = "the picture") -> Track:
-        """The largest face of a picture (H, W, 3).
+    def track_image(self, image: NDArray[np.uint8], name: str = "the image") -> Track:
+        """Track the largest face of an image (H, W, 3).
 
         Raises:
-            NoFaceFound: there is none.
+            NoFaceFound: the image shows no face.
         """
         return self.track_frames([image], name=name)
 
     def track_video(self, path: str | Path, fps: float = 25.0, progress: Progress | None = None) -> Track:
-        """`track_frames` on a file at `fps`.
+        """`track_frames` on a video file at `fps`.
 
         Raises:
-            BadVideo: it cannot be read.
+            BadVideo: the file cannot be read.
             NoFaceFound: see `track_frames`.
         """
-        from export3d.video import read_frames  # needs PyAV, pictures do not
+        from export3d.video import read_frames  # needs PyAV, which images do not
 
         return self.track_frames(read_frames(path, fps), fps, str(path), progress)
 
@@ -114,17 +114,17 @@ class Tracker:
         name: str = "the video",
         progress: Progress | None = None,
     ) -> Track:
-        """Follow one face: the largest of the first frame that has any, then whichever is nearest to where it was.
+        """Track one face: the largest in the first frame with a face, then the one nearest to its last position.
 
         Args:
-            frames: (H, W, 3) each; read once, none is kept.
+            frames: images (H, W, 3); read once and not kept.
             fps: frames per second.
-            name: how messages call the frames.
-            progress: called with the number of frames done after each.
+            name: name of the clip in messages.
+            progress: called after each frame with the number of frames done.
 
         Raises:
             BadVideo: there are no frames.
-            NoFaceFound: no face, or a face in fewer than a tenth of the frames.
+            NoFaceFound: no face is found, or a face in fewer than a tenth of the frames.
         """
         follower = _Follower(self._landmarker)
         seen = _Seen()
@@ -143,10 +143,10 @@ class Tracker:
 
 
 class _Seen:
-    """What is kept of the frames: whether the face was found and, where it was, landmarks and scores, without gaps.
+    """The results kept per frame: whether the face was found, and its landmarks and scores if it was.
 
-    Two growing buffers, not an array per face: small arrays that stay split the space that freed frames leave, and the
-    next frame needs new space.
+    They are stored in two growing buffers, not in one array per face: small arrays that stay allocated would fragment
+    the memory of freed frames, and memory use would grow.
     """
 
     def __init__(self) -> None:
@@ -161,7 +161,7 @@ class _Seen:
             self._scores += face.scores.astype(np.float32).tobytes()
 
     def landmarks(self) -> NDArray[np.float32]:
-        """(T, 478, 2), pixels of the frames: first the N frames with the face, then room for the others."""
+        """(T, 478, 2), pixels of the frames: first the N frames with the face, then unused space for the others."""
         missing = len(self.found) - sum(self.found)
         self._landmarks += bytes(missing * (len(self._landmarks) // sum(self.found)))
         return np.frombuffer(self._landmarks, dtype=np.float32).reshape(len(self.found), -1, 2)
@@ -172,7 +172,7 @@ class _Seen:
 
 
 class _Follower:
-    """Chooses the same person's face frame after frame."""
+    """Selects the same person's face in every frame."""
 
     def __init__(self, landmarker: Landmarker) -> None:
         self._landmarker = landmarker
@@ -181,7 +181,7 @@ class _Follower:
         self._region: CropBox | None = None
 
     def step(self, image: NDArray[np.uint8]) -> tuple[Face | None, bool]:
-        """The face in the next frame, if any, and whether there are others."""
+        """The face in the next frame, if any, and whether there are other faces."""
         face, others = self._look(image)
         if face is None:
             self._region = None
@@ -192,11 +192,11 @@ class _Follower:
         return face, others
 
     def _look(self, image: NDArray[np.uint8]) -> tuple[Face | None, bool]:
-        """The face, looked for in ever harder ways.
+        """Detect the face, trying slower methods only when the faster ones fail.
 
-        Where the picture is large, or the plain detector sees nothing, a square around the face serves from then on
-        until the face is lost in it. The square stays where it is as long as the face stays near its middle: a still
-        picture gives the same landmarks every time.
+        If the image is large, or plain detection finds nothing, the following frames are searched only in a square
+        around the face, until the face is lost there. The square does not move while the face stays near its centre:
+        a still image then gives the same landmarks every time.
         """
         if self._region is not None:
             faces = self._landmarker.detect(image, self._region)
@@ -247,15 +247,15 @@ def _distance(a: Face, b: Face) -> float:
 
 
 def _report(in_frame: list[bool], several: int, name: str) -> None:
-    """Say what was odd about a clip; `NoFaceFound` where too little was found."""
+    """Log warnings about a clip; `NoFaceFound` if the face was found in too few frames."""
     total, found = len(in_frame), sum(in_frame)
     frames = "1 frame" if total == 1 else f"{total} frames"
     if found == 0:
-        raise NoFaceFound(f"no face in {name} (looked at {frames}); {_ADVICE}")
+        raise NoFaceFound(f"no face found in {name} ({frames} searched); {_ADVICE}")
     if found < FEWEST_FRAMES * total:
-        raise NoFaceFound(f"a face in only {found} of {frames} of {name}; {_ADVICE}")
+        raise NoFaceFound(f"{name} shows a face in only {found} of {frames}; {_ADVICE}")
     if found < total:
-        logger.warning("%s: the face was lost in %d of %s; bridged", name, total - found, frames)
+        logger.warning("%s: the face was lost in %d of %s; interpolated", name, total - found, frames)
     if several:
         logger.warning("%s: several faces in %d of %s; following the largest", name, several, frames)
 
@@ -294,7 +294,7 @@ def _double(values: ArrayLike) -> NDArray[np.float64]:
 
 
 class _Bridge:
-    """Values (N, ...) of the frames that were found to all T frames: linear in between, held at the ends."""
+    """Interpolates values (N, ...) of the N frames with a face to all T frames; constant at the ends."""
 
     def __init__(self, found: NDArray[np.bool_]) -> None:
         have, frames = np.flatnonzero(found), np.arange(len(found))
@@ -309,7 +309,7 @@ class _Bridge:
         frames: slice = slice(None),
         change: Callable[[ArrayLike], NDArray[np.float64]] = _double,
     ) -> NDArray[np.float64]:
-        """The values of some of the T frames, changed in double precision before they are mixed."""
+        """The values of some of the T frames; `change` is applied in double precision before the interpolation."""
         values = np.asarray(values)
         share = self._share[frames].reshape(-1, *[1] * (values.ndim - 1))
         before, after = change(values[self._before[frames]]), change(values[self._after[frames]])

@@ -1,8 +1,8 @@
-"""Recordings of Apple's face tracking: the CSV files of the Live Link Face app (Epic Games, ARKit mode).
+"""Reads recordings of Apple's face tracking: the CSV files of the Live Link Face app (Epic Games, ARKit mode).
 
-One row a frame: a timecode, a count, the 52 ARKit scores and nine angles in radians. The file does not say how fast it
-was recorded; that is read off its timecodes. docs/conventions.md holds the layout, the axes and the signs. The eyes'
-angles are left out: the scores `eyeLook...` already say where the eyes look.
+Each row is one frame: a timecode, a count, the 52 ARKit scores and nine angles in radians. The file does not state its
+frame rate, which is estimated from the timecodes. docs/conventions.md describes the layout, the axes and the signs. The
+angles of the eyes are ignored, since the scores `eyeLook...` already encode the gaze.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ from export3d.motion.motion import MAX_FPS, MAX_FRAMES, Motion
 Array = NDArray[np.floating]
 
 HEAD = ("HeadYaw", "HeadPitch", "HeadRoll")
-"""Columns of the head's angles: radians about ARKit's y, x and z axis."""
+"""Columns of the head angles: radians about ARKit's y, x and z axes."""
 CLOCKS = (24, 25, 30, 60)
-"""Frames in a second of timecode; the smallest that fits is taken."""
+"""Possible numbers of timecode frames per second; the smallest that fits is used."""
 APP_CLOCK = 60
-"""The app's default, for takes that lie within one second and so cannot tell."""
+"""The app's default, used for takes within one timecode second, which do not show the number."""
 RATES = (24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 48.0, 50.0, 60000 / 1001, 60.0)
-"""Frame rates that a measured one is rounded to when it is within `RATE_TOLERANCE` of it."""
+"""Standard frame rates; a measured rate within the relative `RATE_TOLERANCE` of one is rounded to it."""
 RATE_TOLERANCE = 4e-4
 OVERSHOOT = 0.5
-"""Scores may leave 0..1 by this much and are clipped; beyond, the numbers are of another kind."""
+"""Scores may exceed 0..1 by up to this much and are clipped; larger values are refused as not being scores."""
 
 _COUNT = "blendshapecount"
 _SCORES = tuple(name[0].upper() + name[1:] for name in ARKIT52)
@@ -47,24 +47,24 @@ _REMEDY = "export the take's .csv from the Live Link Face app, recorded in its L
 def load_live_link_face(path: str | os.PathLike[str]) -> Motion:
     """Read a recording of the Live Link Face app.
 
-    Frames that the app dropped, and rows in which it saw no face (a count of 0), are bridged in a straight line; of
-    rows with one timecode the first counts. Columns are found by name, in any order and case.
+    Dropped frames and rows without a face (a count of 0) are interpolated linearly. If rows share a timecode, the first
+    one is used. Columns are found by name, in any order and letter case.
 
     Args:
         path: the take's `.csv`.
 
     Returns:
-        `arkit52` motion at the recording's own rate. The head turns about its origin at the default camera's distance
-        (`camera.RADIUS`); a take without head rotation (its columns are 0) looks straight ahead.
+        `arkit52` motion at the recording's own frame rate. The head rotates about its origin, at the distance of the
+        default camera (`camera.RADIUS`). In a take without head rotation (its columns are 0), the head faces forward.
 
     Raises:
-        BadMotionFile: anything else; the message names the line and the column.
+        BadMotionFile: the file is not a valid recording; the message names the line and the column.
     """
     path = files.check_input(path, BadMotionFile, "a Live Link Face .csv file")
     head = files.sniff(path, 1 << 16)
     foreign = files.foreign_kind(head)
     if foreign or b"\n" not in head:
-        raise BadMotionFile(f"{path} is not a Live Link Face .csv file but {foreign or 'holds no lines'}; {_REMEDY}")
+        raise BadMotionFile(f"{path} is not a Live Link Face .csv file but {foreign or 'has no lines'}; {_REMEDY}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
             clocks, values = _read(path, csv.reader(text))
@@ -82,7 +82,7 @@ def load_live_link_face(path: str | os.PathLike[str]) -> Motion:
 
 
 def _read(path: Path, rows: Iterator[list[str]]) -> tuple[Array, Array]:
-    """(T, 5) line number, hours, minutes, seconds, frame; and (T, 55) scores and head angles."""
+    """(T, 5) line number, hours, minutes, seconds and frame; and (T, 55) scores and head angles."""
     header = [name.strip().lower() for name in next(rows, [])]
     wanted = ("Timecode", *_SCORES, *HEAD)
     missing = [name for name in wanted if name.lower() not in header]
@@ -131,7 +131,7 @@ def _read(path: Path, rows: Iterator[list[str]]) -> tuple[Array, Array]:
 
 
 def _numbers(where: str, names: tuple[str, ...], cells: list[str]) -> Array:
-    """(55,) the numbers of a row, checked one by one."""
+    """(55,) the numbers of a row, after checking each."""
     numbers = np.empty(len(cells))
     for k, (name, cell) in enumerate(zip(names, cells)):
         try:
@@ -157,7 +157,7 @@ def _shown(cell: str) -> str:
 def _seconds(path: Path, clocks: Array) -> Array:
     """(T,) seconds since the first row.
 
-    The frame field counts up to the clock's rate and starts again; its fraction is a part of a frame. A take may cross
+    The frame field counts timecode frames within a second; its fraction is a fraction of a frame. A take may cross
     midnight.
     """
     line, hours, minutes, seconds, frame = clocks.T
@@ -166,7 +166,7 @@ def _seconds(path: Path, clocks: Array) -> Array:
     if highest >= CLOCKS[-1]:
         raise BadMotionFile(
             f"{path}, line {line[np.argmax(frame)]:.0f}, column Timecode: frame {highest:.0f} does not exist at up to "
-            f"{CLOCKS[-1]} frames a second; record with a timecode of 24 to 60 frames a second"
+            f"{CLOCKS[-1]} frames per second; record with a timecode of 24 to 60 frames per second"
         )
     started_again = bool((whole != whole[0]).any())
     clock = next(rate for rate in CLOCKS if rate > highest) if started_again else APP_CLOCK
@@ -183,7 +183,7 @@ def _seconds(path: Path, clocks: Array) -> Array:
 
 
 def _grid(path: Path, times: Array) -> tuple[float, Array]:
-    """The frame rate of ascending times (T,), and a regular grid (T',) from the first to the last of them."""
+    """The frame rate of ascending times (T,), and a regular grid (T',) from the first time to the last."""
     if len(times) == 1:
         return float(APP_CLOCK), times
     step = float(np.median(np.diff(times)))
@@ -191,16 +191,17 @@ def _grid(path: Path, times: Array) -> tuple[float, Array]:
     fps = frames / float(times[-1])
     if fps > MAX_FPS or frames >= MAX_FRAMES:
         raise BadMotionFile(
-            f"{path} would make {frames + 1} frames at {fps:.0f} a second, from timecodes that jump; cut it into takes"
+            f"{path} would give {frames + 1} frames at {fps:.0f} fps, since its timecodes jump; cut it into takes"
         )
     fps = next((rate for rate in RATES if abs(fps / rate - 1.0) < RATE_TOLERANCE), fps)
     return fps, np.arange(frames + 1) / fps
 
 
 def _cameras(head_rad: Array) -> Array:
-    """The head's angles (T, 3) in radians to camera labels (T, 25) at the default distance.
+    """Head angles (T, 3) in radians to camera labels (T, 25) at the default distance.
 
-    ARKit's face has x to the viewer's right, y up, z toward the viewer, and is turned by Ry(yaw) Rx(pitch) Rz(roll).
+    ARKit's face axes are x to the viewer's right, y up and z towards the viewer; it is rotated by
+    Ry(yaw) Rx(pitch) Rz(roll).
     """
     yaw, pitch, roll = np.degrees(head_rad).T
     zero = np.zeros_like(yaw)

@@ -1,4 +1,7 @@
-"""What both training phases share: pairs of frames, their losses, validation and image sheets."""
+"""The part of a training task that both stages share: losses on pairs of frames, validation and image sheets.
+
+`data.pairs` samples the pairs; `training.reconstruction` and `training.adversarial` build the two stages on this.
+"""
 
 from __future__ import annotations
 
@@ -41,27 +44,30 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True, kw_only=True)
 class PairConfig(WarpWeights):
-    """How pairs are drawn and compared; the weights of the warp's own terms are those of `WarpWeights`.
+    """How pairs are sampled and compared; the weights of the warp's own terms are those of `WarpWeights`.
 
     Attributes:
-        image_size: train at this size instead of the model's own (a multiple of 32). All weights carry over to another
-            size, so that a run can begin small.
-        coarse: stratified samples per ray, in training and in the resulting weights; None keeps the model's.
+        image_size: image size for training, a multiple of 32; None keeps the model's. All model weights can be used at
+            another size, so a run can start with small images.
+        coarse: stratified samples per ray, in training and in the resulting model; None keeps the model's.
         fine: importance samples per ray, likewise.
-        weights: of the loss terms.
+        weights: weights of the loss terms.
         backbone: perceptual network: `alex`, `squeeze`, `vgg16` (LPIPS), `dlib` (`training.face_features`, packaged),
-            `none`, or `auto`: `squeeze` where its weights are at hand, else `dlib`.
-        backbone_file, heads_file: its weight files; torchvision's where no file is given.
+            `none`, or `auto`: `squeeze` if its weights are available, otherwise `dlib`.
+        backbone_file, heads_file: weight files of that network; by default torchvision's.
         face_emphasis: extra weight of the squared error at eyes and mouth; 0 is the paper's plain mean.
-        identity_weight: of the error of identity, see `training.regularisers`.
-        expression_weight: of the error of expression, read by `expression_reader`.
-        expression_reader: the image encoder that `export3d pretrain` wrote, reader.safetensors.
-        density_weight: of the density's variation over small steps.
+        identity_weight: weight of the identity error, see `training.regularisers`.
+        expression_weight: weight of the expression error, which `expression_reader` measures.
+        expression_reader: image encoder that `export3d pretrain` wrote, reader.safetensors.
+        density_weight: weight of the variation of the density over small steps.
         still_fraction, pseudo_fraction, hard_fraction, curriculum_images, mirror, augment: see
             `export3d.data.pairs.PairSampler`.
         memory: GB of decoded training frames held at once; if there are more, a window moves through them
-            (`export3d.data.frame_window`); None holds them all.
-        sheet_pairs: pairs in an image sheet.
+            (`export3d.data.frame_window`). None holds all frames.
+        sheet_pairs: number of pairs in an image sheet.
+
+    Raises:
+        ConfigError: a setting is outside its range.
     """
 
     image_size: int | None = None
@@ -113,7 +119,7 @@ class PairConfig(WarpWeights):
             )
 
     def sized(self, config: ModelConfig) -> ModelConfig:
-        """A model's configuration with this run's image size and samples a ray."""
+        """A model's configuration with this run's image size and samples per ray."""
         config = config.sized(self.image_size or config.image_size)
         render = replace(
             config.render,
@@ -128,7 +134,7 @@ class Drawn:
     """Results of a network on a few pairs.
 
     Attributes:
-        pair: from `PairSampler.batch`.
+        pair: the pairs, from `PairSampler.batch`.
         image: (B, 3, H, W) final images, about [-1, 1], not clamped.
         rendered: raw images and depth.
     """
@@ -139,16 +145,17 @@ class Drawn:
 
 
 class PairTask:
-    """The common part of both phases' tasks: a `training.task.Task` without `losses`.
+    """The common part of both stages' tasks: a `training.task.Task` without `losses`.
 
     Args:
-        model: what is trained.
+        config: how pairs are sampled and compared.
+        model: the model to train.
         train_frames: decoded training frames at the model's image size, all of them or a window on them.
-        val_frames: the same of the validation split, for metrics and sheets; may be None.
-        seed: of the pairs.
+        val_frames: decoded frames of the validation split, for metrics and sheets; None if there is none.
+        seed: seed of the pairs.
 
     Raises:
-        InputError: the frames are in another expression space than the model.
+        InputError: the expression space of the frames differs from the model's.
     """
 
     def __init__(
@@ -174,7 +181,7 @@ class PairTask:
         self.expression = _expression_error(config)
 
     def prepare(self, device: torch.device) -> None:
-        """Move the networks of the losses and all frames to the training device."""
+        """Move the loss networks and all frames to the training device."""
         if self.perceptual is not None:
             self.perceptual = self.perceptual.to(device)
         for error in (self.identity, self.expression):
@@ -186,7 +193,7 @@ class PairTask:
             self.sampler = self._sampler(frames.to(device))
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
-        """Pairs by number; `number` (B,) seeds the jitter of each pair's ray samples."""
+        """Pairs by number, see `PairSampler.batch`; `number` (B,) seeds the jitter of each pair's ray samples."""
         pairs = self.sampler.batch(images_seen, batch_size, rank, world)
         share = batch_size // world
         first = images_seen + rank * share
@@ -213,7 +220,7 @@ class PairTask:
     def compare(
         self, output: Output, batch: Mapping[str, Any], weights: ReconstructionWeights | None = None
     ) -> dict[str, Tensor]:
-        """Weighted terms and their `total`: Eq. 11, the losses of the warp, and the optional terms that are enabled."""
+        """Weighted loss terms and their `total`: Eq. 11, the losses of the warp, and the enabled optional terms."""
         emphasis = self.settings.face_emphasis
         weight = face_weight(batch["landmarks"], batch["driving"].shape[-1], emphasis) if emphasis else None
         terms = reconstruction(
@@ -230,7 +237,7 @@ class PairTask:
         return terms
 
     def _motion(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Weighted losses of the warp, of those of its outputs that are trained."""
+        """Weighted losses of the warp, for those of its outputs that are trained."""
         motion, terms = output.planes.motion, {}
         if motion is None:
             return {}
@@ -247,7 +254,7 @@ class PairTask:
         return terms
 
     def _optional(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Weighted `mouth_error` and terms of `training.regularisers`; on the raw image if there is no final one."""
+        """Weighted `mouth_error` and terms of `training.regularisers`, on the final image or, without one, the raw."""
         s, terms = self.settings, {}
         image = output.rendered.raw if output.image is None else output.image
         compared = (image, resize(batch["driving"], image.shape[-1]), batch["landmarks"])
@@ -330,21 +337,22 @@ def load_frames(
     cache: Path | None = None,
     memory: float | None = None,
 ) -> tuple[FrameStore | Rotation, FrameStore | None]:
-    """Decoded frames of a prepared folder at `size` pixels: of `train`, and of `val` (None if there is none).
+    """Decode the frames of a prepared folder at `size` pixels: split `train`, and split `val` (None if missing).
 
     Args:
-        data: the folder or its URL.
-        pseudo: splits of pseudo-clips (`export3d pseudo-clips`) that join the training frames.
+        data: prepared folder or its URL.
+        size: side of the frames, pixels.
+        pseudo: splits of pseudo-clips (`export3d pseudo-clips`) to add to the training frames.
         cache: folder that keeps decoded frames between runs.
         memory: see `PairConfig`; validation frames are not counted.
 
     Raises:
-        InputError: the folder is not prepared or damaged.  ConfigError: both `cache` and `memory` are given.
+        InputError: the folder is not prepared, or damaged.  ConfigError: both `cache` and `memory` are given.
     """
     place = as_place(data)
     if cache is not None and memory is not None:
         raise ConfigError(
-            "--cache keeps all frames on the disk and data.memory a part of them in memory; leave one out"
+            "--cache keeps all frames on disk and data.memory holds a part of them in memory; leave one out"
         )
 
     def frames(split: Path | str, name: str) -> FrameStore:
@@ -355,7 +363,7 @@ def load_frames(
         return FrameStore.load(split, size, cache=kept)
 
     if not has_split(place, "train"):
-        raise InputError(f"{data} has no folder 'train'; make one with: export3d prepare CLIPS -o DIR")
+        raise InputError(f"{data} has no split 'train'; make one with: export3d prepare CLIPS -o DIR")
     train = inside(place, "train")
     rows = None if memory is None else rows_of_block(memory, [train, *pseudo], size)
     val = frames(inside(place, "val"), "val") if has_split(place, "val") else None
@@ -367,7 +375,16 @@ def load_frames(
 
 
 def export(checkpoint: Path, path: Path, phase: str) -> Path:
-    """Write the averaged weights of a training state, for `load_pretrained`; `phase` is noted in the sidecar."""
+    """Write the averaged weights of a training state to `path`, for `load_pretrained`.
+
+    Args:
+        checkpoint: the training state.
+        path: the `.safetensors` file to write.
+        phase: name of the training stage, stored in the sidecar.
+
+    Returns:
+        `path`.
+    """
     state = load_state(checkpoint)
     model = Export3D(ModelConfig.from_dict(state.config["task"]["model"]))
     load_into(model, state.ema, what=str(checkpoint))
@@ -390,7 +407,7 @@ def _perceptual(config: PairConfig) -> Perceptual | None:
         return load_perceptual("squeeze", config.backbone_file, config.heads_file)
     except (MissingExtra, OSError):  # torchvision is not installed, or cannot download
         log.warning(
-            "the weights of LPIPS are not at hand, so pictures are compared by features of the packaged face "
+            "the weights of LPIPS are not available, so images are compared by features of the packaged face "
             "descriptor; to use LPIPS, name its files in loss.backbone_file and loss.heads_file, or install torchvision"
         )
         return FacePerceptual()

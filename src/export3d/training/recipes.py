@@ -1,7 +1,7 @@
-"""Settings of a training stage: a recipe of the package, a TOML file over it, single settings over both.
+"""Resolves the settings of a training stage: a packaged recipe, overridden by a TOML file and by single settings.
 
-A recipe is a TOML file with one table per stage: `[pretrain.*]`, `[train.*]`, `[refine.*]`. What it leaves out keeps
-the default of the settings' class. TOML has no null: `"none"` unsets a setting that may be unset.
+A recipe is a TOML file with tables for each stage: `[pretrain.*]`, `[train.*]`, `[refine.*]`. Settings that it leaves
+out keep the default of their settings class. TOML has no null: `"none"` unsets an optional setting.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ RECIPES = ("paper", "base", "fine-tune")
 """Names of the files in `export3d/recipes`."""
 
 STAGES: dict[type, str] = {PretrainConfig: "pretrain", ReconstructionConfig: "train", AdversarialConfig: "refine"}
-"""Settings class of a stage to the name of its tables."""
+"""Settings class of a stage to the stage's name in recipes."""
 
 Config = TypeVar("Config", PretrainConfig, ReconstructionConfig, AdversarialConfig)
 
@@ -91,21 +91,21 @@ KEYS: dict[str, dict[str, str]] = {
         **_LOOP,
     },
 }
-"""Stage to its settings: dotted key to the field that holds it."""
+"""The settings of each stage: dotted key to the path of its field in `Settings`."""
 
 _ENDS = {"loop.max_images": "images", "loop.max_minutes": "clock"}
-"""What may end a run, and the decay of the learning rate that goes with it."""
+"""Settings that end a run, and the learning-rate decay that matches each."""
 
 
 @dataclass(frozen=True)
 class Settings(Generic[Config]):
-    """The resolved settings of a stage: its own and the loop's."""
+    """The resolved settings of a stage: its own settings and those of the loop."""
 
     config: Config
     loop: LoopConfig
 
     def tables(self) -> dict[str, dict[str, Any]]:
-        """Every setting as JSON-able tables, in the order of `KEYS`; paths as text."""
+        """Every setting as JSON-able tables, in the order of `KEYS`; paths become strings."""
         found: dict[str, dict[str, Any]] = {}
         for key, path in KEYS[STAGES[type(self.config)]].items():
             value: Any = self
@@ -116,7 +116,7 @@ class Settings(Generic[Config]):
         return found
 
     def to_json(self) -> str:
-        """`tables` as readable JSON, with `null` for what is unset."""
+        """`tables` as readable JSON; unset settings are `null`."""
         return json.dumps(self.tables(), indent=2)
 
 
@@ -128,20 +128,20 @@ def resolve(
     *,
     instead: Mapping[str, Any] | None = None,
 ) -> Settings[Config]:
-    """The settings of a stage.
+    """Resolve the settings of a stage.
 
-    Where a later layer sets one of `loop.max_images` and `loop.max_minutes` alone, the other is unset, and a learning
-    rate that decays follows the one that was set.
+    If a later layer sets only one of `loop.max_images` and `loop.max_minutes`, the other is unset, and a learning-rate
+    decay follows the new limit.
 
     Args:
         stage: settings class, a key of `STAGES`.
         recipe: one of `RECIPES`.
-        file: TOML file in the form of a recipe; overrides it.
-        changes: texts KEY=VALUE, values as in TOML, bare words as strings; override both.
-        instead: values by key that go between the recipe and `file`.
+        file: TOML file in the form of a recipe; overrides the recipe.
+        changes: settings KEY=VALUE with TOML values; bare words are strings. They override recipe and file.
+        instead: values by key that override the recipe but not `file`.
 
     Raises:
-        ConfigError: an unknown recipe, key or stage, a wrong type, an impossible value.
+        ConfigError: an unknown recipe, key or stage, a wrong type, or an invalid value.
         InputError: `file` cannot be read as TOML.
     """
     name = STAGES[stage]
@@ -158,14 +158,14 @@ def resolve(
 
 
 def parse(text: str, where: str) -> dict[str, dict[str, Any]]:
-    """A recipe's text as stage to values by key, all of them checked.
+    """Parse and check a recipe: stage to values by key.
 
     Args:
-        text: TOML.
-        where: what messages call it.
+        text: the recipe, TOML.
+        where: name of the recipe in messages.
 
     Raises:
-        InputError: not TOML.
+        InputError: `text` is not valid TOML.
         ConfigError: an unknown key or stage, or a wrong type.
     """
     try:
@@ -213,7 +213,7 @@ def _changes(texts: Iterable[str], stage: str) -> dict[str, Any]:
     for text in texts:
         key, sign, value = text.partition("=")
         if not sign:
-            raise ConfigError(f"it is --set KEY=VALUE, such as --set loop.max_minutes=30, but {text!r} was given")
+            raise ConfigError(f"{text!r} is not a setting; use --set KEY=VALUE, such as --set loop.max_minutes=30")
         key = key.strip()
         found[key] = _checked(stage, key, _value(key, value.strip()), "--set")
     return found
@@ -241,7 +241,7 @@ def _flat(tables: Mapping[str, Any], stage: str, before: str = "") -> Iterable[t
 
 
 def _checked(stage: str, key: str, value: Any, where: str) -> Any:
-    """The value as its field holds it."""
+    """Check a setting and convert its value to the type of its field."""
     known = KEYS[stage]
     if key not in known:
         raise ConfigError(
@@ -262,14 +262,14 @@ def _near(name: str, known: Iterable[str]) -> str:
 
 
 class _WrongType(Exception):
-    """What would have been right."""
+    """A value has the wrong type; the message names the right one."""
 
 
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", Path: "a path"}
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    """A TOML value as one of the type `hint`."""
+    """Convert a TOML value to the type `hint`."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value == "none":
@@ -311,7 +311,7 @@ def _converted(value: Any, hint: Any) -> Any:
 
 
 def _hint(stage: str, path: str) -> Any:
-    """The type of a field, by its path from `Settings`."""
+    """The type of a field, given its path in `Settings`."""
     first, *names = path.split(".")
     kind: Any = LoopConfig if first == "loop" else next(one for one, name in STAGES.items() if name == stage)
     for name in names:
@@ -320,7 +320,7 @@ def _hint(stage: str, path: str) -> Any:
 
 
 def _merged(layers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
-    """Later layers over earlier ones, see `resolve`."""
+    """Merge layers, later ones over earlier ones; see `resolve`."""
     merged: dict[str, Any] = {}
     for layer in layers:
         ends = [key for key in _ENDS if layer.get(key) is not None]
@@ -337,7 +337,7 @@ T = TypeVar("T")
 
 
 def _replaced(settings: T, values: Mapping[str, Any]) -> T:
-    """A dataclass with fields changed, also those of its parts: `weights.l2`."""
+    """A copy of a dataclass with changed fields; dotted names such as `weights.l2` change fields of its parts."""
     parts: dict[str, dict[str, Any]] = {}
     for path, value in values.items():
         name, _, rest = path.partition(".")
@@ -349,7 +349,7 @@ def _replaced(settings: T, values: Mapping[str, Any]) -> T:
 
 
 def _with_keys(message: str, stage: str) -> str:
-    """A settings class's message with the keys in the place of fields that have another name."""
+    """Replace field names in a settings class's message by their keys."""
     for key, path in KEYS[stage].items():
         field = path.rpartition(".")[2]
         if field != key.rpartition(".")[2] and "_" in field:

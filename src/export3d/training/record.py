@@ -1,9 +1,9 @@
-"""The records of a run: its commands, resolved configuration, metrics and image sheets.
+"""Writes the records of a run: its commands, resolved configuration, metrics and image sheets.
 
 run/
-├── command.txt       the command line of every start, one per line
+├── command.txt       command line of every start, one per line
 ├── config.json       resolved configuration
-├── log.jsonl         one JSON object per line; every line has `images_seen` and `minutes`
+├── log.jsonl         one JSON object per line, each with `images_seen` and `minutes`
 ├── sheets/           00001234.png: results of the averaged network after that many images
 ├── tensorboard/      the same metrics, if tensorboard is installed
 └── checkpoints/      see `training.state`
@@ -38,9 +38,12 @@ class Recorder:
     Args:
         run_dir: the run's folder, created if needed.
         config: resolved configuration, written as `config.json`.
-        command: the command line; default: this process's own arguments.
-        images_seen: where the run starts or resumes; log lines beyond it are dropped.
-        tensorboard: also write TensorBoard events; without the package this is logged once and skipped.
+        command: command line; by default that of this process.
+        images_seen: images seen when the run starts or resumes; log lines beyond it are dropped.
+        tensorboard: also write TensorBoard events; skipped with a log message if tensorboard is not installed.
+
+    Raises:
+        OutputError: the folder cannot be written.
     """
 
     def __init__(
@@ -67,7 +70,14 @@ class Recorder:
         self._board = _summary_writer(run_dir / "tensorboard", images_seen) if tensorboard else None
 
     def line(self, kind: str, images_seen: int, minutes: float, **figures: Any) -> None:
-        """Append one line: `kind` ("train", "validation"), the counters and `figures` (numbers or dicts of numbers)."""
+        """Append a line to the log.
+
+        Args:
+            kind: "train", "validation" or "spike".
+            images_seen: images seen so far.
+            minutes: training time so far.
+            figures: numbers, or dictionaries of numbers.
+        """
         content = {"kind": kind, "images_seen": images_seen, "minutes": round(minutes, 4), **figures}
         self._log.write(json.dumps(content) + "\n")
         self._log.flush()
@@ -99,7 +109,7 @@ class Recorder:
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The lines of a `log.jsonl`; a line torn by a killed process is left out."""
+    """The lines of a `log.jsonl`; incomplete lines of a killed process are skipped."""
     lines = []
     if path.is_file():
         for text in path.read_text(encoding="utf-8").splitlines():
@@ -111,7 +121,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 
 def drop_lines_after(path: Path, images_seen: int) -> None:
-    """Rewrite a log without the lines beyond `images_seen`, which a resumed run will write again."""
+    """Remove the lines beyond `images_seen` from a log: a resumed run writes them again."""
     if not path.is_file():
         return
     kept = [line for line in read_log(path) if line.get("images_seen", 0) <= images_seen]
@@ -139,7 +149,7 @@ def _flat(figures: Mapping[str, Any]) -> list[tuple[str, float]]:
 
 @dataclass(frozen=True)
 class StepFigures:
-    """Figures of one network in one step: losses (means over processes and parts), gradient norm, learning rate."""
+    """Figures of one network in one step: losses (mean over processes and parts), gradient norm, learning rate."""
 
     losses: dict[str, float]
     grad_norm: float

@@ -13,7 +13,17 @@ from export3d.errors import CheckpointError, TrainingError
 
 
 class Side:
-    """A network and its optimiser."""
+    """A network in training and its AdamW optimiser.
+
+    Args:
+        module: the network; only parameters that require a gradient are trained.
+        lr: learning rate until `begin` sets another.
+        betas, eps: see `torch.optim.AdamW`.
+        weight_decay: applied to parameters with more than one dimension, not to biases and gains.
+
+    Raises:
+        TrainingError: no parameter requires a gradient.
+    """
 
     def __init__(
         self, module: nn.Module, lr: float, betas: tuple[float, float], eps: float, weight_decay: float
@@ -31,7 +41,7 @@ class Side:
         self.parameters: list[nn.Parameter] = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def begin(self, rate: float) -> None:
-        """Prepare for a step's backward passes, at this learning rate."""
+        """Prepare a step at learning rate `rate`: sets train mode and clears the gradients."""
         self.rate = rate
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -39,17 +49,21 @@ class Side:
         self.optimizer.zero_grad(set_to_none=True)
 
     def clip(self, limit: float | None) -> Tensor:
-        """Clip the gradient; returns its norm before clipping."""
+        """Clip the gradient norm to `limit` (None: no clipping); returns the norm before clipping."""
         return nn.utils.clip_grad_norm_(self.parameters, math.inf if limit is None else limit, foreach=True)
 
     def require_gradients(self, wanted: bool) -> None:
-        """Switch gradients of this network on or off."""
+        """Enable or disable gradients for the trained parameters."""
         for parameter in self.parameters:
             parameter.requires_grad_(wanted)
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path: Path) -> None:
-    """Restore moments and step counts; the settings (lr, betas, …) are those of this start."""
+    """Restore moments and step counts from a training state; keeps the optimiser's own settings (lr, betas, …).
+
+    Raises:
+        CheckpointError: the state belongs to other parameters; the message names `path`.
+    """
     settings = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
@@ -61,5 +75,5 @@ def load_optimizer(optimizer: torch.optim.Optimizer, state: dict[str, Any], path
         group.update(own)
     for parameter, moments in optimizer.state.items():
         for name, value in moments.items():
-            if value.shape == parameter.shape:  # in the parameter's memory format, which a fused optimiser expects
+            if value.shape == parameter.shape:  # a fused optimiser expects the parameter's memory format
                 moments[name] = torch.empty_like(parameter).copy_(value)

@@ -1,6 +1,6 @@
-"""Video files: frames in at a steady rate, frames and sound out.
+"""Video files: read frames at a constant rate, write frames and sound.
 
-Frames are `uint8 (H, W, 3)` RGB and stream one at a time: memory does not grow with the length of a video.
+Frames are `uint8 (H, W, 3)` RGB and are streamed: memory does not grow with the length of a video.
 """
 
 from export3d.video.reading import FPS, MAX_SIDE, VideoInfo, probe, read_frames

@@ -1,7 +1,7 @@
-"""Frames of a video file at a steady rate, streamed one at a time.
+"""Reads the frames of a video file at a constant rate, one at a time.
 
-Only local files are opened, and the demuxer is chosen by the file's first bytes, so that a playlist in disguise (HLS,
-DASH, concat) cannot make the reader open other files or addresses.
+Only local files are opened, and the demuxer is chosen by the first bytes of the file. A disguised playlist (HLS, DASH,
+concat) therefore cannot make the reader open other files or addresses.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 Pixels = NDArray[np.uint8]
 
 FPS = 25.0
-"""Frame rate of everything after reading, unless asked otherwise."""
+"""Default frame rate of everything after reading."""
 MAX_SIDE = 8192
 """Longest side of a frame, pixels."""
 MAX_DURATION_S = 24 * 3600.0
@@ -44,21 +44,21 @@ SWS_QUALITY = 0x4 | 0x2000 | 0x40000
 """Bicubic chroma, full horizontal chroma interpolation, accurate rounding (8 dB better than the default)."""
 BT709, _BT601, _FCC, _SMPTE240M, _BT2020 = 1, 5, 4, 7, 9
 _MATRICES = {1: BT709, 4: _FCC, 5: _BT601, 6: _BT601, 7: _SMPTE240M, 9: _BT2020, 10: _BT2020}
-"""Colour matrix in the file (ISO 23001-8) to swscale's number."""
+"""Colour matrix code in the file (ISO 23001-8) to swscale's code."""
 LIMITED, FULL = 1, 2
 _HDR_TRANSFERS = (16, 18)
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a video is, as a player would show it.
+    """The properties of a video, as a player shows it.
 
     Attributes:
         width, height: pixels, after rotation and with square pixels.
         fps: average frame rate of the file.
-        duration_s: length of the image track, seconds.
-        rotation: degrees that a player turns the stored frames anticlockwise (0, 90, 180 or 270).
-        has_audio: whether there is a sound track.
+        duration_s: length of the video track, seconds.
+        rotation: angle by which a player rotates the stored frames anticlockwise (0, 90, 180 or 270 degrees).
+        has_audio: whether there is an audio track.
     """
 
     width: int
@@ -70,7 +70,11 @@ class VideoInfo:
 
 
 def probe(path: str | os.PathLike[str]) -> VideoInfo:
-    """Size, rate, length, rotation and sound of a video; decodes its first frame. Raises `BadVideo`."""
+    """Size, frame rate, duration, rotation and sound of a video; decodes its first frame.
+
+    Raises:
+        BadVideo: the file cannot be read as a video.
+    """
     with opened(path) as (container, stream, _):
         first = next(timed_frames(container, stream, Path(path)))
         view = _View(first.frame, stream)
@@ -86,20 +90,20 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
 
 
 def read_frames(path: str | os.PathLike[str], fps: float = FPS) -> Iterator[Pixels]:
-    """Frames of a video at a steady rate: frame k is what is on screen k / fps seconds after the first frame appears.
+    """Frames of a video at a constant rate: frame k is the one on screen k / fps seconds after the first frame appears.
 
-    Rotation, mirroring, pixel shape, colour matrix and range, and variable frame rates are honoured; transparency is
-    laid over white. A file that ends early gives the frames it has, and a warning in the log.
+    Rotation, mirroring, pixel aspect ratio, colour matrix and range, and variable frame rates are honoured.
+    Transparent pixels are composited over white. A truncated file gives the frames it has, and a warning in the log.
 
     Args:
         path: a local mp4, mov, mkv, webm, avi, mpeg or animated gif file.
-        fps: frames per second to give.
+        fps: output frames per second.
 
     Yields:
-        uint8 (H, W, 3) RGB, all of one size, each its own array.
+        uint8 (H, W, 3) RGB; all frames have the same size, and each is a separate array.
 
     Raises:
-        BadVideo: on the first `next`, when there is no such file or nothing in it that can be shown.
+        BadVideo: on the first `next`, if the file does not exist or has no frame that can be decoded.
     """
     period = 1 / exact_rate(fps)
     with opened(path) as (container, stream, demuxer):
@@ -123,7 +127,7 @@ def read_frames(path: str | os.PathLike[str], fps: float = FPS) -> Iterator[Pixe
 
 @dataclass(frozen=True, eq=False)
 class Timed:
-    """A decoded frame and when it appears and how long it stays, in seconds of the file's clock."""
+    """A decoded frame with its presentation time, duration and clock tick, in seconds of the file's clock."""
 
     frame: VideoFrame
     time: Fraction
@@ -132,7 +136,7 @@ class Timed:
 
 
 class _View:
-    """Turns decoded frames into images as a player shows them; size and orientation are those of the first frame."""
+    """Converts decoded frames to images as a player shows them, with the size and orientation of the first frame."""
 
     def __init__(self, first: VideoFrame, stream: VideoStream) -> None:
         from av.video.reformatter import VideoReformatter
@@ -182,7 +186,7 @@ class _View:
 
 
 def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """Whether to swap the axes of a stored frame, then mirror x, then mirror y, from its display matrix."""
+    """From a frame's display matrix: whether to swap its axes, then mirror x, then mirror y."""
     side_data: Any = frame.side_data
     data = side_data.get("DISPLAYMATRIX")
     if data is None:
@@ -195,7 +199,7 @@ def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
 
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream, str]]:
-    """The opened container, its video stream and the demuxer's name; every failure is a `BadVideo`."""
+    """Open a file: its container, its video stream and the demuxer's name; every failure raises `BadVideo`."""
     import av
 
     path = files.check_input(path, BadVideo, "a video")
@@ -209,17 +213,17 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
         )
     except (av.FFmpegError, OSError, ValueError) as problem:
         raise BadVideo(
-            f"{path} cannot be opened as a video ({_reason(problem)}): it is damaged or not complete; "
+            f"{path} cannot be opened as a video ({_reason(problem)}): it is damaged or incomplete; "
             "copy or record it again"
         ) from problem
     with container:
         streams = [stream for stream in container.streams.video if not _is_cover(stream)]
         if not streams:
-            has = "only sound" if container.streams.audio else "no pictures"
+            has = "only sound" if container.streams.audio else "no frames"
             raise BadVideo(f"{path} holds {has}; give a video that shows a face")
         stream = streams[0]
         if stream.codec_context is None:
-            raise BadVideo(f"{path} is coded in a way this program cannot decode; {_REMEDY}")
+            raise BadVideo(f"{path} uses a codec that cannot be decoded here; {_REMEDY}")
         if max(stream.width, stream.height) > MAX_SIDE:
             raise BadVideo(f"{path} is {stream.width} x {stream.height}; make it at most {MAX_SIDE} pixels a side")
         stream.thread_type = "AUTO"  # type: ignore[assignment]
@@ -228,7 +232,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
 
 
 def _demuxer(path: Path) -> str:
-    """FFmpeg's demuxer for a file, by its first bytes; raises `BadVideo` for anything that is not a known video."""
+    """FFmpeg's demuxer for a file, by its first bytes; `BadVideo` unless it is a known kind of video."""
     head = files.sniff(path, 1024)
     if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"hevx"):
         raise BadVideo(
@@ -261,22 +265,22 @@ def _demuxer(path: Path) -> str:
 
 
 def _is_text(head: bytes) -> bool:
-    """Whether bytes are text in UTF-8; a character cut off at the end does not matter."""
+    """Whether bytes are UTF-8 text; a character cut off at the end is ignored."""
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)
     return "\ufffd" not in text and all(character.isprintable() or character.isspace() for character in text)
 
 
 def _is_cover(stream: Stream) -> bool:
-    """Whether a video stream is the cover image of a sound file."""
+    """Whether a video stream is the cover image of an audio file."""
     from av.stream import Disposition
 
     return bool(stream.disposition & Disposition.attached_pic)
 
 
 def timed_frames(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[Timed]:
-    """Decoded frames in the order of presentation with their times; raises `BadVideo` when there is none.
+    """Decoded frames in presentation order, with their times; `BadVideo` if there is none.
 
-    Damaged packets are skipped and counted; the log tells at the end what was lost.
+    Damaged packets are skipped and counted; a warning in the log gives their number at the end.
     """
     rate = stream.average_rate or stream.guessed_rate or stream.base_rate
     usual = 1 / Fraction(rate) if rate else Fraction(1, 25)
@@ -293,7 +297,7 @@ def timed_frames(container: InputContainer, stream: VideoStream, path: Path) -> 
         if first is None:
             first = time
             if int(frame.color_trc) in _HDR_TRANSFERS:
-                log.warning("%s is a high-dynamic-range video: its colours will look pale", path)
+                log.warning("%s is a high-dynamic-range video; its colours will look pale", path)
         if previous is not None and time <= previous:
             damage.packets += 1
             continue
@@ -302,12 +306,12 @@ def timed_frames(container: InputContainer, stream: VideoStream, path: Path) -> 
         previous, due = time, time + duration
         yield Timed(frame, time, duration, tick)
     if first is None or due is None:
-        raise BadVideo(f"{path} holds no frame that can be decoded: it is damaged or not complete; copy it again")
+        raise BadVideo(f"{path} holds no frame that can be decoded: it is damaged or incomplete; copy it again")
     if damage.packets:
-        log.warning("%s is damaged: %d pieces could not be decoded and were left out", path, damage.packets)
+        log.warning("%s is damaged: %d packets could not be decoded and were skipped", path, damage.packets)
     declared = _declared_duration(container, stream)
     if declared is not None and declared - (due - first) > max(Fraction(1, 2), declared / 20):
-        log.warning("%s ends after %.2f of %.2f s: it is not complete", path, float(due - first), float(declared))
+        log.warning("%s is incomplete: it ends after %.2f of %.2f s", path, float(due - first), float(declared))
 
 
 @dataclass
@@ -316,7 +320,7 @@ class _Damage:
 
 
 def _decoded(container: InputContainer, stream: VideoStream, damage: _Damage) -> Iterator[VideoFrame]:
-    """All frames that can be decoded, whatever lies between them."""
+    """All frames that can be decoded; damaged packets between them are skipped."""
     import av
 
     packets = container.demux(stream)
@@ -327,7 +331,7 @@ def _decoded(container: InputContainer, stream: VideoStream, damage: _Damage) ->
             damage.packets += 1
             packet = None
         if packet is not None and packet.size == 0:
-            continue  # AVI repeats a frame this way; for the decoder it would mean the end
+            continue  # AVI repeats a frame with an empty packet; the decoder would take it for the end
         try:
             yield from stream.decode(packet)
         except av.error.EOFError:
@@ -339,7 +343,7 @@ def _decoded(container: InputContainer, stream: VideoStream, damage: _Damage) ->
 
 
 def _on_screen(timed: Iterable[Timed], period: Fraction, *, may_be_still: bool, path: Path) -> Iterator[Timed]:
-    """The frame on screen at 0, period, 2 period, ... after the first appears, until the last disappears.
+    """The frame on screen at 0, period, 2 * period, ... after the first appears, until the last disappears.
 
     A frame whose rounded time stamp is late by less than half a tick (at most half a millisecond) counts as on time.
     """
@@ -367,7 +371,7 @@ def _on_screen(timed: Iterable[Timed], period: Fraction, *, may_be_still: bool, 
 
 
 def _declared_duration(container: InputContainer, stream: VideoStream) -> Fraction | None:
-    """Length in seconds that the file claims, if it does."""
+    """Duration in seconds that the file declares; None if it declares none."""
     if stream.duration and stream.time_base:
         return stream.duration * Fraction(stream.time_base)
     if container.duration and container.duration > 0:

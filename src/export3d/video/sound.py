@@ -1,4 +1,4 @@
-"""The sound of one video carried into another: copied where it can be, coded again where it cannot."""
+"""Carries the sound of one video into another: AAC is copied, other codecs are re-encoded."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AAC_FRAME = 1024
 
 
 class Sound:
-    """Feeds pieces of sound to the muxer, never further than the images have come."""
+    """Feeds sound to the muxer, never beyond the frames written so far."""
 
     def __init__(self, pieces: Iterator[tuple[Any, Fraction]], put: Callable[[Any], None]) -> None:
         self._pieces = pieces
@@ -35,22 +35,23 @@ class Sound:
         self._next = next(pieces, None)
 
     def write_until(self, end: Fraction) -> None:
-        """Put all pieces that begin before `end`, seconds of the output."""
+        """Write all pieces that begin before `end`, seconds of the output."""
         while self._next is not None and self._next[1] < end:
             self._put(self._next[0])
             self._next = next(self._pieces, None)
 
     def finish(self, end: Fraction) -> None:
-        """Put what is left before `end` and empty the encoder."""
+        """Write the remaining pieces that begin before `end` and flush the encoder."""
         self.write_until(end)
         self._put(None)
 
 
 @contextmanager
 def carried_sound(path: str | os.PathLike[str], output: OutputContainer, start_s: float) -> Iterator[Sound | None]:
-    """The sound of a video, ready to be muxed into `output`, its time 0 the first frame of that video plus `start_s`.
+    """The sound of a video, ready to be muxed into `output`; None if there is none.
 
-    A track that cannot be read is left out with a warning: it is not what the user came for.
+    Time 0 is `start_s` seconds after the first frame of the video. A track that cannot be decoded is left out with a
+    warning.
     """
     with opened(path) as (pictures, video, _):
         start = next(timed_frames(pictures, video, Path(path))).time + Fraction(start_s).limit_denominator(1_000_000)
@@ -58,7 +59,7 @@ def carried_sound(path: str | os.PathLike[str], output: OutputContainer, start_s
         tracks = [track for track in container.streams.audio if track.codec_context is not None]
         if not tracks:
             if container.streams.audio:
-                log.warning("%s: its sound cannot be decoded and is left out", path)
+                log.warning("%s: the sound cannot be decoded and is left out", path)
             yield None
             return
         track = tracks[0]
@@ -86,7 +87,7 @@ def carried_sound(path: str | os.PathLike[str], output: OutputContainer, start_s
 
 
 def _copied_packets(container: InputContainer, track: Any, start: Fraction) -> Iterator[tuple[Packet, Fraction]]:
-    """Coded packets with times moved so that `start` is 0, from one packet before it (the codec overlaps packets)."""
+    """Encoded packets from one packet before `start` (the codec overlaps packets), with times relative to `start`."""
     tick = Fraction(track.time_base)
     shift = round(start / tick)
     previous: int | None = None
@@ -104,7 +105,7 @@ def _copied_packets(container: InputContainer, track: Any, start: Fraction) -> I
 def _resampled_audio(
     container: InputContainer, track: Any, start: Fraction, rate: int, layout: str
 ) -> Iterator[tuple[AudioFrame, Fraction]]:
-    """Decoded sound from `start` on in frames of 1024 samples, float planar; silence where it begins late."""
+    """Decoded sound from `start` on, in planar float frames of 1024 samples; silence if the track begins later."""
     import av
 
     resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
@@ -124,7 +125,7 @@ def _resampled_audio(
             at = Fraction(decoded.pts or 0) * Fraction(decoded.time_base or track.time_base) - start
             lead = round(at * rate)
             waiting, skip, begun = np.zeros((channels, min(max(lead, 0), rate * 3600)), np.float32), max(-lead, 0), True
-        decoded.pts = None  # the resampler would fill gaps by these
+        decoded.pts = None  # or else the resampler fills gaps between time stamps
         for part in resampler.resample(decoded):
             samples: NDArray[np.float32] = np.asarray(part.to_ndarray(), dtype=np.float32)
             dropped = min(skip, samples.shape[1])
@@ -149,7 +150,7 @@ def _decoded_audio(container: InputContainer, track: Any) -> Iterator[AudioFrame
 
 
 def _packets(container: InputContainer, track: Any) -> Iterator[Any]:
-    """Packets with content, up to the end or to where the file breaks off."""
+    """Non-empty packets, up to the end of the file or the point where it is cut off."""
     import av
 
     with suppress(av.FFmpegError):

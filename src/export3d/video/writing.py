@@ -1,4 +1,4 @@
-"""Frames and sound to a video file that browsers play."""
+"""Writes frames and sound to a video file that browsers can play."""
 
 from __future__ import annotations
 
@@ -27,24 +27,25 @@ _SUFFIXES = (".mp4", ".m4v", ".mov")
 
 
 class VideoWriter:
-    """Writes an H.264 video that browsers play, with the sound of another; a context manager.
+    """Writes an H.264 video that browsers can play, with the sound of another video; a context manager.
 
-    8-bit 4:2:0, BT.709 limited range, tagged so; the index stands at the front (fast start). The file appears under its
-    name when the block ends without an exception, otherwise nothing is left. The same frames give the same bytes.
+    The format is 8-bit 4:2:0 in BT.709 limited range, tagged as such, with the index at the front (fast start). The
+    file appears under its name when the block ends without an exception; otherwise nothing is left. The same frames
+    give the same bytes.
 
     Args:
-        path: target, .mp4 (or .m4v, .mov).
+        path: output file, .mp4 (or .m4v, .mov).
         fps: frame rate.
         size: (width, height) in pixels, both even; or one number for a square.
-        audio_from: a video whose sound is carried over, from the moment its first frame appears, for as long as frames
-            are written; AAC is copied, other codecs become AAC. A video without sound gives none.
-        audio_start_s: seconds of that video to leave out at its start.
-        crf: x264's quality, lower is better (17 is visually lossless).
+        audio_from: a video whose sound is carried over, from the time of its first frame and for as long as frames are
+            written. AAC is copied, other codecs are re-encoded as AAC. A video without sound adds none.
+        audio_start_s: seconds to skip at the start of that sound.
+        crf: x264's constant rate factor; lower is better (17 is visually lossless).
         metadata: container tags, such as title or comment.
 
     Raises:
-        OutputError: on entering, writing or leaving, when the file cannot be written.
-        ConfigError: an odd size, a rate that is no rate, a suffix of another container.
+        OutputError: on entering, writing or leaving, if the file cannot be written.
+        ConfigError: an odd size, an invalid frame rate, or an unsupported suffix.
         BadVideo: `audio_from` is not a video.
 
     >>> with VideoWriter("out.mp4", 25, 256) as writer:      # doctest: +SKIP
@@ -107,7 +108,7 @@ class VideoWriter:
         return self
 
     def write(self, frame: Pixels) -> None:
-        """Append one frame, uint8 (H, W, 3) RGB; raises `ShapeError` for another size or type."""
+        """Append one frame, uint8 (H, W, 3) RGB; `ShapeError` for any other size or type."""
         import av
 
         check_shape(frame, f"{self.height} {self.width} 3", "a video frame")
@@ -166,11 +167,11 @@ class VideoWriter:
         if self._sound is not None:
             self._sound.finish(self.frames_written / self.fps)
         self._container.close()
-        if not _is_whole_mp4(self._temporary):  # FFmpeg does not report a failure of its last write
+        if not _is_whole_mp4(self._temporary):  # FFmpeg does not report a failure of the last write
             raise OutputError(f"cannot write {self.path}: the disk is full; free some space or choose another folder")
 
     def _abandon(self) -> None:
-        with suppress(Exception):  # after a failure closing fails again, and the first failure is the one to tell
+        with suppress(Exception):  # after a failure, closing fails again; only the first failure is reported
             self._container.close()
 
     @contextmanager
@@ -184,7 +185,7 @@ class VideoWriter:
 
 
 def _is_whole_mp4(path: Path) -> bool:
-    """Whether the file is a chain of complete boxes that holds an index and data."""
+    """Whether the file is a sequence of complete boxes that includes an index and data."""
     size = path.stat().st_size
     kinds, at = set(), 0
     with path.open("rb") as file:

@@ -1,10 +1,10 @@
-"""The Hugging Face Hub as a source of weights and as a place to push them to (extra `hub`).
+"""Loads weights from the Hugging Face Hub and pushes weights to it (extra `hub`).
 
-A repository has the shape of the folders that `save_pretrained` writes: `model.safetensors`; `config.json`, which is
-its sidecar with the SHA-256; and `README.md`, the model card. Nothing else is downloaded, whatever a repository holds.
+A repository has the layout of the folders that `save_pretrained` writes: `model.safetensors`; its sidecar
+`config.json`, which includes the SHA-256; and the model card `README.md`. Only these files are downloaded.
 
-The client takes the address of the Hub, the token and its cache from the environment (`HF_ENDPOINT`, `HF_TOKEN`,
-`HF_HOME`, `HF_HUB_OFFLINE`), as for every other package.
+As usual, the client takes the address of the Hub, the token and the location of its cache from the environment
+(`HF_ENDPOINT`, `HF_TOKEN`, `HF_HOME`, `HF_HUB_OFFLINE`).
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ tags:
 
 
 class HubModel(nn.Module):
-    """A model that is made from a repository of the Hub, from a folder or a name, and saved and pushed as one.
+    """A model that can be loaded from a file, a folder, a name or a Hub repository, and saved or pushed.
 
     Attributes:
-        config: the settings that build the model anew; `to_dict` gives them as JSON.
-        info: what the file that the model came from tells of it (counters, provenance); empty for a new model.
-        card: the model card that came with it, Markdown; None where there was none.
+        config: settings that rebuild the model; `to_dict` gives them as JSON-able values.
+        info: counters and provenance from the weights file; empty for a new model.
+        card: the model card of the weights, Markdown; None if there is none.
     """
 
     config: Any
@@ -57,38 +57,47 @@ class HubModel(nn.Module):
 
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> Self:
-        """A new model with these settings, the inverse of `config.to_dict`; raises `ConfigError`."""
+        """A new model with the given settings; `values` is the result of `config.to_dict`.
+
+        Raises:
+            ConfigError: invalid settings.
+        """
         raise NotImplementedError
 
     @classmethod
     def migrated(
         cls, values: dict[str, Any], tensors: Mapping[str, Tensor]
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Settings and tensors of a file of any release, as this release names them."""
+        """Settings and tensors of a file from any release, converted to the names of this release."""
         return values, dict(tensors)
 
     @classmethod
     def from_pretrained(
         cls, which: Path | str | None = None, *, revision: str | None = None, token: str | None = None
     ) -> Self:
-        """A trained model on the CPU, in eval mode.
+        """Load a trained model on the CPU, in eval mode.
 
         Args:
             which: a `.safetensors` file, a folder that `save_pretrained` wrote, a name that `export3d weights` lists,
-                or a repository `owner/name` of the Hugging Face Hub; None for the weights inside the package. What is
-                on the disk goes before the Hub, and only a repository is ever looked for outside.
+                or a repository `owner/name` of the Hugging Face Hub; None for the packaged weights. Local weights take
+                precedence, and the network is used only for a repository.
             revision: branch, tag or commit of the repository.
-            token: by default `HF_TOKEN` or what `hf auth login` stored.
+            token: access token; by default `HF_TOKEN` or the token that `hf auth login` stored.
 
         Raises:
-            CheckpointError: missing, damaged or of another kind.  ConfigError: a revision of something local.
+            CheckpointError: the weights are missing, damaged or of another kind.
+            ConfigError: `revision` is given for local weights.
             MissingExtra: huggingface_hub is not installed.
         """
         return cls.from_file(locate(which, revision, token)[0])
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """The model of one `.safetensors` file with its sidecar; raises `CheckpointError`."""
+        """Load the model of one `.safetensors` file with its sidecar, in eval mode.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another kind.
+        """
         tensors, config, info = load_weights(path)
         if not isinstance(config.get("model"), dict):
             raise CheckpointError(f"{path} does not hold an export3d model; its sidecar has no model configuration")
@@ -98,7 +107,7 @@ class HubModel(nn.Module):
         except Export3DError:
             raise
         except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-            raise CheckpointError(f"no model can be made of the settings beside {path} ({reason(error)})") from error
+            raise CheckpointError(f"the settings in the sidecar of {path} give no model ({reason(error)})") from error
         load_into(model, {name: value.float() for name, value in tensors.items()}, what=str(path))
         model.info, model.card = info, card_of(path)
         return model.eval()
@@ -112,21 +121,24 @@ class HubModel(nn.Module):
         dtype: torch.dtype | None = None,
         part_size_mb: float | None = None,
     ) -> Path:
-        """Write a folder of the Hub's shape: `model.safetensors`, `config.json` and the model card `README.md`.
+        """Write a folder in the Hub's layout: `model.safetensors`, `config.json` and the model card `README.md`.
 
         Args:
-            folder: created if need be.
-            card: the model card, Markdown with YAML front matter. By default a `README.md` that is there stays, and
-                otherwise the one that came with the model, or a short one that says what is not known.
-            info: counters and provenance, by default those that came with the model.
+            folder: output folder; created if missing.
+            card: the model card, Markdown with YAML front matter. By default an existing `README.md` is kept;
+                otherwise the model's own card is written, or a short one that names what is unknown.
+            info: counters and provenance; by default those of the model.
             dtype, part_size_mb: see `weights.file.save_weights`.
 
         Returns:
-            the folder. Raises `OutputError` where it cannot be written.
+            The folder.
+
+        Raises:
+            OutputError: the folder cannot be written.
         """
         folder = Path(folder)
         if folder.suffix == ".safetensors":
-            raise OutputError(f"save_pretrained writes a folder, but {folder} is named like a file; name a folder")
+            raise OutputError(f"save_pretrained writes a folder, but {folder} has the name of a file; give a folder")
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -152,21 +164,22 @@ class HubModel(nn.Module):
     ) -> str:
         """Push the model with its card to a repository of the Hugging Face Hub, as one commit.
 
-        Links of the card that lead to files beside it are taken off, since those are not pushed.
+        Relative links in the card are replaced by their text, since the files that they point to are not pushed.
 
         Args:
-            repo_id: `owner/name`; the repository is made if need be.
-            private: make it private; a public repository is then refused rather than published to.
-            token: by default `HF_TOKEN` or what `hf auth login` stored; it needs the right to write.
-            revision: the branch, which must exist; by default main.
-            commit_message: what the history tells of the push.
+            repo_id: `owner/name`; the repository is created if missing.
+            private: create a private repository, and refuse to push to a public one.
+            token: access token with write permission; by default `HF_TOKEN` or the token that `hf auth login` stored.
+            revision: an existing branch; by default main.
+            commit_message: message of the commit.
             card, info, dtype: see `save_pretrained`.
 
         Returns:
-            the commit's address.
+            The URL of the commit.
 
         Raises:
-            OutputError: no such right, a public repository, or the Hub cannot be reached.
+            ConfigError: `repo_id` is not of the form `owner/name`.
+            OutputError: no write permission, a public repository, or the Hub cannot be reached.
             MissingExtra: huggingface_hub is not installed.
         """
         check_repo_id(repo_id)
@@ -182,17 +195,17 @@ class HubModel(nn.Module):
         return (
             f"{_FRONT_MATTER}\n# Weights for export3d\n\n{count:,} parameters. Load them with "
             "`Export3D.from_pretrained`.\n\n"
-            f"## Training data\n\nNot stated by those who made these weights. Nothing is known of the terms of the "
-            "data, so use them for research only until they say otherwise.\n\n"
-            "## Intended use\n\nResearch on portrait animation; portraits of people who agreed to it. Not intended: "
-            "making anybody appear to say or do what they did not, without their consent; identification.\n\n"
-            "## Limits\n\nNot stated by those who made these weights.\n\n"
-            f"## What the file tells\n\n```json\n{known}\n```\n"
+            f"## Training data\n\nNot stated by the authors of these weights. The terms of the data are unknown, so "
+            "use the weights for research only unless the authors state otherwise.\n\n"
+            "## Intended use\n\nResearch on portrait animation, with portraits of people who consented. Not intended: "
+            "making people appear to say or do what they did not, without their consent; identification.\n\n"
+            "## Limits\n\nNot stated by the authors of these weights.\n\n"
+            f"## Metadata\n\n```json\n{known}\n```\n"
         )
 
 
 def is_repo_id(text: str) -> bool:
-    """Whether `text` has the form `owner/name` of a repository of the Hub.
+    """Whether `text` has the form `owner/name` of a Hub repository.
 
     >>> is_repo_id("owner/name"), is_repo_id("../name"), is_repo_id("a/b/c")
     (True, False, False)
@@ -201,21 +214,21 @@ def is_repo_id(text: str) -> bool:
 
 
 def check_repo_id(text: str) -> None:
-    """Raise `ConfigError` unless `text` has the form of a repository's name."""
+    """Raise `ConfigError` unless `text` has the form `owner/name`."""
     if not is_repo_id(text):
-        raise ConfigError(f"{text!r} is not the name of a Hugging Face repository; it is written owner/name")
+        raise ConfigError(f"{text!r} is not the name of a Hugging Face repository; write it as owner/name")
 
 
 def locate(
     which: Path | str | None, revision: str | None = None, token: str | None = None
 ) -> tuple[Path, dict[str, str]]:
-    """The file of weights that is meant, fetched from the Hub where it is a repository, and where it came from.
+    """The weights file that `which` refers to, downloaded if it is a repository, and its origin.
 
     Args:
         which, revision, token: see `HubModel.from_pretrained`.
 
     Returns:
-        the `.safetensors` file, and for a repository `{"installed_from": "owner/name@commit"}`, to be kept in `info`.
+        The `.safetensors` file; and for a repository `{"installed_from": "owner/name@commit"}`, to be kept in `info`.
     """
     found = look_up(which)
     if found is None and is_repo_id(str(which)):
@@ -227,7 +240,7 @@ def locate(
 
 
 def _fetch(repo_id: str, revision: str | None, token: str | None) -> tuple[Path, dict[str, str]]:
-    """Verified weights of one commit, in the Hub's own cache."""
+    """Download the weights of one commit into the Hub's own cache and verify them."""
     api = _client(token)
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -242,11 +255,11 @@ def _fetch(repo_id: str, revision: str | None, token: str | None) -> tuple[Path,
             names = files_of(path, read_sidecar(path))
         except CheckpointError as error:
             raise CheckpointError(
-                f"the repository {repo_id} holds no export3d weights: its config.json is damaged or of something else"
+                f"the repository {repo_id} holds no export3d weights: its config.json is damaged or of another kind"
             ) from error
         with suppress(EntryNotFoundError):
             download(CARD, commit)
-        for again in (False, True):  # once more where what the cache holds is damaged
+        for again in (False, True):  # download once more if the cached files are damaged
             for name in names:
                 download(name, commit, again)
             try:
@@ -255,8 +268,8 @@ def _fetch(repo_id: str, revision: str | None, token: str | None) -> tuple[Path,
             except CheckpointError as error:
                 if again:
                     raise CheckpointError(
-                        f"the weights of {repo_id} are damaged: they are not what the SHA-256 in its config.json says; "
-                        "they were not used, tell their owner"
+                        f"the weights of {repo_id} are damaged: they do not match the SHA-256 in config.json; they "
+                        "were not loaded, tell their owner"
                     ) from error
     return path, {"installed_from": f"{repo_id}@{commit or 'main'}"}
 
@@ -269,7 +282,7 @@ def _push(folder: Path, repo_id: str, private: bool, token: str | None, revision
         api.create_repo(repo_id, private=private, exist_ok=True)
         if private and not api.model_info(repo_id).private:
             raise OutputError(
-                f"the repository {repo_id} is public; to publish there, say so with push_to_hub(..., private=False)"
+                f"the repository {repo_id} is public; to publish there, use push_to_hub(..., private=False)"
             )
         operations = [CommitOperationAdd(path.name, path) for path in sorted(folder.iterdir())]
         done = api.create_commit(repo_id, operations, commit_message=message, revision=revision)
@@ -286,7 +299,7 @@ def _client(token: str | None) -> Any:
 
 @contextmanager
 def _telling(failure: type[Export3DError], repo_id: str, revision: str | None) -> Iterator[None]:
-    """Turn the client's failures into one sentence each."""
+    """Turn each failure of the client into an error of one sentence."""
     from huggingface_hub import errors
 
     def tell(sentence: str, error: BaseException) -> None:
@@ -297,27 +310,27 @@ def _telling(failure: type[Export3DError], repo_id: str, revision: str | None) -
     except Export3DError:
         raise
     except errors.GatedRepoError as error:
-        tell(f"{repo_id} is gated: accept its terms on its page, then set HF_TOKEN to a token of yours", error)
+        tell(f"{repo_id} is gated: accept its terms on its page, then set HF_TOKEN to your token", error)
     except errors.RepositoryNotFoundError as error:
         tell(
-            f"{repo_id} is nothing on this disk and no repository of the Hugging Face Hub, or a private one; check the "
-            "name, or set HF_TOKEN to a token with the right to it",
+            f"{repo_id} was found neither on this disk nor on the Hugging Face Hub; check the name, or, for a private "
+            "repository, set HF_TOKEN to a token that can read it",
             error,
         )
     except errors.RevisionNotFoundError as error:
         tell(f"the repository {repo_id} has no revision {revision!r}; give a branch, tag or commit of it", error)
     except errors.LocalEntryNotFoundError as error:
         tell(
-            f"{repo_id} is nothing on this disk nor in the cache, and the Hugging Face Hub does not answer; check the "
-            "name and the connection, or use a file",
+            f"{repo_id} was found neither on this disk nor in the cache, and the Hugging Face Hub does not answer; "
+            "check the name and the connection, or use a file",
             error,
         )
     except errors.EntryNotFoundError as error:
-        tell(f"the repository {repo_id} lacks files, so it holds no export3d weights; choose another one", error)
+        tell(f"the repository {repo_id} holds no export3d weights: files are missing; choose another one", error)
     except errors.HfHubHTTPError as error:
         status = error.response.status_code
         if status in (401, 403):
-            tell(f"the Hugging Face Hub refuses {repo_id} ({status}); set HF_TOKEN to a token with that right", error)
+            tell(f"the Hugging Face Hub refuses {repo_id} ({status}); set HF_TOKEN to a token with access", error)
         tell(f"the Hugging Face Hub answered {status} for {repo_id} ({reason(error)}); try again later", error)
     except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
         tell(f"the Hugging Face Hub cannot be used for {repo_id} ({reason(error)}); check the connection", error)

@@ -1,8 +1,9 @@
-"""Weights by name: those inside the package, those that were installed, and how a name or a path becomes a file.
+"""Resolves names and paths of weights to files; installs and removes named weights.
 
-Installed weights are `HOME/weights/NAME/` with `model.safetensors`, its sidecar `config.json` and, where there was one,
-the model card `README.md`. HOME is the environment variable `EXPORT3D_HOME`, by default `export3d` in the user's folder
-for application data. A folder appears under its name by one rename: weights are installed whole or not at all.
+Named weights are either packaged or installed. Installed weights are a folder `HOME/weights/NAME/` that holds
+`model.safetensors`, its sidecar `config.json` and, if there is one, the model card `README.md`. HOME is the environment
+variable `EXPORT3D_HOME`, by default `export3d` in the user's folder for application data. The last step of an
+installation renames the folder to its final name, so weights are installed completely or not at all.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from export3d.files import reason, write_bytes, write_failure
 from export3d.weights.file import copy_weights, has_weights
 
 PACKAGED = Path(__file__).parents[1] / "assets" / "base.safetensors"
-"""The weights that are installed with the package: preset `base`."""
+"""The weights inside the package: preset `base`."""
 
 PACKAGED_ENCODER = PACKAGED.with_name("clebs.safetensors")
 """The pre-trained expression encoder (CLeBS) that the packaged weights were trained with."""
@@ -29,14 +30,18 @@ PACKAGED_ENCODER = PACKAGED.with_name("clebs.safetensors")
 PACKAGED_NAMES = {"base": PACKAGED, "clebs": PACKAGED_ENCODER}
 
 FILE, CARD = "model.safetensors", "README.md"
-"""What the weights and their model card are called in a folder of the Hub's shape."""
+"""File names of the weights and their model card in a folder in the Hub's layout."""
 
 _CARD_LIMIT = 1_000_000
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
 
 
 def home() -> Path:
-    """The user's folder for export3d's data; it need not exist. Raises `ConfigError` where none can be told."""
+    """The user's folder for export3d's data; it may not exist yet.
+
+    Raises:
+        ConfigError: the user's home folder is unknown.
+    """
     if chosen := os.environ.get("EXPORT3D_HOME"):
         return Path(chosen).expanduser()
     try:
@@ -46,11 +51,11 @@ def home() -> Path:
         named = Path(os.environ.get(variable, ""))
         return (named if named.is_absolute() else Path.home() / default) / "export3d"
     except RuntimeError as error:
-        raise ConfigError("there is no home folder to keep weights in; set EXPORT3D_HOME to a folder") from error
+        raise ConfigError("there is no home folder for weights; set EXPORT3D_HOME to a folder") from error
 
 
 def installed() -> dict[str, Path]:
-    """Name to file of the weights that were installed, sound or not, in alphabetical order."""
+    """Name to file of the installed weights, in alphabetical order; the files are not verified."""
     folder = home() / "weights"
     try:
         found = sorted(folder.iterdir()) if folder.is_dir() else []
@@ -61,16 +66,16 @@ def installed() -> dict[str, Path]:
 
 
 def known() -> dict[str, Path]:
-    """Name to file: the package's own weights, then the installed ones."""
+    """Name to file: the packaged weights, then the installed ones."""
     return PACKAGED_NAMES | installed()
 
 
 def look_up(which: Path | str | None) -> Path | None:
-    """The `.safetensors` file that is meant, or None where `which` is nothing that is here.
+    """The `.safetensors` file that `which` refers to; None if there is no such file, folder or name.
 
     Args:
-        which: a file, a folder that holds `model.safetensors`, a name, or None for the packaged weights. A file or a
-            folder goes before a name.
+        which: a file, a folder that holds `model.safetensors`, a name, or None for the packaged weights. Files and
+            folders take precedence over names.
     """
     if which is None:
         return PACKAGED
@@ -83,7 +88,7 @@ def look_up(which: Path | str | None) -> Path | None:
 
 
 def find(which: Path | str | None) -> Path:
-    """As `look_up`; raises `CheckpointError` that lists the known names where there is nothing."""
+    """As `look_up`, but raises a `CheckpointError` that lists the known names if there is no such file."""
     path = look_up(which)
     if path is not None:
         return path
@@ -96,42 +101,42 @@ def find(which: Path | str | None) -> Path:
 
 
 def title(path: Path) -> str:
-    """What to call a file of weights in a report: the name of the folder where the file's own tells nothing."""
+    """The name of a weights file in a report: its folder's name for `model.safetensors`, otherwise its file name."""
     return path.resolve().parent.name if path.name == FILE else path.name
 
 
 def card_of(path: Path) -> str | None:
-    """The model card of a file of weights: the package's own, or the one that lies beside `model.safetensors`."""
+    """The model card of a weights file: the packaged card, or the one next to `model.safetensors`; None if missing."""
     if path in PACKAGED_NAMES.values():
         return _read(Path(__file__).parents[3] / "MODEL_CARD.md") or _with_the_licences("MODEL_CARD.md")
     return _read(path.with_name(CARD)) if path.name == FILE else None
 
 
 def name_for(wanted: str) -> str:
-    """`wanted` if weights can be installed under that name; raises `ConfigError` otherwise."""
+    """`wanted`, if weights can be installed under that name; otherwise raises `ConfigError`."""
     if not _is_name(wanted):
         raise ConfigError(
             f"{wanted!r} cannot be the name of weights; use letters, digits, - and _ (at most 64), and . in between"
         )
     if wanted.lower() in PACKAGED_NAMES:
-        raise ConfigError(f"{wanted} is the name of weights inside the package; choose another one with --name")
+        raise ConfigError(f"{wanted} is the name of packaged weights; choose another one with --name")
     return wanted
 
 
 def install(source: Path, name: str, info: Mapping[str, Any] | None = None) -> Path:
-    """Copy weights, verified, with their model card, to where `name` finds them.
+    """Verify weights and install them, with their model card, under a name.
 
     Args:
         source: a `.safetensors` file with its sidecar, whole or in parts.
         name: see `name_for`.
-        info: added to what the sidecar tells, such as where they came from.
+        info: entries to add to the sidecar's `info`, such as the origin of the weights.
 
     Returns:
-        the installed file.
+        The installed file.
 
     Raises:
-        CheckpointError: missing or damaged.  ConfigError: the name cannot be used or is taken.
-        OutputError: they cannot be written; nothing is installed.
+        CheckpointError: the weights are missing or damaged.  ConfigError: the name is invalid or taken.
+        OutputError: the weights cannot be written; nothing is installed.
     """
     target = home() / "weights" / name_for(name)
     if target.exists():
@@ -139,7 +144,7 @@ def install(source: Path, name: str, info: Mapping[str, Any] | None = None) -> P
     card = card_of(source)
     unfinished = target.with_name(f".{name}.tmp-{os.getpid()}")
     try:
-        for left in target.parent.glob(f".{name}.tmp-*"):  # by a process that was killed
+        for left in target.parent.glob(f".{name}.tmp-*"):  # left by a process that was killed
             shutil.rmtree(left)
         unfinished.mkdir(parents=True)
         copy_weights(source, unfinished / FILE, info)
@@ -154,12 +159,16 @@ def install(source: Path, name: str, info: Mapping[str, Any] | None = None) -> P
 
 
 def remove(name: str) -> Path:
-    """Delete installed weights and return the folder that held them; raises `ConfigError` where there are none."""
+    """Delete installed weights and return the folder that held them.
+
+    Raises:
+        ConfigError: the weights are packaged or not installed.  OutputError: the folder cannot be removed.
+    """
     if name in PACKAGED_NAMES:
-        raise ConfigError(f"{name} is inside the package and cannot be removed; it goes with the package")
+        raise ConfigError(f"{name} is part of the package and cannot be removed separately")
     if name not in installed():
         names = ", ".join(installed()) or "none"
-        raise ConfigError(f"no weights {name!r} are installed, so they cannot be removed; installed are: {names}")
+        raise ConfigError(f"there are no installed weights {name!r} to remove; installed weights: {names}")
     folder = home() / "weights" / name
     trash = folder.with_name(f".{name}.trash-{os.getpid()}")
     try:
@@ -178,7 +187,7 @@ def _read(card: Path) -> str | None:
 
 
 def _with_the_licences(name: str) -> str | None:
-    """A file that pip puts with the licences; a checkout has it at its root."""
+    """The text of a file that pip installs with the licences (in a checkout it is at the root)."""
     try:
         return importlib.metadata.distribution("export3d").read_text(f"licenses/{name}")
     except importlib.metadata.PackageNotFoundError:

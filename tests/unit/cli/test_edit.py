@@ -131,7 +131,7 @@ def test_the_check_fails_where_a_head_was_not_seen_to_stay_still(
 ) -> None:
     arguments = ["sheet", "basis", "-o", str(tmp_path / "out"), "--weights", str(weights_with_ranges)]
     assert main([*arguments, "--check"]) == 1
-    assert "does not stay still to within 1.5 degrees: v1, v2" in capsys.readouterr().err
+    assert "turn the head by 1.5 degrees or more: v1, v2" in capsys.readouterr().err
 
 
 def test_a_sheet_that_cannot_be_drawn_is_refused(

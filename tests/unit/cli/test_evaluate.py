@@ -72,4 +72,4 @@ def test_options_of_another_subcommand_are_refused(words: list[str], tmp_path: P
 
 def test_a_missing_split_is_one_sentence(tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", "same", str(tmp_path), "--split", "test", "-o", str(tmp_path / "out")]) == 2
-    assert "holds no split 'test'; prepare clips into it" in capsys.readouterr().err
+    assert "has no split 'test'; prepare clips for it" in capsys.readouterr().err

@@ -97,7 +97,7 @@ def test_a_folder_is_installed_with_its_card(
 
 def test_the_packaged_ones_are_there_already(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["weights", "install", "base"]) == 0
-    assert "inside the package already" in capsys.readouterr().err
+    assert "already inside the package" in capsys.readouterr().err
     assert installed() == {}
 
 
@@ -112,11 +112,11 @@ def test_the_packaged_ones_are_there_already(capsys: pytest.CaptureFixture[str])
         (["install", "nothing.safetensors"], "nothing.safetensors"),
         (["install", "nothing"], "base, clebs"),
         (["install", "base", "--name", "../x"], "cannot be the name"),
-        (["install", "base", "--name", "clebs"], "inside the package"),
+        (["install", "base", "--name", "clebs"], "packaged weights"),
         (["install", "base", "--revision", "v1"], "on this disk"),
         (["remove"], "names"),
         (["remove", "base"], "cannot be removed"),
-        (["remove", "nothing"], "no weights 'nothing'"),
+        (["remove", "nothing"], "no installed weights 'nothing'"),
     ],
 )
 def test_what_a_user_can_do_wrong_is_one_sentence(

@@ -155,7 +155,7 @@ def test_a_record_with_fewer_pictures_than_its_track_is_refused(make_record: Mak
     short, long = make_record("a", 3), make_record("a", 4)
     wrong = Record("a", short.media, "mp4", long.expression, long.camera, long.landmarks, long.found, long.info)
     update(tmp_path / "s", [wrong])
-    with pytest.raises(InputError, match="3 pictures for 4 tracked frames"):
+    with pytest.raises(InputError, match="3 images for 4 tracked frames"):
         FrameStore.load(tmp_path / "s", 32)
 
 

@@ -86,7 +86,7 @@ def test_what_passes_is_tried_again(
 @pytest.mark.parametrize(
     ("faults", "sentence"),
     [
-        (["short"] * 9, r"train/train-\w+\.tar came with \d+ of \d+ bytes; copy the prepared folder there again"),
+        (["short"] * 9, r"train/train-\w+\.tar has \d+ bytes instead of \d+; copy the prepared folder there again"),
         (["cut"] * 9, r"train/train-\w+\.tar cannot be read .*; check the address"),
         ([503] * 9, r"503.*; check the address, your access and the connection"),
     ],
@@ -109,7 +109,7 @@ def test_a_refusal_is_not_asked_for_again(server: FileServer, status: int) -> No
 def test_a_shard_that_is_not_there_is_named(server: FileServer, split: Path) -> None:
     shard = split / read_index(split).shards[0].file
     shard.unlink()
-    with pytest.raises(InputError, match=rf"http://.*/train/{shard.name} is not there, though the index names it"):
+    with pytest.raises(InputError, match=rf"http://.*/train/{shard.name} is missing, although the index names it"):
         keys(f"{server.address}/train")
 
 
@@ -118,7 +118,7 @@ def test_a_shard_of_other_bytes_is_refused(server: FileServer, split: Path) -> N
     data = bytearray(shard.read_bytes())
     data[-1] ^= 1
     shard.write_bytes(data)
-    with pytest.raises(InputError, match="differs from its checksum"):
+    with pytest.raises(InputError, match="does not match its checksum"):
         keys(f"{server.address}/train")
 
 
@@ -154,7 +154,9 @@ def test_without_the_extra_its_name_is_told(url: str, package: str) -> None:
 
 
 def test_other_protocols_are_told_apart(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nothing knows ftpx://; give a folder, or a URL that begins with http://"):
+    with pytest.raises(
+        InputError, match=r"ftpx:// is not a known protocol; give a folder, or a URL that starts with http://"
+    ):
         read_index("ftpx://host/data")
     with pytest.raises(MissingExtra, match="gcsfs"):
         read_index("gs://bucket/data")

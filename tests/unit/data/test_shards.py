@@ -127,7 +127,7 @@ def test_verify_names_every_damage(tmp_path: Path, make_record: Make) -> None:
     data = bytearray(second.read_bytes())
     data[3000] ^= 1
     second.write_bytes(data)
-    assert verify(tmp_path) == [f"{first.name} is missing", f"{second.name} differs from its checksum"]
+    assert verify(tmp_path) == [f"{first.name} is missing", f"{second.name} does not match its checksum"]
 
 
 @pytest.mark.parametrize("damage", ["truncated", "text", "missing", "foreign member", "no track", "not a tensor file"])

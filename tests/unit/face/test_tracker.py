@@ -151,11 +151,11 @@ def test_a_face_that_comes_late_and_leaves_early_is_held_at_the_ends():
 
 
 def test_no_face_at_all_is_a_sentence_with_the_name_and_a_remedy():
-    with pytest.raises(NoFaceFound, match=r"no face in clip\.mp4 \(looked at 30 frames\); use a picture"):
+    with pytest.raises(NoFaceFound, match=r"no face found in clip\.mp4 \(30 frames searched\); use an image"):
         track([[]] * 30)
     script = Script([[]])
     script.frame = 0
-    with pytest.raises(NoFaceFound, match=r"no face in me\.jpg \(looked at 1 frame\)"):
+    with pytest.raises(NoFaceFound, match=r"no face found in me\.jpg \(1 frame searched\)"):
         Tracker(script).track_image(FRAME, "me.jpg")
 
 

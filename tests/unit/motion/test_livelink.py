@@ -225,7 +225,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "no header": (take(ramp(3)).split("\n", 1)[1], ("first line should read",)),
     "no rows": (take([]), ("no rows",)),
     "no face": (take([{"BlendshapeCount": 0}]), ("no row with a face",)),
-    "one line without end": ("Timecode,BlendShapeCount", ("holds no lines",)),
+    "one line without end": ("Timecode,BlendShapeCount", ("has no lines",)),
     "NaN": (with_cell("JawOpen", "nan"), ("line 3", "column JawOpen", "'nan' is not a number")),
     "infinity": (with_cell("HeadYaw", "-inf"), ("line 3", "column HeadYaw", "'-inf' is not a number")),
     "empty cell": (with_cell("TongueOut", ""), ("line 3", "column TongueOut", "an empty cell is not a number")),
@@ -239,7 +239,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "backwards": (take([{}, {"Timecode": "11:54:29:01.000"}, {}]), ("line 3", "column Timecode", "backwards")),
     "a clock that jumps": (
         take([{"Timecode": f"00:00:00:{k:02d}"} for k in range(30)] + [{"Timecode": "11:00:00:00"}]),
-        ("timecodes that jump",),
+        ("its timecodes jump",),
     ),
 }
 

@@ -318,8 +318,8 @@ def test_an_installed_repository_has_a_name_and_an_origin(hub: FakeHub, folder: 
 @pytest.mark.parametrize(
     ("trouble", "sentence"),
     [
-        ({}, "no repository"),
-        ({"private": True}, "no repository"),
+        ({}, "was found neither"),
+        ({"private": True}, "was found neither"),
         ({"gated": True}, "gated"),
         ({"revision": "v9"}, "no revision 'v9'"),
         ({"files": {}}, "holds no export3d weights"),
@@ -331,7 +331,7 @@ def test_what_can_go_wrong_is_one_sentence(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, trouble: dict, sentence: str
 ) -> None:
     revision, files = trouble.pop("revision", None), trouble.pop("files", {"config.json": b"{}"})
-    if trouble or revision or sentence != "no repository":
+    if trouble or revision or sentence != "was found neither":
         hub.repo("owner/faces", **trouble).commit(files)
     if trouble.get("private"):
         monkeypatch.delenv("HF_TOKEN")
@@ -360,7 +360,7 @@ def test_a_hub_that_is_broken_is_one_sentence(hub: FakeHub, status: int, fetched
 def test_a_repository_that_lacks_a_file_is_one_sentence(hub: FakeHub, folder: Path) -> None:
     (folder / FILE).unlink()
     hub.repo("owner/faces", folder)
-    with pytest.raises(CheckpointError, match="lacks files"):
+    with pytest.raises(CheckpointError, match="files are missing"):
         Export3D.from_pretrained("owner/faces")
 
 

@@ -230,7 +230,7 @@ def test_names_are_plain(tiny_weights: Path, user_folder: Path, name: str) -> No
 
 @pytest.mark.parametrize("name", ["base", "clebs", "Base"])
 def test_the_packages_names_cannot_be_taken_or_removed(tiny_weights: Path, name: str) -> None:
-    with pytest.raises(ConfigError, match="inside the package"):
+    with pytest.raises(ConfigError, match="packaged weights"):
         install_weights(tiny_weights, name)
     with pytest.raises(ConfigError):
         remove(name)
@@ -294,7 +294,7 @@ def test_removed_weights_are_gone_and_others_stay(tiny_weights: Path, user_folde
     remove("mine")
     assert list(installed()) == ["yours"]
     assert [path.name for path in (user_folder / "weights").iterdir()] == ["yours"]
-    with pytest.raises(ConfigError, match=r"no weights 'mine'.*yours"):
+    with pytest.raises(ConfigError, match=r"no installed weights 'mine'.*yours"):
         remove("mine")
 
 

@@ -106,8 +106,8 @@ def test_two_videos_and_a_portrait_become_a_split(
     assert [done for done, _, _ in steps] == [1, 2, 3, 4]
     reasons = left_out(split)
     assert list(reasons) == ["broken.mp4", "wall.mp4"]
-    assert "neither a video nor a picture" in reasons["broken.mp4"]
-    assert "no face in wall.mp4" in reasons["wall.mp4"]
+    assert "neither a video nor an image" in reasons["broken.mp4"]
+    assert "no face found in wall.mp4" in reasons["wall.mp4"]
     assert "broken.mp4 (unreadable), wall.mp4 (no face)" in caplog.text
 
 
@@ -195,7 +195,7 @@ def test_what_is_called_a_video_and_is_none_is_named(
 
     def records_of(path: Path, *rest: object) -> object:
         if path.name == name:
-            raise preparation.Refusal("unreadable", f"{name} is neither a video nor a picture")
+            raise preparation.Refusal("unreadable", f"{name} is neither a video nor an image")
         return fake(path, *rest)  # type: ignore[arg-type]
 
     monkeypatch.setattr(preparation, "records_of", records_of)
@@ -205,7 +205,7 @@ def test_what_is_called_a_video_and_is_none_is_named(
     assert file == (ascii(name) if kind == "unprintable" else name)
     assert words in why
     if not words:
-        assert "neither a video nor a picture" in why
+        assert "neither a video nor an image" in why
 
 
 @pytest.mark.skipif(as_root, reason="the superuser may read everything")
