@@ -95,6 +95,7 @@ def test_every_file_that_the_architecture_names_exists() -> None:
     assert sorted(name for name in named if not any((home / name).is_file() for home in homes)) == []
 
 
+@pytest.mark.slow
 def test_the_site_builds_strictly_and_loads_nothing_from_elsewhere(tmp_path: Path) -> None:
     pytest.importorskip("mkdocs")
     done = subprocess.run(

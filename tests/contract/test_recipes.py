@@ -164,6 +164,7 @@ def test_the_paper_is_the_papers() -> None:
     assert two.config.adv_trainable == "all"
 
 
+@pytest.mark.slow
 def test_settings_are_printed_by_a_program_of_its_own(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "export3d", "train", "--recipe", "paper", "--set", "loss.lpips=2", "--print-config"],

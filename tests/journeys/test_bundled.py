@@ -51,6 +51,7 @@ def test_track_then_animate_then_compare(
     assert {p.name for p in tmp_path.iterdir()} == {"face.motion", "a.mp4", "sheet.png"}, "nothing temporary stays"
 
 
+@pytest.mark.slow
 def test_a_motion_that_differs_fails_the_check(
     tmp_path: Path, motion_file: Path, face_video: Path, capsys: Capture
 ) -> None:

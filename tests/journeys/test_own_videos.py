@@ -96,6 +96,7 @@ def test_two_commands_make_a_model_that_animates(
     assert probe(tmp_path / "a.mp4").width == 4 * before.config.render.resolution
 
 
+@pytest.mark.slow
 def test_a_folder_without_a_usable_video_is_one_sentence(videos: Path, tmp_path: Path, capsys: Capture) -> None:
     bad = [videos / "nobody.mp4", videos / "short.mp4"]
     assert run("prepare", *bad, "-o", tmp_path / "data", "--workers", 0) == 2
@@ -123,6 +124,7 @@ def test_weights_are_found_by_name(
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_a_preset_goes_before_the_weights_own_settings(data: Path, trained: Path, tmp_path: Path) -> None:
     given = ["--set", "model.preset=tiny", "--set", 'model.variants=["clebs", "no_skip"]', "--set", "render.coarse=4"]
     assert run("train", data, "--from-pretrained", trained, "-o", tmp_path / "run", *given, *QUICK) == 0

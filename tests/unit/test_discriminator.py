@@ -46,6 +46,7 @@ def test_one_score_a_picture_at_every_size(size: int) -> None:
     assert scores.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_full_size_is_the_published_one() -> None:
     config = discriminator_config("full", 256)
     assert [config.channels(grid) for grid in (256, 128, 64, 32, 4)] == [128, 256, 512, 512, 512]

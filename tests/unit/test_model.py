@@ -16,6 +16,7 @@ from export3d.triplane.blocks import EAdaLN
 from tests.tiny_models import awake, cameras, inputs
 
 
+@pytest.mark.slow
 def test_a_full_size_pass_has_the_sizes_of_the_paper() -> None:
     """Tensors have shapes and no numbers: nothing is computed."""
     with torch.device("meta"):

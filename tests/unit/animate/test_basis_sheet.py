@@ -164,6 +164,7 @@ def test_a_strip_needs_natural_ranges(tiny_weights: Path, source: Source) -> Non
         basis_sheet.strips(Animator(load_pretrained(tiny_weights), "cpu"), source)
 
 
+@pytest.mark.slow
 def test_pictures_that_are_all_the_same_show_no_change(tracker: Tracker, face: np.ndarray) -> None:
     found = basis_sheet.effect(tracker, strip_of(face, face, face))
     assert found.lost == 0
@@ -197,6 +198,7 @@ def test_a_change_is_told_apart_by_where_it_is(tracker: Tracker, face: np.ndarra
     assert outside > 1.0
 
 
+@pytest.mark.slow
 def test_faces_that_are_lost_are_counted(tracker: Tracker, face: np.ndarray) -> None:
     blank = np.full_like(face, 90)
     some = basis_sheet.effect(tracker, strip_of(face, blank, face))

@@ -96,6 +96,7 @@ def test_a_short_gap_is_bridged_and_marked(tmp_path: Path, draw_clip: Draw, pain
     assert np.flatnonzero(~record.found).tolist() == [20, 21]
 
 
+@pytest.mark.slow
 def test_a_long_gap_splits_the_clip_and_each_part_has_its_own_crop(
     tmp_path: Path, draw_clip: Draw, painted_tracker: Tracker
 ) -> None:

@@ -157,6 +157,7 @@ def test_a_clip_that_is_too_short_gives_all_it_has(draw: Any, rng: np.random.Gen
     assert draw_frames(np.array([3, 7, 8]), 3, draw, rng).tolist() == [3, 7, 8]
 
 
+@pytest.mark.slow
 def test_stores_are_drawn_by_their_shares() -> None:
     real, made = made_up_store((4, 5)), made_up_store((4, 4, 4, 4), ("pseudo",) * 4)
     made = replace(made, expression=made.expression + 10.0)

@@ -223,6 +223,7 @@ def test_frames_that_fit_are_held_as_ever(many: Path, tmp_path: Path, monkeypatc
         load_frames(many.parent, 16, cache=tmp_path / "cache", memory=1.0)
 
 
+@pytest.mark.slow
 def test_a_run_on_a_window_goes_on_bit_for_bit(many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_window, "_MIN_BLOCK", 1)
     row = 3 * 32 * 32 + BYTES_A_ROW - 3 * 16 * 16

@@ -173,6 +173,7 @@ def test_a_chosen_share_of_the_videos_is_held_out(many: Path, tmp_path: Path, dr
     assert not (tmp_path / "none" / "val").exists()
 
 
+@pytest.mark.slow
 def test_further_videos_move_none_to_the_other_split(many: Path, tmp_path: Path, drawn: list[str]) -> None:
     first = [many / f"take{number}.mp4" for number in range(4)]
     run(first, tmp_path / "out")
@@ -215,6 +216,7 @@ def test_a_split_of_refused_videos_does_not_stay(tmp_path: Path, drawn: list[str
     assert not (tmp_path / "out" / "val").exists()
 
 
+@pytest.mark.slow
 def test_what_was_finished_is_not_done_again(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
     out = tmp_path / "out"
     run(clips, out)
@@ -258,6 +260,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(
     assert not (out / "train" / "parts").exists()
 
 
+@pytest.mark.slow
 def test_the_same_clips_give_the_same_shards_interrupted_or_not(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
@@ -271,6 +274,7 @@ def test_the_same_clips_give_the_same_shards_interrupted_or_not(clips: Path, tmp
     assert a.entries == b.entries
 
 
+@pytest.mark.slow
 def test_a_changed_file_replaces_its_former_record(
     clips: Path, tmp_path: Path, drawn: list[str], draw_clip: Draw
 ) -> None:
@@ -303,6 +307,7 @@ def test_a_person_who_moves_to_another_split_leaves_the_first(clips: Path, tmp_p
     assert verify(out / "train") == []
 
 
+@pytest.mark.slow
 def test_files_of_one_name_get_keys_of_their_own(
     clips: Path, tmp_path: Path, drawn: list[str], draw_clip: Draw
 ) -> None:
@@ -397,6 +402,7 @@ def test_inputs_that_do_not_exist_are_named(tmp_path: Path) -> None:
         run([], tmp_path / "out", tmp_path / "list.csv", val_fraction=0.5)
 
 
+@pytest.mark.slow
 def test_limits_change_what_is_accepted_and_what_counts_as_finished(
     clips: Path, tmp_path: Path, drawn: list[str]
 ) -> None:

@@ -46,12 +46,14 @@ def test_no_jobs_start_nothing() -> None:
     assert list(run_jobs([], start, 4)) == []
 
 
+@pytest.mark.slow
 def test_a_killed_process_costs_its_own_job_only() -> None:
     done = outcomes(["do:1", "die:", "do:2", "do:3"], 2)
     assert done.pop("die:") == Crash(-signal.SIGKILL)
     assert done == {"do:1": "1 by True", "do:2": "2 by True", "do:3": "3 by True"}
 
 
+@pytest.mark.slow
 def test_a_job_is_tried_again_in_a_fresh_process(tmp_path: Path) -> None:
     job = f"die-once:{tmp_path / 'tried'}"
     assert outcomes([job], 1) == {job: f"{tmp_path / 'tried'} by True"}

@@ -128,6 +128,7 @@ print(len(landmarker.detect(numpy.asarray(Image.open(sys.argv[1]).convert("RGB")
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_printed_even_when_nobody_closes(landmarker, astronaut_path):
     done = run(TRACK, str(astronaut_path))
     assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")

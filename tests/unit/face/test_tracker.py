@@ -233,6 +233,7 @@ def test_frames_are_not_kept():
     Tracker(script).track_frames(frames())
 
 
+@pytest.mark.slow
 def test_a_longer_clip_takes_little_more_memory(landmarker, astronaut):
     """At most 10 kB per frame, while frames are read and while the clip is fitted and smoothed."""
     small = np.ascontiguousarray(astronaut[::2, ::2])

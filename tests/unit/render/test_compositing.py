@@ -18,6 +18,7 @@ def test_weights_are_positive_and_sum_to_at_most_one(scale: float) -> None:
     assert (weights.sum(dim=-1) <= 1 + 1e-6).all()
 
 
+@pytest.mark.slow
 def test_weights_and_the_final_transmittance_sum_to_one() -> None:
     density, delta = torch.rand(1, 50, 16, dtype=torch.float64) * 5, torch.rand(1, 50, 16, dtype=torch.float64)
     left = torch.exp(-(density * delta).sum(dim=-1))

@@ -96,6 +96,7 @@ MOVING = warped(*PARTS)
 """The warp of `base`, at the size of `tiny`."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [tiny(), MOVING], ids=["paper's form", "extended"])
 def test_a_pre_trained_expression_encoder_and_the_motion_fitted_to_it_stay_frozen(
     config: ModelConfig, clips: FrameStore, tmp_path: Path

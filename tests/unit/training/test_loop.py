@@ -294,6 +294,7 @@ def test_bf16_computes_in_bf16_and_keeps_weights_in_float32(tiny, tmp_path):
     assert {value.dtype for value in state.model.values()} == {torch.float32, torch.int64}
 
 
+@pytest.mark.slow
 def test_channels_last_applies_to_kernels_and_images_and_not_on_disk(tiny, tmp_path):
     class Pictures(tiny.TinyTask):
         def __init__(self):
@@ -462,6 +463,7 @@ def spiking(tiny, spikes):
     return task
 
 
+@pytest.mark.slow
 def test_a_loss_spike_is_logged_and_training_continues(tiny, tmp_path, caplog):
     result = train(spiking(tiny, {25, 30, 31}), tmp_path, tiny.tiny_config(max_images=160, log_every=0))
     assert result.images_seen == 160

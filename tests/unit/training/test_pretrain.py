@@ -115,6 +115,7 @@ def everything(result: Result) -> dict[str, Any]:
     return {**model, **{f"ema.{name}": value for name, value in state.ema.items()}, **moments}
 
 
+@pytest.mark.slow
 def test_six_steps_are_three_and_a_resume_and_three_bit_for_bit(tmp_path: Path) -> None:
     """With all sources of randomness: clips, frames, crops, colours, mirror images, noise, pseudo-clips."""
     config = replace(SMALL, frames=replace(SMALL.frames, augment=True))

@@ -111,6 +111,7 @@ def extended(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
 # ---- what the loop relies on -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extended")
 def test_a_handful_of_steps_lowers_the_loss(tmp_path: Path) -> None:
     config = replace(PLAIN, landmarks=0.1)  # the landmarks of these clips are noise
@@ -138,6 +139,7 @@ def everything(result: Result) -> dict[str, Any]:
     return {**model, **{f"ema.{name}": value for name, value in state.ema.items()}, **moments}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extended")
 def test_eight_steps_are_four_and_a_resume_and_four_bit_for_bit(tmp_path: Path) -> None:
     """With all sources of randomness: pairs, mirror images, augmentation, ray jitter."""
@@ -225,6 +227,7 @@ def test_another_seed_gives_other_pairs_and_other_untrained_weights() -> None:
     assert not torch.equal(first.model.state_dict()[weight], other.model.state_dict()[weight])
 
 
+@pytest.mark.slow
 def test_optional_terms_are_weighted_and_join_the_total(tmp_path: Path) -> None:
     sizes = ReaderConfig(width=8, d=16, groups=8, size=32)
     reader = save_reader(ResNetSE18(sizes.width, sizes.d, sizes.groups), sizes, tmp_path / "reader.safetensors")
@@ -372,6 +375,7 @@ def error_of_landmarks(made: ReconstructionTask) -> float:
     return float(landmark_error(motion.points, pairs["landmarks"], pairs["camera"]))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("extended")
 def test_the_motion_is_fitted_to_landmarks_before_there_are_pictures() -> None:
     made = ReconstructionTask(replace(PLAIN, motion_steps=40), with_real_landmarks(made_up_store(frames=12)))

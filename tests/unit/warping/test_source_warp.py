@@ -114,6 +114,7 @@ def test_a_variant_of_the_warp_changes_nothing_where_there_is_none(name: str) ->
 # ---- sizes -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_size_pass_has_the_sizes_of_the_paper_and_a_motion() -> None:
     camera = cameras(2)
     with torch.no_grad():
@@ -131,6 +132,7 @@ def test_a_full_size_pass_has_the_sizes_of_the_paper_and_a_motion() -> None:
         assert model.expression(expression).shape == (2, 256)
 
 
+@pytest.mark.slow
 def test_what_ships_keeps_to_its_budget() -> None:
     """At most 30 M parameters, and 20 GFLOP a driven frame once the source is encoded (a multiply-add is two)."""
     camera = cameras(1)

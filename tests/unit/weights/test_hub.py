@@ -405,6 +405,7 @@ def test_a_pushed_model_comes_back_with_its_card(hub: FakeHub, tiny_weights: Pat
     assert set(writes) <= {"hf_of_the_test", ""}
 
 
+@pytest.mark.slow
 def test_the_packaged_card_is_pushed_without_links_that_would_be_broken(hub: FakeHub) -> None:
     Export3D.from_pretrained().push_to_hub("owner/base", dtype=torch.float16)
     card = hub.repos["owner/base"].files["README.md"].decode()

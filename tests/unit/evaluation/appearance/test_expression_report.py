@@ -50,6 +50,7 @@ def prepared(tmp_path: Path, make_clip: Make) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_the_command_writes_the_same_table_and_figure_twice(
     prepared: Path, tmp_path: Path, tiny_weights: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

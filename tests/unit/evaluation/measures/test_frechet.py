@@ -259,6 +259,7 @@ def test_it_grows_as_pictures_lose_detail_or_gain_noise(turning: Tensor, shared_
         assert all(second > 1.2 * first + 1e-3 for first, second in itertools.pairwise(values))
 
 
+@pytest.mark.slow
 def test_identity_vectors_move_away_as_faces_fade(astronaut_turns: list[np.ndarray]) -> None:
     pytest.importorskip("mediapipe")
     from export3d.face.landmarks import FaceLandmarker
@@ -275,6 +276,7 @@ def test_identity_vectors_move_away_as_faces_fade(astronaut_turns: list[np.ndarr
     assert all(second > 1.2 * first + 1e-5 for first, second in itertools.pairwise(values))
 
 
+@pytest.mark.slow
 def test_other_people_are_farther_than_the_same_in_noise(shared_data: Path) -> None:
     pytest.importorskip("mediapipe")
     from export3d.face.landmarks import FaceLandmarker

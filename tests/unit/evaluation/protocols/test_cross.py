@@ -137,6 +137,7 @@ def copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cross, "load_pretrained", lambda weights: Mirror(real(weights)))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("copied")
 def test_a_copy_keeps_the_identity_and_does_not_move(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
@@ -193,6 +194,7 @@ def two_pairs(people: Path, portraits: list) -> Path:
     return people
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("copied")
 def test_a_cut_run_goes_on_and_other_settings_begin_anew(
     two_pairs: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -230,6 +232,7 @@ def test_a_cut_run_goes_on_and_other_settings_begin_anew(
     assert len(scored) == before + 1
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("copied")
 def test_saved_pictures_have_the_same_identity(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
     saved, out = tmp_path / "saved", tmp_path / "out"

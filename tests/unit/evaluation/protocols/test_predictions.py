@@ -354,6 +354,7 @@ def test_a_source_that_changed_is_named(clip: SavedClip) -> None:
         clip.source()
 
 
+@pytest.mark.slow
 def test_checking_a_frame_takes_milliseconds(tmp_path: Path) -> None:
     """Generous: a frame of 256 px takes about 3 ms, so ten times that is a mistake and not a slow machine."""
     save(tmp_path / "saved", count=20, size=256)

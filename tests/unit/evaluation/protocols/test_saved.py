@@ -60,6 +60,7 @@ def test_pictures_of_which_none_could_be_scored_are_no_report(tmp_path: Path, mo
     assert not (out / "report.json").exists()
 
 
+@pytest.mark.slow
 def test_saved_pictures_can_be_scored_without_truth(tmp_path: Path, astronaut_turns: list[np.ndarray]) -> None:
     """As across identities: nothing that needs a true picture, and no copy."""
     pytest.importorskip("mediapipe")

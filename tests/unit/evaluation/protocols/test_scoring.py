@@ -96,6 +96,7 @@ def face(astronaut_turns: list[np.ndarray]) -> np.ndarray:
     return np.stack(astronaut_turns[::4])
 
 
+@pytest.mark.slow
 def test_a_real_face_against_itself_is_perfect_and_its_copy_is_not(face: np.ndarray) -> None:
     pytest.importorskip("mediapipe")
     copy = np.broadcast_to(face[:1], face.shape)

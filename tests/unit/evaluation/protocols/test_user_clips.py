@@ -80,6 +80,7 @@ def prepared(folder: Path, tmp_path: Path) -> Path:
 # --- with real faces --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @needs_mediapipe
 def test_two_videos_and_a_portrait_become_a_split(
     face_video: Path, astronaut_turns: list[np.ndarray], tmp_path: Path, caplog: pytest.LogCaptureFixture

@@ -393,6 +393,7 @@ def as_numbers(texts: list[str]) -> list[float]:
     return [math.nan if text == "–" else float(text.replace("−", "-")) for text in texts]
 
 
+@pytest.mark.slow
 def test_in_a_browser_the_page_works(browser: str, tmp_path: Path) -> None:
     report = made(12)
     found = probe(browser, page(report, strips(report), embedded=None), tmp_path)
@@ -423,6 +424,7 @@ def test_in_a_browser_the_page_works(browser: str, tmp_path: Path) -> None:
     assert found["blocked"] == ["http://127.0.0.1:9/picture.png"]
 
 
+@pytest.mark.slow
 def test_in_a_narrow_browser_only_tables_scroll(browser: str, tmp_path: Path) -> None:
     report = made(12)
     found = probe(browser, page(report, strips(report)), tmp_path, width=500)
