@@ -231,7 +231,10 @@ def _torchvision_features(backbone: str) -> dict[str, Tensor]:
     try:
         from torchvision import models  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        remedy = f"name a file with the weights of {backbone} (--backbone-file), or install torchvision"
+        remedy = (
+            f"install torchvision, or name a file with the weights of {backbone} "
+            "(evaluate: --backbone-file FILE; train: --set loss.backbone_file=FILE, or --set loss.backbone=auto)"
+        )
         raise MissingExtra("train", "torchvision", remedy) from error
     name = {"alex": "alexnet", "squeeze": "squeezenet1_1", "vgg16": "vgg16"}[backbone]
     network = models.get_model(name, weights="DEFAULT" if backbone != "vgg16" else "IMAGENET1K_V1")

@@ -30,7 +30,7 @@ def command(
     Args:
         source: the portrait, an image with a face.
         output: the image to write (.png, 256 x 256).
-        basis: move along a direction of the expression basis, such as 4=+6; may be repeated.
+        basis: move along a direction of the expression basis, such as 4=+1; may be repeated.
         scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
         yaw: turn the head to the right of the image by this angle, degrees.
         pitch: tilt the face up by this angle, degrees.
@@ -43,7 +43,7 @@ def command(
     if output.suffix.lower() in VIDEO_SUFFIXES:
         raise OutputError(f"edit writes one image, not the video {output}; name a .png, or use export3d animate")
     check_output(output, STILL_SUFFIXES, [path for path in (source, weights) if path is not None])
-    amounts = pairs("--basis NUMBER=AMOUNT, such as 4=+6", int, basis)
+    amounts = pairs("--basis NUMBER=AMOUNT, such as 4=+1", int, basis)
     values = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
 
     from export3d.animate.animator import Animator

@@ -40,7 +40,7 @@ def command(
         workers: number of processes; by default one per core; 0 uses this process.
         val_fraction: without a manifest, the share of the videos to hold out (split val); by default a tenth, and at
             least one if there are four or more.
-        resume: keep finished files; --no-resume prepares everything again.
+        resume: by default finished files are kept; --no-resume prepares everything again.
         pseudo_clips: also make clips from the portraits of split train, in pseudo/train (see `export3d pseudo-clips`).
         face_model: morphable face model for --pseudo-clips, ict_face.npz.
         landmark_map: positions of MediaPipe's landmarks on that model, mediapipe_to_ict.npz.

@@ -39,7 +39,7 @@ def command(
         changes: a setting, such as loop.max_minutes=60; overrides recipe and file; may be repeated.
         pseudo: splits of pseudo-clips to train on as well.
         cache: folder that keeps decoded frames between runs.
-        resume: resume from the folder's last checkpoint; --no-resume refuses a folder that has one.
+        resume: by default a run resumes from the folder's last checkpoint; with --no-resume such a folder is refused.
         print_config: print all settings as JSON and exit; needs neither DATA nor -o.
     """
     from export3d.training.pretrain import PretrainConfig, run
