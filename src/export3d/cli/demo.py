@@ -53,8 +53,6 @@ def command(
     print(f"{video}\n{sheet}\n\n{video.name}, tracked again and compared with its driving motion {motion!r}:")
     print(table(result))
     if not absolute:
-        print(
-            "\nThe motion is relative: the portrait keeps its own pose and expression and adds the driving face's change."
-        )
+        print("\nRelative motion adds the driving face's change to the portrait's own pose and expression.")
         print("Correlations near 1 mean that it follows; constant differences in degrees are its own pose.")
     return 0
