@@ -91,8 +91,11 @@ class ModelConfig:
                 continue
             if name == "warp" and value is None:
                 continue
-            if name not in parts or not isinstance(value, dict):
+            if name not in parts:
                 raise ConfigError(f"unknown model setting {name!r}; known: space, {', '.join(parts)}")
+            if not isinstance(value, dict):
+                what = "a table of settings, or null for none" if name == "warp" else "a table of settings"
+                raise ConfigError(f"model setting {name!r} must be {what}, got {value!r}")
             known = {f.name for f in fields(parts[name])}
             unknown = sorted(set(value) - known)
             if unknown:

@@ -7,12 +7,14 @@ some faces that fill the image. `search` looks again in a padded image and in pa
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import logging
 import os
 import sys
 import tempfile
+import threading
 import types
 import weakref
 from collections.abc import Iterator
@@ -124,7 +126,9 @@ class FaceLandmarker:
         except (RuntimeError, ValueError) as error:
             raise Export3DError(f"the landmark model cannot be opened ({error}); reinstall export3d") from error
         # Without this, MediaPipe's __del__ prints a TypeError when the interpreter shuts down.
-        self._finalizer = weakref.finalize(self, _close, self._native)
+        self._finalizer = weakref.finalize(self, _close_elsewhere, self._native)
+        self._finalizer.atexit = False
+        _open.add(self._native)
 
     def __enter__(self) -> FaceLandmarker:
         return self
@@ -134,7 +138,8 @@ class FaceLandmarker:
 
     def close(self) -> None:
         """Free the networks; may be called more than once."""
-        self._finalizer()
+        if self._finalizer.detach():
+            _close(self._native)
 
     def detect(self, image: NDArray[np.uint8], region: CropBox | None = None) -> list[Face]:
         """See `Landmarker.detect`."""
@@ -246,10 +251,31 @@ def _import_mediapipe() -> Any:
             del sys.modules["cv2"]
 
 
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+"""MediaPipe's detectors that may still be open."""
+
+
 def _close(native: Any) -> None:
     try:
         native.close()
     except RuntimeError:  # the interpreter is shutting down and MediaPipe's thread has ended; the process frees memory
+        native._handle = None
+
+
+def _close_elsewhere(native: Any) -> None:
+    """Close a detector that nobody closed, in a thread of its own.
+
+    The garbage collector may run inside a thread pool that holds its lock. Closing waits for that lock.
+    """
+    try:
+        threading.Thread(target=_close, args=(native,), daemon=True).start()
+    except RuntimeError:  # no thread can be started any more: the interpreter is shutting down
+        native._handle = None
+
+
+@atexit.register
+def _forget_open_ones() -> None:
+    for native in _open:  # the process frees their memory; MediaPipe's thread has ended
         native._handle = None
 
 

@@ -7,6 +7,9 @@ from typing import Literal
 
 from export3d.errors import ConfigError
 
+_MOST_AT_ONCE = 10**6
+"""Largest batch: seeds and pairs of a step are drawn in one go."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
@@ -65,6 +68,10 @@ class LoopConfig:
     progress: bool = True
 
     def __post_init__(self) -> None:
+        if self.batch_size > _MOST_AT_ONCE:
+            raise ConfigError(f"batch_size {self.batch_size} is more than {_MOST_AT_ONCE}; use a smaller batch")
+        if not 0 <= self.seed < 2**32:
+            raise ConfigError(f"seed {self.seed} must lie between 0 and 2**32 - 1")
         if self.batch_size < 1 or self.accumulate < 1 or self.batch_size % self.accumulate:
             raise ConfigError(
                 f"batch_size {self.batch_size} must be a positive multiple of accumulate {self.accumulate}; change one"

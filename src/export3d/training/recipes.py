@@ -170,8 +170,8 @@ def parse(text: str, where: str) -> dict[str, dict[str, Any]]:
     """
     try:
         content = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise InputError(f"{where} cannot be read as TOML: {error}") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} cannot be read as TOML: {_short(str(error))}") from None
     unknown = [stage for stage in content if stage not in KEYS]
     if unknown:
         raise ConfigError(f"{where}: there is no stage {unknown[0]!r}; tables begin with {', '.join(KEYS)}")
@@ -197,7 +197,7 @@ def _recipe(name: str, stage: str) -> dict[str, Any]:
 def _file(path: Path, stage: str) -> dict[str, Any]:
     check_input(path, InputError, "a TOML file of settings")
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise InputError(f"{path} cannot be read as TOML: it is not UTF-8 text") from None
     except OSError as error:
@@ -222,12 +222,12 @@ def _changes(texts: Iterable[str], stage: str) -> dict[str, Any]:
 def _value(key: str, text: str) -> Any:
     try:
         content = tomllib.loads(f"value = {text}")
-    except (tomllib.TOMLDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         content = {}
     if list(content) == ["value"]:
         return content["value"]
     if text[:1] in tuple("\"'[{") or "\n" in text:
-        raise ConfigError(f"--set: the value of {key} cannot be read as TOML: {text}")
+        raise ConfigError(f"--set: the value of {key} cannot be read as TOML: {_short(text)}")
     return text
 
 
@@ -250,7 +250,7 @@ def _checked(stage: str, key: str, value: Any, where: str) -> Any:
     try:
         return _converted(value, _hint(stage, known[key]))
     except _WrongType as error:
-        raise ConfigError(f"{where}: {key} must be {error}, got {json.dumps(value, default=str)}") from None
+        raise ConfigError(f"{where}: {stage} setting {key} must be {error}, got {_short(repr(value))}") from None
 
 
 def _near(name: str, known: Iterable[str]) -> str:
@@ -261,10 +261,17 @@ def _near(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {' or '.join(found)}?)" if found else ""
 
 
+def _short(text: str) -> str:
+    """The beginning of what somebody typed, for a message."""
+    return text if len(text) <= 100 else f"{text[:100]}…"
+
+
 class _WrongType(Exception):
     """A value has the wrong type; the message names the right one."""
 
 
+_MOST = 10**12
+"""Largest whole number that a setting may have."""
 _WANTED = {int: "a whole number", float: "a number", bool: "true or false", str: "a word", Path: "a path"}
 
 
@@ -303,6 +310,8 @@ def _converted(value: Any, hint: Any) -> Any:
             number = math.inf
         if math.isfinite(number):
             return number
+    if hint is int and type(value) is int and abs(value) > _MOST:
+        raise _WrongType(f"a whole number of at most {_MOST}")
     if hint in (int, bool, str) and type(value) is hint:
         return value
     if hint is Path and isinstance(value, str) and value and "\0" not in value:

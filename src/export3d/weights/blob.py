@@ -179,6 +179,7 @@ def read_json(path: Path, expected_format: str) -> Json:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
+        json.dumps(content, allow_nan=False)  # NaN and numbers beyond a float are no JSON
     except FileNotFoundError as error:
         raise CheckpointError(f"{path} is missing; it belongs beside the weights, fetch both") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from export3d.errors import CheckpointError
+
 _PARTS = {"generator": ("align", "skip", "flow", "redraw"), "superres": ("detail", "dense", "mouth")}
 """Settings that were switches of the generator and of the super-resolution; those missing were off."""
 _PREFIXES = {
@@ -20,7 +22,10 @@ _PREFIXES = {
 
 
 def migrate(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A model's settings (`ModelConfig.to_dict`) and tensors with the warp in `warp`; today's come back as they are."""
+    """A model's settings (`ModelConfig.to_dict`) and tensors with the warp in `warp`; today's come back as they are.
+
+    Raises `CheckpointError` where two tensors would get one name.
+    """
     settings = dict(values)
     if "warp" in settings:
         return settings, dict(tensors)
@@ -31,7 +36,12 @@ def migrate(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[d
             warp |= {name: given.get(name, False) for name in names}
             settings[part] = {name: value for name, value in given.items() if name not in names}
     settings["warp"] = warp if any(warp.values()) else None
-    return settings, {_renamed(name): value for name, value in tensors.items()}
+    renamed = {_renamed(name): value for name, value in tensors.items()}
+    if len(renamed) < len(tensors):
+        raise CheckpointError(
+            "these weights name some tensors in two ways, an earlier release's and today's; save anew"
+        )
+    return settings, renamed
 
 
 def _renamed(name: str) -> str:

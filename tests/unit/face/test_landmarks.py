@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from concurrent.futures import thread as pool
 
 import numpy as np
 import pytest
@@ -154,3 +155,13 @@ def test_importing_the_face_room_loads_neither_mediapipe_nor_opencv_nor_torch():
     imports = "; ".join(f"import export3d.face.{room}" for room in rooms)
     done = run(f"import sys; {imports}; print([m for m in ('mediapipe', 'cv2', 'torch', 'av') if m in sys.modules])")
     assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
+@pytest.mark.timeout(60)
+def test_a_landmarker_that_nobody_closed_may_be_collected_inside_a_thread_pool() -> None:
+    """The collector runs anywhere, also where a pool holds its lock; MediaPipe's close waits for that lock."""
+    landmarker = FaceLandmarker()
+    with pool._global_shutdown_lock:
+        landmarker._finalizer()  # as the collector does
+    with pytest.raises(Export3DError, match="closed"):
+        landmarker.detect(np.zeros((64, 64, 3), np.uint8))

@@ -267,3 +267,9 @@ def test_former_settings_that_cannot_be_are_refused_in_one_sentence(
     with pytest.raises(ConfigError, match=told) as caught:
         load_pretrained(path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_tensor_with_an_earlier_and_a_present_name_is_refused() -> None:
+    settings = former_settings(warped())
+    with pytest.raises(CheckpointError, match="in two ways"):
+        migrate(settings, {"motion.out.weight": torch.zeros(1), "warp.motion.out.weight": torch.ones(1)})

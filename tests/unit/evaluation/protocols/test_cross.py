@@ -291,7 +291,7 @@ def small_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_an_untrained_network_shows_no_face_and_that_is_said(people: Path, tiny_weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no face in still by moves"):
+    with pytest.raises(InputError, match="no face found in still by moves"):
         cross_identity(people, tmp_path / "out", weights=tiny_weights, frames=2, run=RunSettings(device="cpu"))
 
 
