@@ -164,7 +164,7 @@ def test_weights_to_begin_with_make_fine_tuning_the_recipe(capsys: Capture) -> N
         shown.append(json.loads(capsys.readouterr().out))
     assert shown[0] == shown[1]
     assert shown[2] == shown[3]
-    assert (shown[0]["loop"]["max_images"], shown[2]["loop"]["max_images"]) == (800, None)
+    assert (shown[0]["loop"]["max_images"], shown[2]["loop"]["max_images"]) == (800, 88_000)
 
 
 @pytest.mark.parametrize(
