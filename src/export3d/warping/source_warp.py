@@ -213,10 +213,10 @@ class SourceWarp(nn.Module):
 def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool) -> dict[str, Tensor]:
     """What a warp takes over from another one with other parts.
 
-    Parts that the former does not have keep their own values. A new flow or redraw changes nothing at first; new gates
-    and a new detail do, since they start almost open and with a share of the source. New inputs of `detail` (the
-    mouth's, which come last) start at zero. With another expression encoder the landmark motion, which takes beta',
-    keeps its own values too.
+    Parts that the former does not have keep their own values. A new redraw changes nothing at first. New gates and a
+    new detail do, since they start almost open and with a share of the source. So does a new flow where the former has
+    a learned landmark motion (of its `detail`). New inputs of `detail` (the mouth's, which come last) start at zero.
+    With another expression encoder the landmark motion, which takes beta', keeps its own values too.
 
     Args:
         own: the warp's `state_dict`.
