@@ -219,6 +219,7 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_dense": without("dense"),
     "no_mouth": without("mouth"),
     "no_align": without("align"),
+    "pure": without("flow", "redraw", "detail", "dense", "mouth"),
     "no_warp": without("align", "skip", "flow", "redraw", "detail", "dense", "mouth"),
 }
 """Changes by name: the five rows of Table 3, the low-pass filter, and the parts of the warp."""

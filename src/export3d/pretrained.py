@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from export3d.config import variant
 from export3d.errors import CheckpointError, ConfigError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.model import Export3D
@@ -20,25 +21,39 @@ from export3d.weights.blob import Json
 from export3d.weights.file import load_into, load_weights, read_sidecar, save_weights
 from export3d.weights.hub import locate
 from export3d.weights.names import PACKAGED as PACKAGED
+from export3d.weights.names import PACKAGED_CORE, PACKAGED_NAMES, find, install
 from export3d.weights.names import PACKAGED_ENCODER as PACKAGED_ENCODER
-from export3d.weights.names import PACKAGED_NAMES, find, install
 
 _AVERAGE = "generator.average.value"
 _WARP = "warp."
 _EXPRESSION = "expression."
 
 
-def load_pretrained(path: Path | str | None = None) -> Export3D:
+def load_pretrained(path: Path | str | None = None, pure: bool = False) -> Export3D:
     """Load a model, frozen and in eval mode, on the CPU; nothing is downloaded.
 
     Args:
         path: a `.safetensors` file with its sidecar, a folder that `Export3D.save_pretrained` wrote, or the name of
             installed weights (`export3d weights`); None: the packaged ones.
+        pure: load the core alone. For the packaged `base` these are the weights `core`. Other weights keep their values
+            and lose what moves the source's pixels and features (variant `pure`).
 
     Raises:
         CheckpointError: the file is missing, damaged, or not a model.
     """
-    return Export3D.from_file(find(path)).requires_grad_(False)
+    found = find(path)
+    if pure and found == PACKAGED:
+        found = PACKAGED_CORE
+    model = Export3D.from_file(found)
+    return (_core_of(model) if pure else model).requires_grad_(False)
+
+
+def _core_of(model: Export3D) -> Export3D:
+    core = Export3D(variant(model.config, "pure"))
+    own, values = core.state_dict(), model.state_dict()
+    core.load_state_dict({name: values[name] for name in own})
+    core.info, core.card = model.info, model.card
+    return core.eval()
 
 
 def save_pretrained(model: Export3D, path: Path | str, info: Mapping[str, Any], **options: Any) -> Path:

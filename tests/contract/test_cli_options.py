@@ -18,11 +18,11 @@ from export3d.evaluation.protocols.settings import RunSettings
 OPTIONS: dict[str, list[str]] = {
     "animate": [
         "source", "output", "driving=None", "motion=None", "relative=False", "absolute=False", "scores=()",
-        "sheet=None", "weights=None", "device='auto'", "batch=4",
+        "sheet=None", "weights=None", "pure=False", "device='auto'", "batch=4",
     ],
     "edit": [
         "source", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0", "weights=None",
-        "device='auto'",
+        "pure=False", "device='auto'",
     ],
     "sheet": ["subject", "portraits=()", "output", "check=False", "weights=None", "device='auto'"],
     "track": ["video", "output", "start=0.0", "seconds=None", "note=''", "summary=False"],
@@ -65,7 +65,7 @@ OPTIONS: dict[str, list[str]] = {
     ],
     "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
     "weights": ["action='list'", "what=()", "name=None", "revision=None"],
-    "demo": ["output='out'", "motion='speech'", "absolute=False", "weights=None", "device='auto'"],
+    "demo": ["output='out'", "motion='speech'", "absolute=False", "weights=None", "pure=False", "device='auto'"],
 }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def test_weights_are_found_by_name(
     assert run("train", data, "--from-pretrained", "yours", "-o", tmp_path / "other", *QUICK) == 2
     err = capsys.readouterr().err
     assert err.count("\n") == 1
-    assert "base, clebs, mine" in err
+    assert "base, core, clebs, mine" in err
     assert run("train", data, "--from-pretrained", "clebs", "-o", tmp_path / "other", *QUICK) == 2
     assert "does not hold an export3d model" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()

@@ -155,6 +155,7 @@ def test_the_low_pass_can_be_left_out_and_nothing_else_changes(name: str) -> Non
         ("no_detail", {"detail", "dense", "mouth"}),
         ("no_dense", {"dense"}),
         ("no_mouth", {"mouth"}),
+        ("pure", {"flow", "redraw", "detail", "dense", "mouth"}),
     ],
 )
 def test_a_variant_switches_off_one_part_of_the_warp_and_what_needs_it(name: str, off: set[str]) -> None:

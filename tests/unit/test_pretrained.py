@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from export3d.camera import Camera
 from export3d.config import tiny, variant
 from export3d.errors import CheckpointError, ConfigError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
@@ -23,6 +24,7 @@ from export3d.pretrained import (
     save_encoder,
     save_pretrained,
 )
+from export3d.warping.source_warp import WarpConfig
 from export3d.weights.file import load_into, save_weights
 from tests.heirs import CLEBS, assert_nearly_the_same, draw, learned, model, same_up_to_a_linear_map
 
@@ -54,6 +56,32 @@ def test_half_precision_files_load_as_float32_and_draw_nearly_the_same(tmp_path:
     with torch.no_grad():
         planes = [m.planes(m.encode(source), expression).triplane for m in (original, loaded)]
     torch.testing.assert_close(*planes, rtol=0.01, atol=0.01)
+
+
+@pytest.mark.slow
+def test_the_core_of_what_ships_has_weights_of_its_own() -> None:
+    core = load_pretrained("core")
+    pure = load_pretrained(pure=True)
+    assert pure.config == core.config == variant(core.config, "pure")
+    assert all(torch.equal(value, core.state_dict()[name]) for name, value in pure.state_dict().items())
+
+
+def test_the_core_of_other_weights_renders_everything(tmp_path: Path) -> None:
+    whole = learned(replace(tiny(), warp=WarpConfig()))
+    path = save_pretrained(whole, tmp_path / "mine.safetensors", {"images_seen": 3})
+    core = load_pretrained(path, pure=True)
+    assert core.config == variant(whole.config, "pure")
+    assert core.info["images_seen"] == 3
+    assert all(torch.equal(value, whole.state_dict()[name]) for name, value in core.state_dict().items())
+    size, camera = whole.config.image_size, torch.from_numpy(Camera.orbit(10.0).label[None]).float()
+    inputs = torch.rand(1, 3, size, size), torch.rand(1, 52), camera, camera, torch.rand(1, 52), torch.rand(1, 478, 2)
+    assert core(*inputs).warped is None
+    assert whole(*inputs).warped is not None
+
+
+def test_weights_without_a_warp_are_their_own_core(tmp_path: Path) -> None:
+    path = save_pretrained(learned(), tmp_path / "mine.safetensors", {})
+    assert load_pretrained(path, pure=True).config == tiny()
 
 
 def test_a_missing_file_is_refused_by_name(tmp_path: Path) -> None:

@@ -80,13 +80,18 @@ class Animator:
         self._tracker: Tracker | None = None
 
     @classmethod
-    def from_pretrained(cls, path: str | Path | None = None, device: str | torch.device = "auto") -> Animator:
-        """Weights by file, folder or name (see `export3d.load_pretrained`), by default those inside the package.
+    def from_pretrained(
+        cls, path: str | Path | None = None, device: str | torch.device = "auto", pure: bool = False
+    ) -> Animator:
+        """Weights by file, folder or name, by default those inside the package; `pure`: the core alone.
 
-        Those of a Hugging Face repository: `Animator(Export3D.from_pretrained("owner/name"))`. Raises `CheckpointError`
-        where they are missing, damaged or of another architecture.
+        See `export3d.load_pretrained`. Weights of a Hugging Face repository:
+        `Animator(Export3D.from_pretrained("owner/name"))`.
+
+        Raises:
+            CheckpointError: they are missing, damaged or of another architecture.
         """
-        return cls(load_pretrained(path), device)
+        return cls(load_pretrained(path, pure), device)
 
     @property
     def tracker(self) -> Tracker:

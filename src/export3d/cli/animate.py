@@ -25,6 +25,7 @@ def command(
     scores: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
     sheet: Path | None = None,
     weights: Path | None = None,
+    pure: bool = False,
     device: str = "auto",
     batch: int = 4,
 ) -> int:
@@ -41,6 +42,7 @@ def command(
         scores: keep an ARKit score of the result at this value, 0 to 1, such as jawOpen=0.8; may be repeated.
         sheet: also write a contact sheet (.png).
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
+        pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
         batch: number of frames to render together.
     """
@@ -62,7 +64,7 @@ def command(
 
     from export3d.animate.animator import Animator
 
-    animator = Animator.from_pretrained(weights, device)
+    animator = Animator.from_pretrained(weights, device, pure)
     portrait = animator.encode(source)
     if motion is not None:
         moved_by = read_motion(mover)

@@ -17,6 +17,7 @@ def command(
     motion: Literal["speech", "expressions", "turns"] = "speech",
     absolute: bool = False,
     weights: Path | None = None,
+    pure: bool = False,
     device: str = "auto",
 ) -> int:
     """Animate the bundled portrait, track the result and report how well it follows the motion.
@@ -26,6 +27,7 @@ def command(
         motion: name of a bundled motion.
         absolute: use the driving face's pose and expression unchanged (default: relative to the portrait's own).
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
+        pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
     """
     from export3d.animate.drive import bundled_motion, bundled_portrait, read_motion
@@ -37,7 +39,7 @@ def command(
     from export3d.animate.animator import Animator
     from export3d.motion.compare import compare
 
-    animator = Animator.from_pretrained(weights, device)
+    animator = Animator.from_pretrained(weights, device, pure)
     moved_by = read_motion(bundled_motion(motion))
     write_animation(
         animator,

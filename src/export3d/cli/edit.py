@@ -23,6 +23,7 @@ def command(
     pitch: float = 0.0,
     roll: float = 0.0,
     weights: Path | None = None,
+    pure: bool = False,
     device: str = "auto",
 ) -> int:
     """Edit the expression and head pose of a portrait and write one image; everything else stays unchanged.
@@ -36,6 +37,7 @@ def command(
         pitch: tilt the face up by this angle, degrees.
         roll: tilt the head clockwise by this angle, degrees.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
+        pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
     """
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_still
@@ -48,7 +50,7 @@ def command(
 
     from export3d.animate.animator import Animator
 
-    animator = Animator.from_pretrained(weights, device)
+    animator = Animator.from_pretrained(weights, device, pure)
     portrait = animator.encode(source)
     write_still(output, animator.edit(portrait, values, amounts, yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll))
     tell(f"wrote {output}")

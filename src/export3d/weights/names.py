@@ -27,7 +27,10 @@ PACKAGED = Path(__file__).parents[1] / "assets" / "base.safetensors"
 PACKAGED_ENCODER = PACKAGED.with_name("clebs.safetensors")
 """The pre-trained expression encoder (CLeBS) that the packaged weights were trained with."""
 
-PACKAGED_NAMES = {"base": PACKAGED, "clebs": PACKAGED_ENCODER}
+PACKAGED_CORE = PACKAGED.with_name("core.safetensors")
+"""The weights of the core alone: everything is rendered, and no pixel of the source reaches the image."""
+
+PACKAGED_NAMES = {"base": PACKAGED, "core": PACKAGED_CORE, "clebs": PACKAGED_ENCODER}
 
 FILE, CARD = "model.safetensors", "README.md"
 """File names of the weights and their model card in a folder in the Hub's layout."""

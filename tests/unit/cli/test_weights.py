@@ -33,7 +33,8 @@ def test_the_list_has_the_packaged_and_the_installed_ones(
     assert main(["weights"]) == 0
     out, err = capsys.readouterr()
     rows = [line.split() for line in out.splitlines()]
-    assert [row[:2] for row in rows] == [["name", "what"], ["base", "model"], ["clebs", "encoder"], ["mine", "model"]]
+    named = {"name": "what", "base": "model", "core": "model", "clebs": "encoder", "mine": "model"}
+    assert [tuple(row[:2]) for row in rows] == list(named.items())
     assert str(user_folder / "weights") in err
 
 
@@ -53,13 +54,13 @@ def test_installed_weights_move_a_portrait_by_name(
     assert main(["edit", str(astronaut_path), "-o", str(tmp_path / "a.png"), "--weights", "mine"]) == 0
     capsys.readouterr()
     sentence = refused(["animate", *common, "-o", str(tmp_path / "c.mp4"), "--weights", "yours"], capsys)
-    assert "base, clebs, mine" in sentence
+    assert "base, core, clebs, mine" in sentence
     assert not (tmp_path / "c.mp4").exists()
 
 
 def test_verify_tells_the_sha256_of_all_or_of_some(tiny_weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["weights", "verify"]) == 0
-    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["base", "clebs"]
+    assert [line.split(":")[0] for line in capsys.readouterr().out.splitlines()] == ["base", "core", "clebs"]
     assert main(["weights", "verify", str(tiny_weights)]) == 0
     assert "whole, sha256 " in capsys.readouterr().out
 
@@ -74,7 +75,7 @@ def test_damaged_weights_are_code_1_and_do_not_hide_the_others(
     capsys.readouterr()
     assert main(["weights", "verify"]) == 1
     out, err = capsys.readouterr()
-    assert [line.split(":")[0] for line in out.splitlines()] == ["base", "clebs"]
+    assert [line.split(":")[0] for line in out.splitlines()] == ["base", "core", "clebs"]
     assert "a: " in err
     assert "truncated" in err
     assert "b: " in err
@@ -110,7 +111,7 @@ def test_the_packaged_ones_are_there_already(capsys: pytest.CaptureFixture[str])
         (["install"], "one file, folder or repository"),
         (["install", "a", "b"], "2 were given"),
         (["install", "nothing.safetensors"], "nothing.safetensors"),
-        (["install", "nothing"], "base, clebs"),
+        (["install", "nothing"], "base, core, clebs"),
         (["install", "base", "--name", "../x"], "cannot be the name"),
         (["install", "base", "--name", "clebs"], "packaged weights"),
         (["install", "base", "--revision", "v1"], "on this disk"),

@@ -71,7 +71,7 @@ def test_without_any_home_folder_the_sentence_names_the_variable(monkeypatch: py
 
 
 def test_looking_makes_no_folder(user_folder: Path) -> None:
-    assert list(known()) == ["base", "clebs"]
+    assert list(known()) == ["base", "core", "clebs"]
     with pytest.raises(CheckpointError):
         find("nothing")
     assert not user_folder.exists()
@@ -102,7 +102,7 @@ def test_what_is_here_goes_before_a_name(tiny_weights: Path, tmp_path: Path, mon
 def test_unknown_weights_are_told_with_the_names_that_there_are(tiny_weights: Path) -> None:
     install_weights(tiny_weights, "mine")
     for load in (load_pretrained, load_encoder, find, verify, Animator.from_pretrained, Export3D.from_pretrained):
-        with pytest.raises(CheckpointError, match=r"'yours'.*\(base, clebs, mine\)") as caught:
+        with pytest.raises(CheckpointError, match=r"'yours'.*\(base, core, clebs, mine\)") as caught:
             load("yours")
         assert "\n" not in str(caught.value)
     assert look_up("yours") is None
@@ -228,7 +228,7 @@ def test_names_are_plain(tiny_weights: Path, user_folder: Path, name: str) -> No
     assert not user_folder.exists()
 
 
-@pytest.mark.parametrize("name", ["base", "clebs", "Base"])
+@pytest.mark.parametrize("name", ["base", "core", "clebs", "Base"])
 def test_the_packages_names_cannot_be_taken_or_removed(tiny_weights: Path, name: str) -> None:
     with pytest.raises(ConfigError, match="packaged weights"):
         install_weights(tiny_weights, name)
@@ -309,7 +309,7 @@ def test_nothing_outside_is_ever_removed(tiny_weights: Path, name: str) -> None:
 # ---- verifying ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("which", ["base", "clebs"])
+@pytest.mark.parametrize("which", ["base", "core", "clebs"])
 def test_the_packaged_weights_are_whole(which: str) -> None:
     assert len(verify(which)["file"]["sha256"]) == 64
 
