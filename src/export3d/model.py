@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from export3d.config import ModelConfig
@@ -166,19 +167,31 @@ class Export3D(HubModel):
 
     def frame(self, planes: Planes, camera: Tensor) -> Tensor:
         """Tri-planes and cameras (B, 25) to final images (B, 3, H, W), clamped to [-1, 1]."""
-        return self.finish(planes, camera, self.render(planes, camera)).clamp(-1.0, 1.0)
+        return self.frame_and_share(planes, camera)[0]
+
+    def frame_and_share(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Tensor]:
+        """As `frame`, with the share (B, 1, H, W) of the rendered image in each pixel.
+
+        It is 0 to 1; without a warp that adds the source's pixels it is 1.
+        """
+        image, _, share = self._finish(planes, camera, self.render(planes, camera))
+        return image.clamp(-1.0, 1.0), torch.ones_like(image[:, :1]) if share is None else share
 
     def finish(self, planes: Planes, camera: Tensor, rendered: Rendered) -> Tensor:
         """Super-resolution of the output of `render` for these planes and cameras, not clamped."""
         return self._finish(planes, camera, rendered)[0]
 
-    def _finish(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[Tensor, Tensor | None]:
-        """The final image and the warped source."""
+    def _finish(
+        self, planes: Planes, camera: Tensor, rendered: Rendered
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """The final image, the warped source and the rendered share; the last two are None without the warp."""
         guide = None
         if self.warp is not None and planes.source.view is not None and planes.motion is not None:
             guide = self.warp.guide(planes.source.view, planes.motion, camera, rendered.feature)
         image: Tensor = self.superres(rendered.feature, guide)
-        return image, None if guide is None else guide.views.moved
+        if guide is None or guide.share is None:
+            return image, None, None
+        return image, guide.views.moved, guide.share[:, :1]
 
     def forward(
         self,
@@ -203,5 +216,5 @@ class Export3D(HubModel):
         encoded = self.encode(source, source_camera, source_expression, source_landmarks)
         planes, generated = self._planes(encoded, self.expression(expression))
         rendered = self.renderer(planes.triplane, camera, resolution, jitter)
-        image, warped = self._finish(planes, camera, rendered) if superres else (None, None)
+        image, warped, _ = self._finish(planes, camera, rendered) if superres else (None, None, None)
         return Output(image, rendered, generated, planes, warped)

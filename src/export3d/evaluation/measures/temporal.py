@@ -123,9 +123,9 @@ class Flicker:
         if not len(middle):
             return
         here = self._landmarks[middle]
-        still = np.broadcast_to(_places(self._size), (len(middle), GRID * GRID, 2))
+        still = np.broadcast_to(grid_places(self._size), (len(middle), GRID * GRID, 2))
         before, after = (_along(here, self._landmarks[middle + step], still) for step in (-1, 1))
-        face, background = _regions(here, still)
+        face, background = regions(here, still)
         out = np.full((len(middle), 2, len(clips)), np.nan)
         for clip, grey in enumerate(clips):
             first, now, last = (grey[torch.from_numpy(middle + step)] for step in (-1, 0, 1))
@@ -162,7 +162,7 @@ def _sample(grey: Tensor, places: Array, size: int) -> NDArray[np.float32]:
     return np.asarray(drawn[:, 0, 0].numpy())
 
 
-def _places(size: int) -> Array:
+def grid_places(size: int) -> Array:
     """(4096, 2) locations on a grid, pixels of the image."""
     centres = (np.arange(GRID) + 0.5) * (size / GRID)
     return np.stack(np.meshgrid(centres, centres), axis=-1).reshape(-1, 2)
@@ -180,7 +180,7 @@ def _along(here: Array, there: Array, places: Array) -> Array:
     return np.stack([moved.real, moved.imag], axis=-1)
 
 
-def _regions(landmarks: Array, places: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def regions(landmarks: Array, places: Array) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Masks (N, P) of the locations in the face and in the background; landmarks (N, 478, 2)."""
     angle = np.arange(_DIRECTIONS) * (2.0 * np.pi / _DIRECTIONS)
     direction = np.stack([np.cos(angle), np.sin(angle)])

@@ -49,6 +49,8 @@ from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures import temporal
 from export3d.evaluation.measures.identity import PACKAGED, csim, load_identity
 from export3d.evaluation.measures.image import Measure
+from export3d.evaluation.measures.rendered import MEASURES as RENDERED
+from export3d.evaluation.measures.rendered import on_grid, rendered_scores
 from export3d.evaluation.measures.temporal import Flicker
 from export3d.evaluation.protocols.driven import FPS, distance_from, most_frontal
 from export3d.evaluation.protocols.pairs import check_pairs, choose_pairs, read_pairs
@@ -124,7 +126,7 @@ def cross_identity(
     listed = (choose_pairs(index) if pairs is None else read_pairs(pairs))[:max_pairs]
     check_pairs(listed, index)
     identities = [load_identity(name) for name in identity]
-    measures = cross_measures(identities)
+    measures = (*cross_measures(identities), *RENDERED)
     settings = {
         **inputs_of_run(model, weights, split),
         "pairs": "by rule: each clip drives the next two people" if pairs is None else Path(pairs).name,
@@ -244,7 +246,7 @@ class _Work:
         camera, expression = source.camera[frame], source.expression[frame]
         still = np.ascontiguousarray(np.moveaxis(decode(source, self._size)[frame], 0, -1))
         asked = _at(asked_motion(driver.motion, camera, expression, self._plan.motion), driver.rows)
-        pictures = self._render(still, source, frame, asked)
+        pictures, shares = self._render(still, source, frame, asked)
         ours, theirs = self._seen(pictures, pair.name), driver.seen
 
         values = movement_scores(asked, ours)
@@ -262,6 +264,9 @@ class _Work:
         flicker = Flicker()
         flicker.add(driver.rows, theirs.pictures, pictures, face)
         values |= flicker.result()
+        shown_face = np.where(ours.track.found[:, None, None], ours.landmarks, np.nan)
+        for name, found in rendered_scores(shares, shown_face, CROP_SIZE).items():
+            values[name] = float(np.nanmean(found)) if np.isfinite(found).any() else math.nan
 
         worst = int(likeness[0].argmin())
         away = distance_from(asked, camera, expression)
@@ -293,8 +298,12 @@ class _Work:
             )
 
     @torch.inference_mode()
-    def _render(self, still: Picture, source: Record, frame: int, asked: Motion) -> Picture:
-        """The source, a frame (R, R, 3) of its record, rendered with the requested motion: (K, R, R, 3)."""
+    def _render(self, still: Picture, source: Record, frame: int, asked: Motion) -> tuple[Picture, NDArray[np.float32]]:
+        """The source, a frame (R, R, 3) of its record, rendered with the requested motion.
+
+        Returns:
+            Images (K, R, R, 3) and their rendered shares (K, 4096), see `measures.rendered.on_grid`.
+        """
         known = (source.camera, source.expression, source.landmarks)
         own = (to_tensor(still), *(torch.from_numpy(np.array(values[frame], np.float32)) for values in known))
         features = self._model.encode(*(values[None].to(self._plan.device) for values in own))
@@ -302,7 +311,9 @@ class _Work:
             torch.from_numpy(np.array(values)).to(self._plan.device) for values in (asked.expression, asked.camera)
         )
         parts = zip(*(torch.split(values, self._plan.run.batch) for values in wanted))
-        return np.concatenate([to_uint8(self._model.frame(self._model.planes(features, e), c)) for e, c in parts])
+        frames = [self._model.frame_and_share(self._model.planes(features, e), c) for e, c in parts]
+        images, shares = zip(*frames)
+        return np.concatenate([to_uint8(image) for image in images]), np.concatenate([on_grid(x) for x in shares])
 
     def _record(self, key: str) -> Record:
         return next(r for r in read_tar(self._plan.split / self._entries[key].shard) if r.key == key)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from export3d.camera import head_angles
 from export3d.data.decoding import decode
 from export3d.data.shards import Record
 from export3d.errors import NoFaceFound
+from export3d.evaluation.measures.rendered import on_grid
 from export3d.evaluation.protocols.scoring import CHUNK, Chunk
 from export3d.image import to_uint8
 from export3d.model import Export3D
@@ -31,8 +32,22 @@ from export3d.motion.motion import Motion
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
-Predict = Callable[[Rows], Tensor]
-"""Frame numbers (B,) to predicted images (B, 3, R, R) in [-1, 1]."""
+
+
+class Prediction(NamedTuple):
+    """Predicted frames.
+
+    Attributes:
+        image: (B, 3, R, R) in [-1, 1].
+        share: (B, 1, R, R) share of each pixel that is rendered (`Export3D.frame_and_share`); None where undefined.
+    """
+
+    image: Tensor
+    share: Tensor | None = None
+
+
+Predict = Callable[[Rows], Prediction]
+"""Frame numbers (B,) to predicted frames."""
 
 FPS = 25.0
 _ANGLE_SCALE_DEG = 15.0
@@ -88,9 +103,9 @@ class Reenactment:
         landmarks = torch.from_numpy(np.array(clip.record.landmarks[row], dtype=np.float32)).to(device)
         features = self.model.encode(image, camera[row], expression[row], landmarks)
 
-        def predict(rows: Rows) -> Tensor:
+        def predict(rows: Rows) -> Prediction:
             at = torch.from_numpy(rows).to(device)
-            return self.model.frame(self.model.planes(features, expression[at]), camera[at])
+            return Prediction(*self.model.frame_and_share(self.model.planes(features, expression[at]), camera[at]))
 
         return predict
 
@@ -102,11 +117,15 @@ def driven_chunks(clip: DrivenClip, methods: Mapping[str, Method], device: torch
     for start in range(0, len(clip.driven), CHUNK):
         rows = clip.driven[start : start + CHUNK]
         parts = [rows[at : at + batch] for at in range(0, len(rows), batch)]
-        yield Chunk(
-            rows,
-            np.ascontiguousarray(clip.frames[torch.from_numpy(rows)].permute(0, 2, 3, 1).numpy()),
-            {name: np.concatenate([to_uint8(one(part).cpu()) for part in parts]) for name, one in predict.items()},
-        )
+        pictures, shares = {}, {}
+        for name, one in predict.items():
+            found = [(to_uint8(made.image.cpu()), made.share) for made in map(one, parts)]
+            pictures[name] = np.concatenate([picture for picture, _ in found])
+            known = [on_grid(share) for _, share in found if share is not None]
+            if known:
+                shares[name] = np.concatenate(known)
+        targets = np.ascontiguousarray(clip.frames[torch.from_numpy(rows)].permute(0, 2, 3, 1).numpy())
+        yield Chunk(rows, targets, pictures, shares)
 
 
 def driven_clip(record: Record, space: str, size: int, every: int = 1) -> DrivenClip:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import export3d.camera as cameras
 from export3d.errors import check_shape
-from export3d.evaluation.protocols.driven import DrivenClip, Method, Predict, Rows
+from export3d.evaluation.protocols.driven import DrivenClip, Method, Predict, Prediction, Rows
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS, LOWER_LIDS, UPPER_LIDS
 from export3d.face.mesh import LANDMARKS, VERTICES, canonical_mesh
 from export3d.model import Export3D
@@ -60,7 +60,7 @@ class Copy:
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
         source = clip.images([clip.source], device)
-        return lambda rows: source.expand(len(rows), -1, -1, -1)
+        return lambda rows: Prediction(source.expand(len(rows), -1, -1, -1))
 
 
 class LandmarkWarp:
@@ -113,10 +113,10 @@ class Oracle:
         camera = torch.from_numpy(np.array(clip.motion.camera)).to(device)
         landmarks = torch.from_numpy(np.array(clip.record.landmarks, dtype=np.float32)).to(device)
 
-        def predict(rows: Rows) -> Tensor:
+        def predict(rows: Rows) -> Prediction:
             at = torch.from_numpy(rows).to(device)
             features = self.model.encode(clip.images(rows, device), camera[at], expression[at], landmarks[at])
-            return self.model.frame(self.model.planes(features, expression[at]), camera[at])
+            return Prediction(self.model.frame(self.model.planes(features, expression[at]), camera[at]))
 
         return predict
 
@@ -157,7 +157,7 @@ def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
     mesh = ElasticMesh(torch.from_numpy(at_rest[None]).float().to(device))
     dark = _DARKNESS * (_mean_inside(image, at_rest) + 1.0) - 1.0
 
-    def predict(rows: Rows) -> Tensor:
+    def predict(rows: Rows) -> Prediction:
         pictures = []
         for row in rows:
             face, depth = faces(int(row))
@@ -166,7 +166,7 @@ def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
             shade = softened(softened(mouth[:, None] * _shade(at_rest, face)))
             picture = show(image, source)
             pictures.append((picture + shade * (dark - picture)).clamp(-1.0, 1.0))
-        return torch.cat(pictures)
+        return Prediction(torch.cat(pictures))
 
     return predict
 

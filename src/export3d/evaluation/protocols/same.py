@@ -21,6 +21,7 @@ from export3d.animate.animator import pick_device
 from export3d.data.shards import Entry, Index, Record, read_index, read_tar
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures.image import PSNR
+from export3d.evaluation.measures.rendered import MEASURES as RENDERED
 from export3d.evaluation.protocols.driven import DrivenClip, Method, Reenactment, driven_chunks, driven_clip
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.provenance import inputs_of_run, origin_of
@@ -80,8 +81,9 @@ def same_identity(
     methods = _methods(references)
     device = pick_device(run.device)
     index, model = _matching(split, weights)
+    shares = RENDERED if scoring.faces else RENDERED[:1]
     with ClipScorer(scoring, device) as scorer:  # missing networks are reported before anything is scored
-        measures, overall, networks = scorer.measures, scorer.overall_measures, scorer.description
+        measures, overall, networks = (*scorer.measures, *shares), scorer.overall_measures, scorer.description
     settings = {
         **inputs_of_run(model, weights, split),
         "source": "most frontal found frame (smallest |yaw| + |pitch| + |roll|)",

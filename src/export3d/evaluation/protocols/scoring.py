@@ -22,9 +22,12 @@ from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
 from export3d.evaluation.measures.frechet import FrechetFeatures, load_features, sample_rows
 from export3d.evaluation.measures.identity import PACKAGED
 from export3d.evaluation.measures.image import PSNR, SSIM, Measure, Metric, lpips
+from export3d.evaluation.measures.rendered import MEASURES as RENDERED
+from export3d.evaluation.measures.rendered import rendered_scores
 from export3d.evaluation.measures.temporal import Flicker
 from export3d.evaluation.protocols.settings import Scoring
 from export3d.face.crop import CROP_SIZE
+from export3d.face.mesh import LANDMARKS
 from export3d.image import contact_sheet, resize, to_tensor, to_uint8
 
 Picture = NDArray[np.uint8]
@@ -46,11 +49,13 @@ class Chunk:
         rows: (N,) their numbers in the clip, ascending.
         targets: (N, R, R, 3) uint8.
         predictions: method to (N, R, R, 3) uint8.
+        shares: method to the rendered shares (N, 4096) of its predictions (`measures.rendered.on_grid`), where defined.
     """
 
     rows: Rows
     targets: Frames
     predictions: Mapping[str, Frames]
+    shares: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,9 +219,13 @@ class ClipScorer:
                 kept = sums.setdefault(method, _Sums())
                 for metric, found in values[method].items():
                     kept.add(metric, found)
-                if self._faces is not None and seen is not None and own is not None:
-                    read = self._read(pictures, f"{method} of {name}")
-                    assert read is not None
+                read = self._read(pictures, f"{method} of {name}")
+                if method in chunk.shares:
+                    landmarks = np.full((len(pictures), LANDMARKS, 2), np.nan) if read is None else read.landmarks
+                    shares = rendered_scores(chunk.shares[method], landmarks, CROP_SIZE)
+                    for measure, found in shares.items():
+                        kept.add(measure, found)
+                if self._faces is not None and read is not None and seen is not None and own is not None:
                     for measure, found in self._faces.frame_scores(read, seen, own).items():
                         kept.add(measure, found)
                     kept.movement.add(read, seen)
@@ -282,7 +291,8 @@ class ClipScorer:
         found = kept.means()
         if self._faces is not None:
             found |= kept.movement.result() | kept.flicker.result()
-        return {measure.name: found.get(measure.name, math.nan) for measure in self.measures}
+        known = {measure.name: found.get(measure.name, math.nan) for measure in self.measures}
+        return known | {m.name: found[m.name] for m in RENDERED if not math.isnan(found.get(m.name, math.nan))}
 
 
 def _joined(parts: Mapping[str, Sequence[Tensor]]) -> dict[str, NDArray[np.float32]]:

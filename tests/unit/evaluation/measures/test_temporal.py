@@ -146,8 +146,8 @@ def test_the_regions_lie_where_they_belong() -> None:
     seen = landmarks()
     low, high = seen.min(0), seen.max(0)
     centre, half = (low + high) / 2, (high - low) / 2
-    places = temporal._places(SIZE)
-    face, background = (region[0] for region in temporal._regions(seen[None], places[None]))
+    places = temporal.grid_places(SIZE)
+    face, background = (region[0] for region in temporal.regions(seen[None], places[None]))
     x, y = ((places - centre) / half).T
     assert face[np.hypot(x, y) < 0.85].all()
     assert not face[np.hypot(x, y) > 1.25].any()

@@ -124,8 +124,8 @@ class Mirror:
     def planes(self, source, expression):
         return source.expand(len(expression), -1, -1, -1)
 
-    def frame(self, planes, camera):
-        return planes
+    def frame_and_share(self, planes, camera):
+        return planes, torch.zeros_like(planes[:, :1])
 
 
 @pytest.fixture
@@ -147,6 +147,7 @@ def test_a_copy_keeps_the_identity_and_does_not_move(people: Path, tiny_weights:
     assert result.values["csim_dlib"] > 0.98
     assert result.values["leak_dlib"] == pytest.approx(result.reference["leak_dlib"], abs=0.02)
     assert result.reference["csim_dlib"] == result.reference["leak_dlib"] < result.values["csim_dlib"]
+    assert result.values["rendered"] == result.values["rendered_face"] == 0.0
     assert result.reference["apd"] < 3.0  # the driver tracked again is where it was
     written = json.loads((out / "report.json").read_text())
     assert written["pairs"][0]["values"]["csim_dlib"] == pytest.approx(result.values["csim_dlib"])

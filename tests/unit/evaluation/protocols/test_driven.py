@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
 from export3d.camera import Camera, from_pose
 from export3d.data.shards import Record
 from export3d.errors import NoFaceFound
 from export3d.evaluation.protocols.driven import (
     DrivenClip,
+    Predict,
+    Prediction,
     Reenactment,
     distance_from,
     driven_chunks,
@@ -90,11 +91,11 @@ def test_the_copy_is_the_source_and_ours_is_what_the_model_renders(make_clip: Ma
     clip = driven_clip(make_clip("a"), "arkit52", 64)
     rows = np.array([0, 2])
     source = clip.images([clip.source])
-    assert torch.equal(Copy()(clip, CPU)(rows), source.expand(2, -1, -1, -1))
+    assert torch.equal(Copy()(clip, CPU)(rows).image, source.expand(2, -1, -1, -1))
     model = load_pretrained(tiny_weights)
     expected = model(source.expand(2, -1, -1, -1), torch.tensor(clip.motion.expression[rows]),
                      torch.tensor(clip.motion.camera[rows])).image.clamp(-1, 1)  # fmt: skip
-    torch.testing.assert_close(Reenactment(model)(clip, CPU)(rows), expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(Reenactment(model)(clip, CPU)(rows).image, expected, atol=1e-4, rtol=1e-4)
 
 
 class Shifted:
@@ -103,10 +104,10 @@ class Shifted:
     def __init__(self, error: float) -> None:
         self.error, self.asked = error, list[int]()
 
-    def __call__(self, clip: DrivenClip, device: torch.device) -> Callable[[np.ndarray], Tensor]:
-        def predict(rows: np.ndarray) -> Tensor:
+    def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
+        def predict(rows: np.ndarray) -> Prediction:
             self.asked.append(len(rows))
-            return clip.images(rows, device) + self.error
+            return Prediction(clip.images(rows, device) + self.error)
 
         return predict
 

@@ -73,7 +73,7 @@ def clip_of(
 
 
 def driven(method: type, clip: DrivenClip) -> Tensor:
-    return method()(clip, CPU)(clip.driven)
+    return method()(clip, CPU)(clip.driven).image
 
 
 def inner(camera: np.ndarray, margin: float = 0.75) -> np.ndarray:
@@ -107,8 +107,8 @@ def test_nothing_moved_is_the_source_itself(method: type) -> None:
 def test_one_at_a_time_is_the_same_as_all_together(method: type) -> None:
     clip = clip_of([label(), label(15, 3, 4), label(-30, x=0.05), label(0, 20)])
     predict = method()(clip, CPU)
-    together = predict(clip.driven)
-    assert torch.equal(together, torch.cat([predict(clip.driven[k : k + 1]) for k in range(3)]))
+    together = predict(clip.driven).image
+    assert torch.equal(together, torch.cat([predict(clip.driven[k : k + 1]).image for k in range(3)]))
     assert together.shape == (3, 3, SIZE, SIZE)
 
 
@@ -270,12 +270,12 @@ def test_the_oracle_drives_each_frame_by_itself(
 ) -> None:
     clip = driven_clip(make_clip("a"), "arkit52", 64)
     model = load_pretrained(request.getfixturevalue(weights))
-    found = Oracle(model)(clip, CPU)(clip.driven[:2])
+    found = Oracle(model)(clip, CPU)(clip.driven[:2]).image
     for number, row in enumerate(clip.driven[:2]):
         itself = DrivenClip(clip.record, clip.frames, clip.motion, int(row), clip.driven, 0)
-        expected = Reenactment(model)(itself, CPU)(np.array([row]))
+        expected = Reenactment(model)(itself, CPU)(np.array([row])).image
         torch.testing.assert_close(found[number : number + 1], expected, atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(found[0], Reenactment(model)(clip, CPU)(clip.driven[:1])[0], atol=1e-3)
+    assert not torch.allclose(found[0], Reenactment(model)(clip, CPU)(clip.driven[:1]).image[0], atol=1e-3)
 
 
 def test_on_a_face_that_tilts_warp_and_mesh_come_nearer_than_the_copy(astronaut_turns: list[np.ndarray]) -> None:

@@ -39,7 +39,9 @@ def test_everything_is_written(split: Path, tmp_path: Path, tiny_weights: Path, 
     assert [clip["key"] for clip in value["clips"]] == ["walks", "rests"]
     assert [clip["group"] for clip in value["clips"]] == ["moving", "still"]
     assert value["methods"] == ["ours", "copy", "warp"]
-    assert set(value["clips"][0]["scores"]["ours"]) == {"psnr", "ssim", "lpips_uniform"}
+    assert set(value["clips"][0]["scores"]["ours"]) == {"psnr", "ssim", "lpips_uniform", "rendered"}
+    assert value["clips"][0]["scores"]["ours"]["rendered"] == 100.0  # no warp
+    assert "rendered" not in value["clips"][0]["scores"]["copy"]
     assert value["settings"]["weights"].startswith("tiny.safetensors, tensors sha256 ")
     assert list(value["skipped"]) == ["gone"]
     assert "no second frame" in value["skipped"]["gone"]
@@ -124,7 +126,7 @@ def test_the_sheet_shows_source_farthest_frame_and_ours(
     clip = driven_clip(make_clip("walks"), "arkit52", 64)
     with Image.open(tmp_path / "out" / "sheet.png") as image:
         sheet = np.array(image)
-    ours = Reenactment(load_pretrained(tiny_weights))(clip, CPU)(np.array([clip.farthest]))
+    ours = Reenactment(load_pretrained(tiny_weights))(clip, CPU)(np.array([clip.farthest])).image
     expected = [*to_uint8(clip.images([clip.source, clip.farthest])), to_uint8(ours)[0]]
     top = sheet.shape[0] - 64 - 4
     for column, picture in enumerate(expected):
