@@ -1,4 +1,4 @@
-"""Batches for contrastive pre-training (Sec. 3.1): close crops of the face, T frames of each of G clips.
+"""Batches for contrastive pre-training (Sec. 3.1): T frames of each of G clips, whole or as close crops of the face.
 
 As in `data.pairs`, a sample depends only on the seed and its number.
 """
@@ -18,9 +18,11 @@ from torch import Tensor
 from export3d.data.frames import FrameStore
 from export3d.data.pairs import Augment, colour_matrix, recolour
 from export3d.errors import ConfigError, InputError
+from export3d.image import resize
 from export3d.motion.arkit import ARKIT52_MIRRORED
 
 Draw = Literal["spread", "uniform", "neighbours"]
+Crop = Literal["face", "whole"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,25 +33,32 @@ class ContrastConfig:
         frames: T, frames per clip: one positive and T - 1 negatives (33 in the paper). Shorter clips give all frames.
         draw: "spread": one frame from each of T equal parts of the clip; "uniform": any T frames; "neighbours": T
             consecutive frames, near-duplicates of each other.
-        size: side of the face crops, pixels.
+        positives: "all": every frame is the positive once; "one": a random one of them, as in the paper.
+        crop: "face": close crops around the landmarks; "whole": the frames as prepared, as in the paper.
+        size: side of the images, pixels.
         augment: augment crops per frame, and colours and mirroring per clip.
         noise: standard deviation of the noise added to the expression coefficients; no noise without `augment`.
         near: two frames whose coefficients all differ by at most this are not negatives of each other. 0 excludes only
-            equal frames (a slow recording repeats frames at 25 fps).
+            equal frames (a slow recording repeats frames at 25 fps); None: all other frames are negatives, as in the
+            paper.
     """
 
     frames: int = 33
     draw: Draw = "spread"
+    positives: Literal["all", "one"] = "all"
+    crop: Crop = "face"
     size: int = 64
     augment: bool = True
     noise: float = 0.02
-    near: float = 0.0
+    near: float | None = 0.0
 
     def __post_init__(self) -> None:
         if self.frames < 2:
             raise ConfigError(f"frames {self.frames}: a contrast needs at least two frames of a clip")
         if self.size < 32 or self.noise < 0.0:
             raise ConfigError(f"size {self.size} must be at least 32 pixels and noise {self.noise} not negative")
+        if self.near is not None and self.near < 0.0:
+            raise ConfigError(f"near {self.near} must not be negative; none makes all other frames negatives")
 
 
 _MARGIN = 1.2
@@ -94,7 +103,8 @@ class ContrastSampler:
 
         Returns:
             dictionaries with image (G, T, 3, S, S) in [-1, 1], expression (G, T, E) and same (G, T, T) bool, True for
-            pairs that are not negatives; T is the same within each dictionary.
+            pairs that are not negatives; T is the same within each dictionary. With `positives` "one" also positive
+            (G,) int64, the number of that frame.
         """
         if count < 1 or count % world or not 0 <= rank < world:
             raise ConfigError(f"{count} clips cannot be shared by {world} processes (rank {rank}); change batch_size")
@@ -114,18 +124,21 @@ class ContrastSampler:
         usable = self._clips[which][rng.integers(len(self._clips[which]))]
         rows = torch.from_numpy(draw_frames(usable, self.config.frames, self.config.draw, rng)).to(store.device)
         expression = store.expression[rows]
-        same = (expression[:, None] - expression[None]).abs().amax(-1) <= self.config.near
-        size = self.config.size
+        near = -1.0 if self.config.near is None else self.config.near
+        group = {"same": (expression[:, None] - expression[None]).abs().amax(-1) <= near}
+        if self.config.positives == "one":
+            group["positive"] = torch.tensor(rng.integers(len(rows)), device=store.device)
+        size, crop = self.config.size, self.config.crop
         if not self.config.augment:
-            return {"image": close_crop(store, rows, size), "expression": expression, "same": same}
+            return {"image": cropped(store, rows, size, crop), "expression": expression, **group}
         amounts = rng.uniform(-1.0, 1.0, size=(len(rows), 4))
-        image = close_crop(store, rows, size, amounts)
+        image = cropped(store, rows, size, crop, amounts)
         colour = torch.from_numpy(colour_matrix(rng.uniform(-1.0, 1.0, size=6), _COLOUR)).float()
         image = recolour(image, colour.to(image.device).expand(len(rows), -1, -1))
         if store.space == "arkit52" and rng.random() < 0.5:
             image, expression = image.flip(-1), expression[:, list(ARKIT52_MIRRORED)]
         noise = torch.from_numpy(rng.standard_normal(expression.shape)).to(expression)
-        return {"image": image, "expression": expression + self.config.noise * noise, "same": same}
+        return {"image": image, "expression": expression + self.config.noise * noise, **group}
 
 
 def draw_frames(usable: NDArray[np.int64], count: int, draw: Draw, rng: np.random.Generator) -> NDArray[np.int64]:
@@ -143,25 +156,35 @@ def draw_frames(usable: NDArray[np.int64], count: int, draw: Draw, rng: np.rando
     return usable[start : start + count]
 
 
-def close_crop(store: FrameStore, rows: Tensor, size: int, amounts: NDArray[np.float64] | None = None) -> Tensor:
-    """Square crops around the landmarks: (T, 3, size, size) in [-1, 1].
+def cropped(
+    store: FrameStore, rows: Tensor, size: int, crop: Crop = "face", amounts: NDArray[np.float64] | None = None
+) -> Tensor:
+    """Frames of a store as images (T, 3, size, size) in [-1, 1].
 
     Args:
         rows: (T,) rows of the store.
+        crop: see `ContrastConfig`.
         amounts: (T, 4) in [-1, 1]: shift x, shift y, zoom and rotation of each crop; None for no augmentation.
     """
     image = store.frames[rows].float().div_(127.5).sub_(1.0)
-    return crop_around(image, store.landmarks[rows], size, amounts)
+    return crop_around(image, store.landmarks[rows] if crop == "face" else None, size, amounts)
 
 
-def crop_around(image: Tensor, landmarks: Tensor, size: int, amounts: NDArray[np.float64] | None = None) -> Tensor:
+def crop_around(
+    image: Tensor, landmarks: Tensor | None, size: int, amounts: NDArray[np.float64] | None = None
+) -> Tensor:
     """Square crops (T, 3, size, size) of images (T, 3, R, R) around their landmarks (T, 478, 2), 0..1 of the image.
 
-    Differentiable with respect to the images; `amounts` as for `close_crop`.
+    Differentiable with respect to the images. Without landmarks a crop is the whole image; `amounts` as for `cropped`.
     """
-    points = landmarks.float()
-    low, high = points.amin(1), points.amax(1)
-    centre, half = (low + high) - 1.0, (high - low).amax(1) * _MARGIN  # in the [-1, 1] grid of the image
+    if landmarks is None:
+        if amounts is None:
+            return resize(image, size)
+        centre, half = image.new_zeros(len(image), 2), image.new_ones(len(image))
+    else:
+        points = landmarks.float()
+        low, high = points.amin(1), points.amax(1)
+        centre, half = (low + high) - 1.0, (high - low).amax(1) * _MARGIN  # in the [-1, 1] grid of the image
     cos, sin = torch.ones_like(half), torch.zeros_like(half)
     if amounts is not None:
         moved = torch.from_numpy(amounts).to(half)

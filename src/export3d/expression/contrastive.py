@@ -2,6 +2,7 @@
 
 The image and the expression of one frame are a positive pair. The negatives are the other frames of the same clip,
 which show the same person. Appearance is common to all frames of a clip, so it does not help to tell them apart.
+The paper has one positive and 32 negatives per clip.
 
 Letters: G clips in a batch, T frames per clip, d dimensions of the embedding.
 """
@@ -121,8 +122,9 @@ def contrastive_loss(
     temperature: float,
     objective: Objective = "infonce",
     same: Tensor | None = None,
+    positive: Tensor | None = None,
 ) -> Tensor:
-    """Eq. 1, averaged over frames: each frame is the positive once, and the clip's other frames are its negatives.
+    """Eq. 1, averaged over clips; the positive of a clip is one of its frames, and the other frames are its negatives.
 
     Args:
         image: (G, T, d), f_I(X_j).
@@ -132,6 +134,7 @@ def contrastive_loss(
             gradient persists for pairs that are already separated. "infonce": the denominator includes the positive,
             a cross-entropy. "symmetric": the mean of "infonce" and of the same loss with images as anchors.
         same: (G, T, T) bool, pairs of frames that are not negatives of each other; the diagonal is ignored.
+        positive: (G,) int64, the frame k of each clip; None: each frame once, averaged.
 
     Returns:
         A scalar. It is smallest where paired embeddings are equal and those of different frames have a cosine of
@@ -148,17 +151,18 @@ def contrastive_loss(
     # Rows are expressions (anchors), columns images. In float32, since exp(cos / 0.07) spans twelve decades.
     with torch.autocast(image.device.type, enabled=False):
         logits = unit(expression) @ unit(image).mT / temperature
-    positive = torch.eye(frames, dtype=torch.bool, device=logits.device)
+    pairs = torch.eye(frames, dtype=torch.bool, device=logits.device)
     if same is not None:
-        logits = logits.masked_fill(same & ~positive, -torch.inf)
+        logits = logits.masked_fill(same & ~pairs, -torch.inf)
     right = logits.diagonal(dim1=1, dim2=2)
     if objective == "printed":
-        others = (logits.isfinite() & ~positive).any(dim=2, keepdim=True)  # a frame without negatives has loss 0
-        return (logits.masked_fill(positive & others, -torch.inf).logsumexp(dim=2) - right).mean()
-    loss = (logits.logsumexp(dim=2) - right).mean()
+        others = (logits.isfinite() & ~pairs).any(dim=2, keepdim=True)  # a frame without negatives has loss 0
+        loss = logits.masked_fill(pairs & others, -torch.inf).logsumexp(dim=2) - right
+    else:
+        loss = logits.logsumexp(dim=2) - right
     if objective == "symmetric":
-        loss = (loss + (logits.logsumexp(dim=1) - right).mean()) / 2
-    return loss
+        loss = (loss + logits.logsumexp(dim=1) - right) / 2
+    return (loss if positive is None else loss.gather(1, positive[:, None])).mean()
 
 
 def unit(x: Tensor) -> Tensor:

@@ -48,11 +48,7 @@ def settle(encoder: ExpressionEncoder, expression: Tensor) -> None:
     rotation = varimax(loadings(encoder, expression))
     with torch.no_grad():
         coefficients = encoder.coefficients(expression).double().numpy() @ rotation
-    if not coefficients.std(0).max() > 1e-6:
-        raise TrainingError(
-            "the expression encoder has collapsed: every frame gives the same output; change its training"
-        )
-    order = np.argsort(-coefficients.std(0), kind="stable")
+    order = np.argsort(-_deviations(coefficients), kind="stable")
     rotation = rotation[:, order]
     together = loadings(encoder, expression) @ rotation
     strongest = np.take_along_axis(together, np.abs(together).argmax(0)[None], axis=0)[0]
@@ -68,10 +64,26 @@ def settle(encoder: ExpressionEncoder, expression: Tensor) -> None:
 
 @torch.no_grad()
 def measure_ranges(encoder: ExpressionEncoder, expression: Tensor) -> None:
-    """Set `low` and `high` to the 5th and 95th percentiles of lambda over the expressions (N, E)."""
-    low, high = np.percentile(encoder.coefficients(expression).double().numpy(), [5.0, 95.0], axis=0)
+    """Set `low` and `high` to the 5th and 95th percentiles of lambda over the expressions (N, E).
+
+    Raises:
+        TrainingError: the encoder gives the same output for every expression.
+    """
+    coefficients = encoder.coefficients(expression).double().numpy()
+    _deviations(coefficients)
+    low, high = np.percentile(coefficients, [5.0, 95.0], axis=0)
     encoder.low.copy_(torch.from_numpy(low))
     encoder.high.copy_(torch.from_numpy(high))
+
+
+def _deviations(coefficients: Array) -> Array:
+    """Standard deviations (n,) of lambda (N, n); raises `TrainingError` if lambda is constant."""
+    deviations: Array = coefficients.std(0)
+    if not deviations.max() > 1e-6:
+        raise TrainingError(
+            "the expression encoder has collapsed: every frame gives the same output; change its training"
+        )
+    return deviations
 
 
 def varimax(loading: Array, steps: int = 100) -> Array:

@@ -1,7 +1,7 @@
 """Expression pre-training: CLeBS on clips (Sec. 3.1, Eq. 1), before the generator is trained.
 
 In this stage an "image" of the loop is a clip of T frames. `batch_size` 8 is the paper's batch of 8 positives with 32
-negatives each, except that here every frame of a clip is the positive once.
+negatives each; by default every frame of a clip is the positive once.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import torch.distributed as distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export3d.data.contrastive import ContrastConfig, ContrastSampler, close_crop
+from export3d.data.contrastive import ContrastConfig, ContrastSampler, cropped
 from export3d.data.frames import FrameStore
 from export3d.data.locations import as_place, inside
 from export3d.data.shards import has_split
 from export3d.errors import ConfigError, InputError
 from export3d.evaluation.appearance.probes import retrieval_accuracy, spread_frames
 from export3d.expression.contrastive import CLeBS, CLeBSConfig, ResNetSE18, contrastive_loss
-from export3d.expression.directions import settle
+from export3d.expression.directions import measure_ranges, settle
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.image import contact_sheet, to_uint8
 from export3d.pretrained import save_encoder
@@ -35,7 +35,7 @@ from export3d.training.state import load_state
 from export3d.weights.file import load_into
 
 FRAMES_PX = 128
-"""Size of the frames from which the close crops are cut; a face is about 70 pixels wide in them."""
+"""Size of the frames from which close crops of the face are cut; a face is about 70 pixels wide in them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,17 @@ class PretrainConfig:
         model: both towers and the objective.
         frames: how frames are drawn and varied.
         standardise: "each": every coefficient is scaled to unit deviation over the training data; "together": all are
-            by one factor, so that scores that hardly move in speech, in which people differ all the same, stay small.
+            by one factor, so that scores that hardly move in speech, in which people differ all the same, stay small;
+            "none": coefficients enter unchanged, as in the paper.
+        settle: after training, choose the axes, order, signs and scale of the directions (`expression.directions`);
+            False: the directions stay as trained, as in the paper, and only their natural ranges are measured.
         pseudo_share: share of the samples that are pseudo-clips, where there are any.
     """
 
     model: CLeBSConfig = field(default_factory=CLeBSConfig)
     frames: ContrastConfig = field(default_factory=ContrastConfig)
-    standardise: Literal["each", "together"] = "together"
+    standardise: Literal["each", "together", "none"] = "together"
+    settle: bool = True
     pseudo_share: float = 0.5
 
     def __post_init__(self) -> None:
@@ -94,7 +98,8 @@ class PretrainTask:
         deviation = seen.std(0, correction=0)
         if config.standardise == "together":
             deviation = deviation.square().mean().sqrt().expand_as(deviation)
-        self.clebs.expression.standardise(seen.mean(0), deviation)
+        if config.standardise != "none":
+            self.clebs.expression.standardise(seen.mean(0), deviation)
         self.module: nn.Module = self.clebs
         self.val = val
 
@@ -115,7 +120,7 @@ class PretrainTask:
             image, expression = self.clebs(group["image"], group["expression"])
             count = len(image)
             total = total + count * contrastive_loss(
-                image, expression, model.temperature, model.objective, group["same"]
+                image, expression, model.temperature, model.objective, group["same"], group.get("positive")
             )
             with torch.no_grad():
                 top5 += sum(retrieval_accuracy(i, e, 5) for i, e in zip(image, expression))
@@ -149,7 +154,7 @@ class PretrainTask:
             image, expression = self._embed(ema, store, rows)
             nearest = (image @ expression.mT).argmax(1)
             shown = np.linspace(0, len(rows) - 1, 8).astype(int)
-            crops = to_uint8(close_crop(store, torch.from_numpy(rows), 96).cpu())
+            crops = to_uint8(cropped(store, torch.from_numpy(rows), 96, self.settings.frames.crop).cpu())
             rows_of_images += [[crops[i] for i in shown], [crops[int(nearest[i])] for i in shown]]
         return contact_sheet(rows_of_images)
 
@@ -157,7 +162,8 @@ class PretrainTask:
         """Unit embeddings (T, d) of images and expressions, on the CPU."""
         device = next(ema.parameters()).device
         at = torch.from_numpy(rows)
-        crops = close_crop(store, at.to(store.device), self.settings.frames.size).to(device)
+        drawn = self.settings.frames
+        crops = cropped(store, at.to(store.device), drawn.size, drawn.crop).to(device)
         image, expression = ema(crops[None], store.expression[at].to(device)[None])
         return nn.functional.normalize(image[0].float(), dim=1).cpu(), nn.functional.normalize(
             expression[0], dim=1
@@ -176,8 +182,8 @@ def run(
 ) -> Result:
     """Pre-train on a prepared folder (with `train` and, where there is one, `val`) into the run folder `out`.
 
-    At the end the averaged expression encoder is written to `out/clebs.safetensors`, its directions settled on the
-    training videos, and the image encoder to `out/reader.safetensors`.
+    At the end the averaged expression encoder is written to `out/clebs.safetensors`, by default with its directions
+    settled on the training videos, and the image encoder to `out/reader.safetensors`.
 
     Args:
         data: the folder or its URL.
@@ -188,11 +194,13 @@ def run(
     if not has_split(place, "train"):
         raise InputError(f"{data} has no folder 'train'; make one with: export3d prepare CLIPS -o DIR")
 
+    size = config.frames.size if config.frames.crop == "whole" else FRAMES_PX
+
     def frames(split: Path | str, name: str) -> FrameStore:
         if cache is None:
-            return FrameStore.load(split, FRAMES_PX)
+            return FrameStore.load(split, size)
         cache.mkdir(parents=True, exist_ok=True)
-        return FrameStore.load(split, FRAMES_PX, cache=cache / f"{name}-{FRAMES_PX}.safetensors")
+        return FrameStore.load(split, size, cache=cache / f"{name}-{size}.safetensors")
 
     clips = frames(inside(place, "train"), "train")
     val = frames(inside(place, "val"), "val") if has_split(place, "val") else None
@@ -205,11 +213,12 @@ def run(
 
 
 def export(result: Result, path: Path, clips: FrameStore) -> Path:
-    """Write the averaged expression encoder of a run, directions settled on `clips`, for `load_encoder`."""
+    """Write the averaged expression encoder of a run for `load_encoder`; its directions are measured on `clips`."""
     state = load_state(result.checkpoint)
     encoder = ExpressionEncoder(ExpressionConfig(**state.config["task"]["pretrain"]["model"]["expression"]))
     load_into(encoder, _part(state.ema, "expression."), what=str(result.checkpoint))
-    settle(encoder, videos(clips))
+    finish = settle if state.config["task"]["pretrain"].get("settle", True) else measure_ranges
+    finish(encoder, videos(clips))
     info = {"clips_seen": state.counters["images_seen"], "validation": result.validation}
     return save_encoder(encoder, path, info)
 
@@ -220,7 +229,11 @@ def export_reader(checkpoint: Path, path: Path) -> Path:
     settings = state.config["task"]["pretrain"]
     model = settings["model"]
     sizes = ReaderConfig(
-        width=model["width"], d=model["expression"]["d"], groups=model["groups"], size=settings["frames"]["size"]
+        width=model["width"],
+        d=model["expression"]["d"],
+        groups=model["groups"],
+        size=settings["frames"]["size"],
+        crop=settings["frames"].get("crop", "face"),
     )
     reader = ResNetSE18(sizes.width, sizes.d, sizes.groups)
     load_into(reader, _part(state.ema, "image."), what=str(checkpoint))

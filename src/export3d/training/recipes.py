@@ -63,9 +63,10 @@ _DATA = _same("data", "still_fraction pseudo_fraction hard_fraction curriculum_i
 KEYS: dict[str, dict[str, str]] = {
     "pretrain": {
         **_same("expression", "inputs hidden n d", "model.expression."),
+        "expression.settle": "config.settle",
         **_same("image", "width groups", "model."),
         **_same("loss", "objective temperature", "model."),
-        **_same("data", "frames draw size augment noise near", "frames."),
+        **_same("data", "frames draw positives crop size augment noise near", "frames."),
         **_same("data", "standardise pseudo_share"),
         **_LOOP,
     },

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export3d.data.contrastive import crop_around
+from export3d.data.contrastive import Crop, crop_around
 from export3d.errors import CheckpointError, check_shape
 from export3d.evaluation.measures.identity import DLIB_CORNERS, DLIB_SIZE, DLIB_TEMPLATE, DlibIdentity
 from export3d.expression.contrastive import ResNetSE18, unit
@@ -83,12 +83,14 @@ def aligned(image: Tensor, points: Tensor, template: Tensor, size: int) -> Tenso
 
 @dataclass(frozen=True, kw_only=True)
 class ReaderConfig:
-    """The image tower of a pre-training (`expression.contrastive.CLeBS`): its sizes, and the pixels of its crops."""
+    """The image tower of a pre-training (`expression.contrastive.CLeBS`): its sizes, and the pixels and kind of its
+    images (`data.contrastive.ContrastConfig`)."""
 
     width: int
     d: int
     groups: int
     size: int
+    crop: Crop = "face"
 
 
 class ExpressionError:
@@ -98,9 +100,9 @@ class ExpressionError:
     differentiable.
     """
 
-    def __init__(self, reader: ResNetSE18, size: int) -> None:
+    def __init__(self, reader: ResNetSE18, size: int, crop: Crop = "face") -> None:
         self._reader = reader.eval().requires_grad_(False)
-        self._size = size
+        self._size, self._crop = size, crop
 
     @classmethod
     def load(cls, path: Path) -> ExpressionError:
@@ -117,8 +119,8 @@ class ExpressionError:
                 f"{path} holds no expression reader; name the reader.safetensors of export3d pretrain"
             ) from error
         reader = ResNetSE18(sizes.width, sizes.d, sizes.groups)
-        load_into(reader, {name: value.float() for name, value in tensors.items()}, what=str(path))
-        return cls(reader, sizes.size)
+        load_into(reader, tensors, what=str(path))
+        return cls(reader, sizes.size, sizes.crop)
 
     def to(self, device: torch.device) -> ExpressionError:
         """Itself, its network on `device`."""
@@ -127,10 +129,11 @@ class ExpressionError:
 
     def __call__(self, image: Tensor, target: Tensor, landmarks: Tensor) -> Tensor:
         """Mean over the pairs, 0 to 2; arguments as for `IdentityError`."""
+        around = landmarks if self._crop == "face" else None
         with torch.autocast(image.device.type, enabled=False):
             with torch.no_grad():
-                wanted = self._reader(crop_around(target.float(), landmarks, self._size))
-            return _cosine_error(self._reader(crop_around(image.float(), landmarks, self._size)), wanted)
+                wanted = self._reader(crop_around(target.float(), around, self._size))
+            return _cosine_error(self._reader(crop_around(image.float(), around, self._size)), wanted)
 
 
 def save_reader(reader: ResNetSE18, config: ReaderConfig, path: Path) -> Path:

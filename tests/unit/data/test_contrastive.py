@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from export3d.camera import Camera
-from export3d.data.contrastive import ContrastConfig, ContrastSampler, close_crop, draw_frames
+from export3d.data.contrastive import ContrastConfig, ContrastSampler, cropped, draw_frames
 from export3d.data.frames import Clip, FrameStore
 from export3d.errors import ConfigError, InputError
+from export3d.image import resize
 from export3d.motion.arkit import ARKIT52_MIRRORED
 
 PLAIN = ContrastConfig(frames=6, size=32, augment=False)
@@ -188,6 +189,24 @@ def test_only_frames_of_nearly_equal_scores_are_no_negatives() -> None:
     assert pairs == {0.0: [(0, 1)], 0.05: [(0, 1), (2, 3)]}
 
 
+def test_every_other_frame_can_be_a_negative() -> None:
+    store = made_up_store((6,))
+    store = replace(store, expression=store.expression[:1].expand(6, -1))
+    (group,) = sampler(store, near=None).batch(0, 1)
+    assert not group["same"].any()
+
+
+def test_one_random_frame_is_the_positive() -> None:
+    store = made_up_store((20,))
+    assert "positive" not in sampler(store).batch(0, 1)[0]
+    (group,) = sampler(store, positives="one").batch(0, 60)
+    assert group["positive"].shape == (60,)
+    assert set(group["positive"].tolist()) == set(range(6))
+    (again,) = sampler(store, positives="one").batch(40, 20)
+    assert torch.equal(again["positive"], group["positive"][40:])
+    assert torch.equal(group["image"], sampler(store).batch(0, 60)[0]["image"])
+
+
 # ---- how it is varied ------------------------------------------------------------------------------------------------
 
 
@@ -227,7 +246,7 @@ def corners(crop: Tensor) -> Tensor:
 
 def test_a_crop_centres_the_landmarks_with_a_margin() -> None:
     store = made_up_store((8,))
-    crop = close_crop(store, torch.arange(8), 48)
+    crop = cropped(store, torch.arange(8), 48)
     points = store.landmarks.float()
     low, high = points.amin(1), points.amax(1)
     found = corners(crop)
@@ -241,7 +260,7 @@ def test_crops_are_shifted_zoomed_and_turned_by_their_own_amounts() -> None:
     rows = torch.zeros(5, dtype=torch.int64)
     amounts = np.zeros((5, 4))
     amounts[[1, 2, 3, 4], [0, 1, 2, 3]] = 1.0
-    found = corners(close_crop(store, rows, 48, amounts))
+    found = corners(cropped(store, rows, 48, "face", amounts))
     side, middle = found[0, 0, 1, 0] - found[0, 0, 0, 0], found.mean((1, 2))
     moved = (middle - middle[0]) / side
     expected = torch.tensor([[0, 0], [0.05, 0], [0, 0.05], [0, 0], [0, 0]])
@@ -250,6 +269,22 @@ def test_crops_are_shifted_zoomed_and_turned_by_their_own_amounts() -> None:
     lengths = top.norm(dim=1) / side
     torch.testing.assert_close(lengths, torch.tensor([1, 1, 1, np.exp(0.1), 1]).float(), rtol=0, atol=0.02)
     assert float(torch.rad2deg(torch.atan2(top[4, 1], top[4, 0]))) == pytest.approx(8.0, abs=0.7)
+
+
+def test_a_whole_frame_is_the_frame_as_prepared() -> None:
+    store = made_up_store((8,))
+    rows = torch.tensor([1, 5])
+    exact = store.frames[rows].float() / 127.5 - 1
+    torch.testing.assert_close(cropped(store, rows, SIZE, "whole"), exact)
+    halved = cropped(store, rows, SIZE // 2, "whole")
+    torch.testing.assert_close(halved, resize(exact, SIZE // 2))
+    (group,) = sampler(store, crop="whole", size=SIZE).batch(0, 1)
+    assert torch.equal(
+        group["image"][0], cropped(store, torch.tensor(rows_of(store, group["expression"][0])), SIZE, "whole")
+    )
+    moved = cropped(store, rows, SIZE, "whole", np.array([[0.0, 0, 0, 0], [1, 0, 0, 0]]))
+    torch.testing.assert_close(moved[0], exact[0], rtol=0, atol=1e-3)
+    assert (corners(moved)[1] - corners(exact)[1])[:, 0, 0] == pytest.approx(0.05, abs=0.01)
 
 
 def test_frames_of_a_clip_move_apart_and_change_colour_together() -> None:
@@ -283,7 +318,7 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
         sampler(made_up_store()).batch(0, 3, 0, 2)
 
 
-@pytest.mark.parametrize("changes", [{"frames": 1}, {"size": 16}, {"noise": -0.1}])
+@pytest.mark.parametrize("changes", [{"frames": 1}, {"size": 16}, {"noise": -0.1}, {"near": -0.1}])
 def test_settings_that_cannot_work_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         ContrastConfig(**changes)

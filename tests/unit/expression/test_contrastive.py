@@ -86,6 +86,29 @@ def test_the_loss_is_equation_1_written_out(objective: Objective, masked: bool) 
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
+def test_one_positive_per_clip_is_equation_1_for_that_frame(objective: Objective) -> None:
+    image, expression = embeddings(2, 33)
+    positive = torch.tensor([4, 30])
+    found = contrastive_loss(image, expression, 0.07, objective, positive=positive)
+    first = [[int(k), *(j for j in range(33) if j != k)] for k in positive]  # that frame first, then its 32 negatives
+    each = []
+    for clip, order in enumerate(first):
+        cosines = unit(image[clip, order]) @ unit(expression[clip, order]).mT / 0.07
+        own, others = cosines[0, 0], cosines[1:, 0]
+        losses = {"printed": others.logsumexp(0) - own, "infonce": cosines[:, 0].logsumexp(0) - own}
+        losses["symmetric"] = (losses["infonce"] + cosines[0].logsumexp(0) - own) / 2
+        each.append(losses[objective])
+    torch.testing.assert_close(found, torch.stack(each).mean())
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_mean_over_all_positives_is_the_loss_without_a_choice(objective: Objective) -> None:
+    image, expression = embeddings()
+    chosen = [contrastive_loss(image, expression, 0.07, objective, positive=torch.full((3,), k)) for k in range(6)]
+    torch.testing.assert_close(torch.stack(chosen).mean(), contrastive_loss(image, expression, 0.07, objective))
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_permuting_the_batch_permutes_the_loss(objective: Objective) -> None:
     """Permuted clips give permuted losses; permuted frames give the same loss."""
     image, expression = embeddings()

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from export3d.errors import ConfigError, ShapeError
-from export3d.expression.directions import loadings, settle, varimax
+from export3d.errors import ConfigError, ShapeError, TrainingError
+from export3d.expression.directions import loadings, measure_ranges, settle, varimax
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 
 
@@ -109,6 +109,14 @@ def test_loadings_are_covariances_of_standardised_scores_and_lambda() -> None:
     scores = ((expression - encoder.mean) / encoder.deviation).double().numpy()
     expected = np.cov(scores, coefficients, rowvar=False, bias=True)[:52, 52:]
     np.testing.assert_allclose(loadings(encoder, expression), expected, atol=1e-8)
+
+
+def test_a_collapsed_encoder_is_refused_settled_or_not() -> None:
+    for finish in (settle, measure_ranges):
+        encoder, expression = trained()
+        torch.nn.init.zeros_(encoder.second.weight)
+        with pytest.raises(TrainingError, match="collapsed"):
+            finish(encoder, expression)
 
 
 # ---- varimax ---------------------------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from export3d.pretrained import load_encoder
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
 from export3d.training.pretrain import PretrainConfig, PretrainTask, held_out, run, videos
+from export3d.training.recipes import resolve
 from export3d.training.regularisers import ExpressionError
 from export3d.training.state import load_state
 
@@ -156,6 +157,17 @@ def test_the_objective_and_the_temperature_reach_the_loss() -> None:
     assert len(set(totals)) == 4
 
 
+def test_the_positive_that_was_drawn_reaches_the_loss() -> None:
+    task = PretrainTask(replace(SMALL, frames=replace(SMALL.frames, positives="one")), made_up_store(range(4)))
+    batch = task.batch(0, 4, 0, 1)
+    (group,) = batch["groups"]
+    with torch.no_grad():
+        image, expression = task.clebs(group["image"], group["expression"])
+        wanted = contrastive_loss(image, expression, SMALL.model.temperature, positive=group["positive"])
+        assert float(task.losses(batch, 0)["total"]) == pytest.approx(float(wanted))
+        assert float(wanted) != pytest.approx(float(contrastive_loss(image, expression, SMALL.model.temperature)))
+
+
 def test_validation_and_sheets_do_not_change_the_towers() -> None:
     task = PretrainTask(SMALL, made_up_store(range(2)), val=made_up_store(range(50, 52)))
     before = {name: value.clone() for name, value in task.module.state_dict().items()}
@@ -181,6 +193,9 @@ def test_scores_are_standardised_by_the_real_videos_together_or_one_by_one() -> 
         each = store.expression.std(0, correction=0)
         wanted = {"together": together.expand(52), "each": each}[standardise]
         torch.testing.assert_close(encoder.deviation, wanted.clamp_min(0.02))
+    unchanged = PretrainTask(replace(SMALL, standardise="none"), store, [pseudo]).clebs.expression
+    assert torch.equal(unchanged.mean, torch.zeros(52))
+    assert torch.equal(unchanged.deviation, torch.ones(52))
 
 
 def test_only_found_frames_of_videos_count() -> None:
@@ -280,6 +295,30 @@ def test_a_run_leaves_a_frozen_encoder_with_settled_directions(tmp_path: Path) -
     with torch.no_grad():
         wanted, found = task.clebs.expression(beta), encoder(beta)
     torch.testing.assert_close(found / found.norm(), wanted / wanted.norm(), rtol=0, atol=1e-5)
+
+
+def test_the_papers_form_sees_whole_frames_and_keeps_the_axes_as_trained(tmp_path: Path) -> None:
+    prepare(tmp_path / "data" / "train", range(2), size=64)
+    settings = resolve(PretrainConfig, "paper").config
+    small = replace(
+        settings,
+        model=replace(settings.model, width=8, expression=SMALL.model.expression),
+        frames=replace(settings.frames, frames=5, size=48),
+    )
+    result = run(tmp_path / "data", tmp_path / "out", small, loop(max_images=4), cache=tmp_path / "cache")
+    assert [path.name for path in (tmp_path / "cache").iterdir()] == ["train-48.safetensors"]
+    encoder, state = load_encoder(tmp_path / "out" / "clebs.safetensors"), load_state(result.checkpoint)
+    for name, value in encoder.state_dict().items():
+        if name not in ("low", "high"):
+            assert torch.equal(value, state.ema[f"expression.{name}"]), name
+    assert torch.equal(encoder.deviation, torch.ones(52))
+    assert (encoder.low < encoder.high).all()
+    assert any("running_mean" in name for name in state.model), "BatchNorm"
+
+    reader = ExpressionError.load(tmp_path / "out" / "reader.safetensors")
+    image = torch.rand(2, 3, 48, 48) * 2 - 1
+    boxes = torch.rand(2, 2, 478, 2)
+    assert reader(image, image.flip(-1), boxes[0]) == reader(image, image.flip(-1), boxes[1]), "no face box"
 
 
 def test_the_command_names_the_remedy_for_a_folder_that_was_not_prepared(
