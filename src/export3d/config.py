@@ -110,8 +110,8 @@ class ModelConfig:
 
 
 def paper() -> ModelConfig:
-    """The sizes of the paper: h = 1024, four heads, planes 3 x 32 x 128 x 128, 64 rays per side, 256 pixels."""
-    return ModelConfig()
+    """The paper's model: h = 1024, four heads, planes 3 x 32 x 128 x 128, 64 rays per side, 256 pixels, CLeBS frozen."""
+    return clebs(ModelConfig())
 
 
 def base() -> ModelConfig:

@@ -155,7 +155,7 @@ def test_the_paper_is_the_papers() -> None:
     model, frames = before.config.model, before.config.frames
     assert (model.objective, model.temperature, frames.frames - 1) == ("printed", 0.07, 32)
     assert (model.expression.n, model.expression.d) == (10, 256)
-    assert one.config.model_config() == variant(preset("paper"), "clebs")
+    assert one.config.model_config() == preset("paper") == variant(preset("paper"), "clebs")
     for config in (one.config, two.config):
         assert config.backbone == "vgg16"
         assert config.weights == ReconstructionWeights(l2_raw=1, l2=1, lpips_raw=1, lpips=1)

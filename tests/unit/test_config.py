@@ -45,7 +45,7 @@ def test_a_preset_survives_json(name: str) -> None:
 
 def test_the_paper_preset_states_the_sizes_of_the_paper() -> None:
     config = paper()
-    assert (config.expression.n, config.expression.d) == (10, 256)
+    assert (config.expression.n, config.expression.d, config.expression.frozen) == (10, 256, True)
     g = config.generator
     assert (g.image_size, g.dim, g.heads, g.plane_channels, g.ema_delta) == (256, 1024, 4, 32, 0.998)
     assert config.warp is None

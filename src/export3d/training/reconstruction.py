@@ -38,9 +38,10 @@ class ReconstructionConfig(PairConfig):
 
     Attributes:
         preset: model preset; None takes the settings of the weights to begin with.
-        variants: changes to those by name, see `export3d.config.VARIANTS`; "clebs" needs a pre-trained encoder.
-        expression: the pre-trained encoder's file for "clebs"; None takes that of the weights to begin with, where it
-            was pre-trained, else the packaged one.
+        variants: changes to those by name, see `export3d.config.VARIANTS`; "clebs" and preset `paper` need a
+            pre-trained encoder.
+        expression: the pre-trained encoder's file; None takes that of the weights to begin with, where it was
+            pre-trained, else the packaged one.
         superres: train the super-resolution too; without it only the raw image is compared.
         motion_steps: steps in which a fresh run first fits the motion of landmarks to 256 pairs of them each, without
             pictures: a minute that saves many thousand images.
@@ -124,7 +125,8 @@ class ReconstructionTask(PairTask):
         if given != wanted:
             raise ConfigError(
                 f"the encoder {path or 'in the package'} has n {given.n}, d {given.d} and {given.inputs} inputs, but "
-                f"the model needs n {wanted.n}, d {wanted.d} and {wanted.inputs}; pre-train one of these sizes"
+                f"the model needs n {wanted.n}, d {wanted.d} and {wanted.inputs}; make one with export3d pretrain and "
+                "give its clebs.safetensors by --set model.expression=FILE"
             )
         load_into(self.model.expression, encoder.state_dict(), what=str(path or "the packaged encoder"))
 
