@@ -1,9 +1,9 @@
 """The camera-conditioned projection discriminator of the second training phase (Sec. 3.4).
 
-StyleGAN2-ADA's conditional discriminator (Karras et al. 2020, [26] in the paper) with EG3D's dual discrimination (Chan
-et al. 2022, [10]). Its input is the final image concatenated with the upsampled raw image, six channels, so that
-super-resolution cannot add what the volume does not contain. It is conditioned on the camera, so that an image must
-also match its pose. Residual blocks with a low-pass filter halve the grid down to 4 x 4. All layers have equalised
+StyleGAN2-ADA's conditional discriminator (Karras et al. 2020, [26] in the paper), by default with EG3D's dual
+discrimination (Chan et al. 2022, [10]): its input is then the final image concatenated with the upsampled raw image,
+six channels, so that super-resolution cannot add what the volume does not contain. It is conditioned on the camera, so
+that an image must also match its pose. Residual blocks with a low-pass filter halve the grid down to 4 x 4. All layers have equalised
 learning rates. The score is the projection <c, features> onto the mapped camera label c.
 
 Letters: B batch, C channels, H image side in pixels.
@@ -36,6 +36,7 @@ class DiscriminatorConfig:
         mapping_width: their width, and the dimension of the projection.
         mapping_lr: their learning rate relative to the other layers.
         group: images per group of the minibatch standard deviation (`minibatch_deviation`).
+        dual: also look at the raw image (EG3D); False: at the final image alone (StyleGAN2-ADA).
     """
 
     image_size: int = 256
@@ -45,6 +46,7 @@ class DiscriminatorConfig:
     mapping_width: int = 512
     mapping_lr: float = 0.01
     group: int = 4
+    dual: bool = True
 
     def __post_init__(self) -> None:
         size = self.image_size
@@ -203,7 +205,7 @@ class Discriminator(nn.Module):
         super().__init__()
         self.config = config
         grids = [config.image_size >> level for level in range(int(math.log2(config.image_size // _GRID)))]
-        self.enter = EqualConv(6, config.channels(config.image_size), 1)
+        self.enter = EqualConv(6 if config.dual else 3, config.channels(config.image_size), 1)
         self.blocks = nn.ModuleList(DownBlock(config.channels(g), config.channels(g // 2)) for g in grids)
         last = config.channels(_GRID)
         self.mapping = LabelMapping(config)
@@ -216,15 +218,19 @@ class Discriminator(nn.Module):
 
         Args:
             image: (B, 3, H, H) final image or driving frame, about [-1, 1].
-            raw: (B, 3, R, R) raw image, or the driving frame downsampled to its size; upsampled here (bilinear).
+            raw: (B, 3, R, R) raw image, or the driving frame downsampled to its size; upsampled here (bilinear), and
+                ignored without `dual`.
             camera: (B, 25) labels.
         """
         size = self.config.image_size
         check_shape(image, f"B 3 {size} {size}", "image")
         check_shape(raw, f"{image.shape[0]} 3 R R", "raw")
         check_shape(camera, f"{image.shape[0]} {LABEL_SIZE}", "camera")
-        enlarged = F.interpolate(raw, (size, size), mode="bilinear", align_corners=False)
-        x: Tensor = _activate(self.enter(torch.cat([image, enlarged], dim=1)))
+        x = image
+        if self.config.dual:
+            enlarged = F.interpolate(raw, (size, size), mode="bilinear", align_corners=False)
+            x = torch.cat([image, enlarged], dim=1)
+        x = _activate(self.enter(x))
         for block in self.blocks:
             x = block(x)
         x = _activate(self.last(minibatch_deviation(x, self.config.group)))

@@ -107,6 +107,15 @@ def test_all_three_inputs_matter_before_any_training() -> None:
     assert not torch.allclose(net(image, raw, camera.flip(0)), before)
 
 
+def test_without_dual_discrimination_the_final_image_alone_matters() -> None:
+    net = Discriminator(replace(TINY, dual=False))
+    image, raw, camera = pictures(2)
+    before = net(image, raw, camera)
+    assert net.enter.weight.shape[1] == 3
+    assert torch.equal(net(image, -raw, camera), before)
+    assert not torch.allclose(net(-image, raw, camera), before)
+
+
 @pytest.mark.slow
 def test_it_learns_which_camera_a_picture_belongs_to() -> None:
     """A disc moves with the head's yaw; real pictures come with their own camera, made-up ones with another's."""

@@ -47,6 +47,7 @@ class AdversarialConfig(PairConfig):
         lambda_rec: weight of the reconstruction in Eq. 12; the paper's.
         lambda_adv: weight of the adversarial loss; the paper's.
         discriminator: its size, see `export3d.discriminator.PRESETS`.
+        dual: it also looks at the raw image, as EG3D's; the paper's looks at the final image alone.
         d_lr: learning rate of the discriminator; the paper's.
         d_betas: of its Adam; those of StyleGAN2-ADA and EG3D.
         r1_gamma: gamma of R1; EG3D's. 0 leaves R1 out.
@@ -57,6 +58,7 @@ class AdversarialConfig(PairConfig):
     lambda_rec: float = 1.0
     lambda_adv: float = 0.01
     discriminator: Literal["full", "small", "tiny"] = "full"
+    dual: bool = True
     d_lr: float = 1e-5
     d_betas: tuple[float, float] = (0.0, 0.99)
     r1_gamma: float = 1.0
@@ -89,7 +91,7 @@ class DiscriminatorSide:
 
     def __init__(self, config: AdversarialConfig, image_size: int) -> None:
         self.config = config
-        self.sizes = discriminator_config(config.discriminator, image_size)
+        self.sizes = replace(discriminator_config(config.discriminator, image_size), dual=config.dual)
         self.module: nn.Module = Discriminator(self.sizes)
         self.settings = OpponentConfig(lr=config.d_lr, betas=config.d_betas)
         self.shown: Shown | None = None
@@ -110,7 +112,8 @@ class DiscriminatorSide:
         terms = discrimination(real, fake)
         total = terms["real"] + terms["fake"]
         if due:
-            terms["r1"] = 0.5 * self.config.r1_gamma * r1_penalty(real, real_images)
+            seen = real_images if self.config.dual else real_images[:1]
+            terms["r1"] = 0.5 * self.config.r1_gamma * r1_penalty(real, seen)
             total = total + self.config.r1_every * terms["r1"]
         return {**terms, "score_real": real.mean(), "score_fake": fake.mean(), "total": total}
 

@@ -84,6 +84,7 @@ KEYS: dict[str, dict[str, str]] = {
         **_LOSS,
         **_same("loss", "lambda_rec lambda_adv"),
         "discriminator.size": "config.discriminator",
+        "discriminator.dual": "config.dual",
         "discriminator.lr": "config.d_lr",
         "discriminator.betas": "config.d_betas",
         "discriminator.r1_gamma": "config.r1_gamma",

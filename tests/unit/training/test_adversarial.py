@@ -195,6 +195,16 @@ def test_the_discriminator_gets_driving_and_rendered_frames_at_both_sizes_with_t
     assert not any(picture.requires_grad for picture in (*shown.real, *shown.fake))
 
 
+def test_without_dual_discrimination_both_losses_and_r1_use_the_final_image_alone(clips: FrameStore) -> None:
+    task = AdversarialTask(replace(PLAIN, dual=False), former(), clips)
+    terms = task.losses(task.batch(0, 2, 0, 1), 0)
+    theirs = task.opponent.losses({}, 0)
+    assert set(theirs) == {"real", "fake", "r1", "score_real", "score_fake", "total"}
+    (terms["total"] + theirs["total"]).backward()
+    assert task.opponent.sizes.dual is False
+    assert all(p.grad is not None for p in task.model.superres.parameters())
+
+
 @pytest.mark.slow
 def test_r1_is_taken_in_every_kth_step_with_k_times_its_weight(clips: FrameStore) -> None:
     task = AdversarialTask(replace(PLAIN, r1_every=4, r1_gamma=2.0), former(), clips)
