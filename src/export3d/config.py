@@ -110,7 +110,7 @@ class ModelConfig:
 
 
 def paper() -> ModelConfig:
-    """The paper's model: h = 1024, four heads, planes 3 x 32 x 128 x 128, 64 rays per side, 256 pixels, CLeBS frozen."""
+    """The paper's model: h = 1024, four heads, planes 3 x 32 x 128 x 128, 64 rays per side, 256 px, frozen CLeBS."""
     return clebs(ModelConfig())
 
 

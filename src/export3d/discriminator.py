@@ -3,8 +3,8 @@
 StyleGAN2-ADA's conditional discriminator (Karras et al. 2020, [26] in the paper), by default with EG3D's dual
 discrimination (Chan et al. 2022, [10]): its input is then the final image concatenated with the upsampled raw image,
 six channels, so that super-resolution cannot add what the volume does not contain. It is conditioned on the camera, so
-that an image must also match its pose. Residual blocks with a low-pass filter halve the grid down to 4 x 4. All layers have equalised
-learning rates. The score is the projection <c, features> onto the mapped camera label c.
+that an image must also match its pose. Residual blocks with a low-pass filter halve the grid down to 4 x 4. All layers
+have equalised learning rates. The score is the projection <c, features> onto the mapped camera label c.
 
 Letters: B batch, C channels, H image side in pixels.
 """

@@ -181,7 +181,8 @@ def test_settings_are_printed_by_a_program_of_its_own(tmp_path: Path) -> None:
 
 def test_every_setting_in_the_pages_is_one_of_the_program() -> None:
     pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
-    named = {(page.name, key) for page in pages for key in re.findall(r"--set ([a-z_]+\.\w+)", page.read_text("utf-8"))}
+    pattern = re.compile(r"--set ([a-z_]+(?:\.\w+)+)")
+    named = {(page.name, key) for page in pages for key in pattern.findall(page.read_text("utf-8"))}
     assert len(named) > 10
-    known = {key for keys in KEYS.values() for key in keys}
+    known = {name for stage, keys in KEYS.items() for key in keys for name in (key, f"{stage}.{key}")}
     assert sorted(f"{page}: {key}" for page, key in named if key not in known) == []

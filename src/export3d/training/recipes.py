@@ -139,7 +139,8 @@ def resolve(
         stage: settings class, a key of `STAGES`.
         recipe: one of `RECIPES`.
         file: TOML file in the form of a recipe; overrides the recipe.
-        changes: settings KEY=VALUE with TOML values; bare words are strings. They override recipe and file.
+        changes: settings KEY=VALUE with TOML values; bare words are strings. They override recipe and file. A key that
+            begins with a stage (`train.loss.lpips`) is left out in the other stages.
         instead: values by key that override the recipe but not `file`.
 
     Raises:
@@ -217,7 +218,11 @@ def _changes(texts: Iterable[str], stage: str) -> dict[str, Any]:
         if not sign:
             raise ConfigError(f"{text!r} is not a setting; use --set KEY=VALUE, such as --set loop.max_minutes=30")
         key = key.strip()
-        found[key] = _checked(stage, key, _value(key, value.strip()), "--set")
+        first, _, rest = key.partition(".")
+        meant, key = (first, rest) if rest and first in KEYS else (stage, key)
+        value = _checked(meant, key, _value(key, value.strip()), "--set")
+        if meant == stage:
+            found[key] = value
     return found
 
 

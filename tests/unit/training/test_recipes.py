@@ -44,6 +44,14 @@ def test_what_goes_instead_of_the_recipes_is_overridden_by_a_change() -> None:
     )
 
 
+def test_a_change_can_name_its_stage_and_the_others_leave_it_out() -> None:
+    changes = ["train.loss.lpips=3", "refine.loss.lpips=2", "loop.seed=7", "pretrain.data.frames=5"]
+    one, two = (resolve(stage, "paper", changes=changes) for stage in (ReconstructionConfig, AdversarialConfig))
+    assert (one.config.weights.lpips, two.config.weights.lpips) == (3.0, 2.0)
+    assert (one.loop.seed, two.loop.seed) == (7, 7)
+    assert resolve(PretrainConfig, "paper", changes=changes).config.frames.frames == 5
+
+
 @pytest.mark.parametrize(
     ("recipe", "changes", "wanted"),
     [
@@ -164,6 +172,9 @@ def refusal(capsys: Capture, *given: object, command: str = "train") -> str:
         ("loss.expression=0.1", ["loss.expression needs loss.reader"]),
         ("data.hard_fraction=2", ["hard_fraction is 2.0"]),
         ("data.memory=0", ["memory"]),
+        ("refine.loss.lpip=1", ["refine has no setting 'loss.lpip'", "did you mean loss.lpips"]),
+        ("pretrain.loop.lr=fast", ["pretrain setting loop.lr must be a number"]),
+        ("train=1", ["train has no setting 'train'"]),
     ],
 )
 def test_a_bad_change_is_one_sentence(change: str, words: list[str], capsys: Capture) -> None:

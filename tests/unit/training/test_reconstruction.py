@@ -544,7 +544,7 @@ def test_with_a_frozen_encoder_the_motion_is_fitted_and_then_left(tmp_path: Path
 
 @pytest.mark.parametrize("sizes", [{"n": 5}, {"d": 16}])
 def test_an_encoder_of_another_size_is_refused(sizes: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="model needs n 10, d 32.*export3d pretrain.*model.expression=FILE"):
+    with pytest.raises(ConfigError, match=r"model needs n 10, d 32.* export3d pretrain .*model\.expression=FILE"):
         task(replace(PLAIN, variants=("clebs",), expression=saved_encoder(tmp_path, **sizes)))
 
 
