@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from export3d.camera import LABEL_SIZE
 from export3d.errors import ConfigError, check_shape
+from export3d.layers import constant
 
 _GRID = 4
 _SLOPE = 0.2
@@ -136,7 +137,7 @@ def low_pass(x: Tensor, padding: int, stride: int = 1) -> Tensor:
 
     (B, C, H, W) to (B, C, (H + 2 padding - 4) // stride + 1, ...).
     """
-    taps = torch.tensor([0.125, 0.375, 0.375, 0.125], dtype=x.dtype, device=x.device)
+    taps = constant((0.125, 0.375, 0.375, 0.125), x.device, x.dtype)
     kernel = (taps[:, None] * taps).expand(x.shape[1], 1, 4, 4)
     return F.conv2d(x, kernel, stride=stride, padding=padding, groups=x.shape[1])
 

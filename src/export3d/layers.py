@@ -5,13 +5,29 @@ Letters: B batch, C channels, H W pixels, N tokens (N = H * W, row-major).
 
 from __future__ import annotations
 
+import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.errors import ConfigError, check_shape
+
+
+@functools.lru_cache(maxsize=256)
+def constant(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers as a tensor that is made once per device: do not modify it.
+
+    A list as an index, or `torch.tensor` in every step, copies from the host to a GPU each time and waits for it.
+
+    Args:
+        values: numbers, as nested tuples.
+        dtype: as `torch.tensor` infers it by default.
+    """
+    with torch.inference_mode(False):  # training needs normal tensors even if inference asks first
+        return torch.tensor(values, dtype=dtype, device=device)
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:

@@ -15,6 +15,7 @@ from torch import Tensor
 from export3d.errors import check_shape
 from export3d.face.landmark_sets import EYES, MOUTH
 from export3d.image import resize
+from export3d.layers import constant
 from export3d.perceptual import Perceptual
 
 
@@ -41,7 +42,7 @@ def face_weight(landmarks: Tensor, size: int, emphasis: float) -> Tensor:
         (B, 1, size, size), divided by its mean, so the scale of the loss does not change.
     """
     check_shape(landmarks, "B 478 2", "landmarks")
-    points = landmarks[:, list(EYES + MOUTH)].float()
+    points = landmarks[:, constant(EYES + MOUTH, landmarks.device)].float()
     centre = (torch.arange(size, device=landmarks.device) + 0.5) / size
     across = (centre[None, None] - points[..., :1]).square()
     down = (centre[None, None] - points[..., 1:]).square()

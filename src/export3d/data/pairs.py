@@ -11,7 +11,9 @@ a scale the focal length, a rotation the camera's roll), so the pair remains exa
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +24,7 @@ import export3d.camera as cameras
 from export3d.data.frames import Clip, FrameStore
 from export3d.errors import ConfigError, InputError
 from export3d.face.mesh import canonical_mesh
+from export3d.layers import constant
 from export3d.motion.arkit import ARKIT52_MIRRORED
 
 __all__ = ["Augment", "Clip", "FrameStore", "PairSampler", "landmark_mirror_map"]
@@ -30,6 +33,7 @@ Array = NDArray[np.float64]
 
 _HARD_CANDIDATES = 8
 _ANGLE_SCALE_DEG = 15.0
+_UNMOVED = (0.0, 0.0, 1.0, 0.0)
 # Landmarks 468 to 477: centre, then right, top, left and bottom rim as the viewer sees them, of each iris.
 _IRIS_MIRROR = (473, 476, 475, 474, 477, 468, 471, 470, 469, 472)
 
@@ -154,9 +158,12 @@ class PairSampler:
             ConfigError: the batch cannot be shared evenly.
         """
         draws = [self._draw(number) for number in share_of(images_seen, batch_size, rank, world)]
-        sides = [self._side(draws, which) for which in (0, 1)]
-        colour = torch.from_numpy(np.stack([draw.colour for draw in draws])).float().to(self.store.device)
-        source, driving = (recolour(side["image"], colour) for side in sides)
+        plans = [self._plan(draws, which) for which in (0, 1)]
+        shared = {"colour": np.stack([draw.colour for draw in draws]), **self._edges(draws)}
+        shared["clip"] = np.array([draw.clip for draw in draws])
+        first, second, common = _transferred([*plans, shared], self.store.device)
+        sides = [self._side(found, plan) for found, plan in ((first, plans[0]), (second, plans[1]))]
+        source, driving = (recolour(side["image"], common["colour"]) for side in sides)
         return {
             "source": source,
             "driving": driving,
@@ -166,8 +173,8 @@ class PairSampler:
             "camera": sides[1]["camera"],
             "source_landmarks": sides[0]["landmarks"],
             "landmarks": sides[1]["landmarks"],
-            "valid": self._valid(draws),
-            "clip": torch.tensor([draw.clip for draw in draws], device=self.store.device),
+            "valid": self._valid(second, common),
+            "clip": common["clip"].long(),
         }
 
     def _draw(self, number: int) -> _Draw:
@@ -181,7 +188,7 @@ class PairSampler:
         candidates = usable[np.where(others >= source, (others + 1) % len(usable), others)]
         frame = usable[source]
         driving = candidates[int(np.argmax(self._distance(frame, candidates))) if hard and not still else 0]
-        geometry, colour = np.tile([0.0, 0.0, 1.0, 0.0], (2, 1)), np.eye(3, 4)
+        geometry, colour = np.tile(_UNMOVED, (2, 1)), np.eye(3, 4)
         limits = self.augment
         if limits is not None:
             moved = (rng.random(2) < limits.geometry_probability) | still
@@ -205,49 +212,67 @@ class PairSampler:
         pose = np.abs(angles[1:] - angles[0]).sum(-1) / _ANGLE_SCALE_DEG
         return np.asarray(pose + np.abs(self._expression[candidates] - self._expression[frame]).sum(-1))
 
-    def _side(self, draws: list[_Draw], which: int) -> dict[str, Tensor]:
-        """Source (0) or driving (1) frames of the draws: image in [-1, 1], camera, expression, landmarks."""
-        store = self.store
-        rows = torch.tensor([draw.rows[which] for draw in draws], device=store.device)
+    def _plan(self, draws: list[_Draw], which: int) -> dict[str, NDArray[Any]]:
+        """What the source (0) or driving (1) frames of the draws need on the store's device, computed on the host.
+
+        rows (B,), mirrored (B,), still (B,), camera (B, 25); the move p' = `matrix` p + `offset` and its inverse;
+        and `lookup` (B, 2, 3), which undoes it in grid units.
+        """
+        rows = np.array([draw.rows[which] for draw in draws])
+        mirrored = np.array([draw.mirrored for draw in draws])
+        geometry = np.stack([draw.geometry[which] for draw in draws])
+        camera = self._camera[rows]
+        if mirrored.any():
+            camera = np.where(mirrored[:, None], cameras.mirror(camera), camera)
+        matrix, offset = _affine(geometry, _split(camera)[1][:, :2, 2])
+        inverse = np.linalg.inv(matrix)
+        if self.augment is not None:
+            camera = moved_camera(camera, geometry)
+        return {
+            "rows": rows,
+            "mirrored": mirrored,
+            "still": (geometry == _UNMOVED).all(1),
+            "camera": camera,
+            "matrix": matrix,
+            "offset": offset,
+            "inverse": inverse,
+            # grid_sample looks up p for each p', in coordinates q = 2 p - 1.
+            "lookup": np.concatenate([inverse, (inverse @ (1.0 - 2.0 * offset)[..., None] - 1.0)], axis=-1),
+        }
+
+    def _side(self, found: dict[str, Tensor], plan: dict[str, NDArray[Any]]) -> dict[str, Tensor]:
+        """A transferred plan to its frames: image in [-1, 1], camera, expression, landmarks."""
+        store, rows = self.store, found["rows"]
         image = store.frames[rows].float().div_(127.5).sub_(1.0)
         expression, landmarks = store.expression[rows], store.landmarks[rows].float()
-        labels = self._camera[[draw.rows[which] for draw in draws]]
-        flipped = np.array([draw.mirrored for draw in draws])
-        if flipped.any():
+        if plan["mirrored"].any():
             assert self._landmark_mirror is not None
-            mask = torch.from_numpy(flipped).to(store.device)
+            mask = found["mirrored"].bool()
             image = torch.where(mask[:, None, None, None], image.flip(-1), image)
-            expression = torch.where(mask[:, None], expression[:, list(ARKIT52_MIRRORED)], expression)
-            other = landmarks[:, self._landmark_mirror] * landmarks.new_tensor([-1.0, 1.0]) + landmarks.new_tensor(
-                [1.0, 0.0]
-            )
+            order = constant(tuple(ARKIT52_MIRRORED), store.device)
+            expression = torch.where(mask[:, None], expression[:, order], expression)
+            sign, shift = (constant(pair, store.device) for pair in ((-1.0, 1.0), (1.0, 0.0)))
+            other = landmarks[:, self._landmark_mirror] * sign + shift
             landmarks = torch.where(mask[:, None, None], other, landmarks)
-            labels = np.where(flipped[:, None], cameras.mirror(labels), labels)
-        geometry = np.stack([draw.geometry[which] for draw in draws])
-        if self.augment is not None:
-            centre = _split(labels)[1][:, :2, 2]
-            image, landmarks = _move(image, landmarks, geometry, centre)
-            labels = moved_camera(labels, geometry)
-        camera = torch.from_numpy(labels).float().to(store.device)
-        return {"image": image, "camera": camera, "expression": expression, "landmarks": landmarks}
+        if not plan["still"].all():
+            image, landmarks = _move(image, landmarks, found)
+        return {"image": image, "camera": found["camera"], "expression": expression, "landmarks": landmarks}
 
-    def _valid(self, draws: list[_Draw]) -> Tensor:
-        """(B, 1, R, R): 1 where the driving images show the source video, 0 where they repeat its edge."""
+    def _edges(self, draws: list[_Draw]) -> dict[str, Array]:
+        """Corners (B, 2) of the part of the unmoved images that shows the source video: `low` and `high`."""
         left, top, right, bottom = np.array([self.store.clips[draw.clip].inside for draw in draws]).T
         flipped = np.array([draw.mirrored for draw in draws])
         left, right = np.where(flipped, 1.0 - right, left), np.where(flipped, 1.0 - left, right)
-        low, high = np.stack([left, top], -1), np.stack([right, bottom], -1)
-        labels = self._camera[[draw.rows[1] for draw in draws]]
-        centre = _split(np.where(flipped[:, None], cameras.mirror(labels), labels))[1][:, :2, 2]
-        matrix, offset = _affine(np.stack([draw.geometry[1] for draw in draws]), centre)
+        return {"low": np.stack([left, top], -1), "high": np.stack([right, bottom], -1)}
+
+    def _valid(self, driving: dict[str, Tensor], edges: dict[str, Tensor]) -> Tensor:
+        """(B, 1, R, R): 1 where the driving images show the source video, 0 where they repeat its edge."""
         size, device = self.store.resolution, self.store.device
-        back = torch.from_numpy(np.linalg.inv(matrix)).float().to(device)
         steps = (torch.arange(size, device=device) + 0.5) / size
         pixels = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), -1).view(1, -1, 2)
-        origin = (pixels - torch.from_numpy(offset).float().to(device)[:, None]) @ back.mT
-        limits = [torch.from_numpy(limit).float().to(device)[:, None] for limit in (low, high)]
-        valid = ((origin >= limits[0]) & (origin <= limits[1])).all(-1)
-        return valid.view(-1, 1, size, size).float()
+        origin = (pixels - driving["offset"][:, None]) @ driving["inverse"].mT
+        low, high = edges["low"][:, None], edges["high"][:, None]
+        return ((origin >= low) & (origin <= high)).all(-1).view(-1, 1, size, size).float()
 
 
 def share_of(images_seen: int, batch_size: int, rank: int, world: int) -> range:
@@ -310,22 +335,32 @@ def _split(labels: Array) -> tuple[Array, Array]:
     return np.array(cam2world, dtype=np.float64), np.array(intrinsics, dtype=np.float64)
 
 
-def _move(image: Tensor, landmarks: Tensor, geometry: Array, centre: Array) -> tuple[Tensor, Tensor]:
-    """Apply p' = c + shift + zoom R (p - c) to images (B, 3, R, R) and points (B, L, 2); edges are repeated."""
-    still = (geometry == [0.0, 0.0, 1.0, 0.0]).all(1)
-    if still.all():
-        return image, landmarks
-    matrix, offset = _affine(geometry, centre)
-    inverse = np.linalg.inv(matrix)
-    # grid_sample looks up p for each p', in coordinates q = 2 p - 1.
-    back = np.concatenate([inverse, (inverse @ (1.0 - 2.0 * offset)[..., None] - 1.0)], axis=-1)
-    theta = torch.from_numpy(back).to(image)
-    grid = torch.nn.functional.affine_grid(theta, list(image.shape), align_corners=False)
+def _transferred(groups: Sequence[dict[str, NDArray[Any]]], device: torch.device) -> list[dict[str, Tensor]]:
+    """Arrays (B, ...) as tensors on `device`, in a single transfer: numbers as float32, integers and bools as int32."""
+    tables = []
+    for array in (array for group in groups for array in group.values()):
+        exact = np.float32 if array.dtype.kind == "f" else np.int32
+        tables.append(array.astype(exact).reshape(len(array), -1).view(np.float32))
+    whole = torch.from_numpy(np.concatenate(tables, axis=1)).to(device)
+    pieces = iter(torch.split(whole, [table.shape[1] for table in tables], dim=1))
+    found = []
+    for group in groups:
+        tensors = {}
+        for name, array in group.items():
+            piece = next(pieces).reshape(array.shape)
+            tensors[name] = piece if array.dtype.kind == "f" else piece.view(torch.int32)
+        found.append(tensors)
+    return found
+
+
+def _move(image: Tensor, landmarks: Tensor, plan: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Apply p' = A p + b to images (B, 3, R, R) and points (B, L, 2) that are not still; edges are repeated."""
+    matrix, offset = plan["matrix"], plan["offset"]
+    grid = torch.nn.functional.affine_grid(plan["lookup"], list(image.shape), align_corners=False)
     moved = torch.nn.functional.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    mask = torch.from_numpy(still).to(image.device)
-    points = landmarks @ torch.from_numpy(matrix).to(landmarks).mT + torch.from_numpy(offset).to(landmarks)[:, None]
-    image = torch.where(mask[:, None, None, None], image, moved.clamp_(-1.0, 1.0))
-    return image, torch.where(mask[:, None, None], landmarks, points)
+    still = plan["still"].bool()
+    image = torch.where(still[:, None, None, None], image, moved.clamp_(-1.0, 1.0))
+    return image, torch.where(still[:, None, None], landmarks, landmarks @ matrix.mT + offset[:, None])
 
 
 def _affine(geometry: Array, centre: Array) -> tuple[Array, Array]:

@@ -31,7 +31,9 @@ def plane_features(planes: Tensor, points: Tensor, half_extent: float) -> Tensor
     check_shape(planes, "B 3 C H W", "planes")
     check_shape(points, "B P 3", "points")
     b, _, c, height, width = planes.shape
-    grid = torch.stack([points[..., list(axes)] for axes in PLANE_AXES], dim=1).div(half_extent).to(planes.dtype)
+    at = points.unbind(-1)
+    grid = torch.stack([torch.stack([at[a], at[b]], dim=-1) for a, b in PLANE_AXES], dim=1)
+    grid = grid.div(half_extent).to(planes.dtype)
     # One call for all planes: gradients of separate calls would each be zero-padded to the size of all three.
     maps, grid = planes.reshape(3 * b, c, height, width), grid.view(3 * b, 1, -1, 2)
     found = F.grid_sample(maps, grid, mode="bilinear", padding_mode="zeros", align_corners=False)

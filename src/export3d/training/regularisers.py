@@ -19,6 +19,7 @@ from export3d.data.contrastive import Crop, crop_around
 from export3d.errors import CheckpointError, check_shape
 from export3d.evaluation.measures.identity import DLIB_CORNERS, DLIB_SIZE, DLIB_TEMPLATE, DlibIdentity
 from export3d.expression.contrastive import ResNetSE18, unit
+from export3d.layers import constant
 from export3d.render.decoder import PlaneDecoder
 from export3d.render.planes import plane_features
 from export3d.weights.file import load_into, load_weights, save_weights
@@ -33,10 +34,12 @@ class IdentityError:
 
     def __init__(self) -> None:
         self._describe = DlibIdentity()
+        self._template = torch.from_numpy(DLIB_TEMPLATE / DLIB_SIZE).float()
 
     def to(self, device: torch.device) -> IdentityError:
         """Move the network to `device`; returns self."""
         self._describe.to(device)
+        self._template = self._template.to(device)
         return self
 
     def __call__(self, image: Tensor, target: Tensor, landmarks: Tensor) -> Tensor:
@@ -51,9 +54,8 @@ class IdentityError:
         return _cosine_error(self._vectors(image, landmarks), wanted)
 
     def _vectors(self, image: Tensor, landmarks: Tensor) -> Tensor:
-        points = landmarks[:, list(DLIB_CORNERS)]
-        template = torch.from_numpy(DLIB_TEMPLATE / DLIB_SIZE).to(points)
-        return self._describe.vectors((aligned(image, points, template, DLIB_SIZE) + 1.0) * 127.5)
+        points = landmarks[:, constant(DLIB_CORNERS, landmarks.device)]
+        return self._describe.vectors((aligned(image, points, self._template, DLIB_SIZE) + 1.0) * 127.5)
 
 
 def aligned(image: Tensor, points: Tensor, template: Tensor, size: int) -> Tensor:

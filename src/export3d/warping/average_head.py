@@ -65,7 +65,7 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
     cam2world, intrinsics = unpack(label.float())
     ones = torch.ones_like(points[..., :1])
     with torch.autocast(points.device.type, enabled=False):  # bf16 would round places to an eighth of a pixel
-        rays = torch.cat([points.float(), ones], -1) @ torch.linalg.inv(intrinsics).mT @ cam2world[:, :3, :3].mT
+        rays = torch.cat([points.float(), ones], -1) @ torch.linalg.inv_ex(intrinsics)[0].mT @ cam2world[:, :3, :3].mT
     origin = cam2world[:, None, :3, 3]
     z = torch.full_like(rays[..., 2], _BACK - _RISE) if depth is None else depth.to(rays).expand_as(rays[..., 2])
     for _ in range(1 if depth is not None else 12):  # converges in a few steps: the bump's slope is below 1
@@ -89,7 +89,8 @@ def head_nearness(label: Tensor, size: int, half_extent: float) -> Tensor:
     """
     coarse = size // 4
     place = _seen_places(label, coarse, half_extent)
-    away = (place / place.new_tensor([_WIDTH, _HEIGHT])).norm(dim=-1)
+    x, y = place.unbind(-1)
+    away = torch.stack([x / _WIDTH, y / _HEIGHT], dim=-1).norm(dim=-1)
     near = (1.0 - away / 4.0).clamp(0.0, 1.0).reshape(-1, 1, coarse, coarse)
     return F.interpolate(near, size, mode="bilinear", align_corners=False)
 

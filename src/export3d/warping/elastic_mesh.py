@@ -20,6 +20,7 @@ from torch import Tensor
 from export3d.errors import check_shape
 from export3d.face.landmark_sets import EYE_CORNERS, FACE_OVAL, INNER_LIPS, LOWER_LIDS, UPPER_LIDS
 from export3d.face.mesh import VERTICES, canonical_mesh
+from export3d.layers import constant
 
 _IRISES = (468, 473)
 FACE = (*range(VERTICES), *_IRISES)
@@ -29,6 +30,8 @@ _RINGS = tuple(math.exp(math.log(0.02) * (1 - i / 11)) for i in range(12))
 """Positions of the rings between the face's outline (0) and the mesh's outer edge (1)."""
 _EDGE = 1.8
 """Radius of the mesh, in image widths."""
+_CORNERS = ((-1.0, -1.0), (2.0, -1.0), (-1.0, 2.0), (2.0, 2.0))
+"""Of the image under the mesh."""
 _REACH = (0.5, 0.25, 0.35)
 """Distances above, beside and below the outline at which the rings follow the head's motion by 1/e, in face heights.
 
@@ -59,10 +62,10 @@ class ElasticMesh:
 
     def __init__(self, face: Tensor) -> None:
         check_shape(face, f"B {len(FACE)} 2", "face of the mesh")
-        oval = face[:, list(FACE_OVAL)]
+        oval = face[:, constant(FACE_OVAL, face.device)]
         centre = oval.mean(dim=1, keepdim=True)
         outward = F.normalize(oval - centre, dim=-1, eps=1e-9)
-        part = face.new_tensor(_RINGS).view(1, -1, 1, 1)
+        part = constant(_RINGS, face.device, face.dtype).view(1, -1, 1, 1)
         rings = oval[:, None] + part * (centre + _EDGE * outward - oval)[:, None]
         height = (face[:, 10] - face[:, 152]).norm(dim=-1).clamp_min(4e-3)
         away = (rings - oval[:, None]).norm(dim=-1) / height[:, None, None]
@@ -70,20 +73,19 @@ class ElasticMesh:
         steep = outward[..., 1].square()
         reach = torch.where(outward[..., 1] < 0, above, below) * steep + beside * (1.0 - steep)
         follow = torch.exp(-((away / reach[:, None]).square()))
-        follow[:, -1] = 0.0
+        follow[:, -1].zero_()
         radius = (rings - centre[:, None]).norm(dim=-1).mean(-1) / (oval - centre).norm(dim=-1).mean(-1, keepdim=True)
         waves = torch.arange(len(FACE_OVAL), device=face.device)
         waves = torch.minimum(waves, len(FACE_OVAL) - waves)
         self._fading = radius.clamp_min(1.0)[..., None] ** -waves
         self._follow, self._rings, self._face = follow[..., None], rings, face
-        corners = face.new_tensor([[-1.0, -1.0], [2.0, -1.0], [-1.0, 2.0], [2.0, 2.0]])
-        self._corners = corners.expand(len(face), -1, -1)
+        self._corners = constant(_CORNERS, face.device, face.dtype).expand(len(face), -1, -1)
         self.source = torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
 
     def place(self, face: Tensor) -> Tensor:
         """(B, V, 2) all vertices when those of the face are at (B, F, 2)."""
         turn, shift = similarity(self._face, face)
-        oval = list(FACE_OVAL)
+        oval = constant(FACE_OVAL, face.device)
         beyond = face[:, oval] - (self._face[:, oval] @ turn + shift)
         spectrum = torch.fft.fft(beyond, dim=1)[:, None] * self._fading[..., None]
         faded = torch.fft.ifft(spectrum, dim=2).real
@@ -186,8 +188,9 @@ def _topmost(corners: Tensor, rank: Tensor, batch: int, size: int) -> Tensor:
     span = right - left
     picture = torch.div(t, len(corners) // batch, rounding_mode="floor")
     start = (picture * size + row) * size + left - (span.cumsum(0) - span)
-    number = torch.arange(int(span.sum()), device=t.device)
-    line = torch.arange(len(t), device=t.device).repeat_interleave(span)
+    count = int(span.sum())
+    number = torch.arange(count, device=t.device)
+    line = torch.arange(len(t), device=t.device).repeat_interleave(span, output_size=count)
     top = torch.zeros(batch * size * size, dtype=torch.long, device=t.device)
     top.scatter_reduce_(0, number + start[line], rank[t][line], "amax")
     return top.view(batch, -1)
@@ -227,7 +230,7 @@ def show(image: Tensor, lookup: Tensor) -> Tensor:
 def softened(image: Tensor) -> Tensor:
     """Weighted mean of 3 x 3 pixels, weights 1 2 1 per axis; (B, C, H, W) to the same shape."""
     channels = image.shape[1]
-    line = image.new_tensor([0.25, 0.5, 0.25])
+    line = constant((0.25, 0.5, 0.25), image.device, image.dtype)
     kernel = (line[:, None] * line).expand(channels, 1, 3, 3)
     return F.conv2d(F.pad(image, (1, 1, 1, 1), "replicate"), kernel, groups=channels)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from export3d.camera import projected
 from export3d.face.landmark_sets import INNER_LIPS
 from export3d.image import resize
+from export3d.layers import constant
 from export3d.warping.elastic_mesh import FACE, ElasticMesh, similarity
 from export3d.warping.flow_field import covered, look_up, pixel_grid
 from export3d.warping.landmark_motion import Face
@@ -30,7 +31,7 @@ def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Ten
         (B, 2, size, size) offsets, x first, in the plane's [-1, 1] grid units.
     """
     with torch.autocast(points.device.type, enabled=False):
-        front = points[:, list(FACE)]
+        front = points[:, constant(FACE, points.device)]
         here = (front[..., :2] / half_extent + 1.0) / 2.0
         source, _ = ElasticMesh((face.aligned + 1.0) / 2.0).lookup(here, front[..., 2], size)
         return 2.0 * source.permute(0, 3, 1, 2) - 1.0 - pixel_grid(size, points.device)
@@ -50,7 +51,7 @@ def driving_flow(points: Tensor, face: Face, camera: Tensor, size: int) -> tuple
         face's motion.
     """
     with torch.autocast(points.device.type, enabled=False):
-        places, distance = projected(points[:, list(FACE)], camera)
+        places, distance = projected(points[:, constant(FACE, points.device)], camera)
         source, _ = ElasticMesh(face.places).lookup(places, distance, size)
         here = pixel_grid(size, points.device)
         elastic = 2.0 * source.permute(0, 3, 1, 2) - 1.0 - here
@@ -72,7 +73,7 @@ def openings(points: Tensor, face: Face, camera: Tensor, turned: Tensor) -> Tens
         (B, 2, H, H), 0 to 1: in the driving view, and in the source turned as the head is.
     """
     size = turned.shape[-1]
-    lips = list(INNER_LIPS)
+    lips = constant(INNER_LIPS, points.device)
     driving = covered(projected(points[:, lips], camera)[0], size // 2)
     source = look_up(covered(face.places[:, lips], size // 2), resize(turned, size // 2))
     masks = torch.cat([driving, source], dim=1)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from export3d.errors import check_shape
 from export3d.face.landmark_sets import EYE_CORNERS, IRISES
 from export3d.face.mesh import LANDMARKS, canonical_mesh
+from export3d.layers import constant
 from export3d.warping.average_head import plane_positions
 from export3d.warping.elastic_mesh import FACE
 
@@ -89,7 +90,7 @@ class LandmarkMotion(nn.Module):
             seen = lifted(landmarks, camera, depth)[..., :2] - self.average[:, :2]
             code = self.shape(seen.flatten(1) / _LEARNED)
             points = lifted(landmarks, camera, self.average[:, 2] + _DEPTH_UNIT * self.depth(code))
-            places = landmarks[:, list(FACE)]
+            places = landmarks[:, constant(FACE, landmarks.device)]
             with torch.no_grad():
                 aligned = plane_positions(places, camera, half_extent)
         return Face(beta, places, aligned, points, code)

@@ -12,6 +12,7 @@ from torch import Tensor
 from export3d.camera import projected
 from export3d.face.landmark_sets import EYELIDS, IRISES, LIPS
 from export3d.face.mesh import LANDMARKS
+from export3d.layers import constant
 from export3d.perceptual import Perceptual
 from export3d.warping.average_head import plane_positions
 from export3d.warping.flow_field import pixel_grid
@@ -120,7 +121,7 @@ def mouth_error(image: Tensor, target: Tensor, landmarks: Tensor, perceptual: Pe
         image, target: (B, 3, H, H).
         landmarks: (B, 478, 2), 0..1 across the driving frame.
     """
-    lips = landmarks[:, list(LIPS)].float()
+    lips = landmarks[:, constant(LIPS, landmarks.device)].float()
     low, high = lips.amin(dim=1), lips.amax(dim=1)
     half = (0.75 * (high - low).amax(dim=1)).clamp_min(0.1)
     steps = pixel_grid(image.shape[-1] // 2, image.device).permute(0, 2, 3, 1)

@@ -21,6 +21,7 @@ from torch import Tensor
 from export3d.errors import CheckpointError, ShapeError, check_shape
 from export3d.evaluation.measures.networks import OnnxNetwork, by_name_or_file
 from export3d.face.landmark_sets import EYE_CORNERS, MOUTH_CORNERS, NOSE_BASE, NOSE_TIP
+from export3d.layers import constant
 from export3d.perceptual import read_tensors
 
 Picture = NDArray[np.uint8]
@@ -132,11 +133,11 @@ class DlibIdentity:
     def vectors(self, chips: Tensor) -> Tensor:
         """Chips (B, 3, 150, 150), RGB 0 to 255, to the network's output (B, 128); differentiable."""
         with torch.autocast(chips.device.type, enabled=False):
-            return self._network((chips - chips.new_tensor(_DLIB_MEAN_RGB).view(3, 1, 1)) / 256.0)
+            return self._network((chips - constant(_DLIB_MEAN_RGB, chips.device).view(3, 1, 1)) / 256.0)
 
     def stages(self, pictures: Tensor) -> Iterator[tuple[str, Tensor]]:
         """Name and output (B, C, h, w) of the network's stages, first to last, of RGB (B, 3, H, W) from 0 to 255."""
-        return self._network.stages((pictures - pictures.new_tensor(_DLIB_MEAN_RGB).view(3, 1, 1)) / 256.0)
+        return self._network.stages((pictures - constant(_DLIB_MEAN_RGB, pictures.device).view(3, 1, 1)) / 256.0)
 
     def to(self, device: torch.device) -> None:
         """Move the network; all but `vectors` and `stages` expects it on the CPU."""
