@@ -203,6 +203,14 @@ def from_pose(angles_deg: Array, translation: Array, focal: float = FOCAL) -> Ar
     return pack(cam2world, np.broadcast_to(default_intrinsics(focal), (*rotation.shape[:-2], 3, 3)))
 
 
+def turned(label: Array, turn_deg: Array) -> Array:
+    """Labels (..., 25) of the same head at the same place, its angles changed by `turn_deg` (..., 3), degrees.
+
+    Equivalently, the camera moves around the head at the same distance. Yaw, pitch and roll as in `head_angles`.
+    """
+    return from_pose(head_angles(label) + turn_deg, np.broadcast_to(head_position(label), np.shape(turn_deg)))
+
+
 def head_position(label: Array) -> Array:
     """Where the head's origin lies in camera axes: labels (..., 25) to (..., 3), scene units (z is the distance)."""
     cam2world, _ = unpack(np.asarray(label, dtype=np.float64))

@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from export3d.animate.drive import rebase
-from export3d.camera import LABEL_SIZE, from_pose, head_angles, head_position
+from export3d.animate.orbit import CameraPath, orbit_motion
+from export3d.camera import LABEL_SIZE, turned
 from export3d.errors import ConfigError, check_shape
 from export3d.expression import sliders
 from export3d.image import read_image, to_tensor, to_uint8
@@ -186,7 +187,7 @@ class Animator:
         shift = sliders.shift(self.model.expression, expression, basis) if basis else None
         camera = source.camera
         if turn.any():
-            camera = from_pose(head_angles(camera) + turn, head_position(camera)).astype(np.float32)
+            camera = turned(camera, turn).astype(np.float32)
         return self.render(source, expression, camera, shift)
 
     def animate(self, source: Source, motion: Motion, relative: bool = True, batch: int = BATCH) -> Iterator[Picture]:
@@ -207,6 +208,73 @@ class Animator:
         motion.require_space(self.space)
         rebased = rebase(motion, source.camera, source.expression, relative)
         return self._stream(source, rebased, batch)
+
+    def orbit(
+        self,
+        source: Source,
+        motion: Motion | None = None,
+        *,
+        path: CameraPath = "circle",
+        yaw_deg: float = 30.0,
+        pitch_deg: float = 15.0,
+        seconds: float = 4.0,
+        scores: Mapping[str, float] | None = None,
+        batch: int = BATCH,
+    ) -> Iterator[Picture]:
+        """Frames of the source seen by a camera that travels around its head, one uint8 (H, W, 3) at a time.
+
+        The expression stays the portrait's own, and is computed once, or follows a motion whose head motion is set
+        aside. The frames loop: the first follows on the last.
+
+        Args:
+            source: from `encode`.
+            motion, path, yaw_deg, pitch_deg, seconds, scores: see `export3d.animate.orbit.orbit_motion`.
+            batch: frames rendered together, with a motion.
+
+        Raises:
+            BadMotionFile, ConfigError: as there.
+        """
+        if batch < 1:
+            raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
+        views = orbit_motion(
+            source.camera,
+            source.expression,
+            self.space,
+            motion,
+            path=path,
+            yaw_deg=yaw_deg,
+            pitch_deg=pitch_deg,
+            seconds=seconds,
+            scores=scores,
+        )
+        if motion is not None:
+            return self._stream(source, views, batch)
+        return (image for image, _ in self.views(source, views.expression[0], views.camera))
+
+    def views(
+        self, source: Source, expression: ArrayLike, cameras: ArrayLike
+    ) -> Iterator[tuple[Picture, NDArray[np.float32]]]:
+        """One expression (E,) seen by cameras (T, 25): an image, uint8 (H, W, 3), and its depth for each.
+
+        The depth (R, R) is the volume renderer's, from which the image was made: the distance from the camera along
+        each ray, scene units. The expression is computed once.
+        """
+        expressions, labels = np.asarray(expression, dtype=np.float32), np.asarray(cameras, dtype=np.float32)
+        check_shape(expressions, str(SPACES[self.space]), "expression")
+        check_shape(labels, f"T {LABEL_SIZE}", "cameras")
+        return self._views(source, expressions, labels)
+
+    def _views(
+        self, source: Source, expression: NDArray, cameras: NDArray
+    ) -> Iterator[tuple[Picture, NDArray[np.float32]]]:
+        with torch.inference_mode():
+            planes = self.model.planes(source.features, self._tensor(expression)[None])
+        for label in cameras:
+            with torch.inference_mode():
+                camera = self._tensor(label)[None]
+                rendered = self.model.render(planes, camera)
+                image = to_uint8(self.model.finish(planes, camera, rendered))[0]
+            yield image, rendered.depth[0, 0].cpu().numpy()
 
     def _stream(self, source: Source, motion: Motion, batch: int) -> Iterator[Picture]:
         for start in range(0, len(motion), batch):

@@ -120,6 +120,12 @@ def bundled_motion(name: str) -> Path:
     return _ASSETS / "motions" / f"{name}.motion"
 
 
+def motion_path(name: str | Path) -> Path:
+    """A motion file; a name of `BUNDLED` that is no file here means the one inside the package."""
+    path = Path(name)
+    return bundled_motion(str(name)) if str(name) in BUNDLED and not path.exists() else path
+
+
 def bundled_portrait() -> Path:
     """The path of the portrait inside the package: NASA's astronaut Eileen Collins, public domain."""
     return _ASSETS / "astronaut.png"

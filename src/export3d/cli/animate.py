@@ -46,7 +46,7 @@ def command(
         device: cpu, cuda, or auto.
         batch: number of frames to render together.
     """
-    from export3d.animate.drive import BUNDLED, bundled_motion, hold, read_motion, rebase
+    from export3d.animate.drive import hold, motion_path, read_motion, rebase
     from export3d.animate.drive import driving as drive
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
     from export3d.motion.arkit import ARKIT52, with_scores
@@ -55,8 +55,8 @@ def command(
     with_scores([0.0] * len(ARKIT52), held)  # report an unknown name before any work starts
     mover = driving or motion
     assert mover is not None  # tyro accepts exactly one of them
-    if motion is not None and str(motion) in BUNDLED and not motion.exists():
-        mover = bundled_motion(str(motion))
+    if motion is not None:
+        mover = motion_path(motion)
     inputs = [path for path in (source, mover, weights) if path is not None]
     check_output(output, VIDEO_SUFFIXES, inputs)
     if sheet is not None:

@@ -28,6 +28,7 @@ from export3d.errors import Export3DError
 COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
     "edit": ("export3d.cli.edit", "edit a portrait by sliders, ARKit scores and head angles"),
+    "orbit": ("export3d.cli.orbit", "show a portrait from a camera that travels around its head"),
     "sheet": ("export3d.cli.sheet", "render the effect of every direction of the expression basis"),
     "track": ("export3d.cli.track", "track a video's face into a motion file"),
     "compare-motion": ("export3d.cli.compare_motion", "correlate two motions (motion files or videos)"),

@@ -1,0 +1,68 @@
+"""`export3d orbit`: a camera travels around the head of a portrait."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from export3d.cli.terminal import pairs, tell, with_progress
+
+
+def command(
+    source: tyro.conf.Positional[Path],
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    motion: Path | None = None,
+    scores: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
+    path: Literal["circle", "swing", "spiral"] = "circle",
+    yaw: float = 30.0,
+    pitch: float = 15.0,
+    seconds: float = 4.0,
+    weights: Path | None = None,
+    device: str = "auto",
+) -> int:
+    """Show a portrait from a camera that travels around its head; the video loops.
+
+    Args:
+        source: the portrait, an image with a face.
+        output: the video to write (.mp4, 256 x 256, 25 fps).
+        motion: take the expressions of this motion, but not its head motion: a motion file (from `export3d track`), a
+            Live Link Face recording (.csv), or the name of a bundled motion: speech, expressions, turns. By default the
+            portrait keeps its own expression.
+        scores: keep an ARKit score at this value, 0 to 1, such as jawOpen=0.8; may be repeated.
+        path: circle around the portrait's own view, swing to the sides and then up and down, or spiral out and back.
+        yaw: largest angle to the sides, degrees, below 90.
+        pitch: largest angle up and down, degrees, below 90.
+        seconds: time of one round. With a motion the camera makes as many whole rounds as fit its length best.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
+        device: cpu, cuda, or auto.
+    """
+    from export3d.animate.drive import FPS, motion_path, read_motion
+    from export3d.animate.export import VIDEO_SUFFIXES, check_output, write_video
+    from export3d.animate.orbit import path_angles, round_frames
+    from export3d.motion.arkit import ARKIT52, with_scores
+
+    held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
+    with_scores([0.0] * len(ARKIT52), held)  # report what cannot be before any work starts
+    frames = len(path_angles(path, round_frames(seconds), yaw, pitch))
+    mover = None if motion is None else motion_path(motion)
+    check_output(output, VIDEO_SUFFIXES, [file for file in (source, mover, weights) if file is not None])
+    expressions = None if mover is None else read_motion(mover).motion
+
+    from export3d.animate.animator import Animator
+
+    animator = Animator.from_pretrained(weights, device)
+    views = animator.orbit(
+        animator.encode(source),
+        expressions,
+        path=path,
+        yaw_deg=yaw,
+        pitch_deg=pitch,
+        seconds=seconds,
+        scores=held,
+    )
+    write_video(output, with_progress(views, "rendering", len(expressions) if expressions else frames), FPS)
+    tell(f"wrote {output}")
+    return 0
