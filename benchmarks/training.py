@@ -126,7 +126,7 @@ class TimedTask(ReconstructionTask):
         part.register_forward_hook(end)
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
-        self.watch.mark("averages, log")
+        self.watch.mark("optimiser")  # the loop draws the next batch between clipping and the optimiser's step
         first_marked = WARM_STEPS + self.steps
         first_profiled = first_marked + self.steps
         if WARM_STEPS <= self.step <= first_marked:
@@ -139,10 +139,12 @@ class TimedTask(ReconstructionTask):
         if self.step == first_profiled + PROFILED_STEPS:
             self.profiler.stop()
         self.step += 1
-        return super().batch(images_seen, batch_size, rank, world)
+        pairs = super().batch(images_seen, batch_size, rank, world)
+        self.watch.mark("loader")
+        return pairs
 
     def draw(self, batch: Mapping[str, Any], superres: bool = True) -> Output:
-        self.watch.mark("loader")
+        self.watch.mark("averages, log")
         output = super().draw(batch, superres)
         self.watch.mark("superres")
         return output

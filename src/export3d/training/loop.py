@@ -1,9 +1,10 @@
 """The training loop: load, step, validate, save, resume. It counts images and knows no network.
 
 One step: seed every generator from (seed, rank, images seen) → `task.batch` → `task.losses` → backward → gradients
-averaged over all processes → clip → AdamW → weights EMA. Since every step is seeded by its position, a run that stops
-and resumes equals one that never stopped, bit for bit on a CPU, and no state of samplers or generators is stored. For
-the same reason validation and sheets cannot affect training.
+averaged over all processes → clip → AdamW → weights EMA. The next step's batch is drawn before this step's figures are
+read, so that a GPU has work meanwhile. Since every step is seeded by its position, a run that stops and resumes equals
+one that never stopped, bit for bit on a CPU, and no state of samplers or generators is stored. For the same reason
+validation and sheets cannot affect training.
 
 A second network may be trained against the first (`Opponent`): in every step, after the task's backward pass, it gets
 the same batch and has its own backward pass, clipping and optimiser; then both networks are updated.
@@ -127,6 +128,7 @@ class _Run:
         self.saved: Path | None = None
         self.validation: dict[str, float] = {}
         self.stop_signal = False
+        self.ahead: tuple[int, int, dict[str, Any]] | None = None
         self.watch = SpikeWatch()
 
         found = latest_state(run_dir / "checkpoints")
@@ -222,7 +224,7 @@ class _Run:
         sums: dict[str, Tensor] = {}
         for part in range(config.accumulate):
             start = self.images_seen + part * share
-            batch = self._to_device(self.task.batch(start, share, self.rank, self.world))
+            batch = self._batch(start, share)
             with self._autocast():
                 losses = self.task.losses(batch, self.images_seen)
             self._backward(losses, sums)
@@ -236,6 +238,7 @@ class _Run:
         if self.world > 1:
             sums, flags = self._average_over_processes(sums, flags)
         norm_tensors = [side.clip(config.grad_clip).float() for side in self.sides]
+        self._draw_ahead(share)
         names = sorted(sums)
         values = torch.stack([*(sums[name].reshape(()) for name in names), *norm_tensors]).tolist()
         figures, norms = dict(zip(names, values)), values[len(names) :]
@@ -248,6 +251,19 @@ class _Run:
         own = {n: value for n, value in figures.items() if not n.startswith(_OPPONENT)}
         done = [StepFigures(losses, norm, side.rate) for losses, norm, side in zip((own, theirs), norms, self.sides)]
         return done, *flags
+
+    def _batch(self, start: int, share: int) -> dict[str, Any]:
+        """The batch that starts at `start`: drawn ahead, or drawn now."""
+        ahead, self.ahead = self.ahead, None
+        if ahead is not None and ahead[:2] == (start, share):
+            return ahead[2]
+        return self._to_device(self.task.batch(start, share, self.rank, self.world))
+
+    def _draw_ahead(self, share: int) -> None:
+        """Draw the next step's batch while a GPU still computes this step, before the host waits for its figures."""
+        start, end = self.images_seen + self.config.batch_size, self.config.max_images
+        if end is None or start < end:
+            self.ahead = start, share, self._batch(start, share)
 
     def _backward(self, losses: Mapping[str, Tensor], sums: dict[str, Tensor], prefix: str = "") -> None:
         """Backward pass from `total`; all scalars are added to `sums`."""
@@ -375,10 +391,15 @@ class _Run:
         decay = ema_decay(
             self.images_seen, config.batch_size, halflife_images=config.ema_halflife_images, rampup=config.ema_rampup
         )
-        for average, value in zip(self.ema.parameters(), self.module.parameters()):
-            average.lerp_(value, 1.0 - decay) if decay else average.copy_(value)
-        for average_buffer, buffer in zip(self.ema.buffers(), self.module.buffers()):
-            average_buffer.copy_(buffer)
+        pairs = list(zip(self.ema.parameters(), self.module.parameters()))
+        averages, values = [average for average, _ in pairs], [value for _, value in pairs]
+        if decay:
+            torch._foreach_lerp_(averages, values, 1.0 - decay)
+        else:
+            torch._foreach_copy_(averages, values)
+        buffers = list(zip(self.ema.buffers(), self.module.buffers()))
+        if buffers:
+            torch._foreach_copy_([average for average, _ in buffers], [value for _, value in buffers])
 
     def _refuse_non_finite(self, figures: Mapping[str, float], norms: Sequence[float]) -> None:
         bad = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -91,3 +93,45 @@ def test_gradients_through_the_basis_are_exact() -> None:
 def test_more_vectors_than_dimensions_are_refused(n: int, d: int) -> None:
     with pytest.raises(ConfigError, match="orthonormal"):
         OrthonormalBasis(n, d)
+
+
+def test_a_frozen_basis_is_decomposed_once_until_its_weight_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    basis, count, qr = OrthonormalBasis(3, 8), [], torch.linalg.qr
+    monkeypatch.setattr(torch.linalg, "qr", lambda x: count.append(1) or qr(x))
+    other = torch.randn(8, 3)
+
+    def read(times: int) -> torch.Tensor:
+        """The basis, which must be that of the weight as it is."""
+        seen = [basis() for _ in range(times)]
+        fresh = OrthonormalBasis(3, 8).requires_grad_(True)
+        with torch.no_grad():
+            fresh.weight.copy_(basis.weight)
+        count.clear()
+        torch.testing.assert_close(seen[-1].double(), fresh().detach().double(), rtol=0, atol=0)
+        return seen[-1]
+
+    basis.requires_grad_(True)
+    basis(), basis()
+    assert len(count) == 2, "every call, while it is trained"
+    basis.requires_grad_(False)
+    count.clear()
+    with torch.inference_mode():
+        basis(), basis()
+    assert len(count) == 1
+    assert not read(1).is_inference()
+    for change in (
+        lambda: basis.load_state_dict({"weight": other}),
+        lambda: basis.load_state_dict({"weight": -other}, assign=True),
+        lambda: basis.half().float(),
+        lambda: basis.weight.add_(torch.randn(8, 3)),
+        lambda: torch._foreach_lerp_([basis.weight], [other], 0.5),
+    ):
+        before = read(2)
+        change()
+        count.clear()
+        basis(), basis()
+        assert len(count) == 1
+        assert not torch.equal(read(1), before)
+    copied = copy.deepcopy(basis)
+    copied.weight.add_(1.0)
+    assert not torch.equal(copied(), basis())

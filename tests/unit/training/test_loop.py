@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, TrainingError
-from export3d.training.loop import train
+from export3d.training.loop import _Run, train
 from export3d.training.loop_config import LoopConfig
 from export3d.training.record import read_log
 from export3d.training.schedule import ema_decay
@@ -666,3 +667,43 @@ def test_a_killed_run_resumes_from_its_last_state(tiny, tmp_path):
     resumed = train(tiny.TinyTask(), tmp_path / "run", config)
     whole = train(tiny.TinyTask(), tmp_path / "whole", config)
     assert_same_state(resumed.checkpoint, whole.checkpoint)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_the_next_batch_is_drawn_before_the_figures_are_read(tiny, tmp_path, monkeypatch, accumulate):
+    events, finite = [], _Run._refuse_non_finite
+
+    class Task(tiny.TinyTask):
+        def batch(self, images_seen, batch_size, rank, world):
+            events.append(images_seen)
+            return super().batch(images_seen, batch_size, rank, world)
+
+    monkeypatch.setattr(_Run, "_refuse_non_finite", lambda *given: (events.append("read"), finite(*given))[1])
+    train(Task(), tmp_path, tiny.tiny_config(max_images=12, accumulate=accumulate))
+    alone = [0, 4, "read", 8, "read", "read"]
+    assert events == (alone if accumulate == 1 else [0, 2, 4, "read", 6, 8, "read", 10, "read"])
+
+
+def test_averaging_the_weights_takes_two_operators(tiny, tmp_path):
+    class Calls(TorchDispatchMode):
+        def __init__(self):
+            super().__init__()
+            self.found = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            self.found.append(func.__name__)
+            return func(*args, **(kwargs or {}))
+
+    config = tiny.tiny_config(batch_size=4, ema_halflife_images=2, ema_rampup=0.5)
+    run = _Run(tiny.TinyTask(), None, tmp_path, config, True, None)
+    for images_seen, first, part in ((0, "_foreach_copy_.default", 1.0), (400, "_foreach_lerp_.Scalar", 0.75)):
+        with torch.no_grad():
+            for value in run.module.state_dict().values():
+                value.add_(1)
+            wanted = [a.lerp(v, part) for a, v in zip(run.ema.parameters(), run.module.parameters())]
+        run.images_seen = images_seen
+        with Calls() as calls:
+            run._average_weights()
+        assert calls.found == [first, "_foreach_copy_.default"]
+        assert all(torch.equal(a, w) for a, w in zip(run.ema.parameters(), wanted))
+        assert all(torch.equal(a, b) for a, b in zip(run.ema.buffers(), run.module.buffers()))
