@@ -156,6 +156,8 @@ def test_the_paper_is_the_papers() -> None:
     assert (model.objective, model.temperature, frames.frames - 1) == ("printed", 0.07, 32)
     assert (model.expression.n, model.expression.d) == (10, 256)
     assert one.config.model_config() == preset("paper") == variant(preset("paper"), "clebs")
+    named = resolve(ReconstructionConfig, "base", changes=["model.preset=paper", "model.variants=[]"])
+    assert named.config.model_config().expression.frozen, "without the recipe too"
     for config in (one.config, two.config):
         assert config.backbone == "vgg16"
         assert config.weights == ReconstructionWeights(l2_raw=1, l2=1, lpips_raw=1, lpips=1)
