@@ -24,7 +24,16 @@ OPTIONS: dict[str, list[str]] = {
         "source", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0", "weights=None",
         "pure=False", "device='auto'",
     ],
-    "sheet": ["subject", "portraits=()", "output", "check=False", "weights=None", "device='auto'"],
+    "orbit": [
+        "source", "output", "motion=None", "scores=()", "path='circle'", "yaw=30.0", "pitch=15.0", "seconds=4.0",
+        "weights=None", "pure=False", "device='auto'",
+    ],
+    "sheet basis": [
+        "portraits=()", "output", "limits=None", "check=False", "weights=None", "pure=False", "device='auto'",
+    ],
+    "sheet views": [
+        "portraits=()", "output", "motion=None", "scores=()", "weights=None", "pure=False", "device='auto'",
+    ],
     "track": ["video", "output", "start=0.0", "seconds=None", "note=''", "summary=False"],
     "compare-motion": ["a", "b", "minimum=()"],
     "prepare": [
@@ -73,7 +82,9 @@ def test_the_commands_are_these() -> None:
     assert list(COMMANDS) == [
         "animate",
         "edit",
-        "sheet",
+        "orbit",
+        "sheet basis",
+        "sheet views",
         "track",
         "compare-motion",
         "prepare",
@@ -149,7 +160,8 @@ def test_help_is_fast_and_loads_no_torch() -> None:
         "import sys; from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
         "main(['track', '--help']); main(['compare-motion', '--help']); main(['demo', '--help']);"
         "main(['prepare', '--help']); main(['evaluate', 'same', '--help']); main(['evaluate-expression', '--help']);"
-        "main(['edit', '--help']); main(['sheet', '--help']); main(['weights', '--help']);"
+        "main(['edit', '--help']); main(['sheet', 'views', '--help']);"
+        "main(['sheet', 'basis', '--help']); main(['orbit', '--help']); main(['weights', '--help']);"
         "main(['pretrain', '--help']); main(['train', '--help']); main(['refine', '--help']);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av')))"
     )

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.animate.export import STILL_SUFFIXES, check_output, make_folder, write_sheet
+from export3d.animate.export import sheet_paths, write_sheet
 from export3d.camera import head_angles
 from export3d.errors import ConfigError, NoFaceFound
-from export3d.expression.sliders import coefficients, natural_range
+from export3d.expression.sliders import check_limits, coefficients, natural_range
 from export3d.files import write_bytes
 from export3d.motion.arkit import ARKIT52
 
@@ -44,11 +44,11 @@ _SCORES_NAMED = 4
 
 @dataclass(frozen=True, eq=False)
 class Strip:
-    """A portrait moved along one direction through its natural range, everything else its own.
+    """A portrait moved along one direction, everything else its own.
 
     Attributes:
-        values: (7,) lambda of that direction, ascending: low, in the middle the portrait's own, high. (A portrait
-            beyond the range has its own value out of order.)
+        values: (7,) lambda of that direction. Over its natural range ascending: low, in the middle the portrait's own,
+            high. (A portrait beyond the range has its own value out of order.)
         pictures: uint8 (H, W, 3), one for each value.
     """
 
@@ -56,19 +56,28 @@ class Strip:
     pictures: list[Picture]
 
 
-def strips(animator: Animator, source: Source) -> list[Strip]:
+def strips(animator: Animator, source: Source, limits: tuple[float, float] | None = None) -> list[Strip]:
     """One strip for every direction, v1 first.
 
-    Raises `ConfigError` for weights without a basis or without natural ranges.
+    Args:
+        limits: lambda of every direction runs linearly from the first to the second, whatever the portrait's own is
+            (Fig. 8, 12), in place of its natural range.
+
+    Raises:
+        ConfigError: impossible limits, or weights without a basis or, without limits, without natural ranges.
     """
     own, bounds = coefficients(animator.model.expression, source.expression), natural_range(animator.model.expression)
-    if not (bounds[:, 0] < bounds[:, 1]).all():
+    if limits is not None:
+        check_limits(*limits)
+    elif not (bounds[:, 0] < bounds[:, 1]).all():
         raise ConfigError("the natural ranges of these weights' directions were never measured; use trained weights")
     unmoved = animator.render(source, source.expression, source.camera)
     found = []
     for i, (low, high) in enumerate(bounds):
         half = STEPS // 2 + 1
         values = np.concatenate([np.linspace(low, own[i], half), np.linspace(own[i], high, half)[1:]])
+        if limits is not None:
+            values = np.linspace(*limits, STEPS)
         pictures = []
         for value in values:
             step = np.zeros_like(own)
@@ -123,13 +132,15 @@ class Summary:
 
     Attributes:
         portraits: their names.
-        bounds: (n, 2) natural ranges.
+        bounds: (n, 2) the ranges: first and last lambda.
         effects: for every direction, one for each portrait.
+        natural: whether they are the natural ranges.
     """
 
     portraits: list[str]
     bounds: Array
     effects: list[list[Effect]]
+    natural: bool = True
 
     @property
     def angles(self) -> Array:
@@ -145,12 +156,13 @@ class Summary:
         """A table, one row for each direction."""
         pictures = len(self.portraits) * len(self.bounds) * STEPS
         lost = sum(effect.lost for effects in self.effects for effect in effects)
+        span = "natural range" if self.natural else "range"
         lines = [
             "# Directions of the expression basis",
             "",
             f"Portraits: {', '.join(self.portraits)}; in {lost} of {pictures} pictures no face was found.",
             "",
-            "| direction | natural range | scores that move most, low to high | yaw | pitch | roll | face | rest |",
+            f"| direction | {span} | scores that move most, low to high | yaw | pitch | roll | face | rest |",
             "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
         ]
         for i, ((low, high), effects) in enumerate(zip(self.bounds, self.effects)):
@@ -180,6 +192,7 @@ def write_basis(
     portraits: Sequence[str | Path],
     folder: str | Path,
     progress: Callable[[], object] = lambda: None,
+    limits: tuple[float, float] | None = None,
 ) -> Summary:
     """Write `basis_NAME.png` for every portrait, a row for each direction, and the table `basis.md`.
 
@@ -187,34 +200,32 @@ def write_basis(
         portraits: image files; NAME is the file's name without its ending.
         folder: made if missing.
         progress: called after each portrait.
+        limits: see `strips`.
 
     Raises:
-        ConfigError: two portraits of one name, weights without a basis or without natural ranges.
+        ConfigError: two portraits of one name, or as in `strips`.
         BadImage, NoFaceFound: a portrait cannot be used.  OutputError: the folder cannot be written.
     """
-    names = [Path(portrait).stem for portrait in portraits]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(f"two portraits are called {name}; rename one, since the sheets are named after them")
-    folder = make_folder(folder)
-    for name in names:
-        check_output(folder / f"basis_{name}.png", STILL_SUFFIXES, portraits)
+    paths = sheet_paths("basis", portraits, folder)
     bounds = natural_range(animator.model.expression)
+    if limits is not None:
+        bounds = np.tile(limits, (len(bounds), 1))
     effects: list[list[Effect]] = [[] for _ in bounds]
-    for name, portrait in zip(names, portraits):
-        drawn = strips(animator, animator.encode(portrait))
+    for path, portrait in zip(paths, portraits):
+        drawn = strips(animator, animator.encode(portrait), limits)
         for found, strip in zip(effects, drawn):
             found.append(effect(animator.tracker, strip))
-        labels = [[_heading(i, k, value) for k, value in enumerate(s.values)] for i, s in enumerate(drawn)]
-        write_sheet(folder / f"basis_{name}.png", [strip.pictures for strip in drawn], labels)
+        own = STEPS // 2 if limits is None else None
+        labels = [[_heading(i, value, k == own) for k, value in enumerate(s.values)] for i, s in enumerate(drawn)]
+        write_sheet(path, [strip.pictures for strip in drawn], labels)
         progress()
-    summary = Summary(names, bounds, effects)
-    write_bytes(folder / "basis.md", summary.markdown().encode())
+    summary = Summary([Path(portrait).stem for portrait in portraits], bounds, effects, limits is None)
+    write_bytes(Path(folder) / "basis.md", summary.markdown().encode())
     return summary
 
 
-def _heading(direction: int, step: int, value: float) -> str:
-    return f"v{direction + 1} {value:+.2f}" + (" (own)" if step == STEPS // 2 else "")
+def _heading(direction: int, value: float, own: bool) -> str:
+    return f"v{direction + 1} {value:+.2f}" + (" (own)" if own else "")
 
 
 def read_face(tracker: Tracker, picture: Picture) -> tuple[Array, Array, NDArray[np.bool_]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.errors import OutputError
+from export3d.errors import ConfigError, OutputError
 from export3d.image import contact_sheet, write_png
 from export3d.video import VideoWriter
 
@@ -176,6 +176,19 @@ def write_sheet(
     path = check_output(path, STILL_SUFFIXES)
     write_png(path, contact_sheet(rows, labels))
     return path
+
+
+def sheet_paths(prefix: str, portraits: Sequence[str | Path], folder: str | Path) -> list[Path]:
+    """`PREFIX_NAME.png` in a folder, made if missing, for every portrait file; NAME is the portrait's.
+
+    Raises `ConfigError` for two portraits of one name, and `OutputError` where a sheet cannot be written.
+    """
+    names = [Path(portrait).stem for portrait in portraits]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(f"two portraits are called {name}; rename one, since the sheets are named after them")
+    folder = make_folder(folder)
+    return [check_output(folder / f"{prefix}_{name}.png", STILL_SUFFIXES, portraits) for name in names]
 
 
 def write_still(path: str | Path, picture: Picture, level: int = 6) -> Path:

@@ -46,8 +46,8 @@ def command(
         device: cpu, cuda, or auto.
         batch: number of frames to render together.
     """
-    from export3d.animate.drive import hold, motion_path, read_motion, rebase
     from export3d.animate.drive import driving as drive
+    from export3d.animate.drive import hold, motion_path, read_motion, rebase
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
     from export3d.motion.arkit import ARKIT52, with_scores
 

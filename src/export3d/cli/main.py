@@ -3,7 +3,7 @@
 Exit codes:
 
 - 0: success.
-- 1: a check failed (`compare-motion --min`, `sheet --check`, `weights verify`).
+- 1: a check failed (`compare-motion --min`, `sheet basis --check`, `weights verify`).
 - 2: a bad input, setting or output, reported in one sentence on standard error.
 - 130: interrupted.
 - 141: the reader of the output closed the pipe (as `| head` does).
@@ -29,7 +29,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
     "edit": ("export3d.cli.edit", "edit a portrait by sliders, ARKit scores and head angles"),
     "orbit": ("export3d.cli.orbit", "show a portrait from a camera that travels around its head"),
-    "sheet": ("export3d.cli.sheet", "render the effect of every direction of the expression basis"),
+    "sheet basis": ("export3d.cli.sheet_basis", "render the effect of every direction of the expression basis"),
+    "sheet views": ("export3d.cli.sheet_views", "render expressions from several cameras, with depth"),
     "track": ("export3d.cli.track", "track a video's face into a motion file"),
     "compare-motion": ("export3d.cli.compare_motion", "correlate two motions (motion files or videos)"),
     "prepare": ("export3d.cli.prepare", "turn videos and portraits into training shards"),

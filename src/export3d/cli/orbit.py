@@ -21,6 +21,7 @@ def command(
     pitch: float = 15.0,
     seconds: float = 4.0,
     weights: Path | None = None,
+    pure: bool = False,
     device: str = "auto",
 ) -> int:
     """Show a portrait from a camera that travels around its head; the video loops.
@@ -37,6 +38,7 @@ def command(
         pitch: largest angle up and down, degrees, below 90.
         seconds: time of one round. With a motion the camera makes as many whole rounds as fit its length best.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
+        pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
     """
     from export3d.animate.drive import FPS, motion_path, read_motion
@@ -53,7 +55,7 @@ def command(
 
     from export3d.animate.animator import Animator
 
-    animator = Animator.from_pretrained(weights, device)
+    animator = Animator.from_pretrained(weights, device, pure)
     views = animator.orbit(
         animator.encode(source),
         expressions,

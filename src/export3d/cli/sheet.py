@@ -1,49 +1,10 @@
-"""`export3d sheet`: renders the effect of every direction of the expression basis."""
+"""`export3d sheet`: shared by its two subcommands."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal
-
-import tyro
-
-from export3d.cli.terminal import progress_bar, tell
+from collections.abc import Sequence
 
 
-def command(
-    subject: tyro.conf.Positional[Literal["basis"]],
-    portraits: tyro.conf.Positional[tuple[Path, ...]] = (),
-    *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    check: bool = False,
-    weights: Path | None = None,
-    device: str = "auto",
-) -> int:
-    """Render every direction of the expression basis over its natural range, and tabulate its effects.
-
-    Args:
-        subject: what to render: basis.
-        portraits: images with a face; by default the bundled portrait.
-        output: folder for basis_NAME.png (one per portrait) and basis.md; created if missing.
-        check: exit with code 1 if a direction turns the head of any portrait by 1.5 degrees or more.
-        weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
-        device: cpu, cuda, or auto.
-    """
-    from export3d.animate.drive import bundled_portrait
-    from export3d.animate.export import make_folder
-
-    folder = make_folder(output)
-    chosen = portraits or (bundled_portrait(),)
-
-    from export3d.animate.animator import Animator
-    from export3d.animate.basis_sheet import STILL_DEG, write_basis
-
-    animator = Animator.from_pretrained(weights, device)
-    with progress_bar("portraits", len(chosen), "portrait") as bar:
-        summary = write_basis(animator, chosen, folder, bar.update)
-    print(summary.markdown(), end="")
-    tell(f"wrote {folder / 'basis.md'} and a sheet for each of {', '.join(summary.portraits)}")
-    if check and summary.moving:
-        tell(f"these directions turn the head by {STILL_DEG} degrees or more: v{', v'.join(map(str, summary.moving))}")
-        return 1
-    return 0
+def subcommand_for(argv: Sequence[str]) -> str:
+    """The subcommand that options without one belong to."""
+    return "views" if any(word.partition("=")[0] in ("--motion", "--set") for word in argv) else "basis"

@@ -43,6 +43,12 @@ def natural_range(encoder: ExpressionEncoder) -> Array:
     return bounds
 
 
+def check_limits(low: float, high: float) -> None:
+    """Raise `ConfigError` unless lambda can run from `low` to `high`, which may be below it."""
+    if not (abs(low) <= MOST and abs(high) <= MOST and low != high):  # also refuses NaN
+        raise ConfigError(f"lambda cannot run from {low:g} to {high:g}; give two different numbers within -1e6 and 1e6")
+
+
 def shift(encoder: ExpressionEncoder, expression: ArrayLike, basis: Mapping[int, float]) -> Array:
     """The shift of lambda that the sliders make, (n,) float32.
 

@@ -159,6 +159,25 @@ def test_a_strip_goes_from_low_through_the_portraits_own_to_high(animator: Anima
             np.testing.assert_array_equal(strip.pictures[k], edited)
 
 
+def test_a_strip_between_limits_sets_lambda_itself(source: Source) -> None:
+    """As Fig. 8 and 12: from the first limit to the second, wherever the portrait's own lambda lies."""
+    animator = Animator(Export3D(replace(tiny(), expression=replace(tiny().expression, n=2))), "cpu")
+    own = sliders.coefficients(animator.model.expression, source.expression)
+    drawn = basis_sheet.strips(animator, source, (1.0, -5.0))
+    assert len(drawn) == len(own) == 2
+    for i in (0, 1):
+        np.testing.assert_array_equal(drawn[i].values, [1.0, 0.0, -1.0, -2.0, -3.0, -4.0, -5.0])
+        for k in (0, 6):
+            edited = animator.edit(source, basis={i + 1: drawn[i].values[k] - own[i]})
+            np.testing.assert_array_equal(drawn[i].pictures[k], edited)
+
+
+@pytest.mark.parametrize("limits", [(1.0, 1.0), (float("nan"), 1.0), (1.0, float("nan")), (0.0, float("inf"))])
+def test_impossible_limits_are_refused(limits: tuple[float, float], animator: Animator, source: Source) -> None:
+    with pytest.raises(ConfigError, match="lambda cannot run from"):
+        basis_sheet.strips(animator, source, limits)
+
+
 def test_a_strip_needs_natural_ranges(tiny_weights: Path, source: Source) -> None:
     with pytest.raises(ConfigError, match="never measured"):
         basis_sheet.strips(Animator(load_pretrained(tiny_weights), "cpu"), source)

@@ -1,4 +1,4 @@
-"""`export3d edit` and `export3d sheet`: what they write, and what they refuse in one sentence."""
+"""`export3d edit` and `export3d sheet basis`: what they write, and what they refuse in one sentence."""
 
 from __future__ import annotations
 
@@ -132,6 +132,22 @@ def test_the_check_fails_where_a_head_was_not_seen_to_stay_still(
     arguments = ["sheet", "basis", "-o", str(tmp_path / "out"), "--weights", str(weights_with_ranges)]
     assert main([*arguments, "--check"]) == 1
     assert "turn the head by 1.5 degrees or more: v1, v2" in capsys.readouterr().err
+
+
+def test_a_range_replaces_the_natural_one(weights_with_ranges: Path, tmp_path: Path, capsys: Capture) -> None:
+    arguments = ["sheet", "basis", "-o", str(tmp_path / "out"), "--weights", str(weights_with_ranges)]
+    assert main([*arguments, "--range", "1", "-10"]) == 0
+    stdout = capsys.readouterr().out
+    assert "| direction | range |" in stdout
+    assert "| v2 | +1.00 to -10.00 |" in stdout
+
+
+@pytest.mark.parametrize("limits", [("1", "nan"), ("2", "2"), ("inf", "0")])
+def test_a_range_that_cannot_be_is_refused(
+    limits: tuple[str, str], weights_with_ranges: Path, out: Path, capsys: Capture
+) -> None:
+    arguments = ["sheet", "basis", "-o", str(out / "new"), "--weights", str(weights_with_ranges)]
+    refused(main([*arguments, "--range", *limits]), capsys, out, "lambda cannot run from", "two different numbers")
 
 
 def test_a_sheet_that_cannot_be_drawn_is_refused(

@@ -1,0 +1,57 @@
+"""`export3d sheet views`: renders expressions from several cameras, with depth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from export3d.cli.terminal import pairs, progress_bar, tell
+
+_EXPRESSIONS = tyro.conf.create_mutex_group(required=False, title="expressions (at most one of)")
+
+
+def command(
+    portraits: tyro.conf.Positional[tuple[Path, ...]] = (),
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    motion: Annotated[Path | None, _EXPRESSIONS] = None,
+    scores: Annotated[
+        tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="NAME=VALUE"), _EXPRESSIONS
+    ] = (),
+    weights: Path | None = None,
+    pure: bool = False,
+    device: str = "auto",
+) -> int:
+    """Render portraits with several expressions (rows) from several cameras (columns), each with its depth map.
+
+    Args:
+        portraits: images with a face; by default the bundled portrait.
+        output: folder for views_NAME.png, one per portrait; created if missing.
+        motion: show the three frames of this motion whose expressions differ most: a motion file (from `export3d
+            track`), a Live Link Face recording (.csv), or the name of a bundled motion: speech, expressions, turns. By
+            default an open jaw, a pucker and closed eyes.
+        scores: show one expression with this ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
+        weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
+        pure: render with the core alone: no pixel of the source is warped into the frame.
+        device: cpu, cuda, or auto.
+    """
+    from export3d.animate.drive import bundled_portrait, motion_path, read_motion
+    from export3d.animate.export import make_folder
+    from export3d.motion.arkit import ARKIT52, with_scores
+
+    held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
+    with_scores([0.0] * len(ARKIT52), held)  # report what cannot be before any work starts
+    mover = None if motion is None else read_motion(motion_path(motion)).motion
+    folder = make_folder(output)
+    chosen = portraits or (bundled_portrait(),)
+
+    from export3d.animate.animator import Animator
+    from export3d.animate.views_sheet import write_views
+
+    animator = Animator.from_pretrained(weights, device, pure)
+    with progress_bar("portraits", len(chosen), "portrait") as bar:
+        written = write_views(animator, chosen, folder, mover, held, bar.update)
+    tell(f"wrote {', '.join(map(str, written))}")
+    return 0
