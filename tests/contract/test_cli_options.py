@@ -44,6 +44,7 @@ OPTIONS: dict[str, list[str]] = {
         "split", "output", "face_model", "landmark_map", "frames=13", "seed=0", "limit=None", "workers=1",
         "exclude=None",
     ],
+    "pack": ["data", "output", "size=256", "every=1", "quality=92"],
     "pretrain": [
         "data=None", "output=None", "recipe='base'", "config=None", "changes=()", "pseudo=()", "cache=None",
         "resume=True", "print_config=False",
@@ -89,6 +90,7 @@ def test_the_commands_are_these() -> None:
         "compare-motion",
         "prepare",
         "pseudo-clips",
+        "pack",
         "pretrain",
         "train",
         "refine",

@@ -73,6 +73,20 @@ def decode_still(media: bytes) -> NDArray[np.uint8]:
         raise InputError(str(error)) from error
 
 
+def decode_exactly(media: bytes, stored: int, resolution: int) -> NDArray[np.uint8]:
+    """A still of `stored` pixels per side as (1, 3, R, R) uint8 RGB, downsampled with antialiasing if R is smaller.
+
+    Raises:
+        InputError: it is damaged or of another size.
+    """
+    picture = decode_still(media)
+    if picture.shape[-2:] != (stored, stored):
+        raise InputError(
+            f"an image has {picture.shape[-1]} x {picture.shape[-2]} pixels instead of {stored} x {stored}"
+        )
+    return _reduce(picture, resolution)
+
+
 def _reduce(pictures: NDArray[np.uint8], resolution: int) -> NDArray[np.uint8]:
     if pictures.shape[-2:] == (resolution, resolution):
         return pictures

@@ -6,6 +6,8 @@ decoder. There are three ways to make a `FrameStore`:
     FrameStore.load(split, 128)                    decodes the shards (PyAV and Pillow, one clip per thread)
     FrameStore.load(split, 128, cache="128.st")    also keeps the result in a memory-mapped file for the next run
     FrameStore.load_packed(folder)                 reads JPEG frames that `save` wrote; needs Pillow, not PyAV
+
+`load` recognises a folder of packed frames, so that they can stand wherever a split does.
 """
 
 from __future__ import annotations
@@ -28,10 +30,12 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from export3d.data.decoding import decode, decode_still, decoders
+from export3d.data.decoding import decode, decode_exactly, decoders
+from export3d.data.locations import as_place
 from export3d.data.shards import WHOLE, Box, Index, Record, read_index, read_shards
-from export3d.errors import InputError, check_shape
+from export3d.errors import ConfigError, InputError, check_shape
 from export3d.files import replacing, write_bytes, write_failure
+from export3d.motion.motion import SPACES
 
 PACKED_FORMAT = "export3d.packed"
 CACHE_FORMAT = "export3d.frames"
@@ -173,7 +177,7 @@ class FrameStore:
         """Decode a split.
 
         Args:
-            folder: a split (the folder that holds `index.json`, or its URL).
+            folder: a split (the folder that holds `index.json`, or its URL), or packed frames.
             resolution: R; if smaller than the stored crops, they are downsampled with antialiasing.
             device: device of the tensors.
             max_clips: take only this many records from the start of the index.
@@ -183,8 +187,13 @@ class FrameStore:
             progress: called with (records done, records).
 
         Raises:
-            InputError: the split is not prepared, or damaged.  ConfigError: the crops are smaller than R.
+            InputError: the split is not prepared, or damaged.
+            ConfigError: the crops are smaller than R, or a cache is named for packed frames.
         """
+        if is_packed(folder):
+            if cache is not None:
+                raise ConfigError(f"{folder} holds packed frames, which need no cache; leave the cache out")
+            return cls.load_packed(folder, device, resolution=resolution, threads=threads)
         index = read_index(folder)
         entries = index.entries[:max_clips]
         if not entries:
@@ -264,46 +273,47 @@ class FrameStore:
 
     @classmethod
     def load_packed(
-        cls, folder: Path | str, device: torch.device | str = "cpu", *, threads: int | None = None
+        cls,
+        folder: Path | str,
+        device: torch.device | str = "cpu",
+        *,
+        resolution: int | None = None,
+        threads: int | None = None,
     ) -> FrameStore:
         """Read what `save` wrote; needs Pillow, not PyAV.
 
+        Args:
+            resolution: R; if smaller than the packed frames, they are downsampled with antialiasing. None: their own.
+
         Raises:
             InputError: the folder is missing, damaged or of another version.
+            ConfigError: the packed frames are smaller than R.
         """
-        from safetensors.numpy import load_file
-
         folder = Path(folder)
-        path = folder / _PACKED_INDEX
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-            if (value["format"], value["version"]) != (PACKED_FORMAT, VERSION):
-                raise InputError(f"{path} is of another version; pack the frames again")
-            clips = _clips(value["clips"])
-            resolution, space = int(value["resolution"]), str(value["space"])
-            parts = [(str(part["file"]), int(part["frames"])) for part in value["parts"]]
-            total = sum(clip.frames for clip in clips)
-            if sum(frames for _, frames in parts) != total or any(Path(file).name != file for file, _ in parts):
-                raise ValueError("its parts do not add up")
-            tracks: dict[str, list[NDArray[Any]]] = {name: [] for name in _TRACKS}
-            pictures = np.empty((total, 3, resolution, resolution), np.uint8)
-            at = 0
-            with ThreadPoolExecutor(decoders(threads)) as pool:
-                for file, frames in parts:
-                    part = load_file(folder / file)
-                    offsets, blob = part["offsets"], part["jpeg"].tobytes()
-                    pieces = [blob[a:b] for a, b in itertools.pairwise(offsets)]
-                    if len(pieces) != frames:
-                        raise ValueError(f"{file} holds {len(pieces)} frames, not {frames}")
-                    for row, picture in enumerate(pool.map(decode_still, pieces), at):
-                        pictures[row] = picture[0]
-                    for name in _TRACKS:
-                        tracks[name].append(part[name])
-                    at += frames
-        except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            packed = _read_packed(folder)
+            size = resolution or packed.resolution
+            if size <= packed.resolution:
+                with ThreadPoolExecutor(decoders(threads)) as pool:
+                    arrays = _decode_packed(folder, packed, size, pool)
+        except _DAMAGE as error:
             raise InputError(f"cannot read packed frames from {folder} ({error}); pack them again") from error
-        arrays = {name: np.concatenate(rows) for name, rows in tracks.items()}
-        return _from_arrays({"frames": pictures, **arrays}, clips, space).to(device)
+        if size > packed.resolution:
+            raise ConfigError(
+                f"{folder} holds frames of {packed.resolution} px, but {size} px are needed; pack larger ones"
+            )
+        return _from_arrays(arrays, packed.clips, packed.space).to(device)
+
+    def thinned(self, every: int) -> FrameStore:
+        """Every `every`-th frame of each video (neighbours are near-duplicates); the rest stays whole."""
+        kept, clips, at = [], [], 0
+        for clip in self.clips:
+            rows = torch.arange(clip.start, clip.start + clip.frames, every if clip.kind == "video" else 1)
+            kept.append(rows)
+            clips.append(replace(clip, start=at, frames=len(rows)))
+            at += len(rows)
+        rows = torch.cat(kept)
+        return replace(self, **{name: getattr(self, name)[rows] for name in _TENSORS}, clips=tuple(clips))
 
     def _jpeg_runs(self, pool: ThreadPoolExecutor, quality: int, max_bytes: int) -> Iterator[tuple[int, list[bytes]]]:
         """(first row, JPEG of each frame) of consecutive parts of at most `max_bytes` (tracks included)."""
@@ -324,6 +334,12 @@ _TENSORS = tuple(f.name for f in fields(FrameStore) if f.name not in ("clips", "
 _TRACKS = tuple(name for name in _TENSORS if name != "frames")
 
 
+def is_packed(folder: Path | str) -> bool:
+    """Whether a folder holds frames that `FrameStore.save` wrote."""
+    place = as_place(folder)
+    return isinstance(place, Path) and (place / _PACKED_INDEX).is_file()
+
+
 def layout(frames: int, resolution: int, expression_size: int) -> dict[str, tuple[tuple[int, ...], str]]:
     """Shape and dtype of each array of a store, widest items first: safetensors packs arrays without padding."""
     return {
@@ -334,6 +350,72 @@ def layout(frames: int, resolution: int, expression_size: int) -> dict[str, tupl
         "found": ((frames,), "|b1"),
         "frames": ((frames, 3, resolution, resolution), "|u1"),
     }
+
+
+_DAMAGE = (
+    *(InputError, OSError, ValueError, LookupError, TypeError, AttributeError),
+    *(MemoryError, RecursionError, SafetensorError),
+)
+"""What reading a damaged or hostile file can raise."""
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """The index of packed frames."""
+
+    space: str
+    resolution: int
+    clips: tuple[Clip, ...]
+    parts: tuple[tuple[str, int], ...]
+
+
+def _read_packed(folder: Path) -> _Packed:
+    """The index of packed frames, checked against itself; raises `ValueError` and what broken JSON leads to."""
+    value = json.loads((folder / _PACKED_INDEX).read_text(encoding="utf-8"))
+    if (value["format"], value["version"]) != (PACKED_FORMAT, VERSION):
+        raise ValueError(f"{_PACKED_INDEX} is of another format or version")
+    clips = _clips(value["clips"])
+    starts = list(itertools.accumulate((clip.frames for clip in clips), initial=0))
+    if not clips or [clip.start for clip in clips] != starts[:-1] or min(clip.frames for clip in clips) < 1:
+        raise ValueError("its clips do not add up")
+    if any(clip.kind not in ("video", "image", "pseudo") for clip in clips):
+        raise ValueError("a clip is neither a video nor an image")
+    parts = tuple((str(part["file"]), int(part["frames"])) for part in value["parts"])
+    if sum(frames for _, frames in parts) != starts[-1] or any(Path(file).name != file for file, _ in parts):
+        raise ValueError("its parts do not add up")
+    if value["space"] not in SPACES:
+        raise ValueError(f"the expression space {value['space']!r} is unknown")
+    return _Packed(value["space"], int(value["resolution"]), clips, parts)
+
+
+def _decode_packed(folder: Path, packed: _Packed, size: int, pool: ThreadPoolExecutor) -> Arrays:
+    """All arrays of packed frames, at `size` pixels; raises `ValueError` if a part is not what the index says."""
+    from safetensors.numpy import load_file
+
+    shapes = layout(1, packed.resolution, SPACES[packed.space])
+    tracks: dict[str, list[NDArray[Any]]] = {name: [] for name in _TRACKS}
+    pictures = np.empty((sum(frames for _, frames in packed.parts), 3, size, size), np.uint8)
+    at = 0
+    for file, frames in packed.parts:
+        part = load_file(folder / file)
+        for name in _TRACKS:
+            (_, *shape), dtype = shapes[name]
+            if part[name].shape != (frames, *shape) or part[name].dtype != np.dtype(dtype):
+                raise ValueError(f"{name} in {file} has shape {part[name].shape} and type {part[name].dtype}")
+            if part[name].dtype.kind == "f" and not np.isfinite(part[name]).all():
+                raise ValueError(f"{name} in {file} is not finite")
+            tracks[name].append(part[name])
+        offsets, blob = part["offsets"], part["jpeg"].tobytes()
+        if offsets.shape != (frames + 1,):
+            raise ValueError(f"{file} holds {len(offsets) - 1} frames, not {frames}")
+        pieces = [blob[first:last] for first, last in itertools.pairwise(offsets.tolist())]
+        decoded = pool.map(lambda piece: decode_exactly(piece, packed.resolution, size), pieces)
+        for row, picture in enumerate(decoded, at):
+            pictures[row] = picture[0]
+        at += frames
+    arrays = {"frames": pictures, **{name: np.concatenate(rows) for name, rows in tracks.items()}}
+    arrays["clip"] = np.repeat(np.arange(len(packed.clips)), [clip.frames for clip in packed.clips])
+    return arrays
 
 
 def _fill(

@@ -53,5 +53,4 @@ class OrthonormalBasis(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> OrthonormalBasis:
         """What `to`, `half` and the like call."""
         self._kept = None
-        module: OrthonormalBasis = super()._apply(fn, recurse)
-        return module
+        return super()._apply(fn, recurse)  # type: ignore[no-any-return, no-untyped-call]

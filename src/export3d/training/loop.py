@@ -391,15 +391,14 @@ class _Run:
         decay = ema_decay(
             self.images_seen, config.batch_size, halflife_images=config.ema_halflife_images, rampup=config.ema_rampup
         )
-        pairs = list(zip(self.ema.parameters(), self.module.parameters()))
-        averages, values = [average for average, _ in pairs], [value for _, value in pairs]
+        averages: list[Tensor] = list(self.ema.parameters())
+        values: list[Tensor] = list(self.module.parameters())
         if decay:
             torch._foreach_lerp_(averages, values, 1.0 - decay)
         else:
             torch._foreach_copy_(averages, values)
-        buffers = list(zip(self.ema.buffers(), self.module.buffers()))
-        if buffers:
-            torch._foreach_copy_([average for average, _ in buffers], [value for _, value in buffers])
+        if buffers := list(self.module.buffers()):
+            torch._foreach_copy_(list(self.ema.buffers()), buffers)
 
     def _refuse_non_finite(self, figures: Mapping[str, float], norms: Sequence[float]) -> None:
         bad = [f"{name} {value}" for name, value in figures.items() if not math.isfinite(value)]

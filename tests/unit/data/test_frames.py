@@ -1,13 +1,16 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file, save_file
 
 from export3d.data import frames
 from export3d.data.decoding import decode
@@ -125,6 +128,29 @@ def test_packed_frames_and_caches_need_no_pyav(split: Path, tmp_path: Path) -> N
     subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
+def test_packed_frames_stand_in_place_of_a_split_at_their_size_or_smaller(split: Path, tmp_path: Path) -> None:
+    store = FrameStore.load(split, 64)
+    store.save(tmp_path / "packed")
+    small = FrameStore.load(tmp_path / "packed", 32)
+    assert small.clips == store.clips
+    assert (small.frames.float() - FrameStore.load(split, 32).frames.float()).abs().mean() < 2.0
+    with pytest.raises(ConfigError, match="64 px, but 96 px are needed"):
+        FrameStore.load(tmp_path / "packed", 96)
+    with pytest.raises(ConfigError, match="leave the cache out"):
+        FrameStore.load(tmp_path / "packed", 64, cache=tmp_path / "c.safetensors")
+
+
+def test_thinning_keeps_every_third_frame_of_videos_and_all_others(split: Path) -> None:
+    store = FrameStore.load(split, 32)
+    pseudo = replace(store, clips=(replace(store.clips[0], kind="pseudo"), *store.clips[1:]))
+    thin = pseudo.thinned(3)
+    assert [clip.frames for clip in thin.clips] == [6, 3, 2, 1, 1, 1]
+    assert thin.clip.tolist() == [0] * 6 + [1] * 3 + [2] * 2 + [3, 4, 5]
+    rows = [*range(6), 6, 9, 12, 15, 18, 19, 20, 21]
+    assert torch.equal(thin.camera, store.camera[rows])
+    assert torch.equal(thin.frames, store.frames[rows])
+
+
 def test_saving_again_replaces_the_former_parts(split: Path, tmp_path: Path) -> None:
     FrameStore.load(split, 64).save(tmp_path / "packed", max_bytes=20_000)
     FrameStore.load(split, 64, max_clips=1).save(tmp_path / "packed")
@@ -132,23 +158,65 @@ def test_saving_again_replaces_the_former_parts(split: Path, tmp_path: Path) -> 
     assert len(FrameStore.load_packed(tmp_path / "packed")) == 6
 
 
-@pytest.mark.parametrize("damage", ["missing part", "truncated part", "index", "not an index", "outside"])
+def spoil(folder: Path, damage: str) -> None:
+    """Damage packed frames of one part."""
+    part, index = folder / "part-0000.safetensors", folder / "packed.json"
+    value, arrays = json.loads(index.read_text()), load_file(part)
+    clips = value["clips"]
+    changes: dict[str, Callable[[], object]] = {
+        "no part": part.unlink,
+        "truncated part": lambda: part.write_bytes(part.read_bytes()[:-100]),
+        "truncated index": lambda: index.write_text('{"format"'),
+        "no index": index.unlink,
+        "deep index": lambda: index.write_text("[" * 100_000),
+        "list as index": lambda: index.write_text("[]"),
+        "part outside": lambda: value["parts"][0].update(file="../part-0000.safetensors"),
+        "endless clip": lambda: [entry.update(frames=10**15) for entry in (value["parts"][0], clips[0])],
+        "endless clips": lambda: value.update(
+            clips=[{**clips[0], "frames": 10**15}], parts=[{**value["parts"][0], "frames": 10**15}]
+        ),
+        "negative clip": lambda: clips[0].update(frames=-6),
+        "clip elsewhere": lambda: clips[1].update(start=0),
+        "kind": lambda: clips[0].update(kind="film"),
+        "unknown word": lambda: clips[0].update(colour="red"),
+        "space": lambda: value.update(space="flame"),
+        "other space": lambda: value.update(space="bfm64"),
+        "resolution": lambda: value.update(resolution=48),
+        "large resolution": lambda: value.update(resolution=10**6),
+        "text resolution": lambda: value.update(resolution="large"),
+        "nan": lambda: arrays["camera"].fill(np.nan),
+        "infinite": lambda: arrays["landmarks"].fill(np.inf),
+        "short track": lambda: arrays.update(found=arrays["found"][:-1]),
+        "type": lambda: arrays.update(expression=arrays["expression"].astype(np.float64)),
+        "no track": lambda: arrays.pop("camera"),
+        "no image": lambda: arrays["jpeg"].fill(0),
+        "offsets": lambda: arrays["offsets"].fill(-1),
+        "few offsets": lambda: arrays.update(offsets=arrays["offsets"][:-1]),
+    }
+    changes[damage]()
+    if damage not in NO_INDEX:
+        index.write_text(json.dumps(value))
+    if part.is_file() and damage != "truncated part":
+        save_file(arrays, part)
+
+
+NO_INDEX = ("truncated index", "no index", "deep index", "list as index")
+DAMAGES = (
+    *("no part", "truncated part", *NO_INDEX, "part outside", "endless clip", "endless clips", "negative clip"),
+    *("clip elsewhere", "kind", "unknown word", "space", "other space", "resolution", "large resolution"),
+    *("text resolution", "nan", "infinite", "short track", "type", "no track", "no image", "offsets", "few offsets"),
+)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_damaged_packed_frames_are_an_input_error(split: Path, tmp_path: Path, damage: str) -> None:
     folder = tmp_path / "packed"
     FrameStore.load(split, 32).save(folder)
-    part, index = folder / "part-0000.safetensors", folder / "packed.json"
-    if damage == "missing part":
-        part.unlink()
-    elif damage == "truncated part":
-        part.write_bytes(part.read_bytes()[:-100])
-    elif damage == "index":
-        index.write_text('{"format"')
-    elif damage == "not an index":
-        index.unlink()
-    else:
-        index.write_text(index.read_text().replace("part-0000", "../part-0000"))
-    with pytest.raises(InputError, match="pack them again"):
+    spoil(folder, damage)
+    with pytest.raises(InputError, match="pack them again") as caught:
         FrameStore.load_packed(folder)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(folder))
 
 
 def test_a_record_with_fewer_pictures_than_its_track_is_refused(make_record: Make, tmp_path: Path) -> None:

@@ -1,0 +1,68 @@
+"""Packs prepared splits as JPEG frames, to train on a machine without a video decoder or a copy of the shards."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from export3d.data.frames import FrameStore
+from export3d.data.locations import as_place, inside
+from export3d.data.shards import INDEX_NAME, has_split
+from export3d.errors import ConfigError, InputError
+from export3d.files import write_failure
+
+SPLITS = ("train", "val", "pseudo/train")
+"""Splits of a prepared folder that are packed, where they exist."""
+
+
+def pack(
+    data: Path | str,
+    out: Path,
+    size: int,
+    *,
+    every: int = 1,
+    quality: int = 92,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, tuple[int, int]]:
+    """Pack a prepared folder, or a single split, as `FrameStore.save` writes it.
+
+    Args:
+        data: the folder or its URL. A folder with `train` and `val` is packed split by split, into folders of the same
+            names; a single split goes into `out` itself.
+        out: created if missing; existing packed frames in it are replaced.
+        size: side of the frames, pixels.
+        every: keep every so many-th frame of a video.
+        quality: of the JPEG images, 1 to 100.
+        progress: called with (records done, records) of each split.
+
+    Returns:
+        Frames and bytes of each packed split, by name.
+
+    Raises:
+        ConfigError: `size`, `every` or `quality` is out of range.  InputError: nothing prepared is there, or it is
+        damaged.  OutputError: `out` cannot be written.
+    """
+    if size < 32 or size % 32 or every < 1 or not 1 <= quality <= 100:
+        raise ConfigError(
+            f"size {size} must be a multiple of 32, every {every} at least 1 and quality {quality} from 1 to 100"
+        )
+    place = as_place(data)
+    single = isinstance(place, Path) and (place / INDEX_NAME).is_file()
+    names = ("",) if single else tuple(name for name in SPLITS if has_split(place, name))
+    if not names:
+        raise InputError(f"{data} has no split train or val to pack; make them with: export3d prepare CLIPS -o DIR")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failure(out, error) from error
+    packed = {}
+    for name in names:
+        folder = out / name
+        with tempfile.TemporaryDirectory(dir=out, prefix=".packing-") as room:  # decoded frames stay on disk
+            split = inside(place, name) if name else place
+            store = FrameStore.load(split, size, cache=Path(room) / "frames.safetensors", progress=progress)
+            store = store.thinned(every) if every > 1 else store
+            store.save(folder, quality)
+        packed[name or out.name] = len(store), sum(part.stat().st_size for part in folder.glob("part-*.safetensors"))
+    return packed

@@ -1,0 +1,79 @@
+"""Packing prepared data, and training data from packed frames."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from export3d.cli.main import main
+from export3d.data.frames import FrameStore
+from export3d.errors import ConfigError
+from export3d.training.pairs import load_frames
+
+
+@pytest.fixture
+def data(split: Path, tmp_path: Path) -> Path:
+    """A prepared folder: train, val and pseudo/train, all alike."""
+    for name in ("train", "val", "pseudo/train"):
+        shutil.copytree(split, tmp_path / "data" / name)
+    return tmp_path / "data"
+
+
+def test_a_packed_folder_trains_like_the_one_it_was_made_of(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "packed"
+    assert main(["pack", str(data), "-o", str(out), "--size", "64", "--every", "2"]) == 0
+    assert [line.split(",")[0] for line in capsys.readouterr().out.splitlines()] == [
+        "train: 13 frames", "val: 13 frames", "pseudo/train: 13 frames",
+    ]  # fmt: skip
+    assert not [path for path in out.rglob("*") if "packing" in path.name]
+    clips, val = load_frames(out, 32, [out / "pseudo" / "train"])
+    wanted, held_out = load_frames(data, 32, [data / "pseudo" / "train"])
+    assert isinstance(clips, FrameStore)
+    assert isinstance(wanted, FrameStore)
+    assert val is not None
+    assert held_out is not None
+    assert clips.kinds == wanted.kinds
+    assert clips.kinds.count("pseudo") == 3
+    thin = held_out.thinned(2)
+    assert torch.equal(val.camera, thin.camera)
+    assert (val.frames.float() - thin.frames.float()).abs().mean() < 2.0
+
+
+def test_a_single_split_is_packed_by_itself(data: Path, tmp_path: Path) -> None:
+    assert main(["pack", str(data / "val"), "-o", str(tmp_path / "one"), "--size", "32"]) == 0
+    assert len(FrameStore.load(tmp_path / "one", 32)) == 22
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--size", "40"], "size 40 must be a multiple of 32"),
+        (["--every", "0"], "every 0 at least 1"),
+        (["--quality", "101"], "quality 101 from 1 to 100"),
+        (["--size", "128"], "resolution 128 needs larger crops"),
+    ],
+)
+def test_what_cannot_be_packed_is_said_in_one_sentence(
+    data: Path, tmp_path: Path, options: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["pack", str(data), "-o", str(tmp_path / "packed"), *options]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not list((tmp_path / "packed").rglob("*"))
+
+
+def test_an_empty_folder_cannot_be_packed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "none").mkdir()
+    assert main(["pack", str(tmp_path / "none"), "-o", str(tmp_path / "packed")]) == 2
+    assert "no split train or val to pack" in capsys.readouterr().err
+    assert not (tmp_path / "packed").exists()
+
+
+def test_packed_frames_are_not_read_through_a_window(data: Path, tmp_path: Path) -> None:
+    assert main(["pack", str(data), "-o", str(tmp_path / "packed"), "--size", "32"]) == 0
+    with pytest.raises(ConfigError, match=r"data\.memory reads shards"):
+        load_frames(tmp_path / "packed", 32, memory=1.0)
