@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from numpy.typing import NDArray
 from export3d import camera as cameras
 from export3d import files
 from export3d.errors import BadMotionFile, InputError, MissingExtra, ShapeError
-from export3d.motion.motion import MAX_FRAMES, Motion, check_sane
+from export3d.motion.motion import MAX_EXPRESSION, MAX_FRAMES, Motion, check_sane
 
 Array = NDArray[np.floating]
+
+SUFFIXES = (".mat", ".npz")
+"""Endings of coefficient files."""
 
 _BFM_LAYOUT = {"exp": slice(80, 144), "angle": slice(224, 227), "trans": slice(254, 257)}
 _BFM_WIDTHS = {"exp": 64, "angle": 3, "trans": 3}
@@ -47,16 +51,7 @@ def load_bfm64(path: str | os.PathLike[str], fps: float = 25.0) -> Motion:
         MissingExtra: a `.mat` file, and scipy is not installed.
     """
     path = Path(path)
-    if path.is_dir():
-        names = sorted((p for p in path.iterdir() if p.suffix.lower() in (".mat", ".npz")), key=_natural)
-        if not names:
-            raise BadMotionFile(f"the folder {path} holds no .mat or .npz file; give Deep3DFaceRecon's output folder")
-    else:
-        names = [files.check_input(path, BadMotionFile, "a Deep3DFaceRecon .mat or .npz file")]
-    parts = [_read_bfm(name) for name in names]
-    values = {key: np.concatenate([part[key] for part in parts]) for key in _BFM_WIDTHS}
-    if len(values["exp"]) > MAX_FRAMES:
-        raise BadMotionFile(f"{path} holds {len(values['exp'])} frames, more than {MAX_FRAMES}; split it")
+    values = _load(path, ("exp", "angle", "trans"))
     try:
         motion = Motion(
             values["exp"], _bfm_cameras(values["angle"], values["trans"]), fps, "bfm64", {"file": str(path)}
@@ -67,8 +62,43 @@ def load_bfm64(path: str | os.PathLike[str], fps: float = 25.0) -> Motion:
     return motion
 
 
-def _read_bfm(path: Path) -> dict[str, Array]:
-    """`exp` (T, 64), `angle` (T, 3) and `trans` (T, 3), float64, of one coefficient file."""
+def load_expression(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """The expression coefficients (T, 64) alone.
+
+    Args:
+        path: as for `load_bfm64`, except that `angle` and `trans` may be missing.
+
+    Raises:
+        BadMotionFile: not such a file, or numbers that are not finite or above `motion.MAX_EXPRESSION`.
+        MissingExtra: a `.mat` file, and scipy is not installed.
+    """
+    values = _load(Path(path), ("exp",))["exp"]
+    bad = np.flatnonzero(~(np.abs(values) <= MAX_EXPRESSION).all(axis=1))
+    if len(bad):
+        raise BadMotionFile(
+            f"{path} holds NaN, infinity or values above {MAX_EXPRESSION:g} in frame {bad[0]} ({len(bad)} of "
+            f"{len(values)} frames); run Deep3DFaceRecon again"
+        )
+    return values.astype(np.float32)
+
+
+def _load(path: Path, names: Sequence[str]) -> dict[str, Array]:
+    """Arrays (T, ...), float64, by name, of a file or of all files in a folder."""
+    if path.is_dir():
+        files_in = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_natural)
+        if not files_in:
+            raise BadMotionFile(f"the folder {path} holds no .mat or .npz file; give Deep3DFaceRecon's output folder")
+    else:
+        files_in = [path]
+    parts = [_read_bfm(name, names) for name in files_in]
+    values = {key: np.concatenate([part[key] for part in parts]) for key in names}
+    if len(values[names[0]]) > MAX_FRAMES:
+        raise BadMotionFile(f"{path} holds {len(values[names[0]])} frames, more than {MAX_FRAMES}; split it")
+    return values
+
+
+def _read_bfm(path: Path, names: Sequence[str]) -> dict[str, Array]:
+    """The arrays `names` of one coefficient file, float64, with one T: `exp` (T, 64), `angle` and `trans` (T, 3)."""
     head = files.sniff(files.check_input(path, BadMotionFile, "a Deep3DFaceRecon .mat or .npz file"))
     if head[:2] == b"PK":
         arrays = _read_npz(path)
@@ -79,21 +109,25 @@ def _read_bfm(path: Path) -> dict[str, Array]:
     else:
         kind = files.foreign_kind(head) or "something else"
         raise BadMotionFile(f"{path} is not a .mat or .npz file but {kind}; give Deep3DFaceRecon's own output")
-    if all(name in arrays for name in _BFM_WIDTHS):
-        parts = {name: np.asarray(arrays[name]).reshape(-1, width) if np.size(arrays[name]) % width == 0 else None
-                 for name, width in _BFM_WIDTHS.items()}  # fmt: skip
+    if all(name in arrays for name in names):
+        parts = {name: _rows(arrays[name], _BFM_WIDTHS[name]) for name in names}
     else:
         whole = [np.atleast_2d(a) for a in arrays.values() if a.ndim in (1, 2) and a.shape[-1] == 257]
         if len(whole) != 1:
             raise BadMotionFile(
                 f"{path} holds no coefficients of the 257 layout (found {', '.join(sorted(arrays)) or 'no arrays'}); "
-                "save one (T, 257) array, or exp, angle and trans"
+                f"save one (T, 257) array, or {', '.join(names)}"
             )
-        parts = {name: whole[0][:, columns] for name, columns in _BFM_LAYOUT.items()}
-    lengths = {len(part) if part is not None else -1 for part in parts.values()}
-    if len(lengths) != 1 or lengths & {-1, 0}:
-        raise BadMotionFile(f"{path}: save exp, angle and trans as (T, 64), (T, 3) and (T, 3) with one T")
+        parts = {name: whole[0][:, _BFM_LAYOUT[name]] for name in names}
+    if len({len(part) for part in parts.values()}) != 1 or not len(parts[names[0]]):
+        wanted = ", ".join(f"{name} (T, {_BFM_WIDTHS[name]})" for name in names)
+        raise BadMotionFile(f"{path} must hold {wanted} with one T of at least 1")
     return {name: np.asarray(part, dtype=np.float64) for name, part in parts.items()}
+
+
+def _rows(array: NDArray[Any], width: int) -> NDArray[Any]:
+    """(T, width); no rows if the array has another width."""
+    return array.reshape(-1, width) if array.shape[-1:] == (width,) else np.zeros((0, width))
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:

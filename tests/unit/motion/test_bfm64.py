@@ -9,7 +9,7 @@ import pytest
 from export3d import camera
 from export3d.errors import BadMotionFile
 from export3d.motion import bfm64
-from export3d.motion.bfm64 import load_bfm64
+from export3d.motion.bfm64 import load_bfm64, load_expression
 from tests.hostile import Bomb
 
 
@@ -143,6 +143,26 @@ def test_pickled_objects_inside_an_npz_are_not_loaded(tmp_path: Path) -> None:
     with pytest.raises(BadMotionFile, match=r"b\.npz"):
         load_bfm64(tmp_path / "b.npz")
     assert not (tmp_path / "proof").exists()
+
+
+def test_the_expression_alone_needs_neither_angles_nor_translations(rng: np.random.Generator, tmp_path: Path) -> None:
+    whole = coefficients(rng, 12)
+    np.savez(tmp_path / "whole.npz", coeff=whole)
+    np.savez(tmp_path / "exp.npz", exp=whole[:, 80:144], trans=np.zeros((3, 3)))
+    (tmp_path / "frames").mkdir()
+    for k, row in enumerate(whole):
+        np.savez(tmp_path / "frames" / f"{k}.npz", exp=row[80:144])
+    for name in ("whole.npz", "exp.npz", "frames"):
+        found = load_expression(tmp_path / name)
+        assert found.dtype == np.float32
+        np.testing.assert_array_equal(found, whole[:, 80:144].astype(np.float32))
+    np.savez(tmp_path / "turned.npz", exp=np.zeros((64, 12)))
+    with pytest.raises(BadMotionFile, match=r"turned\.npz must hold exp \(T, 64\)"):
+        load_expression(tmp_path / "turned.npz")
+    for number, value in enumerate((np.nan, np.inf, -1001.0)):
+        np.savez(tmp_path / f"{number}.npz", exp=np.where(np.arange(12)[:, None] > 8, value, np.zeros((12, 64))))
+        with pytest.raises(BadMotionFile, match=r"in frame 9 \(3 of 12 frames\)"):
+            load_expression(tmp_path / f"{number}.npz")
 
 
 @pytest.mark.parametrize("name", ["a.npz", "a.mat"])
