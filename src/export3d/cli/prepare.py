@@ -22,6 +22,7 @@ def command(
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     manifest: Path | None = None,
+    coefficients: Path | None = None,
     workers: int | None = None,
     val_fraction: float | None = None,
     resume: bool = True,
@@ -37,6 +38,8 @@ def command(
         clips: videos, portraits, and folders of them; with a manifest, by default all of its files.
         output: folder for the shards, one subfolder per split, and the report.
         manifest: CSV with the columns file, person, split, and optionally terms; paths are relative to it.
+        coefficients: folder of Deep3DFaceRecon files named like the clips, a frame for each of theirs at 25 fps; they
+            replace the tracked expression scores.
         workers: number of processes; by default one per core; 0 uses this process.
         val_fraction: without a manifest, the share of the videos to hold out (split val); by default a tenth, and at
             least one if there are four or more.
@@ -49,10 +52,12 @@ def command(
         raise ConfigError("--face-model and --landmark-map are for --pseudo-clips; add it, or leave them out")
     if pseudo_clips and (face_model is None or landmark_map is None):
         raise ConfigError("--pseudo-clips needs a morphable face; give its files with --face-model and --landmark-map")
+    if pseudo_clips and coefficients is not None:
+        raise ConfigError("pseudo-clips have tracked scores and cannot join --coefficients; leave one of them out")
     from export3d.data.prepare import prepare
 
     with job_progress("preparing", unit="file") as progress:
-        report = prepare(clips, output, manifest, workers, resume, val_fraction, progress=progress)
+        report = prepare(clips, output, manifest, workers, resume, val_fraction, None, progress, coefficients)
     _tell_skipped(report)
     print(report.summary())
     if manifest is None:

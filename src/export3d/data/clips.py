@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import tempfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
@@ -20,13 +20,18 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export3d.data.shards import Record
-from export3d.errors import ConfigError, InputError, NoFaceFound
+from export3d.errors import BadMotionFile, ConfigError, InputError, NoFaceFound
 from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, crop
 from export3d.face.landmark_sets import NOSE_TIP
 from export3d.face.tracker import Track, Tracker
 from export3d.files import sniff
 from export3d.image import read_image
+from export3d.motion.bfm64 import load_expression
+from export3d.motion.motion import Motion
 from export3d.video import VideoWriter, read_frames
+
+Coefficients = NDArray[np.float32]
+"""(T, 64)."""
 
 FPS = 25.0
 _CUT_JUMP = 0.5
@@ -94,7 +99,7 @@ def media_kind(path: Path) -> str | None:
 
 
 def records_of(
-    path: Path, key: str, info: dict[str, Any], tracker: Tracker, limits: Limits
+    path: Path, key: str, info: dict[str, Any], tracker: Tracker, limits: Limits, coefficients: Path | None = None
 ) -> tuple[list[Record], list[Refusal]]:
     """The records of one source file, and the refusals of its stretches.
 
@@ -104,34 +109,65 @@ def records_of(
         info: provenance to store in every record.
         tracker: tracks the face.
         limits: requirements on each record.
+        coefficients: what `bfm64.load_expression` reads, one frame per frame of the file at 25 per second. They are
+            the expression instead of the tracker's scores; cameras, crop and landmarks stay the tracker's.
 
     Raises:
         Refusal: no part of the file can be used.
+        MissingExtra: see `load_expression`.
     """
     try:
         kind = media_kind(path)
         if kind is None:
             raise Refusal("unreadable", f"{path.name} is neither a video nor an image")
-        return _still(path, key, info, tracker, limits) if kind == "image" else _video(path, key, info, tracker, limits)
+        given = None if coefficients is None else _given_expression(coefficients, path, kind)
+        make = _still if kind == "image" else _video
+        return make(path, key, info, tracker, limits, given)
     except NoFaceFound as error:
         raise Refusal("no face", str(error)) from error
     except (InputError, OSError) as error:
         raise Refusal("unreadable", str(error)) from error
 
 
+def _given_expression(coefficients: Path, path: Path, kind: str) -> Coefficients:
+    """The coefficients of a file, checked before the face is tracked, which takes far longer."""
+    try:
+        values = load_expression(coefficients)
+    except BadMotionFile as error:
+        raise Refusal("coefficients", str(error)) from error
+    frames = 1 if kind == "image" else sum(1 for _ in read_frames(path, FPS))
+    if len(values) != frames:
+        raise Refusal(
+            "coefficients",
+            f"{coefficients} holds {len(values)} frames, but {path.name} has {frames}"
+            + (
+                "" if kind == "image" else f" at {FPS:g} per second; convert it to {FPS:g} fps and fit its frames again"
+            ),
+        )
+    return values
+
+
+def _expressed(track: Track, given: Coefficients | None, start: int = 0) -> Track:
+    """A track of the frames from `start` on with the given expression, if there is one."""
+    if given is None:
+        return track
+    motion, rows = track.motion, given[start : start + len(track.found)]
+    return replace(track, motion=Motion(rows, motion.camera, motion.fps, "bfm64"))
+
+
 def _still(
-    path: Path, key: str, info: dict[str, Any], tracker: Tracker, limits: Limits
+    path: Path, key: str, info: dict[str, Any], tracker: Tracker, limits: Limits, given: Coefficients | None
 ) -> tuple[list[Record], list[Refusal]]:
     image = read_image(path)
     track = tracker.track_image(image, path.name)
     _judge(track, limits, path.name, still=True)
     stream = io.BytesIO()
     Image.fromarray(crop(image, track.crop)).save(stream, format="PNG")
-    return [_record(key, stream.getvalue(), "png", track, info, 0, image.shape)], []
+    return [_record(key, stream.getvalue(), "png", _expressed(track, given), info, 0, image.shape)], []
 
 
 def _video(
-    path: Path, key: str, info: dict[str, Any], tracker: Tracker, limits: Limits
+    path: Path, key: str, info: dict[str, Any], tracker: Tracker, limits: Limits, given: Coefficients | None
 ) -> tuple[list[Record], list[Refusal]]:
     whole = tracker.track_video(path, FPS)
     stretches = _stretches(whole, limits)
@@ -153,7 +189,7 @@ def _video(
             if isinstance(track, Refusal):
                 raise track
             _judge(track, limits, where)
-            good.append((name, start, stop, track))
+            good.append((name, start, stop, _expressed(track, given, start)))
         except Refusal as refusal:
             refusals.append(refusal)
     if not good:

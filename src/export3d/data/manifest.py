@@ -8,11 +8,12 @@ import json
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from export3d.data.clips import Limits, media_kind
 from export3d.data.shards import INDEX_NAME, Reject, read_index
 from export3d.errors import InputError
+from export3d.motion.bfm64 import SUFFIXES
 
 VERSION = 1
 """Version of the preparation. It is part of every fingerprint: raising it causes every file to be prepared again."""
@@ -39,6 +40,7 @@ class Job:
         key: key of the record.
         fingerprint, place: see `shards.Entry`.
         parts: folder for the job's output.
+        coefficients: file or folder of the file's expression coefficients; None: expressions are tracked.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Job:
     fingerprint: str = ""
     place: str = ""
     parts: Path = Path()
+    coefficients: Path | None = None
 
 
 def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
@@ -110,8 +113,12 @@ def make_jobs(
     out: Path,
     limits: Limits,
     val_fraction: float | None,
+    coefficients: Path | None = None,
 ) -> tuple[list[Job], list[Reject]]:
-    """Make one job per file, with unique keys and fingerprints; also returns the files that cannot be prepared."""
+    """Make one job per file, with unique keys and fingerprints; also returns the files that cannot be prepared.
+
+    With a folder of coefficients, a file without its own is one of the latter.
+    """
     held_out = _held_out(files, out, _VAL_FRACTION if val_fraction is None else val_fraction) if rows is None else set()
     drafts: list[Job] = []
     rejects: list[Reject] = []
@@ -136,10 +143,41 @@ def make_jobs(
             rejects.append(Reject(job.file, job.split, "duplicate", f"{job.file} has the same contents as {first}"))
             continue
         facts = [VERSION, content, job.split, job.person, job.terms, job.origin, asdict(limits)]
+        if coefficients is not None:
+            try:
+                own = coefficients_of(coefficients, job.file)
+                facts.append(_coefficients_digest(own))
+                job = replace(job, coefficients=own)
+            except (InputError, OSError) as error:
+                rejects.append(Reject(job.file, job.split, "coefficients", str(error)))
+                continue
         fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         place = _place(path)
         drafts.append(replace(job, fingerprint=fingerprint, place=place, parts=out / job.split / PARTS_FOLDER))
     return _with_keys(drafts, out), rejects
+
+
+def coefficients_of(folder: Path, file: str) -> Path:
+    """The coefficients of `file` (name in the report) in a folder: NAME.npz, NAME.mat, or a folder NAME of such files.
+
+    NAME is the file's path without its ending; of a path that leads out of the folder, the last part alone.
+
+    Raises:
+        InputError: there are none, or several.
+    """
+    name = PurePath(file)
+    if name.is_absolute() or ".." in name.parts:
+        name = PurePath(name.name)
+    base = folder / name.with_suffix("")
+    found = [path for path in (base, *(base.with_name(base.name + suffix) for suffix in SUFFIXES)) if path.exists()]
+    if len(found) != 1:
+        known = ", ".join(path.name for path in found)
+        raise InputError(
+            f"{file} has several coefficients in {folder} ({known}); keep one of them"
+            if found
+            else f"{file} has no coefficients; give them as {base}.mat, {base}.npz or a folder {base} of such files"
+        )
+    return found[0]
 
 
 def split_folders(out: Path) -> list[Path]:
@@ -201,6 +239,11 @@ def _content_digest(path: Path) -> str:
         stream.seek(max(0, size - _PROBE_BYTES))
         digest.update(stream.read(_PROBE_BYTES))
     return digest.hexdigest()
+
+
+def _coefficients_digest(path: Path) -> list[str]:
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    return [f"{file.name} {_content_digest(file)}" for file in files if file.is_file()]
 
 
 def _fraction(name: str) -> float:

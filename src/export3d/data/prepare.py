@@ -29,7 +29,7 @@ from export3d.data.manifest import PARTS_FOLDER, VERSION, Job, find_files, make_
 from export3d.data.shard_writer import update, write_tar
 from export3d.data.shards import INDEX_NAME, Entry, Index, Record, Reject, read_index, read_tar
 from export3d.data.workers import Crash, run_jobs
-from export3d.errors import ConfigError, Export3DError, OutputError
+from export3d.errors import ConfigError, Export3DError, InputError, MissingExtra, OutputError
 from export3d.face.tracker import Tracker
 from export3d.files import write_bytes, write_failure
 
@@ -89,6 +89,7 @@ def prepare(
     val_fraction: float | None = None,
     limits: Limits | None = None,
     progress: Progress | None = None,
+    coefficients: Path | str | None = None,
 ) -> Report:
     """Prepare videos and still portraits.
 
@@ -105,12 +106,14 @@ def prepare(
             and at least one if there are four or more. Adding videos never moves a video to another split.
         limits: requirements on a clip.
         progress: called with (files done, files, name of the last).
+        coefficients: folder of Deep3DFaceRecon coefficients (`manifest.coefficients_of`); they become the expression,
+            and the records are in the space bfm64.
 
     Returns:
         Figures and rejects of everything in `out`.
 
     Raises:
-        InputError: an input does not exist, or the manifest is invalid.
+        InputError: an input does not exist, the manifest is invalid, or `out` holds expressions of another space.
         OutputError: `out` cannot be written; finished files are kept.
         ConfigError: invalid settings.
     """
@@ -124,11 +127,11 @@ def prepare(
     rows = None if manifest is None else read_manifest(Path(manifest))
     paths = [Path(path) for path in inputs]
     files, ignored = find_files(paths, rows)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_failure(out, error) from error
-    jobs, outside = make_jobs(files, rows, out, limits, val_fraction)
+    fitted = None if coefficients is None else _folder(Path(coefficients))
+    space = "arkit52" if fitted is None else "bfm64"
+    _check_space(out, space)
+    _make(out)
+    jobs, outside = make_jobs(files, rows, out, limits, val_fraction, fitted)
     finished = _finished(out) if resume else set()
     todo = [job for job in jobs if job.fingerprint not in finished]
     done = 0
@@ -150,13 +153,36 @@ def prepare(
                     logger.info("%s", message)
             if progress is not None:
                 progress(done, len(todo), job.file)
-        _pack(out / split, mine)
+        _pack(out / split, mine, space)
         if rows is None and split == "val" and _all_refused(out / split, mine):  # hold out other videos instead
-            return prepare(paths, out, None, workers, resume, val_fraction, limits, progress)
+            return prepare(paths, out, None, workers, resume, val_fraction, limits, progress, fitted)
     _forget_moved(out, jobs)
     report = _report(out, [*outside, *crashed], done, len(jobs) - len(todo), ignored, time.monotonic() - began)
     _write_report(report, limits)
     return report
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_failure(folder, error) from error
+
+
+def _folder(path: Path) -> Path:
+    if not path.is_dir():
+        raise InputError(f"{path} is not a folder; give the folder of Deep3DFaceRecon's coefficients")
+    return path
+
+
+def _check_space(out: Path, space: str) -> None:
+    """`InputError` if a split in `out` holds expressions of another space."""
+    for folder in split_folders(out):
+        index = read_index(folder)
+        if index.entries and index.space != space:
+            raise InputError(
+                f"{folder} holds expressions in {index.space}, and {space} cannot be added; choose another folder"
+            )
 
 
 # --- one job, in a worker ---------------------------------------------------------------------------------------------
@@ -171,16 +197,17 @@ def _start(limits: Limits) -> Callable[[Job], list[str]]:
 def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str]:
     """Prepare one file and write its part; returns the messages that were logged.
 
-    Only a failure to write the output ends the run. Any failure caused by the input becomes a reject.
+    A failure to write the output ends the run, and so does a package that is not installed. Any failure caused by the
+    input becomes a reject.
     """
     records: list[Record] = []
     refusals: list[Refusal] = []
     with _caught_log() as messages:
         try:
-            records, refusals = records_of(job.path, job.key, _provenance(job), tracker, limits)
+            records, refusals = records_of(job.path, job.key, _provenance(job), tracker, limits, job.coefficients)
         except Refusal as refusal:
             refusals = [refusal]
-        except OutputError:
+        except (OutputError, MissingExtra):
             raise
         except Export3DError as error:
             refusals = [Refusal("failed", str(error))]
@@ -188,10 +215,7 @@ def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str]:
             logger.exception("%s", job.file)
             refusals = [Refusal("failed", f"{type(error).__name__}: {error}")]
     rejects = [Reject(job.file, job.split, r.reason, r.detail, job.fingerprint, job.place) for r in refusals]
-    try:
-        job.parts.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_failure(job.parts, error) from error
+    _make(job.parts)
     if records:
         write_tar(job.parts / f"{job.fingerprint}.tar", records)
     marker = {"keys": [record.key for record in records], "rejects": [asdict(reject) for reject in rejects]}
@@ -212,6 +236,7 @@ def _provenance(job: Job) -> dict[str, Any]:
         "origin": job.origin,
         "fingerprint": job.fingerprint,
         "place": job.place,
+        **({} if job.coefficients is None else {"coefficients": job.coefficients.name}),
         "tool": f"export3d {version}, preparation {VERSION}, MediaPipe Face Landmarker",
     }
 
@@ -254,11 +279,11 @@ def _clean(parts: Path, jobs: Sequence[Job]) -> None:
             path.unlink(missing_ok=True)
 
 
-def _pack(split: Path, jobs: Sequence[Job]) -> None:
+def _pack(split: Path, jobs: Sequence[Job], space: str) -> None:
     """Convert the parts of a split's jobs to shards and drop old records of the same files."""
     parts = split / PARTS_FOLDER
     complete = [job for job in jobs if (parts / f"{job.fingerprint}.json").exists()]
-    index = read_index(split) if (split / INDEX_NAME).exists() else Index("arkit52", 0)
+    index = read_index(split) if (split / INDEX_NAME).exists() else Index(space, 0)
     current = {job.place: job.fingerprint for job in jobs}
     anew = {job.fingerprint for job in complete}
     stale = {
@@ -279,7 +304,7 @@ def _pack(split: Path, jobs: Sequence[Job]) -> None:
             if path.exists():
                 yield from read_tar(path)
 
-    update(split, records(), rejects, drop=stale)
+    update(split, records(), rejects, drop=stale, space=space)
     shutil.rmtree(parts, ignore_errors=True)
 
 
@@ -298,7 +323,7 @@ def _forget_moved(out: Path, jobs: Sequence[Job]) -> None:
         index = read_index(folder)
         gone = {line.fingerprint for line in _lines(index) if home.get(line.place, folder.name) != folder.name}
         if gone:
-            update(folder, [], drop=gone)
+            update(folder, [], drop=gone, space=index.space)
             if not _lines(read_index(folder)):
                 shutil.rmtree(folder)
 

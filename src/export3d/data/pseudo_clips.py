@@ -218,13 +218,12 @@ def pseudo_clips(
     if frames < 2 or workers < 0:
         raise ConfigError("pseudo-clips need at least two frames, and workers must not be negative")
     index = read_index(split)
+    if index.space != "arkit52":
+        raise InputError(f"{split} holds expressions in {index.space}; pseudo-clips are made of tracked arkit52 scores")
     if split.resolve() == out.resolve():
         raise ConfigError(f"{out} is the input split itself; choose another folder")
-    shut = set(exclude)
-    wanted = sorted(
-        (entry.key for entry in index.entries if entry.kind == "image" and entry.key not in shut),
-        key=lambda key: hashlib.sha256(key.encode()).digest(),
-    )[:limit]
+    portraits = {entry.key for entry in index.entries if entry.kind == "image"} - set(exclude)
+    wanted = sorted(portraits, key=lambda key: hashlib.sha256(key.encode()).digest())[:limit]
     if not wanted:
         raise InputError(f"{split} holds no portraits to make pseudo-clips of; prepare some")
     stills: dict[str, Record] = {}

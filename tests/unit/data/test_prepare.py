@@ -4,6 +4,7 @@ import csv
 import importlib.util
 import json
 import logging
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from export3d.data import prepare as module
 from export3d.data.clips import Limits
 from export3d.data.frames import FrameStore
+from export3d.data.manifest import coefficients_of
 from export3d.data.prepare import Report, prepare
 from export3d.data.shard_writer import verify
 from export3d.data.shards import read_index, read_shards
@@ -456,3 +458,113 @@ def test_real_clips_are_tracked_well(tmp_path: Path, shared_data: Path) -> None:
         assert record.found.mean() >= 0.97
         assert record.info["reprojection_px"] < 1.5
         assert record.info["terms"] == row["terms"]
+
+
+# ---- coefficients instead of tracked scores --------------------------------------------------------------------------
+
+
+@pytest.fixture
+def fitted(tmp_path: Path, rng: np.random.Generator) -> Path:
+    """Coefficients of `clips`: files of both layouts, a folder of single frames, and a portrait's in a sub-folder."""
+    folder = tmp_path / "fitted"
+    (folder / "more").mkdir(parents=True)
+    (folder / "bob").mkdir()
+    np.savez(folder / "anna.npz", coeff=rng.normal(size=(20, 257)))
+    for frame in range(20):
+        np.savez(folder / "bob" / f"{frame}.npz", exp=np.full((1, 64), frame))
+    np.savez(folder / "more" / "carla.npz", exp=rng.normal(size=(1, 64)))
+    for name in ("short", "broken"):
+        np.savez(folder / f"{name}.npz", exp=np.zeros((5, 64)))
+    return folder
+
+
+@pytest.mark.slow
+def test_coefficients_replace_the_tracked_scores(clips: Path, fitted: Path, tmp_path: Path, drawn: list[str]) -> None:
+    out = tmp_path / "out"
+    report = run(clips, out, coefficients=fitted)
+    assert {(r.file, r.reason) for r in report.rejects} == {("short.mp4", "too short"), ("broken.mp4", "unreadable")}
+    index = read_index(out / "train")
+    assert (index.space, index.expression_size) == ("bfm64", 64)
+    assert verify(out / "train") == []
+    records = {record.key: record for record in read_shards(out / "train")}
+    with np.load(fitted / "anna.npz") as given:
+        np.testing.assert_array_equal(records["anna"].expression, given["coeff"][:, 80:144].astype(np.float32))
+    np.testing.assert_array_equal(records["bob"].expression[:, 0], np.arange(20))
+    assert records["bob"].info["coefficients"] == "bob"
+    assert {record.info["space"] for record in records.values()} == {"bfm64"}
+    tracked = tmp_path / "tracked"
+    run(clips, tracked)
+    for record in read_shards(tracked / "train"):
+        np.testing.assert_array_equal(record.camera, records[record.key].camera)
+
+
+def test_each_part_of_a_clip_gets_its_own_coefficients(tmp_path: Path, drawn: list[str], draw_clip: Draw) -> None:
+    path = draw_clip(tmp_path / "cut.mp4", [130] * 18 + [195] * 20)
+    np.savez(tmp_path / "cut.npz", exp=np.repeat(np.arange(38.0)[:, None], 64, 1))
+    run(path, tmp_path / "out", coefficients=tmp_path)
+    parts = {record.key: record.expression[:, 5] for record in read_shards(tmp_path / "out" / "train")}
+    np.testing.assert_array_equal(parts["cut-01"], np.arange(18))
+    np.testing.assert_array_equal(parts["cut-02"], np.arange(18, 38))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"exp": np.zeros((19, 64))}, r"holds 19 frames, but anna\.mp4 has 20 at 25 per second; convert it"),
+        ({"exp": np.zeros((20, 63))}, r"must hold exp \(T, 64\)"),
+        ({"coeff": np.zeros((20, 256))}, "no coefficients of the 257 layout"),
+        ({"exp": np.where(np.arange(20)[:, None] == 7, np.nan, np.zeros((20, 64)))}, "NaN.* in frame 7 .1 of 20"),
+        ({"exp": np.full((20, 64), 1e30)}, "values above 1000 in frame 0"),
+        (None, "is not a .mat or .npz file but"),
+        ({}, "no coefficients of the 257 layout"),
+    ],
+)
+def test_coefficients_that_cannot_be_used_are_one_sentence(
+    clips: Path, tmp_path: Path, drawn: list[str], arrays: dict[str, np.ndarray] | None, words: str
+) -> None:
+    (tmp_path / "fitted").mkdir()
+    np.savez(tmp_path / "fitted" / "anna.npz", **(arrays or {}))  # type: ignore[arg-type]
+    if arrays is None:
+        (tmp_path / "fitted" / "anna.npz").write_text("expression, frame by frame")
+    [reject] = run(clips / "anna.mp4", tmp_path / "out", coefficients=tmp_path / "fitted").rejects
+    assert reject.reason == "coefficients"
+    assert re.search(words, reject.detail)
+    assert "\n" not in reject.detail
+
+
+@pytest.mark.slow
+def test_missing_and_ambiguous_coefficients_are_named(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    fitted = tmp_path / "fitted"
+    (fitted / "bob").mkdir(parents=True)
+    np.savez(fitted / "bob.npz", exp=np.zeros((20, 64)))
+    report = run([clips / "anna.mp4", clips / "bob.mp4"], tmp_path / "out", coefficients=fitted)
+    details = {r.file: r.detail for r in report.rejects}
+    assert "anna.mp4 has no coefficients; give them as" in details["anna.mp4"]
+    assert "several coefficients" in details["bob.mp4"]
+    assert drawn == [], "nothing is tracked in vain"
+    (fitted / "bob").rmdir()
+    np.savez(fitted / "anna.npz", exp=np.zeros((20, 64)))
+    assert run([clips / "anna.mp4", clips / "bob.mp4"], tmp_path / "out", coefficients=fitted).rejects == ()
+    np.savez(fitted / "anna.npz", exp=np.ones((20, 64)))
+    assert run([clips / "anna.mp4", clips / "bob.mp4"], tmp_path / "out", coefficients=fitted).done == 1
+    record = next(record for record in read_shards(tmp_path / "out" / "train") if record.key == "anna")
+    assert record.expression.min() == 1.0
+
+
+def test_one_folder_holds_one_expression_space(clips: Path, fitted: Path, tmp_path: Path, drawn: list[str]) -> None:
+    run(clips / "anna.mp4", tmp_path / "out")
+    before = list(drawn)
+    with pytest.raises(InputError, match="expressions in arkit52, and bfm64 cannot be added"):
+        run(clips / "bob.mp4", tmp_path / "out", coefficients=fitted)
+    with pytest.raises(InputError, match="is not a folder"):
+        run(clips / "bob.mp4", tmp_path / "other", coefficients=fitted / "anna.npz")
+    assert drawn == before
+    assert not (tmp_path / "other").exists()
+
+
+def test_coefficients_of_paths_outside_the_folder_go_by_the_last_name(tmp_path: Path) -> None:
+    np.savez(tmp_path / "x.y.npz", exp=np.zeros((1, 64)))
+    for file in ("x.y.mp4", "../clips/x.y.mp4", "/data/x.y.mp4"):
+        assert coefficients_of(tmp_path, file) == tmp_path / "x.y.npz"
+    with pytest.raises(InputError, match=r"a/x\.y\.mp4 has no coefficients"):
+        coefficients_of(tmp_path, "a/x.y.mp4")
