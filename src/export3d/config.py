@@ -69,6 +69,11 @@ class ModelConfig:
             render=replace(self.render, resolution=size // 4),
         )
 
+    def in_space(self, space: str) -> ModelConfig:
+        """This configuration for expressions of another space; `ConfigError` if there is no such space."""
+        inputs = SPACES.get(space, self.expression.inputs)
+        return replace(self, space=space, expression=replace(self.expression, inputs=inputs))
+
     def to_dict(self) -> dict[str, Any]:
         """Nested plain dictionaries."""
         return asdict(self)

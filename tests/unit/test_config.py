@@ -131,6 +131,10 @@ def test_the_expression_space_decides_the_number_of_coefficients() -> None:
         replace(tiny(), space="bfm64")
     config = replace(tiny(), space="bfm64", expression=replace(tiny().expression, inputs=64))
     assert ModelConfig.from_dict(config.to_dict()) == config
+    assert tiny().in_space("bfm64") == config
+    assert config.in_space("arkit52") == tiny()
+    with pytest.raises(ConfigError, match="known spaces: arkit52"):
+        tiny().in_space("flame")
 
 
 def test_image_and_raw_image_must_fit_each_other() -> None:

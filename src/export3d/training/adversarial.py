@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore
+from export3d.data.locations import as_place
+from export3d.data.shards import space_of
 from export3d.discriminator import Discriminator, discriminator_config
 from export3d.errors import ConfigError
 from export3d.image import resize
@@ -31,7 +33,7 @@ from export3d.model import Export3D, Output
 from export3d.pretrained import adapt_resolution, load_pretrained
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
-from export3d.training.pairs import Drawn, PairConfig, PairTask, export, load_frames, words
+from export3d.training.pairs import Drawn, PairConfig, PairTask, check_space, export, load_frames, words
 from export3d.training.task import OpponentConfig
 from export3d.weights.file import load_into
 from export3d.weights.hub import locate
@@ -223,6 +225,7 @@ def run(
         cache: folder that keeps decoded frames between runs.
     """
     former = load_pretrained(locate(from_pretrained)[0])
+    check_space(space_of(as_place(data)), former.config)
     size = config.sized(former.config).image_size
     discriminator_config(config.discriminator, size)  # refused before minutes of decoding
     clips, val = load_frames(data, size, pseudo, cache, config.memory)

@@ -61,7 +61,7 @@ class PairConfig(WarpWeights):
         expression_reader: image encoder that `export3d pretrain` wrote, reader.safetensors.
         density_weight: weight of the variation of the density over small steps.
         still_fraction, pseudo_fraction, hard_fraction, curriculum_images, mirror, augment: see
-            `export3d.data.pairs.PairSampler`.
+            `export3d.data.pairs.PairSampler`; data in a space without a mirror map (bfm64) is never mirrored.
         memory: GB of decoded training frames held at once; if there are more, a window moves through them
             (`export3d.data.frame_window`). None holds all frames.
         sheet_pairs: number of pairs in an image sheet.
@@ -169,10 +169,8 @@ class PairTask:
         self.settings: PairConfig = config
         self.seed = seed
         self.model = model
-        if train_frames.space != model.config.space:
-            raise InputError(
-                f"the training data is in {train_frames.space}, but the model expects {model.config.space}"
-            )
+        for frames in (train_frames, *([] if val_frames is None else [val_frames])):
+            check_space(frames.space, model.config)
         self.module: nn.Module = model
         self.sampler = self._sampler(train_frames)
         self.val = val_frames
@@ -321,12 +319,21 @@ class PairTask:
         return PairSampler(
             frames,
             self.seed,
-            mirror=s.mirror,
+            mirror=s.mirror and frames.space == "arkit52",
             augment=s.augment,
             still_fraction=s.still_fraction,
             pseudo_fraction=s.pseudo_fraction,
             hard_fraction=s.hard_fraction,
             curriculum_images=s.curriculum_images,
+        )
+
+
+def check_space(space: str | None, model: ModelConfig) -> None:
+    """`InputError` if data has expressions of another space than a model takes; None passes."""
+    if space not in (None, model.space):
+        raise InputError(
+            f"the data holds expressions in {space}, but the weights take {model.space}; prepare the data in that "
+            f"space, or use weights of {space}"
         )
 
 

@@ -7,7 +7,7 @@ negatives each; by default every frame of a clip is the positive once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -43,7 +43,7 @@ class PretrainConfig:
     """Settings of the pre-training, beside the loop's.
 
     Attributes:
-        model: both towers and the objective.
+        model: both towers and the objective; the data sets the number of inputs of the expression.
         frames: how frames are drawn and varied.
         standardise: "each": every coefficient is scaled to unit deviation over the training data; "together": all are
             by one factor, so that scores that hardly move in speech, in which people differ all the same, stay small;
@@ -84,6 +84,8 @@ class PretrainTask:
             raise ConfigError(
                 "pre-training trains an encoder with a basis, and not a frozen one; change basis or frozen"
             )
+        expression = replace(config.model.expression, inputs=clips.expression.shape[1])
+        config = replace(config, model=replace(config.model, expression=expression))
         self.settings = config
         self.config: Mapping[str, Any] = {"pretrain": asdict(config)}
         for store in (*pseudo, *([val] if val else [])):

@@ -62,7 +62,7 @@ _DATA = _same("data", "still_fraction pseudo_fraction hard_fraction curriculum_i
 
 KEYS: dict[str, dict[str, str]] = {
     "pretrain": {
-        **_same("expression", "inputs hidden n d", "model.expression."),
+        **_same("expression", "hidden n d", "model.expression."),
         "expression.settle": "config.settle",
         **_same("image", "width groups", "model."),
         **_same("loss", "objective temperature", "model."),

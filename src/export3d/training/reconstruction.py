@@ -16,13 +16,15 @@ from torch import Tensor
 from export3d.config import VARIANTS, ModelConfig, preset, variant
 from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore
+from export3d.data.locations import as_place
+from export3d.data.shards import space_of
 from export3d.errors import ConfigError
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.model import Export3D
 from export3d.pretrained import inherit, load_encoder, load_pretrained
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
-from export3d.training.pairs import PairConfig, PairTask, export, load_frames, words
+from export3d.training.pairs import PairConfig, PairTask, check_space, export, load_frames, words
 from export3d.training.state import latest_state
 from export3d.warping.landmark_motion import LandmarkMotion
 from export3d.warping.losses import landmark_error
@@ -63,8 +65,12 @@ class ReconstructionConfig(PairConfig):
             if name not in VARIANTS:
                 raise ConfigError(f"unknown variant {name!r}; choose from {', '.join(VARIANTS)}")
 
-    def model_config(self, former: ModelConfig | None = None) -> ModelConfig:
+    def model_config(self, former: ModelConfig | None = None, space: str | None = None) -> ModelConfig:
         """The preset, or else the settings of the weights to begin with, with this run's changes to them.
+
+        Args:
+            former: settings of the weights to begin with.
+            space: expression space of the training data; None leaves that of the preset or the weights.
 
         Raises:
             ConfigError: an unknown preset or variant, or neither a preset nor weights to begin with.
@@ -77,7 +83,7 @@ class ReconstructionConfig(PairConfig):
             raise ConfigError("there is no model to train; set model.preset, or name weights with --from-pretrained")
         for name in self.variants:
             config = variant(config, name)
-        return self.sized(config)
+        return self.sized(config if space is None else config.in_space(space))
 
 
 class ReconstructionTask(PairTask):
@@ -101,14 +107,16 @@ class ReconstructionTask(PairTask):
         seed: int = 0,
         former: Export3D | None = None,
     ) -> None:
-        self.model_config = config.model_config(None if former is None else former.config)
+        if former is not None:
+            check_space(train_frames.space, former.config)
+        self.model_config = config.model_config(None if former is None else former.config, train_frames.space)
         self.config: Mapping[str, Any] = {"model": self.model_config.to_dict(), "reconstruction": words(config)}
         torch.manual_seed(seed)
         super().__init__(config, Export3D(self.model_config), train_frames, val_frames, seed)
-        if self.model_config.expression.frozen:
-            kept = former is not None and former.config.expression.frozen and config.expression is None
-            encoder = former.expression if former is not None and kept else load_encoder(config.expression)
-            self._take_encoder(encoder, config.expression)
+        encoder = pretrained_encoder(config, self.model_config, former)
+        if encoder is not None:
+            what = str(config.expression or "the packaged encoder")
+            load_into(self.model.expression, encoder.state_dict(), what=what)
         else:
             seen = train_frames.expression
             self.model.expression.standardise(seen.mean(0), seen.std(0, correction=0))
@@ -118,17 +126,6 @@ class ReconstructionTask(PairTask):
         if former is not None:
             seen = train_frames.expression
             inherit(self.model, former, seen[:: max(1, len(seen) // 5000)])
-
-    def _take_encoder(self, encoder: ExpressionEncoder, path: Path | None) -> None:
-        """Load a pre-trained encoder into the model, where it stays frozen."""
-        wanted, given = self.model_config.expression, replace(encoder.config, frozen=True)
-        if given != wanted:
-            raise ConfigError(
-                f"the encoder {path or 'in the package'} has n {given.n}, d {given.d} and {given.inputs} inputs, but "
-                f"the model needs n {wanted.n}, d {wanted.d} and {wanted.inputs}; make one with export3d pretrain and "
-                "give its clebs.safetensors by --set model.expression=FILE"
-            )
-        load_into(self.model.expression, encoder.state_dict(), what=str(path or "the packaged encoder"))
 
     @property
     def landmark_motion(self) -> LandmarkMotion | None:
@@ -176,6 +173,35 @@ class ReconstructionTask(PairTask):
         return terms
 
 
+def pretrained_encoder(
+    config: ReconstructionConfig, model: ModelConfig, former: Export3D | None
+) -> ExpressionEncoder | None:
+    """The encoder that stays frozen in a model; None if the model trains its own.
+
+    Raises:
+        ConfigError: the encoder has other sizes, or takes another expression space, than the model.
+        CheckpointError: as `load_encoder`.
+    """
+    if not model.expression.frozen:
+        return None
+    kept = former is not None and former.config.expression.frozen and config.expression is None
+    encoder = former.expression if former is not None and kept else load_encoder(config.expression)
+    wanted, given = model.expression, replace(encoder.config, frozen=True)
+    if given.inputs != wanted.inputs:
+        raise ConfigError(
+            f"the encoder {config.expression or 'in the package'} takes {given.inputs} expression values, but the data "
+            f"in {model.space} has {wanted.inputs}; make one with export3d pretrain and give its clebs.safetensors by "
+            "--set model.expression=FILE"
+        )
+    if given != wanted:
+        raise ConfigError(
+            f"the encoder {config.expression or 'in the package'} has n {given.n} and d {given.d}, but the model needs "
+            f"n {wanted.n} and d {wanted.d}; make one with export3d pretrain and give its clebs.safetensors by "
+            "--set model.expression=FILE"
+        )
+    return encoder
+
+
 def run(
     data: Path | str,
     out: Path,
@@ -200,8 +226,12 @@ def run(
         cache: folder that keeps decoded frames between runs.
     """
     former = None if from_pretrained is None else load_pretrained(locate(from_pretrained)[0])
-    size = config.model_config(None if former is None else former.config).image_size
-    clips, val = load_frames(data, size, pseudo, cache, config.memory)
+    space = space_of(as_place(data))
+    if former is not None:
+        check_space(space, former.config)
+    model = config.model_config(None if former is None else former.config, space)
+    pretrained_encoder(config, model, former)  # refused before minutes of decoding
+    clips, val = load_frames(data, model.image_size, pseudo, cache, config.memory)
     task = ReconstructionTask(config, clips, val, loop.seed, former)
     if latest_state(out / "checkpoints") is None:
         task.fit_motion()

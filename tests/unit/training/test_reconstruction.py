@@ -292,11 +292,23 @@ def test_the_saved_configuration_is_plain_json() -> None:
     assert ModelConfig.from_dict(saved["model"]) == tiny()
 
 
-def test_data_of_another_expression_space_is_refused() -> None:
+def test_the_model_takes_the_expression_space_of_the_data() -> None:
+    store = made_up_store()
+    other = replace(store, expression=torch.rand(len(store), 64), space="bfm64")
+    made = ReconstructionTask(replace(PLAIN, mirror=True), other)
+    assert (made.model_config.space, made.model_config.expression.inputs) == ("bfm64", 64)
+    assert torch.isfinite(made.losses(made.batch(0, 2, 0, 1), 0)["total"])  # and there is no mirror image of it
+
+
+def test_weights_validation_data_and_encoders_of_another_space_are_refused() -> None:
     store = made_up_store()
     other = replace(store, expression=torch.zeros(len(store), 64), space="bfm64")
-    with pytest.raises(InputError, match="bfm64"):
-        ReconstructionTask(PLAIN, other)
+    with pytest.raises(InputError, match="data holds expressions in bfm64, but the weights take arkit52"):
+        ReconstructionTask(PLAIN, other, former=Export3D(tiny()))
+    with pytest.raises(InputError, match="data holds expressions in bfm64, but the weights take arkit52"):
+        ReconstructionTask(PLAIN, store, other)
+    with pytest.raises(ConfigError, match="takes 52 expression values, but the data in bfm64 has 64"):
+        ReconstructionTask(replace(PLAIN, variants=("clebs",)), other)
 
 
 # ---- flow ------------------------------------------------------------------------------------------------------------
@@ -544,7 +556,7 @@ def test_with_a_frozen_encoder_the_motion_is_fitted_and_then_left(tmp_path: Path
 
 @pytest.mark.parametrize("sizes", [{"n": 5}, {"d": 16}])
 def test_an_encoder_of_another_size_is_refused(sizes: dict[str, int], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"model needs n 10, d 32.* export3d pretrain .*model\.expression=FILE"):
+    with pytest.raises(ConfigError, match=r"model needs n 10 and d 32.* export3d pretrain .*model\.expression=FILE"):
         task(replace(PLAIN, variants=("clebs",), expression=saved_encoder(tmp_path, **sizes)))
 
 
