@@ -37,7 +37,7 @@ OPTIONS: dict[str, list[str]] = {
     "track": ["video", "output", "start=0.0", "seconds=None", "note=''", "summary=False"],
     "compare-motion": ["a", "b", "minimum=()"],
     "prepare": [
-        "clips=()", "output", "manifest=None", "workers=None", "val_fraction=None", "resume=True",
+        "clips=()", "output", "manifest=None", "coefficients=None", "workers=None", "val_fraction=None", "resume=True",
         "pseudo_clips=False", "face_model=None", "landmark_map=None",
     ],
     "pseudo-clips": [
@@ -68,7 +68,7 @@ OPTIONS: dict[str, list[str]] = {
     ],
     "evaluate cross": [
         "data='data'", "run=...", "output='evaluation'", "split='val'", "clips=None", "weights=None", "pairs=None",
-        "identity=()", "motion='absolute'", "frames=40", "against=None", "max_pairs=None",
+        "identity=()", "expression='arkit52'", "motion='absolute'", "frames=40", "against=None", "max_pairs=None",
     ],
     "evaluate predictions": [
         "folder", "scoring=...", "output='evaluation'", "truth=True", "workers=0", "device='auto'",

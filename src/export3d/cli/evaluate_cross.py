@@ -22,6 +22,7 @@ def command(
     weights: Path | None = None,
     pairs: Path | None = None,
     identity: tyro.conf.UseAppendAction[tuple[str, ...]] = (),
+    expression: str = "arkit52",
     motion: Literal["absolute", "relative"] = "absolute",
     frames: int = 40,
     against: Path | None = None,
@@ -40,6 +41,7 @@ def command(
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pairs: CSV file of sources and drivers; by default every clip drives the next two people.
         identity: face descriptor for CSIM: dlib, or an ArcFace .onnx file; may be repeated; by default dlib.
+        expression: reader of expression and pose for AED and APD: arkit52, or a Deep3DFaceRecon .onnx file.
         motion: absolute uses the driver's expression and head angles, relative uses their change.
         frames: maximum number of frames per driving clip, evenly spaced.
         against: report.json of another run; adds the differences for each pair.
@@ -54,6 +56,7 @@ def command(
             weights=weights,
             pairs=pairs,
             identity=identity or ("dlib",),
+            expression=expression,
             motion=motion,
             frames=frames,
             against=against,

@@ -7,7 +7,10 @@ There is no ground truth, so the measures say whose face was generated and wheth
   carry the driver's appearance over; lower is better. Its reference is the cosine of the two strangers.
 - *AED*: mean absolute difference between the 52 ARKit scores tracked in the result and those that drove it.
 - *APD*: the same for yaw, pitch and roll, degrees.
-- correlations of yaw, jawOpen and eyeBlink, tracked in the result, with the motion that drove it.
+- With a network that reads 64 coefficients and a pose, AED and APD are the paper's (Sec. 6.4): mean absolute
+  differences between what it reads in the result and in the driving frames.
+- correlations of yaw, jawOpen and eyeBlink, tracked in the result, with the motion that drove it. If that motion is in
+  a space without names (bfm64), jawOpen and eyeBlink are compared with those tracked in the driving frames.
 
 The driver's real frames are scored in the same way: two strangers, and the tracker's own error. Pairs are scored one at
 a time, in one process or in several, and finished pairs are kept (`results`).
@@ -47,6 +50,7 @@ from export3d.data.decoding import decode
 from export3d.data.shards import Index, Record, read_index, read_tar
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures import temporal
+from export3d.evaluation.measures.face_readers import ARKIT, load_expression
 from export3d.evaluation.measures.identity import PACKAGED, csim, load_identity
 from export3d.evaluation.measures.image import Measure
 from export3d.evaluation.measures.rendered import MEASURES as RENDERED
@@ -57,7 +61,7 @@ from export3d.evaluation.protocols.pairs import check_pairs, choose_pairs, read_
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.provenance import inputs_of_run, origin_of
 from export3d.evaluation.protocols.results import Results, Shown
-from export3d.evaluation.protocols.retracked import SeenFrames, cross_measures, movement_scores
+from export3d.evaluation.protocols.retracked import SeenFrames, cross_measures, movement_scores, read_scores
 from export3d.evaluation.protocols.runner import Progress, finished_clips, score_all, share_threads
 from export3d.evaluation.protocols.scoring import Chunk, ClipScores, clip_strip, enlarged
 from export3d.evaluation.protocols.settings import RunSettings
@@ -86,6 +90,7 @@ def cross_identity(
     weights: Path | str | None = None,
     pairs: Path | str | None = None,
     identity: Sequence[str | Path] = (PACKAGED,),
+    expression: str | Path = ARKIT,
     motion: Transfer = "absolute",
     frames: int = FRAMES,
     against: Path | str | None = None,
@@ -104,6 +109,7 @@ def cross_identity(
         weights: by default those inside the package.
         pairs: a file that `read_pairs` reads; by default `choose_pairs`.
         identity: descriptors for CSIM, see `identity.load_identity`.
+        expression: reader of expression and pose for AED and APD, see `face_readers.load_expression`.
         motion: how motion is transferred, see the rules above.
         frames: most frames of each driving clip.
         against: `report.json` of another run on the same pairs; the report gets the paired differences.
@@ -114,23 +120,26 @@ def cross_identity(
         progress: called with (frames done, frames); the latter is an estimate.
 
     Raises:
-        InputError: not a prepared split, pairs that are not in it, images of another run in the folder for images, or a
-            report of another kind or with other settings.
+        InputError: not a prepared split, another expression space than the weights', one that the reader does not read,
+            pairs that are not in it, images of another run in the folder for images, or a report of another kind or
+            with other settings.
         CheckpointError: no such weights.  MissingExtra: no tracker, or no onnxruntime for an ONNX file.
         OutputError: `out` cannot be written.  ConfigError: invalid settings.
     """
     split, device = Path(split), pick_device(run.device)
     if min(frames, 1 if max_pairs is None else max_pairs) < 1 or not identity:
         raise ConfigError("frames and the number of pairs must be at least 1, and identity needs a descriptor")
-    index, model = _both_arkit(split, weights)
+    reader = None if str(expression) == ARKIT else load_expression(expression)
+    index, model = _in_one_space(split, weights, named=reader is None)
     listed = (choose_pairs(index) if pairs is None else read_pairs(pairs))[:max_pairs]
     check_pairs(listed, index)
     identities = [load_identity(name) for name in identity]
-    measures = (*cross_measures(identities), *RENDERED)
+    measures = (*cross_measures(identities, reader is not None, index.space == ARKIT), *RENDERED)
     settings = {
         **inputs_of_run(model, weights, split),
         "pairs": "by rule: each clip drives the next two people" if pairs is None else Path(pairs).name,
         "identity": [descriptor.description for descriptor in identities],
+        **({} if reader is None else {"expression and pose": reader.description}),
         "motion": motion,
         "frames": f"at most {frames} of each driving clip, evenly spaced",
         "source": "most frontal found frame (smallest |yaw| + |pitch| + |roll|)",
@@ -142,6 +151,7 @@ def cross_identity(
         split=split,
         weights=None if weights is None else Path(weights),
         identity=tuple(identity),
+        expression=expression,
         motion=motion,
         frames=frames,
         device=str(device),
@@ -156,13 +166,18 @@ def cross_identity(
     return results.write_report(report, previous=other)
 
 
-def _both_arkit(split: Path, weights: Path | str | None) -> tuple[Index, Export3D]:
-    """The split's index and the model; `InputError` unless the expressions of both are ARKit scores."""
+def _in_one_space(split: Path, weights: Path | str | None, named: bool) -> tuple[Index, Export3D]:
+    """The split's index and the model; `InputError` unless both are in one space, of `named` scores if asked for."""
     index, model = read_index(split), load_pretrained(weights)
-    if {index.space, model.config.space} != {"arkit52"}:
+    if index.space != model.config.space:
         raise InputError(
-            f"{split} holds expressions in {index.space} and the weights take {model.config.space}; cross-identity "
-            "scores are made of tracked ARKit scores, so both must be arkit52"
+            f"{split} holds expressions in {index.space} but the weights were trained on {model.config.space}; "
+            "prepare the clips in that space or use other weights"
+        )
+    if named and index.space != ARKIT:
+        raise InputError(
+            f"{split} holds expressions in {index.space}, which the tracker cannot read in generated frames; name a "
+            "network that can with --expression FILE.onnx"
         )
     return index, model
 
@@ -189,6 +204,7 @@ class _Plan:
     split: Path
     weights: Path | None
     identity: tuple[str | Path, ...]
+    expression: str | Path
     motion: Transfer
     frames: int
     device: str
@@ -226,6 +242,7 @@ class _Work:
         self._size = self._model.config.image_size
         self._entries = {entry.key: entry for entry in read_index(plan.split).entries}
         self._identities = [load_identity(name) for name in plan.identity]
+        self._reader = None if str(plan.expression) == ARKIT else load_expression(plan.expression)
         self._tracker = Tracker(smoothing=Smoothing(pose_s=0, distance_s=0, expression_s=0))
         self._driver: _Driver | None = None
 
@@ -238,7 +255,8 @@ class _Work:
 
     def _score(self, pair: Pair) -> None:
         if self._driver is None or self._driver.record.key != pair.driver:  # consecutive pairs often share a driver
-            self._driver = _Driver(self._record(pair.driver), self._plan.frames, self._size, self._seen)
+            record, space = self._record(pair.driver), self._model.config.space
+            self._driver = _Driver(record, space, self._plan.frames, self._size, self._seen)
         driver, source = self._driver, self._record(pair.source)
         if not source.found.any():
             raise NoFaceFound(f"the face was not found in {source.key}; prepare it again")
@@ -249,8 +267,7 @@ class _Work:
         pictures, shares = self._render(still, source, frame, asked)
         ours, theirs = self._seen(pictures, pair.name), driver.seen
 
-        values = movement_scores(asked, ours)
-        reference = movement_scores(_at(driver.motion, driver.rows), theirs)
+        values, reference = self._movement(asked, ours, driver)
         (shown,) = enlarged(still[None])
         landmarks = source.landmarks[frame].astype(np.float64) * CROP_SIZE
         likeness: list[NDArray[np.float64]] = []
@@ -297,6 +314,18 @@ class _Work:
                 result, ClipScores(result.scores, len(pictures), result.worst_frame, strip, {}), case
             )
 
+    def _movement(self, asked: Motion, ours: SeenFrames, driver: _Driver) -> tuple[dict[str, float], dict[str, float]]:
+        """Motion measures of the result and of the driving frames, without those that compare these with themselves."""
+        own, theirs, absent = _at(driver.motion, driver.rows), driver.seen, set[str]()
+        if asked.space != ARKIT:
+            asked, own = (replace(theirs.track.motion, camera=motion.camera) for motion in (asked, own))
+            absent |= {"jawOpen", "eyeBlink"}
+        values, reference = movement_scores(asked, ours), movement_scores(own, theirs)
+        if self._reader is not None:
+            values |= read_scores(ours, theirs)
+            absent |= {"aed", "apd", "apd6"}
+        return values, {name: value for name, value in reference.items() if name not in absent}
+
     @torch.inference_mode()
     def _render(self, still: Picture, source: Record, frame: int, asked: Motion) -> tuple[Picture, NDArray[np.float32]]:
         """The source, a frame (R, R, 3) of its record, rendered with the requested motion.
@@ -319,19 +348,21 @@ class _Work:
         return next(r for r in read_tar(self._plan.split / self._entries[key].shard) if r.key == key)
 
     def _seen(self, pictures: Picture, name: str) -> SeenFrames:
-        return SeenFrames(pictures, name, self._tracker, self._identities)
+        return SeenFrames(pictures, name, self._tracker, self._identities, self._reader)
 
 
 class _Driver:
     """A driving clip: its motion, the chosen frames, and their track and identities."""
 
-    def __init__(self, record: Record, frames: int, size: int, see: Callable[[Picture, str], SeenFrames]) -> None:
+    def __init__(
+        self, record: Record, space: str, frames: int, size: int, see: Callable[[Picture, str], SeenFrames]
+    ) -> None:
         found = np.flatnonzero(record.found)
         if len(found) < 2:
             raise NoFaceFound(f"the face was found in fewer than two frames of {record.key}; prepare it again")
         self.record = record
         self.rows = found[np.linspace(0, len(found) - 1, min(frames, len(found))).round().astype(int)]
-        self.motion = Motion(record.expression, record.camera, FPS)
+        self.motion = Motion(record.expression, record.camera, FPS, space)
         self.seen = see(np.ascontiguousarray(np.moveaxis(decode(record, size)[self.rows], 1, -1)), record.key)
 
 

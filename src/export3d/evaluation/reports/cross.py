@@ -16,7 +16,7 @@ from export3d.evaluation.reports.tables import cell, strict, table, titled
 from export3d.files import check_input
 
 _NAME_JOINT = " by "
-_MUST_AGREE = ("split", "identity", "motion", "frames")
+_MUST_AGREE = ("split", "identity", "expression and pose", "motion", "frames")
 """Settings that two runs must share if their pairs are compared."""
 
 
@@ -130,7 +130,7 @@ class CrossReport(Report):
         return (
             "A clip is a pair: one person's image, driven by another person's clip. Real pictures are the driving "
             "frames: for CSIM and leak compared with the source (two strangers), for the rest tracked again (the "
-            "tracker's own error)."
+            "tracker's own error); what is compared with these frames themselves is left out."
         )
 
 
@@ -142,7 +142,7 @@ def read_cross_report(path: Path, settings: Mapping[str, Any]) -> Report:
         settings: of the run it is compared with.
 
     Raises:
-        InputError: the file is something else, or its run had another split, identity, motion or number of frames.
+        InputError: the file is something else, or its run had other settings of `_MUST_AGREE`.
     """
     text = check_input(path, InputError, "a report of a cross-identity run").read_bytes()
     try:
@@ -155,7 +155,7 @@ def read_cross_report(path: Path, settings: Mapping[str, Any]) -> Report:
             })
             for pair in value["pairs"]
         ]  # fmt: skip
-        differing = [name for name in _MUST_AGREE if value["settings"][name] != settings[name]]
+        differing = [name for name in _MUST_AGREE if value["settings"].get(name) != settings.get(name)]
         other = Report(str(value["title"]), dict(value["settings"]), (OURS,), (), tuple(clips))
         weights_name(other)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -28,6 +28,7 @@ from export3d.image import read_image
 from export3d.model import Export3D
 from export3d.motion.motion import Motion
 from export3d.pretrained import adapt_resolution, load_pretrained, save_pretrained
+from tests.made_up_networks import coefficient_network
 
 Make = Callable[..., Record]
 
@@ -126,6 +127,13 @@ class Mirror:
 
     def frame_and_share(self, planes, camera):
         return planes, torch.zeros_like(planes[:, :1])
+
+
+class Dim(Mirror):
+    """The source picture, darker."""
+
+    def frame(self, planes, camera):
+        return 0.5 * planes - 0.5
 
 
 @pytest.fixture
@@ -249,6 +257,74 @@ def test_saved_pictures_have_the_same_identity(people: Path, tiny_weights: Path,
     assert theirs["flicker_face"] == pytest.approx(ours["flicker_face"], abs=0.01)  # six frames in a row
     with pytest.raises(InputError, match="already holds images of still_by_moves from another run"):
         cross_identity(people, tmp_path / "x", weights=tiny_weights, frames=6, run=RunSettings(save=saved))
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    """Reads the mean colour of a face as the first three coefficients; all else is constant."""
+    pytest.importorskip("onnxruntime")
+    path = tmp_path / "deep3d.onnx"
+    path.write_bytes(coefficient_network())
+    return path
+
+
+@pytest.mark.slow
+def test_a_network_reads_expression_and_pose_in_result_and_driving_frames(
+    people: Path, tiny_weights: Path, network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export3d.evaluation.protocols import cross
+
+    real = cross.load_pretrained
+    monkeypatch.setattr(cross, "load_pretrained", lambda weights: Dim(real(weights)))
+    saved, out, again = tmp_path / "saved", tmp_path / "out", tmp_path / "again"
+    options = ["--weights", str(tiny_weights), "--frames", "3", "--save", str(saved), "--device", "cpu"]
+    assert main(["evaluate", "cross", str(people), "-o", str(out), "--expression", str(network), *options]) == 0
+    report = json.loads((out / "report.json").read_text())
+    ours, reference = report["pairs"][0]["values"], report["pairs"][0]["reference"]
+    assert "64 expression coefficients" in report["measures"]["aed"]
+    assert "deep3d.onnx" in report["settings"]["expression and pose"]
+    assert ours["apd"] == ours["apd6"] == 0.0  # the network sees no pose
+    assert 3 * 0.05 / 64 < ours["aed"] < 3 * 0.6 / 64  # three of 64 coefficients differ, by the lost brightness
+    assert not {"aed", "apd", "apd6"} & set(reference)
+    assert {"yaw", "jawOpen"} <= set(reference)
+    assert (
+        main(["evaluate", "predictions", str(saved), "-o", str(again), "--no-truth", "--expression", str(network)]) == 0
+    )
+    theirs = json.loads((again / "report.json").read_text())["clips"][0]["scores"]["prediction"]
+    assert theirs["aed"] == pytest.approx(ours["aed"], rel=0.02)
+
+    plain = cross_identity(people, tmp_path / "plain", weights=tiny_weights, frames=3, run=RunSettings(device="cpu"))
+    assert plain.pairs[0].values["aed"] != pytest.approx(ours["aed"])
+    with pytest.raises(InputError, match=r"other settings \(expression and pose\)"):
+        cross_identity(people, tmp_path / "x", weights=tiny_weights, frames=3, against=out / "report.json")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("copied")
+def test_the_papers_coefficients_are_scored_by_a_network_alone(
+    people: Path, tiny_weights: Path, network: Path, tmp_path: Path
+) -> None:
+    from export3d.data.shards import read_shards
+
+    model = load_pretrained(tiny_weights)
+    weights = save_pretrained(Export3D(model.config.in_space("bfm64")), tmp_path / "bfm.safetensors", {})
+    rng = np.random.default_rng(0)
+    records = [
+        replace(record, expression=rng.normal(size=(record.frames, 64)).astype(np.float32))
+        for record in read_shards(people)
+    ]
+    split = tmp_path / "bfm" / "val"
+    update(split, records, space="bfm64")
+    options = {"weights": weights, "frames": 3, "run": RunSettings(device="cpu")}
+    with pytest.raises(InputError, match=r"expressions in bfm64, which the tracker cannot read.*--expression"):
+        cross_identity(split, tmp_path / "x", **options)
+    with pytest.raises(InputError, match="bfm64 but the weights were trained on arkit52"):
+        cross_identity(split, tmp_path / "x", expression=network, weights=tiny_weights)
+    for motion in ("absolute", "relative"):
+        [pair] = cross_identity(split, tmp_path / motion, expression=network, motion=motion, **options).pairs
+        assert pair.values["aed"] < 3 * 0.05 / 64  # her mirror image has her colours
+        assert {"aed", "jawOpen"} & set(pair.reference) == set()
+        assert pair.values["found"] == 1.0
 
 
 @pytest.mark.slow
