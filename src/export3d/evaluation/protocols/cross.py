@@ -120,9 +120,8 @@ def cross_identity(
         progress: called with (frames done, frames); the latter is an estimate.
 
     Raises:
-        InputError: not a prepared split, another expression space than the weights', one that the reader does not read,
-            pairs that are not in it, images of another run in the folder for images, or a report of another kind or
-            with other settings.
+        InputError: not a prepared split, an expression space that the weights or the reader do not take, unknown pairs,
+            images of another run in the folder for images, or a report of another kind or with other settings.
         CheckpointError: no such weights.  MissingExtra: no tracker, or no onnxruntime for an ONNX file.
         OutputError: `out` cannot be written.  ConfigError: invalid settings.
     """
