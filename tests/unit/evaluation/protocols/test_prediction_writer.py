@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export3d.errors import OutputError, ShapeError
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.predictions import SavedClip, read_predictions
+from export3d.video import VideoWriter
 from tests.saved_clips import SIZE, pictures, save
 
 
@@ -157,3 +161,24 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.fixture
 def clip(folder: Path) -> SavedClip:
     return read_predictions(folder)[0]
+
+
+def test_the_documented_conversion_of_other_programs_videos_gives_this_layout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(from pathlib import Path\n\nimport numpy.*?)```", page, re.S)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    shown = {name: pictures(count, seed, 64) for seed, (name, count) in enumerate({"s": 3, "d": 3, "edit": 3}.items())}
+    for name, frames in {**shown, "DRIVING_to_SOURCE": np.concatenate([shown["d"], shown["edit"]], axis=2)}.items():
+        with VideoWriter(tmp_path / f"{name}.mp4", 15.0 if "_to_" in name else 25.0, frames.shape[2:0:-1]) as writer:
+            for frame in frames:
+                writer.write(frame)
+    Image.fromarray(shown["s"][0]).save(tmp_path / "source.png")
+    monkeypatch.chdir(tmp_path)
+    names["dpe"]("anna", tmp_path)
+    names["otavatar"]("anna", tmp_path / "DRIVING_to_SOURCE.mp4", tmp_path / "source.png")
+    for method in ("dpe", "otavatar"):
+        [clip] = read_predictions(tmp_path / "predictions" / method)
+        assert (clip.name, clip.count, clip.size) == ("anna", 3, 64)
