@@ -16,7 +16,7 @@ from export3d.errors import check_shape
 from export3d.face.landmark_sets import EYES, MOUTH
 from export3d.image import resize
 from export3d.layers import constant
-from export3d.perceptual import Perceptual
+from export3d.perceptual import Distance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ def reconstruction(
     image: Tensor | None,
     raw: Tensor,
     target: Tensor,
-    perceptual: Perceptual | None,
+    perceptual: Distance | None,
     weights: ReconstructionWeights = ReconstructionWeights(),
     weight: Tensor | None = None,
 ) -> dict[str, Tensor]:

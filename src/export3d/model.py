@@ -108,6 +108,16 @@ class Export3D(HubModel):
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         return migrate(values, tensors)
 
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile` of the costly parts, each of which is one graph; the rest of the module is not.
+
+        The elastic mesh of the warp, whose size depends on its data, would cut the whole module into many graphs.
+        """
+        self.generator.generate = torch.compile(self.generator.generate, *args, **kwargs)  # type: ignore[method-assign]
+        for part in (self.renderer, self.superres, None if self.warp is None else self.warp.dense):
+            if part is not None:
+                part.compile(*args, **kwargs)
+
     def encode(
         self,
         source: Tensor,

@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -86,6 +87,10 @@ _RECIPES = {
     "vgg16": _Recipe(_vgg16, (3, 8, 15, 22, 29), (64, 128, 256, 512, 512)),
 }
 BACKBONES = tuple(_RECIPES)
+
+
+Distance = Callable[[Tensor, Tensor], Tensor]
+"""Two batches of images (B, 3, H, W) in [-1, 1] to the distance (B,) of each pair, as `Perceptual` maps them."""
 
 
 class Perceptual(nn.Module):
@@ -168,11 +173,24 @@ class Perceptual(nn.Module):
                 total = total + (x - y).square().mean(dim=(2, 3)) @ weight
             return total
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distance of each pair: two batches (B, 3, H, W) in [-1, 1] to (B,)."""
+    def forward(self, x: Tensor, y: Tensor, kept: dict[str, Any] | None = None) -> Tensor:
+        """Distance of each pair: two batches (B, 3, H, W) in [-1, 1] to (B,).
+
+        Args:
+            kept: keeps the activations of `y` for further calls with the same tensor; empty at first.
+        """
         check_shape(x, "B 3 H W", "image")
         check_shape(y, f"{x.shape[0]} 3 {x.shape[2]} {x.shape[3]}", "other image")
-        return self.distance(self.activations(x), self.activations(y))
+        mine = self.activations(x)
+        if kept is None:
+            return self.distance(mine, self.activations(y))
+        if kept.get("of") is not y:
+            kept.update(of=y, activations=self.activations(y))
+        return self.distance(mine, kept["activations"])
+
+    def compile(self, *args: Any, **kwargs: Any) -> None:
+        """`torch.compile` of `activations`, which cost the most."""
+        self.activations = torch.compile(self.activations, *args, **kwargs)  # type: ignore[method-assign]
 
 
 def load_perceptual(backbone: str, features: Path | None = None, heads: Path | None = None) -> Perceptual:

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from export3d.camera import Camera
 from export3d.config import preset, tiny
 from export3d.errors import ShapeError
 from export3d.model import Export3D
@@ -228,3 +233,33 @@ def test_a_pass_under_bfloat16_autocast_stays_near_the_float32_one() -> None:
             rough = model(*given)
     assert rough.rendered.raw.dtype == torch.float32
     assert (rough.rendered.raw - exact.rendered.raw).abs().mean() < 0.02
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which the compiler looks at
+@pytest.mark.parametrize("name", ["paper", "base"])
+def test_the_costly_parts_compile_whole(name: str) -> None:
+    """Without a break of the graph, in training: generator, renderer, super-resolution and dense motion."""
+    plain = preset("tiny")
+    model = Export3D(plain if name == "paper" else replace(plain, warp=preset("base").warp))
+    keys, size = list(model.state_dict()), plain.image_size
+    view = torch.from_numpy(np.stack([Camera.orbit(yaw).label for yaw in (5.0, -10.0)])).float()
+    given = (
+        torch.rand(2, 3, size, size), torch.rand(2, 52), view, view, torch.rand(2, 52), torch.rand(2, 478, 2),
+        torch.arange(2),
+    )  # fmt: skip
+    compiled, graphs = copy.deepcopy(model), []
+
+    def backend(graph: torch.fx.GraphModule, example: list[torch.Tensor]) -> Callable[..., Any]:
+        graphs.append(graph)
+        return graph.forward
+
+    compiled.compile(backend=backend, fullgraph=True)
+    results = []
+    for one in (model, compiled):
+        out = one(*given)
+        (out.image.square().mean() + out.rendered.raw.square().mean()).backward()
+        results.append((out.image, out.rendered.feature, [p.grad for p in one.parameters() if p.grad is not None]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+    assert len(graphs) == (3 if name == "paper" else 4)
+    assert list(compiled.state_dict()) == keys

@@ -318,3 +318,36 @@ def test_without_a_file_and_without_torchvision_the_missing_package_is_named(mon
     monkeypatch.setitem(sys.modules, "torchvision", None)
     with pytest.raises(MissingExtra, match="torchvision"):
         load_perceptual("alex")
+
+
+def test_the_activations_of_a_kept_image_are_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Perceptual("alex", random_features("alex"))
+    a, b, target, other = torch.rand(4, 2, 3, 64, 64)
+    wanted = [network(a, target), network(b, target), network(b, other)]
+    count, activations = [], network.activations
+    monkeypatch.setattr(network, "activations", lambda image: count.append(1) or activations(image))
+    kept: dict[str, Any] = {}
+    found = [network(a, target, kept), network(b, target, kept), network(b, other, kept)]
+    assert len(count) == 5
+    assert all(map(torch.equal, found, wanted))
+
+
+def test_a_kept_image_does_not_change_gradients() -> None:
+    network = Perceptual("alex", random_features("alex"))
+    target, gradients = torch.rand(2, 3, 64, 64), []
+    for kept in ({}, None):
+        image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)).requires_grad_(True)
+        (network(image, target, kept) + network(2 * image, target, kept)).sum().backward()
+        gradients.append(image.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which the compiler looks at
+def test_the_network_compiles_whole() -> None:
+    network = Perceptual("squeeze", random_features("squeeze"))
+    image, target = torch.rand(2, 1, 3, 64, 64)
+    image.requires_grad_(True)
+    wanted = network(image, target)
+    network.compile(backend="eager", fullgraph=True)
+    torch.testing.assert_close(network(image, target), wanted)

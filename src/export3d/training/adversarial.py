@@ -152,6 +152,7 @@ class AdversarialTask(PairTask):
                 model.warp.detail.requires_grad_(True)
         elif model.config.expression.frozen and model.warp is not None and model.warp.motion is not None:
             model.warp.motion.requires_grad_(False)  # as in phase one
+        self.keep_frozen()
         self.opponent = DiscriminatorSide(config, model.config.image_size)
         self.config: Mapping[str, Any] = {
             "model": model.config.to_dict(),
@@ -172,15 +173,13 @@ class AdversarialTask(PairTask):
         terms["total"] = terms["total"] + terms["adversarial"]
         self.opponent.shown = Shown(self._real(batch, output), (fake[0].detach(), fake[1].detach()), camera)
         if self.settings.adv_trainable == "all":
-            self.model.generator.average.collect(output.generated)
+            self.collect(output)
         return terms
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
-        """PSNR, LPIPS (with a perceptual network), and the discriminator's scores of driving and rendered images."""
+        """As `PairTask.figures`, and the discriminator's scores of driving and rendered images."""
         found = super().figures(drawn)
         target, raw = drawn.pair["driving"], drawn.rendered.raw
-        if self.perceptual is not None:
-            found["lpips"] = self.perceptual(drawn.image.clamp(-1, 1), target)
         discriminator, camera = self.opponent.module, drawn.pair["camera"]
         found["score_real"] = discriminator(target, resize(target, raw.shape[-1]), camera)
         found["score_fake"] = discriminator(drawn.image, raw, camera)
@@ -232,5 +231,5 @@ def run(
     task = AdversarialTask(config, former, clips, val, loop.seed)
     result = train(task, out, loop, opponent=task.opponent, resume=resume)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
-        export(result.checkpoint, out / "weights.safetensors", "adversarial")
+        export(result.checkpoint, out / "weights.safetensors", "adversarial", loop.weights_part_mb)
     return result

@@ -40,7 +40,7 @@ from export3d.training.side import Side, load_optimizer
 from export3d.training.spikes import FACTOR, PATIENCE, SpikeWatch
 from export3d.training.state import latest_state, load_state, save_state
 from export3d.training.task import Opponent, Task
-from export3d.weights.file import load_into
+from export3d.weights.file import load_into, save_weights
 
 log = logging.getLogger(__name__)
 
@@ -151,7 +151,7 @@ class _Run:
         task.prepare(self.device)
         self.autocast_dtype = autocast_dtype(config.precision, self.device)
         if config.compile:
-            module.compile()
+            task.compile()
         self.resolved = {
             "loop": dataclasses.asdict(config),
             "task": dict(task.config),
@@ -308,6 +308,15 @@ class _Run:
                 opponent=(self.other.module.state_dict(), self.other.optimizer.state_dict()) if self.other else None,
                 keep=self.config.keep,
             )
+            if self.config.weights_part_mb is not None:
+                save_weights(
+                    self.run_dir / "weights.safetensors",
+                    self.ema.state_dict(),
+                    self.task.config,
+                    {"images_seen": self.images_seen},
+                    dtype=torch.float16,
+                    part_size_mb=self.config.weights_part_mb,
+                )
         self.accelerator.wait_for_everyone()
         self.saved = self.saved if self.is_main else latest_state(folder)
 

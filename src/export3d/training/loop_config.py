@@ -22,6 +22,8 @@ class LoopConfig:
         max_minutes: stop this start of the run after so many minutes and save; None: no limit.
         log_every, sheet_every, validate_every, save_every: images between log lines, sheets, validations and states.
         keep: how many states stay on disk.
+        weights_part_mb: with every state, also write the averaged weights to `weights.safetensors`, in half precision
+            and in parts of at most this many MB (10^6 bytes); None: only at the end, whole.
         seed: with the same seed and the same settings a run on a CPU repeats bit for bit.
         lr, betas, weight_decay: AdamW; weight decay acts on matrices and kernels only.
         warmup_images: linear warm-up of the learning rate.
@@ -34,7 +36,7 @@ class LoopConfig:
         ema_rampup: the half-life is at most this part of the images seen.
         precision: "fp32", "bf16" (autocast) or "auto": bf16 on a GPU that has it.
         channels_last: store kernels and images in that memory format.
-        compile: `module.compile()`, i.e. torch.compile for the module's own call.
+        compile: `Task.compile`: torch.compile for what runs in every step.
         cpu: stay on the CPU even where there is a GPU (several processes included).
         tensorboard: write TensorBoard events too.
         progress: show a progress bar.
@@ -49,6 +51,7 @@ class LoopConfig:
     validate_every: int = 50_000
     save_every: int = 20_000
     keep: int = 2
+    weights_part_mb: float | None = None
     seed: int = 0
     lr: float = 1e-4
     betas: tuple[float, float] = (0.9, 0.99)
@@ -80,7 +83,7 @@ class LoopConfig:
         for name in (*periods, "warmup_images", "ema_halflife_images", "ema_rampup", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}; 0 switches it off")
-        for name in ("max_images", "max_minutes", "grad_clip"):
+        for name in ("max_images", "max_minutes", "grad_clip", "weights_part_mb"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} must be positive or none, got {value}; none sets no limit")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from export3d.errors import ConfigError, InputError, MissingExtra
 from export3d.image import contact_sheet, resize, to_uint8
 from export3d.losses import ReconstructionWeights, face_weight, reconstruction
 from export3d.model import Export3D, Output
-from export3d.perceptual import BACKBONES, Perceptual, load_perceptual
+from export3d.perceptual import BACKBONES, Distance, Perceptual, load_perceptual
 from export3d.pretrained import save_pretrained
 from export3d.render.renderer import Rendered
 from export3d.training import face_features
@@ -38,6 +39,8 @@ from export3d.weights.file import load_into
 
 log = logging.getLogger(__name__)
 
+PARTS = ("expression", "generator", "renderer", "superres", "warp")
+"""Names of the model's parts."""
 _VALIDATED = 64
 _AT_ONCE = 8
 
@@ -47,6 +50,7 @@ class PairConfig(WarpWeights):
     """How pairs are sampled and compared; the weights of the warp's own terms are those of `WarpWeights`.
 
     Attributes:
+        freeze: parts of the model that are not trained and stay as they are, bit for bit: names of `PARTS`.
         image_size: image size for training, a multiple of 32; None keeps the model's. All model weights can be used at
             another size, so a run can start with small images.
         coarse: stratified samples per ray, in training and in the resulting model; None keeps the model's.
@@ -70,6 +74,7 @@ class PairConfig(WarpWeights):
         ConfigError: a setting is outside its range.
     """
 
+    freeze: tuple[str, ...] = ()
     image_size: int | None = None
     coarse: int | None = None
     fine: int | None = None
@@ -95,6 +100,9 @@ class PairConfig(WarpWeights):
         if self.backbone not in (*BACKBONES, face_features.NAME, "auto", "none"):
             known = ", ".join((*BACKBONES, face_features.NAME, "auto", "none"))
             raise ConfigError(f"unknown backbone {self.backbone!r}; choose one of {known}")
+        for name in self.freeze:
+            if name not in PARTS:
+                raise ConfigError(f"freeze names {name!r}, which is no part of a model; choose from {', '.join(PARTS)}")
         if self.image_size is not None and (self.image_size < 32 or self.image_size % 32):
             raise ConfigError(f"image_size {self.image_size} must be a positive multiple of 32")
         for name in ("coarse", "memory"):
@@ -190,12 +198,37 @@ class PairTask:
             frames = sampler.rotation if isinstance(sampler, RotatingSampler) else sampler.store
             self.sampler = self._sampler(frames.to(device))
 
+    def compile(self) -> None:
+        """Compile the model's parts and the perceptual network."""
+        self.model.compile()
+        if self.perceptual is not None:
+            self.perceptual.compile()
+
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
         """Pairs by number, see `PairSampler.batch`; `number` (B,) seeds the jitter of each pair's ray samples."""
         pairs = self.sampler.batch(images_seen, batch_size, rank, world)
         share = batch_size // world
         first = images_seen + rank * share
         return {**pairs, "number": torch.arange(first, first + share, device=pairs["source"].device)}
+
+    def keep_frozen(self) -> None:
+        """Switch off the training of the parts in `PairConfig.freeze`.
+
+        Raises:
+            ConfigError: the model does not have such a part, or nothing is left to train.
+        """
+        for name in self.settings.freeze:
+            part: nn.Module | None = getattr(self.model, name)
+            if part is None:
+                raise ConfigError(f"freeze names {name!r}, but this model has none; leave it out")
+            part.requires_grad_(False)
+        if not any(parameter.requires_grad for parameter in self.model.parameters()):
+            raise ConfigError(f"freeze {', '.join(self.settings.freeze)} leaves nothing to train; name fewer parts")
+
+    def collect(self, output: Output) -> None:
+        """Collect the generated planes for the tri-plane EMA (Eq. 14), which a frozen generator keeps as it is."""
+        if "generator" not in self.settings.freeze:
+            self.model.generator.average.collect(output.generated)
 
     def end_step(self) -> None:
         """Update the tri-plane EMA with the planes generated in this step (Eq. 14)."""
@@ -219,22 +252,23 @@ class PairTask:
         self, output: Output, batch: Mapping[str, Any], weights: ReconstructionWeights | None = None
     ) -> dict[str, Tensor]:
         """Weighted loss terms and their `total`: Eq. 11, the losses of the warp, and the enabled optional terms."""
+        distance = None if self.perceptual is None else partial(self.perceptual, kept={})
         emphasis = self.settings.face_emphasis
         weight = face_weight(batch["landmarks"], batch["driving"].shape[-1], emphasis) if emphasis else None
         terms = reconstruction(
             output.image,
             output.rendered.raw,
             batch["driving"],
-            self.perceptual,
+            distance,
             weights or self.settings.weights,
             weight,
         )
-        for name, term in {**self._motion(output, batch), **self._optional(output, batch)}.items():
+        for name, term in {**self._motion(output, batch, distance), **self._optional(output, batch)}.items():
             terms[name] = term
             terms["total"] = terms["total"] + term
         return terms
 
-    def _motion(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _motion(self, output: Output, batch: Mapping[str, Any], distance: Distance | None) -> dict[str, Tensor]:
         """Weighted losses of the warp, for those of its outputs that are trained."""
         motion, terms = output.planes.motion, {}
         if motion is None:
@@ -248,7 +282,7 @@ class PairTask:
             depth = points[..., 2].detach()
             terms["flow"] = self.settings.flow * flow_error(flow, *before, *after, depth, half)
         if output.warped is not None and output.warped.requires_grad and self.settings.moved:
-            terms["moved"] = self.settings.moved * moved_error(output.warped, batch["driving"], self.perceptual)
+            terms["moved"] = self.settings.moved * moved_error(output.warped, batch["driving"], distance)
         return terms
 
     def _optional(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -292,12 +326,18 @@ class PairTask:
         return {name: float(torch.cat(values).mean()) for name, values in found.items()}
 
     def figures(self, drawn: Drawn) -> dict[str, Tensor]:
-        """Metrics (B,) of a few pairs: PSNR (dB, images in [0, 1]) of the result and of copying the source."""
-        target = (drawn.pair["driving"] + 1) / 2
-        return {
-            "psnr": _psnr((drawn.image.clamp(-1, 1) + 1) / 2, target),
-            "psnr_copy": _psnr((drawn.pair["source"] + 1) / 2, target),
-        }
+        """Metrics (B,) of a few pairs: PSNR (dB, images in [0, 1]) of the result and of copying the source.
+
+        With a perceptual network `lpips` and `lpips_copy` too: its distance from the driving frame.
+        """
+        shown = {"": drawn.image.clamp(-1, 1), "_copy": drawn.pair["source"]}
+        target = drawn.pair["driving"]
+        found = {f"psnr{of}": _psnr((image + 1) / 2, (target + 1) / 2) for of, image in shown.items()}
+        if self.perceptual is not None:
+            wanted = self.perceptual.activations(target)
+            for of, image in shown.items():
+                found[f"lpips{of}"] = self.perceptual.distance(self.perceptual.activations(image), wanted)
+        return found
 
     def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
         """Rows of source, driving, result, raw and depth for validation pairs (training pairs if there are none)."""
@@ -385,13 +425,14 @@ def load_frames(
     return FrameStore.join([clips, *made]) if made else clips, val
 
 
-def export(checkpoint: Path, path: Path, phase: str) -> Path:
+def export(checkpoint: Path, path: Path, phase: str, part_size_mb: float | None = None) -> Path:
     """Write the averaged weights of a training state to `path`, for `load_pretrained`.
 
     Args:
         checkpoint: the training state.
         path: the `.safetensors` file to write.
         phase: name of the training stage, stored in the sidecar.
+        part_size_mb: in half precision and in parts of at most this size, see `LoopConfig.weights_part_mb`.
 
     Returns:
         `path`.
@@ -399,7 +440,8 @@ def export(checkpoint: Path, path: Path, phase: str) -> Path:
     state = load_state(checkpoint)
     model = Export3D(ModelConfig.from_dict(state.config["task"]["model"]))
     load_into(model, state.ema, what=str(checkpoint))
-    return save_pretrained(model, path, {"images_seen": state.counters["images_seen"], "phase": phase})
+    options = {} if part_size_mb is None else {"dtype": torch.float16, "part_size_mb": part_size_mb}
+    return save_pretrained(model, path, {"images_seen": state.counters["images_seen"], "phase": phase}, **options)
 
 
 def words(config: Any) -> dict[str, Any]:

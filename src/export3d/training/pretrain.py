@@ -109,6 +109,10 @@ class PretrainTask:
         """Move all frames to the training device."""
         self.sampler.stores = [store.to(device) for store in self.sampler.stores]
 
+    def compile(self) -> None:
+        """Compile both towers."""
+        self.module.compile()
+
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
         """Groups of clips."""
         return {"groups": self.sampler.batch(images_seen, batch_size, rank, world)}

@@ -45,7 +45,7 @@ _LOOP = {
     for line in (
         "batch_size accumulate max_images max_minutes lr betas weight_decay warmup_images decay decay_from",
         "final_lr_ratio grad_clip ema_halflife_images ema_rampup log_every sheet_every validate_every save_every keep",
-        "seed precision channels_last compile cpu tensorboard progress",
+        "weights_part_mb seed precision channels_last compile cpu tensorboard progress",
     )
     for key in (f"loop.{name}" for name in line.split())
 }
@@ -71,7 +71,7 @@ KEYS: dict[str, dict[str, str]] = {
         **_LOOP,
     },
     "train": {
-        **_same("model", "preset variants image_size expression motion_steps"),
+        **_same("model", "preset variants image_size expression motion_steps freeze"),
         **_RENDER,
         **_LOSS,
         **_DATA,
@@ -80,6 +80,7 @@ KEYS: dict[str, dict[str, str]] = {
     "refine": {
         "model.image_size": "config.image_size",
         "model.trainable": "config.adv_trainable",
+        "model.freeze": "config.freeze",
         **_RENDER,
         **_LOSS,
         **_same("loss", "lambda_rec lambda_adv"),
@@ -299,7 +300,7 @@ def _converted(value: Any, hint: Any) -> Any:
         raise _WrongType(f"one of {', '.join(arguments)}")
     if origin is tuple:
         if len(arguments) == 2 and arguments[1] is Ellipsis:
-            items = [value] if isinstance(value, str) else value
+            items = value.split(",") if isinstance(value, str) else value
             kinds: Sequence[Any] = [arguments[0]] * (len(items) if isinstance(items, list) else 0)
             wanted = "a list of words"
         else:

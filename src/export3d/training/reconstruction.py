@@ -126,6 +126,7 @@ class ReconstructionTask(PairTask):
         if former is not None:
             seen = train_frames.expression
             inherit(self.model, former, seen[:: max(1, len(seen) // 5000)])
+        self.keep_frozen()
 
     @property
     def landmark_motion(self) -> LandmarkMotion | None:
@@ -140,7 +141,7 @@ class ReconstructionTask(PairTask):
         otherwise it continues to train both. Errors are those of `warping.losses.landmark_error`.
         """
         motion, steps = self.landmark_motion, self.settings.motion_steps
-        if motion is None or not steps or motion.out.weight.any():
+        if motion is None or not steps or motion.out.weight.any() or "warp" in self.settings.freeze:
             return 0.0
         store = self.sampler.store
         sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2]))  # images are not used
@@ -169,7 +170,7 @@ class ReconstructionTask(PairTask):
         """Eq. 11 on one batch; also collects the generated planes for the tri-plane EMA (Eq. 14)."""
         output = self.draw(batch, superres=self.settings.superres)
         terms = self.compare(output, batch)
-        self.model.generator.average.collect(output.generated)
+        self.collect(output)
         return terms
 
 
@@ -237,5 +238,5 @@ def run(
         task.fit_motion()
     result = train(task, out, loop, resume=resume)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
-        export(result.checkpoint, out / "weights.safetensors", "reconstruction")
+        export(result.checkpoint, out / "weights.safetensors", "reconstruction", loop.weights_part_mb)
     return result

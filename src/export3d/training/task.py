@@ -31,6 +31,9 @@ class Task(Protocol):
         `module` is already there, with the weights from which the run starts.
         """
 
+    def compile(self) -> None:
+        """Compile what runs in every step (`torch.compile`); called once, after `prepare`, if the run asks for it."""
+
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
         """The share of process `rank` of `world` in the batch of `batch_size` images that starts at `images_seen`.
 

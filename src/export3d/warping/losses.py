@@ -13,7 +13,7 @@ from export3d.camera import projected
 from export3d.face.landmark_sets import EYELIDS, IRISES, LIPS
 from export3d.face.mesh import LANDMARKS
 from export3d.layers import constant
-from export3d.perceptual import Perceptual
+from export3d.perceptual import Distance
 from export3d.warping.average_head import plane_positions
 from export3d.warping.flow_field import pixel_grid
 
@@ -96,7 +96,7 @@ def flow_error(
     return (error.sum(1) / weight.sum(1).clamp_min(1.0)).mean()
 
 
-def moved_error(moved: Tensor, target: Tensor, perceptual: Perceptual | None) -> Tensor:
+def moved_error(moved: Tensor, target: Tensor, perceptual: Distance | None) -> Tensor:
     """Distance of the moved source from the driving frame (not in the paper).
 
     The perceptual distance, if there is a network for it, plus half the mean absolute difference at full size and
@@ -110,7 +110,7 @@ def moved_error(moved: Tensor, target: Tensor, perceptual: Perceptual | None) ->
     return error if perceptual is None else error + perceptual(moved, target).mean()
 
 
-def mouth_error(image: Tensor, target: Tensor, landmarks: Tensor, perceptual: Perceptual | None) -> Tensor:
+def mouth_error(image: Tensor, target: Tensor, landmarks: Tensor, perceptual: Distance | None) -> Tensor:
     """Distance of the enlarged mouth from the driving frame's (not in the paper).
 
     Teeth and lips cover few pixels, to which a perceptual distance of the whole image is insensitive. A square around

@@ -32,11 +32,13 @@ from export3d.pretrained import load_encoder, load_pretrained, save_encoder
 from export3d.training.face_features import FacePerceptual
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
+from export3d.training.record import Recorder
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask, run
 from export3d.training.regularisers import ReaderConfig, save_reader
 from export3d.training.state import load_state
 from export3d.triplane.blocks import EAdaLN
 from export3d.warping.losses import landmark_error, moved_error
+from export3d.weights.file import read_sidecar
 from tests.tiny_models import warped
 
 PLAIN = ReconstructionConfig(preset="tiny", backbone="none", augment=False, mirror=False, sheet_pairs=2)
@@ -618,6 +620,47 @@ def test_lpips_is_taken_where_its_weights_are_named(shared_models: Path, caplog:
     assert caplog.text == ""
 
 
+# ---- frozen parts ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("extended")
+def test_frozen_parts_stay_as_they_are_and_the_run_resumes(tmp_path: Path) -> None:
+    """The tri-plane EMA belongs to the generator; the fit of landmarks to the warp."""
+    config = replace(PLAIN, freeze=("generator", "warp", "expression"), landmarks=1.0, flow=1.0, motion_steps=3)
+
+    def start() -> ReconstructionTask:
+        made = ReconstructionTask(config, made_up_store(), seed=1)
+        assert made.fit_motion() == 0.0
+        return made
+
+    before = {name: value.clone() for name, value in start().module.state_dict().items()}
+    for images in (4, 8):
+        made = start()
+        result = train(made, tmp_path / "cut", loop(max_images=images))
+    whole = train(start(), tmp_path / "whole", loop(max_images=8))
+    one, two = load_state(result.checkpoint), load_state(whole.checkpoint)
+    assert all(torch.equal(value, two.model[name]) for name, value in one.model.items())
+    changed = {name.partition(".")[0] for name, value in one.model.items() if not torch.equal(value, before[name])}
+    assert changed == {"renderer", "superres"}
+    frozen = [p for name, p in made.module.named_parameters() if name.partition(".")[0] in config.freeze]
+    assert frozen
+    assert not any(p.requires_grad or p.grad is not None for p in frozen)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "sentence"),
+    [
+        (("generator", "eyes"), "freeze names 'eyes', which is no part of a model; choose from expression, generator"),
+        (("warp",), "freeze names 'warp', but this model has none"),
+        (("expression", "generator", "renderer", "superres"), "leaves nothing to train"),
+    ],
+)
+def test_freezing_what_cannot_be_frozen_is_refused(freeze: tuple[str, ...], sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        task(replace(PLAIN, freeze=freeze))
+
+
 # ---- figures and sheets ----------------------------------------------------------------------------------------------
 
 
@@ -629,6 +672,20 @@ def test_validation_compares_with_copying_the_source_on_fixed_pairs() -> None:
     assert set(figures) == {"psnr", "psnr_copy"}
     assert 3 < figures["psnr"] < figures["psnr_copy"] < 60
     assert task().validate(made.module) == {}
+
+
+def test_with_a_perceptual_network_validation_has_its_distances_too() -> None:
+    made = ReconstructionTask(replace(PLAIN, backbone="dlib"), made_up_store(), made_up_store(seed=1))
+    drawn = next(made.drawn(made.module, 3))
+    with torch.no_grad():
+        figures = made.figures(drawn)
+        wanted = {
+            "lpips": made.perceptual(drawn.image.clamp(-1, 1), drawn.pair["driving"]),
+            "lpips_copy": made.perceptual(drawn.pair["source"], drawn.pair["driving"]),
+        }
+    assert set(figures) == {"psnr", "psnr_copy", *wanted}
+    for name, value in wanted.items():
+        assert torch.equal(figures[name], value)
 
 
 def test_copying_a_still_is_exact() -> None:
@@ -722,3 +779,28 @@ def test_a_run_logs_each_term_of_the_loss(tmp_path: Path) -> None:
 def test_a_folder_that_was_not_prepared_is_refused_with_the_remedy(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="export3d prepare"):
         run(tmp_path, tmp_path / "out", PLAIN, loop())
+
+
+@pytest.mark.slow
+def test_weights_are_written_in_small_halves_at_every_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that whoever fetches a few files of a run gets weights before it ends."""
+    prepare(tmp_path / "data" / "train", range(3))
+    seen: list[int] = []
+    save = Recorder.line
+
+    def look(self: Recorder, *given: Any, **figures: Any) -> None:
+        save(self, *given, **figures)
+        if (tmp_path / "run" / "weights.json").is_file():
+            seen.append(read_sidecar(tmp_path / "run" / "weights.safetensors")["info"]["images_seen"])
+            load_pretrained(tmp_path / "run" / "weights.safetensors")
+
+    monkeypatch.setattr(Recorder, "line", look)
+    settings = loop(max_images=8, save_every=4, weights_part_mb=0.2)
+    result = run(tmp_path / "data", tmp_path / "run", replace(PLAIN, image_size=32), settings)
+    assert seen == [4, 4]
+    parts = sorted((tmp_path / "run").glob("weights.safetensors*"))
+    assert len(parts) > 2
+    assert all(part.stat().st_size <= 200_000 for part in parts)
+    loaded, average = load_pretrained(tmp_path / "run" / "weights.safetensors"), load_state(result.checkpoint).ema
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, average[name].half().float()), name

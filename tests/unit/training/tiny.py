@@ -66,6 +66,9 @@ class TinyTask:
     def prepare(self, device: torch.device) -> None:
         self.device = device
 
+    def compile(self) -> None:
+        self.module.compile()
+
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> dict[str, Any]:
         images = range(images_seen + rank, images_seen + batch_size, world)
         table = torch.stack([torch.randn(8, generator=torch.Generator().manual_seed(image)) for image in images])
