@@ -90,6 +90,31 @@ def reconstruction(
     return terms
 
 
+def between(image: Tensor, target: Tensor, taught: Tensor, group: int, weight: Tensor | None = None) -> Tensor:
+    """Squared error of what differs within taught groups (not in the paper), a scalar.
+
+    A group is n images of one source at one camera under n expressions. With o an image, t its target, and o_, t_ their
+    means over the group:
+
+        L_between = mean of w ((o - o_) - (t - t_))^2
+
+    over all pixels of the batch; images of no group count as 0, so that parts of a batch add up to the whole.
+
+    Args:
+        image, target: (B, 3, H, W), where every `group` consecutive images belong together.
+        taught: (B,) bool; False for images of no group.
+        group: n.
+        weight: w, (B, 1, H', W'), resized to the image, see `face_weight`; None is 1.
+    """
+    check_shape(target, f"{image.shape[0]} 3 {image.shape[2]} {image.shape[3]}", "target")
+    check_shape(taught, f"{image.shape[0]}", "taught")
+    away = (image.float() - target).view(-1, group, *image.shape[1:])
+    square = (away - away.mean(1, keepdim=True)).view(image.shape).square() * taught[:, None, None, None]
+    if weight is not None:
+        square = square * resize(weight, image.shape[-1])
+    return square.mean()
+
+
 def adversarial(fake: Tensor) -> Tensor:
     """L_adv of Eq. 12 for the generator: softplus(-D(fake)), a scalar.
 

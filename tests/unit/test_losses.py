@@ -13,6 +13,7 @@ from export3d.image import resize
 from export3d.losses import (
     ReconstructionWeights,
     adversarial,
+    between,
     discrimination,
     face_weight,
     l2,
@@ -220,3 +221,29 @@ def test_scores_of_the_wrong_shape_are_named() -> None:
         adversarial(torch.zeros(2, 1))
     with pytest.raises(ShapeError, match="real"):
         discrimination(torch.zeros(2, 1), torch.zeros(2))
+
+
+# ---- between ---------------------------------------------------------------------------------------------------------
+
+
+def test_what_differs_within_a_group_is_compared_by_hand() -> None:
+    """Two groups of two one-pixel images; the second is not taught."""
+    image = torch.tensor([0.1, 0.5, 0.9, -0.9]).view(4, 1, 1, 1).expand(4, 3, 1, 1)
+    target = torch.tensor([0.4, 0.2, 0.0, 0.0]).view(4, 1, 1, 1).expand(4, 3, 1, 1)
+    taught = torch.tensor([True, True, False, False])
+    # Deviations from the means: -0.2 and 0.2 against 0.1 and -0.1; (0.09 + 0.09 + 0 + 0) / 4.
+    assert float(between(image, target, taught, 2)) == pytest.approx(0.045, rel=1e-5)
+    weight = torch.tensor([1.0, 3.0, 5.0, 5.0]).view(4, 1, 1, 1)
+    assert float(between(image, target, taught, 2, weight)) == pytest.approx(0.09, rel=1e-5)
+    assert float(between(image, target, torch.zeros(4, dtype=torch.bool), 2)) == 0.0
+
+
+def test_what_a_group_has_in_common_does_not_count_and_parts_of_a_batch_add_up() -> None:
+    target, taught = torch.rand(8, 3, 4, 4), torch.tensor([True] * 4 + [False] * 4)
+    shared = torch.rand(2, 1, 3, 4, 4).expand(2, 4, 3, 4, 4).reshape(8, 3, 4, 4)
+    assert float(between(target + shared, target, taught, 4)) < 1e-12
+    image = torch.rand(8, 3, 4, 4)
+    halves = [between(image[part], target[part], taught[part], 4) for part in (slice(0, 4), slice(4, 8))]
+    torch.testing.assert_close(between(image, target, taught, 4), sum(halves) / 2)
+    with pytest.raises(ShapeError, match="taught"):
+        between(image, target, taught[:4], 4)

@@ -177,7 +177,7 @@ class PairSampler:
             "clip": common["clip"].long(),
         }
 
-    def _draw(self, number: int) -> _Draw:
+    def _draw(self, number: int) -> Draw:
         """All random choices of one sample. Keep the order of the calls to `rng`: it defines what a seed gives."""
         rng = np.random.default_rng([self.seed, number])
         clip = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
@@ -200,7 +200,7 @@ class PairSampler:
                 colour = colour_matrix(rng.uniform(-1.0, 1.0, size=6), limits)
             if rng.random() < limits.together and not still:
                 geometry[1] = geometry[0]
-        return _Draw(clip, (int(frame), int(driving)), self.mirror and bool(mirrored), geometry, colour)
+        return Draw(clip, (int(frame), int(driving)), self.mirror and bool(mirrored), geometry, colour)
 
     def _hard_share(self, number: int) -> float:
         """Probability of a hard pair for the sample `number`."""
@@ -212,7 +212,7 @@ class PairSampler:
         pose = np.abs(angles[1:] - angles[0]).sum(-1) / _ANGLE_SCALE_DEG
         return np.asarray(pose + np.abs(self._expression[candidates] - self._expression[frame]).sum(-1))
 
-    def _plan(self, draws: list[_Draw], which: int) -> dict[str, NDArray[Any]]:
+    def _plan(self, draws: list[Draw], which: int) -> dict[str, NDArray[Any]]:
         """What the source (0) or driving (1) frames of the draws need on the store's device, computed on the host.
 
         rows (B,), mirrored (B,), still (B,), camera (B, 25); the move p' = `matrix` p + `offset` and its inverse;
@@ -258,7 +258,7 @@ class PairSampler:
             image, landmarks = _move(image, landmarks, found)
         return {"image": image, "camera": found["camera"], "expression": expression, "landmarks": landmarks}
 
-    def _edges(self, draws: list[_Draw]) -> dict[str, Array]:
+    def _edges(self, draws: list[Draw]) -> dict[str, Array]:
         """Corners (B, 2) of the part of the unmoved images that shows the source video: `low` and `high`."""
         left, top, right, bottom = np.array([self.store.clips[draw.clip].inside for draw in draws]).T
         flipped = np.array([draw.mirrored for draw in draws])
@@ -285,7 +285,7 @@ def share_of(images_seen: int, batch_size: int, rank: int, world: int) -> range:
 
 
 @dataclass(frozen=True)
-class _Draw:
+class Draw:
     """One sample: clip number, (source, driving) rows, mirrored or not, geometry (2, 4), colour matrix (3, 4)."""
 
     clip: int

@@ -1,0 +1,122 @@
+"""Training samples from taught groups (`data.teacher`), and their mixture with real pairs.
+
+Samples have numbers, as in `data.pairs`. Four consecutive samples are either four expressions of one source at one
+camera, or four real pairs; their number alone decides.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from export3d.data.frame_window import RotatingSampler, Rotation, rows_of_block
+from export3d.data.frames import FrameStore
+from export3d.data.locations import as_place, inside
+from export3d.data.pairs import Draw, PairSampler, share_of
+from export3d.data.shards import read_index
+from export3d.errors import ConfigError, InputError
+
+GROUP = 4
+"""Consecutive samples that show one source at one camera."""
+KEY = re.compile(r"[A-Za-z0-9_-]+-taught\d{2,}")
+"""Form of a taught record's key."""
+
+
+def load_taught(
+    folders: Sequence[Path | str], resolution: int, memory: float | None = None, cache: Path | None = None
+) -> FrameStore | Rotation:
+    """Decode the split `train` of taught folders.
+
+    Args:
+        folders: outputs of `data.teacher.teach`, or their URLs.
+        resolution: side of the frames, pixels.
+        memory: GB of decoded frames held at once, see `frame_window`; None holds all.
+        cache: folder that keeps decoded frames between runs.
+
+    Raises:
+        InputError: a folder is not prepared, is damaged, or holds other clips, or its groups differ in size.
+    """
+    splits = [inside(as_place(folder), "train") for folder in folders]
+    entries = [entry for split in splits for entry in read_index(split).entries]
+    where = " and ".join(map(str, splits))
+    strange = [entry.key for entry in entries if not KEY.fullmatch(entry.key)]
+    if strange or not entries:
+        what = f"the clip {strange[0]}" if strange else "no clips"
+        raise InputError(f"{where} hold {what}; name folders that export3d teach made")
+    sizes = sorted({entry.frames for entry in entries})
+    if len(sizes) > 1 or sizes[0] <= GROUP:
+        raise InputError(
+            f"{where} hold groups of {' and '.join(map(str, sizes))} frames; teach all with the same number of "
+            f"expressions, at least {GROUP}"
+        )
+    rows = None if memory is None else rows_of_block(memory, splits, resolution)
+    if rows is not None:
+        return Rotation(splits, resolution, rows - rows % sizes[0])  # blocks of whole groups
+    kept = [None if cache is None else cache / f"taught{n}-{resolution}.safetensors" for n in range(len(splits))]
+    return FrameStore.join([FrameStore.load(split, resolution, cache=path) for split, path in zip(splits, kept)])
+
+
+class TaughtSampler(PairSampler):
+    """An endless sequence of taught pairs: the source is a real frame, the driving frame a render of it.
+
+    The `GROUP` samples of a group share source, camera, mirroring, geometry and colour; their expressions differ.
+
+    Args:
+        store, seed, mirror, augment: see `PairSampler`; each clip of the store is a taught group.
+    """
+
+    def __init__(self, store: FrameStore, seed: int = 0, mirror: bool = True, augment: bool = True) -> None:
+        super().__init__(store, seed, mirror, augment, still_fraction=0.0, pseudo_fraction=0.0)
+
+    def _draw(self, number: int) -> Draw:
+        first, member = number - number % GROUP, number % GROUP
+        common = super()._draw(first)
+        clip = self.store.clips[common.clip]
+        order = np.random.default_rng([self.seed, first, GROUP]).permutation(clip.frames - 1)
+        rows = (clip.start, clip.start + 1 + int(order[member]))
+        return replace(common, rows=rows, geometry=np.tile(common.geometry[0], (2, 1)))
+
+
+class MixedSampler:
+    """Taught groups among real pairs.
+
+    Args:
+        real: sampler of real pairs.
+        taught: sampler of taught groups.
+        share: share of the groups that are taught, 0..1; they are spread evenly.
+    """
+
+    def __init__(
+        self, real: PairSampler | RotatingSampler, taught: PairSampler | RotatingSampler, share: float
+    ) -> None:
+        self.real, self.taught, self.share = real, taught, share
+
+    def batch(self, images_seen: int, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """As `PairSampler.batch`, with `taught` (b,) bool; a real pair is that of its number among real pairs alone.
+
+        Raises:
+            ConfigError: the batch cannot be shared evenly in whole groups.
+        """
+        numbers = share_of(images_seen, batch_size, rank, world)
+        if numbers.start % GROUP or len(numbers) % GROUP:
+            raise ConfigError(
+                f"with taught clips, batches are made of groups of {GROUP}, but a process gets {len(numbers)} images "
+                f"after {numbers.start}; make batch_size a multiple of {GROUP * world} per part of accumulate"
+            )
+        parts = []
+        for taught, run in itertools.groupby(numbers, self._is_taught):
+            found = list(run)
+            part = (self.taught if taught else self.real).batch(found[0], len(found))
+            parts.append({**part, "taught": torch.full((len(found),), taught, device=part["source"].device)})
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _is_taught(self, number: int) -> bool:
+        group = number // GROUP
+        return int((group + 1) * self.share) > int(group * self.share)
