@@ -45,6 +45,10 @@ OPTIONS: dict[str, list[str]] = {
         "exclude=None",
     ],
     "pack": ["data", "output", "size=256", "every=1", "quality=92"],
+    "teach": [
+        "data", "output", "split='train'", "weights=None", "expressions=8", "cameras=1", "seed=0", "limit=None",
+        "device='auto'",
+    ],
     "pretrain": [
         "data=None", "output=None", "recipe='base'", "config=None", "changes=()", "pseudo=()", "cache=None",
         "resume=True", "print_config=False",
@@ -91,6 +95,7 @@ def test_the_commands_are_these() -> None:
         "prepare",
         "pseudo-clips",
         "pack",
+        "teach",
         "pretrain",
         "train",
         "refine",

@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "prepare": ("export3d.cli.prepare", "turn videos and portraits into training shards"),
     "pseudo-clips": ("export3d.cli.pseudo_clips", "turn the still portraits of a split into training clips"),
     "pack": ("export3d.cli.pack", "pack prepared shards as JPEG frames, for a machine without a video decoder"),
+    "teach": ("export3d.cli.teach", "render a split's people under each other's expressions, for training"),
     "pretrain": ("export3d.cli.pretrain", "pre-train the expression encoder to ignore appearance"),
     "train": ("export3d.cli.train", "train the generator on prepared shards"),
     "refine": ("export3d.cli.refine", "train weights further with a discriminator, for sharper images"),

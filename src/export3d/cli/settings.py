@@ -10,7 +10,7 @@ import tyro
 from export3d.errors import ConfigError
 
 Place = TypeVar("Place", str, Path)
-Recipe = Annotated[str | None, tyro.conf.arg(metavar="{paper,base,fine-tune}")]
+Recipe = Annotated[str | None, tyro.conf.arg(metavar="{paper,base,core,fine-tune}")]
 Changes = Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="KEY=VALUE")]
 Output = Annotated[Path | None, tyro.conf.arg(aliases=["-o"], help_behavior_hint="(required)")]
 Data = Annotated[Place | None, tyro.conf.arg(help_behavior_hint="(required)")]

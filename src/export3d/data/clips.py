@@ -262,12 +262,14 @@ def _judge(track: Track, limits: Limits, where: str, still: bool = False) -> Non
         raise Refusal("poor fit", f"{where}: the head fits to {distance:.1f} px, the limit is {farthest:.1f} px")
 
 
-def encode_clip(frames: Iterable[NDArray[np.uint8]], expected: int, crf: int, name: str) -> bytes:
-    """Encode crops (256, 256, 3) as the bytes of an MP4; `InputError` unless there are `expected` of them."""
+def encode_clip(
+    frames: Iterable[NDArray[np.uint8]], expected: int, crf: int, name: str, size: int = CROP_SIZE
+) -> bytes:
+    """Encode crops (size, size, 3) as the bytes of an MP4; `InputError` unless there are `expected` of them."""
     with tempfile.TemporaryDirectory(prefix="export3d-") as folder:
         path = Path(folder) / "crop.mp4"
         count = 0
-        with VideoWriter(path, FPS, (CROP_SIZE, CROP_SIZE), crf=crf) as writer:
+        with VideoWriter(path, FPS, size, crf=crf) as writer:
             for frame in frames:
                 writer.write(frame)
                 count += 1
