@@ -11,7 +11,7 @@ import pytest
 from export3d.cli.main import main
 from export3d.data.shards import read_index, read_shards
 from export3d.pretrained import load_encoder, load_pretrained
-from export3d.video import VideoWriter
+from export3d.video import VideoWriter, read_frames
 
 Capture = pytest.CaptureFixture[str]
 
@@ -64,11 +64,11 @@ def clips(tmp_path: Path, astronaut_turns: list[np.ndarray]) -> Path:
 
 @pytest.mark.slow
 def test_coefficients_pass_through_every_stage(
-    tmp_path: Path, clips: Path, rng: np.random.Generator, tiny_weights: Path, capsys: Capture
+    tmp_path: Path, clips: Path, rng: np.random.Generator, tiny_weights: Path, astronaut_path: Path, capsys: Capture
 ) -> None:
     fitted, shards = tmp_path / "fitted", tmp_path / "shards"
     fitted.mkdir()
-    whole = {name: rng.normal(0, 0.5, (16, 257)) for name in ("ada", "bob")}
+    whole = {name: rng.normal(0, 0.2, (16, 257)) for name in ("ada", "bob")}
     np.savez(fitted / "ada.npz", coeff=whole["ada"])
     np.savez(fitted / "bob.npz", exp=whole["bob"][:, 80:144])
     prepared = ["prepare", "-o", shards, "--manifest", clips / "list.csv", "--workers", 0]
@@ -92,6 +92,10 @@ def test_coefficients_pass_through_every_stage(
     scored = ["--backbone", "none", "--no-faces", "--every", 5]
     assert run("evaluate", "same", shards, "-o", tmp_path / "scores", "--weights", two, *scored) == 0
     assert json.loads((tmp_path / "scores" / "report.json").read_text())["clips"][0]["scores"]["ours"]["psnr"] > 0
+
+    driven = ["--motion", fitted / "ada.npz", "--weights", two, "-o", tmp_path / "driven.mp4", "--device", "cpu"]
+    assert run("animate", astronaut_path, *driven) == 0
+    assert len(list(read_frames(tmp_path / "driven.mp4"))) == 16
 
     capsys.readouterr()
     base, trained = ["--from-pretrained", tiny_weights], ["-o", tmp_path / "x", *settings]

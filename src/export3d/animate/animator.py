@@ -46,7 +46,7 @@ class Source:
 
     Attributes:
         image: uint8 (H, W, 3), the face crop that was encoded.
-        expression: float32 (E,), as tracked.
+        expression: float32 (E,), as tracked; zeros, a neutral face, if the model takes another space.
         camera: float32 (25,), as tracked.
         features: what the network computed from the crop, once; batch 1, on the animator's device.
         crop: where the crop lies in the portrait.
@@ -119,16 +119,18 @@ class Animator:
         image = portrait if isinstance(portrait, np.ndarray) else read_image(portrait)
         check_shape(image, "H W 3", "portrait")
         track = self.tracker.track_image(image, name)
+        known = self.space == track.motion.space
+        expression = track.motion.expression[0] if known else np.zeros(SPACES[self.space], np.float32)
         picture = crop(image, track.crop, self.size)
         tensor = to_tensor(picture)[None].to(self.device)
         return Source(
             image=picture,
-            expression=track.motion.expression[0],
+            expression=expression,
             camera=track.motion.camera[0],
             features=self.model.encode(
                 tensor,
                 self._tensor(track.motion.camera[:1]),
-                self._tensor(track.motion.expression[:1]),
+                self._tensor(expression[None]),
                 self._tensor(track.landmarks[:1] / CROP_SIZE),
             ),
             crop=track.crop,

@@ -31,8 +31,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from export3d.data.decoding import decode, decode_exactly, decoders
-from export3d.data.locations import as_place
-from export3d.data.shards import WHOLE, Box, Index, Record, read_index, read_shards
+from export3d.data.locations import Place, as_place, inside
+from export3d.data.shards import WHOLE, Box, Index, Record, has_split, read_index, read_shards
 from export3d.errors import ConfigError, InputError, check_shape
 from export3d.files import replacing, write_bytes, write_failure
 from export3d.motion.motion import SPACES
@@ -338,6 +338,23 @@ def is_packed(folder: Path | str) -> bool:
     """Whether a folder holds frames that `FrameStore.save` wrote."""
     place = as_place(folder)
     return isinstance(place, Path) and (place / _PACKED_INDEX).is_file()
+
+
+def space_of(data: Place) -> str | None:
+    """Expression space of split `train` of prepared or packed data; None if there is no such split.
+
+    Raises:
+        InputError: the split is not prepared, or damaged.
+    """
+    if not has_split(data, "train"):
+        return None
+    split = inside(data, "train")
+    if not isinstance(split, Path) or not is_packed(split):
+        return read_index(split).space
+    try:
+        return _read_packed(split).space
+    except _DAMAGE as error:
+        raise InputError(f"cannot read packed frames from {split} ({error}); pack them again") from error
 
 
 def layout(frames: int, resolution: int, expression_size: int) -> dict[str, tuple[tuple[int, ...], str]]:

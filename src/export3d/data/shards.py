@@ -218,15 +218,6 @@ def has_split(data: Place, name: str) -> bool:
     return fetch(f"{split}/{INDEX_NAME}") is not None
 
 
-def space_of(data: Place) -> str | None:
-    """Expression space of a prepared folder's split `train`; None if there is no such split.
-
-    Raises:
-        InputError: as for `read_index`.
-    """
-    return read_index(inside(data, "train")).space if has_split(data, "train") else None
-
-
 def read_index(folder: Path | str) -> Index:
     """The index of one split, a folder or its URL.
 

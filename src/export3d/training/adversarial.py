@@ -22,9 +22,8 @@ import torch.distributed as distributed
 from torch import Tensor, nn
 
 from export3d.data.frame_window import Rotation
-from export3d.data.frames import FrameStore
+from export3d.data.frames import FrameStore, space_of
 from export3d.data.locations import as_place
-from export3d.data.shards import space_of
 from export3d.discriminator import Discriminator, discriminator_config
 from export3d.errors import ConfigError
 from export3d.image import resize

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from export3d.config import VARIANTS, ModelConfig, preset, variant
 from export3d.data.frame_window import Rotation
-from export3d.data.frames import FrameStore
+from export3d.data.frames import FrameStore, space_of
 from export3d.data.locations import as_place
-from export3d.data.shards import space_of
 from export3d.errors import ConfigError
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.model import Export3D

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from export3d.cli.main import main
-from export3d.data.frames import FrameStore
-from export3d.errors import ConfigError
+from export3d.data.frames import FrameStore, space_of
+from export3d.errors import ConfigError, InputError
 from export3d.training.pairs import load_frames
 
 
@@ -77,3 +77,15 @@ def test_packed_frames_are_not_read_through_a_window(data: Path, tmp_path: Path)
     assert main(["pack", str(data), "-o", str(tmp_path / "packed"), "--size", "32"]) == 0
     with pytest.raises(ConfigError, match=r"data\.memory reads shards"):
         load_frames(tmp_path / "packed", 32, memory=1.0)
+
+
+def test_the_expression_space_is_known_before_frames_are_read(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "packed"
+    assert main(["pack", str(data), "-o", str(out), "--size", "32"]) == 0
+    for part in out.rglob("*.safetensors"):
+        part.unlink()
+    assert space_of(data) == space_of(out) == "arkit52"
+    assert space_of(tmp_path / "nothing") is None
+    (out / "train" / "packed.json").write_text("{}")
+    with pytest.raises(InputError, match="cannot read packed frames from"):
+        space_of(out)
