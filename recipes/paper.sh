@@ -1,17 +1,16 @@
 #!/bin/sh
 # The paper's three stages in order, to the letter (docs/paper.md): CLeBS, reconstruction, reconstruction with a
 # discriminator. One GPU; the paper took about five days on an A100. This order has not been run at full length.
-#   recipes/paper.sh DATA RUN [more settings]
+#   recipes/paper.sh DATA RUN [more options]
 # DATA: folder made by `export3d prepare`. RUN gets clebs/, one/ and two/; RUN/two/weights.safetensors is the result.
-# Started again it goes on where it stopped. Settings go to every stage, or to the one they name, such as
-# --set train.loss.heads_file=vgg.pth --set refine.loss.heads_file=vgg.pth (LPIPS's linear weights, lpips 0.1; the
-# paper's loss needs them) or --set pretrain.loop.max_images=80000.
+# Started again it goes on where it stopped. Options go to every stage, settings to the stage that they name:
+#   --set data.memory=40: GB of decoded frames at once, for more than that (VFHQ at 256 pixels has about 150);
+#   --cache DIR: for less, decodes them once for all stages;
+#   --set train.loss.heads_file=vgg.pth --set refine.loss.heads_file=vgg.pth: LPIPS's linear weights (version 0.1).
 set -eu
 data=$1 run=$2
 shift 2
 
-export3d pretrain "$data" -o "$run/clebs" --recipe paper --cache "$run/cache" "$@"
-export3d train "$data" -o "$run/one" --recipe paper --cache "$run/cache" \
-    --set model.expression="$run/clebs/clebs.safetensors" "$@"
-export3d refine "$data" -o "$run/two" --recipe paper --cache "$run/cache" \
-    --from-pretrained "$run/one/weights.safetensors" "$@"
+export3d pretrain "$data" -o "$run/clebs" --recipe paper "$@"
+export3d train "$data" -o "$run/one" --recipe paper --set model.expression="$run/clebs/clebs.safetensors" "$@"
+export3d refine "$data" -o "$run/two" --recipe paper --from-pretrained "$run/one/weights.safetensors" "$@"

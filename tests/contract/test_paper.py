@@ -37,7 +37,7 @@ RECORD = "accumulate max_minutes log_every sheet_every validate_every save_every
 KEPT_OUT = {
     *(f"{stage} loop.{name}" for stage in STAGES for name in (*RECORD.split(), "tensorboard", "progress")),
     *(f"{stage} loop.{name}" for stage in STAGES for name in ("decay_from", "final_lr_ratio", "ema_rampup")),
-    *(f"{stage} data.memory" for stage in STAGES[1:]),
+    *(f"{stage} data.memory" for stage in STAGES),
     "refine discriminator.r1_every",
     "pretrain expression.inputs",
     "model expression.inputs",

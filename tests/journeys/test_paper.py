@@ -39,7 +39,15 @@ def script(folder: Path, stop_before: str = "nothing") -> subprocess.CompletedPr
     files = [f"{stage}.loss.backbone_file={folder / 'vgg16.safetensors'}" for stage in ("train", "refine")]
     given = [word for setting in (*SETTINGS.split(), *files) for word in ("--set", setting)]
     return subprocess.run(
-        ["sh", str(ROOT / "recipes" / "paper.sh"), str(folder / "data"), str(folder / "run"), *given],
+        [
+            "sh",
+            str(ROOT / "recipes" / "paper.sh"),
+            str(folder / "data"),
+            str(folder / "run"),
+            "--cache",
+            str(folder),
+            *given,
+        ],
         env={**os.environ, "PATH": os.pathsep.join([str(programs), os.environ["PATH"]])},
         capture_output=True,
         text=True,
@@ -59,7 +67,7 @@ def test_the_papers_script_goes_from_clips_to_a_face_and_can_be_interrupted(
 
     assert script(tmp_path, stop_before="train").returncode == 9
     run = tmp_path / "run"
-    assert {path.name for path in run.iterdir()} == {"clebs", "cache"}
+    assert {path.name for path in run.iterdir()} == {"clebs"}
     before = (run / "clebs" / "clebs.safetensors").read_bytes()
     done = script(tmp_path)
     assert done.returncode == 0, done.stderr

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from export3d.data.frame_window import Rotation, Windows
 from export3d.data.frames import FrameStore
-from export3d.data.pairs import Augment, colour_matrix, recolour
+from export3d.data.pairs import Augment, colour_matrix, recolour, share_of
 from export3d.errors import ConfigError, InputError
 from export3d.image import resize
 from export3d.motion.arkit import ARKIT52_MIRRORED
@@ -106,12 +107,8 @@ class ContrastSampler:
             pairs that are not negatives; T is the same within each dictionary. With `positives` "one" also positive
             (G,) int64, the number of that frame.
         """
-        if count < 1 or count % world or not 0 <= rank < world:
-            raise ConfigError(f"{count} clips cannot be shared by {world} processes (rank {rank}); change batch_size")
-        share = count // world
-        first = clips_seen + rank * share
         groups: dict[int, list[dict[str, Tensor]]] = {}
-        for number in range(first, first + share):
+        for number in share_of(clips_seen, count, rank, world):
             group = self._group(number)
             groups.setdefault(len(group["image"]), []).append(group)
         return [{name: torch.stack([g[name] for g in same]) for name in same[0]} for same in groups.values()]
@@ -139,6 +136,23 @@ class ContrastSampler:
             image, expression = image.flip(-1), expression[:, list(ARKIT52_MIRRORED)]
         noise = torch.from_numpy(rng.standard_normal(expression.shape)).to(expression)
         return {"image": image, "expression": expression + self.config.noise * noise, **group}
+
+
+class RotatingContrast(Windows[list[dict[str, Tensor]]]):
+    """The groups of a `ContrastSampler` from clips that do not fit into memory.
+
+    A turn of the window lasts until as many frames were drawn as a block has.
+
+    Args:
+        rotation, config, seed: see `Rotation` and `ContrastSampler`.
+    """
+
+    def __init__(self, rotation: Rotation, config: ContrastConfig, seed: int = 0) -> None:
+        super().__init__(rotation, lambda store: ContrastSampler([store], config, seed=seed), config.frames)
+
+    def batch(self, clips_seen: int, count: int, rank: int = 0, world: int = 1) -> list[dict[str, Tensor]]:
+        """As `ContrastSampler.batch`."""
+        return [group for part in self.parts(share_of(clips_seen, count, rank, world)) for group in part]
 
 
 def draw_frames(usable: NDArray[np.int64], count: int, draw: Draw, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -19,15 +19,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from export3d.data.decoding import decode, decoders
-from export3d.data.frames import Arrays, Clip, FrameStore, layout
+from export3d.data.frames import Arrays, Clip, FrameStore, is_packed, layout
 from export3d.data.locations import Place, as_place
-from export3d.data.pairs import PairSampler, share_of
+from export3d.data.pairs import share_of
 from export3d.data.shards import Record, Shard, read_index, read_shard
 from export3d.errors import ConfigError, InputError
 
@@ -252,44 +253,65 @@ class Rotation:
         return records
 
 
-class RotatingSampler:
-    """An endless sequence of training pairs from a rotation, as `PairSampler` gives from a store.
+Batch = TypeVar("Batch", covariant=True)
+
+
+class Sampler(Protocol[Batch]):
+    """Samples by number from one store."""
+
+    def batch(self, images_seen: int, batch_size: int) -> Batch:
+        """Samples `images_seen` to `images_seen + batch_size`."""
+
+
+class Windows(Generic[Batch]):
+    """An endless sequence of samples from a rotation, by number; a sample also depends on the size of the window.
 
     Args:
-        rotation: the window; the number of images seen determines its turn.
+        rotation: the window; the number of a sample determines its turn.
         sampler: makes the sampler of one window.
+        frames: frames per sample that count toward the length of a turn.
     """
 
-    def __init__(self, rotation: Rotation, sampler: Callable[[FrameStore], PairSampler]) -> None:
+    def __init__(self, rotation: Rotation, sampler: Callable[[FrameStore], Sampler[Batch]], frames: int = 1) -> None:
         self.rotation, self._make = rotation, sampler
-        self._turn = -1
+        self._length, self._turn = max(1, rotation.rows // frames), -1
 
     @property
     def store(self) -> FrameStore:
         """The current window."""
         return self.rotation.store
 
-    def batch(self, images_seen: int, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
-        """As `PairSampler.batch`; a sample also depends on the size of the window."""
-        numbers = share_of(images_seen, batch_size, rank, world)
-        parts = [
-            self._at(turn).batch(run[0], len(run))
-            for turn, run in ((t, list(r)) for t, r in itertools.groupby(numbers, lambda n: n // self.rotation.rows))
-        ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    def parts(self, numbers: range) -> list[Batch]:
+        """Batches of the samples `numbers`, one per window."""
+        runs = ((turn, list(run)) for turn, run in itertools.groupby(numbers, lambda n: n // self._length))
+        return [self._at(turn).batch(run[0], len(run)) for turn, run in runs]
 
-    def _at(self, turn: int) -> PairSampler:
+    def _at(self, turn: int) -> Sampler[Batch]:
         if turn != self._turn:
             self._sampler, self._turn = self._make(self.rotation.at(turn)), turn
         return self._sampler
+
+
+class RotatingSampler(Windows[dict[str, Tensor]]):
+    """An endless sequence of training pairs from a rotation, as `PairSampler` gives from a store."""
+
+    def batch(self, images_seen: int, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
+        """As `PairSampler.batch`."""
+        parts = self.parts(share_of(images_seen, batch_size, rank, world))
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def rows_of_block(memory: float, splits: Sequence[Path | str], resolution: int) -> int | None:
     """Frames per block of a rotation that takes `memory` GB (1e9 bytes); None if all frames fit.
 
     Raises:
-        ConfigError: too little memory: pairs would come from only a handful of clips.
+        ConfigError: too little memory: pairs would come from only a handful of clips; or packed frames.
     """
+    packed = [split for split in splits if is_packed(split)]
+    if packed:
+        raise ConfigError(
+            f"data.memory reads shards, but {packed[0]} holds packed frames, which are held whole; leave it out"
+        )
     indices = [read_index(split) for split in splits]
     shapes = layout(1, resolution, indices[0].expression_size).values()
     size = sum(int(np.prod(shape)) * np.dtype(dtype).itemsize for shape, dtype in shapes)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from export3d.config import ModelConfig
 from export3d.data.frame_window import RotatingSampler, Rotation, rows_of_block
-from export3d.data.frames import FrameStore, is_packed
+from export3d.data.frames import FrameStore
 from export3d.data.locations import as_place, inside
 from export3d.data.pairs import PairSampler
 from export3d.data.shards import has_split
@@ -412,10 +412,6 @@ def load_frames(
     if not has_split(place, "train"):
         raise InputError(f"{data} has no split 'train'; make one with: export3d prepare CLIPS -o DIR")
     train = inside(place, "train")
-    if memory is not None and any(is_packed(split) for split in (train, *pseudo)):
-        raise ConfigError(
-            f"data.memory reads shards, but {data} holds packed frames, which are held whole; leave it out"
-        )
     rows = None if memory is None else rows_of_block(memory, [train, *pseudo], size)
     val = frames(inside(place, "val"), "val") if has_split(place, "val") else None
     if rows is not None:

@@ -17,7 +17,8 @@ import torch.distributed as distributed
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from export3d.data.contrastive import ContrastConfig, ContrastSampler, cropped
+from export3d.data.contrastive import ContrastConfig, ContrastSampler, RotatingContrast, cropped
+from export3d.data.frame_window import Rotation, rows_of_block
 from export3d.data.frames import FrameStore
 from export3d.data.locations import as_place, inside
 from export3d.data.shards import has_split
@@ -51,6 +52,8 @@ class PretrainConfig:
         settle: after training, choose the axes, order, signs and scale of the directions (`expression.directions`);
             False: the directions stay as trained, as in the paper, and only their natural ranges are measured.
         pseudo_share: share of the samples that are pseudo-clips, where there are any.
+        memory: GB of decoded training frames held at once; if there are more, a window moves through them
+            (`data.frame_window`). None holds all frames.
     """
 
     model: CLeBSConfig = field(default_factory=CLeBSConfig)
@@ -58,17 +61,20 @@ class PretrainConfig:
     standardise: Literal["each", "together", "none"] = "together"
     settle: bool = True
     pseudo_share: float = 0.5
+    memory: float | None = None
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.pseudo_share <= 1.0:
             raise ConfigError(f"pseudo_share is {self.pseudo_share}; give a number from 0 to 1")
+        if self.memory is not None and not self.memory > 0.0:
+            raise ConfigError(f"memory must be positive, got {self.memory}")
 
 
 class PretrainTask:
     """The task of expression pre-training.
 
     Args:
-        clips: decoded training frames.
+        clips: decoded training frames, all of them or a window on them.
         pseudo: decoded frames of pseudo-clips.
         val: decoded frames of the validation split, for metrics and sheets; None: there is none.
     """
@@ -76,7 +82,7 @@ class PretrainTask:
     def __init__(
         self,
         config: PretrainConfig,
-        clips: FrameStore,
+        clips: FrameStore | Rotation,
         pseudo: Sequence[FrameStore] = (),
         val: FrameStore | None = None,
     ) -> None:
@@ -91,12 +97,11 @@ class PretrainTask:
         for store in (*pseudo, *([val] if val else [])):
             if store.space != clips.space:
                 raise InputError(f"clips in {clips.space} and in {store.space} cannot be mixed; prepare them alike")
-        self.stores = [clips, *pseudo]
-        shares = [1.0 - config.pseudo_share, *([config.pseudo_share / len(pseudo)] * len(pseudo))] if pseudo else []
-        self.sampler = ContrastSampler(self.stores, config.frames, shares)
+        self.clips, self.pseudo = clips, list(pseudo)
+        self.sampler = self._sampler()
         torch.manual_seed(0)
         self.clebs = CLeBS(config.model)
-        seen = videos(clips)
+        seen = videos(clips if isinstance(clips, FrameStore) else clips.store)
         deviation = seen.std(0, correction=0)
         if config.standardise == "together":
             deviation = deviation.square().mean().sqrt().expand_as(deviation)
@@ -106,8 +111,16 @@ class PretrainTask:
         self.val = val
 
     def prepare(self, device: torch.device) -> None:
-        """Move all frames to the training device."""
-        self.sampler.stores = [store.to(device) for store in self.sampler.stores]
+        """Move all frames, or the window on them, to the training device."""
+        self.clips, self.pseudo = self.clips.to(device), [store.to(device) for store in self.pseudo]
+        self.sampler = self._sampler()
+
+    def _sampler(self) -> ContrastSampler | RotatingContrast:
+        frames, share, count = self.settings.frames, self.settings.pseudo_share, len(self.pseudo)
+        if isinstance(self.clips, Rotation):
+            return RotatingContrast(self.clips, frames)
+        shares = [1.0 - share, *([share / count] * count)] if count else []
+        return ContrastSampler([self.clips, *self.pseudo], frames, shares)
 
     def compile(self) -> None:
         """Compile both towers."""
@@ -154,7 +167,8 @@ class PretrainTask:
     def sheet(self, ema: nn.Module) -> NDArray[np.uint8]:
         """Rows of eight frames of a held-out clip; below each, the frame whose beta' is nearest to the image."""
         frames = self.settings.frames.frames
-        store = self.val if self.val and held_out(self.val, frames) else self.stores[0]
+        store = self.clips if isinstance(self.clips, FrameStore) else self.clips.store
+        store = self.val if self.val and held_out(self.val, frames) else store
         rows_of_images = []
         for rows in (held_out(store, frames) or held_out(store, 2))[:6]:
             image, expression = self._embed(ema, store, rows)
@@ -208,12 +222,18 @@ def run(
         cache.mkdir(parents=True, exist_ok=True)
         return FrameStore.load(split, size, cache=cache / f"{name}-{size}.safetensors")
 
-    clips = frames(inside(place, "train"), "train")
+    split, rows = inside(place, "train"), None
+    if config.memory is not None:
+        if cache is not None or pseudo:
+            raise ConfigError("data.memory moves a window through the clips alone; leave --cache and --pseudo out")
+        rows = rows_of_block(config.memory, [split], size)
+    clips = frames(split, "train") if rows is None else Rotation([split], size, rows)
     val = frames(inside(place, "val"), "val") if has_split(place, "val") else None
     made = [frames(folder, f"pseudo{number}") for number, folder in enumerate(pseudo)]
     result = train(PretrainTask(config, clips, made, val), out, loop, resume=resume)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
-        export(result, out / "clebs.safetensors", clips)
+        first = clips if isinstance(clips, FrameStore) else clips.to("cpu").at(0)
+        export(result, out / "clebs.safetensors", first)
         export_reader(result.checkpoint, out / "reader.safetensors")
     return result
 

@@ -67,7 +67,7 @@ KEYS: dict[str, dict[str, str]] = {
         **_same("image", "width groups", "model."),
         **_same("loss", "objective temperature", "model."),
         **_same("data", "frames draw positives crop size augment noise near", "frames."),
-        **_same("data", "standardise pseudo_share"),
+        **_same("data", "standardise pseudo_share memory"),
         **_LOOP,
     },
     "train": {

@@ -314,7 +314,7 @@ def test_shares_that_leave_nothing_to_draw_are_refused() -> None:
 
 
 def test_a_batch_that_cannot_be_shared_is_refused() -> None:
-    with pytest.raises(ConfigError, match="3 clips"):
+    with pytest.raises(ConfigError, match="a batch of 3"):
         sampler(made_up_store()).batch(0, 3, 0, 2)
 
 

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from export3d.data import frame_window
+from export3d.data.contrastive import ContrastConfig, ContrastSampler, RotatingContrast
 from export3d.data.frame_window import PARTS, RotatingSampler, Rotation, rows_of_block
 from export3d.data.frames import FrameStore
 from export3d.data.pairs import PairSampler
@@ -126,6 +127,27 @@ def test_a_window_gives_the_pairs_of_the_same_frames_in_memory(many: Path) -> No
     found = Rotation([many], 16, 16)
     plain = PairSampler(found.store, seed=3)
     assert same(RotatingSampler(found, lambda store: PairSampler(store, seed=3)).batch(0, 16), plain.batch(0, 16))
+
+
+def test_groups_for_contrast_come_from_the_window_of_their_number(many: Path) -> None:
+    config = ContrastConfig(frames=4, size=32, augment=False, crop="whole", positives="one")
+
+    def flat(groups: list[dict[str, torch.Tensor]]) -> list[bytes]:
+        """What each clip's group holds, in order of its frames' number."""
+        return sorted(clip.numpy().tobytes() for group in groups for clip in group["expression"])
+
+    steady = RotatingContrast(Rotation([many], 32, 16), config)
+    batches = [steady.batch(start, 6) for start in range(0, 36, 6)]  # a turn of 16 frames lasts for 4 groups of 4
+    plain = ContrastSampler([Rotation([many], 32, 16).store], config)
+    assert flat(steady.batch(0, 4)) == flat(plain.batch(0, 4))
+    later = Rotation([many], 32, 16)
+    for turn in (1, 2):
+        later.at(turn)
+    assert flat(steady.batch(8, 4)) == flat(ContrastSampler([later.store], config).batch(8, 4))
+    resumed = RotatingContrast(Rotation([many], 32, 16), config)
+    for number in (3, 1, 5):
+        halves = [group for rank in (0, 1) for group in resumed.batch(6 * number, 6, rank, 2)]
+        assert flat(halves) == flat(batches[number])
 
 
 def peak(folder: Path) -> int:

@@ -16,6 +16,7 @@ import torch
 
 from export3d.camera import Camera
 from export3d.cli.main import main
+from export3d.data import frame_window
 from export3d.data.contrastive import ContrastConfig
 from export3d.data.frames import Clip, FrameStore
 from export3d.data.shard_writer import update
@@ -319,6 +320,36 @@ def test_the_papers_form_sees_whole_frames_and_keeps_the_axes_as_trained(tmp_pat
     image = torch.rand(2, 3, 48, 48) * 2 - 1
     boxes = torch.rand(2, 2, 478, 2)
     assert reader(image, image.flip(-1), boxes[0]) == reader(image, image.flip(-1), boxes[1]), "no face box"
+
+
+@pytest.mark.slow
+def test_a_run_on_a_window_goes_on_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(tmp_path / "data" / "train", range(6), size=64)
+    monkeypatch.setattr(frame_window, "_MIN_BLOCK", 1)
+    row = 3 * 32 * 32 + 52 * 4 + 25 * 4 + 478 * 2 * 2 + 1 + 8
+    frames = replace(SMALL.frames, frames=4, crop="whole")
+    config = replace(SMALL, frames=frames, memory=45 * row / 1e9)  # blocks of five frames: a clip each turn
+
+    def go(name: str, clips: int) -> tuple[dict[str, Any], bytes]:
+        result = run(tmp_path / "data", tmp_path / name, config, loop(max_images=clips))
+        return everything(result), (tmp_path / name / "clebs.safetensors").read_bytes()
+
+    whole = go("whole", 6)
+    go("parts", 2)
+    assert go("parts", 6)[1] == whole[1]
+    again = go("parts", 6)
+    assert again[1] == whole[1], "ranges are measured on the first window"
+    for name, value in whole[0].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(again[0][name])), name
+
+
+def test_a_window_and_a_cache_exclude_each_other(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "index.json").touch()
+    with pytest.raises(ConfigError, match="leave --cache and --pseudo out"):
+        run(tmp_path, tmp_path / "out", replace(SMALL, memory=1.0), loop(), cache=tmp_path / "cache")
+    with pytest.raises(ConfigError, match="memory must be positive"):
+        replace(SMALL, memory=0.0)
 
 
 def test_the_command_names_the_remedy_for_a_folder_that_was_not_prepared(
