@@ -33,13 +33,15 @@ SETTING = re.compile(r"`((?:\w+, )*\w+) ([\w.]+) = ([^`]+)`")
 SYMBOL = re.compile(r"`([\w/]+\.py)` → `([\w.]+)`")
 TEST = re.compile(r"`([\w/]+\.py)::(test_\w+)`")
 
-RECORD = "accumulate max_minutes log_every sheet_every validate_every save_every keep seed channels_last compile cpu"
+RECORD = (
+    "accumulate max_minutes log_every sheet_every validate_every save_every keep weights_part_mb seed channels_last "
+    "compile cpu tensorboard progress"
+)
 KEPT_OUT = {
-    *(f"{stage} loop.{name}" for stage in STAGES for name in (*RECORD.split(), "tensorboard", "progress")),
+    *(f"{stage} loop.{name}" for stage in STAGES for name in RECORD.split()),
     *(f"{stage} loop.{name}" for stage in STAGES for name in ("decay_from", "final_lr_ratio", "ema_rampup")),
     *(f"{stage} data.memory" for stage in STAGES),
     "refine discriminator.r1_every",
-    "pretrain expression.inputs",
     "model expression.inputs",
 }
 """How a run is computed and recorded, what has no effect in the recipe, and what the data decide."""

@@ -32,8 +32,8 @@ from export3d.pretrained import load_encoder, load_pretrained, save_encoder
 from export3d.training.face_features import FacePerceptual
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
-from export3d.training.record import Recorder
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask, run
+from export3d.training.record import Recorder
 from export3d.training.regularisers import ReaderConfig, save_reader
 from export3d.training.state import load_state
 from export3d.triplane.blocks import EAdaLN
