@@ -4,7 +4,7 @@
 
 Writes orbit_NAME.webp (the portrait, an orbit by `base`, the same by the core) and views_NAME.webp (`export3d sheet
 views` by `base` on the left, by the core on the right) for every portrait. Prints how far the heads are turned when the
-views of the sheet are tracked again.
+views of the sheet's first row are tracked again, and their CSIM with the portrait (dlib), means over the portraits.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from export3d.animate.export import encode_webp
 from export3d.animate.views_sheet import TURNS, expressions, views_sheet
 from export3d.camera import head_angles
 from export3d.errors import NoFaceFound
+from export3d.evaluation.measures.identity import Identity, csim, load_identity
 from export3d.files import write_bytes
 from export3d.image import contact_sheet
 
@@ -53,15 +54,21 @@ def write_orbit(path: Path, animators: list[Animator], portrait: Path) -> None:
     )
 
 
-def write_sheets(path: Path, animators: list[Animator], portrait: Path) -> list[NDArray]:
-    """Both sheets in one image; returns the angles (7, 3) of each model's first row, tracked again (NaN: no face)."""
+def write_sheets(path: Path, animators: list[Animator], portrait: Path) -> NDArray:
+    """Both sheets in one image.
+
+    Returns:
+        (2, 7, 4): for each model and view of the first row, tracked again, the head's angles and the CSIM.
+    """
     rows: list[list[Picture]] = []
     labels: list[list[str]] = []
-    angles = []
+    measured, identity = [], load_identity()
     for name, animator in zip(("base", "core"), animators):
         source = animator.encode(portrait)
         pictures, headings = views_sheet(animator, source, expressions(source, animator.space))
-        angles.append(np.array([tracked(animator, picture) for picture in pictures[1]]))
+        own = tracked(animator, identity, source.image)[1]
+        views = [tracked(animator, identity, picture) for picture in pictures[1]]
+        measured.append([[*angles, float(csim(descriptor, own))] for angles, descriptor in views])
         blank = np.full_like(source.image, 255)
         pictures[0] += [blank] * (len(TURNS) - 1)
         small = [[resized(picture, TILE_PX) for picture in row] for row in pictures]
@@ -70,15 +77,16 @@ def write_sheets(path: Path, animators: list[Animator], portrait: Path) -> list[
         rows = [old + new for old, new in zip(rows, small)] if rows else small
         labels = [old + new for old, new in zip(labels, texts)] if labels else texts
     write_bytes(path, encode_webp(contact_sheet(rows, labels), quality=72))
-    return angles
+    return np.array(measured)
 
 
-def tracked(animator: Animator, picture: Picture) -> NDArray:
+def tracked(animator: Animator, identity: Identity, picture: Picture) -> tuple[NDArray, NDArray]:
+    """Head angles (3,) and the descriptor of identity; NaN where no face is found."""
     try:
-        angles: NDArray = head_angles(animator.tracker.track_image(picture).motion.camera[0])
+        track = animator.tracker.track_image(picture)
     except NoFaceFound:
-        return np.full(3, np.nan)
-    return angles
+        return np.full(3, np.nan), np.full(1, np.nan)
+    return head_angles(track.motion.camera[0]), identity(picture, track.crop.from_crop(track.landmarks[0]))
 
 
 def main() -> None:
@@ -91,13 +99,13 @@ def main() -> None:
     for portrait in options.portraits:
         write_orbit(options.output / f"orbit_{portrait.stem}.webp", animators, portrait)
         found.append(write_sheets(options.output / f"views_{portrait.stem}.webp", animators, portrait))
-    angles = np.array(found)  # (portraits, models, columns, 3)
-    turn = (angles - angles[:, :, :1]).mean(axis=0)
-    print("| camera | base | core |\n| --- | ---: | ---: |")
-    for column, (name, asked) in enumerate(TURNS.items()):
-        if any(asked):
-            axis = int(np.argmax(np.abs(asked)))
-            print(f"| {name} | {turn[0, column, axis]:+.1f} | {turn[1, column, axis]:+.1f} |")
+    values = np.array(found)  # (portraits, models, views, 4)
+    turns, similarity = (values - values[:, :, :1]).mean(axis=0), values[..., 3].mean(axis=0)
+    print("| camera | turned, base | turned, core | CSIM, base | CSIM, core |\n| --- | ---: | ---: | ---: | ---: |")
+    for view, (name, asked) in enumerate(TURNS.items()):
+        axis = int(np.argmax(np.abs(asked)))
+        turned = [f"{turn:+.1f}" if any(asked) else "" for turn in turns[:, view, axis]]
+        print(f"| {name} | {' | '.join(turned)} | {similarity[0, view]:.2f} | {similarity[1, view]:.2f} |")
 
 
 if __name__ == "__main__":
