@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from export3d.data.shards import Record
-from export3d.errors import ConfigError, InputError
+from export3d.errors import ConfigError, InputError, MissingExtra
 
 
 def decode(record: Record, resolution: int) -> NDArray[np.uint8]:
@@ -37,8 +37,12 @@ def decode(record: Record, resolution: int) -> NDArray[np.uint8]:
 
 def _decode_video(media: bytes) -> NDArray[np.uint8]:
     """Decode an MP4 that preparation wrote: (T, 3, H, W)."""
-    import av
-    from av.video.reformatter import VideoReformatter
+    try:
+        import av
+        from av.video.reformatter import VideoReformatter
+    except ImportError as error:
+        remedy = "install it, or use frames that `export3d pack` wrote on a machine that has it"
+        raise MissingExtra("video", "PyAV, which decodes shards of videos,", remedy) from error
 
     from export3d.video.reading import BT709, FULL, LIMITED, SWS_QUALITY
 

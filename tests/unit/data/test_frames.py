@@ -17,7 +17,7 @@ from export3d.data.decoding import decode
 from export3d.data.frames import FrameStore
 from export3d.data.shard_writer import update
 from export3d.data.shards import Record, read_index, read_shards
-from export3d.errors import ConfigError, InputError, OutputError, ShapeError
+from export3d.errors import ConfigError, InputError, MissingExtra, OutputError, ShapeError
 
 Make = Callable[..., Record]
 TENSORS = ("frames", "expression", "camera", "landmarks", "found", "clip")
@@ -149,6 +149,18 @@ def test_thinning_keeps_every_third_frame_of_videos_and_all_others(split: Path) 
     rows = [*range(6), 6, 9, 12, 15, 18, 19, 20, 21]
     assert torch.equal(thin.camera, store.camera[rows])
     assert torch.equal(thin.frames, store.frames[rows])
+
+
+def test_without_pyav_shards_of_videos_are_refused_in_one_sentence(
+    make_record: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_record("clip0")
+    monkeypatch.setitem(sys.modules, "av", None)
+    assert decode(make_record("still0", still=True), 64).shape == (1, 3, 64, 64)
+    with pytest.raises(
+        MissingExtra, match="PyAV, which decodes shards of videos, is not installed; install it, or use"
+    ):
+        decode(clip, 64)
 
 
 def test_saving_again_replaces_the_former_parts(split: Path, tmp_path: Path) -> None:
