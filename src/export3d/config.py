@@ -1,6 +1,7 @@
 """The model's configuration: one dataclass composed of those of the parts, named presets and variants, and JSON.
 
-`paper` has the paper's sizes where the paper states them; `base` ships; `tiny` is for tests.
+`paper` has the paper's sizes where the paper states them; `base` ships; `core` is `base` without what it takes from the
+source's pixels; `tiny` is for tests.
 """
 
 from __future__ import annotations
@@ -139,6 +140,15 @@ def base() -> ModelConfig:
     )
 
 
+def core() -> ModelConfig:
+    """`base` without flow and detail, at 128 pixels: EAdaLN alone changes the expression, the renderer alone the pose.
+
+    The aligned input view and the unwarped stem features remain; no landmark or source pixel reaches the image.
+    """
+    config = variant(variant(base(), "no_flow"), "no_detail").sized(128)
+    return replace(config, render=replace(config.render, fine=0))
+
+
 def tiny() -> ModelConfig:
     """For tests: 64-pixel images in well under a second on a CPU."""
     return ModelConfig(
@@ -157,7 +167,7 @@ def tiny() -> ModelConfig:
     )
 
 
-PRESETS = {"paper": paper, "base": base, "tiny": tiny}
+PRESETS = {"paper": paper, "base": base, "core": core, "tiny": tiny}
 
 
 def preset(name: str) -> ModelConfig:

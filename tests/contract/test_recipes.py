@@ -17,7 +17,7 @@ import pytest
 
 import export3d
 from export3d.cli import main as program
-from export3d.config import preset, variant
+from export3d.config import ModelConfig, preset, variant
 from export3d.losses import ReconstructionWeights
 from export3d.training.adversarial import AdversarialConfig
 from export3d.training.pretrain import PretrainConfig
@@ -126,9 +126,9 @@ def test_a_packaged_recipe_shows_its_settings_without_data(
 ) -> None:
     code = program.main([command, "--recipe", recipe, "--print-config"])
     out, err = capsys.readouterr()
-    if (command, recipe) == ("pretrain", "fine-tune"):
+    if (command, recipe) in (("pretrain", "fine-tune"), ("pretrain", "core"), ("refine", "core")):
         assert code == 2
-        assert err == "export3d: recipe fine-tune has no stage pretrain; choose another with --recipe\n"
+        assert err == f"export3d: recipe {recipe} has no stage {command}; choose another with --recipe\n"
         return
     assert code == 0
     shown = {f"{table}.{name}" for table, values in json.loads(out).items() for name in values}
@@ -140,6 +140,12 @@ def test_the_recipes_of_the_package_are_these() -> None:
     assert sorted(path.name for path in folder.iterdir()) == sorted(f"{name}.toml" for name in PACKAGED)
     for name in PACKAGED:
         assert set(parse((folder / f"{name}.toml").read_text("utf-8"), name)) <= set(KEYS)
+
+
+def test_the_recipe_core_gives_the_form_of_the_weights_that_ship() -> None:
+    sidecar = json.loads((ROOT / "weights" / "core.json").read_text("utf-8"))
+    found = resolve(ReconstructionConfig, "core").config.model_config()
+    assert found == ModelConfig.from_dict(sidecar["config"]["model"])
 
 
 def test_the_paper_is_the_papers() -> None:

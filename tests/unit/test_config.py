@@ -216,5 +216,5 @@ def test_an_unknown_variant_is_refused_with_the_known_ones() -> None:
 
 
 def test_an_unknown_preset_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match=r"huge.*paper, base, tiny"):
+    with pytest.raises(ConfigError, match=r"huge.*paper, base, core, tiny"):
         preset("huge")

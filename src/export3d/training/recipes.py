@@ -27,7 +27,7 @@ from export3d.training.loop_config import LoopConfig
 from export3d.training.pretrain import PretrainConfig
 from export3d.training.reconstruction import ReconstructionConfig
 
-RECIPES = ("paper", "base", "fine-tune")
+RECIPES = ("paper", "base", "core", "fine-tune")
 """Names of the files in `export3d/recipes`."""
 
 STAGES: dict[type, str] = {PretrainConfig: "pretrain", ReconstructionConfig: "train", AdversarialConfig: "refine"}
@@ -74,7 +74,9 @@ KEYS: dict[str, dict[str, str]] = {
         **_same("model", "preset variants image_size expression motion_steps freeze"),
         **_RENDER,
         **_LOSS,
+        "loss.between": "config.between",
         **_DATA,
+        **_same("data", "taught taught_share"),
         **_LOOP,
     },
     "refine": {

@@ -14,12 +14,16 @@ import torch.distributed as distributed
 from torch import Tensor
 
 from export3d.config import VARIANTS, ModelConfig, preset, variant
-from export3d.data.frame_window import Rotation
+from export3d.data.frame_window import RotatingSampler, Rotation
 from export3d.data.frames import FrameStore, space_of
 from export3d.data.locations import as_place
-from export3d.errors import ConfigError
+from export3d.data.pairs import PairSampler, share_of
+from export3d.data.taught import GROUP, MixedSampler, TaughtSampler, load_taught
+from export3d.errors import ConfigError, InputError
 from export3d.expression.encoder import ExpressionEncoder
-from export3d.model import Export3D
+from export3d.image import resize
+from export3d.losses import between, face_weight
+from export3d.model import Export3D, Output
 from export3d.pretrained import inherit, load_encoder, load_pretrained
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
@@ -46,6 +50,9 @@ class ReconstructionConfig(PairConfig):
         superres: train the super-resolution too; without it only the raw image is compared.
         motion_steps: steps in which a fresh run first fits the motion of landmarks to 256 pairs of them each, without
             pictures: a minute that saves many thousand images.
+        taught: folders or URLs that `export3d teach` made, to train on beside the real clips.
+        taught_share: share of the images from them; 0 leaves them out.
+        between: weight of `losses.between` on them.
     """
 
     preset: str | None = "base"
@@ -53,9 +60,17 @@ class ReconstructionConfig(PairConfig):
     expression: Path | None = None
     superres: bool = True
     motion_steps: int = 1500
+    taught: tuple[str, ...] = ()
+    taught_share: float = 0.5
+    between: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not 0.0 <= self.taught_share <= 1.0 or self.between < 0:
+            raise ConfigError(
+                f"taught_share is {self.taught_share} and between {self.between}; give a number from 0 to 1, and one "
+                "that is not negative"
+            )
         if self.motion_steps < 0:
             raise ConfigError(f"motion_steps must not be negative, got {self.motion_steps}; 0 leaves the fit out")
         if self.preset is not None:
@@ -92,6 +107,7 @@ class ReconstructionTask(PairTask):
         train_frames, val_frames: see `PairTask`.
         seed: of the pairs and of the initial weights.
         former: the model from which training starts, see `pretrained.inherit`.
+        taught: decoded groups of `data.taught.load_taught`, to train on as well.
 
     `config` contains, JSON-able, what rebuilds the module and this run's settings.
     """
@@ -105,6 +121,7 @@ class ReconstructionTask(PairTask):
         val_frames: FrameStore | None = None,
         seed: int = 0,
         former: Export3D | None = None,
+        taught: FrameStore | Rotation | None = None,
     ) -> None:
         if former is not None:
             check_space(train_frames.space, former.config)
@@ -112,6 +129,7 @@ class ReconstructionTask(PairTask):
         self.config: Mapping[str, Any] = {"model": self.model_config.to_dict(), "reconstruction": words(config)}
         torch.manual_seed(seed)
         super().__init__(config, Export3D(self.model_config), train_frames, val_frames, seed)
+        self.taught = None if taught is None else self._taught(taught)
         encoder = pretrained_encoder(config, self.model_config, former)
         if encoder is not None:
             what = str(config.expression or "the packaged encoder")
@@ -165,12 +183,51 @@ class ReconstructionTask(PairTask):
         log.info("motion fitted to landmarks: error from %.4f to %.4f image widths", errors[0], last)
         return last
 
+    def _taught(self, frames: FrameStore | Rotation) -> PairSampler | RotatingSampler:
+        """The sampler of taught groups."""
+        if frames.space != self.model_config.space:
+            raise InputError(
+                f"the taught clips are in {frames.space}, but the model expects {self.model_config.space}; teach again"
+            )
+        s = self.settings
+
+        def sampler(store: FrameStore) -> TaughtSampler:
+            return TaughtSampler(store, self.seed, s.mirror, s.augment)
+
+        return RotatingSampler(frames, sampler) if isinstance(frames, Rotation) else sampler(frames)
+
+    def prepare(self, device: torch.device) -> None:
+        """As `PairTask.prepare`, taught frames included."""
+        super().prepare(device)
+        if self.taught is not None and device.type != self.taught.store.device.type:
+            frames = self.taught.rotation if isinstance(self.taught, RotatingSampler) else self.taught.store
+            self.taught = self._taught(frames.to(device))
+
+    def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
+        """As `PairTask.batch`, with taught groups among the pairs, see `MixedSampler`; a group shares its jitter."""
+        if self.taught is None:
+            return super().batch(images_seen, batch_size, rank, world)
+        sampler = MixedSampler(self.sampler, self.taught, self.settings.taught_share)
+        pairs = sampler.batch(images_seen, batch_size, rank, world)
+        numbers = share_of(images_seen, batch_size, rank, world)
+        number = torch.arange(numbers.start, numbers.stop, device=pairs["source"].device)
+        return {**pairs, "number": torch.where(pairs["taught"], number - number % GROUP, number)}
+
     def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
-        """Eq. 11 on one batch; also collects the generated planes for the tri-plane EMA (Eq. 14)."""
+        """Eq. 11 on one batch, and `between`; also collects the generated planes for the tri-plane EMA (Eq. 14)."""
         output = self.draw(batch, superres=self.settings.superres)
         terms = self.compare(output, batch)
+        if "taught" in batch and self.settings.between:
+            terms["between"] = self.settings.between * self._between(output, batch)
+            terms["total"] = terms["total"] + terms["between"]
         self.collect(output)
         return terms
+
+    def _between(self, output: Output, batch: Mapping[str, Any]) -> Tensor:
+        image = output.rendered.raw if output.image is None else output.image
+        emphasis = self.settings.face_emphasis
+        weight = face_weight(batch["landmarks"], image.shape[-1], emphasis) if emphasis else None
+        return between(image, resize(batch["driving"], image.shape[-1]), batch["taught"], GROUP, weight)
 
 
 def pretrained_encoder(
@@ -232,7 +289,9 @@ def run(
     model = config.model_config(None if former is None else former.config, space)
     pretrained_encoder(config, model, former)  # refused before minutes of decoding
     clips, val = load_frames(data, model.image_size, pseudo, cache, config.memory)
-    task = ReconstructionTask(config, clips, val, loop.seed, former)
+    chosen = config.taught if config.taught_share else ()
+    taught = load_taught(chosen, model.image_size, config.memory, cache) if chosen else None
+    task = ReconstructionTask(config, clips, val, loop.seed, former, taught)
     if latest_state(out / "checkpoints") is None:
         task.fit_motion()
     result = train(task, out, loop, resume=resume)

@@ -94,6 +94,11 @@ def task(config: ReconstructionConfig = PLAIN, **store: Any) -> ReconstructionTa
     return ReconstructionTask(config, made_up_store(**store))
 
 
+def taught_task(config: ReconstructionConfig) -> ReconstructionTask:
+    """A task with three taught groups beside its clips."""
+    return ReconstructionTask(config, made_up_store(), taught=made_up_store(videos=3, stills=0, frames=7, seed=4))
+
+
 def logged(run_dir: Path, kind: str) -> list[dict[str, Any]]:
     """Lines of the run's log of one kind."""
     found = []
@@ -143,13 +148,19 @@ def everything(result: Result) -> dict[str, Any]:
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("extended")
-def test_eight_steps_are_four_and_a_resume_and_four_bit_for_bit(tmp_path: Path) -> None:
-    """With all sources of randomness: pairs, mirror images, augmentation, ray jitter."""
-    config = replace(PLAIN, augment=True, mirror=True, face_emphasis=2.0)
-    at_once = train(task(config), tmp_path / "once", loop(max_images=16))
-    train(task(config), tmp_path / "twice", loop(max_images=8))
+@pytest.mark.parametrize("taught", [False, True])
+def test_eight_steps_are_four_and_a_resume_and_four_bit_for_bit(tmp_path: Path, taught: bool) -> None:
+    """With all sources of randomness: pairs, mirror images, augmentation, ray jitter, and taught groups among pairs."""
+    config = replace(PLAIN, augment=True, mirror=True, face_emphasis=2.0, between=1.0)
+
+    def made() -> ReconstructionTask:
+        return taught_task(config) if taught else task(config)
+
+    size = 4 if taught else 2
+    at_once = train(made(), tmp_path / "once", loop(max_images=8 * size, batch_size=size))
+    train(made(), tmp_path / "twice", loop(max_images=4 * size, batch_size=size))
     torch.manual_seed(12345)
-    resumed = train(task(config), tmp_path / "twice", loop(max_images=16))
+    resumed = train(made(), tmp_path / "twice", loop(max_images=8 * size, batch_size=size))
     assert (at_once.step, resumed.step) == (8, 8)
     a, b = everything(at_once), everything(resumed)
     assert a.keys() == b.keys()
@@ -311,6 +322,71 @@ def test_weights_validation_data_and_encoders_of_another_space_are_refused() -> 
         ReconstructionTask(PLAIN, store, other)
     with pytest.raises(ConfigError, match="takes 52 expression values, but the data in bfm64 has 64"):
         ReconstructionTask(replace(PLAIN, variants=("clebs",)), other)
+
+
+# ---- taught groups ---------------------------------------------------------------------------------------------------
+
+
+def one_expression(store: FrameStore) -> FrameStore:
+    """The store with no score but the first."""
+    return replace(store, expression=torch.cat([store.expression[:, :1], torch.zeros(len(store), 51)], 1))
+
+
+@pytest.mark.slow
+def test_training_on_mixed_clips_lowers_what_differs_between_expressions(tmp_path: Path) -> None:
+    """Without `between` the same steps leave it where it was (0.034)."""
+    group = made_up_store(videos=1, stills=0, frames=5)
+    shade = torch.linspace(0.0, 1.0, 5)
+    group.expression[:, 0] = shade
+    group.frames[:, :, 32:56, 16:48] = (255 * shade).byte()[:, None, None, None]
+    group = replace(group, camera=group.camera[:1].expand(5, -1).clone())
+    config = replace(PLAIN, between=20.0)
+    made = ReconstructionTask(config, one_expression(made_up_store()), taught=one_expression(group))
+    fixed = made.batch(0, 8, 0, 1)
+    assert fixed["taught"].tolist() == [False] * 4 + [True] * 4
+    with torch.no_grad():
+        before = made.losses(fixed, 0)["between"]
+    train(made, tmp_path, loop(max_images=240, batch_size=8, lr=3e-3, warmup_images=0))
+    with torch.no_grad():
+        after = made.losses(fixed, 0)["between"]
+    assert float(after) < 0.7 * float(before)
+
+
+def test_between_is_a_term_of_its_own_weight_on_taught_groups_alone() -> None:
+    def terms(start: int = 4, **changes: Any) -> dict[str, float]:
+        made = taught_task(replace(PLAIN, **changes))
+        found = made.losses(made.batch(start, 4, 0, 1), 0)
+        return {name: float(value.detach()) for name, value in found.items()}
+
+    one, three, none = terms(between=1.0), terms(between=3.0), terms()
+    assert set(one) - set(none) == {"between"}
+    assert one["between"] > 0
+    assert three["between"] == pytest.approx(3 * one["between"], rel=1e-5)
+    assert one["total"] == pytest.approx(none["total"] + one["between"], rel=1e-5)
+    assert terms(between=1.0, face_emphasis=10.0)["between"] != pytest.approx(one["between"], rel=1e-3)
+    assert terms(start=0, between=1.0)["between"] == 0.0  # a batch of real pairs
+    assert terms(between=1.0, superres=False)["between"] > 0
+
+
+def test_a_taught_group_shares_its_jitter() -> None:
+    made = taught_task(PLAIN)
+    assert made.batch(0, 8, 0, 1)["number"].tolist() == [0, 1, 2, 3, 4, 4, 4, 4]
+
+
+def test_without_a_share_the_pairs_are_those_of_real_clips_alone() -> None:
+    none = taught_task(replace(PLAIN, taught_share=0.0)).batch(8, 8, 0, 1)
+    for name, value in task().batch(8, 8, 0, 1).items():
+        assert torch.equal(none[name], value), name
+
+
+def test_taught_clips_of_another_space_and_shares_out_of_range_are_refused() -> None:
+    store = made_up_store()
+    other = replace(store, expression=torch.zeros(len(store), 64), space="bfm64")
+    with pytest.raises(InputError, match="taught clips are in bfm64"):
+        ReconstructionTask(PLAIN, store, taught=other)
+    for changes in ({"taught_share": 1.5}, {"between": -1.0}):
+        with pytest.raises(ConfigError, match="taught_share"):
+            replace(PLAIN, **changes)
 
 
 # ---- flow ------------------------------------------------------------------------------------------------------------
