@@ -141,11 +141,12 @@ def base() -> ModelConfig:
 
 
 def core() -> ModelConfig:
-    """`base` without flow and detail, at 128 pixels: EAdaLN alone changes the expression, the renderer alone the pose.
+    """`base` without the parts that move the source (variant `pure`), at 128 pixels.
 
-    The aligned input view and the unwarped stem features remain; no landmark or source pixel reaches the image.
+    EAdaLN alone changes the expression, the renderer alone the pose. The aligned input view and the stem's features
+    beside the tokens remain.
     """
-    config = variant(variant(base(), "no_flow"), "no_detail").sized(128)
+    config = variant(base(), "pure").sized(128)
     return replace(config, render=replace(config.render, fine=0))
 
 

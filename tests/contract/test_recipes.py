@@ -143,7 +143,7 @@ def test_the_recipes_of_the_package_are_these() -> None:
 
 
 def test_the_recipe_core_gives_the_form_of_the_weights_that_ship() -> None:
-    sidecar = json.loads((ROOT / "weights" / "core.json").read_text("utf-8"))
+    sidecar = json.loads((Path(export3d.__file__).parent / "assets" / "core.json").read_text("utf-8"))
     found = resolve(ReconstructionConfig, "core").config.model_config()
     assert found == ModelConfig.from_dict(sidecar["config"]["model"])
 

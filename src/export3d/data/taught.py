@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from export3d.data.frame_window import RotatingSampler, Rotation, rows_of_block
-from export3d.data.frames import FrameStore
-from export3d.data.locations import as_place, inside
+from export3d.data.frames import Clip, FrameStore, is_packed
+from export3d.data.locations import Place, as_place, inside
 from export3d.data.pairs import Draw, PairSampler, share_of
-from export3d.data.shards import read_index
+from export3d.data.shards import Entry, read_index
 from export3d.errors import ConfigError, InputError
 
 GROUP = 4
@@ -35,32 +35,46 @@ def load_taught(
     """Decode the split `train` of taught folders.
 
     Args:
-        folders: outputs of `data.teacher.teach`, or their URLs.
+        folders: outputs of `data.teacher.teach`, their URLs, or these folders packed (`data.packing`).
         resolution: side of the frames, pixels.
         memory: GB of decoded frames held at once, see `frame_window`; None holds all.
         cache: folder that keeps decoded frames between runs.
 
     Raises:
         InputError: a folder is not prepared, is damaged, or holds other clips, or its groups differ in size.
+        ConfigError: `memory` is too little, or is given for packed frames.
     """
     splits = [inside(as_place(folder), "train") for folder in folders]
-    entries = [entry for split in splits for entry in read_index(split).entries]
+    if memory is not None:
+        if any(map(is_packed, splits)):
+            raise ConfigError("data.memory reads shards, but taught frames are packed and held whole; leave it out")
+        size = _frames_per_group([entry for split in splits for entry in read_index(split).entries], splits)
+        rows = rows_of_block(memory, splits, resolution)
+        if rows is not None:
+            return Rotation(splits, resolution, rows - rows % size)  # blocks of whole groups
+    stores = []
+    for number, split in enumerate(splits):
+        kept = None if cache is None or is_packed(split) else cache / f"taught{number}-{resolution}.safetensors"
+        stores.append(FrameStore.load(split, resolution, cache=kept))
+    store = FrameStore.join(stores)
+    _frames_per_group(store.clips, splits)
+    return store
+
+
+def _frames_per_group(clips: Sequence[Clip | Entry], splits: Sequence[Place]) -> int:
+    """Number of frames in each taught group; `InputError` if they differ or the clips are others."""
     where = " and ".join(map(str, splits))
-    strange = [entry.key for entry in entries if not KEY.fullmatch(entry.key)]
-    if strange or not entries:
-        what = f"the clip {strange[0]}" if strange else "no clips"
-        raise InputError(f"{where} hold {what}; name folders that export3d teach made")
-    sizes = sorted({entry.frames for entry in entries})
-    if len(sizes) > 1 or sizes[0] <= GROUP:
+    for clip in clips:
+        name = clip.name if isinstance(clip, Clip) else clip.key
+        if not KEY.fullmatch(name):
+            raise InputError(f"{where} holds the clip {name}; name folders that export3d teach made")
+    sizes = sorted({clip.frames for clip in clips})
+    if len(sizes) != 1 or sizes[0] <= GROUP:
         raise InputError(
-            f"{where} hold groups of {' and '.join(map(str, sizes))} frames; teach all with the same number of "
-            f"expressions, at least {GROUP}"
+            f"{where} holds groups of {' and '.join(map(str, sizes)) or 'no'} frames; teach all with the same number "
+            f"of expressions, at least {GROUP}"
         )
-    rows = None if memory is None else rows_of_block(memory, splits, resolution)
-    if rows is not None:
-        return Rotation(splits, resolution, rows - rows % sizes[0])  # blocks of whole groups
-    kept = [None if cache is None else cache / f"taught{n}-{resolution}.safetensors" for n in range(len(splits))]
-    return FrameStore.join([FrameStore.load(split, resolution, cache=path) for split, path in zip(splits, kept)])
+    return sizes[0]
 
 
 class TaughtSampler(PairSampler):

@@ -13,6 +13,7 @@ from torch import Tensor
 from export3d.data import frame_window
 from export3d.data.frame_window import RotatingSampler, Rotation
 from export3d.data.frames import FrameStore
+from export3d.data.packing import pack
 from export3d.data.pairs import PairSampler
 from export3d.data.shard_writer import update
 from export3d.data.shards import Record
@@ -113,8 +114,20 @@ def test_taught_groups_can_be_read_by_url_and_kept(folder: Path, tmp_path: Path)
         assert torch.equal(load_taught([server.address], 32).frames, here.frames)
 
 
+def test_packed_groups_are_the_same(folder: Path, tmp_path: Path) -> None:
+    pack(folder, tmp_path / "packed", 32)
+    packed, plain = (load_taught([place], 32, cache=tmp_path) for place in (tmp_path / "packed", folder))
+    assert [(clip.name, clip.frames) for clip in packed.clips] == [(clip.name, clip.frames) for clip in plain.clips]
+    assert (packed.frames.float() - plain.frames.float()).abs().mean() < 4.0
+    with pytest.raises(ConfigError, match="taught frames are packed"):
+        load_taught([tmp_path / "packed"], 32, memory=1.0)
+    pack(folder, tmp_path / "thin", 32, every=2)
+    with pytest.raises(InputError, match="groups of 4 frames"):
+        load_taught([tmp_path / "thin"], 32)
+
+
 def test_other_clips_and_groups_of_several_sizes_are_refused(folder: Path, split: Path, make_record: Make) -> None:
-    with pytest.raises(InputError, match="hold the clip clip0; name folders that export3d teach made"):
+    with pytest.raises(InputError, match="holds the clip clip0; name folders that export3d teach made"):
         load_taught([split.parent], 32)
     with pytest.raises(InputError, match="is not a prepared split"):
         load_taught([folder / "train"], 32)
@@ -125,5 +138,5 @@ def test_other_clips_and_groups_of_several_sizes_are_refused(folder: Path, split
     with pytest.raises(InputError, match="at least 4"):
         load_taught([split.parent / "few"], 32)
     update(split.parent / "none" / "train", [])
-    with pytest.raises(InputError, match="hold no clips"):
+    with pytest.raises(InputError, match="holds no records"):
         load_taught([split.parent / "none"], 32)
