@@ -93,10 +93,10 @@ def reconstruction(
 def between(image: Tensor, target: Tensor, taught: Tensor, group: int, weight: Tensor | None = None) -> Tensor:
     """Squared error of what differs within taught groups (not in the paper), a scalar.
 
-    A group is n images of one source at one camera under n expressions. With o an image, t its target, and o_, t_ their
-    means over the group:
+    A group is n images of one source at one camera under n expressions. With o an image, t its target, and mean(.) over
+    the group:
 
-        L_between = mean of w ((o - o_) - (t - t_))^2
+        L_between = mean of w ((o - mean(o)) - (t - mean(t)))^2
 
     over all pixels of the batch; images of no group count as 0, so that parts of a batch add up to the whole.
 
