@@ -42,6 +42,7 @@ KEPT_OUT = {
     *(f"{stage} loop.{name}" for stage in STAGES for name in ("decay_from", "final_lr_ratio", "ema_rampup")),
     *(f"{stage} data.memory" for stage in STAGES),
     "refine discriminator.r1_every",
+    "train data.taught_share",
     "model expression.inputs",
 }
 """How a run is computed and recorded, what has no effect in the recipe, and what the data decide."""
