@@ -22,13 +22,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -254,6 +255,33 @@ def run_through(task: TimedTask, loop: LoopConfig, watch: Stopwatch) -> None:
         handle.remove()
 
 
+def gradients_flop(
+    out: Sequence[int],
+    given: Sequence[int],
+    kernel: Sequence[int],
+    _bias: Any,
+    _stride: Any,
+    _padding: Any,
+    _dilation: Any,
+    transposed: bool,
+    _output_padding: Any,
+    _groups: int,
+    wanted: Sequence[bool],
+    **_: Any,
+) -> int:
+    """FLOP of a convolution's backward pass: as many for each gradient, input's and kernel's, as for the forward pass.
+
+    PyTorch's own formula counts a kernel's gradient as if every channel met every other, whatever the groups.
+    """
+    forward = 2 * out[0] * math.prod((given if transposed else out)[2:]) * math.prod(kernel)
+    return forward * (bool(wanted[0]) + bool(wanted[1]))
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter with the formula above."""
+    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.convolution_backward: gradients_flop})
+
+
 class FlopOfParts:
     """Counts FLOP under the name of the part that they belong to.
 
@@ -262,7 +290,7 @@ class FlopOfParts:
     """
 
     def __init__(self) -> None:
-        self.counter = FlopCounterMode(display=False)
+        self.counter = flop_counter()
         self.found: dict[str, int] = {}
         self.part, self.before = "generator", 0
         self.around: list[str] = []

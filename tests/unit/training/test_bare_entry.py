@@ -14,9 +14,9 @@ import torch
 from export3d.config import ModelConfig
 from export3d.pretrained import load_pretrained
 from export3d.training.__main__ import main
-from export3d.training.record import read_log
 from export3d.training.recipes import resolve
 from export3d.training.reconstruction import ReconstructionConfig
+from export3d.training.record import read_log
 from export3d.training.state import latest_state, load_state
 
 pytest.importorskip("accelerate")

@@ -82,7 +82,7 @@ def test_flop_of_a_part_inside_another_are_its_own(benchmark: ModuleType) -> Non
 def test_the_warps_flop_are_told_apart_and_none_are_lost(benchmark: ModuleType, golden: ModuleType) -> None:
     task, _ = golden.phase_one(as_base=True)
     batch = task.batch(0, 2, 0, 1)
-    with FlopCounterMode(display=False) as counter:
+    with benchmark.flop_counter() as counter:
         task.losses(batch, 0)["total"].backward()
     found = benchmark.flop_of_a_step(task, 2, torch.device("cpu"))
     assert {"generator", "renderer", "superres", "warp"} <= set(found)
@@ -91,3 +91,20 @@ def test_the_warps_flop_are_told_apart_and_none_are_lost(benchmark: ModuleType, 
     assert set(task.model.warp.modules()) == set(watched)
     plain, _ = golden.phase_one(as_base=False)
     assert "warp" not in benchmark.flop_of_a_step(plain, 2, torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("groups", "stride"), [(1, 1), (1, 2), (2, 1), (8, 1)])
+def test_the_gradients_of_a_convolution_cost_as_much_as_its_forward_pass(
+    benchmark: ModuleType, groups: int, stride: int
+) -> None:
+    """Counted by hand; PyTorch's own formula agrees without groups, and is `groups` times too high for the kernel's."""
+    layer = nn.Conv2d(8, 16, 3, stride, padding=1, groups=groups, bias=False)
+    forward = 2 * (8 // stride) ** 2 * 16 * (8 // groups) * 9 * 3
+    for wanted, own in ((True, forward * (1 + groups)), (False, forward * groups)):
+        image = torch.randn(3, 8, 8, 8, requires_grad=wanted)
+        with benchmark.flop_counter() as counter, FlopCounterMode(display=False) as usual:
+            out = layer(image)
+            assert counter.get_total_flops() == forward
+            out.sum().backward()
+        assert counter.get_total_flops() == forward + forward * (1 + wanted)
+        assert usual.get_total_flops() == forward + own
