@@ -226,7 +226,7 @@ class Animator:
         """Frames of the source seen by a camera that travels around its head, one uint8 (H, W, 3) at a time.
 
         The expression stays the portrait's own, and is computed once, or follows a motion whose head motion is set
-        aside. The frames loop: the first follows on the last.
+        aside. The camera's path closes: the first frame follows on the last.
 
         Args:
             source: from `encode`.

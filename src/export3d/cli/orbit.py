@@ -24,7 +24,7 @@ def command(
     pure: bool = False,
     device: str = "auto",
 ) -> int:
-    """Show a portrait from a camera that travels around its head; the video loops.
+    """Show a portrait from a camera that travels around its head and returns to where it started.
 
     Args:
         source: the portrait, an image with a face.
