@@ -5,7 +5,6 @@ Letters: B batch, C channels, H W pixels, N tokens (N = H * W, row-major).
 
 from __future__ import annotations
 
-import functools
 import math
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch import Tensor, nn
 
 from export3d.errors import ConfigError, check_shape
 
+_constants: dict[tuple[Any, ...], Tensor] = {}
 
-@functools.lru_cache(maxsize=256)
+
 def constant(values: Any, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """Numbers as a tensor that is made once per device: do not modify it.
 
@@ -26,8 +26,14 @@ def constant(values: Any, device: torch.device, dtype: torch.dtype | None = None
         values: numbers, as nested tuples.
         dtype: as `torch.tensor` infers it by default.
     """
-    with torch.inference_mode(False):  # training needs normal tensors even if inference asks first
-        return torch.tensor(values, dtype=dtype, device=device)
+    key = (values, device, dtype)
+    if key not in _constants:
+        with torch.inference_mode(False):  # training needs normal tensors even if inference asks first
+            made = torch.tensor(values, dtype=dtype, device=device)
+        if type(made) is not Tensor:  # of a mode that only traces shapes
+            return made
+        _constants[key] = made
+    return _constants[key]
 
 
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from export3d.errors import ConfigError, ShapeError
 from export3d.layers import (
@@ -14,6 +15,7 @@ from export3d.layers import (
     MixFFN,
     ResidualConvs,
     SelfAttention,
+    constant,
     conv3x3,
     image_to_tokens,
     linear,
@@ -129,3 +131,15 @@ def test_linear_layers_start_small() -> None:
     layer = linear(256, 256)
     assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.05)
     assert layer.bias.count_nonzero() == 0
+
+
+def test_a_constant_is_made_once_and_never_kept_from_a_pass_that_only_traces_shapes() -> None:
+    values, device = (0.5, 1.5, 2.5), torch.device("cpu")
+    with FakeTensorMode():
+        assert isinstance(constant(values, device), FakeTensor)
+    with torch.inference_mode():
+        kept = constant(values, device)
+    assert kept.tolist() == list(values)
+    assert not kept.is_inference()
+    assert constant(values, device) is kept
+    assert constant(values, device, torch.float64).dtype == torch.float64
