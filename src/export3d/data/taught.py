@@ -20,7 +20,7 @@ from export3d.data.frame_window import RotatingSampler, Rotation, rows_of_block
 from export3d.data.frames import Clip, FrameStore, is_packed
 from export3d.data.locations import Place, as_place, inside
 from export3d.data.pairs import Draw, PairSampler, share_of
-from export3d.data.shards import Entry, read_index
+from export3d.data.shards import Entry, has_split, read_index
 from export3d.errors import ConfigError, InputError
 
 GROUP = 4
@@ -31,30 +31,39 @@ KEY = re.compile(r"[A-Za-z0-9_-]+-taught\d{2,}")
 
 def load_taught(
     folders: Sequence[Path | str], resolution: int, memory: float | None = None, cache: Path | None = None
-) -> FrameStore | Rotation:
-    """Decode the split `train` of taught folders.
+) -> tuple[FrameStore | Rotation, FrameStore | None]:
+    """Decode taught folders: their splits `train`, and their splits `val` (None if no folder has one).
 
     Args:
         folders: outputs of `data.teacher.teach`, their URLs, or these folders packed (`data.packing`).
         resolution: side of the frames, pixels.
-        memory: GB of decoded frames held at once, see `frame_window`; None holds all.
+        memory: GB of decoded training frames held at once, see `frame_window`; None holds all.
         cache: folder that keeps decoded frames between runs.
 
     Raises:
         InputError: a folder is not prepared, is damaged, or holds other clips, or its groups differ in size.
         ConfigError: `memory` is too little, or is given for packed frames.
     """
-    splits = [inside(as_place(folder), "train") for folder in folders]
+    places = [as_place(folder) for folder in folders]
+    splits = [inside(place, "train") for place in places]
+    held_out = [inside(place, "val") for place in places if has_split(place, "val")]
+    val = _load(held_out, "val", resolution, cache) if held_out else None
     if memory is not None:
         if any(map(is_packed, splits)):
             raise ConfigError("data.memory reads shards, but taught frames are packed and held whole; leave it out")
         size = _frames_per_group([entry for split in splits for entry in read_index(split).entries], splits)
         rows = rows_of_block(memory, splits, resolution)
         if rows is not None:
-            return Rotation(splits, resolution, rows - rows % size)  # blocks of whole groups
+            return Rotation(splits, resolution, rows - rows % size), val  # blocks of whole groups
+    return _load(splits, "train", resolution, cache), val
+
+
+def _load(splits: Sequence[Place], name: str, resolution: int, cache: Path | None) -> FrameStore:
+    """All frames of taught splits."""
     stores = []
     for number, split in enumerate(splits):
-        kept = None if cache is None or is_packed(split) else cache / f"taught{number}-{resolution}.safetensors"
+        file = f"taught{number}-{name}-{resolution}.safetensors"
+        kept = None if cache is None or is_packed(split) else cache / file
         stores.append(FrameStore.load(split, resolution, cache=kept))
     store = FrameStore.join(stores)
     _frames_per_group(store.clips, splits)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as distributed
-from torch import Tensor
+from torch import Tensor, nn
 
 from export3d.config import VARIANTS, ModelConfig, preset, variant
 from export3d.data.frame_window import RotatingSampler, Rotation
@@ -36,6 +36,9 @@ from export3d.weights.hub import locate
 
 log = logging.getLogger(__name__)
 
+_GROUPS = 16
+"""Held-out taught groups in a validation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ReconstructionConfig(PairConfig):
@@ -51,7 +54,7 @@ class ReconstructionConfig(PairConfig):
         motion_steps: steps in which a fresh run first fits the motion of landmarks to 256 pairs of them each, without
             pictures: a minute that saves many thousand images.
         taught: folders or URLs that `export3d teach` made, to train on beside the real clips.
-        taught_share: share of the images from them; 0 leaves them out.
+        taught_share: share of the images from them; 0: real frames alone.
         between: weight of `losses.between` on them.
     """
 
@@ -108,6 +111,7 @@ class ReconstructionTask(PairTask):
         seed: of the pairs and of the initial weights.
         former: the model from which training starts, see `pretrained.inherit`.
         taught: decoded groups of `data.taught.load_taught`, to train on as well.
+        taught_val: decoded groups of people that take no part, for figures.
 
     `config` contains, JSON-able, what rebuilds the module and this run's settings.
     """
@@ -122,6 +126,7 @@ class ReconstructionTask(PairTask):
         seed: int = 0,
         former: Export3D | None = None,
         taught: FrameStore | Rotation | None = None,
+        taught_val: FrameStore | None = None,
     ) -> None:
         if former is not None:
             check_space(train_frames.space, former.config)
@@ -130,6 +135,7 @@ class ReconstructionTask(PairTask):
         torch.manual_seed(seed)
         super().__init__(config, Export3D(self.model_config), train_frames, val_frames, seed)
         self.taught = None if taught is None else self._taught(taught)
+        self.taught_val = taught_val
         encoder = pretrained_encoder(config, self.model_config, former)
         if encoder is not None:
             what = str(config.expression or "the packaged encoder")
@@ -223,11 +229,38 @@ class ReconstructionTask(PairTask):
         self.collect(output)
         return terms
 
+    def validate(self, ema: nn.Module) -> Mapping[str, float]:
+        """As `PairTask.validate`, with `gain` and `correlation` (see `explained`) on held-out taught groups, if any."""
+        figures, found, store = dict(super().validate(ema)), [], self.taught_val
+        device = next(ema.parameters()).device
+        for clip in () if store is None else store.clips[:_GROUPS]:
+            assert store is not None
+            names = ("frames", "camera", "expression", "landmarks")
+            frames, *tracks = (getattr(store, name)[clip.rows].to(device).float() for name in names)
+            shown = frames / 127.5 - 1.0
+            features = ema.encode(shown[:1], *(track[:1] for track in tracks))  # type: ignore[operator]
+            planes = ema.planes(features, tracks[1][1:])  # type: ignore[operator]
+            found.append(explained(ema.frame(planes, tracks[0][1:]), shown[1:]))  # type: ignore[operator]
+        if found:
+            figures |= dict(zip(("gain", "correlation"), torch.stack(found).mean(0).tolist(), strict=True))
+        return figures
+
     def _between(self, output: Output, batch: Mapping[str, Any]) -> Tensor:
         image = output.rendered.raw if output.image is None else output.image
         emphasis = self.settings.face_emphasis
         weight = face_weight(batch["landmarks"], image.shape[-1], emphasis) if emphasis else None
         return between(image, resize(batch["driving"], image.shape[-1]), batch["taught"], GROUP, weight)
+
+
+def explained(image: Tensor, target: Tensor) -> Tensor:
+    """How much of what the expression changes is rendered, (2,): its gain and its correlation.
+
+    With o and t the images and targets (n, 3, H, W) of one group minus their means over it: sum(o t) / sum(t t), and
+    sum(o t) / (|o| |t|). Both are 1 for perfect images and 0 for images that do not depend on the expression.
+    """
+    o, t = (x - x.mean(0) for x in (image.float(), target.float()))
+    both = (o * t).sum()
+    return torch.stack([both / t.square().sum().clamp_min(1e-9), both / (o.norm() * t.norm()).clamp_min(1e-9)])
 
 
 def pretrained_encoder(
@@ -288,10 +321,10 @@ def run(
         check_space(space, former.config)
     model = config.model_config(None if former is None else former.config, space)
     pretrained_encoder(config, model, former)  # refused before minutes of decoding
-    clips, val = load_frames(data, model.image_size, pseudo, cache, config.memory)
-    chosen = config.taught if config.taught_share else ()
-    taught = load_taught(chosen, model.image_size, config.memory, cache) if chosen else None
-    task = ReconstructionTask(config, clips, val, loop.seed, former, taught)
+    size = model.image_size
+    clips, val = load_frames(data, size, pseudo, cache, config.memory)
+    taught = load_taught(config.taught, size, config.memory, cache) if config.taught else (None, None)
+    task = ReconstructionTask(config, clips, val, loop.seed, former, *taught)
     if latest_state(out / "checkpoints") is None:
         task.fit_motion()
     result = train(task, out, loop, resume=resume)

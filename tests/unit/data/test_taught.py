@@ -34,7 +34,7 @@ def folder(tmp_path: Path, make_record: Make) -> Path:
 @pytest.fixture
 def mixed(folder: Path, split: Path) -> MixedSampler:
     real = PairSampler(FrameStore.load(split, 32), seed=2)
-    return MixedSampler(real, TaughtSampler(load_taught([folder], 32), seed=2), 0.5)
+    return MixedSampler(real, TaughtSampler(load_taught([folder], 32)[0], seed=2), 0.5)
 
 
 def rows_of(sampler: TaughtSampler, numbers: range) -> list[tuple[int, int]]:
@@ -42,7 +42,7 @@ def rows_of(sampler: TaughtSampler, numbers: range) -> list[tuple[int, int]]:
 
 
 def test_a_group_shows_one_real_source_under_different_expressions_at_one_camera(folder: Path) -> None:
-    store = load_taught([folder], 32)
+    store, _ = load_taught([folder], 32)
     sampler = TaughtSampler(store, seed=1)
     seen = set()
     for first in range(0, 80, GROUP):
@@ -95,28 +95,36 @@ def test_batches_that_cut_a_group_are_refused(mixed: MixedSampler, start: int, s
 def test_a_window_holds_whole_groups(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(frame_window, "_MIN_BLOCK", 1)
     row = 3 * 16 * 16 + 52 * 4 + 25 * 4 + 478 * 2 * 2 + 1 + 8
-    found = load_taught([folder], 16, memory=90 * row / 1e9)
+    found, val = load_taught([folder], 16, memory=90 * row / 1e9)
+    assert val is None
     assert isinstance(found, Rotation)
     assert found.rows == 7
     sampler = RotatingSampler(found, lambda store: TaughtSampler(store, seed=1))
     for start in range(0, 240, 8):
         sampler.batch(start, 8)
         assert {clip.frames for clip in sampler.store.clips} == {7}
-    again = RotatingSampler(load_taught([folder], 16, memory=90 * row / 1e9), lambda store: TaughtSampler(store, 1))
+    again = RotatingSampler(load_taught([folder], 16, memory=90 * row / 1e9)[0], lambda store: TaughtSampler(store, 1))
     assert same(again.batch(120, 8), sampler.batch(120, 8))
 
 
-def test_taught_groups_can_be_read_by_url_and_kept(folder: Path, tmp_path: Path) -> None:
+def test_taught_groups_can_be_read_by_url_and_kept(folder: Path, tmp_path: Path, make_record: Make) -> None:
     pytest.importorskip("aiohttp", reason="aiohttp is not installed (extra `remote`)")
+    update(folder / "val", [make_record(f"v{i}-taught00", 7) for i in range(2)])
     here = load_taught([folder], 32, cache=tmp_path)
-    assert (tmp_path / "taught0-32.safetensors").is_file()
+    assert {path.name for path in tmp_path.glob("*.safetensors")} == {
+        "taught0-train-32.safetensors",
+        "taught0-val-32.safetensors",
+    }
     with serving(folder) as server:
-        assert torch.equal(load_taught([server.address], 32).frames, here.frames)
+        for far, near in zip(load_taught([server.address], 32), here, strict=True):
+            assert isinstance(far, FrameStore)
+            assert isinstance(near, FrameStore)
+            assert torch.equal(far.frames, near.frames)
 
 
 def test_packed_groups_are_the_same(folder: Path, tmp_path: Path) -> None:
     pack(folder, tmp_path / "packed", 32)
-    packed, plain = (load_taught([place], 32, cache=tmp_path) for place in (tmp_path / "packed", folder))
+    packed, plain = (load_taught([place], 32, cache=tmp_path)[0] for place in (tmp_path / "packed", folder))
     assert [(clip.name, clip.frames) for clip in packed.clips] == [(clip.name, clip.frames) for clip in plain.clips]
     assert (packed.frames.float() - plain.frames.float()).abs().mean() < 4.0
     with pytest.raises(ConfigError, match="taught frames are packed"):

@@ -32,7 +32,7 @@ from export3d.pretrained import load_encoder, load_pretrained, save_encoder
 from export3d.training.face_features import FacePerceptual
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
-from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask, run
+from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask, explained, run
 from export3d.training.record import Recorder
 from export3d.training.regularisers import ReaderConfig, save_reader
 from export3d.training.state import load_state
@@ -366,6 +366,26 @@ def test_between_is_a_term_of_its_own_weight_on_taught_groups_alone() -> None:
     assert terms(between=1.0, face_emphasis=10.0)["between"] != pytest.approx(one["between"], rel=1e-3)
     assert terms(start=0, between=1.0)["between"] == 0.0  # a batch of real pairs
     assert terms(between=1.0, superres=False)["between"] > 0
+
+
+def test_the_explained_change_is_that_of_the_expression_alone() -> None:
+    target, offset = torch.rand(5, 3, 8, 8), torch.rand(3, 8, 8)
+    perfect, half = explained(target + offset, target), explained(0.5 * target + offset, target)
+    torch.testing.assert_close(perfect, torch.tensor([1.0, 1.0]))
+    torch.testing.assert_close(half, torch.tensor([0.5, 1.0]))
+    assert explained(offset.expand_as(target), target).abs().max() < 1e-5
+
+
+def test_validation_reports_the_explained_change_of_held_out_groups() -> None:
+    store, held_out = made_up_store(), made_up_store(videos=2, stills=0, frames=7, seed=5)
+    made = ReconstructionTask(PLAIN, store, made_up_store(seed=1), taught_val=held_out)
+    with torch.no_grad():
+        found = made.validate(made.module)
+    assert {"psnr", "gain", "correlation"} <= set(found)
+    assert abs(found["correlation"]) < 1.0
+    alone = ReconstructionTask(PLAIN, store, taught_val=held_out)
+    with torch.no_grad():
+        assert set(alone.validate(alone.module)) == {"gain", "correlation"}
 
 
 def test_a_taught_group_shares_its_jitter() -> None:
