@@ -2,7 +2,8 @@
 # The paper's three stages in order, to the letter (docs/paper.md): CLeBS, reconstruction, reconstruction with a
 # discriminator. One GPU; the paper took about five days on an A100. This order has not been run at full length.
 #   recipes/paper.sh DATA RUN [more options]
-# DATA: folder made by `export3d prepare`. RUN gets clebs/, one/ and two/; RUN/two/weights.safetensors is the result.
+# DATA: folder made by `export3d prepare`, with --coefficients for the paper's 64 expression coefficients (docs/data.md:
+# their files, and the paper's test clips). RUN gets clebs/, one/ and two/; RUN/two/weights.safetensors is the result.
 # Started again it goes on where it stopped. Options go to every stage, settings to the stage that they name:
 #   --set data.memory=40: GB of decoded frames at once, for more than that (VFHQ at 256 pixels has about 150);
 #   --cache DIR: for less, decodes them once for all stages;

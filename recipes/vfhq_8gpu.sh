@@ -2,8 +2,8 @@
 # A laboratory's run: VFHQ (or as many clips of your own) on one machine with eight GPUs. docs/training.md says how long it
 # takes and what it costs, and how that was reckoned. This order has not been run as a whole.
 #   recipes/vfhq_8gpu.sh CLIPS MANIFEST.csv NETWORKS OUT
-# CLIPS: folder of videos; MANIFEST.csv: columns file, person, split (train or val); NETWORKS: folder with
-# squeezenet1_1_features_fp32.pth and squeeze.pth (LPIPS).
+# CLIPS: folder of videos; MANIFEST.csv: columns file, person, split (train or val; docs/data.md: VFHQ's test clips);
+# NETWORKS: folder with squeezenet1_1_features_fp32.pth and squeeze.pth (LPIPS).
 # Started again it goes on where it stopped. From the environment: GPUS (8); PRESET (base; paper for the paper's sizes);
 # BATCH (256, of all GPUs), LR (1e-3; the runs of docs/training-log.md had 5e-4 with 8 images a step); IMAGES (2400000, the
 # paper's 300,000 steps of eight); MEMORY (GB of decoded frames on each GPU, 40; VFHQ at 256 pixels has about 150).
