@@ -70,6 +70,9 @@ def command(
 def _tell_skipped(report: Report) -> None:
     """Print a sentence for each file or stretch that was skipped; `InputError` if no file can be used."""
     if not any(figures["records"] for figures in report.splits.values()):
+        if set(report.reasons) == {"coefficients"}:
+            count = len(report.rejects)
+            raise InputError(f"none of {count} files can be used; the first: {report.rejects[0].detail}")
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
         raise InputError(
             f"none of the files can be used ({reasons}; see {report.out / 'report.csv'}); give videos or portraits of "

@@ -138,9 +138,10 @@ class Motion:
     def require_space(self, space: str) -> None:
         """Raise `BadMotionFile`, naming both spaces, unless this motion is in `space`."""
         if self.space != space:
+            remedy = "give Deep3DFaceRecon's coefficients" if space == "bfm64" else "track the driving video again"
             raise BadMotionFile(
                 f"{self.meta.get('file', 'the motion')} is in expression space {self.space} but {space} is needed; "
-                f"track the driving video again or use weights that were trained on {self.space}"
+                f"{remedy} or use weights that were trained on {self.space}"
             )
 
     def resampled(self, fps: float) -> Motion:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export3d.cli.main import main
 from export3d.data import prepare as module
 from export3d.data.clips import Limits
 from export3d.data.frames import FrameStore
@@ -560,6 +561,17 @@ def test_one_folder_holds_one_expression_space(clips: Path, fitted: Path, tmp_pa
         run(clips / "bob.mp4", tmp_path / "other", coefficients=fitted / "anna.npz")
     assert drawn == before
     assert not (tmp_path / "other").exists()
+
+
+def test_the_command_says_why_no_coefficients_can_be_used(
+    clips: Path, tmp_path: Path, drawn: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "fitted").mkdir()
+    prepared = ["prepare", str(clips / "anna.mp4"), "-o", str(tmp_path / "out"), "--workers", "0"]
+    assert main([*prepared, "--coefficients", str(tmp_path / "fitted")]) == 2
+    said = capsys.readouterr().err
+    assert "none of 1 files can be used; the first: anna.mp4 has no coefficients" in said
+    assert said.count("\n") == 1
 
 
 def test_coefficients_of_paths_outside_the_folder_go_by_the_last_name(tmp_path: Path) -> None:

@@ -113,6 +113,8 @@ def test_another_space_is_refused_by_naming_both(rng: np.random.Generator) -> No
         paper.require_space("arkit52")
     with pytest.raises(BadMotionFile, match="bfm64"):
         paper.scores("jawOpen")
+    with pytest.raises(BadMotionFile, match="give Deep3DFaceRecon's coefficients or use weights"):
+        random_motion(rng).require_space("bfm64")
 
 
 def test_resampling_to_the_same_rate_changes_nothing(some: Motion) -> None:

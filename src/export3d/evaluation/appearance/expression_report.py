@@ -121,6 +121,13 @@ def evaluate_expression(
         check_output(output / name)
     named = dict(zip(_row_names([Path(path) for path in encoders]), map(read_encoder, encoders)))
     records = {split: list(read_shards(Path(data) / split)) for split in SPLITS}
+    values = {record.expression.shape[1] for found in records.values() for record in found}
+    for name, encoder in named.items():
+        if values - {encoder.config.inputs}:
+            raise InputError(
+                f"{data} holds {min(values)} expression values, but the encoder {name} takes {encoder.config.inputs}; "
+                "name encoders that were trained on such data"
+            )
     report, embeddings = _measure(records, named, None if pairs is None else read_portrait_pairs(pairs), people)
     write_still(output / "tsne.png", tsne_figure(embeddings, TSNE_FRAMES))
     write_bytes(output / "expression.json", report.to_json().encode())

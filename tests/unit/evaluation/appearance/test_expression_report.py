@@ -14,6 +14,8 @@ from export3d.data.shard_writer import update
 from export3d.data.shards import Record
 from export3d.errors import InputError
 from export3d.evaluation.appearance.expression_report import evaluate_expression, read_portrait_pairs
+from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
+from export3d.pretrained import save_encoder
 
 LONDON = Path(__file__).parents[4] / "benchmarks" / "london_pairs.csv"
 
@@ -108,3 +110,9 @@ def test_what_cannot_be_measured_is_one_sentence(
 def test_portraits_that_are_not_there_are_named(prepared: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="lack 188"):
         evaluate_expression(prepared, tmp_path / "out", pairs=LONDON)
+
+
+def test_encoders_of_another_expression_space_are_refused(prepared: Path, tmp_path: Path) -> None:
+    path = save_encoder(ExpressionEncoder(ExpressionConfig(inputs=64, hidden=8)), tmp_path / "bfm.safetensors", {})
+    with pytest.raises(InputError, match="holds 52 expression values, but the encoder bfm takes 64"):
+        evaluate_expression(prepared, tmp_path / "out", encoders=[path])
