@@ -157,7 +157,11 @@ class PairSampler:
         Raises:
             ConfigError: the batch cannot be shared evenly.
         """
-        draws = [self._draw(number) for number in share_of(images_seen, batch_size, rank, world)]
+        return self.samples(share_of(images_seen, batch_size, rank, world))
+
+    def samples(self, numbers: Sequence[int]) -> dict[str, Tensor]:
+        """The samples of these numbers, as `batch` gives them."""
+        draws = [self._draw(number) for number in numbers]
         plans = [self._plan(draws, which) for which in (0, 1)]
         shared = {"colour": np.stack([draw.colour for draw in draws]), **self._edges(draws)}
         shared["clip"] = np.array([draw.clip for draw in draws])

@@ -133,13 +133,30 @@ class MixedSampler:
                 f"with taught clips, batches are made of groups of {GROUP}, but a process gets {len(numbers)} images "
                 f"after {numbers.start}; make batch_size a multiple of {GROUP * world} per part of accumulate"
             )
-        parts = []
-        for taught, run in itertools.groupby(numbers, self._is_taught):
-            found = list(run)
-            part = (self.taught if taught else self.real).batch(found[0], len(found))
-            parts.append({**part, "taught": torch.full((len(found),), taught, device=part["source"].device)})
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        parts, places = [], list[int]()
+        for taught, sampler in ((False, self.real), (True, self.taught)):  # one batch each: a GPU gets few, large ones
+            chosen = [number for number in numbers if self._is_taught(number) == taught]
+            if chosen:
+                part = _samples(sampler, chosen)
+                parts.append({**part, "taught": torch.full((len(chosen),), taught, device=part["source"].device)})
+                places += [number - numbers.start for number in chosen]
+        if len(parts) == 1:
+            return parts[0]
+        order = torch.from_numpy(np.argsort(places)).to(parts[0]["source"].device)
+        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
 
     def _is_taught(self, number: int) -> bool:
         group = number // GROUP
         return int((group + 1) * self.share) > int(group * self.share)
+
+
+def _samples(sampler: PairSampler | RotatingSampler, numbers: Sequence[int]) -> dict[str, Tensor]:
+    """The samples of ascending numbers; of a window, which has turns, run by run."""
+    if isinstance(sampler, PairSampler):
+        return sampler.samples(numbers)
+    runs = [
+        [number for _, number in run]
+        for _, run in itertools.groupby(enumerate(numbers), lambda found: found[1] - found[0])
+    ]
+    parts = [sampler.batch(run[0], len(run)) for run in runs]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from export3d.data import frame_window
 from export3d.data.frame_window import RotatingSampler, Rotation
@@ -64,6 +66,22 @@ def test_a_group_shows_one_real_source_under_different_expressions_at_one_camera
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_mixed_batch_crosses_in_three_transfers(mixed: MixedSampler) -> None:
+    """Real pairs, taught groups and their order, however many groups there are; see `test_transfers.py`."""
+
+    class Copies(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func.__name__.startswith("lift_fresh")
+            return func(*args, **(kwargs or {}))
+
+    mixed.batch(0, 40)  # fills caches
+    with Copies() as seen:
+        mixed.batch(40, 40)
+    assert seen.count == 3
 
 
 def test_taught_groups_are_spread_evenly_and_real_pairs_stay_theirs(mixed: MixedSampler) -> None:
