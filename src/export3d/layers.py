@@ -26,6 +26,8 @@ def constant(values: Any, device: torch.device, dtype: torch.dtype | None = None
         values: numbers, as nested tuples.
         dtype: as `torch.tensor` infers it by default.
     """
+    if torch.compiler.is_compiling():  # into the graph
+        return torch.tensor(values, dtype=dtype, device=device)
     key = (values, device, dtype)
     if key not in _constants:
         with torch.inference_mode(False):  # training needs normal tensors even if inference asks first

@@ -283,7 +283,7 @@ class _Run:
             return
         if record is not None:
             self.ema.eval()
-            with torch.no_grad():
+            with torch.no_grad(), self._uncompiled():
                 if validates:
                     seed_everything(self.config.seed, 0, 0)
                     self.validation = {name: float(value) for name, value in self.task.validate(self.ema).items()}
@@ -382,6 +382,10 @@ class _Run:
         if self.autocast_dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.autocast_dtype)
+
+    def _uncompiled(self) -> contextlib.AbstractContextManager[Any]:
+        """Compiled functions run as written: validation has other sizes, and compiling for them takes minutes."""
+        return torch.compiler.set_stance("force_eager") if self.config.compile else contextlib.nullcontext()
 
     def _to_device(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         moved: dict[str, Any] = {}

@@ -200,9 +200,9 @@ class PairTask:
 
     def compile(self) -> None:
         """Compile the model's parts and the perceptual network."""
-        self.model.compile()
+        self.model.compile(dynamic=False)
         if self.perceptual is not None:
-            self.perceptual.compile()
+            self.perceptual.compile(dynamic=False)
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
         """Pairs by number, see `PairSampler.batch`; `number` (B,) seeds the jitter of each pair's ray samples."""

@@ -716,6 +716,29 @@ def test_lpips_is_taken_where_its_weights_are_named(shared_models: Path, caplog:
     assert caplog.text == ""
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("extended")
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # which the compiler looks at
+def test_a_compiled_run_is_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced into graphs that run as they are: a real backend needs a C++ compiler and minutes."""
+    compiled, compile_as_it_is = [], torch.compile
+
+    def traced(function: Any, **options: Any) -> Any:
+        compiled.append(function)
+        return compile_as_it_is(function, backend="eager", fullgraph=True, **options)
+
+    monkeypatch.setattr(torch, "compile", traced)
+    for name in ("plain", "compiled"):
+        made = ReconstructionTask(PLAIN, made_up_store(), made_up_store(seed=1), seed=1)
+        train(made, tmp_path / name, loop(max_images=6, validate_every=4, compile=name == "compiled"))
+    assert len(compiled) == 3, "generator, renderer and super-resolution; there is no dense motion"
+    for kind in ("train", "validation"):
+        one, two = logged(tmp_path / "plain", kind), logged(tmp_path / "compiled", kind)
+        assert len(one) == len(two) >= 2
+        for a, b in zip(one, two):
+            assert b.get("losses", b.get("figures")) == pytest.approx(a.get("losses", a.get("figures")), rel=1e-4)
+
+
 # ---- frozen parts ----------------------------------------------------------------------------------------------------
 
 
