@@ -27,7 +27,7 @@ from export3d.data.locations import Place, as_place, inside
 from export3d.data.shard_writer import update
 from export3d.data.shards import INDEX_NAME, WHOLE, Entry, Index, Record, read_index, read_shard
 from export3d.data.taught import GROUP, KEY
-from export3d.errors import ConfigError, InputError
+from export3d.errors import CheckpointError, ConfigError, InputError
 from export3d.image import to_uint8
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
@@ -113,7 +113,7 @@ def teach(
     Raises:
         InputError: the split is not prepared or has no video, or its expressions are in another space.
         ConfigError: a setting is out of range, or the teacher moves no landmarks.
-        CheckpointError: the weights are missing or damaged.
+        CheckpointError: the weights are missing or damaged, or give numbers that are not finite.
         OutputError: `out` cannot be written.
     """
     began = time.monotonic()
@@ -307,8 +307,11 @@ class _Teacher:
             labels = self._tensor(np.repeat(camera[None], len(part), 0))
             assert planes.motion is not None
             assert planes.motion.points is not None
-            images.append(to_uint8(self.model.frame(planes, labels)))
-            landmarks.append(projected(planes.motion.points, labels)[0].cpu().numpy())
+            image, points = self.model.frame(planes, labels), projected(planes.motion.points, labels)[0]
+            if not (image.isfinite().all() and points.isfinite().all()):
+                raise CheckpointError(f"the teacher {self.name} gives numbers that are not finite; use other weights")
+            images.append(to_uint8(image))
+            landmarks.append(points.cpu().numpy())
         return np.concatenate(images), np.concatenate(landmarks)
 
     def _tensor(self, array: NDArray[Any]) -> Tensor:

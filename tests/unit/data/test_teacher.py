@@ -251,6 +251,18 @@ def test_weights_that_cannot_teach_are_refused(data: Path, weights: Path, tiny_w
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("part", ["superres.high_rgb.weight", "warp.motion.out.weight"])
+def test_weights_with_numbers_that_are_not_finite_teach_nothing(
+    data: Path, weights: Path, tmp_path: Path, part: str
+) -> None:
+    model = load_pretrained(weights)
+    model.get_parameter(part).data.view(-1)[0] = torch.nan
+    broken = save_pretrained(model, tmp_path / "nan.safetensors", {})
+    with pytest.raises(CheckpointError, match=r"nan.safetensors gives numbers that are not finite"):
+        teach(data, tmp_path / "out", broken, expressions=4)
+    assert list(read_shards(tmp_path / "out" / "train")) == []
+
+
 @pytest.mark.parametrize("settings", [{"expressions": 3}, {"cameras": 0}, {"limit": 0}])
 def test_settings_out_of_range_are_refused(data: Path, weights: Path, settings: dict[str, int]) -> None:
     with pytest.raises(ConfigError, match="at least 4 expressions"):
