@@ -132,8 +132,8 @@ class Mirror:
 class Dim(Mirror):
     """The source picture, darker."""
 
-    def frame(self, planes, camera):
-        return 0.5 * planes - 0.5
+    def frame_and_share(self, planes, camera):
+        return super().frame_and_share(0.5 * planes - 0.5, camera)
 
 
 @pytest.fixture
