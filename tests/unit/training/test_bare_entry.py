@@ -108,3 +108,17 @@ def test_the_settings_are_those_of_the_command(capsys: pytest.CaptureFixture[str
     assert main(["--recipe", "paper", "--set", "loop.batch_size=64", "--print-config"]) == 0
     settings = resolve(ReconstructionConfig, "paper", changes=["loop.batch_size=64"])
     assert capsys.readouterr().out == settings.to_json() + "\n"
+
+
+def test_the_settings_in_the_guide_are_valid(tmp_path: Path) -> None:
+    guide = (Path(__file__).parents[3] / "docs" / "training.md").read_text(encoding="utf-8").partition("## On a GPU")[2]
+    config = tmp_path / "gpu.toml"
+    config.write_text(guide.partition("```toml\n")[2].partition("```")[0], encoding="utf-8")
+    trial, run = (
+        resolve(ReconstructionConfig, "base", config, [change]).loop
+        for change in ("loop.max_images=1280", "loop.max_minutes=17")
+    )
+    assert (trial.max_images, trial.max_minutes, trial.decay) == (1280, None, "images")
+    assert (run.max_images, run.max_minutes, run.decay) == (None, 17.0, "clock")
+    assert run.compile
+    assert run.batch_size == 64
