@@ -21,7 +21,8 @@ import torch
 
 from export3d import config as model_settings
 from export3d.camera import Camera, project
-from export3d.data.frames import Clip, FrameStore
+from export3d.data.frame_layout import Clip
+from export3d.data.frames import FrameStore
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.face.mesh import canonical_mesh
 from export3d.model import Export3D

@@ -17,7 +17,8 @@ from export3d.animate.animator import Animator
 from export3d.animate.drive import bundled_portrait
 from export3d.camera import from_pose, head_angles, head_position
 from export3d.config import tiny
-from export3d.data.frames import Clip, FrameStore
+from export3d.data.frame_layout import Clip
+from export3d.data.frames import FrameStore
 from export3d.data.pairs import moved_camera
 from export3d.evaluation.protocols.scoring import enlarged
 from export3d.expression.encoder import ExpressionConfig
@@ -110,7 +111,7 @@ def test_without_a_warp_the_expression_opens_the_mouth_and_the_camera_turns_the_
     task = ReconstructionTask(settings, clip, former=small_model())
     assert task.model.warp is None
     loop = LoopConfig(
-        batch_size=4, max_images=2400, sheet_every=0, validate_every=0, save_every=0, lr=2e-3, warmup_images=0,
+        batch_size=4, max_images=3600, sheet_every=0, validate_every=0, save_every=0, lr=2e-3, warmup_images=0,
         decay="images", final_lr_ratio=0.05, ema_halflife_images=0, precision="fp32", cpu=True, tensorboard=False,
         progress=False,
     )  # fmt: skip

@@ -26,8 +26,10 @@ import torch
 from torch import Tensor
 
 from export3d.data.decoding import decode, decoders
-from export3d.data.frames import Arrays, Clip, FrameStore, is_packed, layout
+from export3d.data.frame_layout import Arrays, Clip, layout
+from export3d.data.frames import FrameStore
 from export3d.data.locations import Place, as_place
+from export3d.data.packed_frames import is_packed
 from export3d.data.pairs import share_of
 from export3d.data.shards import Record, Shard, read_index, read_shard
 from export3d.errors import ConfigError, InputError

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import itertools
 import json
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -30,42 +29,25 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from export3d.data.decoding import decode, decode_exactly, decoders
-from export3d.data.locations import Place, as_place, inside
-from export3d.data.shards import WHOLE, Box, Index, Record, has_split, read_index, read_shards
+from export3d.data.decoding import decode, decoders
+from export3d.data.frame_layout import Arrays, Clip, clips_from_json, layout
+from export3d.data.locations import Place, inside
+from export3d.data.packed_frames import (
+    DAMAGE,
+    PACKED_FORMAT,
+    PACKED_INDEX,
+    TRACKS,
+    VERSION,
+    decode_packed,
+    is_packed,
+    read_packed_index,
+)
+from export3d.data.shards import Index, Record, has_split, read_index, read_shards
 from export3d.errors import ConfigError, InputError, check_shape
 from export3d.files import replacing, write_bytes, write_failure
-from export3d.motion.motion import SPACES
 
-PACKED_FORMAT = "export3d.packed"
 CACHE_FORMAT = "export3d.frames"
-VERSION = 1
 MAX_PART_BYTES = 50 * 10**6
-_PACKED_INDEX = "packed.json"
-
-Arrays = dict[str, NDArray[Any]]
-
-
-@dataclass(frozen=True)
-class Clip:
-    """One record's frames in a store: rows `start` to `start + frames`, in temporal order.
-
-    `kind` is "video", "image" or "pseudo".
-    """
-
-    name: str
-    kind: str
-    person: str
-    terms: str
-    start: int
-    frames: int
-    inside: Box = WHOLE
-    """Left, top, right, bottom (0..1) of the part of the images that shows the source, without repeated edges."""
-
-    @property
-    def rows(self) -> slice:
-        """The clip's rows of every tensor of the store."""
-        return slice(self.start, self.start + self.frames)
 
 
 @dataclass(frozen=True)
@@ -243,7 +225,7 @@ class FrameStore:
         folder = Path(folder)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for stale in [folder / _PACKED_INDEX, *folder.glob("part-*.safetensors")]:
+            for stale in [folder / PACKED_INDEX, *folder.glob("part-*.safetensors")]:
                 stale.unlink(missing_ok=True)
         except OSError as error:
             raise write_failure(folder, error) from error
@@ -255,7 +237,7 @@ class FrameStore:
                     "jpeg": np.frombuffer(b"".join(images), dtype=np.uint8),
                     "offsets": np.cumsum([0, *map(len, images)], dtype=np.int64),
                 }
-                for name in _TRACKS:
+                for name in TRACKS:
                     part[name] = np.ascontiguousarray(getattr(self, name)[first:last].cpu().numpy())
                 name = f"part-{len(parts):04d}.safetensors"
                 with replacing(folder / name) as temporary:
@@ -269,7 +251,7 @@ class FrameStore:
             "parts": parts,
             "clips": [vars(clip) for clip in self.clips],
         }
-        write_bytes(folder / _PACKED_INDEX, (json.dumps(value, indent=1) + "\n").encode())
+        write_bytes(folder / PACKED_INDEX, (json.dumps(value, indent=1) + "\n").encode())
 
     @classmethod
     def load_packed(
@@ -291,12 +273,12 @@ class FrameStore:
         """
         folder = Path(folder)
         try:
-            packed = _read_packed(folder)
+            packed = read_packed_index(folder)
             size = resolution or packed.resolution
             if size <= packed.resolution:
                 with ThreadPoolExecutor(decoders(threads)) as pool:
-                    arrays = _decode_packed(folder, packed, size, pool)
-        except _DAMAGE as error:
+                    arrays = decode_packed(folder, packed, size, pool)
+        except DAMAGE as error:
             raise InputError(f"cannot read packed frames from {folder} ({error}); pack them again") from error
         if size > packed.resolution:
             raise ConfigError(
@@ -317,7 +299,7 @@ class FrameStore:
 
     def _jpeg_runs(self, pool: ThreadPoolExecutor, quality: int, max_bytes: int) -> Iterator[tuple[int, list[bytes]]]:
         """(first row, JPEG of each frame) of consecutive parts of at most `max_bytes` (tracks included)."""
-        per_frame = sum(getattr(self, name)[:1].nbytes for name in _TRACKS) + 8
+        per_frame = sum(getattr(self, name)[:1].nbytes for name in TRACKS) + 8
         first, images, size = 0, list[bytes](), 0
         for begin in range(0, len(self), 256):
             chunk = self.frames[begin : begin + 256].permute(0, 2, 3, 1).cpu().numpy()
@@ -331,13 +313,6 @@ class FrameStore:
 
 
 _TENSORS = tuple(f.name for f in fields(FrameStore) if f.name not in ("clips", "space"))
-_TRACKS = tuple(name for name in _TENSORS if name != "frames")
-
-
-def is_packed(folder: Path | str) -> bool:
-    """Whether a folder holds frames that `FrameStore.save` wrote."""
-    place = as_place(folder)
-    return isinstance(place, Path) and (place / _PACKED_INDEX).is_file()
 
 
 def space_of(data: Place) -> str | None:
@@ -352,87 +327,9 @@ def space_of(data: Place) -> str | None:
     if not isinstance(split, Path) or not is_packed(split):
         return read_index(split).space
     try:
-        return _read_packed(split).space
-    except _DAMAGE as error:
+        return read_packed_index(split).space
+    except DAMAGE as error:
         raise InputError(f"cannot read packed frames from {split} ({error}); pack them again") from error
-
-
-def layout(frames: int, resolution: int, expression_size: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    """Shape and dtype of each array of a store, widest items first: safetensors packs arrays without padding."""
-    return {
-        "clip": ((frames,), "<i8"),
-        "expression": ((frames, expression_size), "<f4"),
-        "camera": ((frames, 25), "<f4"),
-        "landmarks": ((frames, 478, 2), "<f2"),
-        "found": ((frames,), "|b1"),
-        "frames": ((frames, 3, resolution, resolution), "|u1"),
-    }
-
-
-_DAMAGE = (
-    *(InputError, OSError, ValueError, LookupError, TypeError, AttributeError),
-    *(MemoryError, RecursionError, SafetensorError),
-)
-"""What reading a damaged or hostile file can raise."""
-
-
-@dataclass(frozen=True)
-class _Packed:
-    """The index of packed frames."""
-
-    space: str
-    resolution: int
-    clips: tuple[Clip, ...]
-    parts: tuple[tuple[str, int], ...]
-
-
-def _read_packed(folder: Path) -> _Packed:
-    """The index of packed frames, checked against itself; raises `ValueError` and what broken JSON leads to."""
-    value = json.loads((folder / _PACKED_INDEX).read_text(encoding="utf-8"))
-    if (value["format"], value["version"]) != (PACKED_FORMAT, VERSION):
-        raise ValueError(f"{_PACKED_INDEX} is of another format or version")
-    clips = _clips(value["clips"])
-    starts = list(itertools.accumulate((clip.frames for clip in clips), initial=0))
-    if not clips or [clip.start for clip in clips] != starts[:-1] or min(clip.frames for clip in clips) < 1:
-        raise ValueError("its clips do not add up")
-    if any(clip.kind not in ("video", "image", "pseudo") for clip in clips):
-        raise ValueError("a clip is neither a video nor an image")
-    parts = tuple((str(part["file"]), int(part["frames"])) for part in value["parts"])
-    if sum(frames for _, frames in parts) != starts[-1] or any(Path(file).name != file for file, _ in parts):
-        raise ValueError("its parts do not add up")
-    if value["space"] not in SPACES:
-        raise ValueError(f"the expression space {value['space']!r} is unknown")
-    return _Packed(value["space"], int(value["resolution"]), clips, parts)
-
-
-def _decode_packed(folder: Path, packed: _Packed, size: int, pool: ThreadPoolExecutor) -> Arrays:
-    """All arrays of packed frames, at `size` pixels; raises `ValueError` if a part is not what the index says."""
-    from safetensors.numpy import load_file
-
-    shapes = layout(1, packed.resolution, SPACES[packed.space])
-    tracks: dict[str, list[NDArray[Any]]] = {name: [] for name in _TRACKS}
-    pictures = np.empty((sum(frames for _, frames in packed.parts), 3, size, size), np.uint8)
-    at = 0
-    for file, frames in packed.parts:
-        part = load_file(folder / file)
-        for name in _TRACKS:
-            (_, *shape), dtype = shapes[name]
-            if part[name].shape != (frames, *shape) or part[name].dtype != np.dtype(dtype):
-                raise ValueError(f"{name} in {file} has shape {part[name].shape} and type {part[name].dtype}")
-            if part[name].dtype.kind == "f" and not np.isfinite(part[name]).all():
-                raise ValueError(f"{name} in {file} is not finite")
-            tracks[name].append(part[name])
-        offsets, blob = part["offsets"], part["jpeg"].tobytes()
-        if offsets.shape != (frames + 1,):
-            raise ValueError(f"{file} holds {len(offsets) - 1} frames, not {frames}")
-        pieces = [blob[first:last] for first, last in itertools.pairwise(offsets.tolist())]
-        decoded = pool.map(lambda piece: decode_exactly(piece, packed.resolution, size), pieces)
-        for row, picture in enumerate(decoded, at):
-            pictures[row] = picture[0]
-        at += frames
-    arrays = {"frames": pictures, **{name: np.concatenate(rows) for name, rows in tracks.items()}}
-    arrays["clip"] = np.repeat(np.arange(len(packed.clips)), [clip.frames for clip in packed.clips])
-    return arrays
 
 
 def _fill(
@@ -519,19 +416,10 @@ def _open_cache(path: Path, digest: str) -> FrameStore | None:
             known = (header.get("format"), header.get("version"), header.get("digest"))
             if known != (CACHE_FORMAT, str(VERSION), digest):
                 return None
-            clips = _clips(json.loads(header["clips"]))
+            clips = clips_from_json(json.loads(header["clips"]))
             return FrameStore(**{name: file.get_tensor(name) for name in _TENSORS}, clips=clips, space=header["space"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return None
-
-
-def _clips(lines: list[dict[str, Any]]) -> tuple[Clip, ...]:
-    """Clips from JSON (which has no tuples)."""
-    clips = []
-    for line in lines:
-        left, top, right, bottom = line.get("inside", WHOLE)
-        clips.append(Clip(**{**line, "inside": (left, top, right, bottom)}))
-    return tuple(clips)
 
 
 def _digest(index: Index, resolution: int, max_clips: int | None) -> str:

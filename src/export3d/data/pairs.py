@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import export3d.camera as cameras
-from export3d.data.frames import Clip, FrameStore
+from export3d.data.frame_layout import Clip
+from export3d.data.frames import FrameStore
 from export3d.errors import ConfigError, InputError
 from export3d.face.mesh import canonical_mesh
 from export3d.layers import constant

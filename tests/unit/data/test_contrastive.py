@@ -14,7 +14,8 @@ from torch import Tensor
 
 from export3d.camera import Camera
 from export3d.data.contrastive import ContrastConfig, ContrastSampler, cropped, draw_frames
-from export3d.data.frames import Clip, FrameStore
+from export3d.data.frame_layout import Clip
+from export3d.data.frames import FrameStore
 from export3d.errors import ConfigError, InputError
 from export3d.image import resize
 from export3d.motion.arkit import ARKIT52_MIRRORED

@@ -18,7 +18,8 @@ from export3d.camera import Camera
 from export3d.cli.main import main
 from export3d.data import frame_window
 from export3d.data.contrastive import ContrastConfig
-from export3d.data.frames import Clip, FrameStore
+from export3d.data.frame_layout import Clip
+from export3d.data.frames import FrameStore
 from export3d.data.shard_writer import update
 from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError

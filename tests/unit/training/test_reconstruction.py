@@ -18,7 +18,8 @@ from torch import Tensor
 from export3d import config as model_settings
 from export3d.camera import Camera, project
 from export3d.config import ModelConfig, tiny
-from export3d.data.frames import Clip, FrameStore
+from export3d.data.frame_layout import Clip
+from export3d.data.frames import FrameStore
 from export3d.data.shard_writer import update
 from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError, MissingExtra

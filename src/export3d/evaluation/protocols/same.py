@@ -91,12 +91,8 @@ def same_identity(
         "moving": f"copy under {MOVING_DB:g} dB",
         **networks,
     }
-    deciding = {
-        "methods": methods,
-        "measures": [(m.name, m.definition) for m in measures],
-        "publishable_only": publishable_only,
-    }
-    results = Results(Path(out), settings | deciding)
+    deciding = {"methods": methods, "publishable_only": publishable_only}
+    results = Results(Path(out), settings | deciding | {"measures": [(m.name, m.definition) for m in measures]})
     plan = _Plan(
         split=split,
         weights=None if weights is None else Path(weights),

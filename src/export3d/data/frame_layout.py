@@ -1,0 +1,55 @@
+"""The contents of a frame store: its clips, and shape and type of its arrays."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from numpy.typing import NDArray
+
+from export3d.data.shards import WHOLE, Box
+
+Arrays = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One record's frames in a store: rows `start` to `start + frames`, in temporal order.
+
+    `kind` is "video", "image" or "pseudo".
+    """
+
+    name: str
+    kind: str
+    person: str
+    terms: str
+    start: int
+    frames: int
+    inside: Box = WHOLE
+    """Left, top, right, bottom (0..1) of the part of the images that shows the source, without repeated edges."""
+
+    @property
+    def rows(self) -> slice:
+        """The clip's rows of every tensor of the store."""
+        return slice(self.start, self.start + self.frames)
+
+
+def layout(frames: int, resolution: int, expression_size: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and dtype of each array of a store, widest items first: safetensors packs arrays without padding."""
+    return {
+        "clip": ((frames,), "<i8"),
+        "expression": ((frames, expression_size), "<f4"),
+        "camera": ((frames, 25), "<f4"),
+        "landmarks": ((frames, 478, 2), "<f2"),
+        "found": ((frames,), "|b1"),
+        "frames": ((frames, 3, resolution, resolution), "|u1"),
+    }
+
+
+def clips_from_json(lines: list[dict[str, Any]]) -> tuple[Clip, ...]:
+    """Clips from JSON (which has no tuples)."""
+    clips = []
+    for line in lines:
+        left, top, right, bottom = line.get("inside", WHOLE)
+        clips.append(Clip(**{**line, "inside": (left, top, right, bottom)}))
+    return tuple(clips)
