@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from export3d.errors import ConfigError
 from export3d.image import resize, to_tensor
-from export3d.training.face_features import FacePerceptual
+from export3d.training.face_features import SMALLEST, FacePerceptual
 
 
 @pytest.fixture(scope="module")
@@ -46,3 +47,9 @@ def test_pairs_are_compared_independently(distance: FacePerceptual, face: Tensor
     other = face.flip(-1)
     both = distance(torch.cat([face, other]), torch.cat([other, other]))
     torch.testing.assert_close(both, torch.cat([distance(face, other), torch.zeros(1)]), atol=1e-5, rtol=1e-4)
+
+
+def test_images_too_small_for_the_network_are_refused(distance: FacePerceptual) -> None:
+    assert distance.responses(torch.zeros(1, 3, SMALLEST, SMALLEST))[-1].shape[-1] >= 1
+    with pytest.raises(ConfigError, match=r"at least 31 px, but one has 30 px; .* loss\.lpips_raw=0"):
+        distance.responses(torch.zeros(1, 3, 64, SMALLEST - 1))
