@@ -28,14 +28,6 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """The folder for results; looked at after each refusal."""
-    folder = tmp_path / "results"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def short_motion(motion_file: Path, tmp_path: Path) -> Path:
     """Two frames: enough to run everything."""
     Motion.load(motion_file)[:2].save(tmp_path / "short.motion")

@@ -19,14 +19,6 @@ Capture = pytest.CaptureFixture[str]
 
 
 @pytest.fixture
-def out(tmp_path: Path) -> Path:
-    """The folder for results; looked at after each refusal."""
-    folder = tmp_path / "results"
-    folder.mkdir()
-    return folder
-
-
-@pytest.fixture
 def edit(out: Path, tiny_weights: Path, astronaut_path: Path) -> Run:
     """`export3d edit` on the bundled portrait."""
 
