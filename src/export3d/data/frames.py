@@ -290,7 +290,9 @@ class FrameStore:
         """Every `every`-th frame of each video (neighbours are near-duplicates); the rest stays whole."""
         kept, clips, at = [], [], 0
         for clip in self.clips:
-            rows = torch.arange(clip.start, clip.start + clip.frames, every if clip.kind == "video" else 1)
+            rows = torch.arange(
+                clip.start, clip.start + clip.frames, min(every, clip.frames) if clip.kind == "video" else 1
+            )
             kept.append(rows)
             clips.append(replace(clip, start=at, frames=len(rows)))
             at += len(rows)

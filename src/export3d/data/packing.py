@@ -8,6 +8,7 @@ from pathlib import Path
 
 from export3d.data.frames import FrameStore
 from export3d.data.locations import as_place, inside
+from export3d.data.packed_frames import is_packed
 from export3d.data.shards import INDEX_NAME, has_split
 from export3d.errors import ConfigError, InputError
 from export3d.files import write_failure
@@ -40,8 +41,9 @@ def pack(
         Frames and bytes of each packed split, by name.
 
     Raises:
-        ConfigError: `size`, `every` or `quality` is out of range.  InputError: nothing prepared is there, or it is
-        damaged.  OutputError: `out` cannot be written.
+        ConfigError: `size`, `every` or `quality` is out of range, or `out` holds shards, whose place packed frames
+        would take.  InputError: nothing prepared is there, or it is damaged, or packed already.  OutputError: `out`
+        cannot be written.
     """
     if size < 32 or size % 32 or every < 1 or not 1 <= quality <= 100:
         raise ConfigError(
@@ -52,6 +54,11 @@ def pack(
     names = ("",) if single else tuple(name for name in SPLITS if has_split(place, name))
     if not names:
         raise InputError(f"{data} has no split train or val to pack; make them with: export3d prepare CLIPS -o DIR")
+    for name in names:
+        if (out / name / INDEX_NAME).exists():
+            raise ConfigError(f"{out / name} holds prepared shards, which stay as they are; choose another folder")
+        if is_packed(inside(place, name) if name else place):
+            raise InputError(f"{data} holds packed frames already; pack the prepared shards that they were made from")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -73,6 +73,28 @@ def test_an_empty_folder_cannot_be_packed(tmp_path: Path, capsys: pytest.Capture
     assert not (tmp_path / "packed").exists()
 
 
+def test_packed_frames_never_take_the_place_of_shards(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(data.rglob("*"))
+    for given, out in ((data, data), (data / "val", data / "val"), (data / "train", data / "val")):
+        assert main(["pack", str(given), "-o", str(out), "--size", "32"]) == 2
+        assert "holds prepared shards, which stay as they are" in capsys.readouterr().err
+    assert sorted(data.rglob("*")) == before
+
+
+def test_packed_frames_are_not_packed_again(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pack", str(data), "-o", str(tmp_path / "packed"), "--size", "32"]) == 0
+    assert main(["pack", str(tmp_path / "packed"), "-o", str(tmp_path / "again"), "--size", "32"]) == 2
+    assert "holds packed frames already" in capsys.readouterr().err
+    assert not (tmp_path / "again").exists()
+
+
+def test_one_frame_of_each_video_is_the_fewest(data: Path, tmp_path: Path) -> None:
+    assert main(["pack", str(data / "val"), "-o", str(tmp_path / "few"), "--size", "32", "--every", str(10**20)]) == 0
+    assert [clip.frames for clip in FrameStore.load(tmp_path / "few", 32).clips] == [1] * 6
+
+
 def test_packed_frames_are_not_read_through_a_window(data: Path, tmp_path: Path) -> None:
     assert main(["pack", str(data), "-o", str(tmp_path / "packed"), "--size", "32"]) == 0
     with pytest.raises(ConfigError, match=r"data\.memory reads shards"):
