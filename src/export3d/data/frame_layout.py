@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from export3d.data.shards import WHOLE, Box
+from export3d.data.shards import WHOLE, Box, parse_box
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -47,9 +47,13 @@ def layout(frames: int, resolution: int, expression_size: int) -> dict[str, tupl
 
 
 def clips_from_json(lines: list[dict[str, Any]]) -> tuple[Clip, ...]:
-    """Clips from JSON (which has no tuples)."""
-    clips = []
-    for line in lines:
-        left, top, right, bottom = line.get("inside", WHOLE)
-        clips.append(Clip(**{**line, "inside": (left, top, right, bottom)}))
-    return tuple(clips)
+    """Clips from JSON (which has no tuples); raises `ValueError` for what no clip can be."""
+    clips = tuple(Clip(**{**line, "inside": parse_box(line.get("inside", WHOLE))}) for line in lines)
+    for number, clip in enumerate(clips):
+        left, top, right, bottom = clip.inside
+        texts, numbers = (clip.name, clip.kind, clip.person, clip.terms), (clip.start, clip.frames)
+        if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
+            raise ValueError(f"clip {number} has a value of another type")
+        if not (0.0 <= left < right <= 1.0 and 0.0 <= top < bottom <= 1.0):  # also refuses NaN
+            raise ValueError(f"clip {number} lies inside no part of its images")
+    return clips

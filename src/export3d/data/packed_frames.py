@@ -64,9 +64,11 @@ def read_packed_index(folder: Path) -> Packed:
     parts = tuple((str(part["file"]), int(part["frames"])) for part in value["parts"])
     if sum(frames for _, frames in parts) != starts[-1] or any(Path(file).name != file for file, _ in parts):
         raise ValueError("its parts do not add up")
+    if type(value["resolution"]) is not int or value["resolution"] < 1:
+        raise ValueError(f"the resolution {value['resolution']!r} is not a number of pixels")
     if value["space"] not in SPACES:
         raise ValueError(f"the expression space {value['space']!r} is unknown")
-    return Packed(value["space"], int(value["resolution"]), clips, parts)
+    return Packed(value["space"], value["resolution"], clips, parts)
 
 
 def decode_packed(folder: Path, packed: Packed, size: int, pool: ThreadPoolExecutor) -> Arrays:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -196,6 +197,11 @@ def spoil(folder: Path, damage: str) -> None:
         "resolution": lambda: value.update(resolution=48),
         "large resolution": lambda: value.update(resolution=10**6),
         "text resolution": lambda: value.update(resolution="large"),
+        "no resolution": lambda: value.update(resolution=-32),
+        "endless resolution": lambda: value.update(resolution=math.inf),
+        "person": lambda: clips[0].update(person=["me"]),
+        "box outside": lambda: clips[0].update(inside=[-1, 0, 1, 1]),
+        "box of words": lambda: clips[0].update(inside=["a", "b", "c", "d"]),
         "nan": lambda: arrays["camera"].fill(np.nan),
         "infinite": lambda: arrays["landmarks"].fill(np.inf),
         "short track": lambda: arrays.update(found=arrays["found"][:-1]),
@@ -216,6 +222,7 @@ NO_INDEX = ("truncated index", "no index", "deep index", "list as index")
 DAMAGES = (
     *("no part", "truncated part", *NO_INDEX, "part outside", "endless clip", "endless clips", "negative clip"),
     *("clip elsewhere", "kind", "unknown word", "space", "other space", "resolution", "large resolution"),
+    *("no resolution", "endless resolution", "person", "box outside", "box of words"),
     *("text resolution", "nan", "infinite", "short track", "type", "no track", "no image", "offsets", "few offsets"),
 )
 
