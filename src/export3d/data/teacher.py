@@ -56,6 +56,8 @@ TURNED_DEG = (20.0, 30.0)
 _MAX_YAW_DEG = 45.0
 """A turn that would exceed this yaw goes the other way."""
 _SCORES = (("jawOpen",), ("eyeBlinkLeft", "eyeBlinkRight"))
+MOST = 1000
+"""Largest number of expressions of a group, which is rendered in memory, and of groups of a source."""
 _AT_ONCE = 8
 _BATCH = 50
 
@@ -111,18 +113,25 @@ def teach(
         progress: called with (groups done, groups, key of the last).
 
     Raises:
-        InputError: the split is not prepared or has no video, or its expressions are in another space.
+        InputError: the split is not prepared, is taught itself or has no video, or its expressions are in another
+            space.
         ConfigError: a setting is out of range, or the teacher moves no landmarks.
         CheckpointError: the weights are missing or damaged, or give numbers that are not finite.
         OutputError: `out` cannot be written.
     """
     began = time.monotonic()
-    if expressions < GROUP or cameras < 1 or (limit is not None and limit < 1):
-        raise ConfigError(f"teaching needs at least {GROUP} expressions, one camera and a limit of at least 1")
+    if not GROUP <= expressions <= MOST or not 1 <= cameras <= MOST or (limit is not None and limit < 1):
+        raise ConfigError(
+            f"teaching needs {GROUP} to {MOST} expressions, 1 to {MOST} cameras and a limit of at least 1"
+        )
     folder, made = inside(as_place(data), split), Path(out) / split
     index = read_index(folder)
     if isinstance(folder, Path) and folder.resolve() == made.resolve():
         raise ConfigError(f"{made} is the input split itself; choose another folder")
+    if any(KEY.fullmatch(entry.key) for entry in index.entries):
+        raise InputError(
+            f"{folder} holds taught clips, but a source is a real frame; name the data they were made from"
+        )
     teacher = _Teacher.load(weights, index.space, folder, device)
     done = _done(made)
     chosen = sorted(index.entries, key=lambda entry: hashlib.sha256(entry.key.encode()).digest())[:limit]

@@ -263,10 +263,19 @@ def test_weights_with_numbers_that_are_not_finite_teach_nothing(
     assert list(read_shards(tmp_path / "out" / "train")) == []
 
 
-@pytest.mark.parametrize("settings", [{"expressions": 3}, {"cameras": 0}, {"limit": 0}])
+@pytest.mark.parametrize(
+    "settings", [{"expressions": 3}, {"cameras": 0}, {"limit": 0}, {"expressions": 10**6}, {"cameras": 10**9}]
+)
 def test_settings_out_of_range_are_refused(data: Path, weights: Path, settings: dict[str, int]) -> None:
-    with pytest.raises(ConfigError, match="at least 4 expressions"):
+    with pytest.raises(ConfigError, match="needs 4 to 1000 expressions, 1 to 1000 cameras"):
         teach(data, data / "out", weights, **settings)
+
+
+def test_what_was_taught_is_no_source(weights: Path, tmp_path: Path, make_record: Make) -> None:
+    update(tmp_path / "taught" / "train", [make_record("clip0-taught00", 5)])
+    with pytest.raises(InputError, match="holds taught clips, but a source is a real frame"):
+        teach(tmp_path / "taught", tmp_path / "out", weights)
+    assert not (tmp_path / "out").exists()
 
 
 def test_portraits_alone_have_no_expressions_to_teach(tmp_path: Path, weights: Path, make_record: Make) -> None:
