@@ -315,6 +315,11 @@ def run(
         pseudo: splits of pseudo-clips (`export3d pseudo-clips`), folders or URLs, to train on beside the real clips.
         cache: folder that keeps decoded frames between runs.
     """
+    if config.taught and loop.batch_size % (GROUP * loop.accumulate):
+        raise ConfigError(
+            f"with taught clips, batches are made of groups of {GROUP}; make batch_size {loop.batch_size} a multiple "
+            f"of {GROUP * loop.accumulate}"
+        )
     former = None if from_pretrained is None else load_pretrained(locate(from_pretrained)[0])
     space = space_of(as_place(data))
     if former is not None:

@@ -410,6 +410,15 @@ def test_taught_clips_of_another_space_and_shares_out_of_range_are_refused() -> 
             replace(PLAIN, **changes)
 
 
+@pytest.mark.parametrize("changes", [{"batch_size": 6}, {"batch_size": 8, "accumulate": 4}])
+def test_batches_that_taught_groups_do_not_fit_are_refused_before_any_work(
+    tmp_path: Path, changes: dict[str, int]
+) -> None:
+    with pytest.raises(ConfigError, match=r"make batch_size [68] a multiple of (4|16)$"):
+        run(tmp_path / "none", tmp_path / "run", replace(PLAIN, taught=("taught",)), LoopConfig(**changes))
+    assert not (tmp_path / "run").exists()
+
+
 # ---- flow ------------------------------------------------------------------------------------------------------------
 
 
