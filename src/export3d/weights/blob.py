@@ -26,6 +26,8 @@ Json = dict[str, Any]
 FORMAT_VERSION = 1
 """Version of every JSON file written here."""
 MODEL_FILE = "model.safetensors"
+MOST_PARTS = 1000
+"""Largest number of parts of a file."""
 _MB = 1_000_000
 
 
@@ -109,6 +111,11 @@ def write_blob(path: Path, data: bytes, part_size_mb: float | None) -> Json:
     size = int(part_size_mb * _MB) if part_size_mb else 0
     if part_size_mb is not None and size < 1:
         raise OutputError(f"cannot cut {path.name} into parts of {part_size_mb} MB; give a positive size")
+    if size and len(data) > MOST_PARTS * size:
+        raise OutputError(
+            f"cannot cut {path.name} ({len(data) / _MB:g} MB) into more than {MOST_PARTS} parts; give a size above "
+            f"{part_size_mb:g} MB"
+        )
     if not size or len(data) <= size:
         write_bytes(path, data)
         return entry

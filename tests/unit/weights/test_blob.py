@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export3d.errors import CheckpointError
+from export3d.errors import CheckpointError, OutputError
 from export3d.weights import blob
 from export3d.weights.blob import files_of
 from export3d.weights.file import load_weights, save_weights
@@ -61,6 +61,12 @@ def test_a_large_file_is_cut_into_parts_and_read_back_as_one(tmp_path):
     assert all(part.stat().st_size <= 2000 for part in parts)
     assert not path.exists()
     assert_equal_tensors(load_weights(path)[0], tensors)
+
+
+def test_a_file_is_not_cut_into_thousands_of_parts(tmp_path):
+    with pytest.raises(OutputError, match=r"into more than 1000 parts; give a size above 1e-06 MB"):
+        save_weights(tmp_path / "w.safetensors", {"a": torch.arange(1000.0)}, {}, {}, part_size_mb=1e-6)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda part: part.write_bytes(part.read_bytes()[:-1])])
