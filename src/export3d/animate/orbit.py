@@ -97,9 +97,12 @@ def orbit_motion(
         T frames at 25 fps, or at the motion's; frame T would be frame 0's camera again.
 
     Raises:
-        ConfigError: as in `path_angles` and `drive.hold`, or seconds out of range.
-        BadMotionFile: the motion is of another expression space, or `space` has no named scores.
+        ConfigError: as in `path_angles` and `drive.hold`, seconds out of range, or scores in a `space` without
+            names.
+        BadMotionFile: the motion is of another expression space.
     """
+    if scores and space != "arkit52":
+        raise ConfigError(f"these weights take expressions in {space}, which has no ARKit scores to set")
     fps = FPS if motion is None else motion.fps
     per_round = round_frames(seconds, fps)
     if motion is None:

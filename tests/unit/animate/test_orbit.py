@@ -111,7 +111,7 @@ def test_scores_are_held(motion_file: Path) -> None:
 def test_other_spaces_are_refused(motion_file: Path) -> None:
     with pytest.raises(BadMotionFile, match="arkit52"):
         orbit_motion(OWN, np.zeros(64), "bfm64", Motion.load(motion_file))
-    with pytest.raises(BadMotionFile):
+    with pytest.raises(ConfigError, match="take expressions in bfm64, which has no ARKit scores"):
         orbit_motion(OWN, np.zeros(64), "bfm64", scores={"jawOpen": 0.8})
 
 
