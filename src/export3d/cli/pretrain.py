@@ -52,4 +52,4 @@ def command(
     data, output = both(data, output)
     result = run(data, output, settings.config, settings.loop, pseudo=pseudo, resume=resume, cache=cache)
     tell(f"wrote {output / 'clebs.safetensors'} after {result.images_seen} clips")
-    return 0
+    return result.exit_code

@@ -65,4 +65,4 @@ def command(
         cache=cache,
     )
     tell(f"wrote {output / 'weights.safetensors'} after {result.images_seen} images")
-    return 0
+    return result.exit_code

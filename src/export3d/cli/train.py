@@ -68,7 +68,7 @@ def command(
         cache=cache,
     )
     _tell(result, output / "weights.safetensors")
-    return 0
+    return result.exit_code
 
 
 def _tell(result: Result, weights: Path) -> None:

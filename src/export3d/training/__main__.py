@@ -18,7 +18,7 @@ from export3d.training.reconstruction import ReconstructionConfig, run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train or resume; returns the exit code (0: done, 2: a bad input, setting or output, said in one sentence)."""
+    """Train or resume; returns the exit code (2: a bad input or setting, said in one sentence; 130: interrupted)."""
     given = _options().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="export3d: %(message)s", stream=sys.stderr)
     try:
@@ -43,8 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Export3DError as error:
         print(f"export3d: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # before the first step, or a second one
+        print("export3d: interrupted", file=sys.stderr)
+        return 130
     print(f"{result.images_seen} images, {result.minutes:.1f} minutes, stopped by {result.reason}: {result.validation}")
-    return 0
+    return result.exit_code
 
 
 def _options() -> argparse.ArgumentParser:

@@ -71,6 +71,11 @@ class Result:
     checkpoint: Path
     validation: dict[str, float]
 
+    @property
+    def exit_code(self) -> int:
+        """130 if the run was interrupted, so that a script does not go on with half-trained weights; else 0."""
+        return 130 if self.reason == "interrupted" else 0
+
 
 def train(
     task: Task,

@@ -104,6 +104,17 @@ def test_bad_input_ends_in_one_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def test_an_interruption_before_the_first_step_is_said_in_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("export3d.training.__main__.run", stop)
+    assert main(["data", "-o", "run"]) == 130
+    assert capsys.readouterr().err == "export3d: interrupted\n"
+
+
 def test_the_settings_are_those_of_the_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--recipe", "paper", "--set", "loop.batch_size=64", "--print-config"]) == 0
     settings = resolve(ReconstructionConfig, "paper", changes=["loop.batch_size=64"])

@@ -196,9 +196,10 @@ def test_a_signal_finishes_the_step_saves_and_ends_cleanly(tiny, tmp_path, numbe
 
     before = signal.getsignal(number)
     result = train(tiny.TinyTask(hook=hook), tmp_path / "run", tiny.tiny_config(save_every=0))
-    assert (result.reason, result.images_seen) == ("interrupted", 16)
+    assert (result.reason, result.images_seen, result.exit_code) == ("interrupted", 16, 130)
     assert signal.getsignal(number) is before
     resumed = train(tiny.TinyTask(), tmp_path / "run", tiny.tiny_config())
+    assert resumed.exit_code == 0
     whole = train(tiny.TinyTask(), tmp_path / "whole", tiny.tiny_config())
     assert_same_state(resumed.checkpoint, whole.checkpoint)
 
