@@ -9,7 +9,8 @@
 #   --cache DIR: for less, decodes them once for all stages;
 #   --set train.loss.heads_file=vgg.pth --set refine.loss.heads_file=vgg.pth: LPIPS's linear weights (version 0.1).
 set -eu
-data=$1 run=$2
+usage="name the data and the run: recipes/paper.sh DATA RUN [more options]"
+data=${1:?$usage} run=${2:?$usage}
 shift 2
 
 export3d pretrain "$data" -o "$run/clebs" --recipe paper "$@"
