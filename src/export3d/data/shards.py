@@ -202,6 +202,8 @@ class Index:
                 tuple(Shard(**shard) for shard in value["shards"]),
                 tuple(Reject(**reject) for reject in value["rejects"]),
             )
+            if not all(type(entry.frames) is int and entry.frames > 0 for entry in index.entries):
+                raise ValueError("a record has no number of frames")
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{where} is damaged ({error}); prepare the data again") from error
         for shard in index.shards:

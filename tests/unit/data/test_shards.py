@@ -196,3 +196,12 @@ def test_records_that_do_not_fit_together_are_refused(make_record: Make, tmp_pat
     other = Record("b", record.media, "mp4", record.expression[:, :40], *args[1:])
     with pytest.raises(ShapeError, match="expression"):
         update(tmp_path / "s", [record, other])
+
+
+@pytest.mark.parametrize("frames", [-5, 0, 2.5, "five", None])
+def test_an_index_with_impossible_numbers_of_frames_is_damaged(split: Path, frames: object) -> None:
+    value = json.loads((split / "index.json").read_text())
+    value["entries"][0]["frames"] = frames
+    (split / "index.json").write_text(json.dumps(value))
+    with pytest.raises(InputError, match="is damaged"):
+        read_index(split)
