@@ -41,8 +41,8 @@ def pack(
         Frames and bytes of each packed split, by name.
 
     Raises:
-        ConfigError: `size`, `every` or `quality` is out of range, or `out` holds shards, whose place packed frames
-        would take.  InputError: nothing prepared is there, or it is damaged, or packed already.  OutputError: `out`
+        ConfigError: `size`, `every` or `quality` is out of range, `out` holds shards, whose place packed frames would
+        take, or a packed split that the data lack.  InputError: nothing prepared is there, or it is damaged, or packed already.  OutputError: `out`
         cannot be written.
     """
     if size < 32 or size % 32 or every < 1 or not 1 <= quality <= 100:
@@ -59,6 +59,11 @@ def pack(
             raise ConfigError(f"{out / name} holds prepared shards, which stay as they are; choose another folder")
         if is_packed(inside(place, name) if name else place):
             raise InputError(f"{data} holds packed frames already; pack the prepared shards that they were made from")
+    stale = [] if single else [name for name in SPLITS if name not in names and is_packed(out / name)]
+    if stale:
+        raise ConfigError(
+            f"{out} has a packed split {stale[0]} but {data} has none; choose another folder or remove it"
+        )
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -10,6 +10,7 @@ import torch
 
 from export3d.cli.main import main
 from export3d.data.frames import FrameStore, space_of
+from export3d.data.packing import pack
 from export3d.errors import ConfigError, InputError
 from export3d.training.pairs import load_frames
 
@@ -88,6 +89,13 @@ def test_packed_frames_are_not_packed_again(data: Path, tmp_path: Path, capsys: 
     assert main(["pack", str(tmp_path / "packed"), "-o", str(tmp_path / "again"), "--size", "32"]) == 2
     assert "holds packed frames already" in capsys.readouterr().err
     assert not (tmp_path / "again").exists()
+
+
+def test_a_packed_split_that_the_data_lack_is_not_left_beside_new_ones(data: Path, tmp_path: Path) -> None:
+    pack(data, tmp_path / "packed", 32)
+    shutil.rmtree(data / "val")
+    with pytest.raises(ConfigError, match=r"packed split val but .*data has none; choose another folder"):
+        pack(data, tmp_path / "packed", 32)
 
 
 def test_one_frame_of_each_video_is_the_fewest(data: Path, tmp_path: Path) -> None:
