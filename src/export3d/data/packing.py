@@ -41,9 +41,10 @@ def pack(
         Frames and bytes of each packed split, by name.
 
     Raises:
-        ConfigError: `size`, `every` or `quality` is out of range, `out` holds shards, whose place packed frames would
-        take, or a packed split that the data lack.  InputError: nothing prepared is there, or it is damaged, or packed already.  OutputError: `out`
-        cannot be written.
+        ConfigError: `size`, `every` or `quality` is out of range, or `out` holds shards, whose place packed frames
+            would take, or a packed split that the data lack.
+        InputError: nothing prepared is there, or it is damaged, or packed already.
+        OutputError: `out` cannot be written.
     """
     if size < 32 or size % 32 or every < 1 or not 1 <= quality <= 100:
         raise ConfigError(
