@@ -8,6 +8,7 @@
 #   --set data.memory=40: GB of decoded frames at once, for more than that (VFHQ at 256 pixels has about 150);
 #   --cache DIR: for less, decodes them once for all stages;
 #   --set train.loss.heads_file=vgg.pth --set refine.loss.heads_file=vgg.pth: LPIPS's linear weights (version 0.1).
+# The second and third stage need VGG16: torchvision's, or --set train.loss.backbone_file=FILE and the same for refine.
 set -eu
 usage="name the data and the run: recipes/paper.sh DATA RUN [more options]"
 data=${1:?$usage} run=${2:?$usage}

@@ -33,7 +33,7 @@ def command(
 
     Args:
         source: the portrait, an image with a face.
-        output: the video to write (.mp4, 256 x 256, 25 fps, with the sound of the driving video).
+        output: the video to write (.mp4, 25 fps, with the driving video's sound; 256 x 256, with --pure 128 x 128).
         driving: a video of one face.
         motion: a motion file (from `export3d track`), a Live Link Face recording (.csv), or the name of a bundled
             motion: speech, expressions, turns.

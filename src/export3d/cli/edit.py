@@ -30,7 +30,7 @@ def command(
 
     Args:
         source: the portrait, an image with a face.
-        output: the image to write (.png, 256 x 256).
+        output: the image to write (.png, 256 x 256; with --pure 128 x 128).
         basis: move along a direction of the expression basis, such as 4=+1; may be repeated.
         scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
         yaw: turn the head to the right of the image by this angle, degrees.

@@ -28,7 +28,7 @@ def command(
 
     Args:
         source: the portrait, an image with a face.
-        output: the video to write (.mp4, 256 x 256, 25 fps).
+        output: the video to write (.mp4, 25 fps, 256 x 256; with --pure 128 x 128).
         motion: take the expressions of this motion, but not its head motion: a motion file (from `export3d track`), a
             Live Link Face recording (.csv), or the name of a bundled motion: speech, expressions, turns. By default the
             portrait keeps its own expression.

@@ -50,7 +50,7 @@ def _list() -> int:
     from export3d.weights.file import read_sidecar
     from export3d.weights.names import PACKAGED_NAMES, home, known
 
-    rows: list[tuple[str, ...]] = [("name", "what", "MB", "images seen", "sha256", "from")]
+    rows: list[tuple[str, ...]] = [("name", "what", "MB", "images, last run", "sha256", "from")]
     for name, path in known().items():
         try:
             origin = "the package" if name in PACKAGED_NAMES else ""
