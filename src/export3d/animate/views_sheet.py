@@ -92,7 +92,8 @@ def expressions(
         return rows | {f"{k / motion.fps:.2f} s": rebased[k] for k in moments(motion)}
     if space != "arkit52":
         raise ConfigError(f"these weights take expressions in {space}, which has no ARKit scores; give a motion")
-    named = {"own": {}, "set": scores} if scores else EXPRESSIONS
+    label = ", ".join(f"{name} {value:g}" for name, value in (scores or {}).items())
+    named = {"own": {}, label: scores} if scores else EXPRESSIONS
     return {name: with_scores(source.expression, values) for name, values in named.items()}
 
 

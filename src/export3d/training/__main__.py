@@ -46,7 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:  # before the first step, or a second one
         print("export3d: interrupted", file=sys.stderr)
         return 130
-    print(f"{result.images_seen} images, {result.minutes:.1f} minutes, stopped by {result.reason}: {result.validation}")
+    figures = ", ".join(f"{name} {value:.4g}" for name, value in result.validation.items())
+    print(f"{result.images_seen} images, {result.minutes:.1f} minutes, stopped by {result.reason}: {figures}")
+    print(f"wrote {given.output / 'weights.safetensors'}")
     return result.exit_code
 
 

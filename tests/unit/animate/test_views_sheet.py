@@ -64,8 +64,8 @@ def test_rows_are_the_own_expression_and_set_scores(source: Source) -> None:
     assert rows["jaw open"][jaw] == pytest.approx(0.7)
     np.testing.assert_array_equal(np.delete(rows["jaw open"], jaw), np.delete(source.expression, jaw))
     rows = expressions(source, "arkit52", scores={"jawOpen": 0.25})
-    assert list(rows) == ["own", "set"]
-    assert rows["set"][jaw] == 0.25
+    assert list(rows) == ["own", "jawOpen 0.25"]
+    assert rows["jawOpen 0.25"][jaw] == 0.25
 
 
 def test_rows_of_a_motion_are_relative(source: Source, motion_file: Path) -> None:

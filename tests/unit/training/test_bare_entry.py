@@ -69,7 +69,9 @@ def test_a_bare_machine_trains_two_steps_from_packed_frames_and_resumes(tmp_path
     program = [sys.executable, "-c", PROGRAM, json.dumps(starts)]
     done = subprocess.run(program, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert [line.split(",")[0] for line in done.stdout.splitlines()] == ["4 images", "8 images"]
+    said = done.stdout.splitlines()
+    assert [line.split(",")[0] for line in said[::2]] == ["4 images", "8 images"]
+    assert said[1] == said[3] == f"wrote {tmp_path / 'run' / 'weights.safetensors'}"
     lines = [line for line in read_log(tmp_path / "run" / "log.jsonl") if line["kind"] == "train"]
     assert [line["images_seen"] for line in lines] == [2, 4, 6, 8]
     found = latest_state(tmp_path / "run" / "checkpoints")

@@ -44,17 +44,18 @@ def plots_section(report: Report) -> str:
 
 
 def _plot(report: Report, m: Measure) -> str:
-    """One measure: a row per method, a point per clip."""
+    """One measure: a row per method that has values, a point per clip."""
     values = {method: [clip.value(method, m.name) for clip in report.clips] for method in report.methods}
+    values = {method: column for method, column in values.items() if any(map(math.isfinite, column))}
     finite = [value for column in values.values() for value in column if math.isfinite(value)]
     if not finite:
         return ""
     width, margin, row_height = 360.0, 10.0, 26.0
-    gutter = max(58.0, 6.3 * min(_LONG_NAME, max(map(len, report.methods))))
+    gutter = max(58.0, 6.3 * min(_LONG_NAME, max(map(len, values))))
     low, high = min(finite), max(finite)
     spare = 0.04 * (high - low) or max(abs(high) * 0.05, 0.5 * 10.0**-m.digits)
     low, high = low - spare, high + spare
-    bottom = row_height * len(report.methods)
+    bottom = row_height * len(values)
 
     def at(value: float) -> float:
         return gutter + (value - low) / (high - low) * (width - gutter - margin)
@@ -65,7 +66,7 @@ def _plot(report: Report, m: Measure) -> str:
     ]
     parts.append(f'<line class="axis" x1="{gutter:g}" x2="{width - margin:g}" y1="{bottom:g}" y2="{bottom:g}"/>')
     parts += [f'<text x="{_coordinate(x)}" y="{bottom + 14:g}" text-anchor="middle">{text}</text>' for x, text in ticks]
-    for i, method in enumerate(report.methods):
+    for i, method in enumerate(values):
         middle, role = row_height * (i + 0.5), role_of(report, method)
         parts.append(
             f'<text class="{role}" x="{gutter - 8:g}" y="{middle + 4:g}" text-anchor="end">'
