@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore, space_of
 from export3d.data.locations import as_place
+from export3d.data.training_frames import load_frames
 from export3d.discriminator import Discriminator, discriminator_config
 from export3d.errors import ConfigError
 from export3d.image import resize
@@ -32,7 +33,7 @@ from export3d.model import Export3D, Output
 from export3d.pretrained import adapt_resolution, load_pretrained
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
-from export3d.training.pairs import Drawn, PairConfig, PairTask, check_space, export, load_frames, words
+from export3d.training.pairs import Drawn, PairConfig, PairTask, check_space, export, words
 from export3d.training.task import OpponentConfig
 from export3d.weights.file import load_into
 from export3d.weights.hub import locate

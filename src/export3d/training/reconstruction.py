@@ -19,6 +19,7 @@ from export3d.data.frames import FrameStore, space_of
 from export3d.data.locations import as_place
 from export3d.data.pairs import PairSampler, share_of
 from export3d.data.taught import GROUP, MixedSampler, TaughtSampler, load_taught
+from export3d.data.training_frames import load_frames
 from export3d.errors import ConfigError, InputError
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.image import resize
@@ -27,7 +28,7 @@ from export3d.model import Export3D, Output
 from export3d.pretrained import inherit, load_encoder, load_pretrained
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
-from export3d.training.pairs import PairConfig, PairTask, check_space, export, load_frames, words
+from export3d.training.pairs import PairConfig, PairTask, check_space, export, words
 from export3d.training.state import latest_state
 from export3d.warping.landmark_motion import LandmarkMotion
 from export3d.warping.losses import landmark_error

@@ -20,9 +20,9 @@ from export3d.data.frames import FrameStore
 from export3d.data.pairs import PairSampler
 from export3d.data.shard_writer import update
 from export3d.data.shards import Record, read_index
+from export3d.data.training_frames import load_frames
 from export3d.errors import ConfigError, InputError
 from export3d.training.loop_config import LoopConfig
-from export3d.training.pairs import load_frames
 from export3d.training.reconstruction import ReconstructionConfig, run
 from export3d.training.state import load_state
 from tests.file_server import serving

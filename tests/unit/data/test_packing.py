@@ -11,8 +11,8 @@ import torch
 from export3d.cli.main import main
 from export3d.data.frames import FrameStore, space_of
 from export3d.data.packing import pack
+from export3d.data.training_frames import load_frames
 from export3d.errors import ConfigError, InputError
-from export3d.training.pairs import load_frames
 
 
 @pytest.fixture
