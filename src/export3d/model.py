@@ -19,6 +19,8 @@ from export3d.image import resize
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
+from export3d.warping.detail import DetailGuide
+from export3d.warping.origin import Origin, origin
 from export3d.warping.source_warp import SourceMotion, SourceView, SourceWarp
 from export3d.weights.hub import HubModel
 from export3d.weights.migration import migrate
@@ -184,24 +186,28 @@ class Export3D(HubModel):
 
         It is 0 to 1; without a warp that adds the source's pixels it is 1.
         """
-        image, _, share = self._finish(planes, camera, self.render(planes, camera))
-        return image.clamp(-1.0, 1.0), torch.ones_like(image[:, :1]) if share is None else share
+        image, guide = self._finish(planes, camera, self.render(planes, camera))
+        share = None if guide is None else guide.share
+        return image.clamp(-1.0, 1.0), torch.ones_like(image[:, :1]) if share is None else share[:, :1]
+
+    def frame_and_origin(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Origin | None]:
+        """As `frame`, with the place of each pixel in the source; None without a warp that adds the source's pixels."""
+        image, guide = self._finish(planes, camera, self.render(planes, camera))
+        if guide is None or guide.share is None:
+            return image.clamp(-1.0, 1.0), None
+        return image.clamp(-1.0, 1.0), origin(guide.share, guide.views)
 
     def finish(self, planes: Planes, camera: Tensor, rendered: Rendered) -> Tensor:
         """Super-resolution of the output of `render` for these planes and cameras, not clamped."""
         return self._finish(planes, camera, rendered)[0]
 
-    def _finish(
-        self, planes: Planes, camera: Tensor, rendered: Rendered
-    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """The final image, the warped source and the rendered share; the last two are None without the warp."""
+    def _finish(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[Tensor, DetailGuide | None]:
+        """The final image, and what led it to the source's pixels; None without a warp that adds them."""
         guide = None
         if self.warp is not None and planes.source.view is not None and planes.motion is not None:
             guide = self.warp.guide(planes.source.view, planes.motion, camera, rendered.feature)
         image: Tensor = self.superres(rendered.feature, guide)
-        if guide is None or guide.share is None:
-            return image, None, None
-        return image, guide.views.moved, guide.share[:, :1]
+        return image, guide
 
     def forward(
         self,
@@ -226,5 +232,5 @@ class Export3D(HubModel):
         encoded = self.encode(source, source_camera, source_expression, source_landmarks)
         planes, generated = self._planes(encoded, self.expression(expression))
         rendered = self.renderer(planes.triplane, camera, resolution, jitter)
-        image, warped, _ = self._finish(planes, camera, rendered) if superres else (None, None, None)
-        return Output(image, rendered, generated, planes, warped)
+        image, guide = self._finish(planes, camera, rendered) if superres else (None, None)
+        return Output(image, rendered, generated, planes, None if guide is None else guide.views.moved)

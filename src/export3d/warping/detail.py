@@ -30,6 +30,7 @@ class Views:
         still: (B, 3, H, W) the source unmoved: the background does not turn with the head.
         turned: (B, 3, H, W) the whole source turned rigidly with the head (`average_head.turned_flow`), as hair far
             from the face moves.
+        turn: (B, 2, H, W) the flow that turned it.
         head: (B, 2, H, W) nearness of the head in the driving view and in the source (`average_head.head_nearness`).
         mouth: (B, 2, H, W) where the mouth is open in the driving view and in `turned` (`flows.openings`): upper teeth
             move with the head, whatever the lips do. None without `WarpConfig.mouth`.
@@ -40,15 +41,16 @@ class Views:
     offset: Tensor
     still: Tensor
     turned: Tensor
+    turn: Tensor
     head: Tensor
     mouth: Tensor | None = None
 
     def around(self) -> Tensor:
-        """All but the offset and the mouth, (B, 12, H, W)."""
+        """All but the flows and the mouth, (B, 12, H, W)."""
         return torch.cat([self.moved, self.still, self.stretched, self.head, self.turned], dim=1)
 
     def stacked(self) -> Tensor:
-        """All but the offset, (B, 12, H, W), with the mouth (B, 14, H, W)."""
+        """All but the flows, (B, 12, H, W), with the mouth (B, 14, H, W)."""
         return self.around() if self.mouth is None else torch.cat([self.around(), self.mouth], dim=1)
 
 

@@ -207,7 +207,7 @@ class SourceWarp(nn.Module):
         places = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
         moved = show(image, places.permute(0, 2, 3, 1))
         mouth = openings(points, face, camera, as_head) if self.config.mouth else None
-        return Views(moved, stretch(flow), flow, image, turned, head, mouth)
+        return Views(moved, stretch(flow), flow, image, turned, as_head, head, mouth)
 
 
 def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool) -> dict[str, Tensor]:

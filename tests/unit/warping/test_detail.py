@@ -18,7 +18,8 @@ def views(batch: int = 2, size: int = 32, mouth: bool = False) -> Views:
     moved, still, turned = torch.randn(3, batch, 3, size, size)
     opening = torch.rand(batch, 2, size, size) if mouth else None
     stretched, head = torch.rand(batch, 1, size, size), torch.rand(batch, 2, size, size)
-    return Views(moved, stretched, 0.1 * torch.randn(batch, 2, size, size), still, turned, head, opening)
+    offset, turn = 0.1 * torch.randn(2, batch, 2, size, size)
+    return Views(moved, stretched, offset, still, turned, turn, head, opening)
 
 
 class Guided(nn.Module):

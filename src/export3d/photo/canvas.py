@@ -1,0 +1,141 @@
+"""Which pixels a frame has: the whole photo or the face crop, at the photo's own resolution or at a given size."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from export3d.errors import ConfigError
+from export3d.face.crop import CropBox, crop
+
+log = logging.getLogger(__name__)
+
+Picture = NDArray[np.uint8]
+Frame = Literal["photo", "crop"]
+Size = int | Literal["native"]
+
+NATIVE: Literal["native"] = "native"
+SMALLEST, LARGEST = 256, 1024
+"""Sizes that can be asked for, pixels across the face crop."""
+LONG_SIDE = 1920
+"""Longest side of the frames of a video of native size, pixels."""
+_MARGIN = 0.25
+"""Of the photo around the face crop, in crop sides, that a crop's frames may look up."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """A part of a photo on the pixel grid of the frames.
+
+    Attributes:
+        image: uint8 (H, W, 3), the photo on this grid; beyond its border its edge pixels repeat.
+        scale: pixels of the grid per pixel of the photo.
+        corner: (x, y) where the grid begins in the photo, pixels of the photo.
+        limits: left, top, right and bottom of the photo itself on the grid.
+        window: (rows, columns) of the image that a frame shows: an even number of each.
+        whole: whether frames show the whole photo, so that the face crop's border must not be seen.
+    """
+
+    image: Picture
+    scale: float
+    corner: tuple[float, float]
+    limits: tuple[float, float, float, float]
+    window: tuple[slice, slice]
+    whole: bool
+
+    def place(self, box: CropBox) -> CropBox:
+        """A square of the photo on the grid."""
+        x, y = (np.array(box.centre) - self.corner) * self.scale
+        return CropBox((float(x), float(y)), box.side * self.scale)
+
+
+def parse_size(text: str | int) -> Size:
+    """A size as it is written: "native", or a number of pixels from 256 to 1024.
+
+    Raises:
+        ConfigError: anything else.
+    """
+    if str(text) == NATIVE:
+        return NATIVE
+    try:
+        size = int(text)
+    except ValueError:
+        size = 0
+    if not SMALLEST <= size <= LARGEST:
+        raise ConfigError(
+            f"the size {text!r} is not possible; give {NATIVE} or a number from {SMALLEST} to {LARGEST}, the pixels "
+            "across the face crop"
+        )
+    return size
+
+
+def canvas(
+    photo: Picture, box: CropBox, size: Size = NATIVE, frame: Frame = "photo", long_side: int | None = LONG_SIDE
+) -> Canvas:
+    """The pixel grid of a photo's frames.
+
+    Args:
+        photo: uint8 (H, W, 3).
+        box: the face crop (of several, the largest).
+        size: pixels across the face crop; "native": the photo's own. Odd numbers lose one pixel.
+        frame: "photo" shows all of it, "crop" the face crop.
+        long_side: of frames of native size; larger photos are scaled down. None: no limit.
+
+    Raises:
+        ConfigError: a size or frame that is not possible.
+
+    A size above the photo's own is not reached: the photo's own is used, which the log says.
+    """
+    size = parse_size(size)
+    if frame not in ("photo", "crop"):
+        raise ConfigError(f"the frame {frame!r} is not possible; give photo or crop")
+    height, width = photo.shape[:2]
+    shown = max(height, width) if frame == "photo" else box.side
+    if size == NATIVE:
+        scale = 1.0 if long_side is None else min(1.0, long_side / shown)
+    else:
+        scale = size / box.side
+        if scale > 1.0:
+            log.warning(
+                "the face crop has %d x %d pixels, fewer than the size of %d; its own size is used",
+                *(round(box.side), round(box.side), size),
+            )
+            scale = 1.0
+    if frame == "photo":
+        return _whole(photo, scale)
+    return _cropped(photo, box, scale)
+
+
+def _whole(photo: Picture, scale: float) -> Canvas:
+    height, width = (_even(side * scale) for side in photo.shape[:2])
+    image = photo
+    if scale != 1.0:
+        image = np.asarray(
+            Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS, box=(0, 0, width / scale, height / scale))
+        )
+    limits = (0.0, 0.0, photo.shape[1] * scale, photo.shape[0] * scale)
+    return Canvas(image[:height, :width], scale, (0.0, 0.0), limits, (slice(0, height), slice(0, width)), True)
+
+
+def _cropped(photo: Picture, box: CropBox, scale: float) -> Canvas:
+    size = _even(box.side * scale)
+    margin = round(_MARGIN * size)
+    corner = box.corner - margin / scale
+    if scale == 1.0:
+        corner = np.round(corner)  # on the photo's own pixels, so that they are not resampled
+    side = (size + 2 * margin) / scale
+    centre = corner + side / 2
+    image = crop(photo, CropBox((float(centre[0]), float(centre[1])), side), size + 2 * margin)
+    left, top = -corner * scale
+    limits = (float(left), float(top), float(left + photo.shape[1] * scale), float(top + photo.shape[0] * scale))
+    shown = slice(margin, margin + size)
+    return Canvas(image, scale, (float(corner[0]), float(corner[1])), limits, (shown, shown), False)
+
+
+def _even(length: float) -> int:
+    return max(int(round(length, 3)) // 2 * 2, 2)

@@ -1,0 +1,75 @@
+"""Where each pixel of a final image comes from in the source, so that it can be looked up there again (not in the paper).
+
+`Detail` mixes the rendered image with three views of the source, each of which looks its pixels up at known places.
+A larger photo of the same source has more pixels at those places (`photo.compositor`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from export3d.warping.detail import Views
+
+_RENDERED = (0.35, 0.8)
+"""Shares of the rendered image between which trust falls from 1 to 0."""
+_CHOICE = 3.0
+"""Power of the shares: the place is that of the view that dominates."""
+_SPREAD = 4.0
+"""Pixels of a 256-pixel image by which the views may disagree where trust has fallen to 1/e."""
+_REFERENCE = 256.0
+_TEAR = 3.0
+"""Offsets that change by so many pixels from one pixel to the next mark an occlusion edge."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the pixels of B final images come from.
+
+    Attributes:
+        offset: (B, 2, H, W) from each pixel to its place in the source, x first, in [-1, 1] grid units.
+        trust: (B, 1, H, W) 0 to 1: 1 where the pixel is the source's pixel at that place; 0 where it is rendered, as
+            inside a mouth, or mixed from views of the source that disagree about the place.
+    """
+
+    offset: Tensor
+    trust: Tensor
+
+
+def origin(share: Tensor, views: Views) -> Origin:
+    """The mean place of the three views, weighted by their shares.
+
+    Args:
+        share: (B, 4, H, W) shares of the rendered, moved, still and turned image, see `Detail`.
+        views: of the same frames.
+    """
+    rendered, looked_up = share[:, :1], share[:, 1:]
+    part = looked_up**_CHOICE
+    part = part / part.sum(dim=1, keepdim=True).clamp_min(1e-6)
+    flows = torch.stack([views.offset, torch.zeros_like(views.offset), views.turn], dim=1)
+    mean = (part[:, :, None] * flows).sum(dim=1)
+    square = (flows - mean[:, None]).square().sum(dim=2)
+    spread = (part * square).sum(dim=1, keepdim=True).sqrt() * (_REFERENCE / 2.0)
+    low, high = _RENDERED
+    kept = 1.0 - ((rendered - low) / (high - low)).clamp(0.0, 1.0)
+    trust = kept * kept * (3.0 - 2.0 * kept) * torch.exp(-((spread / _SPREAD).square())) * (1.0 - torn(mean))
+    return Origin(mean, F.avg_pool2d(F.pad(trust, (1, 1, 1, 1), "replicate"), 3, 1))
+
+
+def torn(offset: Tensor) -> Tensor:
+    """(B, 1, H, W): 1 around the edges at which neighbouring pixels come from places far apart, 0 elsewhere.
+
+    Between them lies nothing that an enlarged image could show.
+    """
+    height, width = offset.shape[-2:]
+    jump = torch.zeros_like(offset[:, :1])
+    across = (offset[..., 1:] - offset[..., :-1]).abs().amax(dim=1, keepdim=True) * (width / 2.0) > _TEAR
+    down = (offset[..., 1:, :] - offset[..., :-1, :]).abs().amax(dim=1, keepdim=True) * (height / 2.0) > _TEAR
+    jump[..., 1:] += across
+    jump[..., :-1] += across
+    jump[..., 1:, :] += down
+    jump[..., :-1, :] += down
+    return F.max_pool2d(jump.clamp_max(1.0), 3, 1, 1)
