@@ -7,16 +7,6 @@ some faces that fill the image. `search` looks again in a padded image and in pa
 
 from __future__ import annotations
 
-import atexit
-import contextlib
-import importlib
-import logging
-import os
-import sys
-import tempfile
-import threading
-import types
-import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -25,12 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export3d.errors import Export3DError, MissingExtra, ShapeError
+from export3d.errors import ShapeError
 from export3d.face.crop import CropBox, crop
 from export3d.face.mesh import model_bytes
+from export3d.face.native import Task
 from export3d.motion.arkit import ARKIT52
-
-logger = logging.getLogger(__name__)
 
 LONG_SIDE = 640
 """Images are downscaled to this long side before detection; larger images take longer and give no better result."""
@@ -94,7 +83,7 @@ class Landmarker(Protocol):
         ...
 
 
-class FaceLandmarker:
+class FaceLandmarker(Task):
     """MediaPipe's Face Landmarker with the packaged model; close it, or use it in a `with` statement.
 
     Create one per process: it does not survive a fork.
@@ -105,46 +94,21 @@ class FaceLandmarker:
     """
 
     def __init__(self, model: bytes | None = None) -> None:
-        mediapipe = _import_mediapipe()
-        vision = mediapipe.tasks.vision
-        options = vision.FaceLandmarkerOptions(
-            base_options=mediapipe.tasks.BaseOptions(model_asset_buffer=model_bytes() if model is None else model),
-            running_mode=vision.RunningMode.IMAGE,
-            num_faces=MAX_FACES,
-            output_face_blendshapes=True,
-        )
-        self._mediapipe = mediapipe
-        try:
-            with _quiet_stderr():
-                self._native = vision.FaceLandmarker.create_from_options(options)
-                self._native.detect(self._picture(np.zeros((64, 64, 3), np.uint8)))  # the first call writes to stderr
-        except OSError as error:
-            raise Export3DError(
-                f"mediapipe cannot be loaded ({error}); install the system's libEGL and libGLESv2 (Debian and Ubuntu: "
-                "apt install libegl1 libgles2)"
-            ) from error
-        except (RuntimeError, ValueError) as error:
-            raise Export3DError(f"the landmark model cannot be opened ({error}); reinstall export3d") from error
-        # Without this, MediaPipe's __del__ prints a TypeError when the interpreter shuts down.
-        self._finalizer = weakref.finalize(self, _close_elsewhere, self._native)
-        self._finalizer.atexit = False
-        _open.add(self._native)
+        def create(mediapipe: Any) -> Any:
+            vision = mediapipe.tasks.vision
+            options = vision.FaceLandmarkerOptions(
+                base_options=mediapipe.tasks.BaseOptions(model_asset_buffer=model_bytes() if model is None else model),
+                running_mode=vision.RunningMode.IMAGE,
+                num_faces=MAX_FACES,
+                output_face_blendshapes=True,
+            )
+            return vision.FaceLandmarker.create_from_options(options)
 
-    def __enter__(self) -> FaceLandmarker:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Free the networks; may be called more than once."""
-        if self._finalizer.detach():
-            _close(self._native)
+        super().__init__(create, "detect", "landmark model")
 
     def detect(self, image: NDArray[np.uint8], region: CropBox | None = None) -> list[Face]:
         """See `Landmarker.detect`."""
-        if not self._finalizer.alive:
-            raise Export3DError("the face landmarker is closed; create another")
+        self._check_open("face landmarker")
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
             raise ShapeError(f"an image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
         if region is not None:
@@ -180,10 +144,6 @@ class FaceLandmarker:
             seen = [face for region in regions for face in self.detect(small, region.scaled(1.0 / scale))]
             faces = _distinct([Face(face.landmarks * np.float32(scale), face.scores) for face in seen])
         return faces
-
-    def _picture(self, image: NDArray[np.uint8]) -> Any:
-        data = np.ascontiguousarray(image)
-        return self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=data)
 
 
 def _search_regions(height: int, width: int) -> Iterator[list[CropBox]]:
@@ -229,78 +189,3 @@ def _overlap(a: Face, b: Face) -> float:
     (al, at, ar, ab), (bl, bt, br, bb) = a.bounds, b.bounds
     common = max(min(ar, br) - max(al, bl), 0.0) * max(min(ab, bb) - max(at, bt), 0.0)
     return common / max(min(a.size, b.size) ** 2, 1e-6)
-
-
-def _import_mediapipe() -> Any:
-    """Import mediapipe, even if OpenCV cannot be loaded because libGL is missing: only drawing functions need it."""
-    stand_in = types.ModuleType("cv2")
-    if "cv2" not in sys.modules:
-        try:
-            importlib.import_module("cv2")
-        except ImportError as error:
-            logger.debug("importing mediapipe without OpenCV: %s", error)
-            sys.modules["cv2"] = stand_in
-    try:
-        return importlib.import_module("mediapipe")
-    except ModuleNotFoundError as error:
-        if error.name == "mediapipe":
-            raise MissingExtra("face", "mediapipe") from error
-        raise
-    finally:
-        if sys.modules.get("cv2") is stand_in:
-            del sys.modules["cv2"]
-
-
-_open: weakref.WeakSet[Any] = weakref.WeakSet()
-"""MediaPipe's detectors that may still be open."""
-
-
-def _close(native: Any) -> None:
-    try:
-        native.close()
-    except RuntimeError:  # the interpreter is shutting down and MediaPipe's thread has ended; the process frees memory
-        native._handle = None
-
-
-def _close_elsewhere(native: Any) -> None:
-    """Close a detector that nobody closed, in a thread of its own.
-
-    The garbage collector may run inside a thread pool that holds its lock. Closing waits for that lock.
-    """
-    try:
-        threading.Thread(target=_close, args=(native,), daemon=True).start()
-    except RuntimeError:  # no thread can be started any more: the interpreter is shutting down
-        native._handle = None
-
-
-@atexit.register
-def _forget_open_ones() -> None:
-    for native in _open:  # the process frees their memory; MediaPipe's thread has ended
-        native._handle = None
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Redirect the standard error output of native code to the log (level debug).
-
-    MediaPipe and TensorFlow Lite write to file descriptor 2 regardless of environment variables. During this half
-    second, messages of other threads go to the log as well.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            caught = stack.enter_context(tempfile.TemporaryFile())
-            kept = os.dup(2)
-        except OSError:  # no temporary file can be created, or there is no error stream
-            yield
-            return
-        if sys.stderr is not None:
-            sys.stderr.flush()
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            caught.seek(0)
-            for line in caught.read().decode(errors="replace").splitlines():
-                logger.debug("mediapipe: %s", line)

@@ -1,0 +1,154 @@
+"""MediaPipe's import and the life of its tasks: imported without OpenCV, quiet when opened, closed without errors."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import logging
+import os
+import sys
+import tempfile
+import threading
+import types
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d.errors import Export3DError, MissingExtra
+
+logger = logging.getLogger(__name__)
+
+
+class Task:
+    """A MediaPipe task, opened quietly; closed by `close`, by the garbage collector or at exit.
+
+    Create one per process: it does not survive a fork.
+
+    Args:
+        create: makes the task from the module mediapipe.
+        call: name of its method that takes an image.
+        model: what it is called in messages.
+
+    Raises:
+        MissingExtra: mediapipe is not installed.
+        Export3DError: mediapipe is installed but cannot be loaded (it needs libEGL and libGLESv2 on Linux), or the
+            model is damaged.
+    """
+
+    def __init__(self, create: Callable[[Any], Any], call: str, model: str) -> None:
+        self._mediapipe = _import_mediapipe()
+        try:
+            with _quiet_stderr():
+                self._native = create(self._mediapipe)
+                # The first call writes to stderr.
+                getattr(self._native, call)(self._picture(np.zeros((64, 64, 3), np.uint8)))
+        except OSError as error:
+            raise Export3DError(
+                f"mediapipe cannot be loaded ({error}); install the system's libEGL and libGLESv2 (Debian and Ubuntu: "
+                "apt install libegl1 libgles2)"
+            ) from error
+        except (RuntimeError, ValueError) as error:
+            raise Export3DError(f"the {model} cannot be opened ({error}); reinstall export3d") from error
+        # Without this, MediaPipe's __del__ prints a TypeError when the interpreter shuts down.
+        self._finalizer = weakref.finalize(self, _close_elsewhere, self._native)
+        self._finalizer.atexit = False
+        _open.add(self._native)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the networks; may be called more than once."""
+        if self._finalizer.detach():
+            _close(self._native)
+
+    def _check_open(self, name: str) -> None:
+        if not self._finalizer.alive:
+            raise Export3DError(f"the {name} is closed; create another")
+
+    def _picture(self, image: NDArray[np.uint8]) -> Any:
+        """A uint8 (H, W, 3) RGB image as the task takes it."""
+        data = np.ascontiguousarray(image)
+        return self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=data)
+
+
+def _import_mediapipe() -> Any:
+    """Import mediapipe, even if OpenCV cannot be loaded because libGL is missing: only drawing functions need it."""
+    stand_in = types.ModuleType("cv2")
+    if "cv2" not in sys.modules:
+        try:
+            importlib.import_module("cv2")
+        except ImportError as error:
+            logger.debug("importing mediapipe without OpenCV: %s", error)
+            sys.modules["cv2"] = stand_in
+    try:
+        return importlib.import_module("mediapipe")
+    except ModuleNotFoundError as error:
+        if error.name == "mediapipe":
+            raise MissingExtra("face", "mediapipe") from error
+        raise
+    finally:
+        if sys.modules.get("cv2") is stand_in:
+            del sys.modules["cv2"]
+
+
+_open: weakref.WeakSet[Any] = weakref.WeakSet()
+"""MediaPipe's detectors that may still be open."""
+
+
+def _close(native: Any) -> None:
+    try:
+        native.close()
+    except RuntimeError:  # the interpreter is shutting down and MediaPipe's thread has ended; the process frees memory
+        native._handle = None
+
+
+def _close_elsewhere(native: Any) -> None:
+    """Close a detector that nobody closed, in a thread of its own.
+
+    The garbage collector may run inside a thread pool that holds its lock. Closing waits for that lock.
+    """
+    try:
+        threading.Thread(target=_close, args=(native,), daemon=True).start()
+    except RuntimeError:  # no thread can be started any more: the interpreter is shutting down
+        native._handle = None
+
+
+@atexit.register
+def _forget_open_ones() -> None:
+    for native in _open:  # the process frees their memory; MediaPipe's thread has ended
+        native._handle = None
+
+
+@contextlib.contextmanager
+def _quiet_stderr() -> Iterator[None]:
+    """Redirect the standard error output of native code to the log (level debug).
+
+    MediaPipe and TensorFlow Lite write to file descriptor 2 regardless of environment variables. During this half
+    second, messages of other threads go to the log as well.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            caught = stack.enter_context(tempfile.TemporaryFile())
+            kept = os.dup(2)
+        except OSError:  # no temporary file can be created, or there is no error stream
+            yield
+            return
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            for line in caught.read().decode(errors="replace").splitlines():
+                logger.debug("mediapipe: %s", line)
