@@ -55,6 +55,8 @@ from export3d.evaluation.measures.identity import PACKAGED, csim, load_identity
 from export3d.evaluation.measures.image import Measure
 from export3d.evaluation.measures.rendered import MEASURES as RENDERED
 from export3d.evaluation.measures.rendered import on_grid, rendered_scores
+from export3d.evaluation.measures.sharpness import MEASURE as SHARPNESS
+from export3d.evaluation.measures.sharpness import sharpness
 from export3d.evaluation.measures.temporal import Flicker
 from export3d.evaluation.protocols.driven import FPS, distance_from, most_frontal
 from export3d.evaluation.protocols.pairs import check_pairs, choose_pairs, read_pairs
@@ -281,8 +283,11 @@ class _Work:
         flicker.add(driver.rows, theirs.pictures, pictures, face)
         values |= flicker.result()
         shown_face = np.where(ours.track.found[:, None, None], ours.landmarks, np.nan)
-        for name, found in rendered_scores(shares, shown_face, CROP_SIZE).items():
-            values[name] = float(np.nanmean(found)) if np.isfinite(found).any() else math.nan
+        scale = self._size / CROP_SIZE
+        found = rendered_scores(shares, shown_face, CROP_SIZE)
+        found[SHARPNESS.name] = sharpness(pictures, shown_face * scale, still, landmarks * scale)
+        for name, of_frames in found.items():
+            values[name] = float(np.nanmean(of_frames)) if np.isfinite(of_frames).any() else math.nan
 
         worst = int(likeness[0].argmin())
         away = distance_from(asked, camera, expression)

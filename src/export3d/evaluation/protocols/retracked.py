@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d.camera import head_angles, head_position
-from export3d.evaluation.measures import temporal
+from export3d.evaluation.measures import sharpness, temporal
 from export3d.evaluation.measures.face_distances import aed, apd, apd6
 from export3d.evaluation.measures.face_readers import Expression
 from export3d.evaluation.measures.identity import Identity
@@ -121,4 +121,5 @@ def cross_measures(identities: Sequence[Identity], network: bool = False, named:
         ),
         Measure("found", "face found", True, 3, "share of the frames in which the tracker finds a face"),
         *temporal.MEASURES,
+        sharpness.MEASURE,
     )

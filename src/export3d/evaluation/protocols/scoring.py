@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export3d.evaluation.measures import temporal
+from export3d.evaluation.measures import sharpness, temporal
 from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
 from export3d.evaluation.measures.frechet import FrechetFeatures, load_features, sample_rows
 from export3d.evaluation.measures.identity import PACKAGED
@@ -167,7 +167,7 @@ class ClipScorer:
         if self._faces is None:
             return plain
         seen = tuple(m for m in self._faces.measures if self._truth or m.name != "akd")
-        return (*plain, *seen, *temporal.MEASURES)
+        return (*plain, *seen, *temporal.MEASURES, sharpness.MEASURE)
 
     @property
     def overall_measures(self) -> tuple[Measure, ...]:
@@ -231,6 +231,9 @@ class ClipScorer:
                     kept.movement.add(read, seen)
                     scale = chunk.targets.shape[1] / CROP_SIZE
                     kept.flicker.add(chunk.rows, chunk.targets, pictures, seen.landmarks * scale)
+                    own_scale = source.shape[0] / CROP_SIZE
+                    found = sharpness.sharpness(pictures, read.landmarks * scale, source, own.landmarks[0] * own_scale)
+                    kept.add(sharpness.MEASURE.name, found)
                     self._sample(features, method, images[method], read, chosen)
             if PSNR.name in values[first]:
                 at = int(values[first][PSNR.name].argmin())

@@ -112,6 +112,8 @@ def test_a_real_face_against_itself_is_perfect_and_its_copy_is_not(face: np.ndar
         assert ours[name] == pytest.approx(0.0, abs=1e-6)
         assert still[name] > 0.001
     assert ours["found"] == 1.0
+    assert still["sharpness"] == pytest.approx(1.0)  # the copy is the source
+    assert 0.5 < ours["sharpness"] < 2.0
     assert still["akd"] > 3.0
     assert ours["csim_dlib"] <= 1.0 + 1e-6
     assert still["csim_dlib"] == pytest.approx(1.0, abs=1e-5)  # the copy is the source
