@@ -1,0 +1,51 @@
+"""What `animate`, `edit` and `orbit` have in common: which face moves, and what the frames show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from export3d.photo.canvas import parse_size
+
+if TYPE_CHECKING:
+    from export3d.animate.animator import Animator, Source
+
+
+@dataclass(frozen=True)
+class Framing:
+    """Which face moves, and what the frames show.
+
+    Attributes:
+        face: of several: largest, left, right, a number counted from the left, or all.
+        frame: photo shows the whole photo with the face moving in it, crop the square around the face. Default: photo;
+            with weights that render their own size only, as with --pure, crop.
+        size: pixels across the face crop, 256 to 1024, or native, the photo's own (of a video, at most 1920 pixels
+            across the frame).
+        background: keep, blur, a colour such as #00ff00, or an image file.
+    """
+
+    face: str = "largest"
+    frame: Literal["photo", "crop"] | None = None
+    size: str | None = None
+    background: str = "keep"
+
+    def check(self) -> None:
+        """Report what cannot be before any work starts."""
+        from export3d.photo.background import parse_background
+
+        if self.size is not None:
+            parse_size(self.size)
+        parse_background(self.background)
+
+    def sources(self, animator: Animator, portrait: Path) -> Source | list[Source]:
+        """The face or faces that move."""
+        if self.face == "all":
+            return animator.encode_all(portrait)
+        return animator.encode(portrait, self.face)
+
+    def options(self, animator: Animator) -> dict[str, Any]:
+        """Keyword arguments of `Animator.animate`, `edit` and `orbit`."""
+        frame = self.frame or ("photo" if animator.moves_pixels else "crop")
+        size = "native" if self.size is None and animator.moves_pixels else self.size
+        return {"frame": frame, "size": size, "background": self.background}

@@ -1,0 +1,131 @@
+"""What is behind the people of a photo: filled in once per photo, kept, blurred or replaced."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageFilter, ImageOps
+from torch import Tensor
+
+from export3d.errors import ConfigError
+from export3d.image import read_image
+from export3d.photo.fields import Pixels, at_pixels, blur, check_photo, filled, grid_size, on_grid, strips
+
+_MARGIN = 0.012
+"""Width of the margin around the people whose pixels are filled in too, over the mean of height and width."""
+_BLUR = 0.02
+"""Standard deviation of the blur, over the mean of height and width."""
+
+
+def check_background(background: str) -> None:
+    """`ConfigError` unless the text is `keep`, `blur`, a colour `#rrggbb` or the path of a file.
+
+    >>> check_background("#20a040")
+    >>> check_background("#20a04")
+    Traceback (most recent call last):
+    ...
+    export3d.errors.ConfigError: background '#20a04' is no colour; write six hexadecimal digits, such as #20a040
+    """
+    if background in ("keep", "blur") or _colour(background) is not None:
+        return
+    if not background or "\0" in background:
+        raise ConfigError("the background is empty; give keep, blur, a colour such as #20a040, or an image file")
+    if not Path(background).exists() and Path(background).name == background and "." not in background:
+        raise ConfigError(
+            f"background {background!r} is neither keep nor blur, a colour such as #20a040, nor an image file"
+        )
+
+
+def plate(image: Pixels, matte: Pixels) -> Pixels:
+    """The photo without its people: what is around them, continued smoothly into their place, with its grain.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        matte: uint8 (H, W), opacity of the people (`photo.matte.person_matte`).
+
+    Returns:
+        uint8 (H, W, 3); equal to the image farther than 1.2 % of its size from any person. The same photo and matte
+        always give the same plate.
+    """
+    check_photo(image, matte)
+    height, width = matte.shape
+    rows, columns = grid_size(height, width)
+    margin = max(_MARGIN * (rows + columns) / 2, 2.0)
+    person = _widened((on_grid(matte, rows, columns) > 0.02).float(), margin)
+    small = on_grid(image, rows, columns)
+    fill = filled(small, (person <= 0).float())
+    return _with_grain(image, torch.cat([fill, person], 1))
+
+
+def replaced(image: Pixels, matte: Pixels, background: str) -> Pixels:
+    """The background alone, of the photo's size: to be laid behind its people.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        matte: uint8 (H, W), opacity of the people.
+        background: `keep` (the `plate`), `blur` (the plate, blurred: nothing of the people bleeds into it), a colour
+            `#rrggbb`, or an image file, which is scaled to cover the photo and cut at its centre. A file that is called
+            like one of the words is written `./blur`.
+
+    Returns:
+        uint8 (H, W, 3).
+
+    Raises:
+        ConfigError: another text.
+        BadImage: the file cannot be read.
+    """
+    check_background(background)
+    height, width = image.shape[:2]
+    if background == "keep":
+        return plate(image, matte)
+    if background == "blur":
+        return _blurred(plate(image, matte))
+    colour = _colour(background)
+    if colour is not None:
+        return np.broadcast_to(np.array(colour, np.uint8), (height, width, 3)).copy()
+    picture = Image.fromarray(read_image(background))
+    return np.array(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
+
+
+def _colour(text: str) -> tuple[int, int, int] | None:
+    """Red, green and blue of `#rrggbb`; None for what does not begin with #."""
+    if not text.startswith("#"):
+        return None
+    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
+        raise ConfigError(f"background {text!r} is no colour; write six hexadecimal digits, such as #20a040")
+    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
+
+
+def _widened(person: Tensor, margin: float) -> Tensor:
+    """1 within half the margin of a person, falling to 0 at the margin: (1, 1, h, w)."""
+    reach = max(round(margin * 0.75), 1)
+    wide = torch.nn.functional.max_pool2d(person, (2 * reach + 1, 1), 1, (reach, 0))
+    wide = torch.nn.functional.max_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))
+    soft = blur(wide, max(margin / 8, 0.5))
+    return ((soft - 0.02) / 0.96).clamp(0, 1)
+
+
+def _with_grain(image: Pixels, fields: Tensor) -> Pixels:
+    """The image, with the fill (fields 0-2) where the person (field 3) is."""
+    height, width = image.shape[:2]
+    out = image.copy()
+    for rows in strips(height, width):
+        values = at_pixels(fields, rows, (0, width), height, width)
+        part = torch.from_numpy(image[rows[0] : rows[1]]).permute(2, 0, 1).float() / 255
+        mixed = torch.lerp(part, values[:3], values[3:])
+        out[rows[0] : rows[1]] = (mixed.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return out
+
+
+def _blurred(image: Pixels) -> Pixels:
+    """Gaussian blur of 2 % of the size, done on a grid of that coarseness."""
+    height, width = image.shape[:2]
+    sigma = _BLUR * (height + width) / 2
+    factor = max(int(sigma / 4), 1)
+    picture = Image.fromarray(image)
+    small = picture.resize((max(width // factor, 1), max(height // factor, 1)), Image.Resampling.BOX)
+    small = small.filter(ImageFilter.GaussianBlur(sigma / factor))
+    return np.array(small.resize((width, height), Image.Resampling.BICUBIC))

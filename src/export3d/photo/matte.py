@@ -1,0 +1,271 @@
+"""Which pixels of a photo show a person: an opacity per pixel at the photo's own resolution.
+
+A network of 256 x 256 pixels (MediaPipe's selfie segmentation) sees the whole photo and squares around the face, twice
+as fine each. Its mask places the contour to a few pixels; the photo's colours do the rest. With F and B the colours of
+person and background continued into the band around the contour, of variances vF and vB, a pixel I = a F + (1 - a) B
+gives
+
+    a = (I - B) . (F - B) / |F - B|^2,   variance (a^2 vF + (1 - a)^2 vB + |I - a F - (1 - a) B|^2) / |F - B|^2.
+
+That estimate is combined with the mask's, refined by a guided filter, each in inverse proportion to its variance:
+before a plain wall single hairs appear, and where the background is as restless as the hair the mask decides.
+"""
+
+from __future__ import annotations
+
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from export3d.errors import Export3DError
+from export3d.face.crop import FACE_HEIGHTS, CropBox
+from export3d.face.native import Task
+from export3d.photo.fields import Pixels, at_pixels, blur, check_photo, filled, grid_size, mean, on_grid, strips
+
+MODEL_FILE = "person_segmentation.tflite"
+_SEEN = 256
+_CROP_ON_GRID = 512
+"""Cells of the grid along a side of the crop."""
+
+
+class PersonSegmenter(Task):
+    """MediaPipe's selfie segmentation with the packaged model; close it, or use it in a `with` statement.
+
+    Raises:
+        MissingExtra: mediapipe is not installed.
+        Export3DError: mediapipe or the model cannot be loaded.
+    """
+
+    def __init__(self) -> None:
+        try:
+            model = (resources.files("export3d") / "assets" / MODEL_FILE).read_bytes()
+        except OSError as error:
+            raise Export3DError(f"the packaged {MODEL_FILE} cannot be read ({error}); reinstall export3d") from error
+
+        def create(mediapipe: Any) -> Any:
+            vision = mediapipe.tasks.vision
+            options = vision.ImageSegmenterOptions(
+                base_options=mediapipe.tasks.BaseOptions(model_asset_buffer=model),
+                running_mode=vision.RunningMode.IMAGE,
+                output_confidence_masks=True,
+                output_category_mask=False,
+            )
+            return vision.ImageSegmenter.create_from_options(options)
+
+        super().__init__(create, "segment", "person segmentation model")
+
+    def mask(self, image: Pixels, region: tuple[float, float, float, float]) -> NDArray[np.float32]:
+        """Probability of a person, (256, 256) in [0, 1], in a rectangle (left, top, right, bottom) inside the image.
+
+        The mean over the rectangle and its mirror image.
+        """
+        self._check_open("person segmenter")
+        whole = Image.fromarray(image)
+        seen = np.asarray(whole.resize((_SEEN, _SEEN), Image.Resampling.BILINEAR, box=region, reducing_gap=3.0))
+        masks = []
+        for way in (1, -1):
+            result = self._native.segment(self._picture(seen[:, ::way]))
+            masks.append(result.confidence_masks[0].numpy_view()[:, ::way].reshape(_SEEN, _SEEN))
+        return np.asarray(np.mean(masks, 0), np.float32)
+
+
+def person_matte(image: Pixels, *boxes: CropBox) -> Pixels:
+    """Opacity of all people in a photo; the same photo always gives the same matte.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        boxes: crops of the faces (`face.crop.crop_box`), one or more; around them the matte is finest, and a face is
+            opaque whatever the network says.
+
+    Returns:
+        uint8 (H, W): 0 background, 255 person.
+
+    Raises:
+        MissingExtra: mediapipe is not installed.
+    """
+    check_photo(image)
+    height, width = image.shape[:2]
+    side = min((box.side for box in boxes), default=float(max(height, width)))
+    rows, columns = grid_size(height, width, _CROP_ON_GRID / side)
+    with PersonSegmenter() as segmenter:
+        mask = _mask(segmenter, image, boxes, rows, columns)
+    for box in boxes:
+        mask = torch.maximum(mask, _face(box, rows, columns, height / rows))
+    return _refined(image, on_grid(image, rows, columns), mask, side * rows / height)
+
+
+def person_share(image: Pixels, box: CropBox) -> float:
+    """Share of the face that the network takes for a person, 0..1; below about a half, the matte is of no use."""
+    check_photo(image)
+    rows, columns = grid_size(*image.shape[:2], _CROP_ON_GRID / box.side)
+    with PersonSegmenter() as segmenter:
+        mask = _mask(segmenter, image, (box,), rows, columns)
+    face = _face(box, rows, columns, image.shape[0] / rows) > 0.5
+    return float(mask[face].mean()) if bool(face.any()) else 0.0
+
+
+def foreground(image: Pixels, matte: Pixels) -> Pixels:
+    """Colours of the people without what the background adds at soft edges; anywhere else, their smooth continuation.
+
+    Forte 2021, *Approximate Fast Foreground Colour Estimation* (blur fusion, two passes), with pull-push in the place
+    of the first, widest blur.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        matte: uint8 (H, W).
+
+    Returns:
+        uint8 (H, W, 3); equal to the image where the matte is 255.
+    """
+    check_photo(image, matte)
+    height, width = image.shape[:2]
+    rows, columns = grid_size(height, width)
+    colours, alpha = on_grid(image, rows, columns), on_grid(matte, rows, columns)
+    near = torch.cat([filled(colours, alpha**4), filled(colours, (1 - alpha) ** 4)], 1)
+    out = image.copy()
+    for first, last in strips(height, width):
+        a = torch.from_numpy(matte[first:last]).float()[None] / 255
+        if bool((a == 1).all()):
+            continue
+        own = torch.from_numpy(image[first:last]).permute(2, 0, 1).float() / 255
+        smooth = at_pixels(near, (first, last), (0, width), height, width)
+        colour = smooth[:3] + a * (own - a * smooth[:3] - (1 - a) * smooth[3:])
+        out[first:last] = (colour.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    return out
+
+
+def _mask(
+    segmenter: PersonSegmenter,
+    image: Pixels,
+    boxes: tuple[CropBox, ...],
+    rows: int,
+    columns: int,
+) -> Tensor:
+    """Probability of a person on a grid, (1, 1, rows, columns): coarse windows first, finer ones laid over them."""
+    height, width = image.shape[:2]
+    down, right = height / rows, width / columns
+    mask = torch.zeros(1, 1, rows, columns)
+    for left, top, across, tall in _windows(boxes, rows, columns, down):
+        region = (left * right, top * down, min((left + across) * right, width), min((top + tall) * down, height))
+        seen = torch.from_numpy(segmenter.mask(image, region))[None, None]
+        seen = F.interpolate(seen, (tall, across), mode="bilinear", align_corners=False, antialias=True)
+        x = _ramp(across, left > 0, left + across < columns)
+        y = _ramp(tall, top > 0, top + tall < rows)
+        part = mask[..., top : top + tall, left : left + across]
+        part.lerp_(seen, y[:, None] * x)
+    return mask
+
+
+def _windows(boxes: tuple[CropBox, ...], rows: int, columns: int, cell: float) -> list[tuple[int, int, int, int]]:
+    """Left, top, width and height in cells: the whole in pieces no longer than 1.5 times their width, then squares
+    around the faces, each half as large as the one before, down to the crop."""
+    short, long = min(rows, columns), max(rows, columns)
+    piece = min(round(1.5 * short), long)
+    count = int(np.ceil(2 * (long - piece) / piece)) + 1
+    windows = []
+    for start in np.linspace(0, long - piece, count).round().astype(int).tolist():
+        windows.append((start, 0, piece, rows) if columns >= rows else (0, start, columns, piece))
+    squares: list[tuple[float, CropBox]] = []
+    for box in boxes:
+        side = box.side / cell
+        while side < 0.75 * short or not squares:
+            squares.append((side, box))
+            side *= 2
+    for side, box in sorted(squares, key=lambda square: -square[0]):
+        across, tall = min(round(side), columns), min(round(side), rows)
+        left = min(max(round(box.centre[0] / cell - across / 2), 0), columns - across)
+        top = min(max(round(box.centre[1] / cell - tall / 2), 0), rows - tall)
+        windows.append((left, top, across, tall))
+    return windows
+
+
+def _ramp(length: int, first: bool, last: bool) -> Tensor:
+    """Weights along a window: 0 at its ends, 1 from a sixth inwards; 1 throughout at an end that is the photo's."""
+    place = (torch.arange(length) + 0.5) / length
+    up = (place * 6).clamp(max=1) if first else torch.ones(length)
+    down = ((1 - place) * 6).clamp(max=1) if last else torch.ones(length)
+    ramp = torch.minimum(up, down)
+    return ramp * ramp * (3 - 2 * ramp)
+
+
+def _face(box: CropBox, rows: int, columns: int, cell: float) -> Tensor:
+    """1 in an ellipse inside the face, softly 0 beyond: (1, 1, rows, columns)."""
+    height = box.side / FACE_HEIGHTS / cell
+    y = (torch.arange(rows) + 0.5 - box.centre[1] / cell) / (0.36 * height)
+    x = (torch.arange(columns) + 0.5 - box.centre[0] / cell) / (0.22 * height)
+    return (4 - 4 * (y[:, None] ** 2 + x**2).sqrt()).clamp(0, 1)[None, None]
+
+
+def _refined(image: Pixels, small: Tensor, mask: Tensor, crop: float) -> Pixels:
+    """The matte at the photo's pixels from the mask on the grid; `crop` is the crop's side in cells."""
+    height, width = image.shape[:2]
+    steep = ((mask - 0.1) / 0.8).clamp(0, 1)
+    near = blur(steep, 0.02 * crop)
+    sure_person = ((near > 0.97) & (mask > 0.9)).float()
+    sure_background = ((near < 0.03) & (mask < 0.1)).float()
+    person, person_variance = _colours(small, sure_person, 0.01 * crop)
+    behind, behind_variance = _colours(small, sure_background, 0.02 * crop)
+    prior_variance = 0.3**2 * 4 * near * (1 - near) + 1e-5
+    linear = _guided(small, steep, max(round(0.012 * crop), 1))
+    fields = torch.cat([person, behind, linear, person_variance, behind_variance, prior_variance, near], 1)
+    out = np.empty((height, width), np.uint8)
+    for rows in strips(height, width):
+        values = at_pixels(fields, rows, (0, width), height, width)
+        own = torch.from_numpy(image[rows[0] : rows[1]]).permute(2, 0, 1).float() / 255
+        alpha = _solved(own, values)
+        out[rows[0] : rows[1]] = (alpha * 255).round().byte().numpy()
+    return out
+
+
+def _solved(own: Tensor, values: Tensor) -> Tensor:
+    """Opacity (h, w) of pixels (3, h, w) from the fields at them; the module's docstring has the equation."""
+    person, behind, slope = values[:3], values[3:6], values[6:9]
+    offset, person_variance, behind_variance, prior_variance, near = values[9:]
+    prior = ((slope * own).sum(0) + offset).clamp(0, 1)
+    apart = person - behind
+    contrast = (apart * apart).sum(0) + 1e-4
+    seen = (((own - behind) * apart).sum(0) / contrast).clamp(0, 1)
+    rest = own - behind - seen * apart
+    noise = (rest * rest).sum(0) + seen**2 * person_variance + (1 - seen) ** 2 * behind_variance + 3e-4
+    variance = noise / contrast
+    alpha = (prior * variance + seen * prior_variance) / (variance + prior_variance)
+    alpha = ((alpha - 0.04) / 0.92).clamp(0, 1)
+    alpha = torch.where(near < 0.001, torch.zeros_like(alpha), alpha)
+    return torch.where(near > 0.999, torch.ones_like(alpha), alpha)
+
+
+def _colours(small: Tensor, sure: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
+    """Mean (1, 3, h, w) and variance (1, 1, h, w) of the sure cells near each cell."""
+    weight = blur(sure, sigma)
+    inside = weight > 0.02
+    moments = blur(torch.cat([small, (small * small).sum(1, True)], 1) * sure, sigma) / weight.clamp_min(1e-6)
+    moments = filled(moments, inside.float())
+    average, square = moments[:, :3], moments[:, 3:]
+    return average, (square - (average * average).sum(1, True)).clamp_min(0)
+
+
+def _guided(guide: Tensor, values: Tensor, radius: int) -> Tensor:
+    """Slope (3) and offset (1) of the values as a linear function of the guide's colours near each cell: (1, 4, h, w).
+
+    He, Sun, Tang 2010, *Guided Image Filtering*, eq. 14-15 with a colour guide; epsilon 1e-4.
+    """
+    r, g, b = guide.unbind(1)
+    products = torch.stack([r * r, r * g, r * b, g * g, g * b, b * b], 1)
+    means = mean(torch.cat([guide, values, guide * values, products], 1), radius)
+    average, value = means[:, :3], means[:, 3:4]
+    x, y, z = (means[:, 4:7] - average * value).unbind(1)
+    r, g, b = average.unbind(1)
+    squares = means[:, 7:] - torch.stack([r * r, r * g, r * b, g * g, g * b, b * b], 1)
+    rr, rg, rb, gg, gb, bb = squares.unbind(1)
+    rr, gg, bb = rr + 1e-4, gg + 1e-4, bb + 1e-4
+    c00, c01, c02 = gg * bb - gb * gb, rb * gb - rg * bb, rg * gb - rb * gg  # cofactors of the covariance
+    c11, c12, c22 = rr * bb - rb * rb, rg * rb - rr * gb, rr * gg - rg * rg
+    solved = torch.stack([c00 * x + c01 * y + c02 * z, c01 * x + c11 * y + c12 * z, c02 * x + c12 * y + c22 * z], 1)
+    slope = solved / (rr * c00 + rg * c01 + rb * c02).clamp_min(1e-14)[:, None]
+    return mean(torch.cat([slope, value - (slope * average).sum(1, True)], 1), radius)

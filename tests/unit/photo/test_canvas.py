@@ -1,0 +1,74 @@
+"""The pixel grid of frames: sizes, frames, and what a photo cannot give."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from export3d.errors import ConfigError
+from export3d.face.crop import CropBox
+from export3d.photo.canvas import canvas, parse_size
+
+
+def photo(height: int = 301, width: int = 405) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+
+
+BOX = CropBox((200.3, 140.6), 121.4)
+
+
+def test_the_whole_photo_is_shown_in_its_own_pixels() -> None:
+    image = photo()
+    made = canvas(image, BOX)
+    assert np.array_equal(made.image[made.window], image[:300, :404])
+    assert made.place(BOX) == BOX
+
+
+def test_a_crop_is_shown_in_the_photos_own_pixels() -> None:
+    image = photo()
+    made = canvas(image, BOX, frame="crop")
+    shown, box = made.image[made.window], made.place(BOX)
+    assert shown.shape == (120, 120, 3)
+    left, top = round(made.corner[0]) + made.window[1].start, round(made.corner[1]) + made.window[0].start
+    assert np.array_equal(shown, image[top : top + 120, left : left + 120])
+    assert box.side == BOX.side
+    assert box.corner == pytest.approx(np.subtract(BOX.corner, made.corner))
+
+
+@pytest.mark.parametrize("frame", ["photo", "crop"])
+def test_a_size_is_that_of_the_face_crop(frame: str) -> None:
+    image, box = photo(900, 1201), CropBox((600.0, 450.0), 700.0)
+    made = canvas(image, box, 256, frame)
+    assert made.place(box).side == pytest.approx(256.0)
+    height, width = made.image[made.window].shape[:2]
+    assert (height, width) == ((256, 256) if frame == "crop" else (328, 438))
+
+
+def test_a_video_of_a_large_photo_is_scaled_down_unless_a_size_is_asked_for() -> None:
+    image, box = np.zeros((1000, 4000, 3), np.uint8), CropBox((2000.0, 500.0), 800.0)
+    assert canvas(image, box).image.shape == (480, 1920, 3)
+    assert canvas(image, box, long_side=None).image.shape == (1000, 4000, 3)
+    assert canvas(image, box, 512).image.shape == (640, 2560, 3)
+
+
+def test_a_size_above_the_photos_own_is_said_and_not_reached(caplog: pytest.LogCaptureFixture) -> None:
+    made = canvas(photo(), BOX, 512)
+    assert "121 x 121" in caplog.text
+    assert made.scale == 1.0
+
+
+@pytest.mark.parametrize("size", [255, 1025, "big", "512.5", 0, -256])
+def test_impossible_sizes(size: object) -> None:
+    with pytest.raises(ConfigError, match="256 to 1024"):
+        parse_size(size)  # type: ignore[arg-type]
+
+
+def test_an_unknown_frame() -> None:
+    with pytest.raises(ConfigError, match="photo or crop"):
+        canvas(photo(), BOX, frame="square")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("centre", [(5.0, 5.0), (400.0, 290.0)])
+def test_a_crop_beyond_the_photo_repeats_its_edges(centre: tuple[float, float]) -> None:
+    made = canvas(photo(), CropBox(centre, 200.0), frame="crop")
+    assert made.image[made.window].shape == (200, 200, 3)

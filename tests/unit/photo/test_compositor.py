@@ -1,0 +1,140 @@
+"""Frames at the photo's own resolution: what must stay, what must move, and what must not show."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from export3d.face.crop import CropBox, crop
+from export3d.image import to_tensor
+from export3d.photo import compositor
+from export3d.photo.canvas import canvas
+from export3d.photo.compositor import Compositor, Layers
+from export3d.warping.origin import Origin
+
+SIZE = 64
+
+
+def photo(height: int = 240, width: int = 300, smooth: bool = False) -> np.ndarray:
+    rng = np.random.default_rng(1)
+    if not smooth:
+        return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 17.0) + np.cos(y / 23.0), np.cos((x + y) / 29.0), np.sin((x - y) / 31.0)]
+    return np.stack([127.5 + 50.0 * wave for wave in waves], axis=-1).astype(np.uint8)
+
+
+def source(image: np.ndarray, box: CropBox) -> Tensor:
+    return to_tensor(crop(image, box, SIZE))[None]
+
+
+def origin(across_px: float = 0.0, down_px: float = 0.0, side: float = 1.0, trust: float = 1.0) -> Origin:
+    """The same offset everywhere, in pixels of a photo whose crop has `side`."""
+    offset = torch.tensor([across_px, down_px]).view(1, 2, 1, 1).expand(1, 2, SIZE, SIZE) * 2.0 / side
+    return Origin(offset, torch.full((1, 1, SIZE, SIZE), trust))
+
+
+BOX = CropBox((150.0, 120.0), 100.0)
+
+
+@pytest.mark.parametrize("frame", ["photo", "crop"])
+@pytest.mark.parametrize("box", [BOX, CropBox((30.0, 40.0), 130.0), CropBox((150.0, 120.0), 40.0)])
+def test_where_nothing_moves_frames_are_the_photo_to_the_bit(frame: str, box: CropBox) -> None:
+    image = photo()
+    grid = canvas(image, box, frame=frame)
+    small = source(image, box)
+    made = Compositor(grid, Layers.opaque(grid.image), [(grid.place(box), small)]).frame([(small, origin())])
+    assert np.array_equal(made, grid.image[grid.window])
+
+
+def test_pixels_are_looked_up_in_the_photo() -> None:
+    image = photo()
+    grid = canvas(image, BOX)
+    small = source(image, BOX)
+    drawn = small.roll((-3,), (3,))
+    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame([(drawn, origin(5.0, -3.0, BOX.side, 1.0))])
+    inside = (slice(100, 140), slice(130, 170))
+    rest = drawn - compositor.look_up(small, origin(5.0, -3.0, BOX.side).offset)
+    assert float(rest.abs().max()) > 0.1, "the residual must not be what is looked up"
+    shifted = image[97:137, 135:175].astype(float)
+    added = torch.nn.functional.interpolate(127.5 * rest, size=(100, 100), mode="bicubic")[0].permute(1, 2, 0).numpy()
+    expected = (shifted + added[30:70, 30:70]).clip(0, 255)
+    assert np.abs(made[inside] - expected).max() <= 1.0
+
+
+def test_without_trust_the_models_image_is_enlarged() -> None:
+    image = photo(smooth=True)
+    grid = canvas(image, BOX)
+    drawn = torch.full((1, 3, SIZE, SIZE), 0.5)
+    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, source(image, BOX))]).frame([(drawn, origin(trust=0.0))])
+    assert (made[100:140, 130:170] == 191).all()
+    assert np.array_equal(made[:50], image[:50])
+
+
+def test_where_nobody_is_the_background_stays_to_the_bit() -> None:
+    image = photo()
+    grid = canvas(image, BOX)
+    layers = Layers.opaque(grid.image)
+    layers.person[:, :150, 3] = 0
+    made = Compositor(grid, layers, [(BOX, source(image, BOX))]).frame(
+        [(torch.ones(1, 3, SIZE, SIZE), origin(-4.0, 0.0, BOX.side, 0.0))]
+    )
+    assert np.array_equal(made[:, :150], image[:, :150])
+    assert (made[100:140, 160:180] == 255).all()
+
+
+def test_the_border_of_the_crop_cannot_be_found() -> None:
+    """Gradients across the crop's border are no larger than those just beside it."""
+    image = photo(smooth=True)
+    grid = canvas(image, BOX)
+    small = source(image, BOX)
+    wave = 0.1 * torch.sin(torch.linspace(0.0, 3.0, SIZE)).view(1, 1, 1, SIZE).expand(1, 2, SIZE, SIZE)
+    moved = Origin(wave + 0.05, torch.full((1, 1, SIZE, SIZE), 0.7))
+    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame([(small + 0.3, moved)]).astype(float)
+    steps = np.abs(np.diff(made, axis=1)).mean(axis=(0, 2))
+    for border in (100, 200):
+        beside = np.r_[steps[border - 12 : border - 3], steps[border + 2 : border + 11]]
+        assert steps[border - 2 : border + 1].max() <= 1.1 * beside.max()
+
+
+def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
+    image = photo()
+    grid = canvas(image, BOX)
+    made = []
+    for pixels in (1 << 20, 700):
+        monkeypatch.setattr(compositor, "_BAND", pixels)
+        faces = [(BOX, source(image, BOX))]
+        part = (torch.zeros(1, 3, SIZE, SIZE), origin(2.5, 1.5, BOX.side, 0.5))
+        made.append(Compositor(grid, Layers.opaque(grid.image), faces).frame([part]))
+    assert np.abs(made[0].astype(int) - made[1]).max() <= 1
+
+
+def test_several_faces_move_each_in_its_place() -> None:
+    image = photo(200, 400)
+    boxes = [CropBox((100.0, 100.0), 120.0), CropBox((200.0, 100.0), 120.0), CropBox((310.0, 100.0), 120.0)]
+    grid = canvas(image, boxes[0])
+    faces = [(box, source(image, box)) for box in boxes]
+    part = (torch.zeros(1, 3, SIZE, SIZE), origin(trust=0.0))
+    one = Compositor(grid, Layers.opaque(grid.image), faces[1:2], [boxes[0], boxes[2]]).frame([part])
+    assert np.array_equal(one[:, :130], image[:, :130])
+    assert np.array_equal(one[:, 280:], image[:, 280:])
+    assert np.abs(one[90:110, 190:210].astype(int) - 127).max() <= 1
+    every = Compositor(grid, Layers.opaque(grid.image), faces).frame([part] * 3)
+    for box in boxes:
+        x = int(box.centre[0])
+        assert np.abs(every[90:110, x - 10 : x + 10].astype(int) - 127).max() <= 1
+
+
+def test_nothing_is_pulled_in_from_beyond_the_photo() -> None:
+    """Motion across the photo's border fades out, so that edge pixels are not drawn out into streaks."""
+    image = photo()
+    box = CropBox((150.0, 210.0), 100.0)
+    small = source(image, box)
+    grid = canvas(image, box)
+    down = origin(0.0, 10.0, box.side)
+    image_moved = compositor.look_up(small, down.offset)
+    made = Compositor(grid, Layers.opaque(grid.image), [(box, small)]).frame([(image_moved, down)])
+    rows = made[230:, 120:180].astype(int)
+    assert all(np.abs(np.diff(rows, axis=0)).mean(axis=(1, 2)) > 20), "rows repeat"
