@@ -19,9 +19,7 @@ from export3d.image import resize
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
-from export3d.warping.detail import DetailGuide
-from export3d.warping.origin import Origin, origin
-from export3d.warping.source_warp import SourceMotion, SourceView, SourceWarp
+from export3d.warping.source_warp import DetailGuide, Origin, SourceMotion, SourceView, SourceWarp
 from export3d.weights.hub import HubModel
 from export3d.weights.migration import migrate
 
@@ -190,12 +188,15 @@ class Export3D(HubModel):
         share = None if guide is None else guide.share
         return image.clamp(-1.0, 1.0), torch.ones_like(image[:, :1]) if share is None else share[:, :1]
 
-    def frame_and_origin(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Origin | None]:
-        """As `frame`, with the place of each pixel in the source; None without a warp that adds the source's pixels."""
-        image, guide = self._finish(planes, camera, self.render(planes, camera))
-        if guide is None or guide.share is None:
-            return image.clamp(-1.0, 1.0), None
-        return image.clamp(-1.0, 1.0), origin(guide.share, guide.views)
+    def frame_and_origin(
+        self, planes: Planes, camera: Tensor, rendered: Rendered | None = None
+    ) -> tuple[Tensor, Origin | None]:
+        """As `frame`, with the place of each pixel in the source; None without a warp that adds the source's pixels.
+
+        `rendered` is the output of `render` for these planes and cameras, if it is there already.
+        """
+        image, guide = self._finish(planes, camera, rendered or self.render(planes, camera))
+        return image.clamp(-1.0, 1.0), None if guide is None else guide.origin
 
     def finish(self, planes: Planes, camera: Tensor, rendered: Rendered) -> Tensor:
         """Super-resolution of the output of `render` for these planes and cameras, not clamped."""

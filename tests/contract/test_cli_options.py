@@ -12,27 +12,29 @@ from pathlib import Path
 import pytest
 
 from export3d.cli.evaluate import ScoringOptions
+from export3d.cli.framing import Framing
 from export3d.cli.main import COMMANDS, entry, main
 from export3d.evaluation.protocols.settings import RunSettings
 
 OPTIONS: dict[str, list[str]] = {
     "animate": [
-        "source", "output", "driving=None", "motion=None", "relative=False", "absolute=False", "scores=()",
+        "source", "framing=...", "output", "driving=None", "motion=None", "relative=False", "absolute=False", "scores=()",
         "sheet=None", "weights=None", "pure=False", "device='auto'", "batch=4",
     ],
     "edit": [
-        "source", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0", "weights=None",
-        "pure=False", "device='auto'",
-    ],
-    "orbit": [
-        "source", "output", "motion=None", "scores=()", "path='circle'", "yaw=30.0", "pitch=15.0", "seconds=4.0",
+        "source", "framing=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
         "weights=None", "pure=False", "device='auto'",
     ],
+    "orbit": [
+        "source", "framing=...", "output", "motion=None", "scores=()", "path='circle'", "yaw=30.0", "pitch=15.0",
+        "seconds=4.0", "weights=None", "pure=False", "device='auto'",
+    ],
     "sheet basis": [
-        "portraits=()", "output", "limits=None", "check=False", "weights=None", "pure=False", "device='auto'",
+        "portraits=()", "output", "limits=None", "check=False", "size=None", "weights=None", "pure=False", "device='auto'",
     ],
     "sheet views": [
-        "portraits=()", "output", "motion=None", "scores=()", "weights=None", "pure=False", "device='auto'",
+        "portraits=()", "output", "motion=None", "scores=()", "size=None", "weights=None", "pure=False",
+        "device='auto'",
     ],
     "track": ["video", "output", "start=0.0", "seconds=None", "note=''", "summary=False"],
     "compare-motion": ["a", "b", "minimum=()"],
@@ -124,9 +126,10 @@ def test_the_options_of_a_command_are_these(command: str) -> None:
 def test_the_settings_of_evaluate_are_these() -> None:
     fields = {
         kind.__name__: [f"{f.name}={f.default!r}" for f in dataclasses.fields(kind)]
-        for kind in (ScoringOptions, RunSettings)
+        for kind in (Framing, ScoringOptions, RunSettings)
     }
     assert fields == {
+        "Framing": ["face='largest'", "frame=None", "size=None", "background='keep'"],
         "ScoringOptions": [
             "backbone='auto'", "backbone_file=None", "heads_file=None", "faces=True", "landmarks='mediapipe'",
             "expression='arkit52'", "identity=()",
@@ -164,7 +167,8 @@ def test_outputs_are_given_with_minus_o(alias: str, command: str, capsys: pytest
 
 def test_help_is_fast_and_loads_no_torch() -> None:
     code = (
-        "import sys; from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
+        "import sys; from export3d.cli.framing import Framing
+from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
         "main(['track', '--help']); main(['compare-motion', '--help']); main(['demo', '--help']);"
         "main(['prepare', '--help']); main(['evaluate', 'same', '--help']); main(['evaluate-expression', '--help']);"
         "main(['edit', '--help']); main(['sheet', 'views', '--help']);"

@@ -9,26 +9,30 @@ for frame in animator.animate(source, driving_motion("driving.mp4")):
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from export3d.animate.drive import rebase
+from export3d.animate.drive import hold, rebase
 from export3d.animate.orbit import CameraPath, orbit_motion
 from export3d.camera import LABEL_SIZE, turned
 from export3d.errors import ConfigError, check_shape
 from export3d.expression import sliders
 from export3d.image import read_image, to_tensor, to_uint8
-from export3d.model import Encoded, Export3D
+from export3d.model import Encoded, Export3D, Planes
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import SPACES, Motion
+from export3d.photo.canvas import LONG_SIDE, NATIVE, Frame, Size
+from export3d.photo.compositor import Compositor
+from export3d.photo.scene import scene
 from export3d.pretrained import load_pretrained
+from export3d.warping.origin import Origin
 
 if TYPE_CHECKING:
     from export3d.face.crop import CropBox
@@ -45,20 +49,22 @@ class Source:
     """An encoded portrait.
 
     Attributes:
+        photo: uint8 (H, W, 3), the whole portrait.
         image: uint8 (H, W, 3), the face crop that was encoded.
         expression: float32 (E,), as tracked; zeros, a neutral face, if the model takes another space.
         camera: float32 (25,), as tracked.
         features: what the network computed from the crop, once; batch 1, on the animator's device.
         crop: where the crop lies in the portrait.
-        several_faces: whether the portrait shows more than one face (the largest is used).
+        others: where the crops of the portrait's other faces lie.
     """
 
+    photo: Picture
     image: Picture
     expression: NDArray[np.float32]
     camera: NDArray[np.float32]
     features: Encoded
     crop: CropBox
-    several_faces: bool
+    others: tuple[CropBox, ...] = ()
 
 
 class Animator:
@@ -79,6 +85,7 @@ class Animator:
         self.size = model.config.image_size
         self.space = model.config.space
         self._tracker: Tracker | None = None
+        self._last: tuple[tuple[Any, ...], _View] | None = None
 
     @classmethod
     def from_pretrained(
@@ -103,6 +110,11 @@ class Animator:
             self._tracker = Tracker()
         return self._tracker
 
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether the weights look the source's pixels up, so that frames can have the photo's own resolution."""
+        return self.model.warp is not None and self.model.warp.detail is not None
+
     @torch.inference_mode()
     def encode(self, portrait: str | Path | Picture) -> Source:
         """Track, crop and encode a portrait.
@@ -124,6 +136,7 @@ class Animator:
         picture = crop(image, track.crop, self.size)
         tensor = to_tensor(picture)[None].to(self.device)
         return Source(
+            photo=image,
             image=picture,
             expression=expression,
             camera=track.motion.camera[0],
@@ -134,15 +147,21 @@ class Animator:
                 self._tensor(track.landmarks[:1] / CROP_SIZE),
             ),
             crop=track.crop,
-            several_faces=track.several_faces,
         )
 
     def render(
-        self, source: Source, expression: ArrayLike, camera: ArrayLike, shift: ArrayLike | None = None
+        self,
+        source: Source,
+        expression: ArrayLike,
+        camera: ArrayLike,
+        shift: ArrayLike | None = None,
+        *,
+        size: Size | None = None,
     ) -> Picture:
-        """One frame, uint8 (H, W, 3), of the source with an expression (E,) seen by a camera label (25,).
+        """One frame of the crop, uint8 (H, W, 3), with an expression (E,) seen by a camera label (25,).
 
         `shift` (n,) is added to the expression's lambda: sliders along the basis, see `export3d.expression.sliders`.
+        `size`: see `animate`.
         """
         expressions = np.asarray(expression, dtype=np.float32)
         labels = np.asarray(camera, dtype=np.float32)
@@ -152,68 +171,95 @@ class Animator:
         if shift is not None:
             moved = np.asarray(shift, dtype=np.float32)[None]
             check_shape(moved[0], str(self.model.config.expression.n), "shift")
-        frame: Picture = self._frames(source, expressions[None], labels[None], moved)[0]
-        return frame
+        view = self._view(source, size, "crop", "keep")
+        return next(self._drawn(view, [(self._planes(source, expressions[None], moved), labels[None])]))
 
     def edit(
         self,
-        source: Source,
+        source: Source | Sequence[Source],
         scores: Mapping[str, float] | None = None,
         basis: Mapping[int, float] | None = None,
         yaw_deg: float = 0.0,
         pitch_deg: float = 0.0,
         roll_deg: float = 0.0,
+        *,
+        size: Size | None = None,
+        frame: Frame = "crop",
+        background: str = "keep",
     ) -> Picture:
         """The portrait itself with a changed face: what is not named stays as the portrait has it.
 
         Args:
-            source: from `encode`.
+            source: from `encode`, or several of one photo from `encode_all`, which are all changed.
             scores: ARKit scores 0..1 by name, in place of the tracked ones, such as {"jawOpen": 0.8}.
             basis: amounts by direction number, from 1, added to the portrait's lambda (Eq. 3), such as {4: 6.0}.
             yaw_deg, pitch_deg, roll_deg: added to the head's angles; signs as in `camera.head_angles`. The head stays
                 where it is in the image.
+            size, frame, background: see `animate`; a photo of native size is not scaled down.
 
         Returns:
             uint8 (H, W, 3).
 
         Raises:
             ConfigError: an unknown score or direction, a number that cannot be, weights without a basis or, for scores,
-                of an expression space without names.
+                of an expression space without names; or as in `animate`.
+            BadImage: as in `animate`.
         """
         turn = np.array([yaw_deg, pitch_deg, roll_deg], dtype=np.float64)
         if not np.isfinite(turn).all():
             raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
         if scores and self.space != "arkit52":
             raise ConfigError(f"these weights take expressions in {self.space}, which has no ARKit scores to set")
-        expression = with_scores(source.expression, scores) if scores else source.expression
-        shift = sliders.shift(self.model.expression, expression, basis) if basis else None
-        camera = source.camera
-        if turn.any():
-            camera = turned(camera, turn).astype(np.float32)
-        return self.render(source, expression, camera, shift)
+        view = self._view(source, size, frame, background, long_side=None)
+        parts = []
+        for one in view.sources:
+            expression = with_scores(one.expression, scores) if scores else one.expression
+            shift = sliders.shift(self.model.expression, expression, basis)[None] if basis else None
+            camera = turned(one.camera, turn).astype(np.float32) if turn.any() else one.camera
+            parts.append((self._planes(one, expression[None], shift), camera[None]))
+        return next(self._drawn(view, parts))
 
-    def animate(self, source: Source, motion: Motion, relative: bool = True, batch: int = BATCH) -> Iterator[Picture]:
+    def animate(
+        self,
+        source: Source | Sequence[Source],
+        motion: Motion,
+        relative: bool = True,
+        batch: int = BATCH,
+        *,
+        scores: Mapping[str, float] | None = None,
+        size: Size | None = None,
+        frame: Frame = "crop",
+        background: str = "keep",
+    ) -> Iterator[Picture]:
         """Frames of the source moving by `motion`, one uint8 (H, W, 3) for each of its frames, as they are made.
 
         Args:
-            source: from `encode`.
+            source: from `encode`, or several of one photo from `encode_all`, which all move.
             motion: from `driving_motion` or `Motion.load`, in the model's expression space.
             relative: see `export3d.animate.drive`.
             batch: frames rendered together.
+            scores: ARKit scores held at a value in every frame, see `drive.hold`.
+            size: pixels across the face crop, 256 to 1024, or "native", the photo's own (a video's frames have at most
+                1,920 pixels a side). None: the model's size for the crop, native for the photo.
+            frame: "crop", the square around the face, or "photo", the whole photo, in which the head moves.
+            background: "keep", "blur", a colour such as "#00ff00", or an image file; see `export3d.photo.background`.
 
         Raises:
             BadMotionFile: the motion is of another expression space.
-            ConfigError: batch below 1.
+            ConfigError: batch below 1; a size, frame or background that is not possible; weights that do not move the
+                source's pixels, which have one size only.
+            BadImage: the background cannot be read, or no person to cut out is found.
         """
         if batch < 1:
             raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
         motion.require_space(self.space)
-        rebased = rebase(motion, source.camera, source.expression, relative)
-        return self._stream(source, rebased, batch)
+        view = self._view(source, size, frame, background)
+        motions = [rebase(motion, one.camera, one.expression, relative) for one in view.sources]
+        return self._stream(view, [hold(one, scores) if scores else one for one in motions], batch)
 
     def orbit(
         self,
-        source: Source,
+        source: Source | Sequence[Source],
         motion: Motion | None = None,
         *,
         path: CameraPath = "circle",
@@ -222,6 +268,9 @@ class Animator:
         seconds: float = 4.0,
         scores: Mapping[str, float] | None = None,
         batch: int = BATCH,
+        size: Size | None = None,
+        frame: Frame = "crop",
+        background: str = "keep",
     ) -> Iterator[Picture]:
         """Frames of the source seen by a camera that travels around its head, one uint8 (H, W, 3) at a time.
 
@@ -229,69 +278,141 @@ class Animator:
         aside. The camera's path closes: the first frame follows on the last.
 
         Args:
-            source: from `encode`.
+            source: from `encode`, or several of one photo from `encode_all`; each head is seen from its own camera.
             motion, path, yaw_deg, pitch_deg, seconds, scores: see `export3d.animate.orbit.orbit_motion`.
             batch: frames rendered together, with a motion.
+            size, frame, background: see `animate`. The background does not turn.
 
         Raises:
-            BadMotionFile, ConfigError: as there.
+            BadMotionFile, ConfigError, BadImage: as there.
         """
         if batch < 1:
             raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
-        views = orbit_motion(
-            source.camera,
-            source.expression,
-            self.space,
-            motion,
-            path=path,
-            yaw_deg=yaw_deg,
-            pitch_deg=pitch_deg,
-            seconds=seconds,
-            scores=scores,
-        )
+        view = self._view(source, size, frame, background)
+        views = [
+            orbit_motion(
+                one.camera,
+                one.expression,
+                self.space,
+                motion,
+                path=path,
+                yaw_deg=yaw_deg,
+                pitch_deg=pitch_deg,
+                seconds=seconds,
+                scores=scores,
+            )
+            for one in view.sources
+        ]
         if motion is not None:
-            return self._stream(source, views, batch)
-        return (image for image, _ in self.views(source, views.expression[0], views.camera))
+            return self._stream(view, views, batch)
+        parts = [(self._planes(one, seen.expression[:1]), seen.camera) for one, seen in zip(view.sources, views)]
+        return self._drawn(view, parts)
 
     def views(
-        self, source: Source, expression: ArrayLike, cameras: ArrayLike
+        self, source: Source, expression: ArrayLike, cameras: ArrayLike, *, size: Size | None = None
     ) -> Iterator[tuple[Picture, NDArray[np.float32]]]:
-        """One expression (E,) seen by cameras (T, 25): an image, uint8 (H, W, 3), and its depth for each.
+        """One expression (E,) seen by cameras (T, 25): an image of the crop, uint8 (H, W, 3), and its depth for each.
 
         The depth (R, R) is the volume renderer's, from which the image was made: the distance from the camera along
-        each ray, scene units. The expression is computed once.
+        each ray, scene units. The expression is computed once. `size`: see `animate`.
         """
         expressions, labels = np.asarray(expression, dtype=np.float32), np.asarray(cameras, dtype=np.float32)
         check_shape(expressions, str(SPACES[self.space]), "expression")
         check_shape(labels, f"T {LABEL_SIZE}", "cameras")
-        return self._views(source, expressions, labels)
+        return self._views(self._view(source, size, "crop", "keep"), self._planes(source, expressions[None]), labels)
 
-    def _views(
-        self, source: Source, expression: NDArray, cameras: NDArray
-    ) -> Iterator[tuple[Picture, NDArray[np.float32]]]:
-        with torch.inference_mode():
-            planes = self.model.planes(source.features, self._tensor(expression)[None])
+    def _views(self, view: _View, planes: Planes, cameras: NDArray) -> Iterator[tuple[Picture, NDArray[np.float32]]]:
         for label in cameras:
             with torch.inference_mode():
                 camera = self._tensor(label)[None]
                 rendered = self.model.render(planes, camera)
-                image = to_uint8(self.model.finish(planes, camera, rendered))[0]
-            yield image, rendered.depth[0, 0].cpu().numpy()
+                frame = self._finished(view, [self.model.frame_and_origin(planes, camera, rendered)])[0]
+            yield frame, rendered.depth[0, 0].cpu().numpy()
 
-    def _stream(self, source: Source, motion: Motion, batch: int) -> Iterator[Picture]:
-        for start in range(0, len(motion), batch):
-            part = slice(start, start + batch)
-            yield from self._frames(source, motion.expression[part], motion.camera[part])
+    def _view(
+        self,
+        source: Source | Sequence[Source],
+        size: Size | None,
+        frame: Frame,
+        background: str,
+        long_side: int | None = LONG_SIDE,
+    ) -> _View:
+        """What frames of these sources show; the last one is kept, since a photo's matte and background take time."""
+        sources = (source,) if isinstance(source, Source) else tuple(source)
+        if not sources or any(one.photo is not sources[0].photo for one in sources):
+            raise ConfigError("faces that move together must come from one call of encode_all")
+        if size is None and frame == "crop" and background == "keep" and len(sources) == 1:
+            return _View(sources)
+        if not self.moves_pixels:
+            raise ConfigError(
+                f"these weights render {self.size} x {self.size} pixels and take none from the photo; leave out size, "
+                "frame and background"
+            )
+        if frame == "crop" and len(sources) > 1:
+            raise ConfigError('a crop shows one face; for several faces ask for frame="photo"')
+        wanted = (*map(id, sources), size, frame, str(background), long_side)
+        if self._last is None or self._last[0] != wanted:
+            made = scene(
+                sources[0].photo,
+                [(one.crop, to_tensor(one.image)[None].to(self.device)) for one in sources],
+                [box for box in sources[0].others if all(box != one.crop for one in sources)],
+                size=size or NATIVE,
+                frame=frame,
+                background=background,
+                long_side=long_side,
+            )
+            self._last = (wanted, _View(sources, made))
+        return self._last[1]
+
+    def _stream(self, view: _View, motions: Sequence[Motion], batch: int) -> Iterator[Picture]:
+        for start in range(0, len(motions[0]), batch):
+            at = slice(start, start + batch)
+            yield from self._drawn(
+                view,
+                [
+                    (self._planes(one, motion.expression[at]), motion.camera[at])
+                    for one, motion in zip(view.sources, motions)
+                ],
+                batch,
+            )
 
     @torch.inference_mode()
-    def _frames(self, source: Source, expression: NDArray, camera: NDArray, shift: NDArray | None = None) -> Picture:
-        """(B, E), (B, 25) and (B, n) to uint8 (B, H, W, 3)."""
+    def _planes(self, source: Source, expression: NDArray, shift: NDArray | None = None) -> Planes:
+        """(B, E) and (B, n) to the source's planes."""
         moved = None if shift is None else self._tensor(shift)
-        planes = self.model.planes(source.features, self._tensor(expression), moved)
-        return to_uint8(self.model.frame(planes, self._tensor(camera)))
+        return self.model.planes(source.features, self._tensor(expression), moved)
+
+    def _drawn(self, view: _View, parts: Sequence[tuple[Planes, NDArray]], batch: int = 1) -> Iterator[Picture]:
+        """Each source's planes, one or as many as its cameras (T, 25), to T frames."""
+        for start in range(0, len(parts[0][1]), batch):
+            at = slice(start, start + batch)
+            with torch.inference_mode():
+                made = [self.model.frame_and_origin(planes, self._tensor(cameras[at])) for planes, cameras in parts]
+                frames = self._finished(view, made)
+            yield from frames
+
+    @staticmethod
+    def _finished(view: _View, made: Sequence[tuple[Tensor, Origin | None]]) -> list[Picture]:
+        """Each source's images (B, 3, h, h) and their origin to B frames."""
+        images = [image for image, _ in made]
+        if view.compositor is None:
+            return list(to_uint8(images[0]))
+        origins = [origin for _, origin in made if origin is not None]
+        return [
+            view.compositor.frame([(image[k : k + 1], origin.at(k)) for image, origin in zip(images, origins)])
+            for k in range(len(images[0]))
+        ]
 
     def _tensor(self, array: NDArray) -> Tensor:
         return torch.tensor(np.asarray(array), dtype=torch.float32, device=self.device)
+
+
+@dataclass(frozen=True)
+class _View:
+    """Sources, and what makes their frames; None: the model's own frames."""
+
+    sources: tuple[Source, ...]
+    compositor: Compositor | None = None
 
 
 def pick_device(name: str | torch.device) -> torch.device:

@@ -22,6 +22,7 @@ from export3d.errors import ConfigError, NoFaceFound
 from export3d.expression.sliders import check_limits, coefficients, natural_range
 from export3d.files import write_bytes
 from export3d.motion.arkit import ARKIT52
+from export3d.photo.canvas import Size
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Source
@@ -56,22 +57,25 @@ class Strip:
     pictures: list[Picture]
 
 
-def strips(animator: Animator, source: Source, limits: tuple[float, float] | None = None) -> list[Strip]:
+def strips(
+    animator: Animator, source: Source, limits: tuple[float, float] | None = None, size: Size | None = None
+) -> list[Strip]:
     """One strip for every direction, v1 first.
 
     Args:
         limits: lambda of every direction runs linearly from the first to the second, whatever the portrait's own is
             (Fig. 8, 12), in place of its natural range.
+        size: see `Animator.animate`.
 
     Raises:
-        ConfigError: impossible limits, or weights without a basis or, without limits, without natural ranges.
+        ConfigError: an impossible size, impossible limits, or weights without a basis or, without limits, without natural ranges.
     """
     own, bounds = coefficients(animator.model.expression, source.expression), natural_range(animator.model.expression)
     if limits is not None:
         check_limits(*limits)
     elif not (bounds[:, 0] < bounds[:, 1]).all():
         raise ConfigError("the natural ranges of these weights' directions were never measured; use trained weights")
-    unmoved = animator.render(source, source.expression, source.camera)
+    unmoved = animator.render(source, source.expression, source.camera, size=size)
     found = []
     for i, (low, high) in enumerate(bounds):
         half = STEPS // 2 + 1
@@ -82,8 +86,10 @@ def strips(animator: Animator, source: Source, limits: tuple[float, float] | Non
         for value in values:
             step = np.zeros_like(own)
             step[i] = value - own[i]
-            moved = step.any()
-            pictures.append(animator.render(source, source.expression, source.camera, step) if moved else unmoved)
+            if step.any():
+                pictures.append(animator.render(source, source.expression, source.camera, step, size=size))
+            else:
+                pictures.append(unmoved)
         found.append(Strip(values, pictures))
     return found
 
@@ -193,6 +199,7 @@ def write_basis(
     folder: str | Path,
     progress: Callable[[], object] = lambda: None,
     limits: tuple[float, float] | None = None,
+    size: Size | None = None,
 ) -> Summary:
     """Write `basis_NAME.png` for every portrait, a row for each direction, and the table `basis.md`.
 
@@ -200,7 +207,7 @@ def write_basis(
         portraits: image files; NAME is the file's name without its ending.
         folder: made if missing.
         progress: called after each portrait.
-        limits: see `strips`.
+        limits, size: see `strips`.
 
     Raises:
         ConfigError: two portraits of one name, or as in `strips`.
@@ -212,7 +219,7 @@ def write_basis(
         bounds = np.tile(limits, (len(bounds), 1))
     effects: list[list[Effect]] = [[] for _ in bounds]
     for path, portrait in zip(paths, portraits):
-        drawn = strips(animator, animator.encode(portrait), limits)
+        drawn = strips(animator, animator.encode(portrait), limits, size)
         for found, strip in zip(effects, drawn):
             found.append(effect(animator.tracker, strip))
         own = STEPS // 2 if limits is None else None

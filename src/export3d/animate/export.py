@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d.errors import ConfigError, OutputError
-from export3d.image import contact_sheet, write_png
+from export3d.image import contact_sheet, fitted, write_png
+from export3d.photo.canvas import Frame, Size
 from export3d.video import VideoWriter
 
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ VIDEO_SUFFIXES = (".mp4",)
 STILL_SUFFIXES = (".png",)
 SHEET_COLUMNS = 8
 """Moments shown on a contact sheet."""
+SHEET_SIDE = 384
+"""Longest side of the frames shown on it, pixels."""
 
 
 def check_output(path: str | Path, suffixes: Sequence[str] = (), inputs: Sequence[str | Path] = ()) -> Path:
@@ -106,22 +109,27 @@ def write_video(
 
 def write_animation(
     animator: Animator,
-    source: Source,
+    source: Source | Sequence[Source],
     driving: Driving,
     output: str | Path,
     sheet: str | Path | None = None,
     *,
     relative: bool = True,
     batch: int = 4,
+    scores: Mapping[str, float] | None = None,
+    size: Size | None = None,
+    frame: Frame = "crop",
+    background: str = "keep",
     watch: Callable[[Iterable[Picture]], Iterable[Picture]] = iter,
 ) -> int:
     """Animate and write: the video, with the driving video's sound, and on request a contact sheet.
 
-    The sheet shows the source in its first column (as cropped above, as we render it in its own pose below), then
-    moments evenly spaced in time: the driving face above, where there is a driving video, ours below.
+    The sheet shows the source in its first column (the photo above, as we render it in its own pose below), then
+    moments evenly spaced in time: the driving face above, where there is a driving video, ours below. Large frames are
+    scaled down.
 
     Args:
-        animator, source, relative, batch: see `Animator.animate`.
+        animator, source, relative, batch, scores, size, frame, background: see `Animator.animate`.
         driving: from `export3d.animate.drive`.
         output: the video, .mp4.
         sheet: the contact sheet, .png.
@@ -137,17 +145,23 @@ def write_animation(
     kept: dict[int, Picture] = {}
 
     def frames() -> Iterator[Picture]:
-        for number, frame in enumerate(watch(animator.animate(source, driving.motion, relative, batch))):
+        for number, made in enumerate(watch(moving)):
             if number in numbers:
-                kept[number] = frame
-            yield frame
+                kept[number] = fitted(made, SHEET_SIDE)
+            yield made
 
+    moving = animator.animate(
+        source, driving.motion, relative, batch, scores=scores, size=size, frame=frame, background=background
+    )
     existed = output.exists()
     count = write_video(output, frames(), driving.motion.fps, driving.video)
     if sheet is not None:
-        ours = [animator.render(source, source.expression, source.camera), *(kept[number] for number in numbers)]
+        first = source[0] if isinstance(source, Sequence) else source
+        shown = fitted(first.photo if frame == "photo" else first.image, SHEET_SIDE)
+        still = fitted(animator.edit(source, size=size, frame=frame, background=background), SHEET_SIDE)
+        ours = [still, *(kept[number] for number in numbers)]
         theirs = driving.pictures(numbers, animator.size)
-        rows = [[source.image, *theirs], ours] if theirs else [[source.image, *ours[1:]]]
+        rows = [[shown, *theirs], ours] if theirs else [[shown, *ours[1:]]]
         labels = ["source", *(f"{number / driving.motion.fps:.2f} s" for number in numbers)]
         try:
             write_sheet(sheet, rows, [labels])

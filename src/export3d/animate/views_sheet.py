@@ -17,6 +17,7 @@ from export3d.errors import ConfigError, check_shape
 from export3d.image import resize
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import Motion
+from export3d.photo.canvas import Size
 from export3d.render.rays import camera_rays
 
 if TYPE_CHECKING:
@@ -128,19 +129,19 @@ def depth_maps(depths: Array, cameras: Array, size: int) -> list[Picture]:
 
 
 def views_sheet(
-    animator: Animator, source: Source, rows: Mapping[str, Array]
+    animator: Animator, source: Source, rows: Mapping[str, Array], size: Size | None = None
 ) -> tuple[list[list[Picture]], list[str | list[str]]]:
     """Rows of images and their headings, for `write_sheet`: the source, then each expression from all cameras.
 
-    Below each row of images lie its depth maps, all on one scale.
+    Below each row of images lie its depth maps, all on one scale. `size`: see `Animator.animate`.
     """
     cameras = turned(np.tile(source.camera, (len(TURNS), 1)), np.array(list(TURNS.values())))
     images, depths = [], []
     for expression in rows.values():
-        for image, depth in animator.views(source, expression, cameras):
+        for image, depth in animator.views(source, expression, cameras, size=size):
             images.append(image)
             depths.append(depth)
-    maps = depth_maps(np.stack(depths), np.tile(cameras, (len(rows), 1)), animator.size)
+    maps = depth_maps(np.stack(depths), np.tile(cameras, (len(rows), 1)), len(images[0]))
     pictures: list[list[Picture]] = [[source.image]]
     labels: list[str | list[str]] = ["source"]
     for k, name in enumerate(rows):
@@ -157,6 +158,7 @@ def write_views(
     motion: Motion | None = None,
     scores: Mapping[str, float] | None = None,
     progress: Callable[[], object] = lambda: None,
+    size: Size | None = None,
 ) -> list[Path]:
     """Write `views_NAME.png` for every portrait; returns the files.
 
@@ -165,14 +167,15 @@ def write_views(
         folder: made if missing.
         motion, scores: see `expressions`.
         progress: called after each portrait.
+        size: see `Animator.animate`.
 
     Raises:
-        ConfigError: two portraits of one name, or as in `expressions`.
+        ConfigError: two portraits of one name, an impossible size, or as in `expressions`.
         BadImage, NoFaceFound: a portrait cannot be used.  OutputError: the folder cannot be written.
     """
     paths = sheet_paths("views", portraits, folder)
     for path, portrait in zip(paths, portraits):
         source = animator.encode(portrait)
-        write_sheet(path, *views_sheet(animator, source, expressions(source, animator.space, motion, scores)))
+        write_sheet(path, *views_sheet(animator, source, expressions(source, animator.space, motion, scores), size))
         progress()
     return paths

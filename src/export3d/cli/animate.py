@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from export3d.cli.framing import Framing
 from export3d.cli.terminal import frame_counter, pairs, tell, with_progress
 
 _MOVER = tyro.conf.create_mutex_group(required=True, title="driving motion (exactly one of)")
@@ -16,6 +16,7 @@ _WAY = tyro.conf.create_mutex_group(required=False, title="how the motion is app
 
 def command(
     source: tyro.conf.Positional[Path],
+    framing: Framing = Framing(),  # noqa: B008 - frozen
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     driving: Annotated[Path | None, _MOVER] = None,
@@ -33,7 +34,8 @@ def command(
 
     Args:
         source: the portrait, an image with a face.
-        output: the video to write (.mp4, 25 fps, with the driving video's sound; 256 x 256, with --pure 128 x 128).
+        framing: which face, and what the frames show.
+        output: the video to write (.mp4, 25 fps, with the driving video's sound).
         driving: a video of one face.
         motion: a motion file (from `export3d track`), a Live Link Face recording (.csv), or the name of a bundled
             motion: speech, expressions, turns.
@@ -47,12 +49,13 @@ def command(
         batch: number of frames to render together.
     """
     from export3d.animate.drive import driving as drive
-    from export3d.animate.drive import hold, motion_path, read_motion, rebase
+    from export3d.animate.drive import motion_path, read_motion
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
     from export3d.motion.arkit import ARKIT52, with_scores
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
     with_scores([0.0] * len(ARKIT52), held)  # report an unknown name before any work starts
+    framing.check()
     mover = driving or motion
     assert mover is not None  # tyro accepts exactly one of them
     if motion is not None:
@@ -65,7 +68,7 @@ def command(
     from export3d.animate.animator import Animator
 
     animator = Animator.from_pretrained(weights, device, pure)
-    portrait = animator.encode(source)
+    portrait = framing.sources(animator, source)
     if motion is not None:
         moved_by = read_motion(mover)
     else:
@@ -73,8 +76,6 @@ def command(
             moved_by = drive(mover, animator.tracker, count)
     if held:
         moved_by.motion.require_space("arkit52")
-        rebased = rebase(moved_by.motion, portrait.camera, portrait.expression, relative=not absolute)
-        moved_by, absolute = replace(moved_by, motion=hold(rebased, held)), True
     write_animation(
         animator,
         portrait,
@@ -83,6 +84,8 @@ def command(
         sheet,
         relative=not absolute,
         batch=batch,
+        scores=held,
+        **framing.options(animator),
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
     )
     tell(f"wrote {output}" + (f" and {sheet}" if sheet is not None else ""))

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import tyro
 
 from export3d.cli.compare_motion import table
+from export3d.cli.framing import Framing
 from export3d.cli.terminal import frame_counter, with_progress
 
 
@@ -48,6 +49,7 @@ def command(
         video,
         sheet,
         relative=not absolute,
+        **Framing().options(animator),
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
     )
     with frame_counter("tracking", video) as count:

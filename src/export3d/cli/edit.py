@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from export3d.cli.framing import Framing
 from export3d.cli.terminal import pairs, tell
 from export3d.errors import OutputError
 
@@ -15,6 +16,7 @@ _Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]
 
 def command(
     source: tyro.conf.Positional[Path],
+    framing: Framing = Framing(),  # noqa: B008 - frozen
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     basis: Annotated[_Pairs, tyro.conf.arg(metavar="NUMBER=AMOUNT")] = (),
@@ -30,7 +32,8 @@ def command(
 
     Args:
         source: the portrait, an image with a face.
-        output: the image to write (.png, 256 x 256; with --pure 128 x 128).
+        framing: which face, and what the image shows.
+        output: the image to write (.png).
         basis: move along a direction of the expression basis, such as 4=+1; may be repeated.
         scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
         yaw: turn the head to the right of the image by this angle, degrees.
@@ -44,6 +47,7 @@ def command(
 
     if output.suffix.lower() in VIDEO_SUFFIXES:
         raise OutputError(f"edit writes one image, not the video {output}; name a .png, or use export3d animate")
+    framing.check()
     check_output(output, STILL_SUFFIXES, [path for path in (source, weights) if path is not None])
     amounts = pairs("--basis NUMBER=AMOUNT, such as 4=+1", int, basis)
     values = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
@@ -51,7 +55,10 @@ def command(
     from export3d.animate.animator import Animator
 
     animator = Animator.from_pretrained(weights, device, pure)
-    portrait = animator.encode(source)
-    write_still(output, animator.edit(portrait, values, amounts, yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll))
+    portrait = framing.sources(animator, source)
+    made = animator.edit(
+        portrait, values, amounts, yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll, **framing.options(animator)
+    )
+    write_still(output, made)
     tell(f"wrote {output}")
     return 0

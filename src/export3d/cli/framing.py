@@ -32,11 +32,11 @@ class Framing:
 
     def check(self) -> None:
         """Report what cannot be before any work starts."""
-        from export3d.photo.background import parse_background
+        from export3d.photo.background import check_background
 
         if self.size is not None:
             parse_size(self.size)
-        parse_background(self.background)
+        check_background(self.background)
 
     def sources(self, animator: Animator, portrait: Path) -> Source | list[Source]:
         """The face or faces that move."""

@@ -7,11 +7,13 @@ from typing import Annotated, Literal
 
 import tyro
 
+from export3d.cli.framing import Framing
 from export3d.cli.terminal import pairs, tell, with_progress
 
 
 def command(
     source: tyro.conf.Positional[Path],
+    framing: Framing = Framing(),  # noqa: B008 - frozen
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     motion: Path | None = None,
@@ -28,7 +30,8 @@ def command(
 
     Args:
         source: the portrait, an image with a face.
-        output: the video to write (.mp4, 25 fps, 256 x 256; with --pure 128 x 128).
+        framing: which face, and what the frames show.
+        output: the video to write (.mp4, 25 fps).
         motion: take the expressions of this motion, but not its head motion: a motion file (from `export3d track`), a
             Live Link Face recording (.csv), or the name of a bundled motion: speech, expressions, turns. By default the
             portrait keeps its own expression.
@@ -48,6 +51,7 @@ def command(
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
     with_scores([0.0] * len(ARKIT52), held)  # report what cannot be before any work starts
+    framing.check()
     frames = len(path_angles(path, round_frames(seconds), yaw, pitch))
     mover = None if motion is None else motion_path(motion)
     check_output(output, VIDEO_SUFFIXES, [file for file in (source, mover, weights) if file is not None])
@@ -57,13 +61,14 @@ def command(
 
     animator = Animator.from_pretrained(weights, device, pure)
     views = animator.orbit(
-        animator.encode(source),
+        framing.sources(animator, source),
         expressions,
         path=path,
         yaw_deg=yaw,
         pitch_deg=pitch,
         seconds=seconds,
         scores=held,
+        **framing.options(animator),
     )
     write_video(output, with_progress(views, "rendering", len(expressions) if expressions else frames), FPS)
     tell(f"wrote {output}")

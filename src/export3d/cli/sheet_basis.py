@@ -16,6 +16,7 @@ def command(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     limits: Annotated[tuple[float, float] | None, tyro.conf.arg(name="range", metavar="LOW HIGH")] = None,
     check: bool = False,
+    size: str | None = None,
     weights: Path | None = None,
     pure: bool = False,
     device: str = "auto",
@@ -29,6 +30,7 @@ def command(
             LOW to HIGH, as Fig. 8 and 12 of the paper do, such as 1 -10. These are values of lambda, not amounts added
             to the portrait's own.
         check: exit with code 1 if a direction turns the head of any portrait by 1.5 degrees or more.
+        size: pixels across each image, 256 to 1024, or native, the photo's own; by default the model's.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
@@ -36,9 +38,11 @@ def command(
     from export3d.animate.drive import bundled_portrait
     from export3d.animate.export import make_folder
     from export3d.expression.sliders import check_limits
+    from export3d.photo.canvas import parse_size
 
     if limits is not None:
         check_limits(*limits)
+    wanted = None if size is None else parse_size(size)
     folder = make_folder(output)
     chosen = portraits or (bundled_portrait(),)
 
@@ -47,7 +51,7 @@ def command(
 
     animator = Animator.from_pretrained(weights, device, pure)
     with progress_bar("portraits", len(chosen), "portrait") as bar:
-        summary = write_basis(animator, chosen, folder, bar.update, limits)
+        summary = write_basis(animator, chosen, folder, bar.update, limits, wanted)
     print(summary.markdown(), end="")
     tell(f"wrote {folder / 'basis.md'} and a sheet for each of {', '.join(summary.portraits)}")
     if check and summary.moving:

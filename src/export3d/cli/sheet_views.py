@@ -20,6 +20,7 @@ def command(
     scores: Annotated[
         tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="NAME=VALUE"), _EXPRESSIONS
     ] = (),
+    size: str | None = None,
     weights: Path | None = None,
     pure: bool = False,
     device: str = "auto",
@@ -33,6 +34,7 @@ def command(
             track`), a Live Link Face recording (.csv), or the name of a bundled motion: speech, expressions, turns. By
             default an open jaw, a pucker and closed eyes.
         scores: show one expression with this ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
+        size: pixels across each image, 256 to 1024, or native, the photo's own; by default the model's.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
@@ -40,10 +42,12 @@ def command(
     from export3d.animate.drive import bundled_portrait, motion_path, read_motion
     from export3d.animate.export import make_folder
     from export3d.motion.arkit import ARKIT52, with_scores
+    from export3d.photo.canvas import parse_size
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
     with_scores([0.0] * len(ARKIT52), held)  # report what cannot be before any work starts
     mover = None if motion is None else read_motion(motion_path(motion)).motion
+    wanted = None if size is None else parse_size(size)
     folder = make_folder(output)
     chosen = portraits or (bundled_portrait(),)
 
@@ -52,6 +56,6 @@ def command(
 
     animator = Animator.from_pretrained(weights, device, pure)
     with progress_bar("portraits", len(chosen), "portrait") as bar:
-        written = write_views(animator, chosen, folder, mover, held, bar.update)
+        written = write_views(animator, chosen, folder, mover, held, bar.update, wanted)
     tell(f"wrote {', '.join(map(str, written))}")
     return 0

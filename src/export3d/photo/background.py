@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 
 from export3d.errors import ConfigError
+from export3d.face.crop import CropBox
 from export3d.image import read_image
 from export3d.photo.fields import Pixels, at_pixels, blur, check_photo, filled, grid_size, on_grid, strips
 
@@ -58,6 +61,23 @@ def plate(image: Pixels, matte: Pixels) -> Pixels:
     small = on_grid(image, rows, columns)
     fill = filled(small, (person <= 0).float())
     return _with_grain(image, torch.cat([fill, person], 1))
+
+
+def surrounding(changed: NDArray[np.bool_], boxes: Sequence[CropBox]) -> Pixels:
+    """Opacity uint8 (H, W) of these pixels (H, W) and of what is near them: full on them, none farther than a margin.
+
+    The margin is 3 % of the smallest face crop.
+    """
+    height, width = changed.shape
+    rows, columns = grid_size(height, width)
+    margin = 0.03 * min(box.side for box in boxes) * rows / height
+    near = _widened((on_grid(changed.astype(np.uint8) * 255, rows, columns) > 0).float(), max(margin, 4.0))
+    out = np.empty((height, width), np.uint8)
+    for first, last in strips(height, width):
+        part = at_pixels(near, (first, last), (0, width), height, width)[0]
+        out[first:last] = (part * 255).round().byte().numpy()
+    out[changed] = 255
+    return out
 
 
 def replaced(image: Pixels, matte: Pixels, background: str) -> Pixels:
@@ -114,7 +134,7 @@ def _with_grain(image: Pixels, fields: Tensor) -> Pixels:
     out = image.copy()
     for rows in strips(height, width):
         values = at_pixels(fields, rows, (0, width), height, width)
-        part = torch.from_numpy(image[rows[0] : rows[1]]).permute(2, 0, 1).float() / 255
+        part = torch.tensor(image[rows[0] : rows[1]]).permute(2, 0, 1).float() / 255
         mixed = torch.lerp(part, values[:3], values[3:])
         out[rows[0] : rows[1]] = (mixed.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
     return out

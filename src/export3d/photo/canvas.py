@@ -116,7 +116,9 @@ def _whole(photo: Picture, scale: float) -> Canvas:
     image = photo
     if scale != 1.0:
         image = np.asarray(
-            Image.fromarray(photo).resize((width, height), Image.Resampling.LANCZOS, box=(0, 0, width / scale, height / scale))
+            Image.fromarray(photo).resize(
+                (width, height), Image.Resampling.LANCZOS, box=(0, 0, width / scale, height / scale)
+            )
         )
     limits = (0.0, 0.0, photo.shape[1] * scale, photo.shape[0] * scale)
     return Canvas(image[:height, :width], scale, (0.0, 0.0), limits, (slice(0, height), slice(0, width)), True)

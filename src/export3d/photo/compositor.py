@@ -6,14 +6,13 @@ With S the source crop as the model saw it, P the photo on the grid, I the model
     F(p) = R(p) + (1 - v (1 - g)) P(p + w o),  R = v (I - g S(p + o))
 
 R, computed at the model's size and enlarged, is what the photo does not show: an opened mouth, the shading of a turn. v
-and w fade the model's image and its motion out where the photo continues beyond the crop. F is laid over the background
-with the opacity of the person at p + w o.
+is 1 on the person and falls to 0 in the background and where the photo continues beyond the crop; there w fades the
+motion out too. F is laid over the background with the opacity of the person at p + w o.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,9 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export3d.errors import check_shape
-from export3d.face.crop import CropBox
+from export3d.face.crop import CropBox, crop
 from export3d.image import resize
 from export3d.photo.canvas import Canvas
+from export3d.photo.layers import Layers
 from export3d.warping.flow_field import look_up
 from export3d.warping.origin import Origin
 
@@ -34,7 +34,7 @@ _REACH = 0.5
 """Beyond the face crop, in crop sides, motion fades out over this distance."""
 _FADE = 0.08
 """Inside the face crop, in crop sides, the model's image fades in over this distance from the border."""
-_SHORE = 0.12
+_SHORE = 0.25
 """Near the photo's border, in crop sides, motion across it fades out over this distance: nothing lies beyond."""
 _BORDER = 0.1
 """Width of the border between the territories of two faces, in distances from their centres over their crop sides."""
@@ -42,27 +42,6 @@ _SLACK = 0.15
 """Of the photo around what a face moves, in crop sides, that its pixels may be looked up in."""
 _BAND = 1 << 20
 """Pixels that are computed at a time."""
-
-
-@dataclass(frozen=True)
-class Layers:
-    """What the frames of a canvas are made of.
-
-    Attributes:
-        still: uint8 (H, W, 3), the frame while nothing moves.
-        behind: uint8 (H, W, 3), the background without the person.
-        person: uint8 (H, W, 4), the person's colours and opacity.
-    """
-
-    still: Picture
-    behind: Picture
-    person: Picture
-
-    @classmethod
-    def opaque(cls, image: Picture) -> Layers:
-        """An image (H, W, 3) all of which may move with the face."""
-        opacity = np.full((*image.shape[:2], 1), 255, np.uint8)
-        return cls(image, image, np.concatenate([image, opacity], axis=2))
 
 
 class Compositor:
@@ -107,9 +86,7 @@ class Compositor:
 class _Face:
     """One face in a canvas: what it moves, and where that lies in the frame."""
 
-    def __init__(
-        self, canvas: Canvas, layers: Layers, box: CropBox, source: Tensor, others: Sequence[CropBox]
-    ) -> None:
+    def __init__(self, canvas: Canvas, layers: Layers, box: CropBox, source: Tensor, others: Sequence[CropBox]) -> None:
         check_shape(source, "1 3 h h", "source")
         self.alone = not others
         self._box, self._others, self._limits, self._source = box, others, canvas.limits, source
@@ -128,12 +105,15 @@ class _Face:
         self._x = torch.arange(self._columns.start, self._columns.stop, device=source.device) + 0.5
         self._y = torch.arange(self._rows.start, self._rows.stop, device=source.device) + 0.5
         self._window = self._fade_in(source.shape[-1]) if canvas.whole else torch.ones((), device=source.device)
+        matte = crop(np.repeat(layers.matte[..., None], 3, axis=2), box, source.shape[-1])
+        self._matte = F.max_pool2d(_tensor(matte, source)[:, :1] / 255.0, 5, 1, 2)
 
     def bands(self, image: Tensor, origin: Origin) -> Iterator[tuple[slice, slice, Picture]]:
         """Parts of the frame: their rows and columns, and uint8 (h, w, 3)."""
-        known = self._window * origin.trust
-        share = 1.0 - self._window + known
-        rest = 127.5 * (self._window * image - known * look_up(self._source, origin.offset) + 1.0 - share)
+        drawn = self._window * look_up(self._matte, origin.offset)
+        known = drawn * origin.trust
+        share = 1.0 - drawn + known
+        rest = 127.5 * (drawn * image - known * look_up(self._source, origin.offset) + 1.0 - share)
         maps = torch.cat([origin.offset * (self._box.side / 2.0), share], dim=1)
         side = round(self._box.side)
         if side < image.shape[-1]:
@@ -177,7 +157,7 @@ class _Face:
 
     def _fade_in(self, size: int) -> Tensor:
         """v (1, 1, size, size): 1 in the crop, falling to 0 at those of its borders beyond which the photo goes on."""
-        at = (torch.arange(size, device=self._source.device) + 0.5) / size
+        at = (torch.arange(size, device=self._source.device) - 1.0) / size  # 0 where the enlarged border begins
         fades = []
         for axis in range(2):
             begin, side = self._box.corner[axis], self._box.side
@@ -185,7 +165,7 @@ class _Face:
             if begin > self._limits[axis] + 1.0:
                 fade = torch.minimum(fade, at / _FADE)
             if begin + side < self._limits[2 + axis] - 1.0:
-                fade = torch.minimum(fade, (1.0 - at) / _FADE)
+                fade = torch.minimum(fade, at.flip(0) / _FADE)
             fades.append(_smooth(fade))
         return (fades[1][:, None] * fades[0][None, :])[None, None]
 
@@ -221,4 +201,4 @@ def _away(x: Tensor, y: Tensor, box: CropBox) -> Tensor:
 
 def _tensor(image: Picture, like: Tensor) -> Tensor:
     """uint8 (H, W, C) to float32 (1, C, H, W), 0 to 255, on the device of another one."""
-    return torch.from_numpy(np.ascontiguousarray(image)).to(like.device).permute(2, 0, 1)[None].float()
+    return torch.tensor(image).to(like.device).permute(2, 0, 1)[None].float()

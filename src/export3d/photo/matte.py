@@ -130,10 +130,10 @@ def foreground(image: Pixels, matte: Pixels) -> Pixels:
     near = torch.cat([filled(colours, alpha**4), filled(colours, (1 - alpha) ** 4)], 1)
     out = image.copy()
     for first, last in strips(height, width):
-        a = torch.from_numpy(matte[first:last]).float()[None] / 255
+        a = torch.tensor(matte[first:last]).float()[None] / 255
         if bool((a == 1).all()):
             continue
-        own = torch.from_numpy(image[first:last]).permute(2, 0, 1).float() / 255
+        own = torch.tensor(image[first:last]).permute(2, 0, 1).float() / 255
         smooth = at_pixels(near, (first, last), (0, width), height, width)
         colour = smooth[:3] + a * (own - a * smooth[:3] - (1 - a) * smooth[3:])
         out[first:last] = (colour.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
@@ -217,7 +217,7 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, crop: float) -> Pixels:
     out = np.empty((height, width), np.uint8)
     for rows in strips(height, width):
         values = at_pixels(fields, rows, (0, width), height, width)
-        own = torch.from_numpy(image[rows[0] : rows[1]]).permute(2, 0, 1).float() / 255
+        own = torch.tensor(image[rows[0] : rows[1]]).permute(2, 0, 1).float() / 255
         alpha = _solved(own, values)
         out[rows[0] : rows[1]] = (alpha * 255).round().byte().numpy()
     return out

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from export3d.face.crop import CropBox
-from export3d.photo.background import layers
 from export3d.photo.canvas import Frame, Picture, Size, canvas
 from export3d.photo.compositor import Compositor
+from export3d.photo.layers import layers
 
 
 def scene(
@@ -29,7 +29,7 @@ def scene(
         faces: crops of the faces that move, in the photo, and each as the model saw it, (1, 3, h, h) in [-1, 1].
         others: crops of faces that do not move.
         size, frame, long_side: see `canvas.canvas`.
-        background: see `background.layers`.
+        background: see `layers.layers`.
 
     Raises:
         ConfigError, BadImage: as there.

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.layers import conv3x3, enlarge
+from export3d.warping.origin import Origin, origin
 
 _DETAIL_WIDTH = 16
 _OVERVIEW_WIDTH = 32
@@ -152,3 +153,8 @@ class DetailGuide:
         out: Tensor
         out, self.share = self._detail(x, image, self.views, self._lean)
         return out
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the final image's pixels come from in the source; None until it is finished."""
+        return None if self.share is None else origin(self.share, self.views.offset, self.views.turn)

@@ -12,8 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export3d.warping.detail import Views
-
 _RENDERED = (0.35, 0.8)
 """Shares of the rendered image between which trust falls from 1 to 0."""
 _CHOICE = 3.0
@@ -38,18 +36,22 @@ class Origin:
     offset: Tensor
     trust: Tensor
 
+    def at(self, number: int) -> Origin:
+        """That of one of the images."""
+        return Origin(self.offset[number : number + 1], self.trust[number : number + 1])
 
-def origin(share: Tensor, views: Views) -> Origin:
-    """The mean place of the three views, weighted by their shares.
+
+def origin(share: Tensor, offset: Tensor, turn: Tensor) -> Origin:
+    """The mean place of the views, weighted by their shares.
 
     Args:
-        share: (B, 4, H, W) shares of the rendered, moved, still and turned image, see `Detail`.
-        views: of the same frames.
+        share: (B, 4, H, W) shares of the rendered, moved, still and turned image, see `detail.Detail`.
+        offset, turn: (B, 2, H, W) the flows of the moved and the turned image.
     """
     rendered, looked_up = share[:, :1], share[:, 1:]
     part = looked_up**_CHOICE
     part = part / part.sum(dim=1, keepdim=True).clamp_min(1e-6)
-    flows = torch.stack([views.offset, torch.zeros_like(views.offset), views.turn], dim=1)
+    flows = torch.stack([offset, torch.zeros_like(offset), turn], dim=1)
     mean = (part[:, :, None] * flows).sum(dim=1)
     square = (flows - mean[:, None]).square().sum(dim=2)
     spread = (part * square).sum(dim=1, keepdim=True).sqrt() * (_REFERENCE / 2.0)

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 from export3d.errors import ConfigError
 from export3d.warping.average_head import frontal_view, head_nearness, turned_flow
 from export3d.warping.dense_motion import DenseMotion
-from export3d.warping.detail import Detail, DetailGuide, Views
+from export3d.warping.detail import Detail, Views
+from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp.guide`, for its caller
 from export3d.warping.elastic_mesh import show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
 from export3d.warping.flows import driving_flow, openings, plane_flow
 from export3d.warping.landmark_motion import Face, LandmarkMotion
+from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
 
 

@@ -42,7 +42,7 @@ def test_a_portrait_is_tracked_and_cropped(source: Source, animator: Animator) -
     assert abs(yaw) < 20
     assert abs(pitch) < 20
     assert abs(roll) < 10
-    assert not source.several_faces
+    assert source.others == ()
     x, y = source.crop.centre
     assert (180, 60) < (x, y) < (260, 160), "the astronaut's nose"
 

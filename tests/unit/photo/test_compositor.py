@@ -11,7 +11,8 @@ from export3d.face.crop import CropBox, crop
 from export3d.image import to_tensor
 from export3d.photo import compositor
 from export3d.photo.canvas import canvas
-from export3d.photo.compositor import Compositor, Layers
+from export3d.photo.compositor import Compositor
+from export3d.photo.layers import Layers
 from export3d.warping.origin import Origin
 
 SIZE = 64
@@ -54,7 +55,9 @@ def test_pixels_are_looked_up_in_the_photo() -> None:
     grid = canvas(image, BOX)
     small = source(image, BOX)
     drawn = small.roll((-3,), (3,))
-    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame([(drawn, origin(5.0, -3.0, BOX.side, 1.0))])
+    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame(
+        [(drawn, origin(5.0, -3.0, BOX.side, 1.0))]
+    )
     inside = (slice(100, 140), slice(130, 170))
     rest = drawn - compositor.look_up(small, origin(5.0, -3.0, BOX.side).offset)
     assert float(rest.abs().max()) > 0.1, "the residual must not be what is looked up"

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from export3d.warping.origin import origin, torn
-from tests.unit.warping.test_detail import views
 
 SIZE = 32
 
@@ -21,25 +18,24 @@ def flat(across: float) -> torch.Tensor:
 
 
 def test_the_place_is_that_of_the_view_that_is_shown() -> None:
-    seen = replace(views(1, SIZE), offset=flat(0.2), turn=flat(-0.3))
+    seen = flat(0.2), flat(-0.3)
     for shares, across in (((0, 1, 0, 0), 0.2), ((0, 0, 1, 0), 0.0), ((0, 0, 0, 1), -0.3)):
-        found = origin(share(*shares), seen)
+        found = origin(share(*shares), *seen)
         torch.testing.assert_close(found.offset, flat(across))
         assert bool((found.trust == 1.0).all())
 
 
 def test_what_is_rendered_is_not_trusted() -> None:
-    seen = replace(views(1, SIZE), offset=flat(0.0), turn=flat(0.0))
-    trusts = [float(origin(share(r, 1 - r, 0, 0), seen).trust.mean()) for r in (0.0, 0.3, 0.5, 0.7, 1.0)]
+    trusts = [
+        float(origin(share(r, 1 - r, 0, 0), flat(0.0), flat(0.0)).trust.mean()) for r in (0.0, 0.3, 0.5, 0.7, 1.0)
+    ]
     assert trusts[:2] == [1.0, 1.0]
     assert trusts[1:] == sorted(trusts[1:], reverse=True)
     assert trusts[-1] == 0.0
 
 
 def test_views_that_disagree_are_not_trusted() -> None:
-    agree, differ = (
-        origin(share(0, 0.5, 0, 0.5), replace(views(1, SIZE), offset=flat(0.1), turn=flat(turn))) for turn in (0.1, 0.3)
-    )
+    agree, differ = (origin(share(0, 0.5, 0, 0.5), flat(0.1), flat(turn)) for turn in (0.1, 0.3))
     assert float(agree.trust.min()) > 0.99
     assert float(differ.trust.max()) < 0.1
 

@@ -1,0 +1,79 @@
+"""A photo taken apart: what moves, what is behind it, and what a frame is while nothing moves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d.errors import BadImage
+from export3d.face.crop import CropBox
+from export3d.photo.background import replaced, surrounding
+from export3d.photo.matte import foreground, person_matte, person_share
+
+Picture = NDArray[np.uint8]
+
+_FOUND = 0.5
+"""Share of a face below which the matte is of no use, as in many drawings."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """What the frames of a photo are made of.
+
+    Attributes:
+        still: uint8 (H, W, 3), the frame while nothing moves.
+        behind: uint8 (H, W, 3), the background without the person.
+        person: uint8 (H, W, 4), what moves: colours and opacity.
+        matte: uint8 (H, W), where people are, closely.
+    """
+
+    still: Picture
+    behind: Picture
+    person: Picture
+    matte: Picture
+
+    @classmethod
+    def opaque(cls, image: Picture) -> Layers:
+        """An image (H, W, 3) all of which may move with the face."""
+        everything = np.full(image.shape[:2], 255, np.uint8)
+        return cls(image, image, _with_opacity(image, everything), everything)
+
+
+def layers(image: Picture, boxes: Sequence[CropBox], background: str = "keep") -> Layers:
+    """Take a photo apart.
+
+    With "keep" the person moves together with a margin of their surroundings, so that no hair is cut off, before the
+    photo in which they are filled in; while nothing moves that is the photo, to the bit. With another background the
+    matte cuts them out.
+
+    Args:
+        image: uint8 (H, W, 3).
+        boxes: crops of all its faces.
+        background: see `background.replaced`.
+
+    Raises:
+        ConfigError: no such background.
+        BadImage: the background cannot be read, or no person to cut out is found. "keep" then moves the background near
+            the face too.
+    """
+    if min(person_share(image, box) for box in boxes) < _FOUND:
+        if background == "keep":
+            return Layers.opaque(image)
+        raise BadImage(
+            "no person that could be cut out was found in the portrait, as in many drawings; leave out the background"
+        )
+    matte = person_matte(image, *boxes)
+    behind = replaced(image, matte, background)
+    if background == "keep":
+        opacity = surrounding((behind != image).any(axis=2), boxes)
+        return Layers(image, behind, _with_opacity(image, opacity), matte)
+    person, share = foreground(image, matte), matte[..., None].astype(np.float32) / 255.0
+    still = (behind + share * (person.astype(np.float32) - behind)).round().astype(np.uint8)
+    return Layers(still, behind, _with_opacity(person, matte), matte)
+
+
+def _with_opacity(image: Picture, opacity: Picture) -> Picture:
+    return np.concatenate([image, opacity[..., None]], axis=2)
