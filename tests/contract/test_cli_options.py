@@ -18,8 +18,8 @@ from export3d.evaluation.protocols.settings import RunSettings
 
 OPTIONS: dict[str, list[str]] = {
     "animate": [
-        "source", "framing=...", "output", "driving=None", "motion=None", "relative=False", "absolute=False", "scores=()",
-        "sheet=None", "weights=None", "pure=False", "device='auto'", "batch=4",
+        "source", "framing=...", "output", "driving=None", "motion=None", "relative=False", "absolute=False",
+        "scores=()", "sheet=None", "weights=None", "pure=False", "device='auto'", "batch=4",
     ],
     "edit": [
         "source", "framing=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
@@ -30,7 +30,8 @@ OPTIONS: dict[str, list[str]] = {
         "seconds=4.0", "weights=None", "pure=False", "device='auto'",
     ],
     "sheet basis": [
-        "portraits=()", "output", "limits=None", "check=False", "size=None", "weights=None", "pure=False", "device='auto'",
+        "portraits=()", "output", "limits=None", "check=False", "size=None", "weights=None", "pure=False",
+        "device='auto'",
     ],
     "sheet views": [
         "portraits=()", "output", "motion=None", "scores=()", "size=None", "weights=None", "pure=False",
@@ -167,8 +168,7 @@ def test_outputs_are_given_with_minus_o(alias: str, command: str, capsys: pytest
 
 def test_help_is_fast_and_loads_no_torch() -> None:
     code = (
-        "import sys; from export3d.cli.framing import Framing
-from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
+        "import sys; from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
         "main(['track', '--help']); main(['compare-motion', '--help']); main(['demo', '--help']);"
         "main(['prepare', '--help']); main(['evaluate', 'same', '--help']); main(['evaluate-expression', '--help']);"
         "main(['edit', '--help']); main(['sheet', 'views', '--help']);"

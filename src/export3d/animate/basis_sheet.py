@@ -68,7 +68,8 @@ def strips(
         size: see `Animator.animate`.
 
     Raises:
-        ConfigError: an impossible size, impossible limits, or weights without a basis or, without limits, without natural ranges.
+        ConfigError: an impossible size or limits, or weights without a basis or, without limits, without natural
+            ranges.
     """
     own, bounds = coefficients(animator.model.expression, source.expression), natural_range(animator.model.expression)
     if limits is not None:

@@ -126,11 +126,12 @@ class _Face:
             yield rows, columns, self._pixels(rest, maps, part)
 
     def _pixels(self, rest: Tensor, maps: Tensor, rows: slice) -> Picture:
-        """One band, from R on the scale of bytes and from the offset in pixels with 1 - v (1 - g), each (1, 3, h, h)."""
+        """One band, from R on the scale of bytes, and the offset in pixels with 1 - v (1 - g): (1, 3, h, h) each."""
         x, y = self._x[None, :], self._y[rows, None]
         (left, top), side = self._box.corner, self._box.side
         across, down = (x - left) / side, (y - top) / side
-        grid = torch.stack(torch.broadcast_tensors(across * 2.0 - 1.0, down * 2.0 - 1.0), dim=-1)[None]
+        shape = (len(y), x.shape[1])
+        grid = torch.stack([(2.0 * across - 1.0).expand(shape), (2.0 * down - 1.0).expand(shape)], dim=-1)[None]
         moved = F.grid_sample(maps, grid, "bilinear", "border", align_corners=False)[0]
         beyond = torch.hypot(_outside(across), _outside(down))
         free, territory = _smooth(1.0 - beyond / _REACH), self._territory(x, y)

@@ -1,4 +1,4 @@
-"""Where each pixel of a final image comes from in the source, so that it can be looked up there again (not in the paper).
+"""Where each pixel of a final image comes from in the source (not in the paper).
 
 `Detail` mixes the rendered image with three views of the source, each of which looks its pixels up at known places.
 A larger photo of the same source has more pixels at those places (`photo.compositor`).
