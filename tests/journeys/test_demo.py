@@ -36,7 +36,7 @@ def test_the_demo_is_whole_offline_and_moves_as_driven(tmp_path: Path, capsys: p
     out, err = capsys.readouterr()
     assert err == ""
     info = probe(tmp_path / "out" / "demo.mp4")
-    assert (info.width, info.height, info.fps) == (256, 256, 25.0)
+    assert (info.width, info.height, info.fps) == (512, 512, 25.0)
     assert info.duration_s >= 4.0
     assert (tmp_path / "out" / "demo_sheet.png").is_file()
     found = {name: float(value) for name, value in re.findall(r"^(\w+) +(-?\d\.\d+) ", out, re.MULTILINE)}
