@@ -85,7 +85,7 @@ def command(
         relative=not absolute,
         batch=batch,
         scores=held,
-        **framing.options(animator),
+        **framing.options(animator, relative=not absolute),
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
     )
     tell(f"wrote {output}" + (f" and {sheet}" if sheet is not None else ""))

@@ -49,7 +49,7 @@ def command(
         video,
         sheet,
         relative=not absolute,
-        **Framing().options(animator),
+        **Framing().options(animator, relative=not absolute),
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
     )
     with frame_counter("tracking", video) as count:

@@ -19,7 +19,8 @@ class Framing:
     Attributes:
         face: of several: largest, left, right, a number counted from the left, or all.
         frame: photo shows the whole photo with the face moving in it, crop the square around the face. Default: photo;
-            with weights that render their own size only, as with --pure, crop.
+            with --pure, whose images have one size only, and with --absolute, which takes over the driver's framing,
+            crop.
         size: pixels across the face crop, 256 to 1024, or native, the photo's own (of a video, at most 1920 pixels
             across the frame).
         background: keep, blur, a colour such as #00ff00, or an image file.
@@ -44,8 +45,8 @@ class Framing:
             return animator.encode_all(portrait)
         return animator.encode(portrait, self.face)
 
-    def options(self, animator: Animator) -> dict[str, Any]:
+    def options(self, animator: Animator, relative: bool = True) -> dict[str, Any]:
         """Keyword arguments of `Animator.animate`, `edit` and `orbit`."""
-        frame = self.frame or ("photo" if animator.moves_pixels else "crop")
+        frame = self.frame or ("photo" if animator.moves_pixels and relative else "crop")
         size = "native" if self.size is None and animator.moves_pixels else self.size
         return {"frame": frame, "size": size, "background": self.background}
