@@ -28,6 +28,8 @@ _SMALLEST = 16
 _WINDOW = 256
 _MOST_WINDOWS = 150
 _SAME_FACE = 0.4
+_CONFIRMED_AT = (1.8, 3.0)
+"""Sides of the squares in which a face must be found again, face sizes."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +141,54 @@ class FaceLandmarker(Task):
         for regions in _search_regions(*image.shape[:2]):
             if faces:
                 break
-            small = _shrink(image, max(image.shape[:2]) * _WINDOW / regions[0].side)
-            scale = image.shape[1] / small.shape[1]
-            seen = [face for region in regions for face in self.detect(small, region.scaled(1.0 / scale))]
-            faces = _distinct([Face(face.landmarks * np.float32(scale), face.scores) for face in seen])
+            faces = _distinct(_seen_in(self, image, regions))
         return faces
+
+
+def all_faces(landmarker: Landmarker, image: NDArray[np.uint8]) -> list[Face]:
+    """Every face of an image, largest first, each detected in a square around it.
+
+    One detection returns at most `MAX_FACES` faces and misses small ones. Therefore the image is also searched in
+    windows of all sizes. Textures that look like a face in one window are dropped: a face must be found again in three
+    squares of different sizes.
+    """
+    seen = landmarker.detect(image)
+    for regions in _search_regions(*image.shape[:2]):
+        seen += _seen_in(landmarker, image, regions)
+    candidates: list[Face] = []
+    for face in seen:
+        if not any(_alike(face, other) for other in candidates):
+            candidates.append(face)
+    return _distinct(
+        [face for face in (_confirmed(landmarker, image, face) for face in candidates) if face is not None]
+    )
+
+
+def _confirmed(landmarker: Landmarker, image: NDArray[np.uint8], face: Face) -> Face | None:
+    """The same face detected in a square around it; None if it is not found in all of three squares."""
+    again = _again(landmarker, image, face, face.region())
+    if again is None or any(_again(landmarker, image, again, again.region(wide)) is None for wide in _CONFIRMED_AT):
+        return None
+    return again
+
+
+def _again(landmarker: Landmarker, image: NDArray[np.uint8], face: Face, region: CropBox) -> Face | None:
+    alike = [other for other in landmarker.detect(image, region) if _alike(face, other)]
+    return min(alike, key=lambda other: float(np.linalg.norm(other.centre - face.centre)), default=None)
+
+
+def _alike(a: Face, b: Face) -> bool:
+    """Whether two detections are of one face: centres within a third of its size, sizes within a factor of 1.5."""
+    small, large = sorted((a.size, b.size))
+    return large < 1.5 * small and float(np.linalg.norm(a.centre - b.centre)) < small / 3
+
+
+def _seen_in(landmarker: Landmarker, image: NDArray[np.uint8], regions: list[CropBox]) -> list[Face]:
+    """The faces of regions of one size, in pixels of the image."""
+    small = _shrink(image, max(image.shape[:2]) * _WINDOW / regions[0].side)
+    scale = image.shape[1] / small.shape[1]
+    seen = [face for region in regions for face in landmarker.detect(small, region.scaled(1.0 / scale))]
+    return [Face(face.landmarks * np.float32(scale), face.scores) for face in seen]
 
 
 def _search_regions(height: int, width: int) -> Iterator[list[CropBox]]:

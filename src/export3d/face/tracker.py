@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from export3d.errors import BadVideo, NoFaceFound
+from export3d.errors import BadVideo, ConfigError, NoFaceFound
 from export3d.face import pose
-from export3d.face.crop import CROP_SIZE, CropBox, crop_box
-from export3d.face.landmarks import LONG_SIDE, Face, FaceLandmarker, Landmarker
+from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, CropBox, crop_box
+from export3d.face.landmarks import LONG_SIDE, Face, FaceLandmarker, Landmarker, all_faces
 from export3d.face.mesh import canonical_mesh
 from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, smooth_cameras, smooth_expression
 from export3d.motion.motion import Motion
@@ -27,6 +27,8 @@ Progress = Callable[[int], None]
 
 FEWEST_FRAMES = 0.1
 """Share of a video's frames that must show the face."""
+SMALLEST_FACE = 32.0
+"""Height from forehead to chin, pixels, below which the faces of a photo are not counted."""
 _SHAPE_FRAMES = 10
 _SEARCH_EVERY = 12
 _JUMP = 1.0
@@ -34,6 +36,8 @@ _JUMP_PER_LOST_FRAME = 0.25
 _REGION_DRIFT = 0.15
 _REGION_SCALE = 1.25
 _SEVERAL_SHARE = 0.05
+_SMALL_SHARE = 1 / 6
+_CUT_SHARE = 0.03
 _ADVICE = "use an image of one face that is well lit, not turned away and at least 60 pixels high"
 
 
@@ -50,7 +54,7 @@ class Track:
             smoothed camera, pixels of the crop at 256; NaN where the face was lost. Clips of at least ten frames are
             measured with the person's own face shape (`pose.person_shape`). Shorter clips are measured with the
             canonical mesh, which adds about 2 pixels.
-        several_faces: whether more than one face was found; the track follows the largest.
+        several_faces: whether more than one face was found; the track follows the largest, or the one asked for.
     """
 
     motion: Motion
@@ -88,13 +92,94 @@ class Tracker:
         """Free the landmarker."""
         self._landmarker.close()
 
-    def track_image(self, image: NDArray[np.uint8], name: str = "the image") -> Track:
-        """Track the largest face of an image (H, W, 3).
+    def track_image(self, image: NDArray[np.uint8], name: str = "the image", face: str | int = "largest") -> Track:
+        """Track one face of an image (H, W, 3).
+
+        Args:
+            image: a photo.
+            name: name of the photo in messages.
+            face: "largest", "left", "right", or a number from 1, counted from left to right as in `track_faces`.
 
         Raises:
-            NoFaceFound: the image shows no face.
+            NoFaceFound: the image shows no face, or fewer faces than the number.
+            ConfigError: `face` is none of these.
         """
-        return self.track_frames([image], name=name)
+        wanted = face_choice(face)
+        if wanted == "largest":
+            found, several = self._largest(image, name)
+            if found.size < _SMALL_SHARE * max(image.shape[:2]):  # one detection may have missed others, even larger
+                faces = all_faces(self._landmarker, image)
+                if len(faces) > 1:
+                    found, several = faces[0], True
+            if several:
+                logger.warning(
+                    "%s shows several faces; the largest is used (animate, edit and orbit take --face to choose)", name
+                )
+            return self._still(found, several, image, name)
+        faces = self._faces(image, name)
+        number = {"left": 1, "right": len(faces)}.get(str(wanted)) or int(wanted)
+        if number > len(faces):
+            raise NoFaceFound(
+                f"{name} shows only one face; leave out --face {number}"
+                if len(faces) == 1
+                else f"{name} shows {len(faces)} faces, counted from left to right; --face {number} is not one of them"
+            )
+        return self._still(faces[number - 1], len(faces) > 1, image, name)
+
+    def track_faces(self, image: NDArray[np.uint8], name: str = "the image") -> tuple[Track, ...]:
+        """Track every face of an image (H, W, 3), ordered from left to right by the centres of the faces.
+
+        Each face is detected in a square around it, however many there are and however small they are in the image
+        (see `export3d.face.landmarks.all_faces`). A single face gives the same numbers as `track_image`. Faces lower
+        than `SMALLEST_FACE` are left out, which the log says.
+
+        Raises:
+            NoFaceFound: the image shows no face, or several that are all too small.
+        """
+        faces = self._faces(image, name)
+        if len(faces) == 1:
+            return (self._still(faces[0], False, image, name),)
+        return tuple(self._still(face, True, image, f"{name}, face {number}") for number, face in enumerate(faces, 1))
+
+    def _largest(self, image: NDArray[np.uint8], name: str) -> tuple[Face, bool]:
+        """The largest face, and whether there are others; `NoFaceFound` without one."""
+        face, several = _Follower(self._landmarker).step(image)
+        if face is None:
+            raise NoFaceFound(f"no face found in {name} (1 frame searched); {_ADVICE}")
+        return face, several
+
+    def _faces(self, image: NDArray[np.uint8], name: str) -> list[Face]:
+        """All faces that are large enough, from left to right; a single one as `_largest` finds it."""
+        faces = all_faces(self._landmarker, image)
+        large = [face for face in faces if _height(crop_box(face.landmarks)) >= SMALLEST_FACE]
+        small = len(faces) - len(large)
+        if small > 1 and not large:
+            raise NoFaceFound(f"all {small} faces in {name} are too small to animate; {_ADVICE}")
+        if small and large:
+            logger.warning(
+                "%s: %d of %d faces are less than %d pixels high and are left out",
+                name,
+                small,
+                len(faces),
+                SMALLEST_FACE,
+            )
+        if len(large) < 2:
+            return [self._largest(image, name)[0]]
+        return sorted(large, key=lambda face: tuple(face.centre))
+
+    def _still(self, face: Face, several: bool, image: NDArray[np.uint8], name: str) -> Track:
+        seen = _Seen()
+        seen.append(face)
+        track = _track(seen, 25.0, several, self._smoothing)
+        height = _height(track.crop)
+        if height < SMALLEST_FACE:
+            logger.warning(
+                "%s: the face is only %d pixels high, and the result will be blurry; %s", name, height, _ADVICE
+            )
+        cut = _cut(track, image)
+        if cut:
+            logger.warning("%s: the border of the image cuts off %s, which will be made up", name, cut)
+        return track
 
     def track_video(self, path: str | Path, fps: float = 25.0, progress: Progress | None = None) -> Track:
         """`track_frames` on a video file at `fps`.
@@ -240,6 +325,38 @@ class _Follower:
         scale = wanted.side / self._region.side
         if drift > _REGION_DRIFT or not 1 / _REGION_SCALE < scale < _REGION_SCALE:
             self._region = wanted
+
+
+def face_choice(face: str | int) -> str | int:
+    """Check the choice of a face: "largest", "left", "right", or a number from 1, which may be given as text.
+
+    Raises:
+        ConfigError: anything else.
+
+    >>> face_choice("2")
+    2
+    """
+    number = int(face) if isinstance(face, str) and face.isdecimal() and len(face) < 10 else face
+    if number in ("largest", "left", "right") or (isinstance(number, int) and number >= 1):
+        return number
+    raise ConfigError(
+        f"there is no face {face!r}; use largest, left, right or a number from 1, counted from left to right, or all "
+        "(in Python encode_all)"
+    )
+
+
+def _height(box: CropBox) -> float:
+    """From forehead to chin, pixels."""
+    return box.side / FACE_HEIGHTS
+
+
+def _cut(track: Track, image: NDArray[np.uint8]) -> str:
+    """What of a face lies outside the image, in words; empty if next to nothing does."""
+    points = track.crop.from_crop(track.landmarks[0])
+    low, high = points.min(0), points.max(0)
+    beyond = np.concatenate([-low, high - image.shape[1::-1]]) / np.tile(high - low, 2)
+    parts = ("its left side", "the forehead", "its right side", "the chin")
+    return " and ".join(f"{part} ({share:.0%} of the face)" for part, share in zip(parts, beyond) if share > _CUT_SHARE)
 
 
 def _distance(a: Face, b: Face) -> float:
