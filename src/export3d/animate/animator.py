@@ -36,7 +36,7 @@ from export3d.warping.origin import Origin
 
 if TYPE_CHECKING:
     from export3d.face.crop import CropBox
-    from export3d.face.tracker import Tracker
+    from export3d.face.tracker import Track, Tracker
 
 Picture = NDArray[np.uint8]
 
@@ -115,22 +115,37 @@ class Animator:
         """Whether the weights look the source's pixels up, so that frames can have the photo's own resolution."""
         return self.model.warp is not None and self.model.warp.detail is not None
 
-    @torch.inference_mode()
-    def encode(self, portrait: str | Path | Picture) -> Source:
-        """Track, crop and encode a portrait.
+    def encode(self, portrait: str | Path | Picture, face: str | int = "largest") -> Source:
+        """Track, crop and encode one face of a portrait.
 
         Args:
             portrait: an image file, or uint8 (H, W, 3) RGB.
+            face: "largest", "left", "right", or a number from 1, counted from left to right.
+
+        Raises:
+            BadImage, NoFaceFound: naming the file.
+            ConfigError: `face` is none of these.
+        """
+        image, name = _portrait(portrait)
+        track, others = self.tracker.track_image(image, name, face), []
+        if track.several_faces:
+            others = [other.crop for other in self.tracker.track_faces(image, name) if not _same(other.crop, track.crop)]
+        return self._encode(image, track, others)
+
+    def encode_all(self, portrait: str | Path | Picture) -> list[Source]:
+        """Track, crop and encode every face of a photo, from left to right.
 
         Raises:
             BadImage, NoFaceFound: naming the file.
         """
+        image, name = _portrait(portrait)
+        tracks = self.tracker.track_faces(image, name)
+        return [self._encode(image, track, [t.crop for t in tracks if t is not track]) for track in tracks]
+
+    @torch.inference_mode()
+    def _encode(self, image: Picture, track: Track, others: Sequence[CropBox]) -> Source:
         from export3d.face.crop import CROP_SIZE, crop
 
-        name = "the portrait" if isinstance(portrait, np.ndarray) else str(portrait)
-        image = portrait if isinstance(portrait, np.ndarray) else read_image(portrait)
-        check_shape(image, "H W 3", "portrait")
-        track = self.tracker.track_image(image, name)
         known = self.space == track.motion.space
         expression = track.motion.expression[0] if known else np.zeros(SPACES[self.space], np.float32)
         picture = crop(image, track.crop, self.size)
@@ -147,6 +162,7 @@ class Animator:
                 self._tensor(track.landmarks[:1] / CROP_SIZE),
             ),
             crop=track.crop,
+            others=tuple(others),
         )
 
     def render(
@@ -413,6 +429,21 @@ class _View:
 
     sources: tuple[Source, ...]
     compositor: Compositor | None = None
+
+
+def _same(a: CropBox, b: CropBox) -> bool:
+    """Whether two crops show the same face."""
+    return float(np.hypot(*np.subtract(a.centre, b.centre))) < 0.25 * min(a.side, b.side)
+
+
+def _portrait(portrait: str | Path | Picture) -> tuple[Picture, str]:
+    """The pixels of a portrait and its name in messages."""
+    if isinstance(portrait, np.ndarray):
+        image, name = portrait, "the portrait"
+    else:
+        image, name = read_image(portrait), str(portrait)
+    check_shape(image, "H W 3", "portrait")
+    return image, name
 
 
 def pick_device(name: str | torch.device) -> torch.device:
