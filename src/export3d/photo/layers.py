@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from export3d.errors import BadImage
 from export3d.face.crop import CropBox
-from export3d.photo.background import replaced, surrounding
+from export3d.photo.background import check_background, replaced, surrounding
 from export3d.photo.matte import foreground, person_matte, person_share
 
 Picture = NDArray[np.uint8]
@@ -59,6 +59,7 @@ def layers(image: Picture, boxes: Sequence[CropBox], background: str = "keep") -
         BadImage: the background cannot be read, or no person to cut out is found. "keep" then moves the background near
             the face too.
     """
+    check_background(background)
     if min(person_share(image, box) for box in boxes) < _FOUND:
         if background == "keep":
             return Layers.opaque(image)

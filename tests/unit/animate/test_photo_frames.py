@@ -1,0 +1,120 @@
+"""The whole photo, other sizes and several faces with the packaged weights: what moves, what stays, what is refused."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export3d.animate.animator import Animator, Source
+from export3d.animate.drive import bundled_motion, read_motion
+from export3d.errors import BadImage, ConfigError
+from export3d.motion.motion import Motion
+from tests.group_photo import group_photo
+
+
+@pytest.fixture(scope="module")
+def animator() -> Animator:
+    return Animator.from_pretrained(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def source(animator: Animator, astronaut_path: Path) -> Source:
+    return animator.encode(astronaut_path)
+
+
+@pytest.fixture(scope="module")
+def motion() -> Motion:
+    """Three frames: at rest, turned to the right, speaking."""
+    whole = read_motion(bundled_motion("turns")).motion
+    return replace(whole, expression=whole.expression[[0, 60, 90]], camera=whole.camera[[0, 60, 90]])
+
+
+def far_from(source: Source, sides: float) -> np.ndarray:
+    """The pixels (H, W) of the photo farther than so many crop sides from the middle of the face."""
+    y, x = np.mgrid[: source.photo.shape[0], : source.photo.shape[1]]
+    return np.hypot(x - source.crop.centre[0], y - source.crop.centre[1]) > sides * source.crop.side
+
+
+@pytest.mark.slow
+def test_the_head_moves_in_the_photo_and_the_rest_stays_to_the_bit(
+    animator: Animator, source: Source, motion: Motion
+) -> None:
+    frames = list(animator.animate(source, motion, size="native", frame="photo"))
+    photo = source.photo
+    assert [frame.shape for frame in frames] == [photo.shape] * 3
+    far = far_from(source, 1.25)
+    wall = np.zeros(far.shape, bool)
+    wall[:110, 80:120] = wall[:60, 330:380] = True  # background on both sides of the hair, within the crop's reach
+    for frame in frames:
+        assert np.array_equal(frame[far], photo[far])
+        assert np.array_equal(frame[wall], photo[wall])
+    face = (slice(80, 150), slice(190, 250))
+    assert np.abs(frames[1][face].astype(int) - photo[face]).mean() > 10
+
+
+@pytest.mark.slow
+def test_frames_of_the_models_size_are_the_same_as_ever(animator: Animator, source: Source, motion: Motion) -> None:
+    plain = animator.edit(source, {"jawOpen": 0.5})
+    assert plain.shape == (256, 256, 3)
+    large = animator.edit(source, {"jawOpen": 0.5}, size="native")
+    assert large.shape == (200, 200, 3), "the astronaut's own pixels"
+
+
+def test_a_replaced_background_is_seen_where_nobody_is(animator: Animator, source: Source) -> None:
+    made = animator.edit(source, yaw_deg=10.0, size="native", frame="photo", background="#10e030")
+    assert np.array_equal(made[5:40, 110:140], np.broadcast_to((16, 224, 48), (35, 30, 3)))
+    assert np.abs(made[400, 150].astype(int) - source.photo[400, 150]).max() <= 2, "the suit stays"
+
+
+@pytest.mark.slow
+def test_one_or_all_faces_of_a_group_move(animator: Animator, astronaut: np.ndarray) -> None:
+    group = group_photo(astronaut, [(160, 150, 260), (420, 150, 240), (680, 150, 250)], size=(300, 840))
+    everybody = animator.encode_all(group)
+    assert [len(one.others) for one in everybody] == [2, 2, 2]
+    wanted = {"scores": {"jawOpen": 0.7}, "size": "native", "frame": "photo"}
+    mouths = [(slice(185, 230), slice(x - 30, x + 30)) for x in (160, 420, 680)]
+    one, every = animator.edit(everybody[1], **wanted), animator.edit(everybody, **wanted)
+    change = [[np.abs(image[mouth].astype(int) - group[mouth]).mean() for mouth in mouths] for image in (one, every)]
+    assert [value > 3 for value in change[0]] == [False, True, False], change
+    assert change[0][0] == change[0][2] == 0
+    assert all(value > 3 for value in change[1]), change
+
+
+@pytest.mark.parametrize(
+    ("wanted", "words"),
+    [
+        ({"size": 100}, "256 to 1024"),
+        ({"size": "big"}, "256 to 1024"),
+        ({"frame": "square"}, "photo or crop"),
+        ({"background": "#12"}, "hexadecimal"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    animator: Animator, source: Source, motion: Motion, wanted: dict[str, object], words: str
+) -> None:
+    for function in (animator.animate, lambda one, _, **options: animator.edit(one, **options)):
+        with pytest.raises(ConfigError, match=words):
+            function(source, motion, **wanted)  # type: ignore[operator]
+
+
+def test_a_background_that_cannot_be_read_is_named(animator: Animator, source: Source, tmp_path: Path) -> None:
+    with pytest.raises(BadImage, match="missing.png"):
+        animator.edit(source, background=str(tmp_path / "missing.png"))
+
+
+def test_faces_of_two_photos_do_not_move_together(animator: Animator, source: Source, astronaut: np.ndarray) -> None:
+    with pytest.raises(ConfigError, match="encode_all"):
+        animator.edit([source, animator.encode(astronaut.copy())], frame="photo")
+    with pytest.raises(ConfigError, match="encode_all"):
+        animator.edit([], frame="photo")
+    with pytest.raises(ConfigError, match='frame="photo"'):
+        animator.edit([source, source], size=256)
+
+
+def test_weights_that_render_everything_have_one_size(tiny_weights: Path, astronaut: np.ndarray) -> None:
+    tiny = Animator.from_pretrained(tiny_weights, device="cpu")
+    with pytest.raises(ConfigError, match="leave out size"):
+        tiny.edit(tiny.encode(astronaut), frame="photo")
