@@ -72,10 +72,12 @@ OPTIONS: dict[str, list[str]] = {
     "evaluate same": [
         "data='data'", "scoring=...", "run=...", "output='evaluation'", "split='val'", "clips=None", "weights=None",
         "references=('copy', 'warp', 'mesh', 'oracle')", "every=1", "max_clips=None",
+        "size=None",
     ],
     "evaluate cross": [
         "data='data'", "run=...", "output='evaluation'", "split='val'", "clips=None", "weights=None", "pairs=None",
         "identity=()", "expression='arkit52'", "motion='absolute'", "frames=40", "against=None", "max_pairs=None",
+        "size=None",
     ],
     "evaluate predictions": [
         "folder", "scoring=...", "output='evaluation'", "truth=True", "workers=0", "device='auto'",

@@ -27,6 +27,7 @@ def command(
     frames: int = 40,
     against: Path | None = None,
     max_pairs: int | None = None,
+    size: int | None = None,
 ) -> int:
     """Score weights on pairs of people, one driven by the other's clip: identity, leaked appearance and motion.
 
@@ -46,6 +47,7 @@ def command(
         frames: maximum number of frames per driving clip, evenly spaced.
         against: report.json of another run; adds the differences for each pair.
         max_pairs: use only the first pairs.
+        size: pixels across the face crop of the results, 256 to 1024; sources with fewer are left out.
     """
     from export3d.evaluation.protocols.cross import cross_identity
 
@@ -61,6 +63,7 @@ def command(
             frames=frames,
             against=against,
             max_pairs=max_pairs,
+            size=size,
             publishable_only=clips is None,
             run=run,
             progress=progress,

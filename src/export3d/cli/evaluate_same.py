@@ -24,6 +24,7 @@ def command(
     references: tuple[Literal["copy", "warp", "mesh", "oracle"], ...] = ("copy", "warp", "mesh", "oracle"),
     every: int = 1,
     max_clips: int | None = None,
+    size: int | None = None,
 ) -> int:
     """Score weights on held-out clips, each driven by its own frames, against simple references and an oracle.
 
@@ -40,6 +41,7 @@ def command(
         references: other rows of the table; the copy is always included.
         every: use every N-th of the other frames as driving frame.
         max_clips: use only the first clips of the split.
+        size: pixels across the face crop that are scored, 256 to 1024; clips with fewer are left out.
     """
     from export3d.evaluation.protocols.same import same_identity
 
@@ -52,6 +54,7 @@ def command(
             scoring=scoring.scoring(),
             every=every,
             max_clips=max_clips,
+            size=size,
             publishable_only=clips is None,
             run=run,
             progress=progress,

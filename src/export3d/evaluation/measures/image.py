@@ -109,6 +109,16 @@ SSIM = Metric(
     "ssim", "SSIM", True, 4, "Gaussian window 11 x 11, sigma 1.5, data range 1, mean of RGB, inner region", ssim
 )
 
+PSNR_256 = Measure(
+    "psnr_256",
+    "PSNR at 256 (dB)",
+    True,
+    2,
+    "PSNR of the frame reduced to 256 px (antialiased bicubic) and the prepared true frame; enlarged frames are scored "
+    "as they were rendered, at 256 px",
+)
+"""At other sizes only."""
+
 
 def lpips(
     backbone: str = "alex",

@@ -26,7 +26,8 @@ The rules:
   its median, so that the size of the driver's face does not enter through the camera. `relative` is what
   `export3d animate` does (`animate.drive.rebase`).
 - *Images*: rendered at the model's size and rounded to 8 bits; enlarged to 256 for tracking and identity. Nothing is
-  smoothed in time, because the frames are not neighbours.
+  smoothed in time, because the frames are not neighbours. At another size only sharpness is measured at that size, and
+  everything else on the frames reduced to the model's.
 """
 
 from __future__ import annotations
@@ -58,10 +59,11 @@ from export3d.evaluation.measures.rendered import on_grid, rendered_scores
 from export3d.evaluation.measures.sharpness import MEASURE as SHARPNESS
 from export3d.evaluation.measures.sharpness import sharpness
 from export3d.evaluation.measures.temporal import Flicker
-from export3d.evaluation.protocols.driven import FPS, distance_from, most_frontal
+from export3d.evaluation.protocols.driven import FPS, at_size, distance_from, most_frontal
+from export3d.evaluation.protocols.originals import Original, check_size, resized, with_pixels
 from export3d.evaluation.protocols.pairs import check_pairs, choose_pairs, read_pairs
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
-from export3d.evaluation.protocols.provenance import inputs_of_run, origin_of
+from export3d.evaluation.protocols.provenance import inputs_of_run, origin_of, sizes_of_run
 from export3d.evaluation.protocols.results import Results, Shown
 from export3d.evaluation.protocols.retracked import SeenFrames, cross_measures, movement_scores, read_scores
 from export3d.evaluation.protocols.runner import Progress, finished_clips, score_all, share_threads
@@ -70,7 +72,7 @@ from export3d.evaluation.protocols.settings import RunSettings
 from export3d.evaluation.reports.clips import OURS, REAL, ClipResult
 from export3d.evaluation.reports.cross import CrossReport, Pair, read_cross_report
 from export3d.evaluation.reports.figures import publishable
-from export3d.face.crop import CROP_SIZE
+from export3d.face.crop import CROP_SIZE, crop
 from export3d.face.smooth import Smoothing
 from export3d.face.tracker import Tracker
 from export3d.image import to_tensor, to_uint8
@@ -97,6 +99,7 @@ def cross_identity(
     frames: int = FRAMES,
     against: Path | str | None = None,
     max_pairs: int | None = None,
+    size: int | None = None,
     publishable_only: bool = True,
     run: RunSettings = RunSettings(),  # noqa: B008 - frozen
     progress: Progress | None = None,
@@ -116,6 +119,8 @@ def cross_identity(
         frames: most frames of each driving clip.
         against: `report.json` of another run on the same pairs; the report gets the paired differences.
         max_pairs: only the first pairs.
+        size: of the results, pixels across the face crop; by default the model's. At another size the source's pixels
+            come from the file that it was prepared from, and sources whose crop has fewer are left out.
         publishable_only: show on the sheet only people whose images may be published (`figures.publishable`).
         run: device, processes, batch, and where images are saved: in SOURCE_by_DRIVER, with the driver's frames as
             targets.
@@ -132,12 +137,19 @@ def cross_identity(
         raise ConfigError("frames and the number of pairs must be at least 1, and identity needs a descriptor")
     reader = None if str(expression) == ARKIT else load_expression(expression)
     index, model = _in_one_space(split, weights, named=reader is None)
-    listed = (choose_pairs(index) if pairs is None else read_pairs(pairs))[:max_pairs]
+    listed = list(choose_pairs(index) if pairs is None else read_pairs(pairs))
     check_pairs(listed, index)
+    check_size(size, model)
+    small: dict[str, str] = {}
+    if size is not None:
+        listed, small = _with_pixels(split, listed, index, size)
+    listed = listed[:max_pairs]
     identities = [load_identity(name) for name in identity]
-    measures = (*cross_measures(identities, reader is not None, index.space == ARKIT), *RENDERED)
+    measures = cross_measures(identities, reader is not None, index.space == ARKIT)
+    measures += RENDERED if size is None else ()
     settings = {
         **inputs_of_run(model, weights, split),
+        **sizes_of_run(size),
         "pairs": "by rule: each clip drives the next two people" if pairs is None else Path(pairs).name,
         "identity": [descriptor.description for descriptor in identities],
         **({} if reader is None else {"expression and pose": reader.description}),
@@ -155,6 +167,7 @@ def cross_identity(
         expression=expression,
         motion=motion,
         frames=frames,
+        size=size,
         device=str(device),
         publishable_only=publishable_only,
         run=run,
@@ -163,7 +176,8 @@ def cross_identity(
     scored, skipped = _score_pairs(plan, listed, index, progress)
     clips = results.clips(scored)
     title, defined = f"Cross-identity reenactment on {split.resolve().name}", _defined(measures, clips)
-    report = CrossReport(title, settings, (OURS, REAL), defined, clips, skipped=skipped, other=other)
+    title += "" if size is None else f", {size} px"
+    report = CrossReport(title, settings, (OURS, REAL), defined, clips, skipped=small | skipped, other=other)
     return results.write_report(report, previous=other)
 
 
@@ -208,6 +222,7 @@ class _Plan:
     expression: str | Path
     motion: Transfer
     frames: int
+    size: int | None
     device: str
     publishable_only: bool
     run: RunSettings
@@ -225,6 +240,14 @@ def _score_pairs(
     if not scored:
         raise InputError(f"no pair of {plan.split} could be scored: {next(iter(skipped.values()))}")
     return scored, skipped
+
+
+def _with_pixels(split: Path, pairs: Sequence[Pair], index: Index, size: int) -> tuple[list[Pair], dict[str, str]]:
+    """The pairs whose source has the pixels, and the reason for each of the others; see `originals.with_pixels`."""
+    sources = {pair.source for pair in pairs}
+    small = with_pixels(split, [entry for entry in index.entries if entry.key in sources], size)[1]
+    reasons = {pair.name: f"{pair.source}: {small[pair.source]}" for pair in pairs if pair.source in small}
+    return [pair for pair in pairs if pair.name not in reasons], reasons
 
 
 def _defined(measures: tuple[Measure, ...], clips: Sequence[ClipResult]) -> tuple[Measure, ...]:
@@ -252,6 +275,10 @@ class _Work:
             self._score(pair)
         except NoFaceFound as error:
             return str(error)
+        except InputError as error:
+            if self._plan.size is None:
+                raise
+            return str(error)  # of a file that is not part of the split
         return ""
 
     def _score(self, pair: Pair) -> None:
@@ -265,7 +292,7 @@ class _Work:
         camera, expression = source.camera[frame], source.expression[frame]
         still = np.ascontiguousarray(np.moveaxis(decode(source, self._size)[frame], 0, -1))
         asked = _at(asked_motion(driver.motion, camera, expression, self._plan.motion), driver.rows)
-        pictures, shares = self._render(still, source, frame, asked)
+        pictures, shares, large = self._render(still, source, frame, asked)
         ours, theirs = self._seen(pictures, pair.name), driver.seen
 
         values, reference = self._movement(asked, ours, driver)
@@ -283,9 +310,10 @@ class _Work:
         flicker.add(driver.rows, theirs.pictures, pictures, face)
         values |= flicker.result()
         shown_face = np.where(ours.track.found[:, None, None], ours.landmarks, np.nan)
-        scale = self._size / CROP_SIZE
-        found = rendered_scores(shares, shown_face, CROP_SIZE)
-        found[SHARPNESS.name] = sharpness(pictures, shown_face * scale, still, landmarks * scale)
+        found = {} if shares is None else rendered_scores(shares, shown_face, CROP_SIZE)
+        compared, own_picture = (pictures, still) if large is None else large
+        scale = len(own_picture) / CROP_SIZE
+        found[SHARPNESS.name] = sharpness(compared, shown_face * scale, own_picture, landmarks * scale)
         for name, of_frames in found.items():
             values[name] = float(np.nanmean(of_frames)) if np.isfinite(of_frames).any() else math.nan
 
@@ -311,8 +339,8 @@ class _Work:
         strip = clip_strip(still, Chunk(driver.rows, theirs.pictures, {OURS: pictures}), worst)
         with contextlib.ExitStack() as stack:
             if self._plan.run.save is not None:
-                saved = stack.enter_context(PredictionWriter(self._plan.run.save).clip(pair.folder, still))
-                saved.add(theirs.pictures, pictures)
+                saved = stack.enter_context(PredictionWriter(self._plan.run.save).clip(pair.folder, own_picture))
+                saved.add(theirs.pictures if large is None else resized(theirs.pictures, len(own_picture)), compared)
             # Before the saved images get their final name: a stop in between only scores the pair again.
             self._plan.results.write(
                 result, ClipScores(result.scores, len(pictures), result.worst_frame, strip, {}), case
@@ -331,11 +359,15 @@ class _Work:
         return values, {name: value for name, value in reference.items() if name not in absent}
 
     @torch.inference_mode()
-    def _render(self, still: Picture, source: Record, frame: int, asked: Motion) -> tuple[Picture, NDArray[np.float32]]:
+    def _render(
+        self, still: Picture, source: Record, frame: int, asked: Motion
+    ) -> tuple[Picture, NDArray[np.float32] | None, tuple[Picture, Picture] | None]:
         """The source, a frame (R, R, 3) of its record, rendered with the requested motion.
 
         Returns:
-            Images (K, R, R, 3) and their rendered shares (K, 4096), see `measures.rendered.on_grid`.
+            Images (K, R, R, 3), and their rendered shares (K, 4096), see `measures.rendered.on_grid`. At another size
+            N, the images are reduced from those of that size (K, N, N, 3), which are given with their source (N, N, 3)
+            instead of the shares.
         """
         known = (source.camera, source.expression, source.landmarks)
         own = (to_tensor(still), *(torch.from_numpy(np.array(values[frame], np.float32)) for values in known))
@@ -344,9 +376,16 @@ class _Work:
             torch.from_numpy(np.array(values)).to(self._plan.device) for values in (asked.expression, asked.camera)
         )
         parts = zip(*(torch.split(values, self._plan.run.batch) for values in wanted))
+        size = self._plan.size
+        if size is not None:
+            original = Original(source, size)
+            photo = original.check(frame, still)
+            render = at_size(self._model, photo, original.box, own[0][None].to(self._plan.device), size)
+            large = np.concatenate([render(self._model.planes(features, e), c)[0] for e, c in parts])
+            return resized(large, self._size), None, (large, crop(photo, original.box, size))
         frames = [self._model.frame_and_share(self._model.planes(features, e), c) for e, c in parts]
         images, shares = zip(*frames)
-        return np.concatenate([to_uint8(image) for image in images]), np.concatenate([on_grid(x) for x in shares])
+        return np.concatenate([to_uint8(image) for image in images]), np.concatenate([on_grid(x) for x in shares]), None
 
     def _record(self, key: str) -> Record:
         return next(r for r in read_tar(self._plan.split / self._entries[key].shard) if r.key == key)

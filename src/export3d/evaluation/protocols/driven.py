@@ -5,8 +5,9 @@
 - *Driven*: all other frames in which the face was found (or every N-th of them), with their own tracked expressions and
   cameras (absolute motion). Frames equal to the source pixel for pixel are left out, because a copy is infinitely good
   there; slow recordings converted to 25 frames per second have them.
-- *Images*: face crops at the model's size. Predictions are rounded to 8 bits before they are compared, so that saved
-  and scored images agree.
+- *Images*: face crops at the model's size. At another size the model gets the same crops as always, and the source's
+  pixels for `photo.compositor` and the true frames come from the file (`originals`). Predictions are rounded to 8 bits
+  before they are compared, so that saved and scored images agree.
 """
 
 from __future__ import annotations
@@ -25,13 +26,18 @@ from export3d.data.decoding import decode
 from export3d.data.shards import Record
 from export3d.errors import NoFaceFound
 from export3d.evaluation.measures.rendered import on_grid
+from export3d.evaluation.protocols.originals import Original, resized
 from export3d.evaluation.protocols.scoring import CHUNK, Chunk
-from export3d.image import to_uint8
-from export3d.model import Export3D
+from export3d.evaluation.reports.clips import ENLARGED
+from export3d.face.crop import CropBox, crop
+from export3d.image import to_tensor, to_uint8
+from export3d.model import Export3D, Planes
 from export3d.motion.motion import Motion
+from export3d.photo.scene import scene
 
 Rows = NDArray[np.int64]
 Floats = NDArray[np.floating[Any]]
+Picture = NDArray[np.uint8]
 
 
 class Prediction(NamedTuple):
@@ -40,10 +46,12 @@ class Prediction(NamedTuple):
     Attributes:
         image: (B, 3, R, R) in [-1, 1].
         share: (B, 1, R, R) share of each pixel that is rendered (`Export3D.frame_and_share`); None where undefined.
+        small: (B, 3, h, h), the model's own frames if the predicted ones are larger.
     """
 
     image: Tensor
     share: Tensor | None = None
+    small: Tensor | None = None
 
 
 Predict = Callable[[Rows], Prediction]
@@ -64,6 +72,9 @@ class DrivenClip:
         source: number of the source frame.
         driven: numbers of the frames to predict.
         identical: number of other frames that equal the source and were left out.
+        size: of the images that are scored.
+        original: their pixels, unless they are `frames`.
+        photo: (H, W, 3) uint8, the original's source frame.
     """
 
     record: Record
@@ -72,10 +83,32 @@ class DrivenClip:
     source: int
     driven: Rows
     identical: int
+    size: int
+    original: Original | None = None
+    photo: Picture | None = None
 
     def images(self, rows: Rows | Sequence[int], device: torch.device | str = "cpu") -> Tensor:
         """Frames (B, 3, R, R) float32 in [-1, 1]."""
         return self.frames[torch.as_tensor(rows)].to(device).float().div_(127.5).sub_(1.0)
+
+    @property
+    def source_picture(self) -> Picture:
+        """(R, R, 3) uint8, the source at the size that is scored."""
+        if self.original is None or self.photo is None:
+            return to_uint8(self.images([self.source]))[0]
+        return crop(self.photo, self.original.box, self.size)
+
+    def targets(self, rows: Rows) -> Picture:
+        """(N, R, R, 3) uint8, true frames at the size that is scored."""
+        return self._prepared(rows) if self.original is None else self.original.crops(rows, self.size)
+
+    def small_targets(self, rows: Rows) -> Picture | None:
+        """(N, h, h, 3) uint8, true frames at the model's size; None if that is what is scored."""
+        return None if self.original is None else self._prepared(rows)
+
+    def _prepared(self, rows: Rows) -> Picture:
+        pictures: Picture = self.frames[torch.from_numpy(rows)].permute(0, 2, 3, 1).contiguous().numpy()
+        return pictures
 
     @property
     def farthest(self) -> int:
@@ -103,36 +136,83 @@ class Reenactment:
         landmarks = torch.from_numpy(np.array(clip.record.landmarks[row], dtype=np.float32)).to(device)
         features = self.model.encode(image, camera[row], expression[row], landmarks)
 
-        def predict(rows: Rows) -> Prediction:
-            at = torch.from_numpy(rows).to(device)
-            return Prediction(*self.model.frame_and_share(self.model.planes(features, expression[at]), camera[at]))
+        if clip.original is None or clip.photo is None:
 
-        return predict
+            def predict(rows: Rows) -> Prediction:
+                at = torch.from_numpy(rows).to(device)
+                return Prediction(*self.model.frame_and_share(self.model.planes(features, expression[at]), camera[at]))
+
+            return predict
+        large = at_size(self.model, clip.photo, clip.original.box, image, clip.size)
+
+        def predict_large(rows: Rows) -> Prediction:
+            at = torch.from_numpy(rows).to(device)
+            frames, small = large(self.model.planes(features, expression[at]), camera[at])
+            return Prediction(to_tensor(frames), small=small)
+
+        return predict_large
+
+
+def at_size(
+    model: Export3D, photo: Picture, box: CropBox, source: Tensor, size: int
+) -> Callable[[Planes, Tensor], tuple[Picture, Tensor]]:
+    """A function that renders the face crop of a photo at a size.
+
+    Args:
+        model: with a warp that adds the source's pixels (`originals.check_size`).
+        photo: uint8 (H, W, 3).
+        box: its face crop.
+        source: (1, 3, h, h), the crop as the model saw it.
+        size: R.
+
+    Returns:
+        Planes and cameras (B, 25) to frames uint8 (B, R, R, 3), and the model's own (B, 3, h, h).
+    """
+    made = scene(photo, [(box, source)], size=size, frame="crop", background="keep", long_side=None)
+
+    def render(planes: Planes, camera: Tensor) -> tuple[Picture, Tensor]:
+        small, origin = model.frame_and_origin(planes, camera)
+        assert origin is not None
+        return np.stack([made.frame([(small[k : k + 1], origin.at(k))]) for k in range(len(small))]), small
+
+    return render
 
 
 @torch.inference_mode()
 def driven_chunks(clip: DrivenClip, methods: Mapping[str, Method], device: torch.device, batch: int) -> Iterator[Chunk]:
-    """The driven frames of a clip, `CHUNK` at a time, with every method's predictions rounded to 8 bits."""
+    """The driven frames of a clip, at most `CHUNK` at a time, with every method's predictions rounded to 8 bits.
+
+    At another size than the model's, its own frames are enlarged as one more method, `ENLARGED`.
+    """
     predict = {name: method(clip, device) for name, method in methods.items()}
-    for start in range(0, len(clip.driven), CHUNK):
-        rows = clip.driven[start : start + CHUNK]
+    step = max(1, CHUNK * clip.frames.shape[-1] ** 2 // clip.size**2)
+    for start in range(0, len(clip.driven), step):
+        rows = clip.driven[start : start + step]
         parts = [rows[at : at + batch] for at in range(0, len(rows), batch)]
-        pictures, shares = {}, {}
+        pictures, shares, small = dict[str, Picture](), dict[str, NDArray[np.float32]](), dict[str, Picture]()
         for name, one in predict.items():
-            found = [(to_uint8(made.image.cpu()), made.share) for made in map(one, parts)]
-            pictures[name] = np.concatenate([picture for picture, _ in found])
-            known = [on_grid(share) for _, share in found if share is not None]
+            found = [(to_uint8(made.image.cpu()), made.share, made.small) for made in map(one, parts)]
+            pictures[name] = np.concatenate([picture for picture, _, _ in found])
+            known = [on_grid(share) for _, share, _ in found if share is not None]
             if known:
                 shares[name] = np.concatenate(known)
-        targets = np.ascontiguousarray(clip.frames[torch.from_numpy(rows)].permute(0, 2, 3, 1).numpy())
-        yield Chunk(rows, targets, pictures, shares)
+            own = [to_uint8(image.cpu()) for _, _, image in found if image is not None]
+            if own:
+                small[ENLARGED] = np.concatenate(own)
+                pictures[ENLARGED] = resized(small[ENLARGED], clip.size)
+        yield Chunk(rows, clip.targets(rows), pictures, shares, clip.small_targets(rows), small)
 
 
-def driven_clip(record: Record, space: str, size: int, every: int = 1) -> DrivenClip:
+def driven_clip(record: Record, space: str, size: int, every: int = 1, scored: int | None = None) -> DrivenClip:
     """Decode a record and choose its source and driven frames by the rules above.
+
+    Args:
+        size: of the model's images.
+        scored: size of the images that are scored, if it is another one.
 
     Raises:
         NoFaceFound: fewer than two different frames show the face.
+        InputError: the file that the record was made from cannot give images of that size.
     """
     motion = Motion(record.expression, record.camera, FPS, space)
     frames = torch.from_numpy(decode(record, size))
@@ -143,7 +223,12 @@ def driven_clip(record: Record, space: str, size: int, every: int = 1) -> Driven
     driven = np.flatnonzero(record.found & ~equal)[::every]
     if len(driven) == 0:
         raise NoFaceFound(f"{record.key} has no second frame that shows the face and differs; use a longer clip")
-    return DrivenClip(record, frames, motion, source, driven, int((record.found & equal).sum()) - 1)
+    identical = int((record.found & equal).sum()) - 1
+    if scored is None:
+        return DrivenClip(record, frames, motion, source, driven, identical, size)
+    original = Original(record, scored)
+    photo = original.check(source, frames[source].permute(1, 2, 0).numpy())
+    return DrivenClip(record, frames, motion, source, driven, identical, scored, original, photo)
 
 
 def most_frontal(camera: Floats, found: NDArray[np.bool_]) -> int:

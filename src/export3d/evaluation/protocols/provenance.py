@@ -27,6 +27,13 @@ def inputs_of_run(model: Export3D, weights: Path | str | None, split: Path) -> d
     }
 
 
+def sizes_of_run(size: int | None) -> dict[str, Any]:
+    """The settings of a run at another size than the model's, pixels; empty for the model's."""
+    if size is None:
+        return {}
+    return {"size": f"{size} px across the face crop, pixels of the original files; the model gets its own image size"}
+
+
 def origin_of(info: dict[str, Any]) -> str:
     """The data set or repository that a record's provenance names; empty if it names none."""
     origin = info.get("origin", {})

@@ -25,6 +25,7 @@ from export3d.errors import check_shape
 from export3d.evaluation.protocols.driven import DrivenClip, Method, Predict, Prediction, Rows
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS, LOWER_LIDS, UPPER_LIDS
 from export3d.face.mesh import LANDMARKS, VERTICES, canonical_mesh
+from export3d.image import to_tensor
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
 from export3d.warping.elastic_mesh import FACE, ElasticMesh, show, softened
@@ -59,7 +60,7 @@ class Copy:
     """The source frame itself: the least that any method must beat."""
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
-        source = clip.images([clip.source], device)
+        source = to_tensor(clip.source_picture)[None].to(device)
         return lambda rows: Prediction(source.expand(len(rows), -1, -1, -1))
 
 
@@ -152,7 +153,7 @@ def expression_motion(face: Array, scores: Array, driving: Array) -> Array:
 
 def _predictor(clip: DrivenClip, device: torch.device, faces: Faces) -> Predict:
     """Images of the source's mesh with its face at the positions that `faces` returns."""
-    image = clip.images([clip.source], device)
+    image = to_tensor(clip.source_picture)[None].to(device)
     at_rest = _face(clip, clip.source)
     mesh = ElasticMesh(torch.from_numpy(at_rest[None]).float().to(device))
     dark = _DARKNESS * (_mean_inside(image, at_rest) + 1.0) - 1.0

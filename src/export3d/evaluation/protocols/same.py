@@ -23,17 +23,18 @@ from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures.image import PSNR
 from export3d.evaluation.measures.rendered import MEASURES as RENDERED
 from export3d.evaluation.protocols.driven import DrivenClip, Method, Reenactment, driven_chunks, driven_clip
+from export3d.evaluation.protocols.originals import check_size, resized, with_pixels
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
-from export3d.evaluation.protocols.provenance import inputs_of_run, origin_of
+from export3d.evaluation.protocols.provenance import inputs_of_run, origin_of, sizes_of_run
 from export3d.evaluation.protocols.references import REFERENCES
 from export3d.evaluation.protocols.results import Results, Shown
 from export3d.evaluation.protocols.runner import Progress, finished_clips, score_all, share_threads
 from export3d.evaluation.protocols.scoring import Chunk, ClipScorer, ClipScores
 from export3d.evaluation.protocols.settings import RunSettings, Scoring
-from export3d.evaluation.reports.clips import BASELINE, MOVING_DB, OURS, ClipResult
+from export3d.evaluation.reports.clips import BASELINE, ENLARGED, MOVING_DB, ORACLE, OURS, ClipResult
 from export3d.evaluation.reports.figures import publishable
 from export3d.evaluation.reports.report import Report
-from export3d.image import to_uint8
+from export3d.face.crop import CROP_SIZE
 from export3d.model import Export3D
 from export3d.pretrained import load_pretrained
 
@@ -49,6 +50,7 @@ def same_identity(
     scoring: Scoring = Scoring(),  # noqa: B008 - frozen
     every: int = 1,
     max_clips: int | None = None,
+    size: int | None = None,
     publishable_only: bool = True,
     run: RunSettings = RunSettings(),  # noqa: B008 - frozen
     progress: Progress | None = None,
@@ -66,26 +68,38 @@ def same_identity(
         scoring: measures and their networks.
         every: drive every N-th of the other frames; flicker is only defined for N = 1.
         max_clips: only the first clips of the split.
+        size: of the frames, pixels across the face crop; by default the model's. At another size the pixels come from
+            the files that the clips were prepared from, clips whose crop has fewer are left out, and so is the oracle,
+            which would show the driving frame's own pixels.
         publishable_only: show on the sheet only people whose images may be published (`figures.publishable`).
         run: device, processes, batch, and where images are saved.
         progress: called with (frames done, frames); the latter is an estimate.
 
     Raises:
-        InputError: not a prepared split, no clip in it, or another expression space than the weights'.
+        InputError: not a prepared split, no clip in it, none with enough pixels, or another expression space than the
+            weights'.
         CheckpointError: no such weights.  MissingExtra: no tracker.
         OutputError: `out` cannot be written.  ConfigError: invalid settings, or no weights for LPIPS.
     """
     split = Path(split)
     if min(every, 1 if max_clips is None else max_clips) < 1:
         raise ConfigError("every and the number of clips must be at least 1")
-    methods = _methods(references)
+    methods = _methods(references, size)
     device = pick_device(run.device)
     index, model = _matching(split, weights)
-    shares = RENDERED if scoring.faces else RENDERED[:1]
-    with ClipScorer(scoring, device) as scorer:  # missing networks are reported before anything is scored
+    check_size(size, model)
+    videos, small = [entry for entry in index.entries if entry.kind == "video"], dict[str, str]()
+    if size is not None:
+        videos, small = with_pixels(split, videos, size)
+    videos = videos[:max_clips]
+    shares = () if size is not None else RENDERED if scoring.faces else RENDERED[:1]
+    with ClipScorer(
+        scoring, device, resized=size is not None
+    ) as scorer:  # missing networks are reported before anything is scored
         measures, overall, networks = (*scorer.measures, *shares), scorer.overall_measures, scorer.description
     settings = {
         **inputs_of_run(model, weights, split),
+        **sizes_of_run(size),
         "source": "most frontal found frame (smallest |yaw| + |pitch| + |roll|)",
         "driven": "every further found frame" if every == 1 else f"one in {every} of the further found frames",
         "moving": f"copy under {MOVING_DB:g} dB",
@@ -99,22 +113,22 @@ def same_identity(
         methods=methods,
         scoring=scoring,
         every=every,
+        size=size,
         device=str(device),
         publishable_only=publishable_only,
         run=run,
         results=results,
     )
-    videos = [entry for entry in index.entries if entry.kind == "video"][:max_clips]
     scored, skipped = _score_videos(plan, videos, progress)
     report = Report(
-        title=f"Same-identity reenactment on {split.resolve().name}",
+        title=f"Same-identity reenactment on {split.resolve().name}" + ("" if size is None else f", {size} px"),
         settings=settings,
         methods=methods,
         measures=measures,
         clips=results.clips(scored),
         overall=results.distances(scored, overall),
         overall_measures=overall,
-        skipped=skipped,
+        skipped=small | skipped,
     )
     return results.write_report(report)
 
@@ -130,11 +144,12 @@ def _matching(split: Path, weights: Path | str | None) -> tuple[Index, Export3D]
     return index, model
 
 
-def _methods(references: Sequence[str]) -> tuple[str, ...]:
+def _methods(references: Sequence[str], size: int | None) -> tuple[str, ...]:
     unknown = [name for name in references if name not in REFERENCES]
     if unknown:
         raise ConfigError(f"unknown reference {unknown[0]!r}; choose from {', '.join(REFERENCES)}")
-    return (OURS, *(name for name in REFERENCES if name in references or name == BASELINE))
+    names = [name for name in REFERENCES if name in references or name == BASELINE]
+    return (OURS, *names) if size is None else (OURS, ENLARGED, *(name for name in names if name != ORACLE))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,6 +161,7 @@ class _Plan:
     methods: tuple[str, ...]
     scoring: Scoring
     every: int
+    size: int | None
     device: str
     publishable_only: bool
     run: RunSettings
@@ -170,24 +186,34 @@ class _Work:
         share_threads(plan.run.workers)
         self._plan = plan
         self._device = torch.device(plan.device)
-        self._scorer = ClipScorer(plan.scoring, plan.device)
+        self._scorer = ClipScorer(plan.scoring, plan.device, resized=plan.size is not None)
         model = load_pretrained(plan.weights).to(self._device)
         self._size = model.config.image_size
         self._methods: dict[str, Method] = {
-            name: Reenactment(model) if name == OURS else REFERENCES[name](model) for name in plan.methods
+            name: Reenactment(model) if name == OURS else REFERENCES[name](model)
+            for name in plan.methods
+            if name != ENLARGED  # comes with ours
         }
         self._space = model.config.space
 
     def __call__(self, entry: Entry) -> str:
-        plan = self._plan
-        record = next(r for r in read_tar(plan.split / entry.shard) if r.key == entry.key)
         try:
-            clip = driven_clip(record, self._space, self._size, plan.every)
+            self._score(entry)
         except NoFaceFound as error:
             return str(error)
+        except InputError as error:
+            if self._plan.size is None:
+                raise
+            return str(error)  # of a file that is not part of the split
+        return ""
+
+    def _score(self, entry: Entry) -> None:
+        plan = self._plan
+        record = next(r for r in read_tar(plan.split / entry.shard) if r.key == entry.key)
+        clip = driven_clip(record, self._space, self._size, plan.every, plan.size)
         farthest = clip.farthest
         shown: list[Picture] = []
-        source = to_uint8(clip.images([clip.source]))[0]
+        source = clip.source_picture
         with contextlib.ExitStack() as stack:
             saved = None
             if plan.run.save is not None:
@@ -206,10 +232,11 @@ class _Work:
             result = _result(record, clip, scores)
             case = None
             if not plan.publishable_only or publishable(result.terms, result.origin):
-                case = Shown(-result.value(BASELINE, PSNR.name), farthest, source, shown[0], shown[1])
+                images = np.stack([source, *shown])
+                images = images if plan.size is None else resized(images, CROP_SIZE)
+                case = Shown(-result.value(BASELINE, PSNR.name), farthest, *images)
             # Before the saved images get their final name: a stop in between only scores the clip again.
             plan.results.write(result, scores, case)
-        return ""
 
 
 def _result(record: Record, clip: DrivenClip, scores: ClipScores) -> ClipResult:

@@ -21,10 +21,11 @@ from export3d.evaluation.measures import sharpness, temporal
 from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
 from export3d.evaluation.measures.frechet import FrechetFeatures, load_features, sample_rows
 from export3d.evaluation.measures.identity import PACKAGED
-from export3d.evaluation.measures.image import PSNR, SSIM, Measure, Metric, lpips
+from export3d.evaluation.measures.image import PSNR, PSNR_256, SSIM, Measure, Metric, lpips, psnr
 from export3d.evaluation.measures.rendered import MEASURES as RENDERED
 from export3d.evaluation.measures.rendered import rendered_scores
 from export3d.evaluation.measures.temporal import Flicker
+from export3d.evaluation.protocols.originals import resized
 from export3d.evaluation.protocols.settings import Scoring
 from export3d.face.crop import CROP_SIZE
 from export3d.face.mesh import LANDMARKS
@@ -50,12 +51,16 @@ class Chunk:
         targets: (N, R, R, 3) uint8.
         predictions: method to (N, R, R, 3) uint8.
         shares: method to the rendered shares (N, 4096) of its predictions (`measures.rendered.on_grid`), where defined.
+        small_targets: (N, 256, 256, 3) uint8 if R is another size than the model's.
+        small: method to (N, 256, 256, 3) uint8, for methods whose predictions were enlarged.
     """
 
     rows: Rows
     targets: Frames
     predictions: Mapping[str, Frames]
     shares: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    small_targets: Frames | None = None
+    small: Mapping[str, Frames] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,13 +140,16 @@ class ClipScorer:
         device: where image metrics are computed; faces are read on the CPU.
         truth: whether the driving frames are the ground truth; without it (another person drives) only identity,
             expression, pose and movement are measured.
+        resized: whether frames have another size than the model's, and are also scored at 256 px.
 
     Raises:
         CheckpointError, ConfigError, MissingExtra: a network is not available.
     """
 
-    def __init__(self, scoring: Scoring, device: torch.device | str = "cpu", *, truth: bool = True) -> None:
-        self._truth = truth
+    def __init__(
+        self, scoring: Scoring, device: torch.device | str = "cpu", *, truth: bool = True, resized: bool = False
+    ) -> None:
+        self._truth, self._resized = truth, resized
         self._device = torch.device(device)
         self._metrics = image_metrics(scoring, device) if truth else ()
         self._features = frechet_features(scoring, device, truth=truth)
@@ -164,6 +172,7 @@ class ClipScorer:
     def measures(self) -> tuple[Measure, ...]:
         """The measures of a clip, in the order of the tables."""
         plain = tuple(Measure(m.name, m.title, m.higher_is_better, m.digits, m.definition) for m in self._metrics)
+        plain += (PSNR_256,) if self._resized else ()
         if self._faces is None:
             return plain
         seen = tuple(m for m in self._faces.measures if self._truth or m.name != "akd")
@@ -219,6 +228,9 @@ class ClipScorer:
                 kept = sums.setdefault(method, _Sums())
                 for metric, found in values[method].items():
                     kept.add(metric, found)
+                if chunk.small_targets is not None:
+                    small = chunk.small[method] if method in chunk.small else resized(pictures, CROP_SIZE)
+                    kept.add(PSNR_256.name, psnr(to_tensor(small), to_tensor(chunk.small_targets)).numpy())
                 read = self._read(pictures, f"{method} of {name}")
                 if method in chunk.shares:
                     landmarks = np.full((len(pictures), LANDMARKS, 2), np.nan) if read is None else read.landmarks

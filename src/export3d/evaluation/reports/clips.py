@@ -8,6 +8,8 @@ from typing import Any
 
 OURS = "ours"
 BASELINE = "copy"
+ENLARGED = "ours at 256"
+"""At other sizes: the model's own frames, enlarged."""
 SIMPLE = ("copy", "warp", "mesh")
 """References without a network: the least that any method should beat."""
 ORACLE = "oracle"
