@@ -127,10 +127,7 @@ class Animator:
             ConfigError: `face` is none of these.
         """
         image, name = _portrait(portrait)
-        track, others = self.tracker.track_image(image, name, face), []
-        if track.several_faces:
-            others = [other.crop for other in self.tracker.track_faces(image, name) if not _same(other.crop, track.crop)]
-        return self._encode(image, track, others)
+        return self._encode(image, self.tracker.track_image(image, name, face))
 
     def encode_all(self, portrait: str | Path | Picture) -> list[Source]:
         """Track, crop and encode every face of a photo, from left to right.
@@ -139,11 +136,10 @@ class Animator:
             BadImage, NoFaceFound: naming the file.
         """
         image, name = _portrait(portrait)
-        tracks = self.tracker.track_faces(image, name)
-        return [self._encode(image, track, [t.crop for t in tracks if t is not track]) for track in tracks]
+        return [self._encode(image, track) for track in self.tracker.track_faces(image, name)]
 
     @torch.inference_mode()
-    def _encode(self, image: Picture, track: Track, others: Sequence[CropBox]) -> Source:
+    def _encode(self, image: Picture, track: Track) -> Source:
         from export3d.face.crop import CROP_SIZE, crop
 
         known = self.space == track.motion.space
@@ -162,7 +158,7 @@ class Animator:
                 self._tensor(track.landmarks[:1] / CROP_SIZE),
             ),
             crop=track.crop,
-            others=tuple(others),
+            others=track.others,
         )
 
     def render(
@@ -429,11 +425,6 @@ class _View:
 
     sources: tuple[Source, ...]
     compositor: Compositor | None = None
-
-
-def _same(a: CropBox, b: CropBox) -> bool:
-    """Whether two crops show the same face."""
-    return float(np.hypot(*np.subtract(a.centre, b.centre))) < 0.25 * min(a.side, b.side)
 
 
 def _portrait(portrait: str | Path | Picture) -> tuple[Picture, str]:

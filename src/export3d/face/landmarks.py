@@ -157,7 +157,7 @@ def all_faces(landmarker: Landmarker, image: NDArray[np.uint8]) -> list[Face]:
         seen += _seen_in(landmarker, image, regions)
     candidates: list[Face] = []
     for face in seen:
-        if not any(_alike(face, other) for other in candidates):
+        if not any(alike(face, other) for other in candidates):
             candidates.append(face)
     return _distinct(
         [face for face in (_confirmed(landmarker, image, face) for face in candidates) if face is not None]
@@ -173,11 +173,11 @@ def _confirmed(landmarker: Landmarker, image: NDArray[np.uint8], face: Face) -> 
 
 
 def _again(landmarker: Landmarker, image: NDArray[np.uint8], face: Face, region: CropBox) -> Face | None:
-    alike = [other for other in landmarker.detect(image, region) if _alike(face, other)]
-    return min(alike, key=lambda other: float(np.linalg.norm(other.centre - face.centre)), default=None)
+    same = [other for other in landmarker.detect(image, region) if alike(face, other)]
+    return min(same, key=lambda other: float(np.linalg.norm(other.centre - face.centre)), default=None)
 
 
-def _alike(a: Face, b: Face) -> bool:
+def alike(a: Face, b: Face) -> bool:
     """Whether two detections are of one face: centres within a third of its size, sizes within a factor of 1.5."""
     small, large = sorted((a.size, b.size))
     return large < 1.5 * small and float(np.linalg.norm(a.centre - b.centre)) < small / 3

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from export3d.errors import BadVideo, ConfigError, NoFaceFound
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, CropBox, crop_box
-from export3d.face.landmarks import LONG_SIDE, Face, FaceLandmarker, Landmarker, all_faces
+from export3d.face.landmarks import LONG_SIDE, Face, FaceLandmarker, Landmarker, alike, all_faces
 from export3d.face.mesh import canonical_mesh
 from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, smooth_cameras, smooth_expression
 from export3d.motion.motion import Motion
@@ -55,6 +55,8 @@ class Track:
             measured with the person's own face shape (`pose.person_shape`). Shorter clips are measured with the
             canonical mesh, which adds about 2 pixels.
         several_faces: whether more than one face was found; the track follows the largest, or the one asked for.
+        others: crops of the other faces of a still image. Beside a large face, `face="largest"` misses those that one
+            detection misses; every other choice finds them.
     """
 
     motion: Motion
@@ -63,6 +65,7 @@ class Track:
     found: NDArray[np.bool_]
     reprojection: NDArray[np.float32]
     several_faces: bool
+    others: tuple[CropBox, ...] = ()
 
     @property
     def median_reprojection(self) -> float:
@@ -106,25 +109,17 @@ class Tracker:
         """
         wanted = face_choice(face)
         if wanted == "largest":
-            found, several = self._largest(image, name)
-            if found.size < _SMALL_SHARE * max(image.shape[:2]):  # one detection may have missed others, even larger
-                faces = all_faces(self._landmarker, image)
-                if len(faces) > 1:
-                    found, several = faces[0], True
-            if several:
-                logger.warning(
-                    "%s shows several faces; the largest is used (animate, edit and orbit take --face to choose)", name
-                )
-            return self._still(found, several, image, name)
+            return self._largest(image, name)
         faces = self._faces(image, name)
-        number = {"left": 1, "right": len(faces)}.get(str(wanted)) or int(wanted)
-        if number > len(faces):
+        count = max(len(faces), 1)
+        number = {"left": 1, "right": count}.get(str(wanted)) or int(wanted)
+        if number > count:
             raise NoFaceFound(
                 f"{name} shows only one face; leave out --face {number}"
-                if len(faces) == 1
-                else f"{name} shows {len(faces)} faces, counted from left to right; --face {number} is not one of them"
+                if count == 1
+                else f"{name} shows {count} faces, counted from left to right; --face {number} is not one of them"
             )
-        return self._still(faces[number - 1], len(faces) > 1, image, name)
+        return self._still(faces[number - 1], faces, image, name) if faces else self._largest(image, name, alone=True)
 
     def track_faces(self, image: NDArray[np.uint8], name: str = "the image") -> tuple[Track, ...]:
         """Track every face of an image (H, W, 3), ordered from left to right by the centres of the faces.
@@ -137,21 +132,29 @@ class Tracker:
             NoFaceFound: the image shows no face, or several that are all too small.
         """
         faces = self._faces(image, name)
-        if len(faces) == 1:
-            return (self._still(faces[0], False, image, name),)
-        return tuple(self._still(face, True, image, f"{name}, face {number}") for number, face in enumerate(faces, 1))
+        if not faces:
+            return (self._largest(image, name, alone=True),)
+        return tuple(self._still(face, faces, image, f"{name}, face {n}") for n, face in enumerate(faces, 1))
 
-    def _largest(self, image: NDArray[np.uint8], name: str) -> tuple[Face, bool]:
-        """The largest face, and whether there are others; `NoFaceFound` without one."""
+    def _largest(self, image: NDArray[np.uint8], name: str, alone: bool = False) -> Track:
+        """The largest face; `alone`: there are no others."""
         face, several = _Follower(self._landmarker).step(image)
         if face is None:
             raise NoFaceFound(f"no face found in {name} (1 frame searched); {_ADVICE}")
-        return face, several
+        faces = [face]
+        if not alone and (several or face.size < _SMALL_SHARE * max(image.shape[:2])):
+            found = _large(all_faces(self._landmarker, image))  # one detection may have missed even the largest
+            if len(found) > 1:
+                faces = [face if alike(face, found[0]) else found[0], *found[1:]]
+                logger.warning(
+                    "%s shows several faces; the largest is used (animate, edit and orbit take --face to choose)", name
+                )
+        return self._still(faces[0], faces, image, name)
 
     def _faces(self, image: NDArray[np.uint8], name: str) -> list[Face]:
-        """All faces that are large enough, from left to right; a single one as `_largest` finds it."""
+        """The faces that are large enough, from left to right; none if there are fewer than two."""
         faces = all_faces(self._landmarker, image)
-        large = [face for face in faces if _height(crop_box(face.landmarks)) >= SMALLEST_FACE]
+        large = _large(faces)
         small = len(faces) - len(large)
         if small > 1 and not large:
             raise NoFaceFound(f"all {small} faces in {name} are too small to animate; {_ADVICE}")
@@ -163,14 +166,14 @@ class Tracker:
                 len(faces),
                 SMALLEST_FACE,
             )
-        if len(large) < 2:
-            return [self._largest(image, name)[0]]
-        return sorted(large, key=lambda face: tuple(face.centre))
+        return sorted(large, key=lambda face: tuple(face.centre)) if len(large) > 1 else []
 
-    def _still(self, face: Face, several: bool, image: NDArray[np.uint8], name: str) -> Track:
+    def _still(self, face: Face, faces: list[Face], image: NDArray[np.uint8], name: str) -> Track:
+        """The track of one of the faces of an image; warns if it is small or cut off."""
         seen = _Seen()
         seen.append(face)
-        track = _track(seen, 25.0, several, self._smoothing)
+        others = tuple(crop_box(other.landmarks) for other in faces if other is not face)
+        track = replace(_track(seen, 25.0, bool(others), self._smoothing), others=others)
         height = _height(track.crop)
         if height < SMALLEST_FACE:
             logger.warning(
@@ -343,6 +346,10 @@ def face_choice(face: str | int) -> str | int:
         f"there is no face {face!r}; use largest, left, right or a number from 1, counted from left to right, or all "
         "(in Python encode_all)"
     )
+
+
+def _large(faces: list[Face]) -> list[Face]:
+    return [face for face in faces if _height(crop_box(face.landmarks)) >= SMALLEST_FACE]
 
 
 def _height(box: CropBox) -> float:

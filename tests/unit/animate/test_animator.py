@@ -16,6 +16,7 @@ from export3d.errors import BadMotionFile, CheckpointError, ConfigError, NoFaceF
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import Motion
 from export3d.pretrained import load_pretrained
+from tests.group_photo import group_photo
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +56,26 @@ def test_a_path_and_its_pixels_give_the_same_source(
         np.testing.assert_array_equal(again.image, source.image)
         np.testing.assert_array_equal(again.camera, source.camera)
         torch.testing.assert_close(again.features.features.tokens, source.features.features.tokens)
+
+
+def test_every_face_of_a_group_photo_becomes_a_source(
+    animator: Animator, astronaut: np.ndarray, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    photo = group_photo(astronaut, ((130, 150, 260), (400, 160, 220), (660, 150, 240)), (320, 800))
+    sources = animator.encode_all(photo)
+    centres = [source.crop.centre[0] for source in sources]
+    np.testing.assert_allclose(centres, [130, 400, 660], atol=12)
+    assert all(source.photo is photo for source in sources)
+    assert set(sources[1].others) == {sources[0].crop, sources[2].crop}
+    second = animator.encode(photo, face=2)
+    np.testing.assert_array_equal(second.image, sources[1].image)
+    np.testing.assert_array_equal(second.camera, sources[1].camera)
+    torch.testing.assert_close(second.features.features.tokens, sources[1].features.features.tokens)
+    Image.fromarray(photo).save(tmp_path / "group.png")
+    with pytest.raises(NoFaceFound, match=r"group\.png shows 3 faces, .*; --face 9 is not one of them"):
+        animator.encode(tmp_path / "group.png", face=9)
 
 
 def test_a_picture_without_a_face_is_refused_by_name(animator: Animator, tmp_path: Path) -> None:

@@ -43,6 +43,8 @@ def test_all_faces_come_from_left_to_right(tracks):
     sides = [track.crop.side for track in tracks]
     np.testing.assert_allclose(np.divide(sides, sides[0]), [1.0, 300 / 400, 350 / 400], rtol=0.03)
     assert all(track.several_faces and len(track.motion) == 1 for track in tracks)
+    for number, track in enumerate(tracks):
+        assert set(track.others) == {other.crop for k, other in enumerate(tracks) if k != number}
 
 
 def test_each_face_is_tracked_as_in_a_portrait_of_its_own(tracker, three, tracks):
@@ -64,6 +66,7 @@ def test_a_face_is_chosen_by_its_side_or_number(tracker, three, tracks, face, nu
 def test_the_largest_face_is_the_default_and_the_choice_is_mentioned(tracker, three, tracks, caplog):
     largest = tracker.track_image(three, "group.png")
     np.testing.assert_array_equal(largest.landmarks, tracks[0].landmarks)
+    assert set(largest.others) == {track.crop for track in tracks[1:]}
     assert [record.getMessage() for record in caplog.records] == [
         "group.png shows several faces; the largest is used (animate, edit and orbit take --face to choose)"
     ]
@@ -77,6 +80,7 @@ def test_a_photo_of_one_face_gives_the_same_numbers_by_every_choice(tracker, ast
         np.testing.assert_array_equal(track.motion.expression, largest.motion.expression)
         assert track.crop == largest.crop
         assert not track.several_faces
+        assert track.others == ()
     with pytest.raises(NoFaceFound, match=r"me\.png shows only one face; leave out --face 2"):
         tracker.track_image(astronaut, "me.png", 2)
 
