@@ -103,7 +103,7 @@ def person_matte(image: Pixels, *boxes: CropBox) -> Pixels:
 def person_share(image: Pixels, box: CropBox) -> float:
     """Share of the face that the network takes for a person, 0..1; below about a half, the matte is of no use."""
     check_photo(image)
-    rows, columns = grid_size(*image.shape[:2], _CROP_ON_GRID / box.side)
+    rows, columns = grid_size(image.shape[0], image.shape[1], _CROP_ON_GRID / box.side)
     with PersonSegmenter() as segmenter:
         mask = _mask(segmenter, image, (box,), rows, columns)
     face = _face(box, rows, columns, image.shape[0] / rows) > 0.5
@@ -205,15 +205,20 @@ def _face(box: CropBox, rows: int, columns: int, cell: float) -> Tensor:
 def _refined(image: Pixels, small: Tensor, mask: Tensor, crop: float) -> Pixels:
     """The matte at the photo's pixels from the mask on the grid; `crop` is the crop's side in cells."""
     height, width = image.shape[:2]
-    steep = ((mask - 0.1) / 0.8).clamp(0, 1)
+    steep = ((mask - 0.35) / 0.3).clamp(0, 1)
     near = blur(steep, 0.02 * crop)
-    sure_person = ((near > 0.97) & (mask > 0.9)).float()
     sure_background = ((near < 0.03) & (mask < 0.1)).float()
-    person, person_variance = _colours(small, sure_person, 0.01 * crop)
     behind, behind_variance = _colours(small, sure_background, 0.02 * crop)
-    prior_variance = 0.3**2 * 4 * near * (1 - near) + 1e-5
+    through = torch.exp(-((small - behind) ** 2).sum(1, True) / (2 * (behind_variance + 1e-3)))
+    sure_person = ((near > 0.97) & (mask > 0.9) & (through < 0.5)).float()
+    person, person_variance = _colours(small, sure_person, 0.01 * crop)
+    wide = blur(steep, 0.03 * crop)
+    unsure = blur(((mask > 0.03) & (mask < 0.97)).float(), 0.01 * crop)
+    clear = (3 * blur(through, 0.012 * crop)).clamp(max=1)
+    doubt = torch.maximum(clear, 1 - steep) * torch.maximum(4 * wide * (1 - wide), unsure)
+    prior_variance = 0.3**2 * doubt + 1e-5
     linear = _guided(small, steep, max(round(0.012 * crop), 1))
-    fields = torch.cat([person, behind, linear, person_variance, behind_variance, prior_variance, near], 1)
+    fields = torch.cat([person, behind, linear, person_variance, behind_variance, prior_variance], 1)
     out = np.empty((height, width), np.uint8)
     for rows in strips(height, width):
         values = at_pixels(fields, rows, (0, width), height, width)
@@ -226,18 +231,17 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, crop: float) -> Pixels:
 def _solved(own: Tensor, values: Tensor) -> Tensor:
     """Opacity (h, w) of pixels (3, h, w) from the fields at them; the module's docstring has the equation."""
     person, behind, slope = values[:3], values[3:6], values[6:9]
-    offset, person_variance, behind_variance, prior_variance, near = values[9:]
+    offset, person_variance, behind_variance, prior_variance = values[9:]
     prior = ((slope * own).sum(0) + offset).clamp(0, 1)
     apart = person - behind
     contrast = (apart * apart).sum(0) + 1e-4
     seen = (((own - behind) * apart).sum(0) / contrast).clamp(0, 1)
     rest = own - behind - seen * apart
-    noise = (rest * rest).sum(0) + seen**2 * person_variance + (1 - seen) ** 2 * behind_variance + 3e-4
+    noise = 6 * (rest * rest).sum(0) + seen**2 * person_variance + (1 - seen) ** 2 * behind_variance + 1e-3
     variance = noise / contrast
     alpha = (prior * variance + seen * prior_variance) / (variance + prior_variance)
     alpha = ((alpha - 0.04) / 0.92).clamp(0, 1)
-    alpha = torch.where(near < 0.001, torch.zeros_like(alpha), alpha)
-    return torch.where(near > 0.999, torch.ones_like(alpha), alpha)
+    return alpha
 
 
 def _colours(small: Tensor, sure: Tensor, sigma: float) -> tuple[Tensor, Tensor]:
