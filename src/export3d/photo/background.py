@@ -8,14 +8,24 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image, ImageFilter, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from export3d.errors import ConfigError
 from export3d.face.crop import CropBox
 from export3d.image import read_image
-from export3d.photo.fields import Pixels, at_pixels, blur, check_photo, filled, grid_size, on_grid, strips
+from export3d.photo.fields import (
+    Pixels,
+    as_pixels,
+    at_pixels,
+    blur,
+    check_photo,
+    filled,
+    grid_size,
+    in_rows,
+    on_grid,
+    strips,
+)
 
 _MARGIN = 0.012
 """Width of the margin around the people whose pixels are filled in too, over the mean of height and width."""
@@ -60,7 +70,7 @@ def plate(image: Pixels, matte: Pixels) -> Pixels:
     person = _widened((on_grid(matte, rows, columns) > 0.02).float(), margin)
     small = on_grid(image, rows, columns)
     fill = filled(small, (person <= 0).float())
-    return _with_grain(image, torch.cat([fill, person], 1))
+    return _blended(image, torch.cat([fill, person], 1))
 
 
 def surrounding(changed: NDArray[np.bool_], boxes: Sequence[CropBox]) -> Pixels:
@@ -74,8 +84,8 @@ def surrounding(changed: NDArray[np.bool_], boxes: Sequence[CropBox]) -> Pixels:
     near = _widened((on_grid(changed.astype(np.uint8) * 255, rows, columns) > 0).float(), max(margin, 4.0))
     out = np.empty((height, width), np.uint8)
     for first, last in strips(height, width):
-        part = at_pixels(near, (first, last), (0, width), height, width)[0]
-        out[first:last] = (part * 255).round().byte().numpy()
+        part = at_pixels(near, (first, last), (0, width), height, width)
+        out[first:last] = as_pixels(part)[..., 0]
     out[changed] = 255
     return out
 
@@ -128,24 +138,19 @@ def _widened(person: Tensor, margin: float) -> Tensor:
     return ((soft - 0.02) / 0.96).clamp(0, 1)
 
 
-def _with_grain(image: Pixels, fields: Tensor) -> Pixels:
-    """The image, with the fill (fields 0-2) where the person (field 3) is."""
+def _blended(image: Pixels, fields: Tensor) -> Pixels:
+    """The image with colours (fields 0-2) over it, by an opacity (field 3)."""
     height, width = image.shape[:2]
-    out = image.copy()
+    out = np.empty_like(image)
     for rows in strips(height, width):
         values = at_pixels(fields, rows, (0, width), height, width)
-        part = torch.tensor(image[rows[0] : rows[1]]).permute(2, 0, 1).float() / 255
-        mixed = torch.lerp(part, values[:3], values[3:])
-        out[rows[0] : rows[1]] = (mixed.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        out[rows[0] : rows[1]] = as_pixels(torch.lerp(in_rows(image, rows), values[:3], values[3:]))
     return out
 
 
 def _blurred(image: Pixels) -> Pixels:
-    """Gaussian blur of 2 % of the size, done on a grid of that coarseness."""
+    """Gaussian blur of 2 % of the size."""
     height, width = image.shape[:2]
-    sigma = _BLUR * (height + width) / 2
-    factor = max(int(sigma / 4), 1)
-    picture = Image.fromarray(image)
-    small = picture.resize((max(width // factor, 1), max(height // factor, 1)), Image.Resampling.BOX)
-    small = small.filter(ImageFilter.GaussianBlur(sigma / factor))
-    return np.array(small.resize((width, height), Image.Resampling.BICUBIC))
+    rows, columns = grid_size(height, width, 4 / (_BLUR * (height + width) / 2))
+    colours = blur(on_grid(image, rows, columns), _BLUR * (rows + columns) / 2)
+    return _blended(image, torch.cat([colours, torch.ones_like(colours[:, :1])], 1))

@@ -44,6 +44,17 @@ def on_grid(image: Pixels, height: int, width: int) -> Tensor:
     return torch.from_numpy(small.reshape(height, width, -1)).permute(2, 0, 1)[None].float() / 255
 
 
+def in_rows(image: Pixels, rows: tuple[int, int]) -> Tensor:
+    """Rows of a uint8 (H, W, 3) or (H, W) image: float32 (C, rows, W) in [0, 1]."""
+    part = image[rows[0] : rows[1]].astype(np.float32)
+    return torch.from_numpy(part.reshape(*part.shape[:2], -1)).permute(2, 0, 1) / 255
+
+
+def as_pixels(colours: Tensor) -> Pixels:
+    """Float (3, h, w) in [0, 1] to uint8 (h, w, 3), rounded."""
+    return np.asarray((colours.clamp(0, 1) * 255).round().byte().permute(1, 2, 0))
+
+
 def strips(height: int, width: int) -> Iterator[tuple[int, int]]:
     """First and last row (exclusive) of strips of about 0.2 megapixels."""
     rows = max(_STRIP // width, 1)
@@ -61,9 +72,15 @@ def at_pixels(field: Tensor, rows: tuple[int, int], columns: tuple[int, int], he
 
 def mean(field: Tensor, radius: int) -> Tensor:
     """Mean over squares of 2 radius + 1; at borders over what lies inside."""
-    side = 2 * radius + 1
-    across = F.avg_pool2d(field, (1, side), 1, (0, radius), count_include_pad=False)
-    return F.avg_pool2d(across, (side, 1), 1, (radius, 0), count_include_pad=False)
+    return _mean_along_rows(_mean_along_rows(field, radius).mT, radius).mT.contiguous()
+
+
+def _mean_along_rows(field: Tensor, radius: int) -> Tensor:
+    count = field.shape[-1]
+    sums = F.pad(field, (radius + 1, radius)).cumsum(-1)
+    place = torch.arange(count)
+    span = (place + radius).clamp(max=count - 1) - (place - radius).clamp(min=0) + 1
+    return (sums[..., 2 * radius + 1 :] - sums[..., :count]) / span
 
 
 def blur(field: Tensor, sigma: float) -> Tensor:

@@ -26,7 +26,19 @@ from torch import Tensor
 from export3d.errors import Export3DError
 from export3d.face.crop import FACE_HEIGHTS, CropBox
 from export3d.face.native import Task
-from export3d.photo.fields import Pixels, at_pixels, blur, check_photo, filled, grid_size, mean, on_grid, strips
+from export3d.photo.fields import (
+    Pixels,
+    as_pixels,
+    at_pixels,
+    blur,
+    check_photo,
+    filled,
+    grid_size,
+    in_rows,
+    mean,
+    on_grid,
+    strips,
+)
 
 MODEL_FILE = "person_segmentation.tflite"
 _SEEN = 256
@@ -66,8 +78,10 @@ class PersonSegmenter(Task):
         The mean over the rectangle and its mirror image.
         """
         self._check_open("person segmenter")
-        whole = Image.fromarray(image)
-        seen = np.asarray(whole.resize((_SEEN, _SEEN), Image.Resampling.BILINEAR, box=region, reducing_gap=3.0))
+        x, y = int(region[0]), int(region[1])
+        part = Image.fromarray(image[y : int(np.ceil(region[3])), x : int(np.ceil(region[2]))])
+        box = (region[0] - x, region[1] - y, region[2] - x, region[3] - y)
+        seen = np.asarray(part.resize((_SEEN, _SEEN), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
         masks = []
         for way in (1, -1):
             result = self._native.segment(self._picture(seen[:, ::way]))
@@ -125,18 +139,16 @@ def foreground(image: Pixels, matte: Pixels) -> Pixels:
     """
     check_photo(image, matte)
     height, width = image.shape[:2]
-    rows, columns = grid_size(height, width)
-    colours, alpha = on_grid(image, rows, columns), on_grid(matte, rows, columns)
+    grid = grid_size(height, width)
+    colours, alpha = on_grid(image, *grid), on_grid(matte, *grid)
     near = torch.cat([filled(colours, alpha**4), filled(colours, (1 - alpha) ** 4)], 1)
     out = image.copy()
-    for first, last in strips(height, width):
-        a = torch.tensor(matte[first:last]).float()[None] / 255
-        if bool((a == 1).all()):
-            continue
-        own = torch.tensor(image[first:last]).permute(2, 0, 1).float() / 255
-        smooth = at_pixels(near, (first, last), (0, width), height, width)
-        colour = smooth[:3] + a * (own - a * smooth[:3] - (1 - a) * smooth[3:])
-        out[first:last] = (colour.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    for rows in strips(height, width):
+        alpha = in_rows(matte, rows)
+        person, behind = at_pixels(near, rows, (0, width), height, width).split(3)
+        out[rows[0] : rows[1]] = as_pixels(
+            person + alpha * (in_rows(image, rows) - alpha * person - (1 - alpha) * behind)
+        )
     return out
 
 
@@ -222,8 +234,7 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, crop: float) -> Pixels:
     out = np.empty((height, width), np.uint8)
     for rows in strips(height, width):
         values = at_pixels(fields, rows, (0, width), height, width)
-        own = torch.tensor(image[rows[0] : rows[1]]).permute(2, 0, 1).float() / 255
-        alpha = _solved(own, values)
+        alpha = _solved(in_rows(image, rows), values)
         out[rows[0] : rows[1]] = (alpha * 255).round().byte().numpy()
     return out
 

@@ -110,7 +110,7 @@ def test_faces_of_two_photos_do_not_move_together(animator: Animator, source: So
         animator.edit([source, animator.encode(astronaut.copy())], frame="photo")
     with pytest.raises(ConfigError, match="encode_all"):
         animator.edit([], frame="photo")
-    with pytest.raises(ConfigError, match='frame="photo"'):
+    with pytest.raises(ConfigError, match="several faces"):
         animator.edit([source, source], size=256)
 
 
