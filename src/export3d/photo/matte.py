@@ -82,11 +82,11 @@ class PersonSegmenter(Task):
         part = Image.fromarray(image[y : int(np.ceil(region[3])), x : int(np.ceil(region[2]))])
         box = (region[0] - x, region[1] - y, region[2] - x, region[3] - y)
         seen = np.asarray(part.resize((_SEEN, _SEEN), Image.Resampling.BILINEAR, box=box, reducing_gap=3.0))
-        masks = []
-        for way in (1, -1):
-            result = self._native.segment(self._picture(seen[:, ::way]))
-            masks.append(result.confidence_masks[0].numpy_view()[:, ::way].reshape(_SEEN, _SEEN))
-        return np.asarray(np.mean(masks, 0), np.float32)
+        masks = np.zeros((2, _SEEN, _SEEN), np.float32)
+        for mask, way in zip(masks, (1, -1)):
+            result = self._native.segment(self._picture(seen[:, ::way]))  # its arrays live as long as it does
+            mask[:] = result.confidence_masks[0].numpy_view().reshape(_SEEN, _SEEN)[:, ::way]
+        return np.asarray(masks.mean(0).clip(0, 1), np.float32)
 
 
 def person_matte(image: Pixels, *boxes: CropBox) -> Pixels:
