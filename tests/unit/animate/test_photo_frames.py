@@ -101,7 +101,7 @@ def test_what_cannot_be_is_refused(
 
 
 def test_a_background_that_cannot_be_read_is_named(animator: Animator, source: Source, tmp_path: Path) -> None:
-    with pytest.raises(BadImage, match="missing.png"):
+    with pytest.raises(BadImage, match=r"missing\.png"):
         animator.edit(source, background=str(tmp_path / "missing.png"))
 
 
