@@ -61,8 +61,8 @@ def plate(image: Pixels, matte: Pixels) -> Pixels:
         matte: uint8 (H, W), opacity of the people (`photo.matte.person_matte`).
 
     Returns:
-        uint8 (H, W, 3); equal to the image farther than 1.2 % of its size from any person. The same photo and matte
-        always give the same plate.
+        uint8 (H, W, 3); equal to the image farther than 2 % of its size, or 8 pixels, from any person. The same photo
+        and matte always give the same plate.
     """
     check_photo(image, matte)
     height, width = matte.shape
@@ -108,6 +108,7 @@ def replaced(image: Pixels, matte: Pixels, background: str) -> Pixels:
         ConfigError: another text.
         BadImage: the file cannot be read.
     """
+    check_photo(image, matte)
     check_background(background)
     height, width = image.shape[:2]
     if background == "keep":

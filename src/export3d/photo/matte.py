@@ -109,9 +109,10 @@ def person_matte(image: Pixels, *boxes: CropBox) -> Pixels:
     rows, columns = grid_size(height, width, _CROP_ON_GRID / side)
     with PersonSegmenter() as segmenter:
         mask = _mask(segmenter, image, boxes, rows, columns)
+    face = torch.zeros_like(mask)
     for box in boxes:
-        mask = torch.maximum(mask, _face(box, rows, columns, height / rows))
-    return _refined(image, on_grid(image, rows, columns), mask, side * rows / height)
+        face = torch.maximum(face, _face(box, rows, columns, height / rows))
+    return _refined(image, on_grid(image, rows, columns), torch.maximum(mask, face), face, side * rows / height)
 
 
 def person_share(image: Pixels, box: CropBox) -> float:
@@ -140,12 +141,13 @@ def foreground(image: Pixels, matte: Pixels) -> Pixels:
     check_photo(image, matte)
     height, width = image.shape[:2]
     grid = grid_size(height, width)
-    colours, alpha = on_grid(image, *grid), on_grid(matte, *grid)
-    near = torch.cat([filled(colours, alpha**4), filled(colours, (1 - alpha) ** 4)], 1)
+    small, alpha = on_grid(image, *grid), on_grid(matte, *grid)
+    near = torch.cat([filled(small, alpha**4), filled(small, (1 - alpha) ** 4)], 1)
     out = image.copy()
     for rows in strips(height, width):
         alpha = in_rows(matte, rows)
-        person, behind = at_pixels(near, rows, (0, width), height, width).split(3)
+        colours = at_pixels(near, rows, (0, width), height, width)
+        person, behind = colours[:3], colours[3:]
         out[rows[0] : rows[1]] = as_pixels(
             person + alpha * (in_rows(image, rows) - alpha * person - (1 - alpha) * behind)
         )
@@ -214,8 +216,8 @@ def _face(box: CropBox, rows: int, columns: int, cell: float) -> Tensor:
     return (4 - 4 * (y[:, None] ** 2 + x**2).sqrt()).clamp(0, 1)[None, None]
 
 
-def _refined(image: Pixels, small: Tensor, mask: Tensor, crop: float) -> Pixels:
-    """The matte at the photo's pixels from the mask on the grid; `crop` is the crop's side in cells."""
+def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, crop: float) -> Pixels:
+    """The matte at the photo's pixels, at least `face`, from the mask on the grid; `crop`: side of the crop in cells."""
     height, width = image.shape[:2]
     steep = ((mask - 0.35) / 0.3).clamp(0, 1)
     near = blur(steep, 0.02 * crop)
@@ -230,7 +232,7 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, crop: float) -> Pixels:
     doubt = torch.maximum(clear, 1 - steep) * torch.maximum(4 * wide * (1 - wide), unsure)
     prior_variance = 0.3**2 * doubt + 1e-5
     linear = _guided(small, steep, max(round(0.012 * crop), 1))
-    fields = torch.cat([person, behind, linear, person_variance, behind_variance, prior_variance], 1)
+    fields = torch.cat([person, behind, linear, person_variance, behind_variance, prior_variance, face], 1)
     out = np.empty((height, width), np.uint8)
     for rows in strips(height, width):
         values = at_pixels(fields, rows, (0, width), height, width)
@@ -242,7 +244,7 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, crop: float) -> Pixels:
 def _solved(own: Tensor, values: Tensor) -> Tensor:
     """Opacity (h, w) of pixels (3, h, w) from the fields at them; the module's docstring has the equation."""
     person, behind, slope = values[:3], values[3:6], values[6:9]
-    offset, person_variance, behind_variance, prior_variance = values[9:]
+    offset, person_variance, behind_variance, prior_variance, face = values[9:]
     prior = ((slope * own).sum(0) + offset).clamp(0, 1)
     apart = person - behind
     contrast = (apart * apart).sum(0) + 1e-4
@@ -251,8 +253,7 @@ def _solved(own: Tensor, values: Tensor) -> Tensor:
     noise = 6 * (rest * rest).sum(0) + seen**2 * person_variance + (1 - seen) ** 2 * behind_variance + 1e-3
     variance = noise / contrast
     alpha = (prior * variance + seen * prior_variance) / (variance + prior_variance)
-    alpha = ((alpha - 0.04) / 0.92).clamp(0, 1)
-    return alpha
+    return torch.maximum(((alpha - 0.04) / 0.92).clamp(0, 1), face)
 
 
 def _colours(small: Tensor, sure: Tensor, sigma: float) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,114 @@
+"""The background behind people, as it is, blurred and replaced."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export3d.errors import BadImage, ConfigError, ShapeError
+from export3d.image import write_png
+from export3d.photo.background import check_background, plate, replaced
+
+
+@pytest.fixture
+def photo():
+    """A red disc on a wall that grows brighter to the right: image, matte, the wall alone."""
+    y, x = np.mgrid[:240, :320] + 0.5
+    wall = np.repeat((80 + 0.3 * x).round().astype(np.uint8)[..., None], 3, axis=2)
+    alpha = np.clip(60 - np.hypot(x - 150, y - 130) + 0.5, 0, 1)
+    red = np.array([250.0, 10.0, 10.0])
+    image = (alpha[..., None] * red + (1 - alpha[..., None]) * wall).round().astype(np.uint8)
+    return image, (alpha * 255).round().astype(np.uint8), wall
+
+
+def test_far_from_people_the_plate_is_the_photo_to_the_bit(photo, rng):
+    image, matte, _ = photo
+    noisy = rng.integers(0, 256, image.shape, dtype=np.uint8)
+    y, x = np.mgrid[:240, :320] + 0.5
+    far = np.hypot(x - 150, y - 130) > 60 + 8
+    np.testing.assert_array_equal(plate(noisy, matte)[far], noisy[far])
+
+
+def test_the_plate_continues_the_wall_behind_the_person(photo):
+    image, matte, wall = photo
+    got = plate(image, matte).astype(int)
+    assert np.abs(got - wall).max() <= 12
+    y, x = np.mgrid[:240, :320] + 0.5
+    band = np.abs(np.hypot(x - 150, y - 130) - 60) < 6
+    assert np.abs(got - wall)[band].max() <= 4
+
+
+def test_the_plate_has_no_edge_at_the_contour(photo):
+    """Its steps are no larger than twice those of the wall."""
+    image, matte, wall = photo
+    got = plate(image, matte).astype(int)
+    for axis in (0, 1):
+        assert np.abs(np.diff(got, axis=axis)).max() <= 2 * max(np.abs(np.diff(wall.astype(int), axis=1)).max(), 1)
+
+
+def test_a_photo_that_is_all_person_has_a_plate(photo):
+    image, matte, _ = photo
+    assert plate(image, np.full_like(matte, 255)).shape == image.shape
+
+
+def test_a_photo_without_people_is_its_own_plate(photo):
+    image, matte, _ = photo
+    np.testing.assert_array_equal(plate(image, np.zeros_like(matte)), image)
+    np.testing.assert_array_equal(replaced(image, np.zeros_like(matte), "keep"), image)
+
+
+def test_a_blurred_background_shows_nothing_of_the_person(photo):
+    image, matte, wall = photo
+    got = replaced(image, matte, "blur").astype(int)
+    assert np.abs(got[..., 0] - got[..., 1]).max() <= 1  # no red
+    assert np.abs(got - wall)[10:-10, 10:-10].max() <= 12
+
+
+def test_a_blur_takes_away_detail(photo, rng):
+    noisy = rng.integers(0, 256, photo[0].shape, dtype=np.uint8)
+    assert replaced(noisy, np.zeros_like(photo[1]), "blur").std() < 0.2 * noisy.std()
+
+
+def test_a_colour_fills_the_background(photo):
+    image, matte, _ = photo
+    got = replaced(image, matte, "#20A040")
+    assert got.shape == image.shape
+    assert (got == [32, 160, 64]).all()
+
+
+def test_an_image_covers_the_photo_and_is_cut_at_its_centre(photo, tmp_path):
+    image, matte, _ = photo
+    bands = np.zeros((300, 900, 3), np.uint8)
+    bands[:, 300:600] = 200
+    write_png(tmp_path / "blur", bands)
+    got = replaced(image, matte, str(tmp_path / "blur"))
+    assert got.shape == image.shape
+    edge = int((got[120, :, 0] > 100).argmax())
+    assert abs(edge - 40) <= 1  # 300 columns of 900 at 0.8 are 240, in the middle of 320
+
+
+def test_an_image_that_cannot_be_read_is_a_bad_image(photo, tmp_path):
+    image, matte, _ = photo
+    torn = tmp_path / "torn.png"
+    Image.fromarray(image).save(torn)
+    torn.write_bytes(torn.read_bytes()[:300])
+    (tmp_path / "text.png").write_text("not an image")
+    for path in (torn, tmp_path / "text.png", tmp_path / "missing.png", tmp_path):
+        with pytest.raises(BadImage):
+            replaced(image, matte, str(path))
+
+
+@pytest.mark.parametrize("text", ["", "blurr", "Keep", "#12345", "#12345g", "#1234567", "#", "red", "a\0b"])
+def test_other_texts_are_refused_in_one_sentence(text, photo):
+    with pytest.raises(ConfigError, match="background") as caught:
+        check_background(text)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError):
+        replaced(photo[0], photo[1], text)
+
+
+def test_other_arrays_are_refused(photo):
+    image, matte, _ = photo
+    with pytest.raises(ShapeError):
+        plate(image, matte[1:])
+    with pytest.raises(ShapeError):
+        replaced(image.astype(np.float32), matte, "#000000")

@@ -1,0 +1,147 @@
+"""Opacity of people: the real network on the real portrait, and the refinement against opacities that are known."""
+
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from export3d.errors import Export3DError, MissingExtra, ShapeError
+from export3d.face.crop import CropBox
+from export3d.photo import matte
+from export3d.photo.fields import on_grid
+from export3d.photo.matte import foreground, person_matte, person_share
+
+FACE = CropBox((223.7, 127.0), 200.0)
+"""Crop of the astronaut."""
+
+
+@pytest.fixture(scope="module")
+def opacity(astronaut_path):
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    with Image.open(astronaut_path) as image:
+        return person_matte(np.array(image.convert("RGB")), FACE)
+
+
+def hairy(size=256):
+    """A dark head with single hairs, 2 pixels wide, before a wall: image, opacity, colours of the person, wall."""
+    y, x = np.mgrid[:size, :size] + 0.5
+    alpha = np.clip(0.25 * size - np.hypot(x - size / 2, y - size * 0.6) + 0.5, 0, 1)
+    for angle in np.linspace(-2.6, -0.5, 14):
+        along = (x - size / 2) * np.cos(angle) + (y - size * 0.6) * np.sin(angle)
+        across = np.abs((y - size * 0.6) * np.cos(angle) - (x - size / 2) * np.sin(angle))
+        alpha = np.maximum(alpha, np.clip(1.5 - across, 0, 1) * ((along > 0) & (along < 0.3 * size)))
+    wall = 200 + 20 * x[..., None] / size + np.array([0.0, 5.0, 10.0])
+    person = np.broadcast_to(np.array([60.0, 40.0, 30.0]), wall.shape)
+    image = (alpha[..., None] * person + (1 - alpha[..., None]) * wall).round().astype(np.uint8)
+    return image, alpha.astype(np.float32), person, wall
+
+
+def test_the_astronaut_is_opaque_and_the_wall_is_not(opacity):
+    assert opacity.shape == (512, 512)
+    assert opacity.dtype == np.uint8
+    assert opacity[60:200, 195:250].min() == 255  # face and neck
+    assert (opacity[350:420, 100:200] > 250).mean() > 0.99  # suit
+    assert opacity[:150, 300:340].max() == 0  # wall
+    assert opacity[:80, :140].max() < 10  # flag and wall
+
+
+def test_the_same_photo_has_the_same_matte(opacity, astronaut):
+    np.testing.assert_array_equal(person_matte(astronaut, FACE), opacity)
+
+
+def test_the_matte_of_an_enlarged_photo_is_the_enlarged_matte(opacity, astronaut):
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    large = np.asarray(Image.fromarray(astronaut).resize((1024, 1024), Image.Resampling.BICUBIC))
+    again = np.asarray(Image.fromarray(person_matte(large, FACE.scaled(2.0))).resize((512, 512)))
+    assert np.abs(again.astype(int) - opacity)[:256].mean() < 3
+
+
+def test_everybody_in_a_group_photo_is_seen(astronaut):
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    pair = np.concatenate([astronaut[:320, 60:400]] * 3, axis=1)
+    faces = [CropBox((163.7 + 340 * number, 127.0), 200.0) for number in range(3)]
+    opacity = person_matte(pair, *faces)
+    for number in range(3):
+        x = 163 + 340 * number
+        assert (opacity[60:200, x - 28 : x + 28] == 255).all()
+        assert opacity[:60, x + 130 : x + 150].max() < 10
+
+
+def test_a_face_is_never_a_hole_and_its_share_tells_when_nobody_was_seen(astronaut):
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    empty = np.full((200, 300, 3), 140, np.uint8)
+    box = CropBox((150.0, 100.0), 120.0)
+    opacity = person_matte(empty, box)
+    assert opacity[95:105, 145:155].min() > 250
+    assert opacity[:30].max() == 0
+    assert person_share(empty, box) < 0.1
+    assert person_share(astronaut, FACE) > 0.99
+    assert person_share(empty, CropBox((-500.0, -500.0), 50.0)) == 0.0
+
+
+@pytest.mark.parametrize("size", [(16, 16), (20, 150), (150, 20)])
+def test_images_of_any_shape_have_a_matte(size, rng):
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    image = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
+    box = CropBox((10.0, 10.0), 12.0)
+    assert person_matte(image, box).shape == size
+    assert foreground(image, person_matte(image, box)).shape == image.shape
+
+
+def test_windows_lie_in_the_image_and_end_at_the_crop():
+    box = CropBox((70.0, 300.0), 100.0)
+    windows = matte._windows((box,), 400, 1600, 1.0)
+    for left, top, width, height in windows:
+        assert left >= 0
+        assert top >= 0
+        assert left + width <= 1600
+        assert top + height <= 400
+    assert windows[-1] == (20, 250, 100, 100)
+    covered = np.zeros(1600, bool)
+    for left, _, width, height in windows:
+        covered[left : left + width] |= height == 400
+    assert covered.all()
+
+
+def test_single_hairs_are_found_where_the_network_only_knows_the_head():
+    """The mask covers the head alone, blurred; the opacities behind the image are known."""
+    image, alpha, _, _ = hairy()
+    y, x = np.mgrid[:256, :256] + 0.5
+    head = np.clip(64 - np.hypot(x - 128, y - 153.6) + 0.5, 0, 1).astype(np.float32)
+    mask = F.avg_pool2d(torch.from_numpy(head)[None, None], 9, 1, 4, count_include_pad=False)
+    got = matte._refined(image, on_grid(image, 256, 256), mask, torch.zeros_like(mask), 256.0) / 255
+    near = (np.hypot(x - 128, y - 153.6) < 74) & (np.hypot(x - 128, y - 153.6) > 50)
+    assert np.abs(got - alpha)[near].mean() < 0.3 * np.abs(mask[0, 0].numpy() - alpha)[near].mean()
+    assert got[150, 128] == 1
+    assert got[:20].max() == 0
+
+
+def test_colours_of_hair_are_without_the_wall():
+    """Laid over another colour the difference to the true composite is small, and with the wall's share it is not."""
+    image, alpha, person, _ = hairy()
+    colours = foreground(image, (alpha * 255).round().astype(np.uint8)).astype(float)
+    soft = (alpha > 0.1) & (alpha < 0.9)
+    assert np.abs(colours - person)[soft].mean() < 0.15 * np.abs(image - person)[soft].mean()
+    np.testing.assert_array_equal(colours[alpha == 1], image[alpha == 1])
+
+
+def test_other_arrays_are_refused(astronaut):
+    with pytest.raises(ShapeError):
+        person_matte(astronaut[..., 0], FACE)
+    with pytest.raises(ShapeError):
+        foreground(astronaut, np.zeros((512, 511), np.uint8))
+
+
+def test_without_mediapipe_the_extra_is_named(monkeypatch, astronaut):
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    with pytest.raises(MissingExtra, match=r"pip install 'export3d\[face\]'"):
+        person_matte(astronaut, FACE)
+
+
+def test_a_model_that_is_missing_says_what_to_do(monkeypatch, astronaut):
+    monkeypatch.setattr(matte, "MODEL_FILE", "gone.tflite")
+    with pytest.raises(Export3DError, match="reinstall"):
+        person_matte(astronaut, FACE)
