@@ -128,8 +128,8 @@ def person_share(image: Pixels, box: CropBox) -> float:
 def foreground(image: Pixels, matte: Pixels) -> Pixels:
     """Colours of the people without what the background adds at soft edges; anywhere else, their smooth continuation.
 
-    Forte 2021, *Approximate Fast Foreground Colour Estimation* (blur fusion, two passes), with pull-push in the place
-    of the first, widest blur.
+    Forte 2021, *Approximate Fast Foreground Colour Estimation* (blur fusion): with F and B the colours of person and
+    background continued smoothly, here by pull-push, the colour is F + a (I - a F - (1 - a) B).
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -217,7 +217,7 @@ def _face(box: CropBox, rows: int, columns: int, cell: float) -> Tensor:
 
 
 def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, crop: float) -> Pixels:
-    """The matte at the photo's pixels, at least `face`, from the mask on the grid; `crop`: side of the crop in cells."""
+    """The matte at the photo's pixels, nowhere below `face`; fields on the grid; `crop`: side of the crop in cells."""
     height, width = image.shape[:2]
     steep = ((mask - 0.35) / 0.3).clamp(0, 1)
     near = blur(steep, 0.02 * crop)
