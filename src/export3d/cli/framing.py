@@ -33,8 +33,11 @@ class Framing:
 
     def check(self) -> None:
         """Report what cannot be before any work starts."""
+        from export3d.face.tracker import face_choice
         from export3d.photo.background import check_background
 
+        if self.face != "all":
+            face_choice(self.face)
         if self.size is not None:
             parse_size(self.size)
         check_background(self.background)

@@ -54,20 +54,6 @@ def frame_counter(title: str, path: Path) -> Iterator[Callable[[int], None]]:
         yield lambda done: bar.update(done - bar.n)
 
 
-def which_face(text: str) -> str | int:
-    """The value of --face, checked before any work starts: "all", or what `Animator.encode` takes.
-
-    Raises:
-        ConfigError: anything else.
-
-    >>> which_face("all"), which_face("left"), which_face("2")
-    ('all', 'left', 2)
-    """
-    from export3d.face.tracker import face_choice
-
-    return text if text == "all" else face_choice(text)
-
-
 def pairs(wanted: str, key: Callable[[str], Key], texts: Iterable[str]) -> dict[Key, float]:
     """Parse a repeatable option KEY=NUMBER to a dictionary; if a key is repeated, its last number is used.
 

@@ -22,6 +22,7 @@ from PIL import Image
 from export3d.cli.main import main
 from export3d.motion.motion import Motion
 from export3d.video import VideoWriter, read_frames
+from tests.group_photo import group_photo
 
 Run = Callable[..., int]
 Capture = pytest.CaptureFixture[str]
@@ -39,7 +40,7 @@ def animate(out: Path, tiny_weights: Path, astronaut_path: Path, short_motion: P
     """`export3d animate` with good arguments wherever none is given; both outputs are asked for."""
 
     def run(
-        source: Path = astronaut_path, mover: tuple[str, Path] = ("--motion", short_motion), **options: Path
+        source: Path = astronaut_path, mover: tuple[str, Path] = ("--motion", short_motion), **options: Path | str
     ) -> int:
         arguments = {"output": out / "a.mp4", "sheet": out / "a.png", "weights": tiny_weights} | options
         flags = [text for name, value in arguments.items() for text in (f"--{name}", str(value))]
@@ -155,6 +156,23 @@ def test_of_several_faces_the_largest_is_taken_and_that_is_said(
     assert "several faces" in stderr
     assert "largest" in stderr
     assert stderr.count("pair.png") == 1
+
+
+@pytest.mark.parametrize("face", ["0", "-1", "middle", "2.5", ""])
+def test_a_face_that_cannot_be_is_refused_before_the_portrait_is_read(
+    face: str, tmp_path: Path, animate: Run, out: Path, capsys: Capture
+) -> None:
+    code = animate(tmp_path / "missing.jpg", face=face)
+    refused(code, capsys, out, f"there is no face {face!r}", "largest, left, right", "all")
+
+
+def test_a_face_beyond_those_of_the_photo_is_refused(
+    tmp_path: Path, astronaut: np.ndarray, animate: Run, out: Path, capsys: Capture
+) -> None:
+    photo = group_photo(astronaut, ((130, 150, 260), (400, 160, 220), (660, 150, 240)), (320, 800))
+    Image.fromarray(photo).save(tmp_path / "group.jpg")
+    sentence = refused(animate(tmp_path / "group.jpg", face="9"), capsys, out)
+    assert "group.jpg shows 3 faces, counted from left to right; --face 9 is not one of them\n" in sentence
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------
