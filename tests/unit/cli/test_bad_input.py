@@ -407,7 +407,7 @@ def test_an_interrupted_animation_leaves_nothing(
 ) -> None:
     from export3d.animate.animator import Animator
 
-    def first_frame_only(*_: object) -> Iterator[np.ndarray]:
+    def first_frame_only(*_: object, **options: object) -> Iterator[np.ndarray]:
         yield np.zeros((64, 64, 3), np.uint8)
         raise KeyboardInterrupt
 

@@ -96,7 +96,8 @@ class DrivenClip:
         """(R, R, 3) uint8, the source at the size that is scored."""
         if self.original is None or self.photo is None:
             return to_uint8(self.images([self.source]))[0]
-        return crop(self.photo, self.original.box, self.size)
+        picture: Picture = crop(self.photo, self.original.box, self.size)
+        return picture
 
     def targets(self, rows: Rows) -> Picture:
         """(N, R, R, 3) uint8, true frames at the size that is scored."""
