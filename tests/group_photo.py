@@ -9,10 +9,12 @@ from PIL import Image, ImageOps
 
 GROUND = (208, 198, 200)
 """Colour of the background, near that of the portrait."""
+THREE = ((110, 110, 200), (290, 115, 160), (450, 110, 180))
+"""The left face is the largest, the middle one the smallest."""
 
 
 def group_photo(
-    portrait: np.ndarray, places: Sequence[tuple[int, int, int]], size: tuple[int, int] = (480, 1200)
+    portrait: np.ndarray, places: Sequence[tuple[int, int, int]] = THREE, size: tuple[int, int] = (220, 560)
 ) -> np.ndarray:
     """uint8 (H, W, 3): the astronaut's head `width` pixels wide with its face at each (x, y, width).
 

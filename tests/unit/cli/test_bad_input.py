@@ -169,7 +169,7 @@ def test_a_face_that_cannot_be_is_refused_before_the_portrait_is_read(
 def test_a_face_beyond_those_of_the_photo_is_refused(
     tmp_path: Path, astronaut: np.ndarray, animate: Run, out: Path, capsys: Capture
 ) -> None:
-    photo = group_photo(astronaut, ((130, 150, 260), (400, 160, 220), (660, 150, 240)), (320, 800))
+    photo = group_photo(astronaut)
     Image.fromarray(photo).save(tmp_path / "group.jpg")
     sentence = refused(animate(tmp_path / "group.jpg", face="9"), capsys, out)
     assert "group.jpg shows 3 faces, counted from left to right; --face 9 is not one of them\n" in sentence
