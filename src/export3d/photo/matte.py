@@ -44,6 +44,9 @@ MODEL_FILE = "person_segmentation.tflite"
 _SEEN = 256
 _CROP_ON_GRID = 512
 """Cells of the grid along a side of the crop."""
+_FACE = (0.22 / FACE_HEIGHTS, 0.36 / FACE_HEIGHTS)
+_HAIR = (0.65, 0.65)
+"""Half axes of ellipses, in sides of the crop: inside every face, and around all but the longest hair."""
 
 
 class PersonSegmenter(Task):
@@ -109,10 +112,12 @@ def person_matte(image: Pixels, *boxes: CropBox) -> Pixels:
     rows, columns = grid_size(height, width, _CROP_ON_GRID / side)
     with PersonSegmenter() as segmenter:
         mask = _mask(segmenter, image, boxes, rows, columns)
-    face = torch.zeros_like(mask)
+    face, hair = torch.zeros_like(mask), torch.zeros_like(mask)
     for box in boxes:
-        face = torch.maximum(face, _face(box, rows, columns, height / rows))
-    return _refined(image, on_grid(image, rows, columns), torch.maximum(mask, face), face, side * rows / height)
+        face = torch.maximum(face, _ellipse(box, _FACE, rows, columns, height / rows))
+        hair = torch.maximum(hair, _ellipse(box, _HAIR, rows, columns, height / rows))
+    mask = torch.maximum(mask, face)
+    return _refined(image, on_grid(image, rows, columns), mask, face, hair, side * rows / height)
 
 
 def person_share(image: Pixels, box: CropBox) -> float:
@@ -121,7 +126,7 @@ def person_share(image: Pixels, box: CropBox) -> float:
     rows, columns = grid_size(image.shape[0], image.shape[1], _CROP_ON_GRID / box.side)
     with PersonSegmenter() as segmenter:
         mask = _mask(segmenter, image, (box,), rows, columns)
-    face = _face(box, rows, columns, image.shape[0] / rows) > 0.5
+    face = _ellipse(box, _FACE, rows, columns, image.shape[0] / rows) > 0.5
     return float(mask[face].mean()) if bool(face.any()) else 0.0
 
 
@@ -208,20 +213,38 @@ def _ramp(length: int, first: bool, last: bool) -> Tensor:
     return ramp * ramp * (3 - 2 * ramp)
 
 
-def _face(box: CropBox, rows: int, columns: int, cell: float) -> Tensor:
-    """1 in an ellipse inside the face, softly 0 beyond: (1, 1, rows, columns)."""
-    height = box.side / FACE_HEIGHTS / cell
-    y = (torch.arange(rows) + 0.5 - box.centre[1] / cell) / (0.36 * height)
-    x = (torch.arange(columns) + 0.5 - box.centre[0] / cell) / (0.22 * height)
+def _ellipse(box: CropBox, axes: tuple[float, float], rows: int, columns: int, cell: float) -> Tensor:
+    """1 around the centre of a crop, 0 beyond an ellipse of these half axes in sides of the crop: (1, 1, h, w)."""
+    y = (torch.arange(rows) + 0.5 - box.centre[1] / cell) / (axes[1] * box.side / cell)
+    x = (torch.arange(columns) + 0.5 - box.centre[0] / cell) / (axes[0] * box.side / cell)
     return (4 - 4 * (y[:, None] ** 2 + x**2).sqrt()).clamp(0, 1)[None, None]
 
 
-def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, crop: float) -> Pixels:
-    """The matte at the photo's pixels, nowhere below `face`; fields on the grid; `crop`: side of the crop in cells."""
+def _enclosed(mask: Tensor, background: Tensor) -> Tensor:
+    """1 where no path through the background leads from sure background to a cell: (1, 1, h, w).
+
+    Spots of a suit or a hat that the network takes for background are enclosed; the gap below an arm is wide enough to
+    be sure itself.
+    """
+    step = max(mask.shape[-1] // 128, 1)
+    free = F.max_pool2d((mask < 0.5).float(), step, ceil_mode=True)
+    reached = F.max_pool2d(background, step, ceil_mode=True)
+    for _ in range(64):
+        reached = torch.minimum(F.max_pool2d(reached, 3, 1, 1), free)
+    reached = F.max_pool2d(reached, 3, 1, 1)
+    return 1 - F.interpolate(reached, mask.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, hair: Tensor, crop: float) -> Pixels:
+    """The matte at the photo's pixels from fields on the grid.
+
+    It is nowhere below `face`; colours count for less away from `hair`; `crop` is the side of the crop in cells.
+    """
     height, width = image.shape[:2]
     steep = ((mask - 0.35) / 0.3).clamp(0, 1)
+    sure_background = ((blur(steep, 0.02 * crop) < 0.03) & (mask < 0.1)).float()
+    steep = torch.maximum(steep, _enclosed(mask, sure_background))
     near = blur(steep, 0.02 * crop)
-    sure_background = ((near < 0.03) & (mask < 0.1)).float()
     behind, behind_variance = _colours(small, sure_background, 0.02 * crop)
     through = torch.exp(-((small - behind) ** 2).sum(1, True) / (2 * (behind_variance + 1e-3)))
     sure_person = ((near > 0.97) & (mask > 0.9) & (through < 0.5)).float()
@@ -229,7 +252,7 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, crop: flo
     wide = blur(steep, 0.03 * crop)
     unsure = blur(((mask > 0.03) & (mask < 0.97)).float(), 0.01 * crop)
     clear = (3 * blur(through, 0.012 * crop)).clamp(max=1)
-    doubt = torch.maximum(clear, 1 - steep) * torch.maximum(4 * wide * (1 - wide), unsure)
+    doubt = torch.maximum(clear, 1 - steep) * torch.maximum((1 + 3 * hair) * wide * (1 - wide), unsure * hair)
     prior_variance = 0.3**2 * doubt + 1e-5
     linear = _guided(small, steep, max(round(0.012 * crop), 1))
     fields = torch.cat([person, behind, linear, person_variance, behind_variance, prior_variance, face], 1)

@@ -112,7 +112,7 @@ def test_single_hairs_are_found_where_the_network_only_knows_the_head():
     y, x = np.mgrid[:256, :256] + 0.5
     head = np.clip(64 - np.hypot(x - 128, y - 153.6) + 0.5, 0, 1).astype(np.float32)
     mask = F.avg_pool2d(torch.from_numpy(head)[None, None], 9, 1, 4, count_include_pad=False)
-    got = matte._refined(image, on_grid(image, 256, 256), mask, torch.zeros_like(mask), 256.0) / 255
+    got = matte._refined(image, on_grid(image, 256, 256), mask, 0 * mask, 0 * mask + 1, 256.0) / 255
     near = (np.hypot(x - 128, y - 153.6) < 74) & (np.hypot(x - 128, y - 153.6) > 50)
     assert np.abs(got - alpha)[near].mean() < 0.3 * np.abs(mask[0, 0].numpy() - alpha)[near].mean()
     assert got[150, 128] == 1
