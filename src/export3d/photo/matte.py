@@ -5,7 +5,7 @@ as fine each. Its mask places the contour to a few pixels; the photo's colours d
 person and background continued into the band around the contour, of variances vF and vB, a pixel I = a F + (1 - a) B
 gives
 
-    a = (I - B) . (F - B) / |F - B|^2,   variance (a^2 vF + (1 - a)^2 vB + |I - a F - (1 - a) B|^2) / |F - B|^2.
+    a = (I - B) . (F - B) / |F - B|^2,   variance (a^2 vF + (1 - a)^2 vB + 2 |I - a F - (1 - a) B|^2 + v0) / |F - B|^2.
 
 That estimate is combined with the mask's, refined by a guided filter, each in inverse proportion to its variance:
 before a plain wall single hairs appear, and where the background is as restless as the hair the mask decides.
@@ -250,7 +250,7 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, hair: Ten
     sure_person = ((near > 0.97) & (mask > 0.9) & (through < 0.5)).float()
     person, person_variance = _colours(small, sure_person, 0.01 * crop)
     wide = blur(steep, 0.03 * crop)
-    unsure = blur(((mask > 0.03) & (mask < 0.97)).float(), 0.01 * crop)
+    unsure = blur(((mask > 0.15) & (mask < 0.97)).float(), 0.01 * crop)
     clear = (3 * blur(through, 0.012 * crop)).clamp(max=1)
     doubt = torch.maximum(clear, 1 - steep) * torch.maximum((1 + 3 * hair) * wide * (1 - wide), unsure * hair)
     prior_variance = 0.3**2 * doubt + 1e-5
@@ -273,7 +273,7 @@ def _solved(own: Tensor, values: Tensor) -> Tensor:
     contrast = (apart * apart).sum(0) + 1e-4
     seen = (((own - behind) * apart).sum(0) / contrast).clamp(0, 1)
     rest = own - behind - seen * apart
-    noise = 6 * (rest * rest).sum(0) + seen**2 * person_variance + (1 - seen) ** 2 * behind_variance + 1e-3
+    noise = 2 * (rest * rest).sum(0) + seen**2 * person_variance + (1 - seen) ** 2 * behind_variance + 1e-3
     variance = noise / contrast
     alpha = (prior * variance + seen * prior_variance) / (variance + prior_variance)
     return torch.maximum(((alpha - 0.04) / 0.92).clamp(0, 1), face)
