@@ -52,6 +52,7 @@ def test_the_same_photo_has_the_same_matte(opacity, astronaut):
     np.testing.assert_array_equal(person_matte(astronaut, FACE), opacity)
 
 
+@pytest.mark.slow
 def test_the_matte_of_an_enlarged_photo_is_the_enlarged_matte(opacity, astronaut):
     pytest.importorskip("mediapipe", exc_type=ImportError)
     large = np.asarray(Image.fromarray(astronaut).resize((1024, 1024), Image.Resampling.BICUBIC))
@@ -104,6 +105,20 @@ def test_windows_lie_in_the_image_and_end_at_the_crop():
     for left, _, width, height in windows:
         covered[left : left + width] |= height == 400
     assert covered.all()
+
+
+def test_a_spot_that_the_background_does_not_reach_is_opaque():
+    """A hole in a person counts as the person, a bay does not; a gap that is sure to be background stays."""
+    mask = torch.zeros(1, 1, 60, 80)
+    mask[..., 10:50, 10:70] = 1
+    mask[..., 20:24, 20:24] = 0.2
+    mask[..., 10:30, 40:44] = 0.2
+    mask[..., 35:47, 55:67] = 0
+    sure = (mask == 0).float()
+    enclosed = matte._enclosed(mask, sure)[0, 0]
+    assert enclosed[20:24, 20:24].min() == 1
+    assert enclosed[10:30, 40:44].max() == 0
+    assert enclosed[35:47, 55:67].max() == 0
 
 
 def test_single_hairs_are_found_where_the_network_only_knows_the_head():
