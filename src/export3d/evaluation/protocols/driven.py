@@ -72,8 +72,7 @@ class DrivenClip:
         source: number of the source frame.
         driven: numbers of the frames to predict.
         identical: number of other frames that equal the source and were left out.
-        size: of the images that are scored.
-        original: their pixels, unless they are `frames`.
+        original: pixels of the images that are scored, unless they are `frames`.
         photo: (H, W, 3) uint8, the original's source frame.
     """
 
@@ -83,7 +82,6 @@ class DrivenClip:
     source: int
     driven: Rows
     identical: int
-    size: int
     original: Original | None = None
     photo: Picture | None = None
 
@@ -92,24 +90,28 @@ class DrivenClip:
         return self.frames[torch.as_tensor(rows)].to(device).float().div_(127.5).sub_(1.0)
 
     @property
+    def size(self) -> int:
+        """R of the images that are scored."""
+        return int(self.frames.shape[-1]) if self.original is None else self.original.size
+
+    @property
     def source_picture(self) -> Picture:
         """(R, R, 3) uint8, the source at the size that is scored."""
         if self.original is None or self.photo is None:
-            return to_uint8(self.images([self.source]))[0]
+            return self._prepared(np.array([self.source]))[0]
         picture: Picture = crop(self.photo, self.original.box, self.size)
         return picture
 
     def targets(self, rows: Rows) -> Picture:
         """(N, R, R, 3) uint8, true frames at the size that is scored."""
-        return self._prepared(rows) if self.original is None else self.original.crops(rows, self.size)
+        return self._prepared(rows) if self.original is None else self.original.crops(rows)
 
     def small_targets(self, rows: Rows) -> Picture | None:
         """(N, h, h, 3) uint8, true frames at the model's size; None if that is what is scored."""
         return None if self.original is None else self._prepared(rows)
 
     def _prepared(self, rows: Rows) -> Picture:
-        pictures: Picture = self.frames[torch.from_numpy(rows)].permute(0, 2, 3, 1).contiguous().numpy()
-        return pictures
+        return np.ascontiguousarray(self.frames[torch.from_numpy(rows)].permute(0, 2, 3, 1).numpy())
 
     @property
     def farthest(self) -> int:
@@ -226,10 +228,10 @@ def driven_clip(record: Record, space: str, size: int, every: int = 1, scored: i
         raise NoFaceFound(f"{record.key} has no second frame that shows the face and differs; use a longer clip")
     identical = int((record.found & equal).sum()) - 1
     if scored is None:
-        return DrivenClip(record, frames, motion, source, driven, identical, size)
+        return DrivenClip(record, frames, motion, source, driven, identical)
     original = Original(record, scored)
     photo = original.check(source, frames[source].permute(1, 2, 0).numpy())
-    return DrivenClip(record, frames, motion, source, driven, identical, scored, original, photo)
+    return DrivenClip(record, frames, motion, source, driven, identical, original, photo)
 
 
 def most_frontal(camera: Floats, found: NDArray[np.bool_]) -> int:

@@ -34,9 +34,10 @@ class Original:
 
     Args:
         record: of a video or a still image.
-        size: pixels across its face crop that are needed.
+        size: of the images that it shall give, pixels across the face crop.
 
     Attributes:
+        size: the same.
         box: the face crop, pixels of the frames.
 
     Raises:
@@ -52,6 +53,7 @@ class Original:
             raise InputError(
                 f"record {record.key} does not tell where its pixels come from; prepare it again"
             ) from error
+        self.size = size
         if self.box.side < size:
             raise InputError(f"its face crop has {int(self.box.side)} pixels, {size} are needed")
         if not self._path.is_file():
@@ -77,9 +79,9 @@ class Original:
         self._next = row + 1
         return found
 
-    def crops(self, rows: Sequence[int] | NDArray[np.int64], size: int) -> Picture:
-        """The face crops of frames, uint8 (N, size, size, 3)."""
-        return np.stack([crop(self.frame(int(row)), self.box, size) for row in rows])
+    def crops(self, rows: NDArray[np.int64]) -> Picture:
+        """The face crops of frames, uint8 (N, R, R, 3)."""
+        return np.stack([crop(self.frame(int(row)), self.box, self.size) for row in rows])
 
     def check(self, row: int, prepared: Picture) -> Picture:
         """The frame number `row`, if it shows what was prepared from it, uint8 (h, h, 3).

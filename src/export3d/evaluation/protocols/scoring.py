@@ -229,7 +229,11 @@ class ClipScorer:
                 for metric, found in values[method].items():
                     kept.add(metric, found)
                 if chunk.small_targets is not None:
-                    small = chunk.small[method] if method in chunk.small else resized(pictures, CROP_SIZE)
+                    small = (
+                        chunk.small[method]
+                        if method in chunk.small
+                        else resized(pictures, chunk.small_targets.shape[1])
+                    )
                     kept.add(PSNR_256.name, psnr(to_tensor(small), to_tensor(chunk.small_targets)).numpy())
                 read = self._read(pictures, f"{method} of {name}")
                 if method in chunk.shares:
