@@ -1,8 +1,8 @@
 """The images of docs/sizes.md and of the README's first lines.
 
-    python benchmarks/sizes_and_backgrounds.py PHOTO GROUP -o docs/images
+    python benchmarks/sizes_and_backgrounds.py PHOTO docs/images/group_photo.webp -o docs/images
 
-PHOTO: a portrait of more than 1,000 pixels. GROUP: a photo of three people. Writes
+PHOTO: a portrait of more than 1,000 pixels. The group photo is made by `group_photo.py`. Writes
 
 - demo.webp: the bundled portrait, and the whole photo moved by the bundled motion `speech`,
 - sizes.webp: a part of PHOTO's face: the photo, a frame of 256 pixels enlarged, and one of native size,
