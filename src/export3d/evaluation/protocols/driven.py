@@ -98,9 +98,9 @@ class DrivenClip:
     def source_picture(self) -> Picture:
         """(R, R, 3) uint8, the source at the size that is scored."""
         if self.original is None or self.photo is None:
-            return self._prepared(np.array([self.source]))[0]
-        picture: Picture = crop(self.photo, self.original.box, self.size)
-        return picture
+            picture: Picture = self._prepared(np.array([self.source]))[0]
+            return picture
+        return crop(self.photo, self.original.box, self.size)
 
     def targets(self, rows: Rows) -> Picture:
         """(N, R, R, 3) uint8, true frames at the size that is scored."""
