@@ -6,9 +6,9 @@
 
 `sharpness`: each photo of a folder is driven by a bundled motion; mean over evenly spaced frames of the sharpness of
 the face against the photo's own (`export3d.evaluation.measures.sharpness`), for native frames of the crop and for the
-model's frames enlarged to the same size. `time`: both sizes in turn in one process, on 8 frames of the crop that differ
-each round; what is made once per photo is not counted. `memory`: peak memory of a process that animates, then
-edits an enlarged copy of the photo.
+model's frames enlarged to the same size. `time`: processor time of one thread, sizes in turn, on 8 frames that differ
+each round, against the model's own frames at 256; what is made once per photo is not counted. `memory`: peak memory of
+a process that animates, then edits an enlarged copy of the photo.
 """
 
 from __future__ import annotations
@@ -116,8 +116,9 @@ def measure_time(photo: Path, motion: Motion, sizes: Sequence[int], rounds: int,
     for size in sizes:
         median = np.median(seconds[size])
         print(
-            f"{size:5} px, frames of {shown[size][1]} x {shown[size][0]}: {1e3 * median:7.1f} ms per frame (smallest {1e3 * min(seconds[size]):.1f}, largest "
-            f"{1e3 * max(seconds[size]):.1f}), {median / first:.2f} times the time of {sizes[0]} px"
+            f"{size:5} px, frames of {shown[size][1]} x {shown[size][0]}: {1e3 * median:7.1f} ms per frame (smallest "
+            f"{1e3 * min(seconds[size]):.1f}, largest {1e3 * max(seconds[size]):.1f}), {median / first:.2f} times the "
+            f"time of {sizes[0]} px"
         )
     paired = np.median(np.array(seconds[sizes[-1]]) / np.array(seconds[sizes[0]]))
     print(f"median of the ratios of paired rounds, {sizes[-1]} to {sizes[0]} px: {paired:.2f}")
@@ -148,7 +149,7 @@ def measure_memory(photo: Path, motion: Motion, megapixels: float, frame: Frame)
 
 def peak() -> float:
     """Largest resident memory of this process so far, GB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:
