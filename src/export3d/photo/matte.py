@@ -246,7 +246,8 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, hair: Ten
     steep = torch.maximum(steep, _enclosed(mask, sure_background))
     near = blur(steep, 0.02 * crop)
     behind, behind_variance = _colours(small, sure_background, 0.02 * crop)
-    through = torch.exp(-((small - behind) ** 2).sum(1, True) / (2 * (behind_variance + 1e-3)))
+    unlike = ((small - behind) ** 2).sum(1, True) / (2 * behind_variance + 2e-3)
+    through = torch.exp(-unlike - 50 * behind_variance)  # shows a plain background
     sure_person = ((near > 0.97) & (mask > 0.9) & (through < 0.5)).float()
     person, person_variance = _colours(small, sure_person, 0.01 * crop)
     wide = blur(steep, 0.03 * crop)
