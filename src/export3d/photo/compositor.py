@@ -5,9 +5,10 @@ With S the source crop as the model saw it, P the photo on the grid, I the model
 
     F(p) = R(p) + (1 - v (1 - g)) P(p + w o),  R = v (I - g S(p + o))
 
-R, computed at the model's size and enlarged, is what the photo does not show: an opened mouth, the shading of a turn. v
-is 1 on the person and falls to 0 in the background and where the photo continues beyond the crop; there w fades the
-motion out too. F is laid over the background with the opacity of the person at p + w o.
+and then what F, reduced to the model's size, lacks of v I is added. R, enlarged from the model's size, is what
+the photo does not show: an opened mouth, the shading of a turn. v is 1 on the person and falls to 0 in the background
+and where the photo continues beyond the crop; there w fades the motion out too. F is laid over the background with the
+opacity of the person at p + w o.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from torch import Tensor
 from export3d.errors import check_shape
 from export3d.face.crop import CropBox, crop
 from export3d.image import resize
+from export3d.layers import constant
 from export3d.photo.canvas import Canvas
 from export3d.photo.layers import Layers
-from export3d.warping.flow_field import look_up
+from export3d.warping.flow_field import look_up, pixel_grid
 from export3d.warping.origin import Origin
 
 Picture = NDArray[np.uint8]
@@ -34,8 +36,8 @@ _REACH = 0.5
 """Beyond the face crop, in crop sides, motion fades out over this distance."""
 _FADE = 0.08
 """Inside the face crop, in crop sides, the model's image fades in over this distance from the border."""
-_SHORE = 0.25
-"""Near the photo's border, in crop sides, motion across it fades out over this distance: nothing lies beyond."""
+_EDGE = 0.07
+"""Width of the edge of what the model saw, in half crop sides: there and just inside, reduced frames are not compared."""
 _BORDER = 0.1
 """Width of the border between the territories of two faces, in distances from their centres over their crop sides."""
 _SLACK = 0.15
@@ -100,12 +102,15 @@ class _Face:
         near_rows = slice(max(self._rows.start - slack, 0), min(self._rows.stop + slack, height))
         near_columns = slice(max(self._columns.start - slack, 0), min(self._columns.stop + slack, width))
         self._near = (near_columns.start, near_rows.start)
-        self._person = _tensor(layers.person[near_rows, near_columns], source)
+        self._person = torch.tensor(layers.person[near_rows, near_columns], device=source.device)
         self._behind, self._still = (layer[self._rows, self._columns] for layer in (layers.behind, layers.still))
         self._x = torch.arange(self._columns.start, self._columns.stop, device=source.device) + 0.5
         self._y = torch.arange(self._rows.start, self._rows.stop, device=source.device) + 0.5
         self._window = self._fade_in(source.shape[-1]) if canvas.whole else torch.ones((), device=source.device)
         matte = crop(np.repeat(layers.matte[..., None], 3, axis=2), box, source.shape[-1])
+        self._reduce: tuple[Tensor, Tensor] | None = None
+        if side >= len(matte):
+            self._reduce = _reduction(self._y - top, side, len(matte)), _reduction(self._x - left, side, len(matte)).mT
         self._matte = F.max_pool2d(_tensor(matte, source)[:, :1] / 255.0, 5, 1, 2)
 
     def bands(self, image: Tensor, origin: Origin) -> Iterator[tuple[slice, slice, Picture]]:
@@ -115,46 +120,88 @@ class _Face:
         share = 1.0 - drawn + known
         rest = 127.5 * (drawn * image - known * look_up(self._source, origin.offset) + 1.0 - share)
         maps = torch.cat([origin.offset * (self._box.side / 2.0), share], dim=1)
-        side = round(self._box.side)
-        if side < image.shape[-1]:
-            rest, maps = resize(rest, max(side, 2)), resize(maps, max(side, 2))
+        if self._reduce is None:
+            side = max(round(self._box.side), 2)
+            rest, maps = resize(rest, side), resize(maps, side)
         count = max(_BAND // max(len(self._x), 1), 1)
-        for start in range(0, len(self._y), count):
-            part = slice(start, min(start + count, len(self._y)))
-            top, left = self._rows.start - self._first[0], self._columns.start - self._first[1]
+        parts = [slice(start, min(start + count, len(self._y))) for start in range(0, len(self._y), count)]
+        made = [self._looked_up(rest, maps, part) for part in parts]
+        correction = self._correction(image, drawn * self._known(origin.offset), made, parts)
+        top, left = self._rows.start - self._first[0], self._columns.start - self._first[1]
+        for layer, part in zip(made, parts):
             rows, columns = slice(top + part.start, top + part.stop), slice(left, left + len(self._x))
-            yield rows, columns, self._pixels(rest, maps, part)
+            yield rows, columns, self._laid_over(layer.float(), correction, part)
 
-    def _pixels(self, rest: Tensor, maps: Tensor, rows: slice) -> Picture:
-        """One band, from R on the scale of bytes, and the offset in pixels with 1 - v (1 - g): (1, 3, h, h) each."""
+    def _looked_up(self, rest: Tensor, maps: Tensor, rows: slice) -> Tensor:
+        """F and opacity (4, h, w), 0 to 255, of one band.
+
+        Args:
+            rest: (1, 3, h, h), R on the scale of bytes.
+            maps: (1, 3, h, h), the offset in pixels, and 1 - v (1 - g).
+        """
         x, y = self._x[None, :], self._y[rows, None]
+        grid = self._grid(rows)
+        moved, shown = _enlarged(maps, grid, "bilinear"), _enlarged(rest, grid, "bicubic")
         (left, top), side = self._box.corner, self._box.side
-        across, down = (x - left) / side, (y - top) / side
-        shape = (len(y), x.shape[1])
-        grid = torch.stack([(2.0 * across - 1.0).expand(shape), (2.0 * down - 1.0).expand(shape)], dim=-1)[None]
-        moved = F.grid_sample(maps, grid, "bilinear", "border", align_corners=False)[0]
-        beyond = torch.hypot(_outside(across), _outside(down))
-        free, territory = _smooth(1.0 - beyond / _REACH), self._territory(x, y)
+        free = _smooth(1.0 - torch.hypot(_outside((x - left) / side), _outside((y - top) / side)) / _REACH)
+        territory = self._territory(x, y)
         if territory is not None:
             free = free * territory
-        first, last = self._limits[:2], self._limits[2:]
-        place = []
-        for axis, at in enumerate((x, y)):
-            shore = torch.minimum(at - first[axis], last[axis] - at) / (_SHORE * side)
-            at = at + moved[axis] * (free * _smooth(shore))
-            place.append((at - self._near[axis]) * (2.0 / self._person.shape[3 - axis]) - 1.0)
-        looked_up = F.grid_sample(
-            self._person, torch.stack(place, dim=-1)[None], "bicubic", "border", align_corners=False
-        )[0]
-        shown = F.grid_sample(rest, grid, "bicubic", "border", align_corners=False)[0]
-        shown.addcmul_(moved[2:], looked_up[:3])
-        opacity = looked_up[3:].clamp_(0.0, 255.0).div_(255.0)
-        behind, still = (_tensor(layer[rows], rest)[0] for layer in (self._behind, self._still))
-        out = torch.lerp(behind, shown.clamp_(0.0, 255.0), opacity)
+        across, down = (
+            at + _ashore(free * moved[axis], at - self._limits[axis], self._limits[2 + axis] - at)
+            for axis, at in enumerate((x, y))
+        )
+        height, width = self._person.shape[:2]
+        down, across = down - self._near[1], across - self._near[0]
+        first = min(max(int(down.min()) - 2, 0), height - 1)
+        part = self._person[first : max(min(int(down.max()) + 3, height), first + 1)]
+        place = torch.stack([across * (2.0 / width), (down - first) * (2.0 / len(part))], dim=-1)[None] - 1.0
+        found = _enlarged(part.permute(2, 0, 1)[None].float(), place, "bicubic")
+        found[:3] = torch.addcmul(shown, moved[2:], found[:3])
+        return found if len(self._y) == rows.stop - rows.start else found.half()
+
+    def _correction(
+        self, image: Tensor, share: Tensor, made: Sequence[Tensor], parts: Sequence[slice]
+    ) -> Tensor | None:
+        """What F, reduced to the model's size, lacks of the model's image: (1, 3, h, h) on the scale of bytes.
+
+        Details found in the photo are sharper than the model's and can lie a little beside them. Differences of two grey
+        levels are left alone, so that what does not move stays as it is.
+        """
+        if self._reduce is None:
+            return None
+        down, across = self._reduce
+        small = torch.stack([down[:, part] @ layer[:3].float() @ across for layer, part in zip(made, parts)]).sum(dim=0)
+        lacking = 127.5 * (image + 1.0) - small
+        return share * (lacking - lacking.clamp(-2.0, 2.0))
+
+    def _known(self, offset: Tensor) -> Tensor:
+        """(1, 1, h, h): 1 where the model looked pixels up in what the crop shows of the photo, 0 beyond."""
+        place = pixel_grid(offset.shape[-1], offset.device) + offset
+        limits = (np.reshape(self._limits, (2, 2)) - self._box.corner) * (2.0 / self._box.side) - 1.0
+        first, last = (constant(tuple(row), place.device, place.dtype)[:, None, None] for row in limits.clip(-1.0, 1.0))
+        room = torch.minimum(place - first, last - place).amin(dim=1)
+        return (room / _EDGE - 1.0).clamp(0.0, 1.0)[:, None]
+
+    def _laid_over(self, layer: Tensor, correction: Tensor | None, rows: slice) -> Picture:
+        """One band of F and its opacity (4, h, w) over the background: uint8 (h, w, 3)."""
+        shown, opacity = layer[:3], layer[3:].clamp(0.0, 255.0) / 255.0
+        if correction is not None:
+            shown = shown + _enlarged(correction, self._grid(rows), "bicubic")
+        behind, still = (_tensor(part[rows], self._source)[0] for part in (self._behind, self._still))
+        out = torch.lerp(behind, shown.clamp(0.0, 255.0), opacity)
+        territory = self._territory(self._x[None, :], self._y[rows, None])
         if territory is not None:
             out = torch.lerp(still, out, territory)
         pixels: Picture = out.add_(0.5).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         return pixels
+
+    def _grid(self, rows: slice) -> Tensor:
+        """Places of the frame's pixels in the crop, (1, h, w, 2) in [-1, 1] grid units."""
+        (left, top), side = self._box.corner, self._box.side
+        across, down = (2.0 / side) * (self._x - left) - 1.0, (2.0 / side) * (self._y[rows] - top) - 1.0
+        shape = (len(down), len(across))
+        return torch.stack([across[None, :].expand(shape), down[:, None].expand(shape)], dim=-1)[None]
 
     def _fade_in(self, size: int) -> Tensor:
         """v (1, 1, size, size): 1 in the crop, falling to 0 at those of its borders beyond which the photo goes on."""
@@ -183,6 +230,43 @@ def _span(first: float, end: float, limits: slice) -> slice:
     """The pixels between two places, within limits."""
     start = min(max(int(np.floor(first)), limits.start), limits.stop)
     return slice(start, max(min(int(np.ceil(end)), limits.stop), start))
+
+
+def _enlarged(image: Tensor, places: Tensor, mode: str) -> Tensor:
+    """(1, C, h, h) at places (1, h, w, 2) in [-1, 1] grid units: (C, h, w)."""
+    return F.grid_sample(image, places, mode, "border", align_corners=False)[0]
+
+
+def _reduction(places: Tensor, side: float, size: int) -> Tensor:
+    """Weights (size, n) that reduce pixels, n places along an axis of the crop, to `size`: antialiased bicubic.
+
+    As Pillow reduces images. Zero where the pixels do not reach.
+    """
+    step = side / size
+    away = ((torch.arange(size, device=places.device)[:, None] + 0.5) * step - places).abs() / step
+    near = (1.5 * away - 2.5) * away.square() + 1.0
+    far = ((-0.5 * away + 2.5) * away - 4.0) * away + 2.0
+    weights = torch.where(away < 1.0, near, torch.where(away < 2.0, far, 0.0))
+    total = weights.sum(dim=1, keepdim=True)
+    return torch.where(total > 0.9 * step, weights / total.clamp_min(1e-6), 0.0)
+
+
+def _ashore(offset: Tensor, before: Tensor, after: Tensor) -> Tensor:
+    """Offsets along an axis that end inside the photo: nothing lies beyond its border.
+
+    Where an offset t ends nearer to the border than t, the distance d that is left there becomes t exp(d / t - 1).
+
+    Args:
+        offset: pixels.
+        before, after: distances to the photo's borders, pixels.
+    """
+    size = offset.abs()
+    room = torch.where(offset > 0.0, after, before)
+    left = room - size
+    squeezed = size * torch.exp(((left - size) / size.clamp_min(1e-6)).clamp(max=0.0))
+    return torch.where(
+        (left < size) & (size > 0.0), torch.where(offset > 0.0, room - squeezed, squeezed - room), offset
+    )
 
 
 def _outside(share: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ SIZE = 64
 def photo(height: int = 240, width: int = 300, smooth: bool = False) -> np.ndarray:
     rng = np.random.default_rng(1)
     if not smooth:
-        return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        return rng.integers(80, 180, (height, width, 3), dtype=np.uint8)
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(x / 17.0) + np.cos(y / 23.0), np.cos((x + y) / 29.0), np.sin((x - y) / 31.0)]
     return np.stack([127.5 + 50.0 * wave for wave in waves], axis=-1).astype(np.uint8)
@@ -53,18 +53,22 @@ def test_where_nothing_moves_frames_are_the_photo_to_the_bit(frame: str, box: Cr
 def test_pixels_are_looked_up_in_the_photo() -> None:
     image = photo()
     grid = canvas(image, BOX)
-    small = source(image, BOX)
-    drawn = small.roll((-3,), (3,))
-    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame(
-        [(drawn, origin(5.0, -3.0, BOX.side, 1.0))]
-    )
-    inside = (slice(100, 140), slice(130, 170))
-    rest = drawn - compositor.look_up(small, origin(5.0, -3.0, BOX.side).offset)
-    assert float(rest.abs().max()) > 0.1, "the residual must not be what is looked up"
+    small, moved = source(image, BOX), origin(5.0, -3.0, BOX.side)
+    drawn = compositor.look_up(small, moved.offset)
+    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame([(drawn, moved)])
     shifted = image[97:137, 135:175].astype(float)
-    added = torch.nn.functional.interpolate(127.5 * rest, size=(100, 100), mode="bicubic")[0].permute(1, 2, 0).numpy()
-    expected = (shifted + added[30:70, 30:70]).clip(0, 255)
-    assert np.abs(made[inside] - expected).max() <= 1.0
+    assert np.abs(made[100:140, 130:170] - shifted).mean() < 2
+    assert np.abs(made[100:140, 130:170] - image[100:140, 130:170].astype(float)).mean() > 20
+
+
+def test_a_reduced_frame_is_the_models_image() -> None:
+    image = photo(smooth=True)
+    grid = canvas(image, BOX)
+    small, wrong = source(image, BOX), origin(4.0, 0.0, BOX.side)
+    drawn = small + 0.2 * torch.sin(torch.linspace(0.0, 9.0, SIZE))
+    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame([(drawn, wrong)])
+    inside = (..., slice(12, -12), slice(12, -12))
+    assert float((source(made, BOX) - drawn)[inside].abs().max()) * 127.5 < 4
 
 
 def test_without_trust_the_models_image_is_enlarged() -> None:
@@ -140,4 +144,4 @@ def test_nothing_is_pulled_in_from_beyond_the_photo() -> None:
     image_moved = compositor.look_up(small, down.offset)
     made = Compositor(grid, Layers.opaque(grid.image), [(box, small)]).frame([(image_moved, down)])
     rows = made[230:, 120:180].astype(int)
-    assert all(np.abs(np.diff(rows, axis=0)).mean(axis=(1, 2)) > 20), "rows repeat"
+    assert all(np.abs(np.diff(rows, axis=0)).mean(axis=(1, 2)) > 2), "rows repeat"
