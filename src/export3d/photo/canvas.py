@@ -36,7 +36,7 @@ class Canvas:
         image: uint8 (H, W, 3), the photo on this grid; beyond its border its edge pixels repeat.
         scale: pixels of the grid per pixel of the photo.
         corner: (x, y) where the grid begins in the photo, pixels of the photo.
-        limits: left, top, right and bottom of the photo itself on the grid.
+        limits: left, top, right and bottom of what may be looked up; of the whole photo, its border.
         window: (rows, columns) of the image that a frame shows: an even number of each.
         whole: whether frames show the whole photo, so that the face crop's border must not be seen.
     """
@@ -133,9 +133,8 @@ def _cropped(photo: Picture, box: CropBox, scale: float) -> Canvas:
     side = (size + 2 * margin) / scale
     centre = corner + side / 2
     image = crop(photo, CropBox((float(centre[0]), float(centre[1])), side), size + 2 * margin)
-    left, top = -corner * scale
-    limits = (float(left), float(top), float(left + photo.shape[1] * scale), float(top + photo.shape[0] * scale))
     shown = slice(margin, margin + size)
+    limits = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
     return Canvas(image, scale, (float(corner[0]), float(corner[1])), limits, (shown, shown), False)
 
 

@@ -37,7 +37,7 @@ _REACH = 0.5
 _FADE = 0.08
 """Inside the face crop, in crop sides, the model's image fades in over this distance from the border."""
 _EDGE = 0.07
-"""Width of the edge of what the model saw, in half crop sides: there and just inside, reduced frames are not compared."""
+"""Width of the edge of what the model saw, in half crop sides; there reduced frames are not compared."""
 _BORDER = 0.1
 """Width of the border between the territories of two faces, in distances from their centres over their crop sides."""
 _SLACK = 0.15
@@ -165,8 +165,8 @@ class _Face:
     ) -> Tensor | None:
         """What F, reduced to the model's size, lacks of the model's image: (1, 3, h, h) on the scale of bytes.
 
-        Details found in the photo are sharper than the model's and can lie a little beside them. Differences of two grey
-        levels are left alone, so that what does not move stays as it is.
+        Details found in the photo are sharper than the model's and can lie a little beside them. Differences of two
+        grey levels are left alone, so that what does not move stays as it is.
         """
         if self._reduce is None:
             return None
