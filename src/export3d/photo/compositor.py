@@ -108,9 +108,15 @@ class _Face:
         self._y = torch.arange(self._rows.start, self._rows.stop, device=source.device) + 0.5
         self._window = self._fade_in(source.shape[-1]) if canvas.whole else torch.ones((), device=source.device)
         matte = crop(np.repeat(layers.matte[..., None], 3, axis=2), box, source.shape[-1])
-        self._reduce: tuple[Tensor, Tensor] | None = None
+        self._reduce: tuple[Tensor, ...] | None = None
         if side >= len(matte):
-            self._reduce = _reduction(self._y - top, side, len(matte)), _reduction(self._x - left, side, len(matte)).mT
+            down, across = (_reduction(at, side, len(matte)) for at in (self._y - top, self._x - left))
+            softer = (
+                way @ _enlargement(at, side, len(matte))
+                for way, at in ((down, self._y - top), (across, self._x - left))
+            )
+            softer_down, softer_across = softer
+            self._reduce = down, across.mT, softer_down, softer_across.mT
         self._matte = F.max_pool2d(_tensor(matte, source)[:, :1] / 255.0, 5, 1, 2)
 
     def bands(self, image: Tensor, origin: Origin) -> Iterator[tuple[slice, slice, Picture]]:
@@ -165,15 +171,16 @@ class _Face:
     ) -> Tensor | None:
         """What F, reduced to the model's size, lacks of the model's image: (1, 3, h, h) on the scale of bytes.
 
-        Details found in the photo are sharper than the model's and can lie a little beside them. Differences of two
-        grey levels are left alone, so that what does not move stays as it is.
+        Details found in the photo are sharper than the model's and can lie a little beside them. A difference of
+        one grey level is left alone, so that what does not move stays as it is.
         """
         if self._reduce is None:
             return None
-        down, across = self._reduce
+        down, across, softer_down, softer_across = self._reduce
         small = torch.stack([down[:, part] @ layer[:3].float() @ across for layer, part in zip(made, parts)]).sum(dim=0)
         lacking = 127.5 * (image + 1.0) - small
-        return share * (lacking - lacking.clamp(-2.0, 2.0))
+        lacking = share * (lacking - lacking.clamp(-1.0, 1.0))
+        return 2.0 * lacking - softer_down @ lacking @ softer_across  # enlarging softens it
 
     def _known(self, offset: Tensor) -> Tensor:
         """(1, 1, h, h): 1 where the model looked pixels up in what the crop shows of the photo, 0 beyond."""
@@ -249,6 +256,13 @@ def _reduction(places: Tensor, side: float, size: int) -> Tensor:
     weights = torch.where(away < 1.0, near, torch.where(away < 2.0, far, 0.0))
     total = weights.sum(dim=1, keepdim=True)
     return torch.where(total > 0.9 * step, weights / total.clamp_min(1e-6), 0.0)
+
+
+def _enlargement(places: Tensor, side: float, size: int) -> Tensor:
+    """Weights (n, size) that enlarge `size` pixels to n places along an axis of the crop, as `_enlarged` does."""
+    unit = torch.eye(size, device=places.device)[None, :, :, None]
+    at = torch.stack([torch.zeros_like(places), places * (2.0 / side) - 1.0], dim=-1)[None, :, None]
+    return _enlarged(unit, at, "bicubic")[..., 0].mT
 
 
 def _ashore(offset: Tensor, before: Tensor, after: Tensor) -> Tensor:

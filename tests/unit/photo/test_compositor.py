@@ -57,7 +57,7 @@ def test_pixels_are_looked_up_in_the_photo() -> None:
     drawn = compositor.look_up(small, moved.offset)
     made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame([(drawn, moved)])
     shifted = image[97:137, 135:175].astype(float)
-    assert np.abs(made[100:140, 130:170] - shifted).mean() < 2
+    assert np.abs(made[100:140, 130:170] - shifted).mean() < 5
     assert np.abs(made[100:140, 130:170] - image[100:140, 130:170].astype(float)).mean() > 20
 
 
