@@ -55,12 +55,12 @@ def command(
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
     with_scores([0.0] * len(ARKIT52), held)  # report an unknown name before any work starts
-    framing.check()
+    read = framing.check()
     mover = driving or motion
     assert mover is not None  # tyro accepts exactly one of them
     if motion is not None:
         mover = motion_path(motion)
-    inputs = [path for path in (source, mover, weights) if path is not None]
+    inputs = [path for path in (source, mover, weights, *read) if path is not None]
     check_output(output, VIDEO_SUFFIXES, inputs)
     if sheet is not None:
         check_output(sheet, STILL_SUFFIXES, inputs)

@@ -47,8 +47,8 @@ def command(
 
     if output.suffix.lower() in VIDEO_SUFFIXES:
         raise OutputError(f"edit writes one image, not the video {output}; name a .png, or use export3d animate")
-    framing.check()
-    check_output(output, STILL_SUFFIXES, [path for path in (source, weights) if path is not None])
+    inputs = [path for path in (source, weights, *framing.check()) if path is not None]
+    check_output(output, STILL_SUFFIXES, inputs)
     amounts = pairs("--basis NUMBER=AMOUNT, such as 4=+1", int, basis)
     values = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
 

@@ -31,8 +31,8 @@ class Framing:
     size: str | None = None
     background: str = "keep"
 
-    def check(self) -> None:
-        """Report what cannot be before any work starts."""
+    def check(self) -> list[Path]:
+        """Report what cannot be before any work starts; returns the files that are read."""
         from export3d.face.tracker import face_choice
         from export3d.photo.background import check_background
 
@@ -40,7 +40,8 @@ class Framing:
             face_choice(self.face)
         if self.size is not None:
             parse_size(self.size)
-        check_background(self.background)
+        image = check_background(self.background)
+        return [] if image is None else [image]
 
     def sources(self, animator: Animator, portrait: Path) -> Source | list[Source]:
         """The face or faces that move."""

@@ -51,10 +51,10 @@ def command(
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
     with_scores([0.0] * len(ARKIT52), held)  # report what cannot be before any work starts
-    framing.check()
+    read = framing.check()
     frames = len(path_angles(path, round_frames(seconds), yaw, pitch))
     mover = None if motion is None else motion_path(motion)
-    check_output(output, VIDEO_SUFFIXES, [file for file in (source, mover, weights) if file is not None])
+    check_output(output, VIDEO_SUFFIXES, [file for file in (source, mover, weights, *read) if file is not None])
     expressions = None if mover is None else read_motion(mover).motion
 
     from export3d.animate.animator import Animator

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from export3d.errors import ConfigError
+from export3d import files
+from export3d.errors import BadImage, ConfigError
 from export3d.face.crop import CropBox
 from export3d.image import read_image
 from export3d.photo.fields import (
@@ -34,8 +36,12 @@ _BLUR = 0.02
 """Standard deviation of the blur, over the mean of height and width."""
 
 
-def check_background(background: str) -> None:
-    """`ConfigError` unless the text is `keep`, `blur`, a colour `#rrggbb` or the path of a file.
+def check_background(background: str) -> Path | None:
+    """The image file that the text names; None for `keep`, `blur` and a colour `#rrggbb`.
+
+    Raises:
+        ConfigError: the text is none of these.
+        BadImage: there is no such file.
 
     >>> check_background("#20a040")
     >>> check_background("#20a04")
@@ -44,13 +50,14 @@ def check_background(background: str) -> None:
     export3d.errors.ConfigError: background '#20a04' is no colour; write six hexadecimal digits, such as #20a040
     """
     if background in ("keep", "blur") or _colour(background) is not None:
-        return
+        return None
     if not background or "\0" in background:
         raise ConfigError("the background is empty; give keep, blur, a colour such as #20a040, or an image file")
-    if not Path(background).exists() and Path(background).name == background and "." not in background:
+    if "." not in background and Path(background).name == background and not os.path.exists(background):
         raise ConfigError(
             f"background {background!r} is neither keep nor blur, a colour such as #20a040, nor an image file"
         )
+    return files.check_input(background, BadImage, "an image")
 
 
 def plate(image: Pixels, matte: Pixels) -> Pixels:

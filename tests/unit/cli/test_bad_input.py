@@ -340,6 +340,18 @@ def test_inputs_are_not_overwritten(tmp_path: Path, face_video: Path, animate: R
     assert face_video.read_bytes() == before
 
 
+def test_the_background_image_is_an_input(tmp_path: Path, astronaut: np.ndarray, out: Path, capsys: Capture) -> None:
+    own = tmp_path / "own.png"
+    Image.fromarray(astronaut[:64, :64]).save(own)
+    before = own.read_bytes()
+    nobody = str(tmp_path / "missing.jpg")  # would be refused too, had it been looked at first
+    refused(main(["edit", nobody, "--background", str(own), "-o", str(own)]), capsys, out, "overwrite")
+    assert own.read_bytes() == before
+    for command, ending in (("edit", "png"), ("orbit", "mp4")):
+        arguments = [command, nobody, "--background", str(tmp_path / "no.png"), "-o", str(out / f"a.{ending}")]
+        refused(main(arguments), capsys, out, "no.png does not exist")
+
+
 def on_a_full_disk(size: int, *arguments: object) -> subprocess.CompletedProcess[str]:
     """`export3d` in a process of its own, in which no file may grow beyond so many bytes."""
     pytest.importorskip("resource")
