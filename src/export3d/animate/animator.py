@@ -353,6 +353,8 @@ class Animator:
         sources = (source,) if isinstance(source, Source) else tuple(source)
         if not sources or any(one.photo is not sources[0].photo for one in sources):
             raise ConfigError("faces that move together must come from one call of encode_all")
+        if len(set(map(id, sources))) < len(sources):
+            raise ConfigError("a face cannot move twice; name each source once")
         if size is None and frame == "crop" and background == "keep" and len(sources) == 1:
             return _View(sources)
         if not self.moves_pixels:
@@ -430,11 +432,9 @@ class _View:
 def _portrait(portrait: str | Path | Picture) -> tuple[Picture, str]:
     """The pixels of a portrait and its name in messages."""
     if isinstance(portrait, np.ndarray):
-        image, name = portrait, "the portrait"
-    else:
-        image, name = read_image(portrait), str(portrait)
-    check_shape(image, "H W 3", "portrait")
-    return image, name
+        check_shape(portrait, "H W 3", "portrait")
+        return portrait.copy(), "the portrait"  # frames are made of it later, whatever becomes of the array
+    return read_image(portrait), str(portrait)
 
 
 def pick_device(name: str | torch.device) -> torch.device:

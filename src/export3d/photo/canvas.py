@@ -63,8 +63,8 @@ def parse_size(text: str | int) -> Size:
     if str(text) == NATIVE:
         return NATIVE
     try:
-        size = int(text)
-    except ValueError:
+        size = int(text) if int(text) == float(text) else 0
+    except (ValueError, TypeError, OverflowError):
         size = 0
     if not SMALLEST <= size <= LARGEST:
         raise ConfigError(

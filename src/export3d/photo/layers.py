@@ -42,7 +42,9 @@ class Layers:
         return cls(image, image, _with_opacity(image, everything), everything)
 
 
-def layers(image: Picture, boxes: Sequence[CropBox], background: str = "keep") -> Layers:
+def layers(
+    image: Picture, boxes: Sequence[CropBox], background: str = "keep", others: Sequence[CropBox] = ()
+) -> Layers:
     """Take a photo apart.
 
     With "keep" the person moves together with a margin of their surroundings, so that no hair is cut off, before the
@@ -51,8 +53,9 @@ def layers(image: Picture, boxes: Sequence[CropBox], background: str = "keep") -
 
     Args:
         image: uint8 (H, W, 3).
-        boxes: crops of all its faces.
+        boxes: crops of the faces that move.
         background: see `background.replaced`.
+        others: crops of the other faces; those that are no persons, as on a poster, are part of the background.
 
     Raises:
         ConfigError: no such background.
@@ -66,6 +69,7 @@ def layers(image: Picture, boxes: Sequence[CropBox], background: str = "keep") -
         raise BadImage(
             "no person that could be cut out was found in the portrait, as in many drawings; leave out the background"
         )
+    boxes = [*boxes, *(box for box in others if person_share(image, box) >= _FOUND)]
     matte = person_matte(image, *boxes)
     behind = replaced(image, matte, background)
     if background == "keep":

@@ -37,5 +37,5 @@ def scene(
     grid = canvas(photo, max((box for box, _ in faces), key=lambda box: box.side), size, frame, long_side)
     placed = [(grid.place(box), source) for box, source in faces]
     still = [grid.place(box) for box in others]
-    boxes = [*(box for box, _ in placed), *still]
-    return Compositor(grid, layers(grid.image, boxes, background), placed, still)
+    parts = layers(grid.image, [box for box, _ in placed], background, still)
+    return Compositor(grid, parts, placed, still)

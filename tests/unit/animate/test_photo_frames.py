@@ -11,6 +11,7 @@ import pytest
 from export3d.animate.animator import Animator, Source
 from export3d.animate.drive import bundled_motion, read_motion
 from export3d.errors import BadImage, ConfigError
+from export3d.face.crop import CropBox
 from export3d.motion.motion import Motion
 from tests.group_photo import group_photo
 
@@ -118,3 +119,22 @@ def test_weights_that_render_everything_have_one_size(tiny_weights: Path, astron
     tiny = Animator.from_pretrained(tiny_weights, device="cpu")
     with pytest.raises(ConfigError, match="leave out size"):
         tiny.edit(tiny.encode(astronaut), frame="photo")
+
+
+@pytest.mark.slow
+def test_a_face_that_is_no_person_stays_in_the_background(animator: Animator, source: Source) -> None:
+    poster = replace(source, others=(CropBox((60.0, 60.0), 70.0),))
+    made = animator.edit(poster, size="native", frame="photo", background="#10e030")
+    assert np.array_equal(made[50:70, 50:70], np.broadcast_to((16, 224, 48), (20, 20, 3)))
+
+
+def test_frames_do_not_follow_the_array_that_was_encoded(animator: Animator, astronaut: np.ndarray) -> None:
+    photo = astronaut.copy()
+    source = animator.encode(photo)
+    photo[:] = 0
+    assert np.array_equal(source.photo, astronaut)
+
+
+def test_no_face_moves_twice(animator: Animator, source: Source) -> None:
+    with pytest.raises(ConfigError, match="twice"):
+        animator.edit([source, source], frame="photo")
