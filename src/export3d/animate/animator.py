@@ -372,7 +372,7 @@ class Animator:
                 [box for box in sources[0].others if all(box != one.crop for one in sources)],
                 size=size or NATIVE,
                 frame=frame,
-                background=background,
+                background=str(background),
                 long_side=long_side,
             )
             self._last = (wanted, _View(sources, made))
