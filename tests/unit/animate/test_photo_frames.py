@@ -112,7 +112,7 @@ def test_faces_of_two_photos_do_not_move_together(animator: Animator, source: So
     with pytest.raises(ConfigError, match="encode_all"):
         animator.edit([], frame="photo")
     with pytest.raises(ConfigError, match="several faces"):
-        animator.edit([source, source], size=256)
+        animator.edit([source, replace(source)], size=256)
 
 
 def test_weights_that_render_everything_have_one_size(tiny_weights: Path, astronaut: np.ndarray) -> None:
