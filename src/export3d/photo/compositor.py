@@ -102,20 +102,25 @@ class _Face:
         near_rows = slice(max(self._rows.start - slack, 0), min(self._rows.stop + slack, height))
         near_columns = slice(max(self._columns.start - slack, 0), min(self._columns.stop + slack, width))
         self._near = (near_columns.start, near_rows.start)
-        self._person = torch.tensor(layers.person[near_rows, near_columns], device=source.device)
+        person = torch.tensor(layers.person[near_rows, near_columns], device=source.device).permute(2, 0, 1)
+        self._person = person.float() if person[0].numel() <= 2 * _BAND else person.contiguous()
         self._behind, self._still = (layer[self._rows, self._columns] for layer in (layers.behind, layers.still))
         self._x = torch.arange(self._columns.start, self._columns.stop, device=source.device) + 0.5
         self._y = torch.arange(self._rows.start, self._rows.stop, device=source.device) + 0.5
         self._window = self._fade_in(source.shape[-1]) if canvas.whole else torch.ones((), device=source.device)
         matte = crop(np.repeat(layers.matte[..., None], 3, axis=2), box, source.shape[-1])
+        inside = _span(top, top + side, self._rows), _span(left, left + side, self._columns)
+        self._crop_rows, self._crop_columns = (
+            slice(part.start - whole.start, part.stop - whole.start)
+            for part, whole in zip(inside, (self._rows, self._columns))
+        )
         self._reduce: tuple[Tensor, ...] | None = None
         if side >= len(matte):
-            down, across = (_reduction(at, side, len(matte)) for at in (self._y - top, self._x - left))
-            softer = (
-                way @ _enlargement(at, side, len(matte))
-                for way, at in ((down, self._y - top), (across, self._x - left))
+            axes = self._y[self._crop_rows] - top, self._x[self._crop_columns] - left
+            down, across = (_reduction(at, side, len(matte)) for at in axes)
+            softer_down, softer_across = (
+                way @ _enlargement(at, side, len(matte)) for way, at in zip((down, across), axes)
             )
-            softer_down, softer_across = softer
             self._reduce = down, across.mT, softer_down, softer_across.mT
         self._matte = F.max_pool2d(_tensor(matte, source)[:, :1] / 255.0, 5, 1, 2)
 
@@ -146,8 +151,7 @@ class _Face:
             maps: (1, 3, h, h), the offset in pixels, and 1 - v (1 - g).
         """
         x, y = self._x[None, :], self._y[rows, None]
-        grid = self._grid(rows)
-        moved, shown = _enlarged(maps, grid, "bilinear"), _enlarged(rest, grid, "bicubic")
+        moved = _enlarged(maps, self._grid(x[0], y[:, 0]), "bilinear")
         (left, top), side = self._box.corner, self._box.side
         free = _smooth(1.0 - torch.hypot(_outside((x - left) / side), _outside((y - top) / side)) / _REACH)
         territory = self._territory(x, y)
@@ -157,13 +161,14 @@ class _Face:
             at + _ashore(free * moved[axis], at - self._limits[axis], self._limits[2 + axis] - at)
             for axis, at in enumerate((x, y))
         )
-        height, width = self._person.shape[:2]
+        height, width = self._person.shape[1:]
         down, across = down - self._near[1], across - self._near[0]
         first = min(max(int(down.min()) - 2, 0), height - 1)
-        part = self._person[first : max(min(int(down.max()) + 3, height), first + 1)]
-        place = torch.stack([across * (2.0 / width), (down - first) * (2.0 / len(part))], dim=-1)[None] - 1.0
-        found = _enlarged(part.permute(2, 0, 1)[None].float(), place, "bicubic")
-        found[:3] = torch.addcmul(shown, moved[2:], found[:3])
+        part = self._person[:, first : max(min(int(down.max()) + 3, height), first + 1)]
+        place = torch.stack([across * (2.0 / width), (down - first) * (2.0 / part.shape[1])], dim=-1)[None] - 1.0
+        found = _enlarged(part[None].float(), place, "bicubic")
+        found[:3] *= moved[2:]
+        self._add(found, rest, rows)
         return found if len(self._y) == rows.stop - rows.start else found.half()
 
     def _correction(
@@ -177,7 +182,10 @@ class _Face:
         if self._reduce is None:
             return None
         down, across, softer_down, softer_across = self._reduce
-        small = torch.stack([down[:, part] @ layer[:3].float() @ across for layer, part in zip(made, parts)]).sum(dim=0)
+        small = torch.zeros_like(image)
+        for layer, part in zip(made, parts):
+            own, of_crop = self._within(part)
+            small += down[:, of_crop] @ layer[:3, own, self._crop_columns].float() @ across
         lacking = 127.5 * (image + 1.0) - small
         lacking = share * (lacking - lacking.clamp(-1.0, 1.0))
         return 2.0 * lacking - softer_down @ lacking @ softer_across  # enlarging softens it
@@ -192,21 +200,33 @@ class _Face:
 
     def _laid_over(self, layer: Tensor, correction: Tensor | None, rows: slice) -> Picture:
         """One band of F and its opacity (4, h, w) over the background: uint8 (h, w, 3)."""
-        shown, opacity = layer[:3], layer[3:].clamp(0.0, 255.0) / 255.0
         if correction is not None:
-            shown = shown + _enlarged(correction, self._grid(rows), "bicubic")
-        behind, still = (_tensor(part[rows], self._source)[0] for part in (self._behind, self._still))
-        out = torch.lerp(behind, shown.clamp(0.0, 255.0), opacity)
+            self._add(layer, correction, rows)
+        shown, opacity = layer.clamp_(0.0, 255.0)[:3], layer[3:].div_(255.0)
+        out = torch.lerp(_tensor(self._behind[rows], layer)[0], shown, opacity)
         territory = self._territory(self._x[None, :], self._y[rows, None])
         if territory is not None:
-            out = torch.lerp(still, out, territory)
+            out = torch.lerp(_tensor(self._still[rows], layer)[0], out, territory)
         pixels: Picture = out.add_(0.5).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         return pixels
 
-    def _grid(self, rows: slice) -> Tensor:
-        """Places of the frame's pixels in the crop, (1, h, w, 2) in [-1, 1] grid units."""
+    def _add(self, layer: Tensor, image: Tensor, rows: slice) -> None:
+        """Add an image (1, 3, h, h) that is 0 at the crop's border, enlarged, to one band."""
+        own, of_crop = self._within(rows)
+        x, y = self._x[self._crop_columns], self._y[self._crop_rows][of_crop]
+        layer[:3, own, self._crop_columns] += _enlarged(image, self._grid(x, y), "bicubic")
+
+    def _within(self, rows: slice) -> tuple[slice, slice]:
+        """The rows of a band that lie in the crop: counted from the band's first row and from the crop's."""
+        start, stop = max(rows.start, self._crop_rows.start), min(rows.stop, self._crop_rows.stop)
+        stop = max(start, stop)
+        first = self._crop_rows.start
+        return slice(start - rows.start, stop - rows.start), slice(start - first, stop - first)
+
+    def _grid(self, x: Tensor, y: Tensor) -> Tensor:
+        """Places (1, h, w, 2) in the crop, [-1, 1] grid units, of rows and columns of the canvas."""
         (left, top), side = self._box.corner, self._box.side
-        across, down = (2.0 / side) * (self._x - left) - 1.0, (2.0 / side) * (self._y[rows] - top) - 1.0
+        across, down = (2.0 / side) * (x - left) - 1.0, (2.0 / side) * (y - top) - 1.0
         shape = (len(down), len(across))
         return torch.stack([across[None, :].expand(shape), down[:, None].expand(shape)], dim=-1)[None]
 
