@@ -40,6 +40,8 @@ _EDGE = 0.07
 """Width of the edge of what the model saw, in half crop sides; there reduced frames are not compared."""
 _BORDER = 0.1
 """Width of the border between the territories of two faces, in distances from their centres over their crop sides."""
+_AGREED = 4.0
+"""Pixels of a 256-pixel image by which continued motion may differ from the model's where trust has fallen to 1/e."""
 _SLACK = 0.15
 """Of the photo around what a face moves, in crop sides, that its pixels may be looked up in."""
 _BAND = 1 << 20
@@ -107,7 +109,11 @@ class _Face:
         self._behind, self._still = (layer[self._rows, self._columns] for layer in (layers.behind, layers.still))
         self._x = torch.arange(self._columns.start, self._columns.stop, device=source.device) + 0.5
         self._y = torch.arange(self._rows.start, self._rows.stop, device=source.device) + 0.5
-        self._window = self._fade_in(source.shape[-1]) if canvas.whole else torch.ones((), device=source.device)
+        self._open = [
+            (canvas.whole and begin > first + 1.0, canvas.whole and begin + side < last - 1.0)
+            for begin, first, last in zip(box.corner, canvas.limits[:2], canvas.limits[2:])
+        ]  # for both axes, whether the photo goes on beyond the first and the last border of the crop
+        self._window = self._fade_in(source.shape[-1])
         matte = crop(np.repeat(layers.matte[..., None], 3, axis=2), box, source.shape[-1])
         inside = _span(top, top + side, self._rows), _span(left, left + side, self._columns)
         self._crop_rows, self._crop_columns = (
@@ -126,6 +132,7 @@ class _Face:
 
     def bands(self, image: Tensor, origin: Origin) -> Iterator[tuple[slice, slice, Picture]]:
         """Parts of the frame: their rows and columns, and uint8 (h, w, 3)."""
+        origin = self._continued(origin)
         drawn = self._window * look_up(self._matte, origin.offset)
         known = drawn * origin.trust
         share = 1.0 - drawn + known
@@ -234,15 +241,29 @@ class _Face:
         """v (1, 1, size, size): 1 in the crop, falling to 0 at those of its borders beyond which the photo goes on."""
         at = (torch.arange(size, device=self._source.device) - 1.0) / size  # 0 where the enlarged border begins
         fades = []
-        for axis in range(2):
-            begin, side = self._box.corner[axis], self._box.side
+        for before, after in self._open:
             fade = torch.ones_like(at)
-            if begin > self._limits[axis] + 1.0:
+            if before:
                 fade = torch.minimum(fade, at / _FADE)
-            if begin + side < self._limits[2 + axis] - 1.0:
+            if after:
                 fade = torch.minimum(fade, at.flip(0) / _FADE)
             fades.append(_smooth(fade))
         return (fades[1][:, None] * fades[0][None, :])[None, None]
+
+    def _continued(self, origin: Origin) -> Origin:
+        """The motion where the model's image has faded in, continued to those borders beyond which the photo goes on.
+
+        The model sees nothing beyond them. There it does not move what comes in or goes out, and a head would be cut.
+        """
+        size = origin.offset.shape[-1]
+        margin = int(np.ceil(_FADE * size)) + 1
+        columns, rows = (
+            torch.arange(size, device=origin.offset.device).clamp(margin * before, size - 1 - margin * after)
+            for before, after in self._open
+        )
+        offset = origin.offset[:, :, rows[:, None], columns]
+        apart = (offset - origin.offset).square().sum(dim=1, keepdim=True).sqrt() * (256.0 / 2.0 / _AGREED)
+        return Origin(offset, origin.trust * torch.exp(-apart.square()))
 
     def _territory(self, x: Tensor, y: Tensor) -> Tensor | None:
         """How far places belong to this face, 0 to 1; None if there is no other."""

@@ -106,6 +106,20 @@ def test_the_border_of_the_crop_cannot_be_found() -> None:
         assert steps[border - 2 : border + 1].max() <= 1.1 * beside.max()
 
 
+def test_a_head_that_leaves_the_crop_is_not_cut() -> None:
+    image = photo(smooth=True)
+    grid = canvas(image, BOX)
+    small, moved = source(image, BOX), origin(-15.0, 0.0, BOX.side)
+    offset = moved.offset.clone()
+    offset[..., -4:] = 0.0  # the model does not move what goes out
+    moved = Origin(offset, moved.trust)
+    drawn = compositor.look_up(small, offset)
+    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame([(drawn, moved)])
+    beyond = made[100:140, 200:206]
+    assert np.abs(beyond - image[100:140, 185:191].astype(float)).mean() < 8
+    assert np.abs(beyond - image[100:140, 200:206].astype(float)).mean() > 12
+
+
 def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     image = photo()
     grid = canvas(image, BOX)
