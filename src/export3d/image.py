@@ -76,7 +76,7 @@ def read_image(path: str | os.PathLike[str]) -> Pixels:
                 raise BadImage(
                     f"{path} is damaged or not complete ({files.reason(problem)}); copy it again or export it anew"
                 ) from problem
-        return np.array(upright, dtype=np.uint8)
+    return np.array(upright, dtype=np.uint8)
 
 
 def to_tensor(image: Pixels) -> Tensor:

@@ -24,6 +24,8 @@ SMALLEST, LARGEST = 256, 1024
 """Sizes that can be asked for, pixels across the face crop."""
 LONG_SIDE = 1920
 """Longest side of the frames of a video of native size, pixels."""
+MOST_PIXELS = 36_000_000
+"""Of a frame of the whole photo."""
 _MARGIN = 0.25
 """Of the photo around the face crop, in crop sides, that a crop's frames may look up."""
 
@@ -89,7 +91,8 @@ def canvas(
     Raises:
         ConfigError: a size or frame that is not possible.
 
-    A size above the photo's own is not reached: the photo's own is used, which the log says.
+    A size above the photo's own is not reached: the photo's own is used, which the log says. So are frames of the whole
+    photo of more than `MOST_PIXELS`, for which memory would not do.
     """
     size = parse_size(size)
     if frame not in ("photo", "crop"):
@@ -107,7 +110,10 @@ def canvas(
             )
             scale = 1.0
     if frame == "photo":
-        return _whole(photo, scale)
+        most = (MOST_PIXELS / (height * width)) ** 0.5
+        if scale > most:
+            log.warning("the photo has %d megapixels; frames of it have %d", height * width / 1e6, MOST_PIXELS / 1e6)
+        return _whole(photo, min(scale, most))
     return _cropped(photo, box, scale)
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from export3d.errors import BadImage
 from export3d.face.crop import CropBox
 from export3d.photo.background import check_background, replaced, surrounding
+from export3d.photo.fields import strips
 from export3d.photo.matte import foreground, person_matte, person_share
 
 Picture = NDArray[np.uint8]
@@ -75,8 +76,10 @@ def layers(
     if background == "keep":
         opacity = surrounding((behind != image).any(axis=2), boxes)
         return Layers(image, behind, _with_opacity(image, opacity), matte)
-    person, share = foreground(image, matte), matte[..., None].astype(np.float32) / 255.0
-    still = (behind + share * (person.astype(np.float32) - behind)).round().astype(np.uint8)
+    person, still = foreground(image, matte), np.empty_like(image)
+    for first, last in strips(*matte.shape):
+        own, share = person[first:last].astype(np.float32), matte[first:last, :, None].astype(np.float32) / 255.0
+        still[first:last] = (behind[first:last] + share * (own - behind[first:last])).round()
     return Layers(still, behind, _with_opacity(person, matte), matte)
 
 

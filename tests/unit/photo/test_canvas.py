@@ -7,6 +7,7 @@ import pytest
 
 from export3d.errors import ConfigError
 from export3d.face.crop import CropBox
+from export3d.photo import canvas as module
 from export3d.photo.canvas import canvas, parse_size
 
 
@@ -61,6 +62,16 @@ def test_a_size_above_the_photos_own_is_said_and_not_reached(caplog: pytest.LogC
 def test_impossible_sizes(size: object) -> None:
     with pytest.raises(ConfigError, match="256 to 1024"):
         parse_size(size)  # type: ignore[arg-type]
+
+
+def test_frames_of_enormous_photos_are_scaled_down(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "MOST_PIXELS", 30_000)
+    made = canvas(photo(), BOX, long_side=None)
+    assert made.image.shape == (148, 200, 3)
+    assert "megapixels" in caplog.text
+    assert canvas(photo(), BOX, 256, "crop").image.shape[0] > 120, "a crop is small in any case"
 
 
 def test_an_unknown_frame() -> None:
