@@ -27,8 +27,9 @@ from export3d.image import resize
 from export3d.layers import constant
 from export3d.photo.canvas import Canvas
 from export3d.photo.layers import Layers
+from export3d.warping.elastic_mesh import softened
 from export3d.warping.flow_field import look_up, pixel_grid
-from export3d.warping.origin import Origin
+from export3d.warping.origin import Origin, torn
 
 Picture = NDArray[np.uint8]
 
@@ -42,6 +43,8 @@ _BORDER = 0.1
 """Width of the border between the territories of two faces, in distances from their centres over their crop sides."""
 _AGREED = 4.0
 """Pixels of a 256-pixel image by which continued motion may differ from the model's where trust has fallen to 1/e."""
+_TEAR = 2.0
+"""Offsets that change by so many pixels from one pixel to the next tear the contour."""
 _SLACK = 0.15
 """Of the photo around what a face moves, in crop sides, that its pixels may be looked up in."""
 _BAND = 1 << 20
@@ -114,30 +117,37 @@ class _Face:
             for begin, first, last in zip(box.corner, canvas.limits[:2], canvas.limits[2:])
         ]  # for both axes, whether the photo goes on beyond the first and the last border of the crop
         self._window = self._fade_in(source.shape[-1])
-        matte = crop(np.repeat(layers.matte[..., None], 3, axis=2), box, source.shape[-1])
+        size = source.shape[-1]
+        matte, opacity = (
+            crop(np.repeat(layer[..., None], 3, axis=2), box, size) for layer in (layers.matte, layers.person[..., 3])
+        )
+        self._opacity = _tensor(opacity, source)[:, :1]
         inside = _span(top, top + side, self._rows), _span(left, left + side, self._columns)
         self._crop_rows, self._crop_columns = (
             slice(part.start - whole.start, part.stop - whole.start)
             for part, whole in zip(inside, (self._rows, self._columns))
         )
         self._reduce: tuple[Tensor, ...] | None = None
-        if side >= len(matte):
+        if side >= size:
             axes = self._y[self._crop_rows] - top, self._x[self._crop_columns] - left
-            down, across = (_reduction(at, side, len(matte)) for at in axes)
-            softer_down, softer_across = (
-                way @ _enlargement(at, side, len(matte)) for way, at in zip((down, across), axes)
-            )
+            down, across = (_reduction(at, side, size) for at in axes)
+            softer_down, softer_across = (way @ _enlargement(at, side, size) for way, at in zip((down, across), axes))
             self._reduce = down, across.mT, softer_down, softer_across.mT
-        self._matte = F.max_pool2d(_tensor(matte, source)[:, :1] / 255.0, 5, 1, 2)
+        self._people = _tensor(matte, source)[:, :1] / 255.0
+        self._matte = F.max_pool2d(self._people, 5, 1, 2)
 
     def bands(self, image: Tensor, origin: Origin) -> Iterator[tuple[slice, slice, Picture]]:
         """Parts of the frame: their rows and columns, and uint8 (h, w, 3)."""
         origin = self._continued(origin)
+        tear = torn(origin.offset, _TEAR) * _span_of(look_up(self._people, origin.offset))
+        tear = softened(tear)
+        image = torch.lerp(image, softened(softened(image)), tear)  # the contour runs in steps there
         drawn = self._window * look_up(self._matte, origin.offset)
         known = drawn * origin.trust
         share = 1.0 - drawn + known
         rest = 127.5 * (drawn * image - known * look_up(self._source, origin.offset) + 1.0 - share)
-        maps = torch.cat([origin.offset * (self._box.side / 2.0), share], dim=1)
+        opacity = look_up(self._opacity, origin.offset)
+        maps = torch.cat([origin.offset * (self._box.side / 2.0), share, tear, opacity], dim=1)
         if self._reduce is None:
             side = max(round(self._box.side), 2)
             rest, maps = resize(rest, side), resize(maps, side)
@@ -155,7 +165,7 @@ class _Face:
 
         Args:
             rest: (1, 3, h, h), R on the scale of bytes.
-            maps: (1, 3, h, h), the offset in pixels, and 1 - v (1 - g).
+            maps: (1, 5, h, h), the offset in pixels, 1 - v (1 - g), 1 where the motion is torn, and the opacity there.
         """
         x, y = self._x[None, :], self._y[rows, None]
         moved = _enlarged(maps, self._grid(x[0], y[:, 0]), "bilinear")
@@ -174,7 +184,8 @@ class _Face:
         part = self._person[:, first : max(min(int(down.max()) + 3, height), first + 1)]
         place = torch.stack([across * (2.0 / width), (down - first) * (2.0 / part.shape[1])], dim=-1)[None] - 1.0
         found = _enlarged(part[None].float(), place, "bicubic")
-        found[:3] *= moved[2:]
+        found[:3] *= moved[2:3]
+        found[3:] = torch.lerp(found[3:], moved[4:], moved[3:4])  # between places far apart lies nothing to look up
         self._add(found, rest, rows)
         return found if len(self._y) == rows.stop - rows.start else found.half()
 
@@ -322,6 +333,11 @@ def _ashore(offset: Tensor, before: Tensor, after: Tensor) -> Tensor:
     return torch.where(
         (left < size) & (size > 0.0), torch.where(offset > 0.0, room - squeezed, squeezed - room), offset
     )
+
+
+def _span_of(image: Tensor) -> Tensor:
+    """Largest minus smallest value near each pixel of (1, 1, h, h)."""
+    return F.max_pool2d(image, 5, 1, 2) + F.max_pool2d(-image, 5, 1, 2)
 
 
 def _outside(share: Tensor) -> Tensor:

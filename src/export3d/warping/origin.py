@@ -61,15 +61,15 @@ def origin(share: Tensor, offset: Tensor, turn: Tensor) -> Origin:
     return Origin(mean, F.avg_pool2d(F.pad(trust, (1, 1, 1, 1), "replicate"), 3, 1))
 
 
-def torn(offset: Tensor) -> Tensor:
+def torn(offset: Tensor, limit: float = _TEAR) -> Tensor:
     """(B, 1, H, W): 1 around the edges at which neighbouring pixels come from places far apart, 0 elsewhere.
 
-    Between them lies nothing that an enlarged image could show.
+    Between them lies nothing that an enlarged image could show. `limit`: of their places' distance, pixels.
     """
     height, width = offset.shape[-2:]
     jump = torch.zeros_like(offset[:, :1])
-    across = (offset[..., 1:] - offset[..., :-1]).abs().amax(dim=1, keepdim=True) * (width / 2.0) > _TEAR
-    down = (offset[..., 1:, :] - offset[..., :-1, :]).abs().amax(dim=1, keepdim=True) * (height / 2.0) > _TEAR
+    across = (offset[..., 1:] - offset[..., :-1]).abs().amax(dim=1, keepdim=True) * (width / 2.0) > limit
+    down = (offset[..., 1:, :] - offset[..., :-1, :]).abs().amax(dim=1, keepdim=True) * (height / 2.0) > limit
     jump[..., 1:] += across
     jump[..., :-1] += across
     jump[..., 1:, :] += down
