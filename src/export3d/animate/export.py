@@ -158,8 +158,8 @@ def write_animation(
     if sheet is not None:
         first = source[0] if isinstance(source, Sequence) else source
         shown = fitted(first.photo if frame == "photo" else first.image, SHEET_SIDE)
-        still = fitted(animator.edit(source, size=size, frame=frame, background=background), SHEET_SIDE)
-        ours = [still, *(kept[number] for number in numbers)]
+        own = animator.animate(source, driving.motion[:1], size=size, frame=frame, background=background)
+        ours = [fitted(next(own), SHEET_SIDE), *(kept[number] for number in numbers)]
         theirs = driving.pictures(numbers, animator.size)
         rows = [[shown, *theirs], ours] if theirs else [[shown, *ours[1:]]]
         labels = ["source", *(f"{number / driving.motion.fps:.2f} s" for number in numbers)]

@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from export3d.animate import animator as module
 from export3d.animate.animator import Animator, Source
-from export3d.animate.drive import bundled_motion, read_motion
+from export3d.animate.drive import Driving, bundled_motion, read_motion
+from export3d.animate.export import write_animation
 from export3d.errors import BadImage, ConfigError
 from export3d.face.crop import CropBox
 from export3d.motion.motion import Motion
@@ -138,3 +140,16 @@ def test_frames_do_not_follow_the_array_that_was_encoded(animator: Animator, ast
 def test_no_face_moves_twice(animator: Animator, source: Source) -> None:
     with pytest.raises(ConfigError, match="twice"):
         animator.edit([source, source], frame="photo")
+
+
+@pytest.mark.slow
+def test_a_video_and_its_sheet_take_the_photo_apart_once(
+    animator: Animator, source: Source, motion: Motion, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    scene = module.scene
+    monkeypatch.setattr(module, "scene", lambda *args, **kwargs: made.append(1) or scene(*args, **kwargs))
+    monkeypatch.setattr(animator, "_last", None)
+    outputs = (tmp_path / "a.mp4", tmp_path / "a.png")
+    write_animation(animator, source, Driving(motion[:1]), *outputs, size="native", frame="photo")
+    assert len(made) == 1
