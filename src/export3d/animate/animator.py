@@ -360,7 +360,7 @@ class Animator:
         if not self.moves_pixels:
             raise ConfigError(
                 f"these weights render {self.size} x {self.size} pixels and take none from the photo; leave out size, "
-                "frame and background"
+                "frame and background" + (", and choose one face" if len(sources) > 1 else "")
             )
         if frame == "crop" and len(sources) > 1:
             raise ConfigError('a crop shows one face; for several faces ask for frame="photo"')

@@ -69,6 +69,8 @@ def test_every_face_of_a_group_photo_becomes_a_source(
     np.testing.assert_allclose(centres, [110, 290, 450], atol=8)
     assert all(source.photo is sources[0].photo for source in sources)
     assert set(sources[1].others) == {sources[0].crop, sources[2].crop}
+    with pytest.raises(ConfigError, match="choose one face"):
+        animator.edit(sources)
     second = animator.encode(photo, face=2)
     np.testing.assert_array_equal(second.image, sources[1].image)
     np.testing.assert_array_equal(second.camera, sources[1].camera)
