@@ -28,7 +28,7 @@ from export3d.image import read_image, to_tensor, to_uint8
 from export3d.model import Encoded, Export3D, Planes
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import SPACES, Motion
-from export3d.photo.canvas import LONG_SIDE, NATIVE, Frame, Size
+from export3d.photo.canvas import LONG_SIDE, NATIVE, SMALLEST, Frame, Size
 from export3d.photo.compositor import Compositor
 from export3d.photo.scene import scene
 from export3d.pretrained import load_pretrained
@@ -359,18 +359,20 @@ class Animator:
             return _View(sources)
         if not self.moves_pixels:
             raise ConfigError(
-                f"these weights render {self.size} x {self.size} pixels and take none from the photo; leave out size, "
-                "frame and background" + (", and choose one face" if len(sources) > 1 else "")
+                f"these weights (or --pure) render {self.size} x {self.size} pixels and take none from the photo; "
+                "leave out size, frame and background" + (", and choose one face" if len(sources) > 1 else "")
             )
         if frame == "crop" and len(sources) > 1:
-            raise ConfigError('a crop shows one face; for several faces ask for frame="photo"')
+            raise ConfigError("a crop shows one face; for several faces choose the frame photo")
+        if size is None:
+            size = NATIVE if frame == "photo" else max(self.size, SMALLEST)
         wanted = (*map(id, sources), size, frame, str(background), long_side)
         if self._last is None or self._last[0] != wanted:
             made = scene(
                 sources[0].photo,
                 [(one.crop, to_tensor(one.image)[None].to(self.device)) for one in sources],
                 [box for box in sources[0].others if all(box != one.crop for one in sources)],
-                size=size or NATIVE,
+                size=size,
                 frame=frame,
                 background=str(background),
                 long_side=long_side,

@@ -81,14 +81,14 @@ def driving(path: str | Path, tracker: Tracker | None = None, progress: Callable
     """Track a driving video at 25 fps; what `read_motion` reads is read.
 
     Args:
-        path: a video, or a motion file by its ending.
+        path: a video, a motion file by its ending, or the name of a bundled motion.
         tracker: one to use; by default a new one.
         progress: called with the number of frames tracked.
 
     Raises:
         BadVideo, NoFaceFound, BadMotionFile
     """
-    path = Path(path)
+    path = motion_path(path)
     if path.suffix.lower() in MOTION_SUFFIXES:
         return read_motion(path)
     from export3d.face.tracker import Tracker
@@ -109,7 +109,7 @@ def read_motion(path: str | Path) -> Driving:
 
 
 def driving_motion(path: str | Path) -> Motion:
-    """The motion of a driving video or of a motion file, at 25 fps (see `driving`)."""
+    """The motion of a driving video, of a motion file or of a bundled motion, at 25 fps (see `driving`)."""
     return driving(path).motion
 
 

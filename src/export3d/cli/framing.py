@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from export3d.errors import ConfigError
 from export3d.photo.canvas import parse_size
 
 if TYPE_CHECKING:
@@ -18,11 +19,10 @@ class Framing:
 
     Attributes:
         face: of several: largest, left, right, a number counted from the left, or all.
-        frame: photo shows the whole photo with the face moving in it, crop the square around the face. Default: photo;
-            with --pure, whose images have one size only, and with --absolute, which takes over the driver's framing,
-            crop.
-        size: pixels across the face crop, 256 to 1024, or native, the photo's own (of a video, at most 1920 pixels
-            across the frame).
+        frame: photo shows the whole photo with the face moving in it (the default), crop the square around the face
+            (the default with --pure, and with animate --absolute).
+        size: pixels across the face crop, 256 to 1024, or native, the photo's own (the default; the frames of a video
+            have at most 1920 pixels a side).
         background: keep, blur, a colour such as #00ff00, or an image file.
     """
 
@@ -51,6 +51,10 @@ class Framing:
 
     def options(self, animator: Animator, relative: bool = True) -> dict[str, Any]:
         """Keyword arguments of `Animator.animate`, `edit` and `orbit`."""
+        if self.frame == "photo" and not relative:
+            raise ConfigError(
+                "--absolute takes over the driver's framing, which only a crop can show; use --frame crop"
+            )
         frame = self.frame or ("photo" if animator.moves_pixels and relative else "crop")
         size = "native" if self.size is None and animator.moves_pixels else self.size
         return {"frame": frame, "size": size, "background": self.background}

@@ -106,7 +106,7 @@ def canvas(
         if scale > 1.0:
             log.warning(
                 "the face crop has %d x %d pixels, fewer than the size of %d; its own size is used",
-                *(round(box.side), round(box.side), size),
+                *(_even(box.side), _even(box.side), size),
             )
             scale = 1.0
     if frame == "photo":

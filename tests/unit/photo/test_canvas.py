@@ -54,7 +54,7 @@ def test_a_video_of_a_large_photo_is_scaled_down_unless_a_size_is_asked_for() ->
 
 def test_a_size_above_the_photos_own_is_said_and_not_reached(caplog: pytest.LogCaptureFixture) -> None:
     made = canvas(photo(), BOX, 512)
-    assert "121 x 121" in caplog.text
+    assert "120 x 120" in caplog.text
     assert made.scale == 1.0
 
 
