@@ -42,7 +42,7 @@ _EDGE = 0.07
 _BORDER = 0.1
 """Width of the border between the territories of two faces, in distances from their centres over their crop sides."""
 _AGREED = 4.0
-"""Pixels of a 256-pixel image by which continued motion may differ from the model's where trust has fallen to 1/e."""
+"""Pixels of a 256-pixel image: where the model's motion differs by less it is not continued, by more not trusted."""
 _TEAR = 2.0
 """Offsets that change by so many pixels from one pixel to the next tear the contour."""
 _SLACK = 0.15
@@ -272,9 +272,11 @@ class _Face:
             torch.arange(size, device=origin.offset.device).clamp(margin * before, size - 1 - margin * after)
             for before, after in self._open
         )
-        offset = origin.offset[:, :, rows[:, None], columns]
-        apart = (offset - origin.offset).square().sum(dim=1, keepdim=True).sqrt() * (256.0 / 2.0 / _AGREED)
-        return Origin(offset, origin.trust * torch.exp(-apart.square()))
+        apart = origin.offset[:, :, rows[:, None], columns] - origin.offset
+        far = apart.square().sum(dim=1, keepdim=True).sqrt() * (256.0 / 2.0 / _AGREED)
+        apart = apart * _smooth(far / 2.0 - 0.5)  # a head at rest stays where it is
+        gone = apart.square().sum(dim=1, keepdim=True) * (256.0 / 2.0 / _AGREED) ** 2
+        return Origin(origin.offset + apart, origin.trust * torch.exp(-gone))
 
     def _territory(self, x: Tensor, y: Tensor) -> Tensor | None:
         """How far places belong to this face, 0 to 1; None if there is no other."""

@@ -120,6 +120,16 @@ def test_a_head_that_leaves_the_crop_is_not_cut() -> None:
     assert np.abs(beyond - image[100:140, 200:206].astype(float)).mean() > 12
 
 
+def test_small_motion_is_not_continued_beyond_the_crop() -> None:
+    image = photo(smooth=True)
+    grid = canvas(image, BOX)
+    small, moved = source(image, BOX), origin(-1.0, 0.0, BOX.side)
+    offset = moved.offset.clone()
+    offset[..., -4:] = 0.0
+    made = Compositor(grid, Layers.opaque(grid.image), [(BOX, small)]).frame([(small, Origin(offset, moved.trust))])
+    assert np.array_equal(made[100:140, 201:], image[100:140, 201:])
+
+
 def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     image = photo()
     grid = canvas(image, BOX)
