@@ -107,9 +107,9 @@ class _Face:
         near_rows = slice(max(self._rows.start - slack, 0), min(self._rows.stop + slack, height))
         near_columns = slice(max(self._columns.start - slack, 0), min(self._columns.stop + slack, width))
         self._near = (near_columns.start, near_rows.start)
-        person = torch.tensor(layers.person[near_rows, near_columns], device=source.device).permute(2, 0, 1)
-        self._person = person.float() if person[0].numel() <= 2 * _BAND else person.contiguous()
-        self._behind, self._still = (layer[self._rows, self._columns] for layer in (layers.behind, layers.still))
+        self._person = _kept(layers.person[near_rows, near_columns], source)
+        self._behind = _kept(layers.behind[self._rows, self._columns], source)
+        self._still = None if self.alone else _kept(layers.still[self._rows, self._columns], source)
         self._x = torch.arange(self._columns.start, self._columns.stop, device=source.device) + 0.5
         self._y = torch.arange(self._rows.start, self._rows.stop, device=source.device) + 0.5
         self._open = [
@@ -221,10 +221,10 @@ class _Face:
         if correction is not None:
             self._add(layer, correction, rows)
         shown, opacity = layer.clamp_(0.0, 255.0)[:3], layer[3:].div_(255.0)
-        out = torch.lerp(_tensor(self._behind[rows], layer)[0], shown, opacity)
+        out = torch.lerp(self._behind[:, rows].float(), shown, opacity)
         territory = self._territory(self._x[None, :], self._y[rows, None])
-        if territory is not None:
-            out = torch.lerp(_tensor(self._still[rows], layer)[0], out, territory)
+        if territory is not None and self._still is not None:
+            out = torch.lerp(self._still[:, rows].float(), out, territory)
         pixels: Picture = out.add_(0.5).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         return pixels
 
@@ -330,11 +330,14 @@ def _ashore(offset: Tensor, before: Tensor, after: Tensor) -> Tensor:
     """
     size = offset.abs()
     room = torch.where(offset > 0.0, after, before)
-    left = room - size
-    squeezed = size * torch.exp(((left - size) / size.clamp_min(1e-6)).clamp(max=0.0))
-    return torch.where(
-        (left < size) & (size > 0.0), torch.where(offset > 0.0, room - squeezed, squeezed - room), offset
-    )
+    short = (room < 2.0 * size) & (size > 0.0)
+    if not bool(short.any()):
+        return offset
+    size, room = size[short], room[short]
+    ended = room - size * torch.exp((room - 2.0 * size) / size)
+    out = offset.clone()
+    out[short] = torch.where(offset[short] > 0.0, ended, -ended)
+    return out
 
 
 def _span_of(image: Tensor) -> Tensor:
@@ -360,3 +363,9 @@ def _away(x: Tensor, y: Tensor, box: CropBox) -> Tensor:
 def _tensor(image: Picture, like: Tensor) -> Tensor:
     """uint8 (H, W, C) to float32 (1, C, H, W), 0 to 255, on the device of another one."""
     return torch.tensor(image).to(like.device).permute(2, 0, 1)[None].float()
+
+
+def _kept(image: Picture, like: Tensor) -> Tensor:
+    """uint8 (H, W, C) to (C, H, W) on the device of another tensor: float32 unless that would take much memory."""
+    tensor = torch.tensor(image, device=like.device).permute(2, 0, 1)
+    return tensor.float().contiguous() if tensor[0].numel() <= 2 * _BAND else tensor.contiguous()
