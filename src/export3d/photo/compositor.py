@@ -70,7 +70,6 @@ class Compositor:
     ) -> None:
         boxes = [box for box, _ in faces]
         self._still = np.ascontiguousarray(layers.still[canvas.window])
-        self._canvas = canvas
         self._faces = [
             _Face(canvas, layers, box, source, [*boxes[:number], *boxes[number + 1 :], *others])
             for number, (box, source) in enumerate(faces)
