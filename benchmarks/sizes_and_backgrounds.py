@@ -86,7 +86,7 @@ def group(animator: Animator, photo: Path) -> Picture:
     wanted = {"yaw_deg": 15.0, "scores": {"jawOpen": 0.4}, "size": "native", "frame": "photo"}
     second, everybody = animator.encode(photo, 2), animator.encode_all(photo)
     images = [second.photo, animator.edit(second, **wanted), animator.edit(everybody, **wanted)]
-    return contact_sheet([[fitted(image, 900)] for image in images], ["photo", "--face 2", "--face all"])
+    return contact_sheet([[fitted(image, 300)] for image in images], ["photo", "--face 2", "--face all"])
 
 
 def main() -> None:

@@ -126,14 +126,14 @@ def resize(tensor: Tensor, size: int | tuple[int, int]) -> Tensor:
     return out if tensor.ndim == 4 else out[0]
 
 
-def fitted(image: Pixels, side: int) -> Pixels:
-    """uint8 (H, W, 3), scaled down so that its longer side has `side` pixels; smaller images stay as they are."""
+def fitted(image: Pixels, height: int) -> Pixels:
+    """uint8 (H, W, 3), scaled down to a height in pixels; lower images stay as they are."""
     from PIL import Image
 
-    scale = side / max(image.shape[:2])
+    scale = height / image.shape[0]
     if scale >= 1.0:
         return image
-    height, width = (max(round(length * scale), 1) for length in image.shape[:2])
+    width = max(round(image.shape[1] * scale), 1)
     return np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0))
 
 

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from export3d.errors import BadImage, OutputError, ShapeError
-from export3d.image import contact_sheet, read_image, resize, to_tensor, to_uint8, write_png
+from export3d.image import contact_sheet, fitted, read_image, resize, to_tensor, to_uint8, write_png
 
 
 @pytest.fixture
@@ -452,3 +452,10 @@ def test_an_empty_contact_sheet_is_refused() -> None:
     for rows in ([], [[]]):
         with pytest.raises(ShapeError, match="at least one"):
             contact_sheet(rows)
+
+
+def test_an_image_is_scaled_down_to_a_height_and_never_up() -> None:
+    image = np.full((300, 900, 3), 7, np.uint8)
+    assert fitted(image, 100).shape == (100, 300, 3)
+    assert (fitted(image, 100) == 7).all()
+    assert fitted(image, 400) is image

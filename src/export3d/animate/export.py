@@ -32,8 +32,8 @@ VIDEO_SUFFIXES = (".mp4",)
 STILL_SUFFIXES = (".png",)
 SHEET_COLUMNS = 8
 """Moments shown on a contact sheet."""
-SHEET_SIDE = 384
-"""Longest side of the frames shown on it, pixels."""
+SHEET_HEIGHT = 320
+"""Height of the frames shown on it at most, pixels."""
 
 
 def check_output(path: str | Path, suffixes: Sequence[str] = (), inputs: Sequence[str | Path] = ()) -> Path:
@@ -147,7 +147,7 @@ def write_animation(
     def frames() -> Iterator[Picture]:
         for number, made in enumerate(watch(moving)):
             if number in numbers:
-                kept[number] = fitted(made, SHEET_SIDE)
+                kept[number] = fitted(made, SHEET_HEIGHT)
             yield made
 
     moving = animator.animate(
@@ -157,9 +157,9 @@ def write_animation(
     count = write_video(output, frames(), driving.motion.fps, driving.video)
     if sheet is not None:
         first = source[0] if isinstance(source, Sequence) else source
-        shown = fitted(first.photo if frame == "photo" else first.image, SHEET_SIDE)
+        shown = fitted(first.photo if frame == "photo" else first.image, SHEET_HEIGHT)
         own = animator.animate(source, driving.motion[:1], size=size, frame=frame, background=background)
-        ours = [fitted(next(own), SHEET_SIDE), *(kept[number] for number in numbers)]
+        ours = [fitted(next(own), SHEET_HEIGHT), *(kept[number] for number in numbers)]
         theirs = driving.pictures(numbers, animator.size)
         rows = [[shown, *theirs], ours] if theirs else [[shown, *ours[1:]]]
         labels = ["source", *(f"{number / driving.motion.fps:.2f} s" for number in numbers)]
