@@ -238,7 +238,9 @@ def _enclosed(mask: Tensor, background: Tensor) -> Tensor:
 def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, hair: Tensor, crop: float) -> Pixels:
     """The matte at the photo's pixels from fields on the grid.
 
-    It is nowhere below `face`; colours count for less away from `hair`; `crop` is the side of the crop in cells.
+    It is nowhere below `face`. Where the mask is sure of a person, colours may open gaps to a plain background, but
+    skin of nearly its colour stays opaque. Colours count for less away from `hair`; `crop` is the side of the crop in
+    cells.
     """
     height, width = image.shape[:2]
     steep = ((mask - 0.35) / 0.3).clamp(0, 1)
@@ -255,8 +257,9 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, hair: Ten
     clear = (3 * blur(through, 0.012 * crop)).clamp(max=1)
     doubt = torch.maximum(clear, 1 - steep) * torch.maximum((1 + 3 * hair) * wide * (1 - wide), unsure * hair)
     prior_variance = 0.3**2 * doubt + 1e-5
+    opaque = torch.maximum(face, _core(mask) * (1 - through))
     linear = _guided(small, steep, max(round(0.012 * crop), 1))
-    fields = torch.cat([person, behind, linear, person_variance, behind_variance, prior_variance, face], 1)
+    fields = torch.cat([person, behind, linear, person_variance, behind_variance, prior_variance, opaque], 1)
     out = np.empty((height, width), np.uint8)
     for rows in strips(height, width):
         values = at_pixels(fields, rows, (0, width), height, width)
@@ -265,10 +268,15 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, hair: Ten
     return out
 
 
+def _core(mask: Tensor) -> Tensor:
+    """1 where the mask is sure of a person here and in the cells around, 0 elsewhere: (1, 1, h, w)."""
+    return -F.max_pool2d(-((mask - 0.95) / 0.04).clamp(0, 1), 3, 1, 1)
+
+
 def _solved(own: Tensor, values: Tensor) -> Tensor:
     """Opacity (h, w) of pixels (3, h, w) from the fields at them; the module's docstring has the equation."""
     person, behind, slope = values[:3], values[3:6], values[6:9]
-    offset, person_variance, behind_variance, prior_variance, face = values[9:]
+    offset, person_variance, behind_variance, prior_variance, opaque = values[9:]
     prior = ((slope * own).sum(0) + offset).clamp(0, 1)
     apart = person - behind
     contrast = (apart * apart).sum(0) + 1e-4
@@ -277,7 +285,7 @@ def _solved(own: Tensor, values: Tensor) -> Tensor:
     noise = 2 * (rest * rest).sum(0) + seen**2 * person_variance + (1 - seen) ** 2 * behind_variance + 1e-3
     variance = noise / contrast
     alpha = (prior * variance + seen * prior_variance) / (variance + prior_variance)
-    return torch.maximum(((alpha - 0.04) / 0.92).clamp(0, 1), face)
+    return torch.maximum(((alpha - 0.04) / 0.92).clamp(0, 1), opaque)
 
 
 def _colours(small: Tensor, sure: Tensor, sigma: float) -> tuple[Tensor, Tensor]:

@@ -134,6 +134,20 @@ def test_single_hairs_are_found_where_the_network_only_knows_the_head():
     assert got[:20].max() == 0
 
 
+def test_pale_skin_before_a_pale_wall_stays_opaque():
+    """Highlights of an ear are nearly as pale as the wall; the mask is sure of the ear, with a soft contour."""
+    y, x = np.mgrid[:256, :256] + 0.5
+    inside = 64 - np.hypot(x - 128, y - 128)
+    skin, shine, wall = np.array([190.0, 165, 155]), np.array([207.0, 198, 194]), np.array([217.0, 218, 218])
+    lit = np.clip(1 - np.abs(inside - 7) / 4, 0, 1)[..., None]
+    share = np.clip(inside + 0.5, 0, 1)[..., None]
+    image = (share * (skin + lit * (shine - skin)) + (1 - share) * wall).round().astype(np.uint8)
+    mask = torch.from_numpy(np.clip(inside / 3 + 0.5, 0, 1).astype(np.float32))[None, None]
+    got = matte._refined(image, on_grid(image, 256, 256), mask, 0 * mask, 0 * mask + 1, 256.0)
+    assert got[inside > 4].min() > 250
+    assert got[inside < -6].max() == 0
+
+
 def test_colours_of_hair_are_without_the_wall():
     """Laid over another colour the difference to the true composite is small, and with the wall's share it is not."""
     image, alpha, person, _ = hairy()
