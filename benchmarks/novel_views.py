@@ -33,8 +33,14 @@ def resized(picture: Picture, size: int) -> Picture:
     return np.array(Image.fromarray(picture).resize((size, size), Image.Resampling.LANCZOS))
 
 
-def write_orbit(path: Path, animators: list[Animator], portrait: Path) -> None:
+def write_loop(path: Path, frames: list[Image.Image], frame_ms: int) -> None:
     """An animated WebP that loops."""
+    options = {"duration": frame_ms, "loop": 0, "quality": 60, "method": 6, "minimize_size": True}
+    frames[0].save(path, save_all=True, append_images=frames[1:], **options)
+
+
+def write_orbit(path: Path, animators: list[Animator], portrait: Path) -> None:
+    """The portrait, and its orbit by each animator."""
     sources = [animator.encode(portrait) for animator in animators]
     orbits = [a.orbit(source, seconds=FRAMES / 25.0) for a, source in zip(animators, sources)]
     labels = [["portrait", "base", "core"]]
@@ -42,16 +48,7 @@ def write_orbit(path: Path, animators: list[Animator], portrait: Path) -> None:
         Image.fromarray(contact_sheet([[resized(image, ORBIT_PX) for image in (sources[0].image, *moment)]], labels))
         for moment in zip(*orbits)
     ]
-    frames[0].save(
-        path,
-        save_all=True,
-        append_images=frames[1:],
-        duration=FRAME_MS,
-        loop=0,
-        quality=60,
-        method=6,
-        minimize_size=True,
-    )
+    write_loop(path, frames, FRAME_MS)
 
 
 def write_sheets(path: Path, animators: list[Animator], portrait: Path) -> NDArray:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from novel_views import write_loop
 from PIL import Image
 
 from export3d.animate.animator import Animator, Picture
@@ -32,7 +33,7 @@ COLOUR = "#20c040"
 
 
 def write_demo(path: Path, animator: Animator) -> None:
-    """An animated WebP that loops."""
+    """The bundled portrait beside itself, moved by `speech`."""
     source, motion = animator.encode(bundled_portrait()), read_motion(bundled_motion("speech")).motion
     part = slice(0, FRAMES * EVERY, EVERY)
     motion = replace(motion, expression=motion.expression[part], camera=motion.camera[part])
@@ -40,16 +41,7 @@ def write_demo(path: Path, animator: Animator) -> None:
         Image.fromarray(np.hstack([fitted(source.photo, 384), fitted(frame, 384)]))
         for frame in animator.animate(source, motion, size="native", frame="photo")
     ]
-    frames[0].save(
-        path,
-        save_all=True,
-        append_images=frames[1:],
-        duration=FRAME_MS,
-        loop=0,
-        quality=60,
-        method=6,
-        minimize_size=True,
-    )
+    write_loop(path, frames, FRAME_MS)
 
 
 def sizes(animator: Animator, photo: Path) -> Picture:

@@ -210,7 +210,7 @@ def _check_size(path: os.PathLike[str], width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadImage(f"{path} is {width} x {height}, more than {MAX_PIXELS // 10**6} megapixels; shrink it first")
     if min(width, height) < MIN_SIDE:
-        raise BadImage(f"{path} is {width} x {height}, too small to show a face; give one of at least 64 x 64 pixels")
+        raise BadImage(f"{path} is {width} x {height}, too small; give one of at least 64 x 64 pixels")
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

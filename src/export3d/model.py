@@ -98,6 +98,11 @@ class Export3D(HubModel):
                 config.warp, config.expression.d, config.render.half_extent, config.generator.side_widths, widths
             )
 
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether final images mix in the source's pixels, so that larger frames can look them up in a photo."""
+        return self.warp is not None and self.warp.detail is not None
+
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> Export3D:
         return cls(ModelConfig.from_dict(values))

@@ -110,11 +110,6 @@ class Animator:
             self._tracker = Tracker()
         return self._tracker
 
-    @property
-    def moves_pixels(self) -> bool:
-        """Whether the weights look the source's pixels up, so that frames can have the photo's own resolution."""
-        return self.model.warp is not None and self.model.warp.detail is not None
-
     def encode(self, portrait: str | Path | Picture, face: str | int = "largest") -> Source:
         """Track, crop and encode one face of a portrait.
 
@@ -357,7 +352,7 @@ class Animator:
             raise ConfigError("a face cannot move twice; name each source once")
         if size is None and frame == "crop" and background == "keep" and len(sources) == 1:
             return _View(sources)
-        if not self.moves_pixels:
+        if not self.model.moves_pixels:
             raise ConfigError(
                 f"these weights (or --pure) render {self.size} x {self.size} pixels and take none from the photo; "
                 "leave out size, frame and background" + (", and choose one face" if len(sources) > 1 else "")

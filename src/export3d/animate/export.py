@@ -158,6 +158,7 @@ def write_animation(
     if sheet is not None:
         first = source[0] if isinstance(source, Sequence) else source
         shown = fitted(first.photo if frame == "photo" else first.image, SHEET_HEIGHT)
+        # a motion of one frame leaves the source as it is, in the layers that are there already
         own = animator.animate(source, driving.motion[:1], size=size, frame=frame, background=background)
         ours = [fitted(next(own), SHEET_HEIGHT), *(kept[number] for number in numbers)]
         theirs = driving.pictures(numbers, animator.size)

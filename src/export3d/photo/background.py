@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -61,7 +62,7 @@ def check_background(background: str) -> Path | None:
 
 
 def plate(image: Pixels, matte: Pixels) -> Pixels:
-    """The photo without its people: what is around them, continued smoothly into their place, with its grain.
+    """The photo without its people: what is around them, continued smoothly into their place.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -141,8 +142,8 @@ def _colour(text: str) -> tuple[int, int, int] | None:
 def _widened(person: Tensor, margin: float) -> Tensor:
     """1 within half the margin of a person, falling to 0 at the margin: (1, 1, h, w)."""
     reach = max(round(margin * 0.75), 1)
-    wide = torch.nn.functional.max_pool2d(person, (2 * reach + 1, 1), 1, (reach, 0))
-    wide = torch.nn.functional.max_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))
+    wide = F.max_pool2d(person, (2 * reach + 1, 1), 1, (reach, 0))
+    wide = F.max_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))
     soft = blur(wide, max(margin / 8, 0.5))
     return ((soft - 0.02) / 0.96).clamp(0, 1)
 

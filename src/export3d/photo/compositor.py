@@ -271,11 +271,12 @@ class _Face:
             torch.arange(size, device=origin.offset.device).clamp(margin * before, size - 1 - margin * after)
             for before, after in self._open
         )
+        unit = 2.0 * _AGREED / 256.0
         apart = origin.offset[:, :, rows[:, None], columns] - origin.offset
-        far = apart.square().sum(dim=1, keepdim=True).sqrt() * (256.0 / 2.0 / _AGREED)
-        apart = apart * _smooth(far / 2.0 - 0.5)  # a head at rest stays where it is
-        gone = apart.square().sum(dim=1, keepdim=True) * (256.0 / 2.0 / _AGREED) ** 2
-        return Origin(origin.offset + apart, origin.trust * torch.exp(-gone))
+        apart = apart * _smooth(apart.norm(dim=1, keepdim=True) / (2.0 * unit) - 0.5)  # a head at rest stays in place
+        return Origin(
+            origin.offset + apart, origin.trust * torch.exp(-(apart.norm(dim=1, keepdim=True) / unit).square())
+        )
 
     def _territory(self, x: Tensor, y: Tensor) -> Tensor | None:
         """How far places belong to this face, 0 to 1; None if there is no other."""

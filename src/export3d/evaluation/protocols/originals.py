@@ -102,7 +102,7 @@ def check_size(size: int | None, model: Export3D) -> None:
         return
     if not SMALLEST <= size <= LARGEST or size % 2:
         raise ConfigError(f"the size {size} is not possible; give an even number from {SMALLEST} to {LARGEST}")
-    if model.warp is None or model.warp.detail is None:
+    if not model.moves_pixels:
         raise ConfigError(
             f"these weights render {model.config.image_size} x {model.config.image_size} pixels and take none from "
             "the source; leave out --size"
