@@ -1,19 +1,22 @@
 """Reading and writing files: inputs are checked, outputs are whole or absent.
 
 Every reader calls `check_input` first, so that the message for a missing file, a folder or an empty file is the same
-everywhere. Every writer uses `replacing`, so that an interrupted run leaves no partial output.
+everywhere. Every writer uses `replacing`, so that an interrupted run leaves no partial output. Code that only asks what
+lies at a path uses `kind_at`, since `Path.is_file` and its like raise for long names and locked folders.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
-from export3d.errors import InputError, OutputError
+from export3d.errors import Export3DError, InputError, OutputError
 
 
 def check_input(path: str | os.PathLike[str], error: type[InputError], kind: str) -> Path:
@@ -24,21 +27,53 @@ def check_input(path: str | os.PathLike[str], error: type[InputError], kind: str
         error: class of the failure to raise.
         kind: what is expected there, with its article ("a portrait image").
     """
-    path = Path(path)
-    try:
-        if path.is_dir():
-            raise error(f"{path} is a folder, not {kind}; give the path of one file")
-        if not path.exists():
-            raise error(f"{path} does not exist; give the path of {kind}")
-        if not path.is_file():
-            raise error(f"{path} is not a regular file; copy it to disk and give the path of {kind}")
+    path, kind_there = Path(path), kind_at(path, error)
+    if kind_there == "folder":
+        raise error(f"{path} is a folder, not {kind}; give the path of one file")
+    if kind_there is None:
+        raise error(f"{path} does not exist; give the path of {kind}")
+    if kind_there == "other":
+        raise error(f"{path} is not a regular file; copy it to disk and give the path of {kind}")
+    with reading(path, error):
         if path.stat().st_size == 0:
             raise error(f"{path} is empty (0 bytes); it was probably not copied to its end, copy it again")
         with path.open("rb"):
             pass
-    except (OSError, ValueError) as problem:  # ValueError: a NUL character in the name
-        raise error(f"{path} cannot be opened ({reason(problem)}); check its name and permissions") from problem
     return path
+
+
+def kind_at(
+    path: str | os.PathLike[str], error: type[Export3DError] = InputError
+) -> Literal["file", "folder", "other"] | None:
+    """What lies at a path, symbolic links followed: a file, a folder, something else (a pipe, a device), or nothing.
+
+    Raises:
+        Export3DError: of class `error`: the system refuses to tell (a name too long, a locked folder, links in a
+            circle).
+    """
+    with reading(path, error):
+        try:
+            mode = os.stat(path).st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+    return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def entries(folder: Path, error: type[Export3DError] = InputError) -> list[Path]:
+    """The paths in a folder, sorted by name; raises `error` if it cannot be listed."""
+    with reading(folder, error):
+        return sorted(folder.iterdir())
+
+
+@contextmanager
+def reading(path: str | os.PathLike[str], error: type[Export3DError] = InputError) -> Iterator[None]:
+    """Report an `OSError` or an impossible name (`ValueError`: a NUL character) inside the block as an `error`."""
+    try:
+        yield
+    except (OSError, ValueError) as problem:
+        if isinstance(problem, Export3DError):
+            raise
+        raise error(f"{path} cannot be opened ({reason(problem)}); check its name and permissions") from problem
 
 
 def sniff(path: Path, size: int = 4096) -> bytes:
@@ -72,40 +107,73 @@ def foreign_kind(head: bytes) -> str | None:
     return None
 
 
+def output_file(path: str | os.PathLike[str]) -> tuple[Path, int]:
+    """Where a new file at `path` goes, symbolic links followed, and its permissions: those of the file it replaces.
+
+    Raises:
+        OutputError: a folder, a pipe or a device is there, the file is write-protected, or its folder is missing.
+    """
+    path = Path(path)
+    try:
+        target = Path(os.path.realpath(path))
+        try:
+            mode = target.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            if not target.parent.is_dir():
+                raise OutputError(f"cannot write {path}: there is no folder {target.parent}; create it first") from None
+            return target, 0o666 & ~_umask()
+        if stat.S_ISDIR(mode):
+            raise OutputError(f"cannot write {path}: it is a folder; add a file name")
+        if not stat.S_ISREG(mode):
+            raise OutputError(f"cannot write {path}: it is a pipe or a device; give the name of a file")
+        if not os.access(target, os.W_OK):
+            raise OutputError(f"cannot write {path}: the file there is write-protected; choose another name")
+    except (OSError, ValueError) as problem:
+        raise write_failure(path, problem) from problem
+    return target, stat.S_IMODE(mode)
+
+
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it when the block ends, removed when the block fails.
 
     The name starts with a dot and keeps the suffix (encoders choose the container by it). Data are flushed to the disk
-    before the rename, so `path` holds either what it held before or the whole new file.
+    before the rename, so `path` holds either what it held before or the whole new file. Where `path` is a symbolic
+    link, the file it points to is replaced. A file that is replaced passes on its permissions.
 
     Raises:
-        OutputError: the folder is missing or not writable, the target is a folder, or the disk is full. An `OSError`
-            inside the block is reported the same way.
+        OutputError: see `output_file`; or the folder is not writable or the disk is full. An `OSError` inside the block
+            is reported the same way.
     """
-    target = Path(path)
+    target, mode = output_file(path)
     try:
-        if target.is_dir():
-            raise OutputError(f"cannot write {target}: it is a folder; add a file name")
-        if not target.parent.is_dir():
-            raise OutputError(f"cannot write {target}: its folder {target.parent} does not exist; create it first")
         handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}.", suffix=target.suffix, dir=target.parent)
-    except (OSError, ValueError) as problem:
-        raise write_failure(target, problem) from problem
+    except OSError as problem:
+        raise write_failure(Path(path), problem) from problem
     temporary = Path(name)
     try:
         os.close(handle)
         yield temporary
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o666 & ~_umask())
+        temporary.chmod(mode)
         temporary.replace(target)
         sync_folder(target.parent)
     except OSError as problem:
-        raise write_failure(target, problem) from problem
+        raise write_failure(Path(path), problem) from problem
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def make_folder(path: str | os.PathLike[str]) -> Path:
+    """Create a folder for outputs, with its parents; raises `OutputError` where that is impossible."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as problem:
+        raise OutputError(f"cannot create the folder {path}: {reason(problem)}; choose another one") from problem
+    return path
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:

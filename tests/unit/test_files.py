@@ -1,6 +1,7 @@
 """Doors to the disk."""
 
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from export3d import files
-from export3d.errors import BadImage, OutputError
+from export3d.errors import BadImage, CheckpointError, OutputError
 
 as_root = hasattr(os, "geteuid") and os.geteuid() == 0
 
@@ -48,7 +49,7 @@ def test_a_new_file_has_the_rights_that_any_new_file_has(tmp_path: Path) -> None
 
 
 def test_an_output_in_a_missing_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="does not exist; create it"):
+    with pytest.raises(OutputError, match=r"there is no folder .*no; create it"):
         files.write_bytes(tmp_path / "no" / "out.bin", b"x")
 
 
@@ -121,3 +122,53 @@ def test_a_file_without_permission_is_refused(tmp_path: Path) -> None:
     (tmp_path / "secret.png").chmod(0)
     with pytest.raises(BadImage, match="permission denied"):
         files.check_input(tmp_path / "secret.png", BadImage, "an image")
+
+
+def test_a_link_stays_and_the_file_it_points_to_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    target = tmp_path / "elsewhere" / "kept.bin"
+    (tmp_path / "link.bin").symlink_to(target)
+    for data in (b"created", b"replaced"):  # the link points to nothing at first
+        files.write_bytes(tmp_path / "link.bin", data)
+        assert target.read_bytes() == data
+    assert (tmp_path / "link.bin").is_symlink()
+    assert os.listdir(target.parent) == ["kept.bin"]
+
+
+def test_a_replaced_file_passes_on_its_permissions(tmp_path: Path) -> None:
+    (tmp_path / "private").write_bytes(b"old")
+    (tmp_path / "private").chmod(0o600)
+    files.write_bytes(tmp_path / "private", b"new")
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(as_root, reason="the superuser may write everything")
+def test_a_write_protected_file_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "precious").write_bytes(b"old")
+    (tmp_path / "precious").chmod(0o400)
+    with pytest.raises(OutputError, match="write-protected"):
+        files.write_bytes(tmp_path / "precious", b"new")
+    assert (tmp_path / "precious").read_bytes() == b"old"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes in the file system")
+def test_pipes_and_devices_are_not_replaced_by_files(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(OutputError, match="a pipe or a device"):
+            files.write_bytes(path, b"x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert Path("/dev/null").is_char_device()
+
+
+def test_what_lies_at_a_path_is_told_or_a_sentence_says_why_not(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "loop").symlink_to("loop")
+    assert files.kind_at(tmp_path) == "folder"
+    assert files.kind_at(tmp_path / "file") == "file"
+    assert files.kind_at(os.devnull) == "other"
+    assert files.kind_at(tmp_path / "missing") is files.kind_at(tmp_path / "file" / "inside") is None
+    for name in ("n" * 300, "nul\0character", "loop"):
+        with pytest.raises(CheckpointError, match="cannot be opened"):
+            files.kind_at(tmp_path / name, CheckpointError)

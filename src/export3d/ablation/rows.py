@@ -12,12 +12,11 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from export3d.animate.export import make_folder
 from export3d.config import ModelConfig
 from export3d.data.shards import read_index
 from export3d.errors import ConfigError, InputError, TrainingError
 from export3d.evaluation.reports.paper_tables import TABLES
-from export3d.files import check_input, write_bytes
+from export3d.files import check_input, make_folder, write_bytes
 from export3d.model import Export3D
 from export3d.pretrained import PACKAGED_ENCODER, load_encoder, save_pretrained
 from export3d.training.loop_config import LoopConfig

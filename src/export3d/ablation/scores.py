@@ -41,7 +41,7 @@ from export3d.ablation.rows import (
 from export3d.ablation.sheet import write_ablation_sheet
 from export3d.ablation.table import Ablation, Column, RowResult
 from export3d.animate.animator import pick_device
-from export3d.animate.export import check_output, make_folder
+from export3d.animate.export import check_output
 from export3d.data.shards import read_index
 from export3d.errors import ConfigError, InputError
 from export3d.evaluation.measures.identity import PACKAGED
@@ -53,7 +53,7 @@ from export3d.evaluation.protocols.settings import Backbone, RunSettings, Scorin
 from export3d.evaluation.reports.clips import BASELINE, OURS
 from export3d.evaluation.reports.cross import Pair
 from export3d.evaluation.reports.tables import strict, titled
-from export3d.files import write_bytes
+from export3d.files import make_folder, write_bytes
 from export3d.pretrained import PACKAGED_ENCODER, load_pretrained
 from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d.errors import ConfigError, OutputError
+from export3d.files import kind_at, make_folder, output_file, write_failure
 from export3d.image import contact_sheet, fitted, write_png
 from export3d.photo.canvas import Frame, Size
 from export3d.video import VideoWriter
@@ -45,36 +46,22 @@ def check_output(path: str | Path, suffixes: Sequence[str] = (), inputs: Sequenc
         inputs: files that are read meanwhile and must not be overwritten.
 
     Returns:
-        the path. Raises `OutputError` for a wrong ending, a directory, a missing or unwritable folder, or an input.
+        the path. Raises `OutputError` for a wrong ending, an input, a missing or unwritable folder, and as
+        `files.output_file`.
     """
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
         raise OutputError(f"the output {path} must end in {' or '.join(suffixes)}; give it such a name")
-    if path.is_dir():
-        raise OutputError(f"the output {path} is a directory; give the name of a file in it")
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: there is no folder {path.parent}; create it first")
+    target, _ = output_file(path)
     for source in inputs:
-        with suppress(OSError):
+        with suppress(OSError, ValueError):
             if os.path.samefile(path, source):
                 raise OutputError(f"the output {path} would overwrite the input; choose another name")
     try:
-        with tempfile.TemporaryFile(dir=path.parent):
+        with tempfile.TemporaryFile(dir=target.parent):
             pass
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot write {path}: {reason}; choose a folder that you may write to") from error
-    return path
-
-
-def make_folder(path: str | Path) -> Path:
-    """Create a folder for outputs, with its parents; raises `OutputError` where that cannot be."""
-    path = Path(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise OutputError(f"cannot create the folder {path}: {reason}; choose another one") from error
+        raise write_failure(path, error) from error
     return path
 
 
@@ -153,7 +140,7 @@ def write_animation(
     moving = animator.animate(
         source, driving.motion, relative, batch, scores=scores, size=size, frame=frame, background=background
     )
-    existed = output.exists()
+    existed = kind_at(output, OutputError)
     count = write_video(output, frames(), driving.motion.fps, driving.video)
     if sheet is not None:
         first = source[0] if isinstance(source, Sequence) else source
@@ -168,7 +155,7 @@ def write_animation(
             write_sheet(sheet, rows, [labels])
         except OutputError:
             if not existed:
-                output.unlink(missing_ok=True)
+                output.resolve().unlink(missing_ok=True)
             raise
     return count
 

@@ -32,7 +32,8 @@ def command(
         device: cpu, cuda, or auto.
     """
     from export3d.animate.drive import bundled_motion, bundled_portrait, read_motion
-    from export3d.animate.export import make_folder, write_animation
+    from export3d.animate.export import write_animation
+    from export3d.files import make_folder
 
     folder = make_folder(output)
     video, sheet = folder / "demo.mp4", folder / "demo_sheet.png"

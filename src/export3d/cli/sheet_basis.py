@@ -36,8 +36,8 @@ def command(
         device: cpu, cuda, or auto.
     """
     from export3d.animate.drive import bundled_portrait
-    from export3d.animate.export import make_folder
     from export3d.expression.sliders import check_limits
+    from export3d.files import make_folder
     from export3d.photo.canvas import parse_size
 
     if limits is not None:

@@ -40,7 +40,7 @@ def command(
         device: cpu, cuda, or auto.
     """
     from export3d.animate.drive import bundled_portrait, motion_path, read_motion
-    from export3d.animate.export import make_folder
+    from export3d.files import make_folder
     from export3d.motion.arkit import ARKIT52, with_scores
     from export3d.photo.canvas import parse_size
 

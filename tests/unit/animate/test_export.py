@@ -11,13 +11,13 @@ from PIL import Image
 
 from export3d.animate.export import (
     check_output,
-    make_folder,
     sheet_frames,
     write_sheet,
     write_still,
     write_video,
 )
 from export3d.errors import OutputError
+from export3d.files import make_folder
 from export3d.video import probe, read_frames
 
 
@@ -38,7 +38,7 @@ def test_a_wrong_ending_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").mkdir()
-    with pytest.raises(OutputError, match="directory"):
+    with pytest.raises(OutputError, match="is a folder"):
         check_output(tmp_path / "a.mp4", (".mp4",))
 
 
@@ -56,7 +56,7 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr("tempfile.TemporaryFile", refuse)
-    with pytest.raises(OutputError, match=r"a\.mp4: Permission denied; choose"):
+    with pytest.raises(OutputError, match=r"a\.mp4: permission denied; check"):
         check_output(tmp_path / "a.mp4")
 
 

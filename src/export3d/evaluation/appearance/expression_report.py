@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.animate.export import check_output, make_folder, write_still
+from export3d.animate.export import check_output, write_still
 from export3d.data.shards import Record, read_shards
 from export3d.errors import InputError
 from export3d.evaluation.appearance.probes import (
@@ -33,7 +33,7 @@ from export3d.evaluation.appearance.representations import Representation, basel
 from export3d.evaluation.appearance.tsne import tsne_figure
 from export3d.evaluation.reports.statistics import bootstrap
 from export3d.expression.encoder import ExpressionEncoder
-from export3d.files import check_input, write_bytes
+from export3d.files import check_input, make_folder, write_bytes
 
 SPLITS = ("train", "val")
 HELD_OUT = "val"

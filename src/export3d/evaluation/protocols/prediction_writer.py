@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.animate.export import make_folder, write_still
+from export3d.animate.export import write_still
 from export3d.errors import OutputError, ShapeError, check_shape
 from export3d.evaluation.protocols.file_names import hidden, printable, unprintable
 from export3d.evaluation.protocols.png import MAX_SIDE, MIN_SIDE
 from export3d.evaluation.protocols.predictions import DRAFT, PREDICTION, SOURCE, TARGET, frame_name
-from export3d.files import write_failure
+from export3d.files import make_folder, write_failure
 
 Picture = NDArray[np.uint8]
 

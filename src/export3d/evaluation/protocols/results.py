@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.animate.export import check_output, encode_webp, make_folder, write_sheet, write_still
+from export3d.animate.export import check_output, encode_webp, write_sheet, write_still
 from export3d.errors import InputError
 from export3d.evaluation.measures.frechet import Moments, frechet_distance
 from export3d.evaluation.measures.image import Measure
@@ -31,7 +31,7 @@ from export3d.evaluation.reports.html.clips import WORST
 from export3d.evaluation.reports.html.page import page
 from export3d.evaluation.reports.report import Report
 from export3d.evaluation.reports.tables import strict
-from export3d.files import write_bytes
+from export3d.files import make_folder, write_bytes
 from export3d.image import read_image
 
 Picture = NDArray[np.uint8]

@@ -17,14 +17,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from export3d.animate.export import make_folder
 from export3d.data.clips import media_kind
 from export3d.data.prepare import Progress, prepare
 from export3d.data.shard_writer import update
 from export3d.data.shards import INDEX_NAME, Entry, Reject, read_index
 from export3d.errors import InputError
 from export3d.evaluation.protocols.file_names import hidden, unprintable
-from export3d.files import reason, write_bytes
+from export3d.files import make_folder, reason, write_bytes
 
 logger = logging.getLogger(__name__)
 
