@@ -19,7 +19,7 @@ from typing import Literal
 from export3d.errors import Export3DError, InputError, OutputError
 
 
-def check_input(path: str | os.PathLike[str], error: type[InputError], kind: str) -> Path:
+def check_input(path: str | os.PathLike[str], error: type[Export3DError], kind: str) -> Path:
     """The path of a readable, non-empty regular file; otherwise raises `error`.
 
     Args:
@@ -59,7 +59,7 @@ def kind_at(
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
 
 
-def entries(folder: Path, error: type[Export3DError] = InputError) -> list[Path]:
+def paths_in(folder: Path, error: type[Export3DError] = InputError) -> list[Path]:
     """The paths in a folder, sorted by name; raises `error` if it cannot be listed."""
     with reading(folder, error):
         return sorted(folder.iterdir())

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, check_shape
+from export3d.files import kind_at
 
 Normalisation = tuple[tuple[float, float, float], tuple[float, float, float]]
 """RGB mean and standard deviation that normalise an image in [-1, 1]."""
@@ -229,7 +230,7 @@ def _stated_normalisation(path: Path) -> Normalisation:
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """Tensors of a `.safetensors` or a `.pth` file; `.pth` is read with PyTorch's tensors-only unpickler."""
     path = Path(path)
-    if not path.is_file():
+    if kind_at(path, CheckpointError) != "file":
         raise CheckpointError(f"no weights at {path}; give the path of the network's weights")
     try:
         if path.suffix == ".safetensors":

@@ -16,7 +16,7 @@ from export3d.config import ModelConfig
 from export3d.data.shards import read_index
 from export3d.errors import ConfigError, InputError, TrainingError
 from export3d.evaluation.reports.paper_tables import TABLES
-from export3d.files import check_input, make_folder, write_bytes
+from export3d.files import check_input, kind_at, make_folder, write_bytes
 from export3d.model import Export3D
 from export3d.pretrained import PACKAGED_ENCODER, load_encoder, save_pretrained
 from export3d.training.loop_config import LoopConfig
@@ -109,7 +109,7 @@ def check_settings(data: Path, config: ReconstructionConfig, loop: LoopConfig, r
         raise ConfigError(f"{taken[0]} is a row of the table, not a change to all of them; name it in --rows")
     config.model_config()
     for split in ("train", "val"):
-        if not (data / split).is_dir():
+        if kind_at(data / split) != "folder":
             raise InputError(f"{data} has no folder '{split}'; make one with: export3d prepare CLIPS -o {data}")
     if "clebs" in rows:
         load_encoder(config.expression)
@@ -118,7 +118,7 @@ def check_settings(data: Path, config: ReconstructionConfig, loop: LoopConfig, r
 def _start(out: Path, config: ReconstructionConfig) -> Path:
     """The weights that all rows start from; sampled once, then kept."""
     path = out / "start.safetensors"
-    if not path.with_suffix(".json").is_file():  # written last
+    if kind_at(path.with_suffix(".json")) != "file":  # written last
         torch.manual_seed(0)
         # A frozen encoder that no row has: every row keeps its own and inherits all the rest.
         drawn = replace(config, variants=(*config.variants, "clebs"))
@@ -152,8 +152,8 @@ def _plain(words: Mapping[str, Any]) -> dict[str, Any]:
 
 def _check_row(folder: Path, wanted: Mapping[str, Any]) -> None:
     """Refuse a row that was trained, even in part, with other settings."""
-    if not (folder / _SETTINGS).is_file():
-        if (folder / "checkpoints").exists():
+    if kind_at(folder / _SETTINGS) != "file":
+        if kind_at(folder / "checkpoints"):
             raise ConfigError(f"{folder} holds a run of another command; choose another output folder")
         return
     before = _defaults() | read_settings(folder)
@@ -179,7 +179,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 
 def count_images(folder: Path) -> float:
     """Images that a row's weights have seen; minus infinity if there are no weights."""
-    if not (folder / WEIGHTS).is_file():
+    if kind_at(folder / WEIGHTS) != "file":
         return -math.inf
     return int(load_weights(folder / WEIGHTS)[2].get("images_seen", 0))
 

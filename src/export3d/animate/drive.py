@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from export3d import camera
 from export3d.errors import BadMotionFile, check_shape
+from export3d.files import kind_at
 from export3d.motion.arkit import ARKIT52, with_scores
 from export3d.motion.bfm64 import load_bfm64
 from export3d.motion.livelink import load_live_link_face
@@ -123,7 +124,7 @@ def bundled_motion(name: str) -> Path:
 def motion_path(name: str | Path) -> Path:
     """A motion file; a name of `BUNDLED` that is no file here means the one inside the package."""
     path = Path(name)
-    return bundled_motion(str(name)) if str(name) in BUNDLED and not path.exists() else path
+    return bundled_motion(str(name)) if str(name) in BUNDLED and kind_at(path) is None else path
 
 
 def bundled_portrait() -> Path:

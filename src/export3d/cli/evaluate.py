@@ -11,6 +11,7 @@ import tyro
 
 from export3d.errors import InputError
 from export3d.evaluation.protocols.settings import Scoring
+from export3d.files import kind_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,9 +35,9 @@ def split_folder(data: Path, split: str, clips: Path | None, output: Path) -> Pa
         from export3d.evaluation.protocols.user_clips import prepare_clips
 
         return prepare_clips(clips, output / "prepared")
-    if (data / "index.json").is_file():
+    if kind_at(data / "index.json") == "file":
         return data
-    if not (data / split).is_dir():
+    if kind_at(data / split) != "folder":
         raise InputError(
             f"{data} has no split {split!r}; prepare clips for it (export3d prepare), or give a folder of videos "
             "with --clips"

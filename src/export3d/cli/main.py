@@ -4,7 +4,7 @@ Exit codes:
 
 - 0: success.
 - 1: a check failed (`compare-motion --min`, `sheet basis --check`, `weights verify`).
-- 2: a bad input, setting or output, reported in one sentence on standard error.
+- 2: a bad input, setting or output, or a path that the system refuses, reported in one sentence on standard error.
 - 130: interrupted.
 - 141: the reader of the output closed the pipe (as `| head` does).
 
@@ -24,6 +24,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from export3d.errors import Export3DError
+from export3d.files import reason
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
@@ -84,6 +85,11 @@ def _main(argv: list[str]) -> int:
         return _run(name, rest)
     except Export3DError as error:
         print(f"export3d: {_one_line(error)}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.filename is None:  # not about a path of the user
+            raise
+        print(f"export3d: {error.filename}: {reason(error)}; check its name and permissions", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("export3d: interrupted", file=sys.stderr)

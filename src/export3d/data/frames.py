@@ -44,7 +44,7 @@ from export3d.data.packed_frames import (
 )
 from export3d.data.shards import Index, Record, has_split, read_index, read_shards
 from export3d.errors import ConfigError, InputError, check_shape
-from export3d.files import replacing, write_bytes, write_failure
+from export3d.files import kind_at, make_folder, replacing, write_bytes, write_failure
 
 CACHE_FORMAT = "export3d.frames"
 MAX_PART_BYTES = 50 * 10**6
@@ -224,7 +224,7 @@ class FrameStore:
 
         folder = Path(folder)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             for stale in [folder / PACKED_INDEX, *folder.glob("part-*.safetensors")]:
                 stale.unlink(missing_ok=True)
         except OSError as error:
@@ -410,7 +410,7 @@ def _mapped_safetensors(path: Path, specs: dict[str, tuple[tuple[int, ...], str]
 
 def _open_cache(path: Path, digest: str) -> FrameStore | None:
     """The store in `path`, memory-mapped; None if the file is missing or its digest differs."""
-    if not path.is_file():
+    if kind_at(path) != "file":
         return None
     try:
         with safe_open(path, framework="pt") as file:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import logging
+import os
 import re
 from collections import Counter
 from dataclasses import asdict, dataclass, field, replace
@@ -13,7 +15,10 @@ from pathlib import Path, PurePath
 from export3d.data.clips import Limits, media_kind
 from export3d.data.shards import INDEX_NAME, Reject, read_index
 from export3d.errors import InputError
+from export3d.files import kind_at, paths_in
 from export3d.motion.bfm64 import SUFFIXES
+
+logger = logging.getLogger(__name__)
 
 VERSION = 1
 """Version of the preparation. It is part of every fingerprint: raising it causes every file to be prepared again."""
@@ -90,21 +95,42 @@ def find_files(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> t
     if not inputs and rows:
         files = {path: row["file"] for path, row in rows.items()}
     for given in inputs:
-        if given.is_file():
+        kind = kind_at(given)
+        if kind == "file":
             files.setdefault(given.resolve(), given.name)
-        elif given.is_dir():
-            for path in sorted(given.rglob("*")):
-                if not path.is_file() or any(part.startswith(".") for part in path.relative_to(given).parts):
-                    continue
+        elif kind == "folder":
+            for path in _files_in(given):
                 if path.suffix.lower() in _VIDEO_SUFFIXES | _IMAGE_SUFFIXES or _kind(path) is not None:
                     files.setdefault(path.resolve(), path.relative_to(given).as_posix())
                 else:
                     ignored += 1
         else:
-            raise InputError(f"{given} does not exist; give videos, images or folders of them")
+            problem = "is not a regular file" if kind else "does not exist"
+            raise InputError(f"{given} {problem}; give videos, images or folders of them")
     if not files:
         raise InputError("there is nothing to prepare; give videos, images or folders of them")
     return list(files.items()), ignored
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The files in a folder and its subfolders, sorted, without hidden ones; warns of subfolders that cannot be listed.
+
+    Raises:
+        InputError: the folder itself cannot be listed.
+    """
+    found = []
+    for path in paths_in(folder):
+        if path.name.startswith("."):
+            continue
+        try:
+            kind = kind_at(path)
+            if kind == "file":
+                found.append(path)
+            elif kind == "folder" and not path.is_symlink():
+                found += _files_in(path)
+        except InputError as error:
+            logger.warning("left out: %s", error)
+    return found
 
 
 def make_jobs(
@@ -169,7 +195,7 @@ def coefficients_of(folder: Path, file: str) -> Path:
     if name.is_absolute() or ".." in name.parts:
         name = PurePath(name.name)
     base = folder / name.with_suffix("")
-    found = [path for path in (base, *(base.with_name(base.name + suffix) for suffix in SUFFIXES)) if path.exists()]
+    found = [path for path in (base, *(base.with_name(base.name + suffix) for suffix in SUFFIXES)) if kind_at(path)]
     if len(found) != 1:
         known = ", ".join(path.name for path in found)
         raise InputError(
@@ -219,7 +245,7 @@ def _with_keys(jobs: list[Job], out: Path) -> list[Job]:
 
 
 def _place(path: Path) -> str:
-    return hashlib.sha256(str(path).encode()).hexdigest()[:16]
+    return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
 def _kind(path: Path) -> str | None:
@@ -242,8 +268,8 @@ def _content_digest(path: Path) -> str:
 
 
 def _coefficients_digest(path: Path) -> list[str]:
-    files = sorted(path.iterdir()) if path.is_dir() else [path]
-    return [f"{file.name} {_content_digest(file)}" for file in files if file.is_file()]
+    files = paths_in(path) if kind_at(path) == "folder" else [path]
+    return [f"{file.name} {_content_digest(file)}" for file in files if kind_at(file) == "file"]
 
 
 def _fraction(name: str) -> float:

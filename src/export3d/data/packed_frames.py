@@ -21,6 +21,7 @@ from export3d.data.decoding import decode_exactly
 from export3d.data.frame_layout import Arrays, Clip, clips_from_json, layout
 from export3d.data.locations import as_place
 from export3d.errors import InputError
+from export3d.files import kind_at
 from export3d.motion.motion import SPACES
 
 PACKED_FORMAT = "export3d.packed"
@@ -37,7 +38,7 @@ DAMAGE = (
 def is_packed(folder: Path | str) -> bool:
     """Whether a folder holds frames that `FrameStore.save` wrote."""
     place = as_place(folder)
-    return isinstance(place, Path) and (place / PACKED_INDEX).is_file()
+    return isinstance(place, Path) and kind_at(place / PACKED_INDEX) == "file"
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from export3d.data.locations import as_place, inside
 from export3d.data.packed_frames import is_packed
 from export3d.data.shards import INDEX_NAME, has_split
 from export3d.errors import ConfigError, InputError
-from export3d.files import write_failure
+from export3d.files import kind_at, write_failure
 
 SPLITS = ("train", "val", "pseudo/train")
 """Splits of a prepared folder that are packed, where they exist."""
@@ -51,12 +51,12 @@ def pack(
             f"size {size} must be a multiple of 32, every {every} at least 1 and quality {quality} from 1 to 100"
         )
     place = as_place(data)
-    single = isinstance(place, Path) and (place / INDEX_NAME).is_file()
+    single = isinstance(place, Path) and kind_at(place / INDEX_NAME) == "file"
     names = ("",) if single else tuple(name for name in SPLITS if has_split(place, name))
     if not names:
         raise InputError(f"{data} has no split train or val to pack; make them with: export3d prepare CLIPS -o DIR")
     for name in names:
-        if (out / name / INDEX_NAME).exists():
+        if kind_at(out / name / INDEX_NAME):
             raise ConfigError(f"{out / name} holds prepared shards, which stay as they are; choose another folder")
         if is_packed(inside(place, name) if name else place):
             raise InputError(f"{data} holds packed frames already; pack the prepared shards that they were made from")

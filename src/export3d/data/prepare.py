@@ -31,7 +31,7 @@ from export3d.data.shards import INDEX_NAME, Entry, Index, Record, Reject, read_
 from export3d.data.workers import Crash, run_jobs
 from export3d.errors import ConfigError, Export3DError, InputError, MissingExtra, OutputError
 from export3d.face.tracker import Tracker
-from export3d.files import write_bytes, write_failure
+from export3d.files import kind_at, make_folder, paths_in, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -130,7 +130,7 @@ def prepare(
     fitted = None if coefficients is None else _folder(Path(coefficients))
     space = "arkit52" if fitted is None else "bfm64"
     _check_space(out, space)
-    _make(out)
+    make_folder(out)
     jobs, outside = make_jobs(files, rows, out, limits, val_fraction, fitted)
     finished = _finished(out) if resume else set()
     todo = [job for job in jobs if job.fingerprint not in finished]
@@ -162,15 +162,8 @@ def prepare(
     return report
 
 
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_failure(folder, error) from error
-
-
 def _folder(path: Path) -> Path:
-    if not path.is_dir():
+    if kind_at(path) != "folder":
         raise InputError(f"{path} is not a folder; give the folder of Deep3DFaceRecon's coefficients")
     return path
 
@@ -215,7 +208,7 @@ def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str]:
             logger.exception("%s", job.file)
             refusals = [Refusal("failed", f"{type(error).__name__}: {error}")]
     rejects = [Reject(job.file, job.split, r.reason, r.detail, job.fingerprint, job.place) for r in refusals]
-    _make(job.parts)
+    make_folder(job.parts)
     if records:
         write_tar(job.parts / f"{job.fingerprint}.tar", records)
     marker = {"keys": [record.key for record in records], "rejects": [asdict(reject) for reject in rejects]}
@@ -273,8 +266,8 @@ def _finished(out: Path) -> set[str]:
 
 def _clean(parts: Path, jobs: Sequence[Job]) -> None:
     """Delete parts that are incomplete or belong to none of the jobs."""
-    keep = {job.fingerprint for job in jobs if (parts / f"{job.fingerprint}.json").exists()}
-    for path in parts.glob("*") if parts.is_dir() else ():
+    keep = {job.fingerprint for job in jobs if kind_at(parts / f"{job.fingerprint}.json")}
+    for path in paths_in(parts) if kind_at(parts) == "folder" else ():
         if path.stem not in keep:
             path.unlink(missing_ok=True)
 
@@ -282,8 +275,8 @@ def _clean(parts: Path, jobs: Sequence[Job]) -> None:
 def _pack(split: Path, jobs: Sequence[Job], space: str) -> None:
     """Convert the parts of a split's jobs to shards and drop old records of the same files."""
     parts = split / PARTS_FOLDER
-    complete = [job for job in jobs if (parts / f"{job.fingerprint}.json").exists()]
-    index = read_index(split) if (split / INDEX_NAME).exists() else Index(space, 0)
+    complete = [job for job in jobs if kind_at(parts / f"{job.fingerprint}.json")]
+    index = read_index(split) if kind_at(split / INDEX_NAME) else Index(space, 0)
     current = {job.place: job.fingerprint for job in jobs}
     anew = {job.fingerprint for job in complete}
     stale = {
@@ -301,7 +294,7 @@ def _pack(split: Path, jobs: Sequence[Job], space: str) -> None:
     def records() -> Iterator[Record]:
         for job in complete:
             path = parts / f"{job.fingerprint}.tar"
-            if path.exists():
+            if kind_at(path):
                 yield from read_tar(path)
 
     update(split, records(), rejects, drop=stale, space=space)

@@ -35,7 +35,7 @@ from export3d.face.crop import CROP_SIZE
 from export3d.face.landmarks import FaceLandmarker
 from export3d.face.morphable import MorphableFace
 from export3d.face.repose import Puppet
-from export3d.files import write_bytes
+from export3d.files import kind_at, write_bytes
 from export3d.motion.arkit import ARKIT52
 
 logger = logging.getLogger(__name__)
@@ -236,7 +236,7 @@ def pseudo_clips(
             moving.append((record.key, record.expression[record.found]))
     bank = Bank.of(sorted((name, scores) for name, scores in moving if len(scores)))
     done = set()
-    if (out / INDEX_NAME).exists():
+    if kind_at(out / INDEX_NAME):
         old = read_index(out)
         done = {entry.fingerprint for entry in old.entries} | {reject.fingerprint for reject in old.rejects}
     jobs = [_Job(stills[key], frames, seed, bank) for key in wanted]

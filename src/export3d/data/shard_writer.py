@@ -26,7 +26,7 @@ from export3d.data.shards import (
     read_tar,
 )
 from export3d.errors import InputError, ShapeError
-from export3d.files import replacing, write_bytes, write_failure
+from export3d.files import kind_at, make_folder, replacing, write_bytes
 
 
 def write_tar(path: Path, records: Iterable[Record]) -> None:
@@ -72,11 +72,8 @@ def update(
         OutputError: the folder cannot be written; the split is unchanged.  InputError: the existing split is damaged.
     """
     folder, gone = Path(folder), set(drop)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_failure(folder, error) from error
-    old = read_index(folder) if (folder / INDEX_NAME).exists() else Index(space, 0)
+    make_folder(folder)
+    old = read_index(folder) if kind_at(folder / INDEX_NAME) else Index(space, 0)
     if old.entries and old.space != space:
         raise InputError(f"{folder} holds expressions in {old.space}, not {space}; choose another folder")
     known = {entry.key: entry for entry in old.entries}
@@ -122,7 +119,7 @@ def verify(folder: Path) -> list[str]:
     problems: list[str] = []
     for shard in index.shards:
         path = folder / shard.file
-        if not path.is_file():
+        if kind_at(path) != "file":
             problems.append(f"{shard.file} is missing")
             continue
         if _sha256(path) != shard.sha256:

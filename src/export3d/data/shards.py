@@ -33,6 +33,7 @@ from safetensors.numpy import load as load_tensors
 from export3d.camera import LABEL_SIZE
 from export3d.data.locations import Place, as_place, fetch, inside
 from export3d.errors import InputError, ShapeError, check_shape
+from export3d.files import kind_at
 
 FORMAT = "export3d.shards"
 VERSION = 1
@@ -216,7 +217,7 @@ def has_split(data: Place, name: str) -> bool:
     """Whether a prepared folder has this split."""
     split = inside(data, name)
     if isinstance(split, Path):
-        return split.is_dir()
+        return kind_at(split) == "folder"
     return fetch(f"{split}/{INDEX_NAME}") is not None
 
 

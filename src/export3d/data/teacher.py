@@ -28,6 +28,7 @@ from export3d.data.shard_writer import update
 from export3d.data.shards import INDEX_NAME, WHOLE, Entry, Index, Record, read_index, read_shard
 from export3d.data.taught import GROUP, KEY
 from export3d.errors import CheckpointError, ConfigError, InputError
+from export3d.files import kind_at
 from export3d.image import to_uint8
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
@@ -364,7 +365,7 @@ def _info(record: Record, job: _Job, size: int, made: dict[str, Any]) -> dict[st
 
 def _done(made: Path) -> set[str]:
     """Fingerprints of the groups in an output folder; raises `ConfigError` if it holds anything else."""
-    if not (made / INDEX_NAME).exists():
+    if not kind_at(made / INDEX_NAME):
         return set()
     entries = read_index(made).entries
     strange = [entry.key for entry in entries if not KEY.fullmatch(entry.key)]

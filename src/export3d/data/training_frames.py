@@ -10,6 +10,7 @@ from export3d.data.frames import FrameStore
 from export3d.data.locations import as_place, inside
 from export3d.data.shards import has_split
 from export3d.errors import ConfigError, InputError
+from export3d.files import make_folder
 
 
 def load_frames(
@@ -38,10 +39,7 @@ def load_frames(
         )
 
     def frames(split: Path | str, name: str) -> FrameStore:
-        kept = None
-        if cache is not None:
-            cache.mkdir(parents=True, exist_ok=True)
-            kept = cache / f"{name}-{size}.safetensors"
+        kept = None if cache is None else make_folder(cache) / f"{name}-{size}.safetensors"
         return FrameStore.load(split, size, cache=kept)
 
     if not has_split(place, "train"):

@@ -84,8 +84,10 @@ def load_expression(path: str | os.PathLike[str]) -> NDArray[np.float32]:
 
 def _load(path: Path, names: Sequence[str]) -> dict[str, Array]:
     """Arrays (T, ...), float64, by name, of a file or of all files in a folder."""
-    if path.is_dir():
-        files_in = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=_natural)
+    if files.kind_at(path, BadMotionFile) == "folder":
+        files_in = sorted(
+            (p for p in files.paths_in(path, BadMotionFile) if p.suffix.lower() in SUFFIXES), key=_natural
+        )
         if not files_in:
             raise BadMotionFile(f"the folder {path} holds no .mat or .npz file; give Deep3DFaceRecon's output folder")
     else:

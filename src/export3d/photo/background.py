@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,7 +53,7 @@ def check_background(background: str) -> Path | None:
         return None
     if not background or "\0" in background:
         raise ConfigError("the background is empty; give keep, blur, a colour such as #20a040, or an image file")
-    if "." not in background and Path(background).name == background and not os.path.exists(background):
+    if "." not in background and Path(background).name == background and not files.kind_at(background):
         raise ConfigError(
             f"background {background!r} is neither keep nor blur, a colour such as #20a040, nor an image file"
         )

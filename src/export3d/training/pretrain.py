@@ -27,6 +27,7 @@ from export3d.evaluation.appearance.probes import retrieval_accuracy, spread_fra
 from export3d.expression.contrastive import CLeBS, CLeBSConfig, ResNetSE18, contrastive_loss
 from export3d.expression.directions import measure_ranges, settle
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
+from export3d.files import make_folder
 from export3d.image import contact_sheet, to_uint8
 from export3d.pretrained import save_encoder
 from export3d.training.loop import Result, train
@@ -219,8 +220,7 @@ def run(
     def frames(split: Path | str, name: str) -> FrameStore:
         if cache is None:
             return FrameStore.load(split, size)
-        cache.mkdir(parents=True, exist_ok=True)
-        return FrameStore.load(split, size, cache=cache / f"{name}-{size}.safetensors")
+        return FrameStore.load(split, size, cache=make_folder(cache) / f"{name}-{size}.safetensors")
 
     split, rows = inside(place, "train"), None
     if config.memory is not None:

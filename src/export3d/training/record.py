@@ -17,6 +17,7 @@ import shlex
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,7 +28,7 @@ from numpy.typing import NDArray
 
 from export3d.animate.export import write_still
 from export3d.errors import OutputError
-from export3d.files import write_bytes
+from export3d.files import kind_at, reading, write_bytes
 
 log = logging.getLogger(__name__)
 
@@ -111,18 +112,18 @@ class Recorder:
 def read_log(path: Path) -> list[dict[str, Any]]:
     """The lines of a `log.jsonl`; incomplete lines of a killed process are skipped."""
     lines = []
-    if path.is_file():
-        for text in path.read_text(encoding="utf-8").splitlines():
-            try:
+    if kind_at(path) == "file":
+        with reading(path):
+            texts = path.read_text(encoding="utf-8").splitlines()
+        for text in texts:
+            with suppress(json.JSONDecodeError):
                 lines.append(json.loads(text))
-            except json.JSONDecodeError:
-                continue
     return lines
 
 
 def drop_lines_after(path: Path, images_seen: int) -> None:
     """Remove the lines beyond `images_seen` from a log: a resumed run writes them again."""
-    if not path.is_file():
+    if kind_at(path) != "file":
         return
     kept = [line for line in read_log(path) if line.get("images_seen", 0) <= images_seen]
     write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

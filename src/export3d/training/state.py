@@ -18,8 +18,8 @@ from typing import Any
 
 from torch import Tensor
 
-from export3d.errors import CheckpointError
-from export3d.files import sync_folder, write_bytes, writing_to
+from export3d.errors import CheckpointError, OutputError
+from export3d.files import kind_at, paths_in, sync_folder, write_bytes, writing_to
 from export3d.weights.blob import (
     FORMAT_VERSION,
     MODEL_FILE,
@@ -105,7 +105,7 @@ def save_state(
     with writing_to(final):
         folder.mkdir(parents=True, exist_ok=True)
         _remove_debris(folder)
-        if final.exists():
+        if kind_at(final, OutputError):
             if _is_sound(final):
                 return final
             _discard(final)
@@ -143,12 +143,12 @@ def states(folder: Path | str) -> list[Path]:
     Complete means: `state.json` is sound and every file it lists has its size. Contents are verified by `load_state`.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if kind_at(folder, CheckpointError) != "folder":
         return []
     found = sorted(
         (int(match[1]), path)
-        for path in folder.iterdir()
-        if (match := _STATE_NAME.fullmatch(path.name)) and path.is_dir()
+        for path in paths_in(folder, CheckpointError)
+        if (match := _STATE_NAME.fullmatch(path.name)) and kind_at(path, CheckpointError) == "folder"
     )
     return [path for _, path in found if _is_complete(path)]
 
@@ -162,7 +162,7 @@ def latest_state(folder: Path | str) -> Path | None:
 def load_state(path: Path | str) -> State:
     """Read one training state (a `checkpoint-…` folder), verifying every file; raises `CheckpointError`."""
     path = Path(path)
-    if not path.is_dir():
+    if kind_at(path, CheckpointError) != "folder":
         raise CheckpointError(f"no training state at {path}; name a checkpoint-… folder")
     words = read_json(path / "state.json", _STATE_FORMAT)
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from export3d.errors import CheckpointError, OutputError
-from export3d.files import write_bytes
+from export3d.files import kind_at, reading, sniff, write_bytes
 
 Json = dict[str, Any]
 FORMAT_VERSION = 1
@@ -71,13 +71,10 @@ def deserialise(data: bytes, path: Path) -> dict[str, Tensor]:
 
 def refuse_pickle(path: Path) -> None:
     """Raise `CheckpointError` if `path` is a file that begins like a pickle or a zip archive."""
-    if not path.is_file():
+    if kind_at(path, CheckpointError) != "file":
         return
-    try:
-        with path.open("rb") as file:
-            head = file.read(9)
-    except OSError as error:
-        raise CheckpointError(f"cannot read {path}: {error.strerror}; check its permissions") from error
+    with reading(path, CheckpointError):
+        head = sniff(path, 9)
     # A safetensors file begins with eight bytes of its header's length, the first of which may be 0x80 too, and then {.
     if head[:2] == b"PK" or (head[:1] == b"\x80" and head[8:] != b"{"):
         raise CheckpointError(
@@ -152,7 +149,10 @@ def read_blob(path: Path, entry: Json) -> bytes:
 def blob_is_whole(folder: Path, name: str, entry: Json) -> bool:
     """Whether every file of the blob `folder / name` is there and has its size; contents are not read."""
     parts = entry.get("parts") or [{"name": name, "size": entry["size"]}]
-    return all((folder / p["name"]).is_file() and (folder / p["name"]).stat().st_size == p["size"] for p in parts)
+    try:
+        return all((folder / part["name"]).stat().st_size == part["size"] for part in parts)
+    except OSError:
+        return False
 
 
 def is_entry(entry: Any) -> bool:

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from export3d.errors import CheckpointError, OutputError
-from export3d.files import write_bytes, writing_to
+from export3d.errors import CheckpointError
+from export3d.files import kind_at, output_file, write_bytes, writing_to
 from export3d.weights.blob import (
     FORMAT_VERSION,
     Json,
@@ -62,8 +62,7 @@ def save_weights(
         CheckpointError: a value does not fit into `dtype`.
     """
     path = _weights_path(path)
-    if not path.parent.is_dir():
-        raise OutputError(f"cannot write {path}: the folder {path.parent} does not exist; create it first")
+    output_file(path)
     data = serialise(tensors, dtype)
     with writing_to(path):
         entry = write_blob(path, data, part_size_mb)
@@ -94,7 +93,7 @@ def load_weights(path: Path | str) -> tuple[dict[str, Tensor], Json, Json]:
 
 def has_weights(path: Path) -> bool:
     """Whether there is a file `path`, or the first of its parts."""
-    return path.is_file() or path.with_name(path.name + ".part00").is_file()
+    return "file" in (kind_at(p, CheckpointError) for p in (path, path.with_name(path.name + ".part00")))
 
 
 def read_sidecar(path: Path) -> Json:
@@ -132,7 +131,7 @@ def copy_weights(source: Path | str, target: Path | str, info: Mapping[str, Any]
 
 def _read_weights(path: Path) -> tuple[bytes, Json]:
     """The verified bytes and the sidecar of weights."""
-    if path.is_dir():
+    if kind_at(path, CheckpointError) == "folder":
         raise CheckpointError(f"{path} is a folder; name the .safetensors file inside it")
     refuse_pickle(path)
     if not has_weights(path):
@@ -183,7 +182,7 @@ def _remove_stale_parts(path: Path, entry: Json) -> None:
 
 def _weights_path(path: Path | str) -> Path:
     path = Path(path)
-    if path.suffix != ".safetensors" and not path.is_dir():
+    if path.suffix != ".safetensors" and kind_at(path, CheckpointError) != "folder":
         raise CheckpointError(f"{path} does not end in .safetensors; weights are read and written in that format only")
     return path
 

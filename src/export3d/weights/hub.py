@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from export3d.errors import CheckpointError, ConfigError, Export3DError, MissingExtra, OutputError
-from export3d.files import reason, write_bytes
+from export3d.files import kind_at, make_folder, reason, write_bytes
 from export3d.weights.blob import files_of
 from export3d.weights.file import load_into, load_weights, read_sidecar, save_weights
 from export3d.weights.names import CARD, FILE, card_of, find, look_up
@@ -139,14 +139,11 @@ class HubModel(nn.Module):
         folder = Path(folder)
         if folder.suffix == ".safetensors":
             raise OutputError(f"save_pretrained writes a folder, but {folder} has the name of a file; give a folder")
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"cannot create the folder {folder}: {reason(error)}; choose another one") from error
+        make_folder(folder)
         words = dict(self.info if info is None else info)
         config = {"model": self.config.to_dict()}
         save_weights(folder / FILE, self.state_dict(), config, words, dtype=dtype, part_size_mb=part_size_mb)
-        if card is not None or not (folder / CARD).exists():
+        if card is not None or kind_at(folder / CARD, OutputError) is None:
             write_bytes(folder / CARD, (card or self.card or self._bare_card(words)).encode())
         return folder
 

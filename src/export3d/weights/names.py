@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from export3d.errors import CheckpointError, ConfigError, OutputError
-from export3d.files import reason, write_bytes, write_failure
+from export3d.files import kind_at, paths_in, reason, write_bytes, write_failure
 from export3d.weights.file import copy_weights, has_weights
 
 PACKAGED = Path(__file__).parents[1] / "assets" / "base.safetensors"
@@ -60,10 +60,7 @@ def home() -> Path:
 def installed() -> dict[str, Path]:
     """Name to file of the installed weights, in alphabetical order; the files are not verified."""
     folder = home() / "weights"
-    try:
-        found = sorted(folder.iterdir()) if folder.is_dir() else []
-    except OSError as error:
-        raise CheckpointError(f"cannot read {folder}: {reason(error)}; check its permissions") from error
+    found = paths_in(folder, CheckpointError) if kind_at(folder, CheckpointError) == "folder" else []
     names = {path.name: path / FILE for path in found if _is_name(path.name) and path.is_dir()}
     return {name: file for name, file in names.items() if name not in PACKAGED_NAMES}
 
@@ -83,7 +80,7 @@ def look_up(which: Path | str | None) -> Path | None:
     if which is None:
         return PACKAGED
     path = Path(which)
-    if path.suffix == ".safetensors" or path.is_file():
+    if path.suffix == ".safetensors" or kind_at(path, CheckpointError) == "file":
         return path
     if has_weights(path / FILE):
         return path / FILE
@@ -95,7 +92,7 @@ def find(which: Path | str | None) -> Path:
     path = look_up(which)
     if path is not None:
         return path
-    if Path(str(which)).is_dir():
+    if kind_at(str(which), CheckpointError) == "folder":
         raise CheckpointError(f"{which} is a folder without {FILE}; name the .safetensors file inside it")
     raise CheckpointError(
         f"there are no weights {str(which)!r}; give the path of a .safetensors file or a name ({', '.join(known())}), "
@@ -142,7 +139,7 @@ def install(source: Path, name: str, info: Mapping[str, Any] | None = None) -> P
         OutputError: the weights cannot be written; nothing is installed.
     """
     target = home() / "weights" / name_for(name)
-    if target.exists():
+    if kind_at(target, OutputError):
         raise ConfigError(f"weights {name} are installed already; remove them first, or choose another --name")
     card = card_of(source)
     unfinished = target.with_name(f".{name}.tmp-{os.getpid()}")

@@ -45,6 +45,18 @@ def test_a_failure_on_purpose_is_one_sentence_and_code_2(
     assert err == f"export3d: {' '.join(str(error).split())}\n"
 
 
+def test_a_path_that_the_system_refuses_is_one_sentence(
+    command: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        """Open a name that is too long."""
+        open("n" * 300)  # noqa: SIM115
+
+    command.command = fail
+    assert door.main(["try"]) == 2
+    assert capsys.readouterr().err == f"export3d: {'n' * 300}: file name too long; check its name and permissions\n"
+
+
 def test_an_interrupt_is_code_130_without_a_traceback(command: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     def interrupted() -> None:
         """Be interrupted."""

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from export3d.errors import CheckpointError, ConfigError, MissingExtra
+from export3d.files import check_input
 
 Packaged = TypeVar("Packaged")
 FromFile = TypeVar("FromFile")
@@ -65,9 +66,7 @@ class OnnxNetwork:
             import onnxruntime
         except ImportError as error:
             raise MissingExtra("evaluate", "onnxruntime") from error
-        if not path.is_file():
-            raise CheckpointError(f"there is no {path}; name {what} as an .onnx file")
-        data = path.read_bytes()
+        data = check_input(path, CheckpointError, f"{what} as an .onnx file").read_bytes()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.log_severity_level = 4

@@ -18,6 +18,7 @@ from export3d.data.clips import FPS
 from export3d.data.shards import Entry, Record, read_tar
 from export3d.errors import ConfigError, InputError
 from export3d.face.crop import CropBox, crop
+from export3d.files import kind_at
 from export3d.image import read_image
 from export3d.model import Export3D
 from export3d.photo.canvas import LARGEST, SMALLEST
@@ -56,7 +57,7 @@ class Original:
         self.size = size
         if self.box.side < size:
             raise InputError(f"its face crop has {int(self.box.side)} pixels, {size} are needed")
-        if not self._path.is_file():
+        if kind_at(self._path) != "file":
             raise InputError(f"{self._path}, which it was made from, is not there; give its folder with --clips")
         self._still = record.kind == "image"
         self._first = round(start_s * FPS)

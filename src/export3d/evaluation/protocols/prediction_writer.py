@@ -16,7 +16,7 @@ from export3d.errors import OutputError, ShapeError, check_shape
 from export3d.evaluation.protocols.file_names import hidden, printable, unprintable
 from export3d.evaluation.protocols.png import MAX_SIDE, MIN_SIDE
 from export3d.evaluation.protocols.predictions import DRAFT, PREDICTION, SOURCE, TARGET, frame_name
-from export3d.files import make_folder, write_failure
+from export3d.files import kind_at, make_folder, write_failure
 
 Picture = NDArray[np.uint8]
 
@@ -42,7 +42,7 @@ class PredictionWriter:
 
     def has(self, name: str) -> bool:
         """Whether a complete clip is there."""
-        return (self.folder / name / SOURCE).is_file()
+        return kind_at(self.folder / name / SOURCE, OutputError) == "file"
 
     @contextmanager
     def clip(self, name: str, source: Picture) -> Iterator[ClipWriter]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from export3d.errors import BadImage, InputError
 from export3d.evaluation.protocols.file_names import hidden, printable, unprintable
 from export3d.evaluation.protocols.png import UnfitImage, decode_png, is_png
-from export3d.files import reason
+from export3d.files import kind_at, reading, reason
 
 logger = logging.getLogger(__name__)
 
@@ -127,14 +127,13 @@ def read_predictions(folder: Path | str, *, progress: Progress | None = None) ->
 
 def _clip_folders(root: Path, problems: list[str]) -> list[str]:
     """Names of the folders that should be clips; `InputError` if the root itself is wrong."""
-    try:
-        if not root.exists():
-            raise InputError(f"{root} does not exist; give a folder of predictions")
-        if not root.is_dir():
-            raise InputError(f"{root} is a file; give a folder that holds one folder for each clip")
+    kind = kind_at(root)
+    if kind is None:
+        raise InputError(f"{root} does not exist; give a folder of predictions")
+    if kind != "folder":
+        raise InputError(f"{root} is a file; give a folder that holds one folder for each clip")
+    with reading(root):
         entries = _entries(root)
-    except OSError as error:
-        raise InputError(f"{root} cannot be opened ({reason(error)}); check its name and permissions") from error
     if _is_clip(entries):
         raise InputError(
             f"{root} has {SOURCE}, {TARGET} or {PREDICTION} in it, as one clip has; give a folder that holds one such "

@@ -10,6 +10,7 @@ from typing import Any
 
 from export3d.data.shards import read_index
 from export3d.evaluation.protocols.predictions import SavedClip
+from export3d.files import reading
 from export3d.model import Export3D
 from export3d.weights.file import load_weights
 from export3d.weights.names import PACKAGED, find, title
@@ -53,7 +54,8 @@ def predictions_digest(clips: Iterable[SavedClip]) -> str:
     digest = hashlib.sha256()
     for clip in clips:
         for path in sorted(clip.folder.rglob("*.png")):
-            stat = path.stat()
+            with reading(path):
+                stat = path.stat()
             digest.update(f"{clip.name} {path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
     return f"files sha256 {digest.hexdigest()[:12]}"
 

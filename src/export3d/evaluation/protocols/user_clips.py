@@ -23,7 +23,7 @@ from export3d.data.shard_writer import update
 from export3d.data.shards import INDEX_NAME, Entry, Reject, read_index
 from export3d.errors import InputError
 from export3d.evaluation.protocols.file_names import hidden, unprintable
-from export3d.files import make_folder, reason, write_bytes
+from export3d.files import kind_at, make_folder, reason, write_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def prepare_clips(
         for reject in report.rejects:
             name_in_folder = names.get(reject.file, reject.file)
             rejects.append(replace(reject, file=name_in_folder, detail=reject.detail.replace(inside, "")))
-        usable = (split / INDEX_NAME).exists() and any(entry.kind == "video" for entry in read_index(split).entries)
+        usable = bool(kind_at(split / INDEX_NAME)) and any(entry.kind == "video" for entry in read_index(split).entries)
     write_bytes(out / LEFT_OUT, (json.dumps(_reasons(rejects), indent=1, ensure_ascii=False) + "\n").encode())
     if not usable:
         raise InputError(
@@ -204,7 +204,7 @@ def _manifest(videos: dict[Path, str], split: str, source: str) -> bytes:
 
 def _forget(split: Path, files: Collection[str]) -> None:
     """Remove records and rejects of files that left the folder from the split, if there is one."""
-    if not (split / INDEX_NAME).exists():
+    if not kind_at(split / INDEX_NAME):
         return
     index = read_index(split)
     lines: list[Entry | Reject] = [*index.entries, *index.rejects]
