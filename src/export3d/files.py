@@ -18,6 +18,13 @@ from typing import Literal
 
 from export3d.errors import Export3DError, InputError, OutputError
 
+_STILL_BRANDS = {
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"), "HEIC"),
+}
+_GENERAL_STILL_BRANDS = (b"mif1", b"msf1", b"miaf")
+"""Brands of image files that do not tell the codec; the compatible brands do."""
+
 
 def check_input(path: str | os.PathLike[str], error: type[Export3DError], kind: str) -> Path:
     """The path of a readable, non-empty regular file; otherwise raises `error`.
@@ -82,6 +89,25 @@ def sniff(path: Path, size: int = 4096) -> bytes:
         return file.read(size)
 
 
+def still_kind(head: bytes) -> str | None:
+    """For a file that begins with `head`: "AVIF" or "HEIC" if it is such an image, else None.
+
+    These share their container with MP4 (ISO/IEC 14496-12): the major brand, and where that is a general one the
+    compatible brands, tell images from videos.
+
+    >>> still_kind(bytes([0, 0, 0, 24]) + b"ftypmif1" + bytes(4) + b"mif1avif")
+    'AVIF'
+    >>> still_kind(bytes([0, 0, 0, 20]) + b"ftypisom" + bytes(4) + b"mp42")
+    """
+    if head[4:8] != b"ftyp":
+        return None
+    major, end = head[8:12], int.from_bytes(head[:4], "big")
+    if major not in _GENERAL_STILL_BRANDS:
+        return _STILL_BRANDS.get(major)
+    compatible = (head[at : at + 4] for at in range(16, min(end, len(head)), 4))
+    return next((_STILL_BRANDS[brand] for brand in compatible if brand in _STILL_BRANDS), "HEIC")
+
+
 def foreign_kind(head: bytes) -> str | None:
     """What a file that begins with `head` is, when it is one of the kinds people mistake for ours; else None.
 
@@ -100,6 +126,8 @@ def foreign_kind(head: bytes) -> str | None:
         return "an HDF5 file"
     if head[:19] == b"MATLAB 5.0 MAT-file":
         return "a MATLAB file"
+    if (still := still_kind(head)) is not None:
+        return "an AVIF image" if still == "AVIF" else "a HEIC image"
     if head[4:8] == b"ftyp" or head[:4] == b"\x1a\x45\xdf\xa3" or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
         return "a video"
     if head[:3] == b"\xff\xd8\xff" or head[:8] == b"\x89PNG\r\n\x1a\n":

@@ -14,6 +14,32 @@ from export3d.errors import BadImage, CheckpointError, OutputError
 as_root = hasattr(os, "geteuid") and os.geteuid() == 0
 
 
+@pytest.mark.parametrize(
+    ("brands", "kind"),
+    [
+        (b"avif mif1", "AVIF"),
+        (b"avis msf1", "AVIF"),
+        (b"mif1 mif1avif", "AVIF"),
+        (b"heic mif1heic", "HEIC"),
+        (b"heix mif1", "HEIC"),
+        (b"hevc msf1", "HEIC"),
+        (b"mif1 mif1heic", "HEIC"),
+        (b"mif1 ", "HEIC"),
+        (b"isom avif", None),
+        (b"qt   qt  ", None),
+        (b"M4V  heic", None),
+    ],
+)
+def test_brands_tell_images_from_videos(brands: bytes, kind: str | None) -> None:
+    """The table is shared by the readers of images and of videos. Brands beyond the box's end do not count."""
+    major, compatible = brands[:4], brands[5:]
+    box = b"ftyp" + major + bytes(4) + compatible
+    head = (len(box) + 4).to_bytes(4, "big") + box + b"avifavif"
+    assert files.still_kind(head) == kind
+    named = {"AVIF": "an AVIF image", "HEIC": "a HEIC image", None: "a video"}[kind]
+    assert files.foreign_kind(head) == named
+
+
 def test_a_file_appears_whole_under_its_name(tmp_path: Path) -> None:
     files.write_bytes(tmp_path / "out.bin", b"new")
     assert (tmp_path / "out.bin").read_bytes() == b"new"

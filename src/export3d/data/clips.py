@@ -24,7 +24,7 @@ from export3d.errors import BadMotionFile, ConfigError, InputError, NoFaceFound
 from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, crop
 from export3d.face.landmark_sets import NOSE_TIP
 from export3d.face.tracker import Track, Tracker
-from export3d.files import sniff
+from export3d.files import sniff, still_kind
 from export3d.image import read_image
 from export3d.motion.bfm64 import load_expression
 from export3d.motion.motion import Motion
@@ -92,7 +92,7 @@ def media_kind(path: Path) -> str | None:
     if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WEBP"):
         return "video" if head[8:12] == b"AVI " else "image"
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
-        return "image" if head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1") else "video"
+        return "video" if still_kind(head) is None else "image"
     if head.startswith(_IMAGE_HEADS):
         return "image"
     return "video" if head.startswith(_VIDEO_HEADS) else None

@@ -234,10 +234,8 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
 def _demuxer(path: Path) -> str:
     """FFmpeg's demuxer for a file, by its first bytes; `BadVideo` unless it is a known kind of video."""
     head = files.sniff(path, 1024)
-    if head[4:8] == b"ftyp" and head[8:12] in (b"avif", b"avis", b"heic", b"heix", b"mif1", b"msf1", b"hevc", b"hevx"):
-        raise BadVideo(
-            f"{path} is a still image, not a video; give a video, or save it as .png to use it as a portrait"
-        )
+    if files.still_kind(head) is not None:
+        raise BadVideo(f"{path} is {files.foreign_kind(head)}, not a video; give a video that shows a face")
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
         return "mov"
     if head[:4] == b"\x1a\x45\xdf\xa3":
