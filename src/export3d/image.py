@@ -10,7 +10,9 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,56 +29,61 @@ log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
 
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
-"""Formats that are opened; Pillow knows many more, with parsers that see less use."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+"""Formats that Pillow opens here, besides HEIC by pillow-heif; it knows many more, with parsers that see less use."""
 MIN_SIDE = 16
 MAX_PIXELS = 100_000_000
 
-_READABLE = "PNG, JPEG, WebP, BMP, TIFF or GIF"
+_READABLE = "PNG, JPEG, WebP, HEIC, AVIF, TIFF, BMP or GIF"
 
 
 def read_image(path: str | os.PathLike[str]) -> Pixels:
-    """An image as a viewer shows it: upright, without transparency, 8 bits a channel.
+    """An image as a viewer shows it: upright, in sRGB, without transparency, 8 bits per channel.
 
-    EXIF rotation is applied, transparency is laid over white, 16-bit values are scaled, CMYK, palette and grey become
-    RGB; of an animation the first frame is taken, which the log says.
+    EXIF rotation is applied, embedded colour profiles are converted to sRGB, transparency is laid over white, 16-bit
+    values are scaled, CMYK, palette and grey become RGB. Gain maps (HDR) are ignored. Of an animation the first frame
+    is taken, which the log says.
 
     Args:
-        path: a PNG, JPEG, WebP, BMP, TIFF or GIF file.
+        path: a PNG, JPEG, WebP, HEIC (extra `heic`), AVIF, TIFF, BMP or GIF file.
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
         BadImage: missing, a folder, empty, truncated, no image, smaller than 16 pixels a side or larger than 100
-            megapixels (known from the header, before anything is decoded).
+            megapixels (known from the header, before anything is decoded), or HEIC without the extra.
     """
-    from PIL import Image
-
     path = files.check_input(path, BadImage, "an image")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow warns of broken tags that do not matter here, and of sizes we check
-        try:
-            image: Image.Image = Image.open(path, formats=FORMATS)
-        except Image.DecompressionBombError as problem:
-            raise BadImage(f"{path} has more than {MAX_PIXELS // 10**6} megapixels; shrink it first") from problem
-        except Exception as problem:  # a parser fails on hostile bytes in any way it likes
-            kind = files.foreign_kind(files.sniff(path))
-            what = f"not an image but {kind}" if kind and kind != "an image" else "not an image that can be read"
-            raise BadImage(f"{path} is {what}; give a {_READABLE} file") from problem
-        with image:
-            _check_size(path, image.width, image.height)
-            frames = getattr(image, "n_frames", 1) if image.format != "MPO" else 1
+        with _opened(path) as image:
+            with _reported(path):  # counting frames reads the whole file, and fails on damaged ones
+                frames = getattr(image, "n_frames", 1) if image.format not in ("MPO", "HEIF") else 1
             if frames > 1:
                 log.warning("%s is an animation of %d frames; the first one is used", path, frames)
-            try:
-                image.load()
-                upright = _upright(_flat(image), _orientation(image))
-            except Exception as problem:
-                raise BadImage(
-                    f"{path} is damaged or not complete ({files.reason(problem)}); copy it again or export it anew"
-                ) from problem
-    return np.array(upright, dtype=np.uint8)
+            return from_pillow(image, path)
+
+
+def from_pillow(image: Image.Image, name: str | os.PathLike[str] = "the image") -> Pixels:
+    """A Pillow image of any mode as `read_image` returns it; the image itself stays as it is.
+
+    Args:
+        image: opened or made with Pillow. Its EXIF rotation and colour profile are applied, if it has them.
+        name: what messages call it.
+
+    Returns:
+        uint8 (H, W, 3) RGB, sRGB.
+
+    Raises:
+        BadImage: it cannot be decoded, or its size is outside the limits of `read_image`.
+    """
+    with _reported(name), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        _check_size(name, image.width, image.height)
+        image.load()
+        upright = _upright(_flat(image, name), _orientation(image))
+        return np.array(upright, dtype=np.uint8)
 
 
 def to_tensor(image: Pixels) -> Tensor:
@@ -206,7 +213,55 @@ def write_png(
     files.write_bytes(path, buffer.getvalue())
 
 
-def _check_size(path: os.PathLike[str], width: int, height: int) -> None:
+@contextmanager
+def _reported(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Report whatever a parser raises inside the block as `BadImage`."""
+    try:
+        yield
+    except BadImage:
+        raise
+    except Exception as problem:  # a parser fails on hostile bytes in any way it likes
+        raise BadImage(
+            f"{name} is damaged or not complete ({files.reason(problem)}); copy it again or export it anew"
+        ) from problem
+
+
+def _opened(path: Path) -> Image.Image:
+    """The image in a file, of which only the header is read so far."""
+    from PIL import Image, features
+
+    head = b""
+    try:
+        head = files.sniff(path)
+        still = files.still_kind(head)
+        if still == "HEIC":
+            return _opened_heic(path)
+        if still == "AVIF" and not features.check("avif"):
+            raise BadImage(f"{path} is an AVIF image, which this build of Pillow cannot read; export it as JPEG")
+        return Image.open(path, formats=FORMATS)
+    except BadImage:
+        raise
+    except Image.DecompressionBombError as problem:
+        raise BadImage(f"{path} has more than {MAX_PIXELS // 10**6} megapixels; shrink it first") from problem
+    except Exception as problem:  # as in _reported
+        kind = files.foreign_kind(head)
+        ours = kind is None or kind.endswith("image")
+        what = "not an image that can be read" if ours else f"not an image but {kind}"
+        raise BadImage(f"{path} is {what}; give a {_READABLE} file") from problem
+
+
+def _opened_heic(path: Path) -> Image.Image:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError as problem:
+        raise BadImage(
+            f"{path} is a HEIC image, which needs pillow-heif; run: pip install 'export3d[heic]', or export it as JPEG"
+        ) from problem
+    image: Image.Image = HeifImageFile(path)
+    return image
+
+
+def _check_size(path: str | os.PathLike[str], width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise BadImage(f"{path} is {width} x {height}, more than {MAX_PIXELS // 10**6} megapixels; shrink it first")
     if min(width, height) < MIN_SIDE:
@@ -237,16 +292,59 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _flat(image: Image.Image) -> Image.Image:
-    """Any Pillow mode to 8-bit RGB, transparency over white."""
+def _flat(image: Image.Image, name: str | os.PathLike[str]) -> Image.Image:
+    """Any Pillow mode to 8-bit sRGB, transparency over white."""
     from PIL import Image
 
+    profile = image.info.get("icc_profile")
+    grey = Image.getmodebase(image.mode) == "L"
+    alpha = None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(np.asarray(image), image.mode)).convert("RGB")
-    if image.has_transparency_data:
-        flat = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", flat.size, (255, 255, 255, 255)), flat).convert("RGB")
-    return image.convert("RGB")
+        image = Image.fromarray(_eight_bits(np.asarray(image), image.mode))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+    if profile:
+        image = _in_srgb(image.convert("L") if grey else image, profile, name)
+    image = image.convert("RGB")
+    if alpha is None:
+        return image
+    image.putalpha(alpha)
+    return Image.alpha_composite(Image.new("RGBA", image.size, (255, 255, 255, 255)), image).convert("RGB")
+
+
+def _in_srgb(image: Image.Image, profile: bytes, name: str | os.PathLike[str]) -> Image.Image:
+    """Convert L, RGB, RGBA or CMYK values from their colour profile to RGB; an unusable profile is ignored.
+
+    Relative colorimetric with black point compensation: white stays white and black stays black. Values whose profile
+    is sRGB within two levels stay as they are.
+    """
+    from PIL import Image, ImageChops, ImageCms
+
+    try:
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = source.profile.xcolor_space.strip()
+        mode = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK"}.get(space)
+        if mode is None or (mode != image.mode and (mode != "RGB" or image.mode == "CMYK")):
+            raise ValueError(f"it is made for {space or 'no'} values")
+        transform = ImageCms.buildTransform(
+            source,
+            ImageCms.createProfile("sRGB"),
+            mode,
+            "RGB",
+            ImageCms.Intent.RELATIVE_COLORIMETRIC,
+            ImageCms.Flags.BLACKPOINTCOMPENSATION,
+        )
+        levels = np.arange(0, 256, 15, dtype=np.uint8)
+        cube = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(len(levels), -1, 3)
+        probe = Image.fromarray(cube if mode == "RGB" else cube[..., 0]).convert(mode)
+        if np.asarray(ImageChops.difference(transform.apply(probe), probe.convert("RGB"))).max() <= 2:
+            return image
+        converted: Image.Image = transform.apply(image.convert(mode))
+        return converted
+    except Exception as problem:  # also where Pillow was built without LittleCMS
+        log.warning("%s has a colour profile that cannot be used (%s); it is ignored", name, files.reason(problem))
+        return image
 
 
 def _eight_bits(values: NDArray[Any], mode: str) -> Pixels:

@@ -3,16 +3,18 @@ import logging
 import os
 import pickle
 import struct
+import sys
 import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from export3d.errors import BadImage, OutputError, ShapeError
-from export3d.image import contact_sheet, fitted, read_image, resize, to_tensor, to_uint8, write_png
+from export3d.image import contact_sheet, fitted, from_pillow, read_image, resize, to_tensor, to_uint8, write_png
+from tests.colour_profiles import WIDE, cmyk_profile, encoded, grey_profile, in_space, rgb_profile, srgb_of_lab
 
 
 @pytest.fixture
@@ -212,6 +214,206 @@ def test_the_bundled_portrait_is_read(astronaut_path: Path) -> None:
     assert read_image(astronaut_path).shape == (512, 512, 3)
 
 
+# --- AVIF and HEIC ---
+
+
+@pytest.fixture
+def portrait(astronaut_path: Path) -> np.ndarray:
+    """The bundled portrait at 128 x 128 pixels."""
+    return fitted(read_image(astronaut_path), 128)
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    assert a.shape == b.shape
+    return float(np.abs(a.astype(int) - b).mean())
+
+
+@pytest.mark.parametrize("name", ["photo.avif", "photo.jpg"])
+def test_an_avif_is_read_whatever_its_name(portrait: np.ndarray, tmp_path: Path, name: str) -> None:
+    Image.fromarray(portrait).save(tmp_path / name, "AVIF", quality=95)
+    assert distance(read_image(tmp_path / name), portrait) < 3
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_an_avif_is_upright(portrait: np.ndarray, tmp_path: Path, orientation: int) -> None:
+    """AVIF keeps rotation in boxes of its own, so no EXIF tag may turn it a second time."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.rot90(portrait, {1: 0, 3: 2, 6: 1, 8: 3}[orientation])
+    Image.fromarray(stored.copy()).save(tmp_path / "a.avif", exif=exif, quality=95)
+    assert distance(read_image(tmp_path / "a.avif"), portrait) < 3
+
+
+def test_an_animated_avif_gives_its_first_frame(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "a.avif", save_all=True, append_images=frames[1:])
+    np.testing.assert_allclose(read_image(tmp_path / "a.avif")[16, 16], [255, 0, 0], atol=6)
+    assert "a.avif is an animation of 2 frames" in caplog.text
+
+
+def save_heic(path: Path, pixels: np.ndarray, **options: object) -> None:
+    heif = pytest.importorskip("pillow_heif", exc_type=ImportError)
+    heif.from_pillow(Image.fromarray(pixels)).save(path, quality=95, **options)
+
+
+@pytest.mark.parametrize("name", ["IMG_1.HEIC", "IMG_1.jpg"])
+def test_a_heic_is_read_whatever_its_name(portrait: np.ndarray, tmp_path: Path, name: str) -> None:
+    save_heic(tmp_path / "a.heic", portrait)
+    (tmp_path / "a.heic").rename(tmp_path / name)
+    assert distance(read_image(tmp_path / name), portrait) < 3
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_heic_is_upright(portrait: np.ndarray, tmp_path: Path, orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored = np.rot90(portrait, {1: 0, 3: 2, 6: 1, 8: 3}[orientation])
+    save_heic(tmp_path / "a.heic", stored.copy(), exif=exif.tobytes())
+    assert distance(read_image(tmp_path / "a.heic"), portrait) < 3
+
+
+def test_a_heic_from_a_phone_has_the_colours_of_its_profile(portrait: np.ndarray, tmp_path: Path) -> None:
+    heif = pytest.importorskip("pillow_heif", exc_type=ImportError)
+    image = Image.fromarray(in_space(portrait, "Display P3"))
+    image.info["icc_profile"] = rgb_profile("Display P3")
+    heif.from_pillow(image).save(tmp_path / "a.heic", quality=95)
+    assert distance(read_image(tmp_path / "a.heic"), portrait) < 3
+
+
+def test_the_main_image_of_a_heic_is_used(
+    portrait: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    heif = pytest.importorskip("pillow_heif", exc_type=ImportError)
+    images = heif.from_pillow(Image.new("RGB", (64, 64)))
+    images.add_from_pillow(Image.fromarray(portrait))
+    images.save(tmp_path / "a.heic", quality=95, primary_index=1)
+    assert distance(read_image(tmp_path / "a.heic"), portrait) < 3
+    assert caplog.text == ""
+
+
+def test_a_heic_without_its_reader_is_called_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(999))
+    refused(tmp_path / "a.jpg", "a HEIC image, which needs pillow-heif; run: pip install 'export3d.heic.', or export")
+
+
+def test_a_truncated_heic_is_refused(portrait: np.ndarray, tmp_path: Path) -> None:
+    save_heic(tmp_path / "a.heic", portrait)
+    whole = (tmp_path / "a.heic").read_bytes()
+    for keep in (24, 200, len(whole) // 2):
+        (tmp_path / "a.heic").write_bytes(whole[:keep])
+        refused(tmp_path / "a.heic", "not an image that can be read|damaged")
+
+
+# --- colour profiles ---
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tiff", "webp", "avif"])
+@pytest.mark.parametrize("name", WIDE)
+def test_colours_of_a_wide_space_become_srgb(portrait: np.ndarray, tmp_path: Path, name: str, suffix: str) -> None:
+    lossy = {"quality": 95, "subsampling": "4:4:4"} if suffix in ("jpg", "avif") else {}
+    options = {"lossless": True} if suffix == "webp" else lossy
+    stored = Image.fromarray(in_space(portrait, name))
+    stored.save(tmp_path / f"a.{suffix}", icc_profile=rgb_profile(name), **options)
+    assert distance(read_image(tmp_path / f"a.{suffix}"), portrait) < (3 if lossy else 0.6)
+
+
+def test_transparency_outlives_the_profile(portrait: np.ndarray, tmp_path: Path) -> None:
+    image = Image.fromarray(in_space(portrait, "Display P3"))
+    alpha = np.full((128, 128), 255, np.uint8)
+    alpha[:, :64] = 0
+    image.putalpha(Image.fromarray(alpha))
+    image.save(tmp_path / "a.png", icc_profile=rgb_profile("Display P3"))
+    out = read_image(tmp_path / "a.png")
+    assert (out[:, :64] == 255).all()
+    assert distance(out[:, 64:], portrait[:, 64:]) < 0.6
+
+
+def test_a_palette_has_a_profile_too(tmp_path: Path) -> None:
+    image = Image.new("P", (20, 20), 0)
+    image.putpalette(in_space(np.uint8([[[200, 40, 90]]]), "Adobe RGB").ravel().tolist())
+    image.save(tmp_path / "a.png", icc_profile=rgb_profile("Adobe RGB"))
+    np.testing.assert_allclose(read_image(tmp_path / "a.png")[3, 3], [200, 40, 90], atol=2)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+def test_grey_with_a_profile_becomes_srgb(tmp_path: Path, deep: bool) -> None:
+    values = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    image = Image.fromarray(values.astype(np.uint16) * 257) if deep else Image.fromarray(values)
+    image.save(tmp_path / "a.png", icc_profile=grey_profile(1.5))
+    out = read_image(tmp_path / "a.png")
+    # LittleCMS interpolates linearly between a few grid points, which shows in the darkest values
+    np.testing.assert_allclose(out[..., 1], encoded((values / 255.0) ** 1.5) * 255, atol=2.5)
+    assert (out[..., 0] == out[..., 2]).all()
+
+
+def test_grey_may_carry_a_profile_of_colours(portrait: np.ndarray, tmp_path: Path) -> None:
+    grey = np.asarray(Image.fromarray(portrait).convert("L"))
+    stored = in_space(np.repeat(grey[..., None], 3, 2), "ProPhoto RGB")[..., 1]
+    Image.fromarray(stored).save(tmp_path / "a.png", icc_profile=rgb_profile("ProPhoto RGB"))
+    assert distance(read_image(tmp_path / "a.png")[..., 1], grey) < 0.6
+
+
+def test_inks_have_the_colours_of_their_profile(tmp_path: Path) -> None:
+    inks = {(0, 0, 0, 0): (100.0, 0, 0), (1, 0, 0, 0): (60.0, -20.0, -25.0), (0, 1, 1, 0): (50.0, 40.0, 20.0)}
+    for mixture in [(0, 0, 0, 0), (1, 0, 0, 0), (0, 1, 1, 0), (0, 0, 0, 1)]:
+        image = Image.new("CMYK", (20, 20), tuple(255 * ink for ink in mixture))
+        image.save(tmp_path / "a.tiff", icc_profile=cmyk_profile(inks))
+        wanted = srgb_of_lab(*inks.get(mixture, (0.0, 0.0, 0.0)))
+        np.testing.assert_allclose(read_image(tmp_path / "a.tiff")[5, 5], wanted, atol=2.5)
+
+
+def test_the_profile_of_srgb_changes_nothing(
+    portrait: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    Image.fromarray(portrait).save(tmp_path / "a.png", icc_profile=profile)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), portrait)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("profile", "cause"),
+    [
+        (b"no profile at all", "cannot open profile"),
+        (rgb_profile("Display P3")[:300], "cannot"),
+        (grey_profile(1.8), "it is made for GRAY values"),
+        (cmyk_profile({}), "it is made for CMYK values"),
+    ],
+)
+def test_a_profile_that_cannot_be_used_is_told_and_ignored(
+    portrait: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture, profile: bytes, cause: str
+) -> None:
+    Image.fromarray(portrait).save(tmp_path / "a.png", icc_profile=profile)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), portrait)
+    assert "a.png has a colour profile that cannot be used" in caplog.text
+    assert cause in caplog.text
+
+
+# --- images of Pillow ---
+
+
+def test_an_image_of_pillow_is_read_like_its_file(portrait: np.ndarray, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.fromarray(np.rot90(in_space(portrait, "Display P3"), 1).copy())
+    stored.save(tmp_path / "a.png", exif=exif, icc_profile=rgb_profile("Display P3"))
+    with Image.open(tmp_path / "a.png") as image:
+        np.testing.assert_array_equal(from_pillow(image), read_image(tmp_path / "a.png"))
+        assert (image.size, image.mode) == (stored.size, "RGB")
+    assert distance(from_pillow(Image.fromarray(portrait).convert("RGBA")), portrait) == 0
+
+
+def test_an_image_of_pillow_that_cannot_be_used_is_refused(tmp_path: Path, picture: np.ndarray) -> None:
+    Image.fromarray(picture).save(tmp_path / "a.png")
+    with Image.open(tmp_path / "a.png") as closed:
+        pass
+    with pytest.raises(BadImage, match="my photo is damaged or not complete"):
+        from_pillow(closed, "my photo")
+    with pytest.raises(BadImage, match="the image is 9 x 40, too small"):
+        from_pillow(Image.new("RGB", (9, 40)))
+
+
 # --- what is refused ---
 
 
@@ -279,6 +481,18 @@ def test_bytes_changed_inside_give_a_picture_or_one_sentence(tmp_path: Path, rng
         except BadImage:
             refusals += 1
     assert 0 < refusals < 48
+
+
+def test_a_tiff_whose_second_page_is_damaged_is_refused(tmp_path: Path) -> None:
+    """Pages are counted before pixels are read; Pillow answers a page without a width by a TypeError."""
+    pages = [Image.new("L", (20, 20)), Image.new("L", (20, 20))]
+    pages[0].save(tmp_path / "a.tiff", save_all=True, append_images=pages[1:])
+    content = bytearray((tmp_path / "a.tiff").read_bytes())
+    width = struct.pack("<HHI", 256, 4, 1)
+    second = content.index(width, content.index(width) + 1)
+    content[second : second + 2] = struct.pack("<H", 250)
+    (tmp_path / "a.tiff").write_bytes(content)
+    refused(tmp_path / "a.tiff", "is damaged or not complete")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (15, 400), (400, 15)])

@@ -176,7 +176,7 @@ def test_kinds_are_told_by_content_not_by_name(tmp_path: Path, draw_clip: Draw, 
     clip = draw_clip(tmp_path / "clip.mp4", [160] * 3)
     clip.rename(tmp_path / "clip.jpg")
     assert media_kind(tmp_path / "clip.jpg") == "video"
-    for suffix in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF"):
+    for suffix in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"):
         frame.save(tmp_path / "picture.mp4", format=suffix)
         assert media_kind(tmp_path / "picture.mp4") == "image"
     frame.save(tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(draw_frame(100))])
