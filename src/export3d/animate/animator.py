@@ -24,7 +24,7 @@ from export3d.animate.orbit import CameraPath, orbit_motion
 from export3d.camera import LABEL_SIZE, turned
 from export3d.errors import ConfigError, check_shape
 from export3d.expression import sliders
-from export3d.image import read_image, to_tensor, to_uint8
+from export3d.image import from_pillow, read_image, to_tensor, to_uint8
 from export3d.model import Encoded, Export3D, Planes
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import SPACES, Motion
@@ -35,6 +35,8 @@ from export3d.pretrained import load_pretrained
 from export3d.warping.origin import Origin
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from export3d.face.crop import CropBox
     from export3d.face.tracker import Track, Tracker
 
@@ -110,11 +112,11 @@ class Animator:
             self._tracker = Tracker()
         return self._tracker
 
-    def encode(self, portrait: str | Path | Picture, face: str | int = "largest") -> Source:
+    def encode(self, portrait: str | Path | Picture | Image.Image, face: str | int = "largest") -> Source:
         """Track, crop and encode one face of a portrait.
 
         Args:
-            portrait: an image file, or uint8 (H, W, 3) RGB.
+            portrait: an image file, a Pillow image, or uint8 (H, W, 3) RGB.
             face: "largest", "left", "right", or a number from 1, counted from left to right.
 
         Raises:
@@ -124,7 +126,7 @@ class Animator:
         image, name = _portrait(portrait)
         return self._encode(image, self.tracker.track_image(image, name, face))
 
-    def encode_all(self, portrait: str | Path | Picture) -> list[Source]:
+    def encode_all(self, portrait: str | Path | Picture | Image.Image) -> list[Source]:
         """Track, crop and encode every face of a photo, from left to right.
 
         Raises:
@@ -426,8 +428,12 @@ class _View:
     compositor: Compositor | None = None
 
 
-def _portrait(portrait: str | Path | Picture) -> tuple[Picture, str]:
+def _portrait(portrait: str | Path | Picture | Image.Image) -> tuple[Picture, str]:
     """The pixels of a portrait and its name in messages."""
+    from PIL import Image
+
+    if isinstance(portrait, Image.Image):
+        return from_pillow(portrait, "the portrait"), "the portrait"
     if isinstance(portrait, np.ndarray):
         check_shape(portrait, "H W 3", "portrait")
         return portrait.copy(), "the portrait"  # frames are made of it later, whatever becomes of the array

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from export3d.animate.animator import Animator, Source, pick_device
 from export3d.animate.drive import Driving, rebase
@@ -51,7 +52,7 @@ def test_a_portrait_is_tracked_and_cropped(source: Source, animator: Animator) -
 def test_a_path_and_its_pixels_give_the_same_source(
     animator: Animator, source: Source, astronaut: np.ndarray, astronaut_path: Path
 ) -> None:
-    for portrait in (astronaut, str(astronaut_path)):
+    for portrait in (astronaut, str(astronaut_path), Image.fromarray(astronaut)):
         again = animator.encode(portrait)
         np.testing.assert_array_equal(again.image, source.image)
         np.testing.assert_array_equal(again.camera, source.camera)
@@ -61,8 +62,6 @@ def test_a_path_and_its_pixels_give_the_same_source(
 def test_every_face_of_a_group_photo_becomes_a_source(
     animator: Animator, astronaut: np.ndarray, tmp_path: Path
 ) -> None:
-    from PIL import Image
-
     photo = group_photo(astronaut)
     sources = animator.encode_all(photo)
     centres = [source.crop.centre[0] for source in sources]
@@ -81,8 +80,6 @@ def test_every_face_of_a_group_photo_becomes_a_source(
 
 
 def test_a_picture_without_a_face_is_refused_by_name(animator: Animator, tmp_path: Path) -> None:
-    from PIL import Image
-
     Image.new("RGB", (200, 200), (90, 120, 60)).save(tmp_path / "meadow.png")
     with pytest.raises(NoFaceFound, match=r"meadow\.png"):
         animator.encode(tmp_path / "meadow.png")
