@@ -168,12 +168,91 @@ def smooth(k: int, width: int = 128, height: int = 96) -> np.ndarray:
         ("a.ts", "libx264"),
         ("a.mpg", "mpeg2video"),
         ("a.gif", "gif"),
+        ("a.wmv", "wmv2"),
+        ("a.wmv", "libx264"),
+        ("a.flv", "flv"),
+        ("a.flv", "libx264"),
+        ("a.ogv", "libvpx"),
+        ("a.h264", "libx264"),
+        ("a.hevc", "libx265"),
+        ("a.m2v", "mpeg2video"),
+        ("a.apng", "apng"),
     ],
 )
 def test_every_frame_of_a_25_fps_file_comes_once(tmp_path: Path, name: str, codec: str) -> None:
-    pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8"}.get(codec, "yuv420p")
-    path = clip(tmp_path / name, 30, codec=codec, pix_fmt=pix_fmt)
+    pix_fmt = {"mjpeg": "yuvj420p", "gif": "rgb8", "apng": "rgb24"}.get(codec, "yuv420p")
+    options = {"libx265": {"x265-params": "log-level=none"}, "wmv2": {"q": "2"}, "flv": {"q": "2"}}.get(codec)
+    path = clip(tmp_path / name, 30, codec=codec, pix_fmt=pix_fmt, options=options)
     assert numbers(path) == list(range(30))
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "options"),
+    [
+        ("a.avi", "libx264", {"bf": "3", "b-adapt": "0"}),
+        ("a.avi", "libx264", {"bf": "3", "b-pyramid": "normal", "threads": "1"}),
+        ("a.avi", "mpeg4", {"bf": "2"}),
+        ("a.avi", "mpeg2video", {"bf": "2"}),
+        ("a.wmv", "libx264", {"bf": "3", "b-adapt": "0"}),
+        ("a.wmv", "mpeg4", {"bf": "2"}),
+        ("a.h264", "libx264", {"bf": "3", "b-adapt": "0"}),
+    ],
+)
+def test_reordered_frames_come_in_order_where_the_file_has_no_presentation_times(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, name: str, codec: str, options: dict[str, str]
+) -> None:
+    path = clip(tmp_path / name, 50, codec=codec, options={"q" if codec != "libx264" else "crf": "2", **options})
+    assert numbers(path) == list(range(50))
+    assert caplog.text == ""
+
+
+def test_a_raw_stream_has_the_rate_that_it_states(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.h264", 60, fps=30)
+    info = probe(path)
+    assert (info.fps, info.duration_s) == (30.0, 2.0)
+    assert numbers(path) == [k * 6 // 5 for k in range(50)]
+
+
+def test_reordered_frames_of_an_avi_stay_with_its_sound(tmp_path: Path) -> None:
+    """The decoder holds two frames back; the first frame is still the one at time 0."""
+    driving = clip(tmp_path / "a.avi", 50, options={"bf": "3"}, sound=beep(1.0, 2.0), sound_codec="pcm_s16le")
+    out = carried(driving, tmp_path / "out.mp4")
+    sound, rate = heard(out)
+    assert float(np.flatnonzero(np.abs(sound) > 0.3)[0]) / rate == pytest.approx(1.0, abs=0.012)
+
+
+def animation(path: Path, frames: int, **options: object) -> Path:
+    """An animated image made with Pillow."""
+    from PIL import Image
+
+    first, *others = (Image.fromarray(numbered(k)) for k in range(frames))
+    first.save(path, save_all=True, append_images=others, **options)
+    return path
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.gif"])
+def test_animated_images_are_videos(tmp_path: Path, name: str) -> None:
+    path = animation(tmp_path / name, 30, duration=40)
+    assert numbers(path) == list(range(30))
+    assert probe(path) == VideoInfo(width=80, height=48, fps=25.0, duration_s=1.2, rotation=0, has_audio=False)
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.gif"])
+def test_an_animated_image_keeps_the_time_of_each_frame(tmp_path: Path, name: str) -> None:
+    path = animation(tmp_path / name, 3, duration=[80, 200, 40])
+    assert numbers(path) == [0, 0, 1, 1, 1, 1, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.gif"])
+def test_frames_of_no_duration_last_a_tenth_of_a_second_as_in_browsers(tmp_path: Path, name: str) -> None:
+    assert numbers(animation(tmp_path / name, 4, duration=0), fps=10) == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["a.webp", "a.png", "a.gif"])
+def test_animated_images_drive_without_sound(tmp_path: Path, name: str) -> None:
+    out = carried(animation(tmp_path / name, 10, duration=40), tmp_path / "out.mp4")
+    assert numbers(out) == list(range(10))
+    assert not probe(out).has_audio
 
 
 def test_the_kind_is_told_by_the_content_and_not_by_the_name(tmp_path: Path) -> None:
@@ -334,7 +413,8 @@ def test_colours_follow_the_matrix_and_range_in_the_file(tmp_path: Path, matrix:
         assert np.abs(frame.astype(int) - colour).max() <= 3
 
 
-def test_a_transparent_animation_is_laid_over_white(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
+def test_a_transparent_animation_is_laid_over_white(tmp_path: Path, name: str) -> None:
     from PIL import Image
 
     frames = []
@@ -342,10 +422,13 @@ def test_a_transparent_animation_is_laid_over_white(tmp_path: Path) -> None:
         frame = Image.new("RGBA", (40, 40), (0, 0, 0, 0))
         frame.paste((255, 0, 0, 255), (10 * k, 0, 10 * k + 10, 40))
         frames.append(frame)
-    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=40, disposal=2)
-    first = next(read_frames(tmp_path / "a.gif"))
-    np.testing.assert_allclose(first[20, 5], [255, 0, 0], atol=3)
-    np.testing.assert_array_equal(first[20, 35], [255, 255, 255])
+    options = {} if name == "a.webp" else {"disposal": 2 if name == "a.gif" else 1}
+    frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=40, **options)
+    seen = list(read_frames(tmp_path / name))
+    for k, frame in enumerate(seen):
+        np.testing.assert_allclose(frame[20, 10 * k + 5], [255, 0, 0], atol=3)
+        np.testing.assert_array_equal(frame[20, 35], [255, 255, 255])
+    np.testing.assert_array_equal(seen[2][20, 5], [255, 255, 255])
 
 
 # --- probing ---
@@ -431,12 +514,13 @@ def test_a_playlist_cannot_open_another_file(tmp_path: Path) -> None:
     refused(tmp_path / "list.mp4", "text")
 
 
-def test_a_still_gif_is_no_video(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["a.gif", "a.png", "a.webp"])
+def test_a_still_image_is_no_video(tmp_path: Path, name: str) -> None:
     from PIL import Image
 
-    Image.new("RGB", (40, 40), "red").save(tmp_path / "a.gif")
+    Image.new("RGB", (40, 40), "red").save(tmp_path / name)
     with pytest.raises(BadVideo, match="still image"):
-        list(read_frames(tmp_path / "a.gif"))
+        list(read_frames(tmp_path / name))
 
 
 @pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.m4a", "aac"), ("a.mkv", "pcm_s16le")])

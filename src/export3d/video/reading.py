@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from numpy.typing import NDArray
 
 from export3d import files
 from export3d.errors import BadVideo, ConfigError
+from export3d.video import animated_webp
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -47,6 +49,27 @@ _MATRICES = {1: BT709, 4: _FCC, 5: _BT601, 6: _BT601, 7: _SMPTE240M, 9: _BT2020,
 """Colour matrix code in the file (ISO 23001-8) to swscale's code."""
 LIMITED, FULL = 1, 2
 _HDR_TRANSFERS = (16, 18)
+_KINDS_READ = "mp4, mov, mkv, webm, avi, wmv, flv or an animated gif, png or webp"
+_FIRST_BYTES = (
+    (b"\x1a\x45\xdf\xa3", "matroska"),
+    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
+    (b"FLV\x01", "flv"),
+    (b"OggS", "ogg"),
+    (b"GIF87a", "gif"),
+    (b"GIF89a", "gif"),
+    (b"\x00\x00\x01\xba", "mpeg"),
+    (b"\x00\x00\x01\xb3", "mpegvideo"),
+)
+_ANIMATIONS = ("gif", "apng", "webp")
+"""Kinds of image: a file of one frame is a still image, not a video."""
+_DECODING_TIMES = ("avi", "asf")
+"""Containers that store when a frame is decoded, not when it is shown."""
+_RAW = ("h264", "hevc", "mpegvideo")
+"""Streams without a container: no times, and a duration that FFmpeg only guesses from the bit rate."""
+_MOST_CHUNKS = 1000
+"""Chunks of a PNG looked at."""
+_MOST_HELD_BACK = 16
+"""Frames that a decoder of H.264 or H.265 may hold back."""
 
 
 @dataclass(frozen=True)
@@ -75,51 +98,84 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     Raises:
         BadVideo: the file cannot be read as a video.
     """
-    with opened(path) as (container, stream, _):
-        first = next(timed_frames(container, stream, Path(path)))
-        view = _View(first.frame, stream)
-        rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-        duration = _declared_duration(container, stream)
-        has_audio = bool(container.streams.audio)
+    with opened_frames(path) as film:
+        first = next(film.timed)
+        view = _View(first.frame, film.pixel_aspect)
+        duration = film.duration
         if duration is None:
             end = first.time + first.duration
-            for later in timed_frames(container, stream, Path(path)):
+            for later in film.timed:
                 end = max(end, later.time + later.duration)
             duration = end - first.time
-    return VideoInfo(view.width, view.height, float(rate or 0), float(duration), view.rotation, has_audio)
+    return VideoInfo(view.width, view.height, float(film.rate), float(duration), view.rotation, film.has_audio)
 
 
-def read_frames(path: str | os.PathLike[str], fps: float = FPS) -> Iterator[Pixels]:
+def read_frames(
+    path: str | os.PathLike[str], fps: float = FPS, *, start_s: float = 0.0, seconds: float | None = None
+) -> Iterator[Pixels]:
     """Frames of a video at a constant rate: frame k is the one on screen k / fps seconds after the first frame appears.
 
     Rotation, mirroring, pixel aspect ratio, colour matrix and range, and variable frame rates are honoured.
     Transparent pixels are composited over white. A truncated file gives the frames it has, and a warning in the log.
 
     Args:
-        path: a local mp4, mov, mkv, webm, avi, mpeg or animated gif file.
+        path: a local mp4, mov, mkv, webm, avi, wmv, flv, ogg or mpeg file, a raw H.264, H.265 or MPEG stream, or an
+            animated gif, png or webp.
         fps: output frames per second.
+        start_s: start at this time after the first frame appears, seconds, rounded to a frame.
+        seconds: maximum duration, seconds, rounded to frames; the file is read no further.
 
     Yields:
         uint8 (H, W, 3) RGB; all frames have the same size, and each is a separate array.
 
     Raises:
         BadVideo: on the first `next`, if the file does not exist or has no frame that can be decoded.
+        ConfigError: `fps` is not a frame rate, or `start_s` and `seconds` select no frame.
     """
-    period = 1 / exact_rate(fps)
-    with opened(path) as (container, stream, demuxer):
-        shown = _on_screen(
-            timed_frames(container, stream, Path(path)), period, may_be_still=demuxer != "gif", path=Path(path)
-        )
+    rate = exact_rate(fps)
+    first, end = frame_range(start_s, seconds, fps)
+    with opened_frames(path) as film:
+        shown = _on_screen(film.timed, 1 / rate, may_be_still=film.may_be_still, path=Path(path))
         view: _View | None = None
         last: tuple[Timed, Pixels] | None = None
-        for timed in shown:
+        count = 0
+        for count, timed in enumerate(shown, 1):
+            if count <= first:
+                continue
             if view is None:
-                view = _View(timed.frame, stream)
+                view = _View(timed.frame, film.pixel_aspect)
             if last is None or last[0] is not timed:
                 last = (timed, view.picture(timed.frame))
                 yield last[1]
             else:
                 yield last[1].copy()
+            if count == end:
+                return
+    if view is None:
+        raise nothing_selected(path, count / fps)
+
+
+def frame_range(start_s: float, seconds: float | None, fps: float) -> tuple[int, int | None]:
+    """The first frame of a part of a video or motion, and the one after its last (None: to the end).
+
+    Raises `ConfigError` where the part is empty or begins before 0.
+
+    >>> frame_range(0.5, 2.0, 25.0), frame_range(0.5, None, 25.0)
+    ((12, 62), (12, None))
+    """
+    if not (np.isfinite(start_s) and start_s >= 0):
+        raise ConfigError(f"a start of {start_s:g} s is not possible; use 0 or more")
+    first = round(start_s * fps)
+    if seconds is None:
+        return first, None
+    if not (np.isfinite(seconds) and round(seconds * fps) >= 1):
+        raise ConfigError(f"a duration of {seconds:g} s holds no frame at {fps:g} fps; use a longer one")
+    return first, first + round(seconds * fps)
+
+
+def nothing_selected(path: str | os.PathLike[str], duration_s: float) -> ConfigError:
+    """The sentence for a part that begins after the end."""
+    return ConfigError(f"{path} is {duration_s:.1f} s long; --start and --seconds select no frame of it")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -135,17 +191,72 @@ class Timed:
     tick: Fraction
 
 
+@dataclass(frozen=True, eq=False)
+class Film:
+    """The frames of an open file, and what the file states about them.
+
+    Attributes:
+        timed: the decoded frames in presentation order; the first `next` raises `BadVideo` if there is none.
+        pixel_aspect: width of a pixel over its height.
+        rate: frames per second; 0 if unknown.
+        duration: seconds; None if the file states none.
+        has_audio: whether there is an audio track.
+        may_be_still: whether a file of one frame is still a video.
+    """
+
+    timed: Iterator[Timed]
+    pixel_aspect: Fraction
+    rate: Fraction
+    duration: Fraction | None
+    has_audio: bool
+    may_be_still: bool
+
+
+@contextmanager
+def opened_frames(path: str | os.PathLike[str]) -> Iterator[Film]:
+    """Open a file for its frames; every failure raises `BadVideo`."""
+    path = files.check_input(path, BadVideo, "a video")
+    if _demuxer(path) == "webp":
+        timed = _webp_frames(path)
+        first = next(timed)
+        yield Film(chain([first], timed), Fraction(1), 1 / first.duration, None, False, False)
+        return
+    with opened(path) as (container, stream, demuxer):
+        yield Film(
+            timed_frames(container, stream, path),
+            Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1),
+            _rate(container, stream),
+            _declared_duration(container, stream),
+            bool(container.streams.audio),
+            demuxer not in _ANIMATIONS,
+        )
+
+
+def _webp_frames(path: Path) -> Iterator[Timed]:
+    import av
+
+    time = Fraction(0)
+    for pixels, duration in animated_webp.frames(path, MAX_SIDE):
+        _check_length(path, time)
+        yield Timed(av.VideoFrame.from_ndarray(pixels, format="rgba"), time, duration, Fraction(1, 1000))
+        time += duration
+
+
+def _check_length(path: Path, time: Fraction) -> None:
+    if time > MAX_DURATION_S:
+        raise BadVideo(f"{path} has time stamps more than {MAX_DURATION_S / 3600:.0f} hours apart; {_REMEDY}")
+
+
 class _View:
     """Converts decoded frames to images as a player shows them, with the size and orientation of the first frame."""
 
-    def __init__(self, first: VideoFrame, stream: VideoStream) -> None:
+    def __init__(self, first: VideoFrame, pixel_aspect: Fraction) -> None:
         from av.video.reformatter import VideoReformatter
 
         self._reformatter: VideoReformatter = VideoReformatter()
-        shape = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
         self._stored = (first.width, first.height)
-        if Fraction(1, 8) <= shape <= 8 and shape != 1:
-            self._stored = (min(MAX_SIDE, max(1, round(first.width * shape))), first.height)
+        if Fraction(1, 8) <= pixel_aspect <= 8 and pixel_aspect != 1:
+            self._stored = (min(MAX_SIDE, max(1, round(first.width * pixel_aspect))), first.height)
         self._swap, self._mirror_x, self._mirror_y = _orientation(first)
         self.width, self.height = self._stored[::-1] if self._swap else self._stored
         self.rotation = {
@@ -238,14 +349,18 @@ def _demuxer(path: Path) -> str:
         raise BadVideo(f"{path} is {files.foreign_kind(head)}, not a video; give a video that shows a face")
     if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
         return "mov"
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return "matroska"
+    for first_bytes, demuxer in _FIRST_BYTES:
+        if head.startswith(first_bytes):
+            return demuxer
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    if head[:6] in (b"GIF87a", b"GIF89a"):
-        return "gif"
-    if head[:4] == b"\x00\x00\x01\xba":
-        return "mpeg"
+    if _is_animated_png(path):
+        return "apng"
+    if len(head) >= 30 and head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & animated_webp.ANIMATED:
+        return "webp"
+    raw = _raw_stream(head)
+    if raw is not None:
+        return raw
     if len(head) > 576 and (all(head[i] == 0x47 for i in (0, 188, 376)) or all(head[i] == 0x47 for i in (4, 196, 388))):
         return "mpegts"
     if (
@@ -255,11 +370,35 @@ def _demuxer(path: Path) -> str:
         or head[:4] in (b"II*\x00", b"MM\x00*")
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
     ):
-        raise BadVideo(f"{path} is a still image, not a video; give a video (mp4, mov, mkv, webm, avi or animated gif)")
-    if head[:4] in (b"fLaC", b"OggS") or head[:3] == b"ID3" or (head[:4] == b"RIFF" and head[8:12] == b"WAVE"):
+        raise BadVideo(f"{path} is a still image, not a video; give a video ({_KINDS_READ})")
+    if head[:4] == b"fLaC" or head[:3] == b"ID3" or (head[:4] == b"RIFF" and head[8:12] == b"WAVE"):
         raise BadVideo(f"{path} holds only sound; give a video that shows a face")
     kind = files.foreign_kind(head) or ("text" if _is_text(head) else "an unknown kind of file")
-    raise BadVideo(f"{path} is not a video but {kind}; give an mp4, mov, mkv, webm, avi or animated gif file")
+    raise BadVideo(f"{path} is not a video but {kind}; give an {_KINDS_READ}")
+
+
+def _raw_stream(head: bytes) -> str | None:
+    """The demuxer of a stream without a container: H.265 begins with one of these units, H.264 with others."""
+    if head[:3] == b"\x00\x00\x01":
+        head = b"\x00" + head
+    if head[:4] != b"\x00\x00\x00\x01" or len(head) < 6:
+        return None
+    if head[5] == 1 and head[4] >> 1 in (32, 33, 35):  # video or sequence parameters, delimiter
+        return "hevc"
+    return "h264" if head[4] < 128 and head[4] & 31 in (6, 7, 9) else None  # information, parameters, delimiter
+
+
+def _is_animated_png(path: Path) -> bool:
+    """Whether a file is a PNG with animation control (acTL) before its pixels (IDAT)."""
+    with path.open("rb") as file:
+        if file.read(8) != b"\x89PNG\r\n\x1a\n":
+            return False
+        for _ in range(_MOST_CHUNKS):
+            head = file.read(8)
+            if len(head) < 8 or head[4:] in (b"acTL", b"IDAT"):
+                return head[4:] == b"acTL"
+            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
+    return False
 
 
 def _is_text(head: bytes) -> bool:
@@ -280,44 +419,78 @@ def timed_frames(container: InputContainer, stream: VideoStream, path: Path) -> 
 
     Damaged packets are skipped and counted; a warning in the log gives their number at the end.
     """
-    rate = stream.average_rate or stream.guessed_rate or stream.base_rate
-    usual = 1 / Fraction(rate) if rate else Fraction(1, 25)
+    rate = _rate(container, stream)
+    usual = 1 / rate if rate else Fraction(1, 25)
     first: Fraction | None = None
     due: Fraction | None = None
     previous: Fraction | None = None
-    damage = _Damage()
-    for frame in _decoded(container, stream, damage):
+    read = _Read()
+    stamp = _Stamps(container, read, usual)
+    for frame in _decoded(container, stream, read):
         if max(frame.width, frame.height) > MAX_SIDE:
             raise BadVideo(f"{path} has frames of {frame.width} x {frame.height}; make it at most {MAX_SIDE} a side")
         tick = Fraction(frame.time_base or stream.time_base or Fraction(1, 90000))
         duration = frame.duration * tick if getattr(frame, "duration", None) else usual
-        time = frame.pts * tick if frame.pts is not None else due if due is not None else Fraction(0)
+        ticks = stamp(frame)
+        time = ticks * tick if ticks is not None else due if due is not None else Fraction(0)
         if first is None:
             first = time
             if int(frame.color_trc) in _HDR_TRANSFERS:
                 log.warning("%s is a high-dynamic-range video; its colours will look pale", path)
         if previous is not None and time <= previous:
-            damage.packets += 1
+            read.damaged += 1
             continue
-        if time - first > MAX_DURATION_S:
-            raise BadVideo(f"{path} has time stamps more than {MAX_DURATION_S / 3600:.0f} hours apart; {_REMEDY}")
+        _check_length(path, time - first)
         previous, due = time, time + duration
         yield Timed(frame, time, duration, tick)
     if first is None or due is None:
         raise BadVideo(f"{path} holds no frame that can be decoded: it is damaged or incomplete; copy it again")
-    if damage.packets:
-        log.warning("%s is damaged: %d packets could not be decoded and were skipped", path, damage.packets)
+    if read.damaged:
+        log.warning("%s is damaged: %d packets could not be decoded and were skipped", path, read.damaged)
     declared = _declared_duration(container, stream)
     if declared is not None and declared - (due - first) > max(Fraction(1, 2), declared / 20):
         log.warning("%s is incomplete: it ends after %.2f of %.2f s", path, float(due - first), float(declared))
 
 
 @dataclass
-class _Damage:
-    packets: int = 0
+class _Read:
+    """What was met while reading: the number of damaged packets, and the first packet's decoding time in ticks."""
+
+    damaged: int = 0
+    first_dts: int | None = None
 
 
-def _decoded(container: InputContainer, stream: VideoStream, damage: _Damage) -> Iterator[VideoFrame]:
+class _Stamps:
+    """Presentation times of decoded frames, in ticks; None where the file has none.
+
+    AVI and ASF store decoding times only. Their frames are shown in the order in which they leave the decoder, earlier
+    by the time for which the decoder holds back the first one.
+    """
+
+    def __init__(self, container: InputContainer, read: _Read, usual: Fraction) -> None:
+        self._by_decoding = container.format.name in _DECODING_TIMES
+        self._read, self._longest = read, _MOST_HELD_BACK * usual
+        self._held_back: int | None = None
+
+    def __call__(self, frame: VideoFrame) -> int | None:
+        if not self._by_decoding:
+            return frame.pts
+        if frame.dts is None:
+            return None
+        if self._held_back is None:
+            held_back = frame.dts - (frame.dts if self._read.first_dts is None else self._read.first_dts)
+            self._held_back = held_back if held_back * Fraction(frame.time_base or 0) <= self._longest else 0
+        return frame.dts - self._held_back
+
+
+def _rate(container: InputContainer, stream: VideoStream) -> Fraction:
+    """Frames per second that the file states, or 0."""
+    raw = container.format.name in _RAW  # FFmpeg reports 25 as their average rate, whatever the stream states
+    rate = (raw and stream.guessed_rate) or stream.average_rate or stream.guessed_rate or stream.base_rate
+    return Fraction(rate or 0)
+
+
+def _decoded(container: InputContainer, stream: VideoStream, read: _Read) -> Iterator[VideoFrame]:
     """All frames that can be decoded; damaged packets between them are skipped."""
     import av
 
@@ -326,16 +499,18 @@ def _decoded(container: InputContainer, stream: VideoStream, damage: _Damage) ->
         try:
             packet = next(packets, None)
         except (av.FFmpegError, OSError):
-            damage.packets += 1
+            read.damaged += 1
             packet = None
         if packet is not None and packet.size == 0:
             continue  # AVI repeats a frame with an empty packet; the decoder would take it for the end
+        if read.first_dts is None and packet is not None:
+            read.first_dts = packet.dts
         try:
             yield from stream.decode(packet)
         except av.error.EOFError:
             return
         except (av.FFmpegError, OSError):
-            damage.packets += 1
+            read.damaged += 1
         if packet is None:
             return
 
@@ -362,7 +537,7 @@ def _on_screen(timed: Iterable[Timed], period: Fraction, *, may_be_still: bool, 
     if shown is None:
         return
     if seen == 1 and not may_be_still:
-        raise BadVideo(f"{path} is a still image, not a video; give a video (mp4, mov, mkv, webm, avi or animated gif)")
+        raise BadVideo(f"{path} is a still image, not a video; give a video ({_KINDS_READ})")
     while count == 0 or start + count * period < end - slack:
         yield shown
         count += 1
@@ -370,6 +545,8 @@ def _on_screen(timed: Iterable[Timed], period: Fraction, *, may_be_still: bool, 
 
 def _declared_duration(container: InputContainer, stream: VideoStream) -> Fraction | None:
     """Duration in seconds that the file declares; None if it declares none."""
+    if container.format.name in _RAW:
+        return None
     if stream.duration and stream.time_base:
         return stream.duration * Fraction(stream.time_base)
     if container.duration and container.duration > 0:

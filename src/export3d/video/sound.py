@@ -7,13 +7,12 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.video.reading import opened, timed_frames
+from export3d.video.reading import opened, opened_frames
 
 if TYPE_CHECKING:
     from av import Packet
@@ -53,8 +52,8 @@ def carried_sound(path: str | os.PathLike[str], output: OutputContainer, start_s
     Time 0 is `start_s` seconds after the first frame of the video. A track that cannot be decoded is left out with a
     warning.
     """
-    with opened(path) as (pictures, video, _):
-        start = next(timed_frames(pictures, video, Path(path))).time + Fraction(start_s).limit_denominator(1_000_000)
+    with opened_frames(path) as film:
+        start = next(film.timed).time + Fraction(start_s).limit_denominator(1_000_000)
     with opened(path) as (container, _, demuxer):
         tracks = [track for track in container.streams.audio if track.codec_context is not None]
         if not tracks:
