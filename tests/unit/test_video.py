@@ -52,11 +52,13 @@ def clip(
     transfer: int | None = None,
     options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
+    title: str = "",
 ) -> Path:
     """A small video made with PyAV alone; `times` are the frames' seconds, `sound` is (channels, samples) in -1..1."""
     pictures = [numbered(k) for k in range(frames)] if isinstance(frames, int) else list(frames)
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(str(path), "w", options=container_options or {}) as container:
+        container.metadata.update({"title": title} if title else {})
         stream = container.add_stream(
             codec, rate=rate, options=options or ({"crf": "10"} if codec == "libx264" else {})
         )
@@ -253,6 +255,14 @@ def test_animated_images_drive_without_sound(tmp_path: Path, name: str) -> None:
     out = carried(animation(tmp_path / name, 10, duration=40), tmp_path / "out.mp4")
     assert numbers(out) == list(range(10))
     assert not probe(out).has_audio
+
+
+def test_a_title_in_another_encoding_does_not_matter(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.avi", 5, codec="mpeg4", title="Z\N{LATIN SMALL LETTER U WITH DIAERESIS}rich")
+    content = path.read_bytes()
+    assert b"Z\xc3\xbcrich" in content
+    path.write_bytes(content.replace(b"Z\xc3\xbcrich", b"Z\xfcrich "))
+    assert numbers(path) == list(range(5))
 
 
 def test_the_kind_is_told_by_the_content_and_not_by_the_name(tmp_path: Path) -> None:
@@ -982,6 +992,78 @@ def test_a_part_from_the_middle_takes_its_own_sound(tmp_path: Path, name: str, c
     driving = clip(tmp_path / name, 75, sound=beep(2.0, 3.0), sound_codec=codec)
     out = carried(driving, tmp_path / "out.mp4", frames=40, audio_start_s=1.2)
     assert onset(out) == pytest.approx(0.8, abs=0.012)
+
+
+def without_sound(path: Path, out: Path, begin: float, end: float) -> Path:
+    """A copy in which the sound's packets between two times are missing."""
+    with av.open(str(path)) as before, av.open(str(out), "w") as after:
+        streams = {stream.index: after.add_stream_from_template(stream) for stream in before.streams}
+        for packet in before.demux():
+            if packet.pts is None or packet.time_base is None:
+                continue
+            if packet.stream.type == "audio" and begin <= packet.pts * packet.time_base < end:
+                continue
+            packet.stream = streams[packet.stream.index]
+            after.mux(packet)
+    return out
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"),
+    [("a.mkv", "flac"), ("a.mkv", "libmp3lame"), ("a.mkv", "libopus"), ("a.mkv", "pcm_s16le"), ("a.ts", "aac")],
+)
+@pytest.mark.parametrize(("begin", "end"), [(0.5, 0.51), (0.3, 0.9)])
+def test_missing_packets_become_silence(tmp_path: Path, name: str, codec: str, begin: float, end: float) -> None:
+    """What follows the gap stays where it was, and the gap is silent."""
+    sound = beep(0.2, 3.0) + beep(0.7, 3.0) + beep(2.0, 3.0)
+    whole = clip(tmp_path / name, 75, sound=sound, sound_codec=codec)
+    out = carried(without_sound(whole, tmp_path / f"gap_{name}", begin, end), tmp_path / "out.mp4")
+    heard_whole, rate = heard(carried(whole, tmp_path / "whole.mp4"))
+    got, _ = heard(out)
+    late, late_whole = (np.flatnonzero(np.abs(x[int(1.8 * rate) :]) > 0.3)[0] / rate for x in (got, heard_whole))
+    assert late == pytest.approx(late_whole, abs=0.012)
+    if begin == 0.3:
+        assert np.abs(got[int(0.6 * rate) : int(0.8 * rate)]).max() < 0.05
+
+
+def test_sound_whose_start_is_cut_off_by_an_edit_list_stays_in_time(tmp_path: Path) -> None:
+    """Sound from before the first picture is stored, but an edit list hides it."""
+    for codec in ("libopus", "libmp3lame", "flac"):
+        driving = clip(tmp_path / "a.mp4", 50, sound=beep(1.0, 2.5), sound_codec=codec, sound_at=-0.4)
+        assert onset(carried(driving, tmp_path / "out.mp4")) == pytest.approx(0.6, abs=0.03)
+
+
+def test_sound_of_a_changing_rate_is_carried(tmp_path: Path) -> None:
+    """Two broadcasts one after the other: the rate and the number of channels change in the middle."""
+    a = clip(tmp_path / "a.ts", 25, sound=beep(0.2, 1.0), sound_codec="mp2")
+    b = clip(tmp_path / "b.ts", 25, times=[1 + k / 25 for k in range(25)], sound=beep(0.5, 1.0, 2, 44100),
+             sound_codec="mp2", sound_rate=44100, sound_at=1.0)  # fmt: skip
+    (tmp_path / "both.ts").write_bytes(a.read_bytes() + b.read_bytes())
+    sound, rate = heard(carried(tmp_path / "both.ts", tmp_path / "out.mp4"))
+    loud = np.flatnonzero(np.abs(sound) > 0.3) / rate
+    assert loud[0] == pytest.approx(0.2, abs=0.06)
+    assert loud[loud > 1][0] == pytest.approx(1.5, abs=0.1), "the second file's clock is 0.08 s early"
+
+
+@pytest.mark.parametrize("default", [0, 1, None])
+def test_the_default_track_is_carried(tmp_path: Path, default: int | None) -> None:
+    path = clip(tmp_path / "a.mkv", 25)
+    out = tmp_path / "two.mkv"
+    with av.open(str(path)) as before, av.open(str(out), "w") as after:
+        video_stream = after.add_stream_from_template(before.streams.video[0])
+        tracks = [after.add_stream("flac", rate=48000, layout="mono") for _ in range(2)]
+        for k, track in enumerate(tracks):
+            track.disposition = av.stream.Disposition.default if k == default else av.stream.Disposition(0)
+        for packet in before.demux(video=0):
+            if packet.pts is not None:
+                packet.stream = video_stream
+                after.mux(packet)
+        for track, at in zip(tracks, (0.2, 0.6)):
+            samples = av.AudioFrame.from_ndarray((beep(at, 1.0) * 32767).astype(np.int16), format="s16", layout="mono")
+            samples.sample_rate, samples.pts, samples.time_base = 48000, 0, Fraction(1, 48000)
+            after.mux(track.encode(samples))
+            after.mux(track.encode(None))
+    assert onset(carried(out, tmp_path / "out.mp4")) == pytest.approx(0.6 if default == 1 else 0.2, abs=0.012)
 
 
 def test_a_silent_driving_video_gives_a_silent_result(tmp_path: Path) -> None:

@@ -9,13 +9,13 @@ from __future__ import annotations
 import codecs
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Pixels = NDArray[np.uint8]
+AnyStream = TypeVar("AnyStream", bound="Stream")
 
 FPS = 25.0
 """Default frame rate of everything after reading."""
@@ -321,6 +322,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
             "r",
             format=demuxer,
             container_options={"protocol_whitelist": "file"},
+            metadata_errors="replace",  # titles in other encodings than UTF-8
         )
     except (av.FFmpegError, OSError, ValueError) as problem:
         raise BadVideo(
@@ -332,7 +334,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
         if not streams:
             has = "only sound" if container.streams.audio else "no frames"
             raise BadVideo(f"{path} holds {has}; give a video that shows a face")
-        stream = streams[0]
+        stream = default_stream(streams)
         if stream.codec_context is None:
             raise BadVideo(f"{path} uses a codec that cannot be decoded here; {_REMEDY}")
         if max(stream.width, stream.height) > MAX_SIDE:
@@ -405,6 +407,13 @@ def _is_text(head: bytes) -> bool:
     """Whether bytes are UTF-8 text; a character cut off at the end is ignored."""
     text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)
     return "\ufffd" not in text and all(character.isprintable() or character.isspace() for character in text)
+
+
+def default_stream(streams: Sequence[AnyStream]) -> AnyStream:
+    """The first stream that the container marks as default; without such marks the first."""
+    from av.stream import Disposition
+
+    return next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
 
 
 def _is_cover(stream: Stream) -> bool:

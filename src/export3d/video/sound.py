@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.video.reading import opened, opened_frames
+from export3d.video.reading import default_stream, opened, opened_frames
 
 if TYPE_CHECKING:
     from av import Packet
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 _AAC_FRAME = 1024
+_LEAST_GAP_S, _MOST_JITTER_S = Fraction(15, 1000), Fraction(40, 1000)
 
 
 class Sound:
@@ -49,19 +51,21 @@ class Sound:
 def carried_sound(path: str | os.PathLike[str], output: OutputContainer, start_s: float) -> Iterator[Sound | None]:
     """The sound of a video, ready to be muxed into `output`; None if there is none.
 
-    Time 0 is `start_s` seconds after the first frame of the video. A track that cannot be decoded is left out with a
-    warning.
+    Of several tracks it is the one that players choose: the first that the container marks as default. Time 0 is
+    `start_s` seconds after the first frame of the video. A track that cannot be decoded is left out with a warning.
     """
     with opened_frames(path) as film:
         start = next(film.timed).time + Fraction(start_s).limit_denominator(1_000_000)
+    if not film.has_audio:
+        yield None
+        return
     with opened(path) as (container, _, demuxer):
         tracks = [track for track in container.streams.audio if track.codec_context is not None]
         if not tracks:
-            if container.streams.audio:
-                log.warning("%s: the sound cannot be decoded and is left out", path)
+            log.warning("%s: the sound cannot be decoded and is left out", path)
             yield None
             return
-        track = tracks[0]
+        track = default_stream(tracks)
         copied = track.codec_context.name == "aac" and demuxer in ("mov", "matroska") and track.codec_context.extradata
         stream: Any
         pieces: Iterator[tuple[Any, Fraction]]
@@ -104,13 +108,10 @@ def _copied_packets(container: InputContainer, track: Any, start: Fraction) -> I
 def _resampled_audio(
     container: InputContainer, track: Any, start: Fraction, rate: int, layout: str
 ) -> Iterator[tuple[AudioFrame, Fraction]]:
-    """Decoded sound from `start` on, in planar float frames of 1024 samples; silence if the track begins later."""
+    """Decoded sound from `start` on, in planar float frames of 1024 samples; silence where the track has none."""
     import av
 
-    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
-    channels = 1 if layout == "mono" else 2
-    waiting: NDArray[np.float32] = np.zeros((channels, 0), np.float32)
-    begun = False
+    waiting: NDArray[np.float32] = np.zeros((1 if layout == "mono" else 2, 0), np.float32)
     count = 0
 
     def frame_of(samples: NDArray[np.float32]) -> tuple[AudioFrame, Fraction]:
@@ -118,24 +119,79 @@ def _resampled_audio(
         frame.sample_rate, frame.pts, frame.time_base = rate, count * _AAC_FRAME, Fraction(1, rate)
         return frame, Fraction(count * _AAC_FRAME, rate)
 
-    skip = 0
-    for decoded in _decoded_audio(container, track):
-        if not begun:
-            at = Fraction(decoded.pts or 0) * Fraction(decoded.time_base or track.time_base) - start
-            lead = round(at * rate)
-            waiting, skip, begun = np.zeros((channels, min(max(lead, 0), rate * 3600)), np.float32), max(-lead, 0), True
-        decoded.pts = None  # or else the resampler fills gaps between time stamps
-        for part in resampler.resample(decoded):
-            samples: NDArray[np.float32] = np.asarray(part.to_ndarray(), dtype=np.float32)
-            dropped = min(skip, samples.shape[1])
-            skip -= dropped
-            waiting = np.concatenate([waiting, samples[:, dropped:]], axis=1)
+    for samples in _placed(_decoded_audio(container, track), start, rate, layout):
+        waiting = np.concatenate([waiting, samples], axis=1)
         while waiting.shape[1] >= _AAC_FRAME:
             yield frame_of(waiting[:, :_AAC_FRAME])
             waiting = waiting[:, _AAC_FRAME:]
             count += 1
     if waiting.shape[1]:
         yield frame_of(np.pad(waiting, ((0, 0), (0, _AAC_FRAME - waiting.shape[1]))))
+
+
+def _placed(decoded: Iterator[AudioFrame], start: Fraction, rate: int, layout: str) -> Iterator[NDArray[np.float32]]:
+    """Samples (channels, N) that follow one another without gaps from `start` on.
+
+    Frames are placed by their time stamps: silence fills gaps, and what lies before `start` or overlaps earlier sound
+    is dropped. Errors of time stamps that are smaller than a frame are left alone, since a correction would be heard.
+    """
+    given = 0
+    for run, time in _runs(decoded):
+        skip = given - round((time - start) * rate)
+        while skip < 0:
+            pause = np.zeros((1 if layout == "mono" else 2, min(-skip, rate)), np.float32)
+            skip, given = skip + pause.shape[1], given + pause.shape[1]
+            yield pause
+        for samples in _resampled(run, rate, layout):
+            kept = samples[:, skip:]
+            skip, given = max(skip - samples.shape[1], 0), given + kept.shape[1]
+            yield kept
+
+
+def _runs(decoded: Iterator[AudioFrame]) -> Iterator[tuple[Iterator[AudioFrame], Fraction]]:
+    """Runs of frames of one format without a gap, each with the time of its first frame, seconds of the file's clock.
+
+    Two frames belong to one run if the second is where the first ends, to within half of its own length, which is less
+    than a lost frame (but at least 15 ms, since clocks of containers are coarse, and at most 40 ms).
+    """
+    waiting = next(decoded, None)
+    due = Fraction(0)
+
+    def time_of(frame: AudioFrame) -> Fraction:
+        return due if frame.pts is None or not frame.time_base else frame.pts * Fraction(frame.time_base)
+
+    def format_of(frame: AudioFrame) -> tuple[str, str, int]:
+        return frame.format.name, frame.layout.name, frame.sample_rate
+
+    def run(first: AudioFrame) -> Iterator[AudioFrame]:
+        nonlocal waiting, due
+        kind, start, samples = format_of(first), time_of(first), 0
+        while waiting is not None:
+            length = Fraction(waiting.samples, waiting.sample_rate)
+            slack = min(max(length / 2, _LEAST_GAP_S), _MOST_JITTER_S)
+            if format_of(waiting) != kind or (samples and abs(time_of(waiting) - due) > slack):
+                return
+            frame = waiting
+            samples += frame.samples
+            due = start + Fraction(samples, frame.sample_rate)
+            waiting = next(decoded, None)
+            yield frame
+
+    while waiting is not None:
+        yield run(waiting), time_of(waiting)
+
+
+def _resampled(run: Iterator[AudioFrame], rate: int, layout: str) -> Iterator[NDArray[np.float32]]:
+    """(channels, N) float samples of frames of one format."""
+    import av
+
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+    for frame in chain(run, [None]):
+        if frame is not None:
+            frame.pts = None  # or else the resampler fills gaps between time stamps
+        for part in resampler.resample(frame):
+            if part is not None:
+                yield np.asarray(part.to_ndarray(), dtype=np.float32)
 
 
 def _decoded_audio(container: InputContainer, track: Any) -> Iterator[AudioFrame]:
