@@ -2,7 +2,8 @@
 
 MediaPipe runs in image mode, which keeps no state between images: the same image always gives the same numbers. It
 detects faces in a 128-pixel thumbnail, and therefore misses faces smaller than a fifth of the image's long side and
-some faces that fill the image. `search` looks again in a padded image and in parts of the image.
+some faces that fill the image. `search` looks again in a padded image and in parts of the image. One detection may be
+of no face at all, such as a coin or a cat's eye: `confirmed` detects again in ten squares.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from PIL import Image
 
 from export3d.errors import ShapeError
 from export3d.face.crop import CropBox, crop
+from export3d.face.landmark_sets import CHIN, FOREHEAD
 from export3d.face.mesh import model_bytes
 from export3d.face.native import Task
 from export3d.motion.arkit import ARKIT52
@@ -26,10 +28,26 @@ LONG_SIDE = 640
 MAX_FACES = 4
 _SMALLEST = 16
 _WINDOW = 256
-_MOST_WINDOWS = 150
+_FINEST_PX = 300.0
+"""Side of the smallest windows of a large image: a face of 60 pixels is a fifth of it."""
 _SAME_FACE = 0.4
-_CONFIRMED_AT = (1.8, 3.0)
-"""Sides of the squares in which a face must be found again, face sizes."""
+_SQUARES = (
+    (2.5, 0.0, 0.0),
+    (1.8, 0.0, 0.0),
+    (3.0, 0.0, 0.0),
+    (2.2, 0.2, 0.1),
+    (2.2, -0.2, -0.1),
+    (2.7, -0.25, 0.2),
+    (2.7, 0.25, -0.2),
+    (2.0, 0.1, -0.15),
+    (3.4, -0.3, -0.3),
+    (3.8, 0.3, 0.3),
+)
+"""Squares in which a face is detected again: side and shift to the right and down, face sizes."""
+_VOTES = 8
+"""Squares out of ten in which a face must be found."""
+_SPREAD = 0.025
+"""Largest median distance of the landmarks of these squares from their median, face heights."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +95,7 @@ class Landmarker(Protocol):
         ...
 
     def search(self, image: NDArray[np.uint8]) -> list[Face]:
-        """As `detect`, but slower and more thorough: also finds small faces and faces that fill the image."""
+        """As `detect`, but slower: also finds small faces and faces that fill the image; only `confirmed` ones."""
         ...
 
     def close(self) -> None:
@@ -133,15 +151,16 @@ class FaceLandmarker(Task):
             faces.append(
                 Face(landmarks.astype(np.float32), np.array([named.get(name, 0.0) for name in ARKIT52], np.float32))
             )
-        return _distinct(faces)
+        return distinct(faces)
 
     def search(self, image: NDArray[np.uint8]) -> list[Face]:
         """See `Landmarker.search`."""
-        faces = self.detect(image)
+        faces = [face for face in self.detect(image) if confirmed(self, image, face)]
         for regions in _search_regions(*image.shape[:2]):
             if faces:
                 break
-            faces = _distinct(_seen_in(self, image, regions))
+            seen = distinct(_seen_in(self, image, regions))
+            faces = [face for face in seen if confirmed(self, image, face)]
         return faces
 
 
@@ -149,8 +168,7 @@ def all_faces(landmarker: Landmarker, image: NDArray[np.uint8]) -> list[Face]:
     """Every face of an image, largest first, each detected in a square around it.
 
     One detection returns at most `MAX_FACES` faces and misses small ones. Therefore the image is also searched in
-    windows of all sizes. Textures that look like a face in one window are dropped: a face must be found again in three
-    squares of different sizes.
+    windows of all sizes. Textures that look like a face in one window are dropped (see `confirmed`).
     """
     seen = landmarker.detect(image)
     for regions in _search_regions(*image.shape[:2]):
@@ -159,17 +177,32 @@ def all_faces(landmarker: Landmarker, image: NDArray[np.uint8]) -> list[Face]:
     for face in seen:
         if not any(alike(face, other) for other in candidates):
             candidates.append(face)
-    return _distinct(
-        [face for face in (_confirmed(landmarker, image, face) for face in candidates) if face is not None]
-    )
+    again = [_again(landmarker, image, face, face.region()) for face in candidates]
+    return distinct([face for face in again if face is not None and confirmed(landmarker, image, face)])
 
 
-def _confirmed(landmarker: Landmarker, image: NDArray[np.uint8], face: Face) -> Face | None:
-    """The same face detected in a square around it; None if it is not found in all of three squares."""
-    again = _again(landmarker, image, face, face.region())
-    if again is None or any(_again(landmarker, image, again, again.region(wide)) is None for wide in _CONFIRMED_AT):
-        return None
-    return again
+def confirmed(landmarker: Landmarker, image: NDArray[np.uint8], face: Face) -> bool:
+    """Whether a detection is of a face: detected again in ten shifted and scaled squares, it stays where it is.
+
+    It must be found in `_VOTES` of the squares, and the median over them of the landmarks' mean distance from their
+    median must be at most `_SPREAD` face heights. 561 of 561 whole faces of portraits and of films (dark, blurred,
+    tilted by up to 50 degrees, down to 35 pixels) were found ten times with a spread of at most 0.017. Of 55
+    detections in images without a face 12 were found at least eight times, with a spread of at least 0.042.
+    """
+    seen: list[Face] = []
+    for number, (wide, right, down) in enumerate(_SQUARES):
+        x, y = face.centre + face.size * np.array([right, down])
+        again = _again(landmarker, image, face, CropBox((float(x), float(y)), max(wide * face.size, 1.0)))
+        if again is not None:
+            seen.append(again)
+        if len(seen) == _VOTES or number + 1 - len(seen) > len(_SQUARES) - _VOTES:
+            break
+    if len(seen) < _VOTES:
+        return False
+    points = np.stack([again.landmarks[:, :2] for again in seen])
+    middle = np.median(points, axis=0)
+    spread = np.median(np.linalg.norm(points - middle, axis=-1).mean(axis=-1))
+    return bool(spread <= _SPREAD * np.linalg.norm(middle[FOREHEAD] - middle[CHIN]))
 
 
 def _again(landmarker: Landmarker, image: NDArray[np.uint8], face: Face, region: CropBox) -> Face | None:
@@ -192,15 +225,22 @@ def _seen_in(landmarker: Landmarker, image: NDArray[np.uint8], regions: list[Cro
 
 
 def _search_regions(height: int, width: int) -> Iterator[list[CropBox]]:
-    """Squares to search, from coarse to fine: the padded image, then windows of 1, 1/2 and 1/4 of its short side."""
+    """Squares to search, from coarse to fine: the padded image, then windows of 1, 1/2, 1/4, ... of its short side.
+
+    The smallest windows have a quarter of the short side, or `_FINEST_PX` if that is less.
+    """
     long, short = max(height, width), min(height, width)
     yield [CropBox((width / 2, height / 2), 2.0 * long)]
-    for part in (1.0, 0.5, 0.25):
-        side = short * part
-        regions = [CropBox((x, y), side) for y in _steps(height, side) for x in _steps(width, side)]
-        if side < 4 * _SMALLEST or len(regions) > _MOST_WINDOWS:
-            return
-        yield regions
+    for side in _sides(short):
+        if side >= 4 * _SMALLEST:
+            yield [CropBox((x, y), side) for y in _steps(height, side) for x in _steps(width, side)]
+
+
+def _sides(short: int) -> list[float]:
+    sides = [short * part for part in (1.0, 0.5, 0.25)]
+    while sides[-1] > _FINEST_PX:
+        sides.append(max(sides[-1] / 2.5, _FINEST_PX))
+    return sides
 
 
 def _steps(length: float, side: float) -> list[float]:
@@ -220,7 +260,7 @@ def _shrink(image: NDArray[np.uint8], long_side: float = LONG_SIDE) -> NDArray[n
     return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR, reducing_gap=2.0))
 
 
-def _distinct(faces: list[Face]) -> list[Face]:
+def distinct(faces: list[Face]) -> list[Face]:
     """Sorted, largest first; of two faces that overlap by more than 40 %, only the larger is kept."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.size):

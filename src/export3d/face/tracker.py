@@ -16,8 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from export3d.errors import BadVideo, ConfigError, NoFaceFound
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, CropBox, crop_box
-from export3d.face.landmarks import LONG_SIDE, Face, FaceLandmarker, Landmarker, alike, all_faces
+from export3d.face.landmark_sets import NOSE_TIP
+from export3d.face.landmarks import Face, FaceLandmarker, Landmarker, alike, all_faces
 from export3d.face.mesh import canonical_mesh
+from export3d.face.people import Crowd, Person, joined, upright
 from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, smooth_cameras, smooth_expression
 from export3d.motion.motion import Motion
 
@@ -29,15 +31,17 @@ FEWEST_FRAMES = 0.1
 """Share of a video's frames that must show the face."""
 SMALLEST_FACE = 32.0
 """Height from forehead to chin, pixels, below which the faces of a photo are not counted."""
+SOFT_FACE = 60.0
+"""Height from forehead to chin, pixels, below which a warning says that the result will be blurry."""
 _SHAPE_FRAMES = 10
-_SEARCH_EVERY = 12
-_JUMP = 1.0
-_JUMP_PER_LOST_FRAME = 0.25
-_REGION_DRIFT = 0.15
-_REGION_SCALE = 1.25
 _SEVERAL_SHARE = 0.05
 _SMALL_SHARE = 1 / 6
 _CUT_SHARE = 0.03
+_TURNED = {
+    1: "the image lies on its side and is turned by 90 degrees to the left",
+    2: "the image is upside down and is turned by 180 degrees",
+    3: "the image lies on its side and is turned by 90 degrees to the right",
+}
 _ADVICE = "use an image of one face that is well lit, not turned away and at least 60 pixels high"
 
 
@@ -54,9 +58,11 @@ class Track:
             smoothed camera, pixels of the crop at 256; NaN where the face was lost. Clips of at least ten frames are
             measured with the person's own face shape (`pose.person_shape`). Shorter clips are measured with the
             canonical mesh, which adds about 2 pixels.
-        several_faces: whether more than one face was found; the track follows the largest, or the one asked for.
+        several_faces: whether more than one face was found; the track follows the one asked for.
         others: crops of the other faces of a still image. Beside a large face, `face="largest"` misses those that one
             detection misses; every other choice finds them.
+        quarter_turns: turns by 90 degrees counter-clockwise after which the image or the clip is upright (see
+            `people.upright`); everything else refers to the turned frames.
     """
 
     motion: Motion
@@ -66,6 +72,7 @@ class Track:
     reprojection: NDArray[np.float32]
     several_faces: bool
     others: tuple[CropBox, ...] = ()
+    quarter_turns: int = 0
 
     @property
     def median_reprojection(self) -> float:
@@ -108,18 +115,13 @@ class Tracker:
             ConfigError: `face` is none of these.
         """
         wanted = face_choice(face)
+        crowd = self._people_of(image, name)
+        image = upright(image, crowd.quarter_turns)
         if wanted == "largest":
-            return self._largest(image, name)
+            return self._largest(image, name, crowd)
         faces = self._faces(image, name)
-        count = max(len(faces), 1)
-        number = {"left": 1, "right": count}.get(str(wanted)) or int(wanted)
-        if number > count:
-            raise NoFaceFound(
-                f"{name} shows only one face; leave out --face {number}"
-                if count == 1
-                else f"{name} shows {count} faces, counted from left to right; --face {number} is not one of them"
-            )
-        return self._still(faces[number - 1], faces, image, name) if faces else self._largest(image, name, alone=True)
+        number = _number(wanted, max(len(faces), 1), name)
+        return self._still(faces[number], faces, image, name, crowd) if faces else self._alone(image, name, crowd)
 
     def track_faces(self, image: NDArray[np.uint8], name: str = "the image") -> tuple[Track, ...]:
         """Track every face of an image (H, W, 3), ordered from left to right by the centres of the faces.
@@ -131,25 +133,39 @@ class Tracker:
         Raises:
             NoFaceFound: the image shows no face, or several that are all too small.
         """
+        crowd = self._people_of(image, name)
+        image = upright(image, crowd.quarter_turns)
         faces = self._faces(image, name)
         if not faces:
-            return (self._largest(image, name, alone=True),)
-        return tuple(self._still(face, faces, image, f"{name}, face {n}") for n, face in enumerate(faces, 1))
+            return (self._alone(image, name, crowd),)
+        return tuple(self._still(face, faces, image, f"{name}, face {n}", crowd) for n, face in enumerate(faces, 1))
 
-    def _largest(self, image: NDArray[np.uint8], name: str, alone: bool = False) -> Track:
-        """The largest face; `alone`: there are no others."""
-        face, several = _Follower(self._landmarker).step(image)
-        if face is None:
-            raise NoFaceFound(f"no face found in {name} (1 frame searched); {_ADVICE}")
+    def _people_of(self, image: NDArray[np.uint8], name: str) -> Crowd:
+        """The faces that the first look at an image finds, and how it is turned; `NoFaceFound` if there are none."""
+        crowd = Crowd(self._landmarker, still=True)
+        crowd.step(image)
+        if not crowd.faces:
+            raise NoFaceFound(_no_face(name, "1 frame", crowd.unconfirmed))
+        if crowd.quarter_turns:
+            logger.warning("%s: %s", name, _TURNED[crowd.quarter_turns])
+        return crowd
+
+    def _alone(self, image: NDArray[np.uint8], name: str, crowd: Crowd) -> Track:
+        """The track of the largest face; there are no others."""
+        face = max(crowd.faces, key=lambda face: face.size)
+        return self._still(face, [face], image, name, crowd)
+
+    def _largest(self, image: NDArray[np.uint8], name: str, crowd: Crowd) -> Track:
+        face = max(crowd.faces, key=lambda face: face.size)
         faces = [face]
-        if not alone and (several or face.size < _SMALL_SHARE * max(image.shape[:2])):
+        if len(crowd.faces) > 1 or face.size < _SMALL_SHARE * max(image.shape[:2]):
             found = _large(all_faces(self._landmarker, image))  # one detection may have missed even the largest
             if len(found) > 1:
                 faces = [face if alike(face, found[0]) else found[0], *found[1:]]
                 logger.warning(
                     "%s shows several faces; the largest is used (animate, edit and orbit take --face to choose)", name
                 )
-        return self._still(faces[0], faces, image, name)
+        return self._still(faces[0], faces, image, name, crowd)
 
     def _faces(self, image: NDArray[np.uint8], name: str) -> list[Face]:
         """The faces that are large enough, from left to right; none if there are fewer than two."""
@@ -168,14 +184,15 @@ class Tracker:
             )
         return sorted(large, key=lambda face: tuple(face.centre)) if len(large) > 1 else []
 
-    def _still(self, face: Face, faces: list[Face], image: NDArray[np.uint8], name: str) -> Track:
-        """The track of one of the faces of an image; warns if it is small or cut off."""
-        seen = _Seen()
-        seen.append(face)
+    def _still(self, face: Face, faces: list[Face], image: NDArray[np.uint8], name: str, crowd: Crowd) -> Track:
+        """The track of one of the faces of an upright image; warns if it is small or cut off."""
+        person = Person()
+        person.append(0, face)
         others = tuple(crop_box(other.landmarks) for other in faces if other is not face)
-        track = replace(_track(seen, 25.0, bool(others), self._smoothing), others=others)
+        track = _track(person, 1, 25.0, self._smoothing)
+        track = replace(track, several_faces=bool(others), others=others, quarter_turns=crowd.quarter_turns)
         height = _height(track.crop)
-        if height < SMALLEST_FACE:
+        if height < SOFT_FACE:
             logger.warning(
                 "%s: the face is only %d pixels high, and the result will be blurry; %s", name, height, _ADVICE
             )
@@ -184,16 +201,23 @@ class Tracker:
             logger.warning("%s: the border of the image cuts off %s, which will be made up", name, cut)
         return track
 
-    def track_video(self, path: str | Path, fps: float = 25.0, progress: Progress | None = None) -> Track:
+    def track_video(
+        self,
+        path: str | Path,
+        fps: float = 25.0,
+        progress: Progress | None = None,
+        face: str | int = "largest",
+    ) -> Track:
         """`track_frames` on a video file at `fps`.
 
         Raises:
             BadVideo: the file cannot be read.
-            NoFaceFound: see `track_frames`.
+            NoFaceFound, ConfigError: see `track_frames`.
         """
         from export3d.video import read_frames  # needs PyAV, which images do not
 
-        return self.track_frames(read_frames(path, fps), fps, str(path), progress)
+        face_choice(face)
+        return self.track_frames(read_frames(path, fps), fps, str(path), progress, face)
 
     def track_frames(
         self,
@@ -201,133 +225,67 @@ class Tracker:
         fps: float = 25.0,
         name: str = "the video",
         progress: Progress | None = None,
+        face: str | int = "largest",
     ) -> Track:
-        """Track one face: the largest in the first frame with a face, then the one nearest to its last position.
+        """Track one face of a clip.
+
+        Everybody in view is followed. Whoever is seen one after the other, never together, is taken for one person:
+        a clip may have cuts (see `people.joined`).
 
         Args:
             frames: images (H, W, 3); read once and not kept.
             fps: frames per second.
             name: name of the clip in messages.
             progress: called after each frame with the number of frames done.
+            face: "largest", the one whose size, summed over the frames that show it, is the largest; "left", "right",
+                or a number from 1, counted from left to right among the faces that a tenth of the frames show.
 
         Raises:
             BadVideo: there are no frames.
-            NoFaceFound: no face is found, or a face in fewer than a tenth of the frames.
+            NoFaceFound: no face is found, or a face in fewer than a tenth of the frames, or fewer faces than the
+                number.
+            ConfigError: `face` is none of these.
         """
-        follower = _Follower(self._landmarker)
-        seen = _Seen()
-        several = 0
+        wanted = face_choice(face)
+        crowd = Crowd(self._landmarker)
+        total = 0
         for frame in frames:
-            face, others = follower.step(frame)
-            seen.append(face)
-            several += others
+            crowd.step(frame)
+            total += 1
             if progress is not None:
-                progress(len(seen.found))
-        if not seen.found:
+                progress(total)
+        if not total:
             raise BadVideo(f"{name} has no frames; use another file")
-        several_faces = several >= max(1.0, _SEVERAL_SHARE * len(seen.found))
-        _report(seen.found, several if several_faces else 0, name)
-        return _track(seen, fps, several_faces, self._smoothing)
-
-
-class _Seen:
-    """The results kept per frame: whether the face was found, and its landmarks and scores if it was.
-
-    They are stored in two growing buffers, not in one array per face: small arrays that stay allocated would fragment
-    the memory of freed frames, and memory use would grow.
-    """
-
-    def __init__(self) -> None:
-        self.found: list[bool] = []
-        self._landmarks = bytearray()
-        self._scores = bytearray()
-
-    def append(self, face: Face | None) -> None:
-        self.found.append(face is not None)
-        if face is not None:
-            self._landmarks += face.landmarks[:, :2].astype(np.float32).tobytes()
-            self._scores += face.scores.astype(np.float32).tobytes()
-
-    def landmarks(self) -> NDArray[np.float32]:
-        """(T, 478, 2), pixels of the frames: first the N frames with the face, then unused space for the others."""
-        missing = len(self.found) - sum(self.found)
-        self._landmarks += bytes(missing * (len(self._landmarks) // sum(self.found)))
-        return np.frombuffer(self._landmarks, dtype=np.float32).reshape(len(self.found), -1, 2)
-
-    def scores(self) -> NDArray[np.float32]:
-        """(N, 52) of the N frames with the face."""
-        return np.frombuffer(self._scores, dtype=np.float32).reshape(sum(self.found), -1)
-
-
-class _Follower:
-    """Selects the same person's face in every frame."""
-
-    def __init__(self, landmarker: Landmarker) -> None:
-        self._landmarker = landmarker
-        self._last: Face | None = None
-        self._lost = 0
-        self._region: CropBox | None = None
-
-    def step(self, image: NDArray[np.uint8]) -> tuple[Face | None, bool]:
-        """The face in the next frame, if any, and whether there are other faces."""
-        face, others = self._look(image)
-        if face is None:
-            self._region = None
-            self._lost += 1
+        if not crowd.people:
+            raise NoFaceFound(_no_face(name, _count(total), crowd.unconfirmed))
+        people = joined(crowd.people)
+        long = [one for one in people if len(one.frames) >= FEWEST_FRAMES * total] or people[:1]
+        if wanted == "largest":
+            person = long[0]
         else:
-            self._last, self._lost = face, 0
-            self._keep_region(face)
-        return face, others
+            long.sort(key=lambda one: float(np.median(one.landmarks()[:, NOSE_TIP, 0])))
+            person = long[_number(wanted, len(long), name)]
+        several = crowd.several if crowd.several >= max(1.0, _SEVERAL_SHARE * total) else 0
+        _report(len(person.frames), total, several if wanted == "largest" else 0, name)
+        if crowd.quarter_turns:
+            logger.warning("%s: %s", name, _TURNED[crowd.quarter_turns])
+        track = _track(person, total, fps, self._smoothing)
+        height = _height(track.crop)
+        if height < SOFT_FACE:
+            logger.warning("%s: the face is only %d pixels high, and its motion will be coarse", name, height)
+        return replace(track, several_faces=several > 0, quarter_turns=crowd.quarter_turns)
 
-    def _look(self, image: NDArray[np.uint8]) -> tuple[Face | None, bool]:
-        """Detect the face, trying slower methods only when the faster ones fail.
 
-        If the image is large, or plain detection finds nothing, the following frames are searched only in a square
-        around the face, until the face is lost there. The square does not move while the face stays near its centre:
-        a still image then gives the same landmarks every time.
-        """
-        if self._region is not None:
-            faces = self._landmarker.detect(image, self._region)
-            face = self._choose(faces)
-            if face is not None:
-                return face, len(faces) > 1
-            self._region = None
-        faces = self._landmarker.detect(image)
-        face = self._choose(faces)
-        if face is not None and max(image.shape[:2]) <= LONG_SIDE:
-            return face, len(faces) > 1
-        if not faces and self._last is not None and self._lost < _SEARCH_EVERY:
-            faces = self._landmarker.detect(image, self._last.region())
-        elif not faces and self._lost % _SEARCH_EVERY == 0:
-            faces = self._landmarker.search(image)
-        face = self._choose(faces)
-        if face is None:
-            return None, len(faces) > 1
-        region = face.region()
-        near = self._landmarker.detect(image, region)
-        if not near:
-            return face, len(faces) > 1
-        self._region = region
-        return min(near, key=lambda other: _distance(other, face)), len(faces) > 1
-
-    def _choose(self, faces: list[Face]) -> Face | None:
-        if not faces:
-            return None
-        last = self._last
-        if last is None:
-            return faces[0]
-        away = [_distance(face, last) / last.size for face in faces]
-        nearest = int(np.argmin(away))
-        return faces[nearest] if away[nearest] < _JUMP + _JUMP_PER_LOST_FRAME * self._lost else None
-
-    def _keep_region(self, face: Face) -> None:
-        if self._region is None:
-            return
-        wanted = face.region()
-        drift = np.linalg.norm(np.subtract(wanted.centre, self._region.centre)) / self._region.side
-        scale = wanted.side / self._region.side
-        if drift > _REGION_DRIFT or not 1 / _REGION_SCALE < scale < _REGION_SCALE:
-            self._region = wanted
+def _number(choice: str | int, count: int, name: str) -> int:
+    """The place of "left", "right" or a number among so many faces from left to right."""
+    number = {"left": 1, "right": count}.get(str(choice)) or int(choice)
+    if number > count:
+        raise NoFaceFound(
+            f"{name} shows only one face; leave out --face {number}"
+            if count == 1
+            else f"{name} shows {count} faces, counted from left to right; --face {number} is not one of them"
+        )
+    return number - 1
 
 
 def face_choice(face: str | int) -> str | int:
@@ -366,26 +324,36 @@ def _cut(track: Track, image: NDArray[np.uint8]) -> str:
     return " and ".join(f"{part} ({share:.0%} of the face)" for part, share in zip(parts, beyond) if share > _CUT_SHARE)
 
 
-def _distance(a: Face, b: Face) -> float:
-    return float(np.linalg.norm(a.centre - b.centre))
+def _no_face(name: str, frames: str, unconfirmed: bool) -> str:
+    doubt = "; what looks like one was not confirmed when looked at again" if unconfirmed else ""
+    return f"no face found in {name} ({frames} searched{doubt}); {_ADVICE}"
 
 
-def _report(in_frame: list[bool], several: int, name: str) -> None:
+def _count(frames: int) -> str:
+    return "1 frame" if frames == 1 else f"{frames} frames"
+
+
+def _report(found: int, total: int, several: int, name: str) -> None:
     """Log warnings about a clip; `NoFaceFound` if the face was found in too few frames."""
-    total, found = len(in_frame), sum(in_frame)
-    frames = "1 frame" if total == 1 else f"{total} frames"
-    if found == 0:
-        raise NoFaceFound(f"no face found in {name} ({frames} searched); {_ADVICE}")
+    frames = _count(total)
     if found < FEWEST_FRAMES * total:
         raise NoFaceFound(f"{name} shows a face in only {found} of {frames}; {_ADVICE}")
     if found < total:
         logger.warning("%s: the face was lost in %d of %s; interpolated", name, total - found, frames)
     if several:
-        logger.warning("%s: several faces in %d of %s; following the largest", name, several, frames)
+        logger.warning(
+            "%s: several faces in %d of %s; following the one that is largest and longest in view "
+            "(track takes --face to choose, animate --driving-face)",
+            name,
+            several,
+            frames,
+        )
 
 
-def _track(seen: _Seen, fps: float, several_faces: bool, smoothing: Smoothing) -> Track:
-    found, landmarks, seen_scores = np.array(seen.found), seen.landmarks(), seen.scores()
+def _track(person: Person, total: int, fps: float, smoothing: Smoothing) -> Track:
+    found = np.zeros(total, dtype=np.bool_)
+    found[person.frames] = True
+    landmarks, seen_scores = person.landmarks(total), person.scores()
     in_frames = landmarks[: len(seen_scores)]
     box = crop_box(in_frames)
     shape, some = None, pose.shape_frames(len(in_frames))
@@ -409,7 +377,7 @@ def _track(seen: _Seen, fps: float, several_faces: bool, smoothing: Smoothing) -
         landmarks=landmarks,
         found=found,
         reprojection=distance,
-        several_faces=several_faces,
+        several_faces=False,
     )
 
 

@@ -181,11 +181,13 @@ def test_one_face_is_not_several():
     assert not track([[face()]] * 12).several_faces
 
 
-def test_the_same_person_is_followed_when_a_larger_face_comes_in():
-    lines = [[face(x=450 - k, size=150)] + ([face(x=130, size=260)] if k > 5 else []) for k in range(30)]
+@pytest.mark.parametrize(("comes", "main", "found"), [(20, 450 - 14.5, 30), (6, 130, 24)])
+def test_the_face_that_is_largest_and_longest_in_view_is_the_main_one(comes, main, found):
+    """A larger face comes in late: 150 x 30 against 260 x 10 or 260 x 24."""
+    lines = [[face(x=450 - k, size=150)] + ([face(x=130, size=260)] if k >= comes else []) for k in range(30)]
     result = track(lines)
-    assert result.found.all()
-    assert result.crop.centre[0] == pytest.approx(450 - 14.5, abs=1)
+    assert result.found.sum() == found
+    assert result.crop.centre[0] == pytest.approx(main, abs=1)
 
 
 def test_another_person_does_not_take_over_at_once():

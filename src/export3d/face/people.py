@@ -1,0 +1,336 @@
+"""Follows every person of a clip while its frames are read once, and tells afterwards who is seen largest and longest.
+
+A person is followed from frame to frame. Whoever is lost for half a second is given up; who appears later begins as
+another person. `joined` puts the pieces together that can be one person: those that are not in view together.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d.face.crop import CropBox
+from export3d.face.landmark_sets import CHIN, FOREHEAD
+from export3d.face.landmarks import LONG_SIDE, MAX_FACES, Face, Landmarker, alike, confirmed, distinct
+
+SEARCH_EVERY = 12
+"""Frames between two searches of the whole frame, and frames for which a lost face is looked for where it was."""
+_REFUSED_FOR = 6
+"""Frames for which a detection that was not confirmed is not tried again."""
+_JUMP = 1.0
+_JUMP_PER_LOST_FRAME = 0.25
+_REGION_DRIFT = 0.15
+_REGION_SCALE = 1.25
+_COMMON = 0.1
+"""Share of a piece's frames that it may have in common with the person it is joined to."""
+_ZOOM = 3.0
+"""Largest ratio of the mean face sizes of two pieces of one person."""
+_LYING_DEG = 60.0
+
+
+class Person:
+    """What is kept of one person: the frames that show the face, and its landmarks and scores in them.
+
+    They are stored in growing buffers, not in one array per face: small arrays that stay allocated would fragment the
+    memory of freed frames, and memory use would grow.
+
+    Attributes:
+        frames: numbers of the frames with the face, ascending.
+        weight: sum of the face's sizes over these frames, pixels.
+    """
+
+    def __init__(self) -> None:
+        self.frames: list[int] = []
+        self.weight = 0.0
+        self._landmarks = bytearray()
+        self._scores = bytearray()
+
+    def append(self, frame: int, face: Face) -> None:
+        """Add the face of a later frame."""
+        self.frames.append(frame)
+        self.weight += face.size
+        self._landmarks += face.landmarks[:, :2].astype(np.float32).tobytes()
+        self._scores += face.scores.astype(np.float32).tobytes()
+
+    def landmarks(self, rows: int | None = None) -> NDArray[np.float32]:
+        """(rows, 478, 2), pixels of the frames: first the N frames with the face, then unused space; by default N."""
+        count = len(self.frames)
+        missing = (count if rows is None else rows) - count
+        if missing:
+            self._landmarks += bytes(missing * (len(self._landmarks) // count))
+        return np.frombuffer(self._landmarks, dtype=np.float32).reshape(count + missing, -1, 2)
+
+    def scores(self) -> NDArray[np.float32]:
+        """(N, 52)."""
+        return np.frombuffer(self._scores, dtype=np.float32).reshape(len(self.frames), -1)
+
+    def join(self, other: Person) -> None:
+        """Add another piece of the same person, except for the frames that are there already."""
+        new = ~np.isin(other.frames, self.frames)
+        frames = np.concatenate([self.frames, np.array(other.frames)[new]])
+        order = np.argsort(frames)
+        landmarks = np.concatenate([self.landmarks(), other.landmarks()[new]])[order]
+        scores = np.concatenate([self.scores(), other.scores()[new]])[order]
+        self.frames = frames[order].tolist()
+        self.weight += other.weight * float(new.mean())
+        self._landmarks, self._scores = bytearray(landmarks.tobytes()), bytearray(scores.tobytes())
+
+    def continues(self, other: Person) -> bool:
+        """Whether another piece can be of this person: not in view together, sizes alike, and within reach.
+
+        Without a means to recognise faces, whoever stays for half a second while this person is away is taken for it:
+        most clips with cuts show one person.
+        """
+        common = np.isin(other.frames, self.frames).mean()
+        sizes = sorted(person.weight / len(person.frames) for person in (self, other))
+        if common > _COMMON or sizes[1] > _ZOOM * sizes[0]:
+            return False
+        return len(other.frames) >= SEARCH_EVERY or self._reaches(other)
+
+    def _reaches(self, other: Person) -> bool:
+        """Whether the face can have moved to where the other piece begins or ends in the time in between."""
+        frames = np.array(self.frames)
+        for here in (0, -1):
+            at = int(np.abs(frames - other.frames[here]).argmin())
+            gap = abs(int(frames[at]) - other.frames[here])
+            mine, theirs = self._face(at), other._face(here)
+            if _distance(mine, theirs) < (_JUMP + _JUMP_PER_LOST_FRAME * gap) * mine.size:
+                return True
+        return False
+
+    def _face(self, row: int) -> Face:
+        return Face(self.landmarks()[row], self.scores()[row])
+
+
+def joined(people: list[Person]) -> list[Person]:
+    """The people of a clip, each with all its pieces, heaviest first; takes over the given ones.
+
+    Starting with the heaviest piece, every lighter one that can be of the same person is joined to it.
+    """
+    left = sorted(people, key=lambda person: -person.weight)
+    out = []
+    while left:
+        person, *rest = left
+        left = []
+        for other in rest:
+            if person.continues(other):
+                person.join(other)
+            else:
+                left.append(other)
+        out.append(person)
+    return sorted(out, key=lambda person: -person.weight)
+
+
+class Crowd:
+    """The people of the frames seen so far.
+
+    Args:
+        landmarker: the face detector.
+        still: there is one frame only, and the search for a face that is not upright is as thorough as for others.
+
+    Attributes:
+        people: everybody seen, each from the first frame to that in which the face was lost.
+        faces: the faces of the last frame, of who was seen longest first.
+        quarter_turns: turns by 90 degrees counter-clockwise that make the frames upright (see `upright`); landmarks
+            are in pixels of the turned frames. Decided at the first face.
+        several: number of frames with more than one face.
+        unconfirmed: whether something like a face was seen that is none.
+    """
+
+    def __init__(self, landmarker: Landmarker, still: bool = False) -> None:
+        self.people: list[Person] = []
+        self.faces: list[Face] = []
+        self.quarter_turns = 0
+        self.several = 0
+        self.unconfirmed = False
+        self._landmarker = landmarker
+        self._still = still
+        self._frame = -1
+        self._followers: list[_Follower] = []
+        self._refused: list[tuple[int, Face]] = []
+        self._idle = 0
+
+    def step(self, image: NDArray[np.uint8]) -> None:
+        """Look for everybody in the next frame."""
+        self._frame += 1
+        self._refused = [(frame, face) for frame, face in self._refused if self._frame - frame < _REFUSED_FOR]
+        look = _Look(self._landmarker, upright(image, self.quarter_turns), [face for _, face in self._refused])
+        self.faces = []
+        self._follow(look)
+        self._welcome(look)
+        self.several += len(self.faces) > 1
+        self._refused += [(self._frame, face) for face in look.refused[len(self._refused) :]]
+        self.unconfirmed |= bool(self._refused)
+
+    def _follow(self, look: _Look) -> None:
+        """Find those who were there before; who was just seen goes first, and of them who was seen most."""
+        for follower in sorted(self._followers, key=lambda one: (one.lost > 0, -one.person.weight)):
+            others = [one.last for one in self._followers if one is not follower and not one.lost]
+            face = follower.step(look, others)
+            if face is not None and self._is_new(face):
+                follower.person.append(self._frame, face)
+                self.faces.append(face)
+            else:
+                follower.lose()
+        self._followers = [one for one in self._followers if one.lost <= SEARCH_EVERY]
+
+    def _welcome(self, look: _Look) -> None:
+        """Begin to follow those who are not followed yet."""
+        faces: list[Face] = []
+        if self._followers:
+            self._idle = 0
+            if look.has_whole or self._frame % SEARCH_EVERY == 0:
+                faces = [face for face in look.whole if self._is_new(face) and look.confirms(face)]
+        else:
+            search = self._idle % SEARCH_EVERY == 0
+            self._idle += 1
+            faces = look.all(search)
+            if not self.people and (search or faces):
+                look, faces = self._turned(look, faces)
+        for face in faces[: MAX_FACES - len(self.faces)]:
+            follower = _Follower(look, face)
+            if self._is_new(follower.last):
+                follower.person.append(self._frame, follower.last)
+                self._followers.append(follower)
+                self.people.append(follower.person)
+                self.faces.append(follower.last)
+
+    def _turned(self, look: _Look, faces: list[Face]) -> tuple[_Look, list[Face]]:
+        """The first frame with a face, turned upright; unchanged if the face is upright or there is none."""
+        if faces and not _lies(faces[0]):
+            return look, faces
+        for turns in [round(roll_deg(faces[0]) / 90.0) % 4] if faces else [2, 1, 3]:
+            turned = _Look(self._landmarker, upright(look.image, turns), [])
+            again = [face for face in turned.all(search=self._still or bool(faces)) if not _lies(face)]
+            if again:
+                self.quarter_turns = turns
+                return turned, again
+        return look, []
+
+    def _is_new(self, face: Face) -> bool:
+        return len(distinct([face, *self.faces])) > len(self.faces)
+
+
+class _Look:
+    """One frame; detections in the whole frame are made once, when they are first needed."""
+
+    def __init__(self, landmarker: Landmarker, image: NDArray[np.uint8], refused: list[Face]) -> None:
+        self.landmarker = landmarker
+        self.image = image
+        self.refused = refused
+        self._whole: list[Face] | None = None
+
+    @property
+    def has_whole(self) -> bool:
+        return self._whole is not None
+
+    @property
+    def whole(self) -> list[Face]:
+        """All detections in the whole frame, largest first."""
+        if self._whole is None:
+            self._whole = self.landmarker.detect(self.image)
+        return self._whole
+
+    def all(self, search: bool) -> list[Face]:
+        """The confirmed faces of the frame; if none is detected, those that a search finds."""
+        faces = [face for face in self.whole if self.confirms(face)]
+        return self.landmarker.search(self.image) if search and not faces else faces
+
+    def confirms(self, face: Face) -> bool:
+        """See `confirmed`; what was refused a moment ago is not tried again."""
+        if any(alike(face, other) for other in self.refused):
+            return False
+        if confirmed(self.landmarker, self.image, face):
+            return True
+        self.refused.append(face)
+        return False
+
+
+class _Follower:
+    """Finds one person in every frame, from the first face on."""
+
+    def __init__(self, look: _Look, face: Face) -> None:
+        self.person = Person()
+        self.lost = 0
+        self._region: CropBox | None = None
+        found = any(face is other for other in look.whole)
+        self.last = face if found and max(look.image.shape[:2]) <= LONG_SIDE else self._closer(look, face)
+
+    def step(self, look: _Look, others: list[Face]) -> Face | None:
+        """The face in the next frame, if it is seen; `others` are the faces of other people, here or a frame before."""
+        face = self._look(look, others)
+        if face is None or not (alike(face, self.last) or look.confirms(face)):
+            return None
+        self.last, self.lost = face, 0
+        self._keep_region(face)
+        return face
+
+    def lose(self) -> None:
+        """The face was not seen in this frame."""
+        self._region = None
+        self.lost += 1
+
+    def _look(self, look: _Look, others: list[Face]) -> Face | None:
+        """Detect the face, trying slower methods only when the faster ones fail.
+
+        If the image is large, or plain detection finds nothing, the following frames are searched only in a square
+        around the face, until the face is lost there. The square does not move while the face stays near its centre:
+        a still image then gives the same landmarks every time.
+        """
+        if self._region is not None:
+            face = self._choose(look.landmarker.detect(look.image, self._region), others)
+            if face is not None:
+                return face
+            self._region = None
+        face = self._choose(look.whole, others)
+        if face is not None and max(look.image.shape[:2]) <= LONG_SIDE:
+            return face
+        if not look.whole:
+            face = self._choose(look.landmarker.detect(look.image, self.last.region()), others)
+        return None if face is None else self._closer(look, face)
+
+    def _closer(self, look: _Look, face: Face) -> Face:
+        """The same face, detected in the square that the following frames are searched in."""
+        region = face.region()
+        near = look.landmarker.detect(look.image, region)
+        if not near:
+            return face
+        self._region = region
+        return min(near, key=lambda other: _distance(other, face))
+
+    def _choose(self, faces: list[Face], others: list[Face]) -> Face | None:
+        """The detection nearest to the last one, within reach and not nearer to another person."""
+        last = self.last
+        away = {_distance(face, last): face for face in faces}
+        if not away or min(away) >= last.size * (_JUMP + _JUMP_PER_LOST_FRAME * self.lost):
+            return None
+        nearest = away[min(away)]
+        return nearest if all(_distance(nearest, other) > min(away) for other in others) else None
+
+    def _keep_region(self, face: Face) -> None:
+        if self._region is None:
+            return
+        wanted = face.region()
+        drift = np.linalg.norm(np.subtract(wanted.centre, self._region.centre)) / self._region.side
+        scale = wanted.side / self._region.side
+        if drift > _REGION_DRIFT or not 1 / _REGION_SCALE < scale < _REGION_SCALE:
+            self._region = wanted
+
+
+def upright(image: NDArray[np.uint8], quarter_turns: int) -> NDArray[np.uint8]:
+    """The image turned by so many times 90 degrees counter-clockwise; the same array for 0."""
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
+def roll_deg(face: Face) -> float:
+    """How far the head is turned clockwise in the image, -180 to 180 degrees."""
+    x, y = face.landmarks[CHIN, :2] - face.landmarks[FOREHEAD, :2]
+    return float(np.degrees(np.arctan2(-x, y)))
+
+
+def _lies(face: Face) -> bool:
+    return abs(roll_deg(face)) > _LYING_DEG
+
+
+def _distance(a: Face, b: Face) -> float:
+    return float(np.linalg.norm(a.centre - b.centre))
