@@ -9,6 +9,7 @@ for frame in animator.animate(source, driving_motion("driving.mp4")):
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,8 +29,9 @@ from export3d.image import from_pillow, read_image, to_tensor, to_uint8
 from export3d.model import Encoded, Export3D, Planes
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import SPACES, Motion
-from export3d.photo.canvas import LONG_SIDE, NATIVE, SMALLEST, Frame, Size
+from export3d.photo.canvas import LONG_SIDE, MARGIN, NATIVE, SMALLEST, Frame, Size
 from export3d.photo.compositor import Compositor
+from export3d.photo.extension import extended_crop, share_outside
 from export3d.photo.scene import scene
 from export3d.pretrained import load_pretrained
 from export3d.warping.origin import Origin
@@ -40,10 +42,14 @@ if TYPE_CHECKING:
     from export3d.face.crop import CropBox
     from export3d.face.tracker import Track, Tracker
 
+logger = logging.getLogger(__name__)
+
 Picture = NDArray[np.uint8]
 
 BATCH = 4
 """Frames rendered together by default; another number may change the last bit of a pixel."""
+_MUCH_OUTSIDE = 0.15
+"""Share of a face crop outside the photo above which the user is told."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +130,7 @@ class Animator:
             ConfigError: `face` is none of these.
         """
         image, name = _portrait(portrait)
-        return self._encode(image, self.tracker.track_image(image, name, face))
+        return self._encode(image, self.tracker.track_image(image, name, face), name)
 
     def encode_all(self, portrait: str | Path | Picture | Image.Image) -> list[Source]:
         """Track, crop and encode every face of a photo, from left to right.
@@ -133,15 +139,25 @@ class Animator:
             BadImage, NoFaceFound: naming the file.
         """
         image, name = _portrait(portrait)
-        return [self._encode(image, track) for track in self.tracker.track_faces(image, name)]
+        tracks = self.tracker.track_faces(image, name)
+        names = [name] if len(tracks) == 1 else [f"{name}, face {n}" for n in range(1, len(tracks) + 1)]
+        return [self._encode(image, track, one) for track, one in zip(tracks, names)]
 
     @torch.inference_mode()
-    def _encode(self, image: Picture, track: Track) -> Source:
-        from export3d.face.crop import CROP_SIZE, crop
+    def _encode(self, image: Picture, track: Track, name: str) -> Source:
+        from export3d.face.crop import CROP_SIZE
 
+        outside = share_outside(image, track.crop)
+        if outside > _MUCH_OUTSIDE:
+            logger.warning(
+                "%s: %d%% of the square around the face lies outside the image and is filled with its blurred edges; "
+                "a photo with more space around the head looks better",
+                name,
+                round(100 * outside),
+            )
         known = self.space == track.motion.space
         expression = track.motion.expression[0] if known else np.zeros(SPACES[self.space], np.float32)
-        picture = crop(image, track.crop, self.size)
+        picture = extended_crop(image, track.crop, self.size, MARGIN)
         tensor = to_tensor(picture)[None].to(self.device)
         return Source(
             photo=image,

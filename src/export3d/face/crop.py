@@ -82,15 +82,24 @@ def crop_box(landmarks: ArrayLike) -> CropBox:
 
 def crop(image: NDArray[np.uint8], box: CropBox, size: int = CROP_SIZE) -> NDArray[np.uint8]:
     """The pixels inside the box: (H, W, 3) to (size, size, 3), antialiased bicubic; outside the image, edges repeat."""
-    _check_image(image)
+    pixels, (first_x, first_y) = patch(image, box)
     left, top = box.corner
-    first_x, first_y = int(np.floor(left)) - 1, int(np.floor(top)) - 1
-    reach = int(np.ceil(box.side)) + 3
-    patch = image[_inside(first_y, reach, image.shape[0])][:, _inside(first_x, reach, image.shape[1])]
     x, y = left - first_x, top - first_y
-    picture = Image.fromarray(patch)
+    picture = Image.fromarray(pixels)
     drawn = picture.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + box.side, y + box.side))
     return np.asarray(drawn)
+
+
+def patch(image: NDArray[np.uint8], box: CropBox) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """The whole pixels that cover the box and at least one more on every side; outside the image, edges repeat.
+
+    Returns:
+        uint8 (h, h, 3), a view where possible, and the x and y of its first pixel in the image.
+    """
+    _check_image(image)
+    x, y = (int(np.floor(first)) - 1 for first in box.corner)
+    reach = int(np.ceil(box.side)) + 3
+    return image[_inside(y, reach, image.shape[0])][:, _inside(x, reach, image.shape[1])], (x, y)
 
 
 def paste(image: NDArray[np.uint8], cropped: NDArray[np.uint8], box: CropBox) -> NDArray[np.uint8]:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export3d.errors import ConfigError
-from export3d.face.crop import CropBox, crop
+from export3d.face.crop import CropBox
+from export3d.photo.extension import extended_crop
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ LONG_SIDE = 1920
 """Longest side of the frames of a video of native size, pixels."""
 MOST_PIXELS = 36_000_000
 """Of a frame of the whole photo."""
-_MARGIN = 0.25
+MARGIN = 0.25
 """Of the photo around the face crop, in crop sides, that a crop's frames may look up."""
 
 
@@ -35,7 +36,7 @@ class Canvas:
     """A part of a photo on the pixel grid of the frames.
 
     Attributes:
-        image: uint8 (H, W, 3), the photo on this grid; beyond its border its edge pixels repeat.
+        image: uint8 (H, W, 3), the photo on this grid; beyond its border its colours continue smoothly.
         scale: pixels of the grid per pixel of the photo.
         corner: (x, y) where the grid begins in the photo, pixels of the photo.
         limits: left, top, right and bottom of what may be looked up; of the whole photo, its border.
@@ -132,13 +133,13 @@ def _whole(photo: Picture, scale: float) -> Canvas:
 
 def _cropped(photo: Picture, box: CropBox, scale: float) -> Canvas:
     size = _even(box.side * scale)
-    margin = round(_MARGIN * size)
+    margin = round(MARGIN * size)
     corner = box.corner - margin / scale
     if scale == 1.0:
         corner = np.round(corner)  # on the photo's own pixels, so that they are not resampled
     side = (size + 2 * margin) / scale
     centre = corner + side / 2
-    image = crop(photo, CropBox((float(centre[0]), float(centre[1])), side), size + 2 * margin)
+    image = extended_crop(photo, CropBox((float(centre[0]), float(centre[1])), side), size + 2 * margin)
     shown = slice(margin, margin + size)
     limits = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
     return Canvas(image, scale, (float(corner[0]), float(corner[1])), limits, (shown, shown), False)

@@ -14,6 +14,7 @@ from export3d.animate.drive import Driving, rebase
 from export3d.animate.export import write_animation
 from export3d.camera import Camera, from_pose, head_angles, head_position, project
 from export3d.errors import BadMotionFile, CheckpointError, ConfigError, NoFaceFound, OutputError, ShapeError
+from export3d.face.crop import crop
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import Motion
 from export3d.pretrained import load_pretrained
@@ -47,6 +48,24 @@ def test_a_portrait_is_tracked_and_cropped(source: Source, animator: Animator) -
     assert source.others == ()
     x, y = source.crop.centre
     assert (180, 60) < (x, y) < (260, 160), "the astronaut's nose"
+
+
+def test_a_head_shot_is_filled_around_the_photo_and_said(
+    animator: Animator, astronaut: np.ndarray, caplog: pytest.LogCaptureFixture
+) -> None:
+    animator.encode(astronaut[5:240, 120:330])
+    assert not caplog.text, "hardly anything of this crop lies outside"
+    tight = animator.encode(astronaut[30:205, 150:290])
+    outside = round(100 * (1 - 140 * 175 / tight.crop.side**2))
+    assert 35 < outside < 50
+    assert f"the portrait: {outside}% of the square around the face lies outside the image" in caplog.text
+    repeated = crop(tight.photo, tight.crop, animator.size).astype(int)
+    y, x = np.mgrid[: animator.size, : animator.size] + 0.5
+    at = tight.crop.from_crop(np.stack([x, y], axis=-1), animator.size)
+    away = np.maximum(-at, at - tight.photo.shape[1::-1]).max(axis=-1) / tight.crop.side
+    assert np.array_equal(tight.image[away < -0.05], repeated[away < -0.05])
+    beyond = away > 0.05
+    assert np.abs(tight.image[beyond] - repeated[beyond]).mean() > 5
 
 
 def test_a_path_and_its_pixels_give_the_same_source(

@@ -80,6 +80,15 @@ def test_an_unknown_frame() -> None:
 
 
 @pytest.mark.parametrize("centre", [(5.0, 5.0), (400.0, 290.0)])
-def test_a_crop_beyond_the_photo_repeats_its_edges(centre: tuple[float, float]) -> None:
-    made = canvas(photo(), CropBox(centre, 200.0), frame="crop")
-    assert made.image[made.window].shape == (200, 200, 3)
+def test_a_crop_beyond_the_photo_is_filled(centre: tuple[float, float]) -> None:
+    image = photo()
+    made = canvas(image, CropBox(centre, 200.0), frame="crop")
+    shown = made.image[made.window]
+    assert shown.shape == (200, 200, 3)
+    left, top = (round(at) for at in np.subtract(centre, 100.0))
+    inside = slice(max(-top, 0), 301 - top), slice(max(-left, 0), 405 - left)
+    known = image[max(top, 0) : top + 200, max(left, 0) : left + 200]
+    assert np.array_equal(shown[inside], known)
+    filled = np.ones((200, 200), bool)
+    filled[inside] = False
+    assert shown[filled].std() < 0.5 * known.std(), "noise must not go on as stripes"

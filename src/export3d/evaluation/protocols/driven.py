@@ -29,7 +29,7 @@ from export3d.evaluation.measures.rendered import on_grid
 from export3d.evaluation.protocols.originals import Original, resized
 from export3d.evaluation.protocols.scoring import CHUNK, Chunk
 from export3d.evaluation.reports.clips import ENLARGED
-from export3d.face.crop import CropBox, crop
+from export3d.face.crop import CropBox, crop, patch
 from export3d.image import to_tensor, to_uint8
 from export3d.model import Export3D, Planes
 from export3d.motion.motion import Motion
@@ -171,6 +171,8 @@ def at_size(
     Returns:
         Planes and cameras (B, 25) to frames uint8 (B, R, R, 3), and the model's own (B, 3, h, h).
     """
+    photo, (x, y) = patch(photo, CropBox(box.centre, 2.0 * box.side))  # repeats edges, as in prepared frames
+    box = CropBox((box.centre[0] - x, box.centre[1] - y), box.side)
     made = scene(photo, [(box, source)], size=size, frame="crop", background="keep", long_side=None)
 
     def render(planes: Planes, camera: Tensor) -> tuple[Picture, Tensor]:
