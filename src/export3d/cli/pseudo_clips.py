@@ -39,11 +39,12 @@ def command(
     """
     from export3d.data.pseudo_clips import pseudo_clips
     from export3d.errors import InputError
+    from export3d.files import check_input, reading
 
-    try:
-        shut = exclude.read_text(encoding="utf-8").split() if exclude else []
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read {exclude} ({error}); give a text file with one key per line") from error
+    shut: list[str] = []
+    if exclude is not None:
+        with reading(check_input(exclude, InputError, "a text file with one key per line")):
+            shut = exclude.read_text(encoding="utf-8").split()
     with job_progress("reposing", unit="portrait") as progress:
         report = pseudo_clips(split, output, face_model, landmark_map, frames, seed, limit, workers, shut, progress)
     print(report.summary())

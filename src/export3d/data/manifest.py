@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from export3d.data.clips import Limits, media_kind
 from export3d.data.shards import INDEX_NAME, Reject, read_index
 from export3d.errors import InputError
-from export3d.files import kind_at, paths_in
+from export3d.files import check_input, kind_at, paths_in, reason
 from export3d.motion.bfm64 import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ class Job:
 
 def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
     """The rows of a manifest by the resolved path of their file; `InputError` if any row is invalid."""
+    check_input(path, InputError, "a CSV file with the columns file, person, split")
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -71,7 +72,7 @@ def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
                 raise InputError(f"{path} lacks the columns {', '.join(sorted(missing))}; add them to its first line")
             rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise InputError(f"cannot read the manifest {path} ({error}); give a CSV file in UTF-8") from error
+        raise InputError(f"cannot read the manifest {path} ({reason(error)}); give a CSV file in UTF-8") from error
     split_of: dict[str, str] = {}
     for number, row in enumerate(rows, 2):
         if not row["file"] or not row["person"] or not _SPLIT_NAME.fullmatch(row["split"]):

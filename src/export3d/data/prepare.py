@@ -357,8 +357,9 @@ def _write_report(report: Report, limits: Limits) -> None:
     writer = csv.DictWriter(table, ["file", "split", "reason", "detail"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(_public(reject) for reject in report.rejects)
-    write_bytes(report.out / REPORT_CSV, table.getvalue().encode())
-    write_bytes(report.out / REPORT_JSON, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+    write_bytes(report.out / REPORT_CSV, table.getvalue().encode(errors="backslashreplace"))
+    text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(report.out / REPORT_JSON, text.encode(errors="backslashreplace"))
 
 
 def _public(reject: Reject) -> dict[str, str]:
