@@ -198,7 +198,10 @@ def make_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder for outputs, with its parents; raises `OutputError` where that is impossible."""
     path = Path(path)
     try:
+        os.fspath(path).encode()  # safetensors needs names that are text
         path.mkdir(parents=True, exist_ok=True)
+    except UnicodeEncodeError as problem:
+        raise OutputError(f"cannot write to {path}: its name is not UTF-8; choose another folder") from problem
     except (OSError, ValueError) as problem:
         raise OutputError(f"cannot create the folder {path}: {reason(problem)}; choose another one") from problem
     return path

@@ -198,3 +198,9 @@ def test_what_lies_at_a_path_is_told_or_a_sentence_says_why_not(tmp_path: Path) 
     for name in ("n" * 300, "nul\0character", "loop"):
         with pytest.raises(CheckpointError, match="cannot be opened"):
             files.kind_at(tmp_path / name, CheckpointError)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text")
+def test_a_folder_whose_name_is_no_text_gets_no_outputs(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is not UTF-8"):
+        files.make_folder(tmp_path / os.fsdecode(b"\xff"))
