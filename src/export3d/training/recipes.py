@@ -14,6 +14,7 @@ import re
 import tomllib
 import types
 import typing
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -185,8 +186,11 @@ def parse(text: str, where: str) -> dict[str, dict[str, Any]]:
     for stage, tables in content.items():
         if not isinstance(tables, dict):
             raise ConfigError(f"{where}: {stage} must be a table of tables, such as [{stage}.loop]")
-        values = {key: _checked(stage, key, value, where) for key, value in _flat(tables, stage)}
-        found[stage] = values
+        pairs = list(_flat(tables, stage))
+        found[stage] = {key: _checked(stage, key, value, where) for key, value in pairs}
+        if len(found[stage]) < len(pairs):
+            twice = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+            raise ConfigError(f"{where} sets {stage}.{twice} twice; keep one of the lines")
     return found
 
 
@@ -255,7 +259,7 @@ def _checked(stage: str, key: str, value: Any, where: str) -> Any:
     known = KEYS[stage]
     if key not in known:
         raise ConfigError(
-            f"{where}: {stage} has no setting {key!r}{_near(key, known)}; --print-config shows all settings"
+            f"{where}: stage {stage} has no setting {key!r}{_near(key, known)}; --print-config shows all settings"
         )
     try:
         return _converted(value, _hint(stage, known[key]))

@@ -256,8 +256,10 @@ def test_data_and_an_output_are_needed_to_train(tmp_path: Path, capsys: Capture)
 def test_a_text_is_checked_for_all_its_stages() -> None:
     found = parse("[train.loop]\nlr = 1\n[refine.discriminator]\nbetas = [0, 0.5]\n", "a text")
     assert found == {"train": {"loop.lr": 1.0}, "refine": {"discriminator.betas": (0.0, 0.5)}}
-    with pytest.raises(Export3DError, match=r"a text: refine has no setting 'loop\.l2'"):
+    with pytest.raises(Export3DError, match=r"a text: stage refine has no setting 'loop\.l2'"):
         parse("[refine.loop]\nl2 = 1\n", "a text")
+    with pytest.raises(Export3DError, match=r"a text sets train\.loop\.lr twice"):
+        parse('[train]\n"loop.lr" = 1\n[train.loop]\nlr = 2\n', "a text")
 
 
 def test_every_field_is_reached_once() -> None:
