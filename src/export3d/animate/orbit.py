@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Literal, get_args
 
 import numpy as np
@@ -52,7 +53,7 @@ def path_angles(
     if path not in get_args(CameraPath):
         raise ConfigError(f"there is no camera path {path!r}; the paths are {', '.join(get_args(CameraPath))}")
     for name, angle in (("yaw", yaw_deg), ("pitch", pitch_deg)):
-        if not abs(angle) < 90.0:  # also refuses NaN
+        if not abs(_number(name, angle)) < 90.0:  # also refuses NaN
             raise ConfigError(f"the camera cannot travel to a {name} of {angle:g} degrees; stay between -90 and 90")
     if frames < 1 or rounds < 1:
         raise ConfigError(f"a camera path needs at least one frame and one round, got {frames} and {rounds}")
@@ -120,6 +121,12 @@ def orbit_motion(
 
 def round_frames(seconds: float, fps: float = FPS) -> int:
     """Frames of one round, at least 1; raises `ConfigError` for seconds outside 0.1 to 600."""
-    if not 0.1 <= seconds <= LONGEST_S:
+    if not 0.1 <= _number("seconds", seconds) <= LONGEST_S:
         raise ConfigError(f"a round of the camera cannot take {seconds:g} seconds; give 0.1 to {LONGEST_S:g}")
     return max(1, round(seconds * fps))
+
+
+def _number(name: str, value: float) -> float:
+    if not isinstance(value, Real):
+        raise ConfigError(f"{name} must be a number, got {value!r}")
+    return value

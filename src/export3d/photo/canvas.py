@@ -66,7 +66,7 @@ def parse_size(text: str | int) -> Size:
     if str(text) == NATIVE:
         return NATIVE
     try:
-        size = int(text) if int(text) == float(text) else 0
+        size = int(text) if int(text) == float(text) and "_" not in str(text) else 0
     except (ValueError, TypeError, OverflowError):
         size = 0
     if not SMALLEST <= size <= LARGEST:

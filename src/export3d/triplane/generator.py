@@ -41,7 +41,8 @@ class GeneratorConfig:
         mid_channels: convolution width at H/8.
         high_channels: convolution width at H/2.
         plane_channels: C of each plane.
-        lowpass_sigma: sigma of the Gaussian after each pixel shuffle, in upsampled pixels; 0 for the ablation.
+        lowpass_sigma: sigma of the Gaussian after each pixel shuffle, in upsampled pixels, at most 16; 0 for the
+            ablation.
         ema_delta: decay of the tri-plane EMA (Eq. 14).
     """
 
@@ -64,8 +65,8 @@ class GeneratorConfig:
         for name in ("dim", "plain_dim", "mid_channels"):
             if getattr(self, name) % 16:
                 raise ConfigError(f"{name} {getattr(self, name)} must be a multiple of 16")
-        if not 0.0 <= self.ema_delta <= 1.0 or self.lowpass_sigma < 0.0:
-            raise ConfigError("ema_delta must lie in 0..1 and lowpass_sigma must not be negative")
+        if not 0.0 <= self.ema_delta <= 1.0 or not 0.0 <= self.lowpass_sigma <= 16.0:
+            raise ConfigError("ema_delta must lie in 0..1 and lowpass_sigma in 0..16")
 
     @property
     def side_widths(self) -> tuple[tuple[int, int], ...]:

@@ -70,6 +70,7 @@ def test_a_swing_goes_sideways_and_then_up_and_down() -> None:
         ({"path": "line"}, "no camera path 'line'; the paths are circle, swing, spiral"),
         ({"yaw_deg": float("nan")}, "yaw of nan"),
         ({"yaw_deg": 90.0}, "yaw of 90 degrees; stay between"),
+        ({"yaw_deg": "30"}, "yaw must be a number, got '30'"),
         ({"pitch_deg": float("-inf")}, "pitch of -inf"),
         ({"frames": 0}, "at least one frame"),
         ({"rounds": 0}, "one round"),

@@ -58,7 +58,7 @@ def test_a_size_above_the_photos_own_is_said_and_not_reached(caplog: pytest.LogC
     assert made.scale == 1.0
 
 
-@pytest.mark.parametrize("size", [255, 1025, "big", "512.5", 512.5, float("inf"), float("nan"), None, 0, -256])
+@pytest.mark.parametrize("size", [255, 1025, "big", "512.5", "5_12", 512.5, float("inf"), float("nan"), None, 0, -256])
 def test_impossible_sizes(size: object) -> None:
     with pytest.raises(ConfigError, match="256 to 1024"):
         parse_size(size)  # type: ignore[arg-type]

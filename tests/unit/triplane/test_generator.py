@@ -192,7 +192,15 @@ def test_an_image_of_another_size_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"image_size": 48}, {"dim": 40}, {"mid_channels": 20}, {"ema_delta": 1.5}, {"lowpass_sigma": -1.0}]
+    "changes",
+    [
+        {"image_size": 48},
+        {"dim": 40},
+        {"mid_channels": 20},
+        {"ema_delta": 1.5},
+        {"lowpass_sigma": -1.0},
+        {"lowpass_sigma": 1e9},
+    ],
 )
 def test_sizes_that_cannot_be_built_are_refused(changes: dict[str, float]) -> None:
     with pytest.raises(ConfigError):
