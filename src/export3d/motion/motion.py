@@ -265,6 +265,8 @@ def check_sane(motion: Motion) -> None:
     skewed |= np.linalg.det(rotation) < 0.0
     skewed |= np.abs(cam2world[:, 3] - [0, 0, 0, 1]).max(axis=1) > 1e-3
     skewed |= np.abs(cam2world[:, :3, 3]).max(axis=1) > 1e4
+    skewed |= np.abs(intrinsics[:, 2] - [0, 0, 1]).max(axis=1) > 1e-3
+    skewed |= np.abs(intrinsics).max(axis=(1, 2)) > 1e4
     skewed |= (intrinsics[:, 0, 0] <= 0.0) | (intrinsics[:, 1, 1] <= 0.0)
     if skewed.any():
         raise InputError(f"frame {int(np.flatnonzero(skewed)[0])} holds numbers that are not a camera")

@@ -297,6 +297,8 @@ def spoilt(array: np.ndarray, value: float, at: tuple[int, int] = (2, 3)) -> np.
             {"expression": FACE, "camera": spoilt(STILL, -4.0, (1, 16))},
             "frame 1 holds numbers that are not a cam",
         ),
+        (GOOD, {"expression": FACE, "camera": spoilt(STILL, 1e30, (2, 19))}, "frame 2 .* not a camera"),
+        (GOOD, {"expression": FACE, "camera": spoilt(STILL, 0.0, (2, 24))}, "frame 2 .* not a camera"),
         (GOOD, {"expression": FACE, "camera": STILL * 0}, "not a camera"),
         (GOOD, {"expression": np.full((4, 52), 1e39), "camera": STILL}, "NaN or infinity"),
     ],
