@@ -247,10 +247,11 @@ def write_failure(path: Path, problem: BaseException) -> OutputError:
 
 
 def reason(problem: BaseException) -> str:
-    """The operating system's words for a failure, without numbers and paths."""
+    """The operating system's words for a failure, without numbers and paths; otherwise at most 120 of its own."""
     if isinstance(problem, OSError) and problem.errno:
         return os.strerror(problem.errno).lower()
-    return str(problem).splitlines()[0] if str(problem) else type(problem).__name__
+    text = str(problem).strip().partition("\n")[0] or type(problem).__name__
+    return text if len(text) <= 120 else f"{text[:120]}…"
 
 
 def _umask() -> int:

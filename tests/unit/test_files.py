@@ -40,6 +40,13 @@ def test_brands_tell_images_from_videos(brands: bytes, kind: str | None) -> None
     assert files.foreign_kind(head) == named
 
 
+def test_reasons_are_short_and_of_one_line() -> None:
+    assert files.reason(OSError(28, "written here", "a.png")) == "no space left on device"
+    assert files.reason(ValueError("\nbad header\nat byte 3")) == "bad header"
+    assert files.reason(TypeError()) == "TypeError"
+    assert files.reason(ValueError("x" * 5000)) == "x" * 120 + "…"
+
+
 def test_a_file_appears_whole_under_its_name(tmp_path: Path) -> None:
     files.write_bytes(tmp_path / "out.bin", b"new")
     assert (tmp_path / "out.bin").read_bytes() == b"new"
