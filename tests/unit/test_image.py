@@ -618,7 +618,7 @@ def test_the_same_picture_gives_the_same_bytes(picture: np.ndarray, tmp_path: Pa
 
 
 def test_a_png_that_cannot_be_written_is_an_output_error(picture: np.ndarray, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="does not exist"):
+    with pytest.raises(OutputError, match="there is no folder"):
         write_png(tmp_path / "no" / "a.png", picture)
 
 
