@@ -23,6 +23,7 @@ from export3d.motion.arkit import ARKIT52, with_scores
 from export3d.motion.bfm64 import load_bfm64
 from export3d.motion.livelink import load_live_link_face
 from export3d.motion.motion import Motion
+from export3d.video.reading import frame_range, nothing_selected
 
 if TYPE_CHECKING:
     from export3d.face.crop import CropBox
@@ -56,11 +57,13 @@ class Driving:
         motion: at 25 fps.
         video: the driving video, or None for a motion file.
         crop: the face crop within the video, or None.
+        start_s: time of the video at which the motion begins, seconds.
     """
 
     motion: Motion
     video: Path | None = None
     crop: CropBox | None = None
+    start_s: float = 0.0
 
     def pictures(self, frames: list[int], size: int = 256) -> list[NDArray[np.uint8]]:
         """The driving face at these frame numbers (ascending), cropped as the tracker saw it; [] for a motion file."""
@@ -70,7 +73,7 @@ class Driving:
         from export3d.video import read_frames
 
         wanted, out = set(frames), []
-        for number, frame in enumerate(read_frames(self.video, FPS)):
+        for number, frame in enumerate(read_frames(self.video, FPS, start_s=self.start_s)):
             if number in wanted:
                 out.append(crop(frame, self.crop, size))
             if number >= max(wanted, default=-1):
@@ -78,35 +81,53 @@ class Driving:
         return out
 
 
-def driving(path: str | Path, tracker: Tracker | None = None, progress: Callable[[int], None] | None = None) -> Driving:
+def driving(
+    path: str | Path,
+    tracker: Tracker | None = None,
+    progress: Callable[[int], None] | None = None,
+    *,
+    start_s: float = 0.0,
+    seconds: float | None = None,
+) -> Driving:
     """Track a driving video at 25 fps; what `read_motion` reads is read.
 
     Args:
         path: a video, a motion file by its ending, or the name of a bundled motion.
         tracker: one to use; by default a new one.
         progress: called with the number of frames tracked.
+        start_s: start at this time of the video or motion, seconds, rounded to a frame.
+        seconds: maximum duration, seconds; a video is read no further.
 
     Raises:
         BadVideo, NoFaceFound, BadMotionFile
+        ConfigError: `start_s` and `seconds` select no frame.
     """
     path = motion_path(path)
     if path.suffix.lower() in MOTION_SUFFIXES:
-        return read_motion(path)
+        return read_motion(path, start_s, seconds)
     from export3d.face.tracker import Tracker
 
-    track = (tracker or Tracker()).track_video(path, FPS, progress)
-    return Driving(track.motion, video=path, crop=track.crop)
+    track = (tracker or Tracker()).track_video(path, FPS, progress, start_s=start_s, seconds=seconds)
+    return Driving(track.motion, video=path, crop=track.crop, start_s=frame_range(start_s, seconds, FPS)[0] / FPS)
 
 
-def read_motion(path: str | Path) -> Driving:
-    """Read a motion file, resampled to 25 fps.
+def read_motion(path: str | Path, start_s: float = 0.0, seconds: float | None = None) -> Driving:
+    """Read a motion file, resampled to 25 fps, or a part of it (see `driving`).
 
     The ending says what it is: .csv a Live Link Face recording, .mat and .npz Deep3DFaceRecon coefficients, all else a
     `.motion` file. Raises `BadMotionFile` for anything else.
     """
     path = Path(path)
     readers = {".csv": load_live_link_face, ".mat": load_bfm64, ".npz": load_bfm64}
-    return Driving(readers.get(path.suffix.lower(), Motion.load)(path).resampled(FPS))
+    return Driving(part(readers.get(path.suffix.lower(), Motion.load)(path).resampled(FPS), path, start_s, seconds))
+
+
+def part(motion: Motion, path: str | Path, start_s: float = 0.0, seconds: float | None = None) -> Motion:
+    """A part of a motion, rounded to its frames; `ConfigError`, which names `path`, if it has no frame."""
+    first, end = frame_range(start_s, seconds, motion.fps)
+    if first >= len(motion):
+        raise nothing_selected(path, motion.duration_s)
+    return motion[first:end]
 
 
 def driving_motion(path: str | Path) -> Motion:

@@ -66,7 +66,11 @@ def check_output(path: str | Path, suffixes: Sequence[str] = (), inputs: Sequenc
 
 
 def write_video(
-    path: str | Path, frames: Iterable[Picture], fps: float = 25.0, audio_from: str | Path | None = None
+    path: str | Path,
+    frames: Iterable[Picture],
+    fps: float = 25.0,
+    audio_from: str | Path | None = None,
+    audio_start_s: float = 0.0,
 ) -> int:
     """Write an H.264 MP4 that browsers play, streaming; returns the number of frames.
 
@@ -75,6 +79,7 @@ def write_video(
         frames: uint8 (H, W, 3) RGB, all of one even size, at least one.
         fps: frames per second.
         audio_from: a video whose sound is carried over, if it has any.
+        audio_start_s: seconds to skip at the start of that sound.
 
     Raises:
         OutputError: the file cannot be written; nothing is left at `path`.
@@ -86,7 +91,7 @@ def write_video(
         raise OutputError(f"there are no frames to write to {path}; the motion is empty")
     height, width = first.shape[:2]
     count = 1
-    with VideoWriter(path, fps, (width, height), audio_from=audio_from) as writer:
+    with VideoWriter(path, fps, (width, height), audio_from=audio_from, audio_start_s=audio_start_s) as writer:
         writer.write(first)
         for frame in stream:
             writer.write(frame)
@@ -141,7 +146,7 @@ def write_animation(
         source, driving.motion, relative, batch, scores=scores, size=size, frame=frame, background=background
     )
     existed = kind_at(output, OutputError)
-    count = write_video(output, frames(), driving.motion.fps, driving.video)
+    count = write_video(output, frames(), driving.motion.fps, driving.video, driving.start_s)
     if sheet is not None:
         first = source[0] if isinstance(source, Sequence) else source
         shown = fitted(first.photo if frame == "photo" else first.image, SHEET_HEIGHT)

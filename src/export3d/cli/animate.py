@@ -23,6 +23,8 @@ def command(
     motion: Annotated[Path | None, _MOVER] = None,
     relative: Annotated[bool, _WAY] = False,
     absolute: Annotated[bool, _WAY] = False,
+    start: float = 0.0,
+    seconds: float | None = None,
     scores: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
     sheet: Path | None = None,
     weights: Path | None = None,
@@ -41,6 +43,8 @@ def command(
             motion: speech, expressions, turns.
         relative: add the driving face's movement to the portrait's own pose and expression (the default).
         absolute: use the driving face's pose and expression unchanged.
+        start: start at this time of the driving video or motion, seconds.
+        seconds: maximum duration, seconds.
         scores: keep an ARKit score of the result at this value, 0 to 1, such as jawOpen=0.8; may be repeated.
         sheet: also write a contact sheet (.png).
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
@@ -48,13 +52,15 @@ def command(
         device: cpu, cuda, or auto.
         batch: number of frames to render together.
     """
+    from export3d.animate.drive import FPS, motion_path, read_motion
     from export3d.animate.drive import driving as drive
-    from export3d.animate.drive import motion_path, read_motion
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
     from export3d.motion.arkit import ARKIT52, with_scores
+    from export3d.video.reading import frame_range
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
     with_scores([0.0] * len(ARKIT52), held)  # report an unknown name before any work starts
+    frame_range(start, seconds, FPS)
     read = framing.check()
     mover = driving or motion
     assert mover is not None  # tyro accepts exactly one of them
@@ -70,10 +76,10 @@ def command(
     animator = Animator.from_pretrained(weights, device, pure)
     portrait = framing.sources(animator, source)
     if motion is not None:
-        moved_by = read_motion(mover)
+        moved_by = read_motion(mover, start, seconds)
     else:
         with frame_counter("tracking", mover) as count:
-            moved_by = drive(mover, animator.tracker, count)
+            moved_by = drive(mover, animator.tracker, count, start_s=start, seconds=seconds)
     if held:
         moved_by.motion.require_space("arkit52")
     write_animation(

@@ -27,39 +27,32 @@ def command(
             Live Link Face app (.csv), which keeps its own frame rate.
         output: the motion file to write (.motion).
         start: start at this time of the video, seconds.
-        seconds: maximum duration, seconds.
+        seconds: maximum duration, seconds; the file is read no further.
         note: remark to store in the file, such as the source and terms of the video.
         summary: print frames, angles and scores.
     """
     from export3d.animate.export import check_output
-    from export3d.errors import ConfigError
 
     check_output(output, (".motion",), [video])
     if video.suffix.lower() == ".csv":
+        from export3d.animate.drive import part
         from export3d.motion.livelink import load_live_link_face
 
-        track, motion = None, load_live_link_face(video)
+        track, motion = None, part(load_live_link_face(video), video, start, seconds)
     else:
         from export3d.face.tracker import Tracker
 
         with frame_counter("tracking", video) as count:
-            track = Tracker().track_video(video, progress=count)
+            track = Tracker().track_video(video, progress=count, start_s=start, seconds=seconds)
         motion = track.motion
-    first = round(start * motion.fps)
-    last = len(motion) if seconds is None else first + round(seconds * motion.fps)
-    if not 0 <= first < len(motion) or last <= first:
-        raise ConfigError(f"{video} is {motion.duration_s:.1f} s long; --start and --seconds select no frame of it")
-    motion = motion[first:last]
     if note:
         motion = replace(motion, meta={**motion.meta, "note": note})
     motion.save(output)
     if summary:
-        import numpy as np
-
         print(f"frames       {len(motion)} at {motion.fps:g} fps ({motion.duration_s:.2f} s)")
         if track is not None:
-            print(f"found        {100.0 * track.found[first:last].mean():.1f} %")
-            print(f"reprojection {np.nanmedian(track.reprojection[first:last]):.2f} px (median, at 256 px)")
+            print(f"found        {100.0 * track.found.mean():.1f} %")
+            print(f"reprojection {track.median_reprojection:.2f} px (median, at 256 px)")
         for name, angles in zip(("yaw", "pitch", "roll"), motion.angles_deg.T):
             print(f"{name:<12} {angles.min():+.1f} to {angles.max():+.1f} degrees")
         for name in ("jawOpen", "eyeBlink"):

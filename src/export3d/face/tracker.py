@@ -207,17 +207,21 @@ class Tracker:
         fps: float = 25.0,
         progress: Progress | None = None,
         face: str | int = "largest",
+        *,
+        start_s: float = 0.0,
+        seconds: float | None = None,
     ) -> Track:
-        """`track_frames` on a video file at `fps`.
+        """`track_frames` on a video file at `fps`, or on the part of it that `read_frames` reads.
 
         Raises:
             BadVideo: the file cannot be read.
-            NoFaceFound, ConfigError: see `track_frames`.
+            NoFaceFound, ConfigError: see `track_frames`; or `start_s` and `seconds` select no frame.
         """
         from export3d.video import read_frames  # needs PyAV, which images do not
 
         face_choice(face)
-        return self.track_frames(read_frames(path, fps), fps, str(path), progress, face)
+        frames = read_frames(path, fps, start_s=start_s, seconds=seconds)
+        return self.track_frames(frames, fps, str(path), progress, face)
 
     def track_frames(
         self,

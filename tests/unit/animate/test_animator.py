@@ -19,6 +19,7 @@ from export3d.motion.arkit import with_scores
 from export3d.motion.motion import Motion
 from export3d.pretrained import load_pretrained
 from tests.group_photo import group_photo
+from tests.made_videos import beep, clip, onset
 
 
 @pytest.fixture(scope="module")
@@ -286,6 +287,27 @@ def test_a_driving_video_gives_sound_and_a_second_row(
     assert probe(tmp_path / "a.mp4").has_audio
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.height > 2 * animator.size
+
+
+def test_a_part_of_a_driving_video_shows_its_own_frames(face_video: Path) -> None:
+    from export3d.animate.drive import driving
+    from export3d.face.crop import crop
+    from export3d.video import read_frames
+
+    part = driving(face_video, start_s=0.2, seconds=0.16)
+    assert (len(part.motion), part.start_s) == (4, 0.2)
+    assert part.crop is not None
+    np.testing.assert_array_equal(
+        part.pictures([0, 3], 64)[1], crop(list(read_frames(face_video))[5 + 3], part.crop, 64)
+    )
+
+
+def test_a_part_of_a_driving_video_comes_with_its_own_sound(
+    animator: Animator, source: Source, motion: Motion, tmp_path: Path
+) -> None:
+    spoken = clip(tmp_path / "spoken.mp4", 25, sound=beep(0.5, 1.0))
+    write_animation(animator, source, Driving(motion[:10], spoken, start_s=0.4), tmp_path / "a.mp4")
+    assert onset(tmp_path / "a.mp4") == pytest.approx(0.1, abs=0.012)
 
 
 def test_without_the_sheet_there_is_no_video_either(

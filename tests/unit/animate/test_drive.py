@@ -154,6 +154,14 @@ def test_a_motion_file_is_resampled_to_25_fps(motion: Motion, tmp_path: Path) ->
     assert len(read) == 10
 
 
+def test_a_part_of_a_motion_is_read(motion: Motion, tmp_path: Path) -> None:
+    motion.save(tmp_path / "a.motion")
+    assert read_motion(tmp_path / "a.motion", 0.2, 0.4).motion == motion[5:15]
+    assert driving(tmp_path / "a.motion", start_s=0.6).motion == motion[15:]
+    with pytest.raises(ConfigError, match=r"a\.motion is 0\.8 s long; --start and --seconds select no frame"):
+        read_motion(tmp_path / "a.motion", 2.0)
+
+
 def test_coefficient_files_are_read(tmp_path: Path, rng: np.random.Generator) -> None:
     np.savez(tmp_path / "face.npz", coefficients=rng.normal(0, 0.1, (6, 257)).astype(np.float32))
     assert read_motion(tmp_path / "face.npz").motion.space == "bfm64"
