@@ -30,16 +30,23 @@ def timecode(frames: float, clock: float = 60, start_s: int = 11 * 3600 + 54 * 6
     return f"{whole // 3600:02d}:{whole // 60 % 60:02d}:{whole % 60:02d}:{frame:06.3f}"
 
 
-def take(rows: Sequence[Row], clock: float = 60, step: float = 1.001, first: float = 19.804, **options: int) -> str:
+def take(
+    rows: Sequence[Row],
+    clock: float = 60,
+    step: float = 1.001,
+    first: float = 19.804,
+    delimiter: str = ",",
+    **options: int,
+) -> str:
     """The text of a take: `rows` name what is not 0 (also Timecode and BlendshapeCount, to override them)."""
-    lines = [HEADER]
+    lines = [HEADER.replace(",", delimiter)]
     for k, row in enumerate(rows):
         time = row.get("Timecode", timecode(first + k * step, clock, **options))
         cells = [str(time), str(row.get("BlendshapeCount", 61))]
         for name in APP_COLUMNS:
             value = row.get(name, 0.0)
             cells.append(value if isinstance(value, str) else f"{value:.10f}")
-        lines.append(",".join(cells))
+        lines.append(delimiter.join(cells))
     return "\n".join(lines) + "\n"
 
 

@@ -2,16 +2,18 @@
 
 Each row is one frame: a timecode, a count, the 52 ARKit scores and nine angles in radians. The file does not state its
 frame rate, which is estimated from the timecodes. docs/conventions.md describes the layout, the axes and the signs. The
-angles of the eyes are ignored, since the scores `eyeLook...` already encode the gaze.
+angles of the eyes are ignored, since the scores `eyeLook...` already encode the gaze. Spreadsheets and other programs
+write the same table with semicolons or tabs, decimal commas and milliseconds; these are read too.
 """
 
 from __future__ import annotations
 
 import csv
+import logging
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +24,8 @@ from export3d import files
 from export3d.errors import BadMotionFile
 from export3d.motion.arkit import ARKIT52
 from export3d.motion.motion import MAX_FPS, MAX_FRAMES, Motion
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.floating]
 
@@ -39,7 +43,14 @@ OVERSHOOT = 0.5
 
 _COUNT = "blendshapecount"
 _SCORES = tuple(name[0].upper() + name[1:] for name in ARKIT52)
-_TIMECODE = re.compile(r"\s*(\d{1,2}):(\d{1,2}):(\d{1,2})[:;](\d{1,3}(?:\.\d*)?)\s*")
+_OPTIONAL = ("TongueOut", *HEAD)
+"""Columns that some programs leave out."""
+_DELIMITERS = (",", ";", "\t")
+_HMS = r"\s*(\d{1,2}):(\d{1,2}):(\d{1,2})"
+_FRAME_CODE = re.compile(_HMS + r"[:;](\d{1,3}(?:[.,]\d*)?)\s*")
+"""Hours, minutes, seconds, and frames with a fraction."""
+_MILLISECOND_CODE = re.compile(_HMS + r"(?:[:;](\d{3})|[.,](\d{1,6}))\s*")
+"""Hours, minutes, seconds, and three digits or a decimal fraction of a second."""
 _DAY_S = 24 * 3600.0
 _REMEDY = "export the take's .csv from the Live Link Face app, recorded in its Live Link (ARKit) mode"
 
@@ -48,7 +59,8 @@ def load_live_link_face(path: str | os.PathLike[str]) -> Motion:
     """Read a recording of the Live Link Face app.
 
     Dropped frames and rows without a face (a count of 0) are interpolated linearly. If rows share a timecode, the first
-    one is used. Columns are found by name, in any order and letter case.
+    one is used. Columns are found by name, in any order and letter case; `TongueOut` and the head angles may be missing
+    and are then 0, which the log says.
 
     Args:
         path: the take's `.csv`.
@@ -67,7 +79,9 @@ def load_live_link_face(path: str | os.PathLike[str]) -> Motion:
         raise BadMotionFile(f"{path} is not a Live Link Face .csv file but {foreign or 'has no lines'}; {_REMEDY}")
     try:
         with path.open(encoding="utf-8-sig", newline="") as text:
-            clocks, values = _read(path, csv.reader(text))
+            header = text.readline()
+            text.seek(0)
+            clocks, values = _read(path, csv.reader(text, delimiter=max(_DELIMITERS, key=header.count)))
     except (UnicodeDecodeError, csv.Error) as problem:
         raise BadMotionFile(f"{path} is not a text file in UTF-8 ({files.reason(problem)}); {_REMEDY}") from problem
     times = _seconds(path, clocks)
@@ -84,23 +98,8 @@ def load_live_link_face(path: str | os.PathLike[str]) -> Motion:
 def _read(path: Path, rows: Iterator[list[str]]) -> tuple[Array, Array]:
     """(T, 5) line number, hours, minutes, seconds and frame; and (T, 55) scores and head angles."""
     header = [name.strip().lower() for name in next(rows, [])]
-    wanted = ("Timecode", *_SCORES, *HEAD)
-    missing = [name for name in wanted if name.lower() not in header]
-    if len(missing) > len(wanted) // 2:
-        raise BadMotionFile(
-            f"{path} is not a Live Link Face recording: its first line should read "
-            f"Timecode,BlendShapeCount,EyeBlinkLeft and so on, separated by commas; {_REMEDY}"
-        )
-    if missing:
-        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise BadMotionFile(
-            f"{path} lacks {len(missing)} of the columns of a Live Link Face recording ({names}); {_REMEDY}"
-        )
-    for name in wanted:
-        if header.count(name.lower()) > 1:
-            raise BadMotionFile(f"{path} has two columns {name}; {_REMEDY}")
-    places = [header.index(name.lower()) for name in wanted]
-    count = header.index(_COUNT) if _COUNT in header else None
+    places, count = _columns(path, header)
+    timecode: re.Pattern[str] | None = None
     clocks: list[list[float]] = []
     values: list[Array] = []
     rows_seen = 0
@@ -117,25 +116,62 @@ def _read(path: Path, rows: Iterator[list[str]]) -> tuple[Array, Array]:
             continue
         if len(values) == MAX_FRAMES:
             raise BadMotionFile(f"{path} holds more than {MAX_FRAMES} rows; split it")
-        time = _TIMECODE.fullmatch(row[places[0]])
-        if time is None:
-            raise BadMotionFile(
-                f"{path}, line {line}, column Timecode: {_shown(row[places[0]])} is not of the form "
-                f"hours:minutes:seconds:frame (11:54:29:19.804); {_REMEDY}"
-            )
-        clocks.append([float(line), *(float(part) for part in time.groups())])
-        values.append(_numbers(f"{path}, line {line}", wanted[1:], [row[place] for place in places[1:]]))
+        clock = row[places["Timecode"]]
+        if timecode is None:
+            timecode = _MILLISECOND_CODE if _MILLISECOND_CODE.fullmatch(clock) else _FRAME_CODE
+        clocks.append([float(line), *_clock(f"{path}, line {line}", timecode, clock)])
+        cells = {name: row[place] for name, place in places.items() if name != "Timecode"}
+        values.append(_numbers(f"{path}, line {line}", cells))
     if not values:
         raise BadMotionFile(f"{path} has {'no row with a face' if rows_seen else 'a header and no rows'}; {_REMEDY}")
     return np.array(clocks), np.stack(values)
 
 
-def _numbers(where: str, names: tuple[str, ...], cells: list[str]) -> Array:
-    """(55,) the numbers of a row, after checking each."""
-    numbers = np.empty(len(cells))
-    for k, (name, cell) in enumerate(zip(names, cells)):
+def _columns(path: Path, header: list[str]) -> tuple[dict[str, int], int | None]:
+    """Places of the timecode, the scores and the head angles in a row, by name; and of the count, if there is one."""
+    wanted = ("Timecode", *_SCORES, *HEAD)
+    absent = [name for name in wanted if name.lower() not in header]
+    missing = [name for name in absent if name not in _OPTIONAL]
+    if len(absent) > len(wanted) // 2:
+        raise BadMotionFile(
+            f"{path} is not a Live Link Face recording: its first line should read "
+            f"Timecode,BlendShapeCount,EyeBlinkLeft and so on, separated by commas, semicolons or tabs; {_REMEDY}"
+        )
+    if missing:
+        names = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise BadMotionFile(
+            f"{path} lacks {len(missing)} of the columns of a Live Link Face recording ({names}); {_REMEDY}"
+        )
+    for name in wanted:
+        if header.count(name.lower()) > 1:
+            raise BadMotionFile(f"{path} has two columns {name}; {_REMEDY}")
+    if absent:
+        logger.warning("%s has no %s; taken as 0", path, " and ".join(f"column {name}" for name in absent))
+    places = {name: header.index(name.lower()) for name in wanted if name not in absent}
+    return places, header.index(_COUNT) if _COUNT in header else None
+
+
+def _clock(where: str, pattern: re.Pattern[str], cell: str) -> tuple[float, float, float, float]:
+    """Hours, minutes, seconds and frame of a timecode; milliseconds are a part of the seconds, and the frame is 0."""
+    time = pattern.fullmatch(cell)
+    if time is None:
+        form = "frame (11:54:29:19.804)" if pattern is _FRAME_CODE else "milliseconds (11:54:29:330), as above"
+        raise BadMotionFile(
+            f"{where}, column Timecode: {_shown(cell)} is not of the form hours:minutes:seconds:{form}; {_REMEDY}"
+        )
+    hours, minutes, seconds = (float(part) for part in time.groups()[:3])
+    if pattern is _FRAME_CODE:
+        return hours, minutes, seconds, float(time[4].replace(",", "."))
+    return hours, minutes, seconds + float(f"0.{time[4] or time[5]}"), 0.0
+
+
+def _numbers(where: str, cells: Mapping[str, str]) -> Array:
+    """(55,) the scores and head angles of a row, after checking each; 0 where the file has no such column."""
+    numbers = np.zeros(len(_SCORES) + len(HEAD))
+    for k, name in enumerate((*_SCORES, *HEAD)):
+        cell = cells.get(name, "0")
         try:
-            number = float(cell)
+            number = float(cell.replace(",", "."))
         except ValueError:
             number = math.nan
         if not math.isfinite(number):
