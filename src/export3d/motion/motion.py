@@ -1,7 +1,8 @@
 """Motion: an expression and a camera for each frame, and its file format.
 
 A `.motion` file is a safetensors file: tensors `expression` (T, E) and `camera` (T, 25), float32, with a JSON header
-that holds format, version, fps, expression space and free-text notes. Nothing in it can execute. Expression spaces:
+that holds format, version, fps, expression space and free-text notes; a motion of several shots, or without a face in
+some frames, also has `shot` (T,), int32. Nothing in it can execute. Expression spaces:
 
 - `arkit52`: the 52 ARKit blendshape scores, 0..1, in the order of `arkit.ARKIT52`; what our own tracker gives.
 - `bfm64`: the 64 expression coefficients of the Basel Face Model as Deep3DFaceRecon fits them (the paper's space);
@@ -41,7 +42,12 @@ MAX_FRAMES = 1_000_000
 MAX_HEADER = 1 << 20
 MAX_EXPRESSION = 1e3
 MAX_FPS = 1000.0
+AWAY = -1
+"""In `Motion.shot`: the face is not in the frame."""
 _RESERVED = ("format", "version", "fps", "space")
+_STORED = {"expression": (("F32", "F16", "F64"), 2), "camera": (("F32", "F16", "F64"), 2), "shot": (("I32",), 1)}
+"""Types that are read of each tensor, the one that is written first, and the number of its axes."""
+_ONE_SHOT: NDArray[np.int32] = np.zeros(0, np.int32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +60,8 @@ class Motion:
         fps: frames per second; frame k is the state at k / fps seconds.
         space: a key of `SPACES`.
         meta: notes that travel with the file, such as where it came from.
+        shot: (T,) int32, the number of the shot that a frame belongs to, from 0; -1 where the face is away, and
+            expression and camera are made up. By default all frames are of one shot.
 
     Raises:
         ShapeError, ConfigError or InputError when the parts do not fit together or hold NaN or infinity.
@@ -68,6 +76,7 @@ class Motion:
     fps: float
     space: str = "arkit52"
     meta: Mapping[str, str] = field(default_factory=dict)
+    shot: NDArray[np.int32] = field(default_factory=lambda: _ONE_SHOT)
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
@@ -91,6 +100,18 @@ class Motion:
             object.__setattr__(self, name, value)
         if len(self.expression) != len(self.camera):
             raise ShapeError(f"{len(self.expression)} expression frames but {len(self.camera)} camera frames")
+        shot = np.array(self.shot)
+        if not shot.any():  # one shot, of however many frames
+            shot = np.zeros(len(self.camera), np.int32)
+        if shot.shape != (len(self.camera),) or shot.dtype.kind not in "iu":
+            raise ShapeError(f"shot must be {len(self.camera)} whole numbers, got {shot.dtype} of shape {shot.shape}")
+        if shot.min() < AWAY or shot.max() > MAX_FRAMES:
+            raise InputError(
+                f"shots are numbered from 0, {AWAY} where the face is away, got {shot.min()}..{shot.max()}"
+            )
+        shot = shot.astype(np.int32)
+        shot.flags.writeable = False
+        object.__setattr__(self, "shot", shot)
 
     def __len__(self) -> int:
         return len(self.expression)
@@ -103,7 +124,7 @@ class Motion:
         start, stop, step = frames.indices(len(self))
         if not range(start, stop, step):
             raise IndexError(f"frames {start}:{stop} are outside a motion of {len(self)} frames")
-        return replace(self, expression=self.expression[frames], camera=self.camera[frames])
+        return replace(self, expression=self.expression[frames], camera=self.camera[frames], shot=self.shot[frames])
 
     def __eq__(self, other: object) -> bool:
         """Same frames, rate and space; notes do not count."""
@@ -113,6 +134,7 @@ class Motion:
             (self.fps, self.space) == (other.fps, other.space)
             and np.array_equal(self.expression, other.expression)
             and np.array_equal(self.camera, other.camera)
+            and np.array_equal(self.shot, other.shot)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -148,7 +170,7 @@ class Motion:
         """The same motion at another rate: T fps' / fps frames, rounded, at least one.
 
         Expressions and head positions are interpolated linearly, rotations along the shortest arc; past the last frame
-        its state is held.
+        its state is held. Nothing is interpolated across a cut.
         """
         if fps == self.fps:
             return self
@@ -158,9 +180,12 @@ class Motion:
         before = np.minimum(np.floor(where).astype(int), max(len(self) - 2, 0))
         after = np.minimum(before + 1, len(self) - 1)
         weight = where - before
+        apart = self.shot[before] != self.shot[after]
+        weight[apart] = np.round(weight[apart])
+        shot = self.shot[np.where(weight < 0.5, before, after)]
         expression = _mix(self.expression[before], self.expression[after], weight)
         camera = _mix_cameras(self.camera[before], self.camera[after], weight)
-        return replace(self, expression=expression, camera=camera, fps=fps)
+        return replace(self, expression=expression, camera=camera, fps=fps, shot=shot)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.motion` file: whole or not at all, the same bytes for the same motion.
@@ -177,7 +202,10 @@ class Motion:
             "fps": repr(self.fps),
             "space": self.space,
         }
-        files.write_bytes(path, _safetensors({"expression": self.expression, "camera": self.camera}, header))
+        tensors: dict[str, NDArray[Any]] = {"expression": self.expression, "camera": self.camera}
+        if self.shot.any():
+            tensors["shot"] = self.shot
+        files.write_bytes(path, _safetensors(tensors, header))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Motion:
@@ -203,7 +231,8 @@ class Motion:
         try:
             fps = float(header["fps"])
             meta = {key: value for key, value in header.items() if key not in _RESERVED}
-            motion = cls(tensors["expression"], tensors["camera"], fps, header.get("space", "missing"), meta)
+            space, shot = header.get("space", "missing"), tensors.get("shot", _ONE_SHOT)
+            motion = cls(tensors["expression"], tensors["camera"], fps, space, meta, shot)
             check_sane(motion)
         except KeyError as problem:
             raise BadMotionFile(f"{path} lacks {problem.args[0]!r}; {remedy}") from problem
@@ -215,39 +244,40 @@ class Motion:
 # --- files and numbers ------------------------------------------------------------------------------------------------
 
 
-def _safetensors(tensors: Mapping[str, Array], header: Mapping[str, str]) -> bytes:
-    """The safetensors bytes of float32 tensors; the library's own writer shuffles the header from run to run."""
+def _safetensors(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, str]) -> bytes:
+    """The safetensors bytes of float32 and int32 tensors; the library's own writer shuffles the header between runs."""
     layout: dict[str, Any] = {"__metadata__": dict(header)}
     data = b""
     for name, value in tensors.items():
-        raw = np.ascontiguousarray(value, dtype="<f4").tobytes()
-        layout[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [len(data), len(data) + len(raw)]}
+        kind, stored = ("I32", "<i4") if value.dtype.kind == "i" else ("F32", "<f4")
+        raw = np.ascontiguousarray(value, dtype=stored).tobytes()
+        layout[name] = {"dtype": kind, "shape": list(value.shape), "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     text = json.dumps(layout, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text + data
 
 
-def _read_safetensors(path: Path, remedy: str) -> tuple[dict[str, Array], dict[str, str]]:
-    """The float32 `expression` and `camera` and the notes of a safetensors file, sizes checked before reading."""
+def _read_safetensors(path: Path, remedy: str) -> tuple[dict[str, NDArray[Any]], dict[str, str]]:
+    """The tensors of `_STORED` and the notes of a safetensors file, types and sizes checked before reading."""
     from safetensors import SafetensorError, safe_open
 
     size = path.stat().st_size
     length = int.from_bytes(files.sniff(path, 8), "little")
     if size < 8 or length > min(MAX_HEADER, size - 8):
         raise BadMotionFile(f"{path} is not a .motion file, or only its beginning; {remedy}")
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, NDArray[Any]] = {}
     try:
         with safe_open(str(path), framework="np") as file:
             header = dict(file.metadata() or {})
-            for name in ("expression", "camera"):
+            for name, (kinds, axes) in _STORED.items():
                 if name not in file.keys():  # noqa: SIM118 - not a dictionary
                     continue
                 part = file.get_slice(name)
                 shape, kind = part.get_shape(), part.get_dtype()
-                if kind not in ("F16", "F32", "F64"):
-                    raise BadMotionFile(f"{path} holds {name} of type {kind}, not float32; {remedy}")
-                if len(shape) != 2 or shape[0] > MAX_FRAMES or shape[1] > 1024:
+                if kind not in kinds:
+                    raise BadMotionFile(f"{path} holds {name} of type {kind}, not {kinds[0]}; {remedy}")
+                if len(shape) != axes or shape[0] > MAX_FRAMES or max(shape[1:], default=0) > 1024:
                     raise BadMotionFile(f"{path} holds {name} of absurd shape {tuple(shape)}; {remedy}")
                 tensors[name] = np.asarray(file.get_tensor(name))
     except (SafetensorError, OSError, ValueError, TypeError) as problem:
