@@ -2,7 +2,7 @@
 
 Every value is replaced by that of a parabola fitted to its neighbours with Gaussian weights (local quadratic
 regression, after Savitzky and Golay). The window is symmetric, so there is no lag. A parabola follows peaks that a
-moving average would flatten. Nothing is smoothed across a cut. Widths are in seconds.
+moving average would flatten. No pose is smoothed across a cut. Widths are in seconds.
 """
 
 from __future__ import annotations
@@ -22,6 +22,10 @@ _GLITCH_FRAMES = 3
 _CUT = np.array([8.0, 8.0, 8.0, 0.02, 0.02, 0.08])
 """Minimum change between two frames at a cut: degrees, direction (a twelfth of the crop), log distance."""
 _CUT_RATIO = 3.0
+_LOST_S = 0.4
+"""A face that is lost for longer is away."""
+_RESIZED = 1.15
+"""A face that comes back so much larger or smaller was filmed anew."""
 _PIECE = 256
 """Frames fitted at once, which bounds the memory use."""
 
@@ -45,12 +49,14 @@ class Smoothing:
             raise ConfigError("smoothing widths must be zero or positive seconds")
 
 
-def smooth_cameras(labels: ArrayLike, fps: float, smoothing: Smoothing | None = None) -> Array:
+def smooth_cameras(
+    labels: ArrayLike, fps: float, smoothing: Smoothing | None = None, shot: NDArray[np.int32] | None = None
+) -> Array:
     """Smooth camera labels: (T, 25) to (T, 25); intrinsics become those of the face crop.
 
     Head angles and the direction to the head are smoothed lightly, the distance more. A turn by more than 4 degrees
-    that returns within one to three frames is treated as a detector glitch and removed. The two sides of a cut (`cuts`)
-    are smoothed separately.
+    that returns within one to three frames is treated as a detector glitch and removed. The two sides of a cut are
+    smoothed separately: where `shot` (T,) changes (see `shots`), by default at the `cuts`.
     """
     widths = smoothing or Smoothing()
     labels = np.asarray(labels, dtype=np.float64)
@@ -61,7 +67,7 @@ def smooth_cameras(labels: ArrayLike, fps: float, smoothing: Smoothing | None = 
         angles = remove_glitches(angles, _GLITCH_DEG)
     sigma = np.array([widths.pose_s] * 5 + [widths.distance_s]) * fps
     numbers = np.concatenate([angles, position], axis=1)
-    pieces = np.split(numbers, cuts(numbers))
+    pieces = np.split(numbers, cuts(numbers) if shot is None else np.flatnonzero(np.diff(shot)) + 1)
     numbers = np.concatenate([np.stack([smooth(p[:, i], s) for i, s in enumerate(sigma)], axis=1) for p in pieces])
     return from_pose_numbers(numbers[:, :3], numbers[:, 3:])
 
@@ -102,6 +108,38 @@ def cuts(numbers: ArrayLike) -> list[int]:
     padded = np.pad(change, 2)
     around = np.max([padded[:-4], padded[1:-3], padded[3:-1], padded[4:]], axis=0)
     return [int(frame) + 1 for frame in np.flatnonzero((change > 1.0) & (change > _CUT_RATIO * around))]
+
+
+def shots(labels: ArrayLike, found: NDArray[np.bool_], fps: float) -> NDArray[np.int32]:
+    """The shot that each frame of a clip belongs to, as `Motion.shot` has it.
+
+    A new shot begins at a cut (`cuts`). A face that is lost for a moment may have moved meanwhile: there the change
+    that makes a cut grows with the number of frames. A face that is lost for longer than `_LOST_S` is away. When it
+    comes back, the shot goes on, unless the face's size differs by more than `_RESIZED`.
+
+    Args:
+        labels: (N, 25), not smoothed, of the N frames in which the face was found; at least one.
+        found: (T,).
+        fps: frames per second.
+
+    Returns:
+        (T,) int32: 0, 1, ... and -1 where the face is away.
+    """
+    angles, position = pose_numbers(labels)
+    numbers = np.concatenate([remove_glitches(angles, _GLITCH_DEG), position], axis=1)
+    seen, steps = np.flatnonzero(found), np.abs(np.diff(numbers, axis=0))
+    gap = np.diff(seen) - 1
+    new = np.zeros(len(seen), dtype=np.int32)
+    new[cuts(numbers)] = 1
+    new[1:] &= (steps / _CUT).max(axis=1) > gap + 1
+    new[1:] = np.where(gap > _LOST_S * fps, steps[:, 5] > np.log(_RESIZED), new[1:])
+    number = np.cumsum(new, dtype=np.int32)
+    frames = np.arange(len(found))
+    before = (np.searchsorted(seen, frames, side="right") - 1).clip(0)
+    after = np.searchsorted(seen, frames).clip(0, len(seen) - 1)
+    lost = np.where(frames < seen[0], seen[0], np.where(frames > seen[-1], len(found) - 1 - seen[-1], 0))
+    lost = np.maximum(lost, seen[after] - seen[before] - 1)
+    return np.where(lost > _LOST_S * fps, -1, number[before]).astype(np.int32)
 
 
 def smooth(values: ArrayLike, sigma: float, order: int = 2) -> Array:

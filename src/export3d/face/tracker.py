@@ -20,7 +20,7 @@ from export3d.face.landmark_sets import NOSE_TIP
 from export3d.face.landmarks import Face, FaceLandmarker, Landmarker, alike, all_faces
 from export3d.face.mesh import canonical_mesh
 from export3d.face.people import Crowd, Person, joined, upright
-from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, smooth_cameras, smooth_expression
+from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, shots, smooth_cameras, smooth_expression
 from export3d.motion.motion import Motion
 
 logger = logging.getLogger(__name__)
@@ -367,16 +367,17 @@ def _track(person: Person, total: int, fps: float, smoothing: Smoothing) -> Trac
     labels, _ = pose.fit_cameras(pose_landmarks, CROP_SIZE, shape, seen_scores)
     if shape is not None:
         shape = pose.person_shape(box.to_crop(in_frames[some]), CROP_SIZE, labels[some])
-    bridge = _Bridge(found)
+    shot = shots(labels, found, fps)
+    bridge = _Bridge(found, shot)
     labels = from_pose_numbers(*(bridge(numbers) for numbers in pose_numbers(labels)))
-    labels = smooth_cameras(labels, fps, smoothing)
+    labels = smooth_cameras(labels, fps, smoothing, shot)
     scores = smooth_expression(bridge(seen_scores), fps, smoothing)
     distance = np.full(len(found), np.nan, dtype=np.float32)
     distance[found] = pose.reprojection(pose_landmarks, labels[found], CROP_SIZE, shape)
     for piece in reversed(pose.pieces(len(found))):  # in place: frame t is made of rows 0..t of `in_frames`
         landmarks[piece] = bridge(in_frames, piece, box.to_crop)
     return Track(
-        motion=Motion(scores, labels, fps, "arkit52"),
+        motion=Motion(scores, labels, fps, "arkit52", shot=shot),
         crop=box,
         landmarks=landmarks,
         found=found,
@@ -390,14 +391,15 @@ def _double(values: ArrayLike) -> NDArray[np.float64]:
 
 
 class _Bridge:
-    """Interpolates values (N, ...) of the N frames with a face to all T frames; constant at the ends."""
+    """Interpolates values (N, ...) of the N frames with a face to all T frames; constant at the ends and to a cut."""
 
-    def __init__(self, found: NDArray[np.bool_]) -> None:
+    def __init__(self, found: NDArray[np.bool_], shot: NDArray[np.int32]) -> None:
         have, frames = np.flatnonzero(found), np.arange(len(found))
         self._after = np.searchsorted(have, frames).clip(0, len(have) - 1)
         self._before = (np.searchsorted(have, frames, side="right") - 1).clip(0)
         gap = np.maximum(have[self._after] - have[self._before], 1)
         self._share = ((frames - have[self._before]) / gap).clip(0.0, 1.0)
+        self._share[shot[have][self._before] != shot[have][self._after]] = 0.0
 
     def __call__(
         self,
