@@ -20,7 +20,8 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from export3d.animate.drive import hold, rebase
+from export3d.animate.drive import hold, rebase, references
+from export3d.animate.head_motion import HeadMotion, report
 from export3d.animate.orbit import CameraPath, orbit_motion
 from export3d.camera import LABEL_SIZE, turned
 from export3d.errors import ConfigError, check_shape
@@ -251,6 +252,7 @@ class Animator:
         relative: bool = True,
         batch: int = BATCH,
         *,
+        head_motion: HeadMotion = "steady",
         scores: Mapping[str, float] | None = None,
         size: Size | None = None,
         frame: Frame = "crop",
@@ -263,6 +265,8 @@ class Animator:
             motion: from `driving_motion` or `Motion.load`, in the model's expression space.
             relative: see `export3d.animate.drive`.
             batch: frames rendered together.
+            head_motion: "steady", "full" or "rotation", how far a relative motion moves the head through the frame, see
+                `export3d.animate.head_motion`. The log says where it differs from what was filmed.
             scores: ARKit scores held at a value in every frame, see `drive.hold`.
             size: pixels across the face crop, 256 to 1024, or "native", the photo's own (a video's frames have at most
                 1,920 pixels a side). None: the model's size for the crop, native for the photo.
@@ -279,7 +283,12 @@ class Animator:
             raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
         motion.require_space(self.space)
         view = self._view(source, size, frame, background)
-        motions = [rebase(motion, one.camera, one.expression, relative) for one in view.sources]
+        motions = [
+            rebase(motion, one.camera, one.expression, relative, head_motion=head_motion) for one in view.sources
+        ]
+        done = report(motion, references(motion).place, head_motion) if relative else ""
+        if done:
+            logger.warning("%s: %s", motion.meta.get("file", "the driving motion"), done)
         return self._stream(view, [hold(one, scores) if scores else one for one in motions], batch)
 
     def orbit(

@@ -1,7 +1,8 @@
 """What moves the portrait: a driving video or a motion file, rebased on the source.
 
 Motion is transferred in one of two ways. *Relative* (the default) adds the change of the driving face, measured from
-its most neutral frame, to the source's pose and expression: the portrait keeps its own head pose and its own smile.
+the most neutral frame of each shot, to the source's pose and expression: the portrait keeps its own head pose and its
+own smile. How far its head moves through the frame is the subject of `head_motion`.
 *Absolute* uses the driving face's cameras and expressions unchanged: the portrait gets the pose and framing of the
 driving face. Same-identity scores are measured this way.
 """
@@ -17,12 +18,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d import camera
+from export3d.animate.head_motion import (
+    HeadMotion,
+    check_head_motion,
+    displacement,
+    eased,
+    eased_expression,
+    neck_place,
+    runs,
+    with_neck,
+)
 from export3d.errors import BadMotionFile, check_shape
 from export3d.files import kind_at
 from export3d.motion.arkit import ARKIT52, with_scores
 from export3d.motion.bfm64 import load_bfm64
 from export3d.motion.livelink import load_live_link_face
-from export3d.motion.motion import Motion
+from export3d.motion.motion import AWAY, Motion
 from export3d.video.reading import frame_range, nothing_selected
 
 if TYPE_CHECKING:
@@ -47,6 +58,8 @@ _AT_REST = (
     "mouthPucker",
 )
 """Scores that say how far a face is from rest, for choosing the reference frame."""
+_RESTLESS = 0.3
+"""A shot whose most neutral face is so much farther from rest than the motion's takes the motion's."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +170,56 @@ def reference_frame(motion: Motion) -> int:
     """The frame that relative motion counts from: the head most frontal and the face most at rest.
 
     Each 10 degrees of head rotation cost as much as one ARKit score of 1; without ARKit scores the pose alone decides.
-    Ties go to the first frame.
+    Ties go to the first frame. Frames without the face are chosen only where there are no others.
     """
-    cost = np.linalg.norm(camera.head_angles(motion.camera), axis=-1) / 10.0
-    if motion.space == "arkit52":
-        cost = cost + motion.expression[:, [ARKIT52.index(name) for name in _AT_REST]].sum(axis=-1)
-    return int(np.argmin(cost))
+    return int(np.argmin(_turned(motion) + _moving(motion)))
+
+
+def _turned(motion: Motion) -> NDArray[np.floating]:
+    """(T,) how far the head is from frontal; large where the face is away."""
+    away = np.where(motion.shot == AWAY, 1e6, 0.0)
+    return np.asarray(np.linalg.norm(motion.angles_deg, axis=-1) / 10.0 + away)
+
+
+def _moving(motion: Motion) -> NDArray[np.floating]:
+    """(T,) how far the face is from rest; 0 without ARKit scores."""
+    if motion.space != "arkit52":
+        return np.zeros(len(motion))
+    return np.asarray(motion.expression[:, [ARKIT52.index(name) for name in _AT_REST]].sum(axis=-1))
+
+
+@dataclass(frozen=True)
+class References:
+    """The frames that each frame of a motion is measured from, (T,) each.
+
+    Attributes:
+        pose: the reference frame of its shot, for the head's rotation.
+        expression: the same; that of the whole motion for a shot whose face is never nearly at rest.
+        place: the reference frame of its run, the part of a shot between absences of the face.
+    """
+
+    pose: NDArray[np.int64]
+    expression: NDArray[np.int64]
+    place: NDArray[np.int64]
+
+
+def references(motion: Motion, reference: int | None = None) -> References:
+    """The reference frames of a motion; `reference` is used in its own shot."""
+    moving = _moving(motion)
+    cost = _turned(motion) + moving
+    best = reference_frame(motion)
+    pose, expression, place = (np.zeros(len(motion), dtype=np.int64) for _ in range(3))
+    for shot in set(motion.shot.tolist()):
+        frames = np.flatnonzero(motion.shot == shot)
+        own = int(frames[np.argmin(cost[frames])])
+        if reference is not None and reference in frames:
+            own = reference
+        pose[frames] = own
+        expression[frames] = own if own == reference or moving[own] < moving[best] + _RESTLESS else best
+    for run in runs(motion.shot):
+        own = pose[run.start]
+        place[run] = own if run.start <= own < run.stop else run.start + np.argmin(cost[run])
+    return References(pose, expression, place)
 
 
 def rebase(
@@ -171,38 +228,50 @@ def rebase(
     source_expression: NDArray[np.floating],
     relative: bool = True,
     reference: int | None = None,
+    head_motion: HeadMotion = "steady",
 ) -> Motion:
     """Cameras and expressions to render the source with.
 
-    Relative: with W the world-to-camera rotation and t the head's position in camera axes, frame k of the result has
-    W = W_k W_ref^-1 W_source, t = t_source + t_k - t_ref and expression source + driving_k - driving_ref, clipped to
-    0..1 for ARKit scores. At the reference frame the source keeps its own pose and expression exactly.
+    Relative: with W the world-to-camera rotation, frame k of the result has W = W_k W_ref^-1 W_source and expression
+    source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the reference frame the source keeps its own
+    rotation and expression exactly. The neck moves from its place in the source as `head_motion` says. Each shot of
+    the motion has its own reference frame. Where the face is away, the source's own pose and expression are the result.
+    What would jump between shots passes over in half a second (see `export3d.animate.head_motion`).
 
     Args:
         motion: the driving motion, T frames.
         source_camera: (25,) label of the source portrait.
         source_expression: (E,) of the source portrait, in the motion's expression space.
         relative: False returns the motion as it is.
-        reference: frame number to count from; by default `reference_frame(motion)`.
+        reference: frame number to count from in its shot; by default each shot's `reference_frame`.
+        head_motion: "steady", "full" or "rotation".
 
     Returns:
         T frames, the same fps and space.
+
+    Raises:
+        ConfigError: another `head_motion`.
     """
     check_shape(np.asarray(source_camera), str(camera.LABEL_SIZE), "source_camera")
     check_shape(np.asarray(source_expression), str(motion.expression.shape[1]), "source_expression")
+    check_head_motion(head_motion)
     if not relative:
         return motion
-    start = reference_frame(motion) if reference is None else reference
+    frames, away = references(motion, reference), motion.shot == AWAY
+    own_pose, intrinsics = camera.unpack(np.asarray(source_camera, dtype=np.float64))
+    own_rotation, own_expression = own_pose[:3, :3].T, np.asarray(source_expression)
     rotation = np.swapaxes(camera.unpack(motion.camera.astype(np.float64))[0][:, :3, :3], -1, -2)
-    source_pose, source_intrinsics = camera.unpack(np.asarray(source_camera, dtype=np.float64))
-    turned = rotation @ rotation[start].T @ source_pose[:3, :3].T
-    moved = camera.head_position(motion.camera)
-    position = camera.head_position(source_camera) + moved - moved[start]
-    cam2world = np.tile(np.eye(4), (len(motion), 1, 1))
-    cam2world[:, :3, :3] = np.swapaxes(turned, -1, -2)
-    cam2world[:, :3, 3] = -(cam2world[:, :3, :3] @ position[:, :, None])[:, :, 0]
-    labels = camera.pack(cam2world, np.broadcast_to(source_intrinsics, (len(motion), 3, 3)))
-    expression = np.asarray(source_expression) + motion.expression - motion.expression[start]
+    turned: NDArray[np.floating] = rotation @ np.swapaxes(rotation[frames.pose], -1, -2) @ own_rotation
+    turned[away] = own_rotation
+    moved: NDArray[np.floating] = displacement(motion, frames.place, head_motion)
+    expression: NDArray[np.floating] = own_expression + motion.expression - motion.expression[frames.expression]
+    expression[away] = own_expression
+    if len(runs(motion.shot)) > 1:
+        angles = np.unwrap(camera.head_angles(with_neck(turned, moved, intrinsics)), axis=0, period=360.0)
+        turned = camera.head_rotation(eased(angles, motion.shot, motion.fps))
+        moved = eased(moved, motion.shot, motion.fps)
+        expression = eased_expression(expression, motion.shot, motion.fps)
+    labels = with_neck(turned, neck_place(source_camera) + moved, intrinsics)
     if motion.space == "arkit52":
         expression = expression.clip(0.0, 1.0)
     return replace(motion, expression=expression.astype(np.float32), camera=labels.astype(np.float32))

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from export3d.animate.head_motion import HeadMotion
 from export3d.errors import ConfigError, OutputError
 from export3d.files import kind_at, make_folder, output_file, write_failure
 from export3d.image import contact_sheet, fitted, write_png
@@ -108,6 +109,7 @@ def write_animation(
     *,
     relative: bool = True,
     batch: int = 4,
+    head_motion: HeadMotion = "steady",
     scores: Mapping[str, float] | None = None,
     size: Size | None = None,
     frame: Frame = "crop",
@@ -121,7 +123,7 @@ def write_animation(
     scaled down.
 
     Args:
-        animator, source, relative, batch, scores, size, frame, background: see `Animator.animate`.
+        animator, source, relative, batch, head_motion, scores, size, frame, background: see `Animator.animate`.
         driving: from `export3d.animate.drive`.
         output: the video, .mp4.
         sheet: the contact sheet, .png.
@@ -143,7 +145,15 @@ def write_animation(
             yield made
 
     moving = animator.animate(
-        source, driving.motion, relative, batch, scores=scores, size=size, frame=frame, background=background
+        source,
+        driving.motion,
+        relative,
+        batch,
+        head_motion=head_motion,
+        scores=scores,
+        size=size,
+        frame=frame,
+        background=background,
     )
     existed = kind_at(output, OutputError)
     count = write_video(output, frames(), driving.motion.fps, driving.video, driving.start_s)

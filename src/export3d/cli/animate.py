@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -25,6 +25,7 @@ def command(
     absolute: Annotated[bool, _WAY] = False,
     start: float = 0.0,
     seconds: float | None = None,
+    head_motion: Literal["steady", "full", "rotation"] = "steady",
     scores: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(name="set", metavar="NAME=VALUE")] = (),
     sheet: Path | None = None,
     weights: Path | None = None,
@@ -45,6 +46,8 @@ def command(
         absolute: use the driving face's pose and expression unchanged.
         start: start at this time of the driving video or motion, seconds.
         seconds: maximum duration, seconds.
+        head_motion: how the head's place and size follow the driving face: steady removes drift, zoom and shaking of
+            the driving video, full follows it as far as the frame allows, rotation turns the head in its place.
         scores: keep an ARKit score of the result at this value, 0 to 1, such as jawOpen=0.8; may be repeated.
         sheet: also write a contact sheet (.png).
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
@@ -55,12 +58,15 @@ def command(
     from export3d.animate.drive import FPS, motion_path, read_motion
     from export3d.animate.drive import driving as drive
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
+    from export3d.errors import ConfigError
     from export3d.motion.arkit import ARKIT52, with_scores
     from export3d.video.reading import frame_range
 
     held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
     with_scores([0.0] * len(ARKIT52), held)  # report an unknown name before any work starts
     frame_range(start, seconds, FPS)
+    if absolute and head_motion != "steady":
+        raise ConfigError("--absolute takes over the driver's framing; leave out --head-motion")
     read = framing.check()
     mover = driving or motion
     assert mover is not None  # tyro accepts exactly one of them
@@ -90,6 +96,7 @@ def command(
         sheet,
         relative=not absolute,
         batch=batch,
+        head_motion=head_motion,
         scores=held,
         **framing.options(animator, relative=not absolute),
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
