@@ -33,6 +33,7 @@ from export3d.motion.motion import SPACES, Motion
 from export3d.photo.canvas import LONG_SIDE, MARGIN, NATIVE, SMALLEST, Frame, Size
 from export3d.photo.compositor import Compositor
 from export3d.photo.extension import extended_crop, share_outside
+from export3d.photo.palette import Palette, palette
 from export3d.photo.scene import scene
 from export3d.pretrained import load_pretrained
 from export3d.warping.origin import Origin
@@ -65,6 +66,7 @@ class Source:
         features: what the network computed from the crop, once; batch 1, on the animator's device.
         crop: where the crop lies in the portrait.
         others: where the crops of the portrait's other faces lie.
+        palette: the colours of the face; None for weights that do not move the source's pixels.
     """
 
     photo: Picture
@@ -74,6 +76,7 @@ class Source:
     features: Encoded
     crop: CropBox
     others: tuple[CropBox, ...] = ()
+    palette: Palette | None = None
 
 
 class Animator:
@@ -160,19 +163,18 @@ class Animator:
         expression = track.motion.expression[0] if known else np.zeros(SPACES[self.space], np.float32)
         picture = extended_crop(image, track.crop, self.size, MARGIN)
         tensor = to_tensor(picture)[None].to(self.device)
+        places = self._tensor(track.landmarks[:1] / CROP_SIZE)
         return Source(
             photo=image,
             image=picture,
             expression=expression,
             camera=track.motion.camera[0],
             features=self.model.encode(
-                tensor,
-                self._tensor(track.motion.camera[:1]),
-                self._tensor(expression[None]),
-                self._tensor(track.landmarks[:1] / CROP_SIZE),
+                tensor, self._tensor(track.motion.camera[:1]), self._tensor(expression[None]), places
             ),
             crop=track.crop,
             others=track.others,
+            palette=palette(tensor, places) if self.model.moves_pixels else None,
         )
 
     def render(
@@ -432,7 +434,10 @@ class Animator:
     @staticmethod
     def _finished(view: _View, made: Sequence[tuple[Tensor, Origin | None]]) -> list[Picture]:
         """Each source's images (B, 3, h, h) and their origin to B frames."""
-        images = [image for image, _ in made]
+        images = [
+            image if one.palette is None or origin is None else one.palette.kept(image, origin)
+            for one, (image, origin) in zip(view.sources, made)
+        ]
         if view.compositor is None:
             return list(to_uint8(images[0]))
         origins = [origin for _, origin in made if origin is not None]

@@ -14,6 +14,7 @@ opacity of the person at p + w o.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -274,8 +275,10 @@ class _Face:
         unit = 2.0 * _AGREED / 256.0
         apart = origin.offset[:, :, rows[:, None], columns] - origin.offset
         apart = apart * _smooth(apart.norm(dim=1, keepdim=True) / (2.0 * unit) - 0.5)  # a head at rest stays in place
-        return Origin(
-            origin.offset + apart, origin.trust * torch.exp(-(apart.norm(dim=1, keepdim=True) / unit).square())
+        return replace(
+            origin,
+            offset=origin.offset + apart,
+            trust=origin.trust * torch.exp(-(apart.norm(dim=1, keepdim=True) / unit).square()),
         )
 
     def _territory(self, x: Tensor, y: Tensor) -> Tensor | None:

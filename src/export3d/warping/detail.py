@@ -7,7 +7,7 @@ where it has moved away. `Detail` chooses at each pixel.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -157,4 +157,9 @@ class DetailGuide:
     @property
     def origin(self) -> Origin | None:
         """Where the final image's pixels come from in the source; None until it is finished."""
-        return None if self.share is None else origin(self.share, self.views.offset, self.views.turn)
+        if self.share is None:
+            return None
+        views, share = self.views, self.share[:, 1:]
+        taken = (share[:, :, None] * torch.stack([views.moved, views.still, views.turned], dim=1)).sum(dim=1)
+        taken = torch.cat([taken, share.sum(dim=1, keepdim=True)], dim=1)
+        return replace(origin(self.share, views.offset, views.turn), taken=taken)

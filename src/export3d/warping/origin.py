@@ -31,14 +31,18 @@ class Origin:
         offset: (B, 2, H, W) from each pixel to its place in the source, x first, in [-1, 1] grid units.
         trust: (B, 1, H, W) 0 to 1: 1 where the pixel is the source's pixel at that place; 0 where it is rendered, as
             inside a mouth, or mixed from views of the source that disagree about the place.
+        taken: (B, 4, H, W) the views of the source in [-1, 1], weighted by their shares, and the sum of these shares;
+            None if they were not kept.
     """
 
     offset: Tensor
     trust: Tensor
+    taken: Tensor | None = None
 
     def at(self, number: int) -> Origin:
         """That of one of the images."""
-        return Origin(self.offset[number : number + 1], self.trust[number : number + 1])
+        one = slice(number, number + 1)
+        return Origin(self.offset[one], self.trust[one], None if self.taken is None else self.taken[one])
 
 
 def origin(share: Tensor, offset: Tensor, turn: Tensor) -> Origin:
