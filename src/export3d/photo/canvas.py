@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,7 +13,7 @@ from PIL import Image
 
 from export3d.errors import ConfigError
 from export3d.face.crop import CropBox
-from export3d.photo.extension import extended_crop
+from export3d.photo.extension import extended, extended_crop, reaches_beyond
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ LONG_SIDE = 1920
 MOST_PIXELS = 36_000_000
 """Of a frame of the whole photo."""
 MARGIN = 0.25
-"""Of the photo around the face crop, in crop sides, that a crop's frames may look up."""
+"""What frames may look up around the face crop, and around a photo that the crop reaches beyond, in crop sides."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,12 @@ def parse_size(text: str | int) -> Size:
 
 
 def canvas(
-    photo: Picture, box: CropBox, size: Size = NATIVE, frame: Frame = "photo", long_side: int | None = LONG_SIDE
+    photo: Picture,
+    box: CropBox,
+    size: Size = NATIVE,
+    frame: Frame = "photo",
+    long_side: int | None = LONG_SIDE,
+    others: Sequence[CropBox] = (),
 ) -> Canvas:
     """The pixel grid of a photo's frames.
 
@@ -88,6 +94,7 @@ def canvas(
         size: pixels across the face crop; "native": the photo's own. Odd numbers lose one pixel.
         frame: "photo" shows all of it, "crop" the face crop.
         long_side: of frames of native size; larger photos are scaled down. None: no limit.
+        others: the other face crops. If one reaches beyond the photo, the image does too.
 
     Raises:
         ConfigError: a size or frame that is not possible.
@@ -114,11 +121,13 @@ def canvas(
         most = (MOST_PIXELS / (height * width)) ** 0.5
         if scale > most:
             log.warning("the photo has %d megapixels; frames of it have %d", height * width / 1e6, MOST_PIXELS / 1e6)
-        return _whole(photo, min(scale, most))
+        scale = min(scale, most)
+        beyond = any(reaches_beyond(photo, one) for one in (box, *others))
+        return _whole(photo, scale, round(MARGIN * box.side * scale) if beyond else 0)
     return _cropped(photo, box, scale)
 
 
-def _whole(photo: Picture, scale: float) -> Canvas:
+def _whole(photo: Picture, scale: float, margin: int) -> Canvas:
     height, width = (_even(side * scale) for side in photo.shape[:2])
     image = photo
     if scale != 1.0:
@@ -127,8 +136,10 @@ def _whole(photo: Picture, scale: float) -> Canvas:
                 (width, height), Image.Resampling.LANCZOS, box=(0, 0, width / scale, height / scale)
             )
         )
-    limits = (0.0, 0.0, photo.shape[1] * scale, photo.shape[0] * scale)
-    return Canvas(image[:height, :width], scale, (0.0, 0.0), limits, (slice(0, height), slice(0, width)), True)
+    limits = (0.0, 0.0, photo.shape[1] * scale + 2 * margin, photo.shape[0] * scale + 2 * margin)
+    window = slice(margin, margin + height), slice(margin, margin + width)
+    image = extended(image, margin) if margin else image[window]
+    return Canvas(image, scale, (-margin / scale, -margin / scale), limits, window, True)
 
 
 def _cropped(photo: Picture, box: CropBox, scale: float) -> Canvas:

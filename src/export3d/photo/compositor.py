@@ -97,6 +97,8 @@ class _Face:
         check_shape(source, "1 3 h h", "source")
         self.alone = not others
         self._box, self._others, self._limits, self._source = box, others, canvas.limits, source
+        border = canvas.window[0].start if canvas.whole else 0  # beyond a photo the crop and the canvas only resemble
+        self._comparable = np.reshape(canvas.limits, (2, 2)) + np.array([[border], [-border]])
         (left, top), side = box.corner, box.side
         reach = _REACH * side if canvas.whole else 0.0
         self._first = (canvas.window[0].start, canvas.window[1].start)
@@ -211,7 +213,7 @@ class _Face:
     def _known(self, offset: Tensor) -> Tensor:
         """(1, 1, h, h): 1 where the model looked pixels up in what the crop shows of the photo, 0 beyond."""
         place = pixel_grid(offset.shape[-1], offset.device) + offset
-        limits = (np.reshape(self._limits, (2, 2)) - self._box.corner) * (2.0 / self._box.side) - 1.0
+        limits = (self._comparable - self._box.corner) * (2.0 / self._box.side) - 1.0
         first, last = (constant(tuple(row), place.device, place.dtype)[:, None, None] for row in limits.clip(-1.0, 1.0))
         room = torch.minimum(place - first, last - place).amin(dim=1)
         return (room / _EDGE - 1.0).clamp(0.0, 1.0)[:, None]

@@ -10,14 +10,15 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from export3d.face.crop import CropBox, crop, patch
 from export3d.photo.fields import Pixels, as_pixels, at_pixels, blur, grid_size, on_grid, strips
 
 _BLUR = 0.8
 """Standard deviation of the blur over the distance from the photo's border."""
-_GRID = 512
-"""Most cells of the blurred field along a side."""
+_CELLS = 128
+"""Of the blurred field along the farthest distance from the photo's border."""
 
 
 def share_outside(photo: Pixels, box: CropBox) -> float:
@@ -39,35 +40,49 @@ def extended_crop(photo: Pixels, box: CropBox, size: int, around: float = 0.0) -
     Returns:
         uint8 (size, size, 3).
     """
-    height, width = photo.shape[:2]
-    if (box.corner >= 0.0).all() and (box.corner + box.side <= (width, height)).all():
+    if not reaches_beyond(photo, box):
         return crop(photo, box, size)
+    height, width = photo.shape[:2]
     pixels, (x, y) = patch(photo, CropBox(box.centre, box.side * (1.0 + 2.0 * around)))
     places = np.arange(len(pixels), dtype=np.float64) + 0.5
-    pixels = _blurred(pixels, _beyond(places + x, width), _beyond(places + y, height))
+    _blur(pixels, _beyond(places + x, width), _beyond(places + y, height))
     return crop(pixels, CropBox((box.centre[0] - x, box.centre[1] - y), box.side), size)
 
 
-def _beyond(places: NDArray[np.floating], limit: int) -> NDArray[np.floating]:
+def extended(photo: Pixels, margin: int) -> Pixels:
+    """The photo and what `extended_crop` shows around it: uint8 (H + 2 margin, W + 2 margin, 3)."""
+    pixels = np.pad(photo, ((margin, margin), (margin, margin), (0, 0)), "edge")
+    places = (np.arange(-margin, length + margin, dtype=np.float64) + 0.5 for length in photo.shape[:2])
+    down, across = (_beyond(at, length) for at, length in zip(places, photo.shape[:2]))
+    _blur(pixels, across, down)
+    return pixels
+
+
+def reaches_beyond(photo: Pixels, box: CropBox) -> bool:
+    """Whether a part of a square lies outside the photo."""
+    return bool((box.corner < 0.0).any() or (box.corner + box.side > photo.shape[1::-1]).any())
+
+
+def _beyond(places: NDArray[np.float64], limit: int) -> NDArray[np.float64]:
     """How far places on an axis lie outside 0 to limit."""
-    return np.maximum(-places, places - limit).clip(0.0)
+    return np.asarray(np.maximum(-places, places - limit).clip(0.0), np.float64)
 
 
-def _blurred(pixels: Pixels, across: NDArray[np.floating], down: NDArray[np.floating]) -> Pixels:
-    """Pixels (h, h, 3) blurred in proportion to their distance from the photo, (h,) along each axis; equal inside."""
-    size = len(pixels)
-    grid = grid_size(size, size, _GRID / size)
-    scale = grid[0] / size
-    cells = ((np.arange(grid[0]) + 0.5) / scale).astype(np.int64)
-    distance = np.hypot(across[None, cells], down[cells, None])
-    deviation = torch.from_numpy(distance * (_BLUR * scale)).float()
+def _blur(pixels: Pixels, across: NDArray[np.float64], down: NDArray[np.float64]) -> None:
+    """Blur pixels (h, w, 3) in place by their distance from the photo, (w,) across and (h,) down, pixels."""
+    height, width = pixels.shape[:2]
+    grid = grid_size(height, width, _CELLS / float(np.hypot(across.max(), down.max())))
+    deviation = torch.hypot(_on_axis(down, grid[0])[:, None], _on_axis(across, grid[1])) * (_BLUR * grid[1] / width)
     sharp = field = on_grid(pixels, *grid)
     below, above = 0.0, 1.0
     while below < float(deviation.max()):
         field = torch.lerp(field, blur(sharp, above), ((deviation - below) / (above - below)).clamp(0.0, 1.0))
         below, above = above, 2.0 * above
-    out = pixels.copy()
-    for rows in strips(size, size):
-        beyond = (down[slice(*rows), None] > 0.0) | (across[None, :] > 0.0)
-        out[slice(*rows)][beyond] = as_pixels(at_pixels(field, rows, (0, size), size, size))[beyond]
-    return out
+    for rows in strips(height, width):
+        beyond = (down[slice(*rows), None] > 0.0) | (across > 0.0)
+        pixels[slice(*rows)][beyond] = as_pixels(at_pixels(field, rows, (0, width), height, width))[beyond]
+
+
+def _on_axis(values: NDArray[np.float64], count: int) -> Tensor:
+    """Values of an axis' pixels at the centres of its cells."""
+    return torch.from_numpy(values[((np.arange(count) + 0.5) * (len(values) / count)).astype(int)]).float()

@@ -34,7 +34,8 @@ def scene(
     Raises:
         ConfigError, BadImage: as there.
     """
-    grid = canvas(photo, max((box for box, _ in faces), key=lambda box: box.side), size, frame, long_side)
+    boxes = sorted((box for box, _ in faces), key=lambda box: -box.side)
+    grid = canvas(photo, boxes[0], size, frame, long_side, boxes[1:])
     placed = [(grid.place(box), source) for box, source in faces]
     still = [grid.place(box) for box in others]
     parts = layers(grid.image, [box for box, _ in placed], background, still)

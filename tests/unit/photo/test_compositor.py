@@ -7,11 +7,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from export3d.face.crop import CropBox, crop
+from export3d.face.crop import CropBox
 from export3d.image import to_tensor
 from export3d.photo import compositor
-from export3d.photo.canvas import canvas
+from export3d.photo.canvas import MARGIN, canvas
 from export3d.photo.compositor import Compositor
+from export3d.photo.extension import extended_crop
 from export3d.photo.layers import Layers
 from export3d.warping.origin import Origin
 
@@ -28,7 +29,7 @@ def photo(height: int = 240, width: int = 300, smooth: bool = False) -> np.ndarr
 
 
 def source(image: np.ndarray, box: CropBox) -> Tensor:
-    return to_tensor(crop(image, box, SIZE))[None]
+    return to_tensor(extended_crop(image, box, SIZE, MARGIN))[None]
 
 
 def origin(across_px: float = 0.0, down_px: float = 0.0, side: float = 1.0, trust: float = 1.0) -> Origin:
@@ -158,14 +159,25 @@ def test_several_faces_move_each_in_its_place() -> None:
         assert np.abs(every[90:110, x - 10 : x + 10].astype(int) - 127).max() <= 1
 
 
-def test_nothing_is_pulled_in_from_beyond_the_photo() -> None:
+def pulled_up(image: np.ndarray, box: CropBox) -> np.ndarray:
+    """The last rows of the frame in which everything moves up by 10 pixels."""
+    small, grid, up = source(image, box), canvas(image, box), origin(0.0, 10.0, box.side)
+    drawn = compositor.look_up(small, up.offset)
+    made = Compositor(grid, Layers.opaque(grid.image), [(grid.place(box), small)]).frame([(drawn, up)])
+    assert made.shape == image.shape
+    return made[230:, 120:180].astype(float)
+
+
+def test_beside_the_photos_border_nothing_is_pulled_in_from_beyond() -> None:
     """Motion across the photo's border fades out, so that edge pixels are not drawn out into streaks."""
-    image = photo()
-    box = CropBox((150.0, 210.0), 100.0)
-    small = source(image, box)
-    grid = canvas(image, box)
-    down = origin(0.0, 10.0, box.side)
-    image_moved = compositor.look_up(small, down.offset)
-    made = Compositor(grid, Layers.opaque(grid.image), [(box, small)]).frame([(image_moved, down)])
-    rows = made[230:, 120:180].astype(int)
+    rows = pulled_up(photo(), CropBox((150.0, 189.0), 100.0))
     assert all(np.abs(np.diff(rows, axis=0)).mean(axis=(1, 2)) > 2), "rows repeat"
+
+
+def test_a_crop_that_reaches_beyond_the_photo_pulls_in_no_streaks() -> None:
+    """What comes in are the photo's edges, blurred by 0.8 pixels per pixel of distance."""
+    image = photo()
+    rows = pulled_up(image, CropBox((150.0, 210.0), 100.0))
+    assert np.abs(rows[0] - image[239, 120:180]).mean() < 0.7 * np.abs(rows[0] - image[230, 120:180]).mean()
+    varies = np.abs(np.diff(rows, axis=1)).mean(axis=(1, 2))
+    assert varies[-1] < 0.1 * varies[0]
