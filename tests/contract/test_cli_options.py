@@ -19,7 +19,8 @@ from export3d.evaluation.protocols.settings import RunSettings
 OPTIONS: dict[str, list[str]] = {
     "animate": [
         "source", "framing=...", "output", "driving=None", "motion=None", "relative=False", "absolute=False",
-        "start=0.0", "seconds=None", "head_motion='steady'", "scores=()", "sheet=None", "weights=None", "pure=False", "device='auto'", "batch=4",
+        "start=0.0", "seconds=None", "head_motion='steady'", "scores=()", "sheet=None", "weights=None", "pure=False",
+        "device='auto'", "batch=4",
     ],
     "edit": [
         "source", "framing=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
