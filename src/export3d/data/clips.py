@@ -114,7 +114,6 @@ def records_of(
 
     Raises:
         Refusal: no part of the file can be used.
-        MissingExtra: see `load_expression`.
     """
     try:
         kind = media_kind(path)

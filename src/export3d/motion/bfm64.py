@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from export3d import camera as cameras
 from export3d import files
-from export3d.errors import BadMotionFile, InputError, MissingExtra, ShapeError
+from export3d.errors import BadMotionFile, InputError, ShapeError
+from export3d.motion.matlab import read_numbers
 from export3d.motion.motion import MAX_EXPRESSION, MAX_FRAMES, Motion, check_sane
 
 Array = NDArray[np.floating]
@@ -21,6 +22,8 @@ Array = NDArray[np.floating]
 SUFFIXES = (".mat", ".npz")
 """Endings of coefficient files."""
 
+_MAX_BYTES = MAX_FRAMES * 4096
+"""Unpacked size of a file."""
 _BFM_LAYOUT = {"exp": slice(80, 144), "angle": slice(224, 227), "trans": slice(254, 257)}
 _BFM_WIDTHS = {"exp": 64, "angle": 3, "trans": 3}
 _BFM_CM = 10.0
@@ -48,7 +51,6 @@ def load_bfm64(path: str | os.PathLike[str], fps: float = 25.0) -> Motion:
 
     Raises:
         BadMotionFile: not such a file. Pickled arrays are refused, not loaded.
-        MissingExtra: a `.mat` file, and scipy is not installed.
     """
     path = Path(path)
     values = _load(path, ("exp", "angle", "trans"))
@@ -70,7 +72,6 @@ def load_expression(path: str | os.PathLike[str]) -> NDArray[np.float32]:
 
     Raises:
         BadMotionFile: not such a file, or numbers that are not finite or above `motion.MAX_EXPRESSION`.
-        MissingExtra: a `.mat` file, and scipy is not installed.
     """
     values = _load(Path(path), ("exp",))["exp"]
     bad = np.flatnonzero(~(np.abs(values) <= MAX_EXPRESSION).all(axis=1))
@@ -137,7 +138,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 
     try:
         with zipfile.ZipFile(path) as archive:
-            if sum(entry.file_size for entry in archive.infolist()) > MAX_FRAMES * 4096:
+            if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
                 raise BadMotionFile(f"{path} would unpack to more than 4 GB; split it")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
@@ -147,23 +148,16 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise BadMotionFile(
             f"{path} cannot be read ({files.reason(problem)}); save it again with numpy.savez"
         ) from problem
-    return {name: value for name, value in arrays.items() if _is_real(value)}
+    return {
+        name: value for name, value in arrays.items() if isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+    }
 
 
 def _read_mat(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        from scipy.io import loadmat
-    except ImportError as problem:
-        raise MissingExtra("bfm", "scipy") from problem
-    try:
-        content = loadmat(str(path), struct_as_record=True, chars_as_strings=False)
-    except Exception as problem:  # scipy raises whatever the broken bytes lead to
+        return read_numbers(path, _MAX_BYTES)
+    except (OSError, ValueError) as problem:
         raise BadMotionFile(f"{path} cannot be read ({files.reason(problem)}); save it again, or as .npz") from problem
-    return {name: value for name, value in content.items() if _is_real(value)}
-
-
-def _is_real(value: Any) -> bool:
-    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
 
 
 def _bfm_cameras(angle_rad: Array, trans: Array) -> Array:
