@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from export3d import files
 from export3d.errors import BadVideo, ConfigError
-from export3d.video import animated_webp
+from export3d.video import animated_image
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -61,14 +61,10 @@ _FIRST_BYTES = (
     (b"\x00\x00\x01\xba", "mpeg"),
     (b"\x00\x00\x01\xb3", "mpegvideo"),
 )
-_ANIMATIONS = ("gif", "apng", "webp")
-"""Kinds of image: a file of one frame is a still image, not a video."""
 _DECODING_TIMES = ("avi", "asf")
 """Containers that store when a frame is decoded, not when it is shown."""
 _RAW = ("h264", "hevc", "mpegvideo")
 """Streams without a container: no times, and a duration that FFmpeg only guesses from the bit rate."""
-_MOST_CHUNKS = 1000
-"""Chunks of a PNG looked at."""
 _MOST_HELD_BACK = 16
 """Frames that a decoder of H.264 or H.265 may hold back."""
 
@@ -217,8 +213,8 @@ class Film:
 def opened_frames(path: str | os.PathLike[str]) -> Iterator[Film]:
     """Open a file for its frames; every failure raises `BadVideo`."""
     path = files.check_input(path, BadVideo, "a video")
-    if _demuxer(path) == "webp":
-        timed = _webp_frames(path)
+    if animated_image.is_animated(path):
+        timed = _image_frames(path)
         first = next(timed)
         yield Film(chain([first], timed), Fraction(1), 1 / first.duration, None, False, False)
         return
@@ -229,15 +225,15 @@ def opened_frames(path: str | os.PathLike[str]) -> Iterator[Film]:
             _rate(container, stream),
             _declared_duration(container, stream),
             bool(container.streams.audio),
-            demuxer not in _ANIMATIONS,
+            demuxer != "gif",
         )
 
 
-def _webp_frames(path: Path) -> Iterator[Timed]:
+def _image_frames(path: Path) -> Iterator[Timed]:
     import av
 
     time = Fraction(0)
-    for pixels, duration in animated_webp.frames(path, MAX_SIDE):
+    for pixels, duration in animated_image.frames(path, MAX_SIDE):
         _check_length(path, time)
         yield Timed(av.VideoFrame.from_ndarray(pixels, format="rgba"), time, duration, Fraction(1, 1000))
         time += duration
@@ -356,10 +352,6 @@ def _demuxer(path: Path) -> str:
             return demuxer
     if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
         return "avi"
-    if _is_animated_png(path):
-        return "apng"
-    if len(head) >= 30 and head[:4] == b"RIFF" and head[8:16] == b"WEBPVP8X" and head[20] & animated_webp.ANIMATED:
-        return "webp"
     raw = _raw_stream(head)
     if raw is not None:
         return raw
@@ -388,19 +380,6 @@ def _raw_stream(head: bytes) -> str | None:
     if head[5] == 1 and head[4] >> 1 in (32, 33, 35):  # video or sequence parameters, delimiter
         return "hevc"
     return "h264" if head[4] < 128 and head[4] & 31 in (6, 7, 9) else None  # information, parameters, delimiter
-
-
-def _is_animated_png(path: Path) -> bool:
-    """Whether a file is a PNG with animation control (acTL) before its pixels (IDAT)."""
-    with path.open("rb") as file:
-        if file.read(8) != b"\x89PNG\r\n\x1a\n":
-            return False
-        for _ in range(_MOST_CHUNKS):
-            head = file.read(8)
-            if len(head) < 8 or head[4:] in (b"acTL", b"IDAT"):
-                return head[4:] == b"acTL"
-            file.seek(int.from_bytes(head[:4], "big") + 4, os.SEEK_CUR)
-    return False
 
 
 def _is_text(head: bytes) -> bool:
