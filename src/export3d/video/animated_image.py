@@ -56,7 +56,7 @@ def frames(path: Path, max_side: int) -> Iterator[tuple[NDArray[np.uint8], Fract
         max_side: longest side, pixels.
 
     Yields:
-        uint8 (H, W, 4) RGBA, and the frame's duration in seconds.
+        uint8 (H, W, 3) RGB over white, and the frame's duration in seconds.
 
     Raises:
         BadVideo: on the first `next`, if the images are too large or no frame can be decoded.
@@ -75,7 +75,7 @@ def frames(path: Path, max_side: int) -> Iterator[tuple[NDArray[np.uint8], Fract
                     end = getattr(image, "n_frames", 1)
                     number = int(image.info.get("default_image", False))  # a PNG for readers that show no animation
                 image.seek(number)
-                pixels = np.array(image.convert("RGBA"))
+                pixels = _over_white(image)
                 duration = Fraction(image.info.get("duration", 0)).limit_denominator(1000) / 1000
             except Exception as problem:  # Pillow's plugins raise what their parsing happens to raise
                 if count == 0:
@@ -90,6 +90,15 @@ def frames(path: Path, max_side: int) -> Iterator[tuple[NDArray[np.uint8], Fract
     finally:
         if image is not None:
             image.close()
+
+
+def _over_white(image: ImageFile) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    if not image.has_transparency_data:
+        return np.array(image.convert("RGB"))
+    pixels = image.convert("RGBA")
+    return np.array(Image.alpha_composite(Image.new("RGBA", pixels.size, "white"), pixels).convert("RGB"))
 
 
 def _size(head: bytes) -> tuple[int, int]:

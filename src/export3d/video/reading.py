@@ -235,7 +235,7 @@ def _image_frames(path: Path) -> Iterator[Timed]:
     time = Fraction(0)
     for pixels, duration in animated_image.frames(path, MAX_SIDE):
         _check_length(path, time)
-        yield Timed(av.VideoFrame.from_ndarray(pixels, format="rgba"), time, duration, Fraction(1, 1000))
+        yield Timed(av.VideoFrame.from_ndarray(pixels, format="rgb24"), time, duration, Fraction(1, 1000))
         time += duration
 
 
