@@ -194,15 +194,24 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
+def check_folder(path: str | os.PathLike[str]) -> Path:
+    """Refuse a folder for outputs, which may not exist yet, that cannot be one; raises `OutputError`."""
+    path = Path(path)
+    if kind_at(path, OutputError) not in (None, "folder"):
+        raise OutputError(f"cannot create the folder {path}: a file has this name; choose another one")
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError as problem:  # safetensors takes text only
+        raise OutputError(f"cannot write to {path}: its name is not UTF-8; choose another folder") from problem
+    return path
+
+
 def make_folder(path: str | os.PathLike[str]) -> Path:
     """Create a folder for outputs, with its parents; raises `OutputError` where that is impossible."""
-    path = Path(path)
+    path = check_folder(path)
     try:
-        os.fspath(path).encode()  # safetensors needs names that are text
         path.mkdir(parents=True, exist_ok=True)
-    except UnicodeEncodeError as problem:
-        raise OutputError(f"cannot write to {path}: its name is not UTF-8; choose another folder") from problem
-    except (OSError, ValueError) as problem:
+    except OSError as problem:
         raise OutputError(f"cannot create the folder {path}: {reason(problem)}; choose another one") from problem
     return path
 

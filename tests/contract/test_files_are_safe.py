@@ -83,6 +83,15 @@ def test_generated_images_leave_through_one_file() -> None:
     assert not offenders, "write images and videos through animate/export.py"
 
 
+def test_only_files_asks_what_lies_at_a_path() -> None:
+    """`Path.is_file` and its like raise for long names and locked folders; `files.kind_at` says so in a sentence."""
+    within_a_try = {"files.py", "evaluation/protocols/user_clips.py", "evaluation/protocols/predictions.py"}
+    asking = r"\.(is_dir|is_file|exists)\(|path\.is(dir|file)\("
+    asked = {p.relative_to(PACKAGE).as_posix() for p in MODULES if re.search(asking, p.read_text("utf-8"))}
+    offenders = asked - within_a_try
+    assert not offenders, "ask files.kind_at"
+
+
 def test_nothing_below_the_command_line_prints() -> None:
     below = [p for p in MODULES if p.relative_to(PACKAGE).parts[0] != "cli" and p.name != "__main__.py"]
     talkers = [p for p in below if "print" in calls(p)]

@@ -11,7 +11,7 @@ import tyro
 
 from export3d.errors import InputError
 from export3d.evaluation.protocols.settings import Scoring
-from export3d.files import kind_at
+from export3d.files import check_folder, kind_at
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,8 +29,9 @@ def split_folder(data: Path, split: str, clips: Path | None, output: Path) -> Pa
     """The folder of shards to score; videos given with `--clips` are prepared first.
 
     Raises:
-        InputError: `data` has no such split.
+        InputError: `data` has no such split.  OutputError: `output` cannot be a folder.
     """
+    check_folder(output)
     if clips is not None:
         from export3d.evaluation.protocols.user_clips import prepare_clips
 

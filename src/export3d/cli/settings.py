@@ -8,6 +8,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from export3d.errors import ConfigError
+from export3d.files import check_folder
 
 Place = TypeVar("Place", str, Path)
 Recipe = Annotated[str | None, tyro.conf.arg(metavar="{paper,base,core,fine-tune}")]
@@ -20,10 +21,10 @@ def both(data: Place | None, output: Path | None) -> tuple[Place, Path]:
     """DATA and -o, which are required unless --print-config is given.
 
     Raises:
-        ConfigError: one of them is missing.
+        ConfigError: one of them is missing.  OutputError: the output cannot be a folder.
     """
     if data is None:
         raise ConfigError("DATA is missing; give a folder that export3d prepare made, or its URL")
     if output is None:
         raise ConfigError("the folder for the run is missing; give it with -o RUN")
-    return data, output
+    return data, check_folder(output)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from export3d.data.clips import Limits, media_kind
 from export3d.data.shards import INDEX_NAME, Reject, read_index
 from export3d.errors import InputError
-from export3d.files import check_input, kind_at, paths_in, reason
+from export3d.files import check_input, kind_at, paths_in, reading, reason
 from export3d.motion.bfm64 import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,8 @@ def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
                 f"{path} line {number} puts {row['person']} into {row['split']} and into {split_of[row['person']]}; "
                 "a person belongs to one split"
             )
-    return {(path.parent / row["file"]).resolve(): row for row in rows}
+    with reading(path):  # a NUL character in a name
+        return {Path(os.path.realpath(path.parent / row["file"])): row for row in rows}
 
 
 def find_files(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> tuple[list[tuple[Path, str]], int]:

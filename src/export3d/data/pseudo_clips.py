@@ -35,7 +35,7 @@ from export3d.face.crop import CROP_SIZE
 from export3d.face.landmarks import FaceLandmarker
 from export3d.face.morphable import MorphableFace
 from export3d.face.repose import Puppet
-from export3d.files import kind_at, write_bytes
+from export3d.files import check_folder, kind_at, write_bytes
 from export3d.motion.arkit import ARKIT52
 
 logger = logging.getLogger(__name__)
@@ -214,7 +214,7 @@ def pseudo_clips(
         OutputError: `out` cannot be written.
     """
     began = time.monotonic()
-    split, out = Path(split), Path(out)
+    split, out = Path(split), check_folder(out)
     if frames < 2 or workers < 0:
         raise ConfigError("pseudo-clips need at least two frames, and workers must not be negative")
     index = read_index(split)

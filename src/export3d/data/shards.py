@@ -241,7 +241,7 @@ def read_index(folder: Path | str) -> Index:
 def _index_text(path: Place) -> str | None:
     try:
         if isinstance(path, Path):
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8") if kind_at(path) == "file" else None
         data = fetch(path)
         return None if data is None else data.decode()
     except (OSError, UnicodeDecodeError):

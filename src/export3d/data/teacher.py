@@ -28,7 +28,7 @@ from export3d.data.shard_writer import update
 from export3d.data.shards import INDEX_NAME, WHOLE, Entry, Index, Record, read_index, read_shard
 from export3d.data.taught import GROUP, KEY
 from export3d.errors import CheckpointError, ConfigError, InputError
-from export3d.files import kind_at
+from export3d.files import check_folder, kind_at
 from export3d.image import to_uint8
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
@@ -125,7 +125,7 @@ def teach(
         raise ConfigError(
             f"teaching needs {GROUP} to {MOST} expressions, 1 to {MOST} cameras and a limit of at least 1"
         )
-    folder, made = inside(as_place(data), split), Path(out) / split
+    folder, made = inside(as_place(data), split), check_folder(Path(out) / split)
     index = read_index(folder)
     if isinstance(folder, Path) and folder.resolve() == made.resolve():
         raise ConfigError(f"{made} is the input split itself; choose another folder")

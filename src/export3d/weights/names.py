@@ -61,7 +61,9 @@ def installed() -> dict[str, Path]:
     """Name to file of the installed weights, in alphabetical order; the files are not verified."""
     folder = home() / "weights"
     found = paths_in(folder, CheckpointError) if kind_at(folder, CheckpointError) == "folder" else []
-    names = {path.name: path / FILE for path in found if _is_name(path.name) and path.is_dir()}
+    names = {
+        path.name: path / FILE for path in found if _is_name(path.name) and kind_at(path, CheckpointError) == "folder"
+    }
     return {name: file for name, file in names.items() if name not in PACKAGED_NAMES}
 
 
