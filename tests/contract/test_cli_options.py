@@ -18,9 +18,9 @@ from export3d.evaluation.protocols.settings import RunSettings
 
 OPTIONS: dict[str, list[str]] = {
     "animate": [
-        "source", "framing=...", "output", "driving=None", "motion=None", "relative=False", "absolute=False",
-        "start=0.0", "seconds=None", "head_motion='steady'", "scores=()", "sheet=None", "weights=None", "pure=False",
-        "device='auto'", "batch=4",
+        "source", "framing=...", "output", "driving=None", "motion=None", "driving_face='largest'", "relative=False",
+        "absolute=False", "start=0.0", "seconds=None", "head_motion='steady'", "scores=()", "sheet=None",
+        "weights=None", "pure=False", "device='auto'", "batch=4",
     ],
     "edit": [
         "source", "framing=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
@@ -38,7 +38,7 @@ OPTIONS: dict[str, list[str]] = {
         "portraits=()", "output", "motion=None", "scores=()", "size=None", "weights=None", "pure=False",
         "device='auto'",
     ],
-    "track": ["video", "output", "start=0.0", "seconds=None", "note=''", "summary=False"],
+    "track": ["video", "output", "start=0.0", "seconds=None", "face='largest'", "note=''", "summary=False"],
     "compare-motion": ["a", "b", "minimum=()"],
     "prepare": [
         "clips=()", "output", "manifest=None", "coefficients=None", "workers=None", "val_fraction=None", "resume=True",

@@ -59,7 +59,7 @@ class Source:
     """An encoded portrait.
 
     Attributes:
-        photo: uint8 (H, W, 3), the whole portrait.
+        photo: uint8 (H, W, 3), the whole portrait; upright, if it lay on its side or stood on its head.
         image: uint8 (H, W, 3), the face crop that was encoded.
         expression: float32 (E,), as tracked; zeros, a neutral face, if the model takes another space.
         camera: float32 (25,), as tracked.
@@ -149,8 +149,9 @@ class Animator:
 
     @torch.inference_mode()
     def _encode(self, image: Picture, track: Track, name: str) -> Source:
-        from export3d.face.crop import CROP_SIZE
+        from export3d.face.crop import CROP_SIZE, upright
 
+        image = upright(image, track.quarter_turns)
         outside = share_outside(image, track.crop)
         if outside > _MUCH_OUTSIDE:
             logger.warning(

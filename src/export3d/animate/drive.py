@@ -71,24 +71,26 @@ class Driving:
         video: the driving video, or None for a motion file.
         crop: the face crop within the video, or None.
         start_s: time of the video at which the motion begins, seconds.
+        quarter_turns: turns by 90 degrees counter-clockwise after which the video is upright; the crop is of these.
     """
 
     motion: Motion
     video: Path | None = None
     crop: CropBox | None = None
     start_s: float = 0.0
+    quarter_turns: int = 0
 
     def pictures(self, frames: list[int], size: int = 256) -> list[NDArray[np.uint8]]:
         """The driving face at these frame numbers (ascending), cropped as the tracker saw it; [] for a motion file."""
         if self.video is None or self.crop is None:
             return []
-        from export3d.face.crop import crop
+        from export3d.face.crop import crop, upright
         from export3d.video import read_frames
 
         wanted, out = set(frames), []
         for number, frame in enumerate(read_frames(self.video, FPS, start_s=self.start_s)):
             if number in wanted:
-                out.append(crop(frame, self.crop, size))
+                out.append(crop(upright(frame, self.quarter_turns), self.crop, size))
             if number >= max(wanted, default=-1):
                 break
         return out
@@ -99,6 +101,7 @@ def driving(
     tracker: Tracker | None = None,
     progress: Callable[[int], None] | None = None,
     *,
+    face: str | int = "largest",
     start_s: float = 0.0,
     seconds: float | None = None,
 ) -> Driving:
@@ -110,18 +113,20 @@ def driving(
         progress: called with the number of frames tracked.
         start_s: start at this time of the video or motion, seconds, rounded to a frame.
         seconds: maximum duration, seconds; a video is read no further.
+        face: which face of a video moves the portrait, see `Tracker.track_frames`.
 
     Raises:
         BadVideo, NoFaceFound, BadMotionFile
-        ConfigError: `start_s` and `seconds` select no frame.
+        ConfigError: `start_s` and `seconds` select no frame, or `face` is none of these.
     """
     path = motion_path(path)
     if path.suffix.lower() in MOTION_SUFFIXES:
         return read_motion(path, start_s, seconds)
     from export3d.face.tracker import Tracker
 
-    track = (tracker or Tracker()).track_video(path, FPS, progress, start_s=start_s, seconds=seconds)
-    return Driving(track.motion, video=path, crop=track.crop, start_s=frame_range(start_s, seconds, FPS)[0] / FPS)
+    track = (tracker or Tracker()).track_video(path, FPS, progress, face, start_s=start_s, seconds=seconds)
+    first = frame_range(start_s, seconds, FPS)[0]
+    return Driving(track.motion, path, track.crop, first / FPS, track.quarter_turns)
 
 
 def read_motion(path: str | Path, start_s: float = 0.0, seconds: float | None = None) -> Driving:

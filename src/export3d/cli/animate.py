@@ -21,6 +21,7 @@ def command(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     driving: Annotated[Path | None, _MOVER] = None,
     motion: Annotated[Path | None, _MOVER] = None,
+    driving_face: str = "largest",
     relative: Annotated[bool, _WAY] = False,
     absolute: Annotated[bool, _WAY] = False,
     start: float = 0.0,
@@ -39,9 +40,11 @@ def command(
         source: the portrait, an image with a face.
         framing: which face, and what the frames show.
         output: the video to write (.mp4, 25 fps, with the driving video's sound).
-        driving: a video of one face.
+        driving: a video of a face.
         motion: a motion file (from `export3d track`), a Live Link Face recording (.csv), or the name of a bundled
             motion: speech, expressions, turns.
+        driving_face: of several in the driving video: largest (largest and longest in view), left, right, or a number
+            counted from the left.
         relative: add the driving face's movement to the portrait's own pose and expression (the default).
         absolute: use the driving face's pose and expression unchanged.
         start: start at this time of the driving video or motion, seconds.
@@ -59,6 +62,7 @@ def command(
     from export3d.animate.drive import driving as drive
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
     from export3d.errors import ConfigError
+    from export3d.face.tracker import face_choice
     from export3d.motion.arkit import ARKIT52, with_scores
     from export3d.video.reading import frame_range
 
@@ -68,6 +72,7 @@ def command(
     if absolute and head_motion != "steady":
         raise ConfigError("--absolute takes over the driver's framing; leave out --head-motion")
     read = framing.check()
+    face_choice(driving_face, video=True)
     mover = driving or motion
     assert mover is not None  # tyro accepts exactly one of them
     if motion is not None:
@@ -85,7 +90,7 @@ def command(
         moved_by = read_motion(mover, start, seconds)
     else:
         with frame_counter("tracking", mover) as count:
-            moved_by = drive(mover, animator.tracker, count, start_s=start, seconds=seconds)
+            moved_by = drive(mover, animator.tracker, count, face=driving_face, start_s=start, seconds=seconds)
     if held:
         moved_by.motion.require_space("arkit52")
     write_animation(

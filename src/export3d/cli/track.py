@@ -17,23 +17,27 @@ def command(
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     start: float = 0.0,
     seconds: float | None = None,
+    face: str = "largest",
     note: str = "",
     summary: bool = False,
 ) -> int:
     """Track the face in a video, or read an ARKit recording, and write its expressions and cameras.
 
     Args:
-        video: a video (if there are several faces, the largest in the first frame is tracked), or a recording of the
-            Live Link Face app (.csv), which keeps its own frame rate.
+        video: a video, or a recording of the Live Link Face app (.csv), which keeps its own frame rate.
         output: the motion file to write (.motion).
         start: start at this time of the video, seconds.
         seconds: maximum duration, seconds; the file is read no further.
+        face: of several: largest (largest and longest in view), left, right, or a number counted from the left.
         note: remark to store in the file, such as the source and terms of the video.
         summary: print frames, angles and scores.
     """
     from export3d.animate.export import check_output
+    from export3d.errors import ConfigError
+    from export3d.face.tracker import face_choice
 
     check_output(output, (".motion",), [video])
+    face_choice(face, video=True)
     if video.suffix.lower() == ".csv":
         from export3d.animate.drive import part
         from export3d.motion.livelink import load_live_link_face
@@ -43,7 +47,7 @@ def command(
         from export3d.face.tracker import Tracker
 
         with frame_counter("tracking", video) as count:
-            track = Tracker().track_video(video, progress=count, start_s=start, seconds=seconds)
+            track = Tracker().track_video(video, progress=count, face=face, start_s=start, seconds=seconds)
         motion = track.motion
     if note:
         motion = replace(motion, meta={**motion.meta, "note": note})

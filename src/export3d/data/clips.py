@@ -234,13 +234,12 @@ def _parts(path: Path, stretches: Iterable[tuple[int, int]]) -> Iterator[Iterato
 def _shortened(track: Track, start: int, stop: int) -> Track:
     """The frames `start` to `stop` of a track; frames without a face do not affect its crop and shape."""
     rows = slice(start, stop)
-    return Track(
-        track.motion[rows],
-        track.crop,
-        track.landmarks[rows],
-        track.found[rows],
-        track.reprojection[rows],
-        track.several_faces,
+    return replace(
+        track,
+        motion=track.motion[rows],
+        landmarks=track.landmarks[rows],
+        found=track.found[rows],
+        reprojection=track.reprojection[rows],
     )
 
 
@@ -249,6 +248,8 @@ def _judge(track: Track, limits: Limits, where: str, still: bool = False) -> Non
     frames, found = len(track.found), float(track.found.mean())
     face_px, distance = track.crop.side / FACE_HEIGHTS, track.median_reprojection
     farthest = limits.max_still_reprojection_px if still else limits.max_reprojection_px
+    if track.quarter_turns:
+        raise Refusal("not upright", f"{where} lies on its side or stands on its head; turn it upright")
     if not still and frames < limits.min_frames:
         raise Refusal("too short", f"{where} has {frames} frames at 25 fps, {limits.min_frames} are needed")
     if found < limits.min_found:

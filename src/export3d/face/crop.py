@@ -102,6 +102,11 @@ def patch(image: NDArray[np.uint8], box: CropBox) -> tuple[NDArray[np.uint8], tu
     return image[_inside(y, reach, image.shape[0])][:, _inside(x, reach, image.shape[1])], (x, y)
 
 
+def upright(image: NDArray[np.uint8], quarter_turns: int) -> NDArray[np.uint8]:
+    """The image turned by so many times 90 degrees counter-clockwise; the same array for 0."""
+    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
+
+
 def paste(image: NDArray[np.uint8], cropped: NDArray[np.uint8], box: CropBox) -> NDArray[np.uint8]:
     """A copy of the image with the crop pasted back into its box; parts outside the image are cut off.
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.face.crop import CropBox
+from export3d.face.crop import CropBox, upright
 from export3d.face.landmark_sets import CHIN, FOREHEAD
-from export3d.face.landmarks import LONG_SIDE, MAX_FACES, Face, Landmarker, alike, confirmed, distinct
+from export3d.face.landmarks import LONG_SIDE, MAX_FACES, Face, Landmarker, alike, confirmed, distinct, spread
 
 SEARCH_EVERY = 12
 """Frames between two searches of the whole frame, and frames for which a lost face is looked for where it was."""
@@ -26,6 +26,13 @@ _COMMON = 0.1
 _ZOOM = 3.0
 """Largest ratio of the mean face sizes of two pieces of one person."""
 _LYING_DEG = 60.0
+"""Roll of a head beyond which the whole image is taken to lie on its side or to stand on its head."""
+_CLEARLY_UPRIGHT = 0.005
+"""Largest `spread` of a face that need not be compared with the image turned by 180 degrees."""
+_TURNED_SEARCHES = 10
+"""Searches of a clip after which only every tenth also looks for faces that are not upright."""
+_CUT = 20.0
+"""Mean absolute difference of two frames, of 255, that makes a search worthwhile at once."""
 
 
 class Person:
@@ -124,10 +131,6 @@ def joined(people: list[Person]) -> list[Person]:
 class Crowd:
     """The people of the frames seen so far.
 
-    Args:
-        landmarker: the face detector.
-        still: there is one frame only, and the search for a face that is not upright is as thorough as for others.
-
     Attributes:
         people: everybody seen, each from the first frame to that in which the face was lost.
         faces: the faces of the last frame, of who was seen longest first.
@@ -137,18 +140,19 @@ class Crowd:
         unconfirmed: whether something like a face was seen that is none.
     """
 
-    def __init__(self, landmarker: Landmarker, still: bool = False) -> None:
+    def __init__(self, landmarker: Landmarker) -> None:
         self.people: list[Person] = []
         self.faces: list[Face] = []
         self.quarter_turns = 0
         self.several = 0
         self.unconfirmed = False
         self._landmarker = landmarker
-        self._still = still
         self._frame = -1
         self._followers: list[_Follower] = []
         self._refused: list[tuple[int, Face]] = []
         self._idle = 0
+        self._searches = 0
+        self._grid = np.zeros(0, np.int16)
 
     def step(self, image: NDArray[np.uint8]) -> None:
         """Look for everybody in the next frame."""
@@ -156,14 +160,18 @@ class Crowd:
         self._refused = [(frame, face) for frame, face in self._refused if self._frame - frame < _REFUSED_FOR]
         look = _Look(self._landmarker, upright(image, self.quarter_turns), [face for _, face in self._refused])
         self.faces = []
-        self._follow(look)
-        self._welcome(look)
+        cut = self._is_cut(image)
+        self._follow(look, cut)
+        self._welcome(look, cut)
         self.several += len(self.faces) > 1
         self._refused += [(self._frame, face) for face in look.refused[len(self._refused) :]]
         self.unconfirmed |= bool(self._refused)
 
-    def _follow(self, look: _Look) -> None:
-        """Find those who were there before; who was just seen goes first, and of them who was seen most."""
+    def _follow(self, look: _Look, cut: bool) -> None:
+        """Find those who were there before; who was just seen goes first, and of them who was seen most.
+
+        Whoever is lost at a cut is given up at once.
+        """
         for follower in sorted(self._followers, key=lambda one: (one.lost > 0, -one.person.weight)):
             others = [one.last for one in self._followers if one is not follower and not one.lost]
             face = follower.step(look, others)
@@ -172,9 +180,9 @@ class Crowd:
                 self.faces.append(face)
             else:
                 follower.lose()
-        self._followers = [one for one in self._followers if one.lost <= SEARCH_EVERY]
+        self._followers = [one for one in self._followers if one.lost <= (0 if cut else SEARCH_EVERY)]
 
-    def _welcome(self, look: _Look) -> None:
+    def _welcome(self, look: _Look, cut: bool) -> None:
         """Begin to follow those who are not followed yet."""
         faces: list[Face] = []
         if self._followers:
@@ -182,11 +190,14 @@ class Crowd:
             if look.has_whole or self._frame % SEARCH_EVERY == 0:
                 faces = [face for face in look.whole if self._is_new(face) and look.confirms(face)]
         else:
-            search = self._idle % SEARCH_EVERY == 0
+            search = cut or self._idle % SEARCH_EVERY == 0
             self._idle += 1
+            self._searches += search
             faces = look.all(search)
-            if not self.people and (search or faces):
-                look, faces = self._turned(look, faces)
+            if faces and not self.people:
+                look, faces = self._upright(look, faces)
+            elif search and not self.people:
+                look, faces = self._turned(look)
         for face in faces[: MAX_FACES - len(self.faces)]:
             follower = _Follower(look, face)
             if self._is_new(follower.last):
@@ -195,17 +206,41 @@ class Crowd:
                 self.people.append(follower.person)
                 self.faces.append(follower.last)
 
-    def _turned(self, look: _Look, faces: list[Face]) -> tuple[_Look, list[Face]]:
-        """The first frame with a face, turned upright; unchanged if the face is upright or there is none."""
-        if faces and not _lies(faces[0]):
-            return look, faces
-        for turns in [round(roll_deg(faces[0]) / 90.0) % 4] if faces else [2, 1, 3]:
-            turned = _Look(self._landmarker, upright(look.image, turns), [])
-            again = [face for face in turned.all(search=self._still or bool(faces)) if not _lies(face)]
-            if again:
+    def _upright(self, look: _Look, faces: list[Face]) -> tuple[_Look, list[Face]]:
+        """The first faces, in the frame turned upright: the detector takes some that are upside down for upright."""
+        first = faces[0]
+        if lies(first):
+            turns, limit = round(roll_deg(first) / 90.0) % 4, float("inf")
+        else:
+            turns, limit = 2, spread(look.landmarker, look.image, first)
+            if limit <= _CLEARLY_UPRIGHT:
+                return look, faces
+        turned = look.turned(turns)
+        x, y = _turned_point(*first.centre, look.image, turns)
+        for face in look.landmarker.detect(turned.image, CropBox((x, y), first.region().side)):
+            if not lies(face) and spread(look.landmarker, turned.image, face) < limit and turned.confirms(face):
                 self.quarter_turns = turns
-                return turned, again
+                return turned, [other for other in turned.all(search=False) if not lies(other)] or [face]
+        return look, [] if lies(first) else faces
+
+    def _turned(self, look: _Look) -> tuple[_Look, list[Face]]:
+        """A frame without an upright face: the frame turned by 180 or 90 degrees, if that shows one."""
+        if self._searches > _TURNED_SEARCHES and self._searches % _TURNED_SEARCHES:
+            return look, []
+        for turns in (2, 1, 3):
+            turned = look.turned(turns)
+            faces = [face for face in turned.all(search=True) if not lies(face)]
+            if faces:
+                self.quarter_turns = turns
+                return turned, faces
         return look, []
+
+    def _is_cut(self, image: NDArray[np.uint8]) -> bool:
+        """Whether the frame differs greatly from the one before, on a grid of at most 32 by 32 pixels."""
+        height, width = image.shape[:2]
+        grid = np.array(np.asarray(image)[:: max(height // 32, 1), :: max(width // 32, 1)], np.int16)
+        before, self._grid = self._grid, grid
+        return before.shape != grid.shape or bool(np.abs(grid - before).mean() > _CUT)
 
     def _is_new(self, face: Face) -> bool:
         return len(distinct([face, *self.faces])) > len(self.faces)
@@ -219,6 +254,10 @@ class _Look:
         self.image = image
         self.refused = refused
         self._whole: list[Face] | None = None
+
+    def turned(self, turns: int) -> _Look:
+        """The frame turned by so many times 90 degrees counter-clockwise."""
+        return _Look(self.landmarker, upright(self.image, turns), [])
 
     @property
     def has_whole(self) -> bool:
@@ -317,19 +356,21 @@ class _Follower:
             self._region = wanted
 
 
-def upright(image: NDArray[np.uint8], quarter_turns: int) -> NDArray[np.uint8]:
-    """The image turned by so many times 90 degrees counter-clockwise; the same array for 0."""
-    return np.ascontiguousarray(np.rot90(image, quarter_turns)) if quarter_turns else image
-
-
 def roll_deg(face: Face) -> float:
     """How far the head is turned clockwise in the image, -180 to 180 degrees."""
     x, y = face.landmarks[CHIN, :2] - face.landmarks[FOREHEAD, :2]
     return float(np.degrees(np.arctan2(-x, y)))
 
 
-def _lies(face: Face) -> bool:
+def lies(face: Face) -> bool:
+    """Whether the head lies on its side or stands on its head."""
     return abs(roll_deg(face)) > _LYING_DEG
+
+
+def _turned_point(x: float, y: float, image: NDArray[np.uint8], turns: int) -> tuple[float, float]:
+    """Where a point of an image lies after so many turns by 90 degrees counter-clockwise."""
+    height, width = image.shape[:2]
+    return ((x, y), (y, width - x), (width - x, height - y), (height - y, x))[turns]
 
 
 def _distance(a: Face, b: Face) -> float:

@@ -15,11 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from export3d.errors import BadVideo, ConfigError, NoFaceFound
 from export3d.face import pose
-from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, CropBox, crop_box
+from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, CropBox, crop_box, upright
 from export3d.face.landmark_sets import NOSE_TIP
 from export3d.face.landmarks import Face, FaceLandmarker, Landmarker, alike, all_faces
 from export3d.face.mesh import canonical_mesh
-from export3d.face.people import Crowd, Person, joined, upright
+from export3d.face.people import Crowd, Person, joined
 from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, shots, smooth_cameras, smooth_expression
 from export3d.motion.motion import Motion
 
@@ -62,7 +62,7 @@ class Track:
         others: crops of the other faces of a still image. Beside a large face, `face="largest"` misses those that one
             detection misses; every other choice finds them.
         quarter_turns: turns by 90 degrees counter-clockwise after which the image or the clip is upright (see
-            `people.upright`); everything else refers to the turned frames.
+            `crop.upright`); everything else refers to the turned frames.
     """
 
     motion: Motion
@@ -142,7 +142,7 @@ class Tracker:
 
     def _people_of(self, image: NDArray[np.uint8], name: str) -> Crowd:
         """The faces that the first look at an image finds, and how it is turned; `NoFaceFound` if there are none."""
-        crowd = Crowd(self._landmarker, still=True)
+        crowd = Crowd(self._landmarker)
         crowd.step(image)
         if not crowd.faces:
             raise NoFaceFound(_no_face(name, "1 frame", crowd.unconfirmed))
@@ -219,7 +219,7 @@ class Tracker:
         """
         from export3d.video import read_frames  # needs PyAV, which images do not
 
-        face_choice(face)
+        face_choice(face, video=True)
         frames = read_frames(path, fps, start_s=start_s, seconds=seconds)
         return self.track_frames(frames, fps, str(path), progress, face)
 
@@ -250,7 +250,7 @@ class Tracker:
                 number.
             ConfigError: `face` is none of these.
         """
-        wanted = face_choice(face)
+        wanted = face_choice(face, video=True)
         crowd = Crowd(self._landmarker)
         total = 0
         for frame in frames:
@@ -268,7 +268,7 @@ class Tracker:
             person = long[0]
         else:
             long.sort(key=lambda one: float(np.median(one.landmarks()[:, NOSE_TIP, 0])))
-            person = long[_number(wanted, len(long), name)]
+            person = long[_number(wanted, len(long), name, "the choice of face")]
         several = crowd.several if crowd.several >= max(1.0, _SEVERAL_SHARE * total) else 0
         _report(len(person.frames), total, several if wanted == "largest" else 0, name)
         if crowd.quarter_turns:
@@ -280,20 +280,22 @@ class Tracker:
         return replace(track, several_faces=several > 0, quarter_turns=crowd.quarter_turns)
 
 
-def _number(choice: str | int, count: int, name: str) -> int:
+def _number(choice: str | int, count: int, name: str, option: str = "--face") -> int:
     """The place of "left", "right" or a number among so many faces from left to right."""
     number = {"left": 1, "right": count}.get(str(choice)) or int(choice)
     if number > count:
         raise NoFaceFound(
-            f"{name} shows only one face; leave out --face {number}"
+            f"{name} shows only one face; leave out {option} {number}"
             if count == 1
-            else f"{name} shows {count} faces, counted from left to right; --face {number} is not one of them"
+            else f"{name} shows {count} faces, counted from left to right; {option} {number} is not one of them"
         )
     return number - 1
 
 
-def face_choice(face: str | int) -> str | int:
+def face_choice(face: str | int, video: bool = False) -> str | int:
     """Check the choice of a face: "largest", "left", "right", or a number from 1, which may be given as text.
+
+    The message differs for a video, of which only one face can be tracked.
 
     Raises:
         ConfigError: anything else.
@@ -304,9 +306,9 @@ def face_choice(face: str | int) -> str | int:
     number = int(face) if isinstance(face, str) and face.isdecimal() and len(face) < 10 else face
     if number in ("largest", "left", "right") or (isinstance(number, int) and number >= 1):
         return number
+    others = "" if video else ", or all (in Python encode_all)"
     raise ConfigError(
-        f"there is no face {face!r}; use largest, left, right or a number from 1, counted from left to right, or all "
-        "(in Python encode_all)"
+        f"there is no face {face!r}; use largest, left, right or a number from 1, counted from left to right{others}"
     )
 
 

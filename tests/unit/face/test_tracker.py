@@ -202,11 +202,13 @@ def test_a_face_missed_for_a_moment_is_looked_for_where_it_was():
     assert script.searches == 0
 
 
-def test_without_a_face_the_whole_frame_is_searched_only_now_and_then():
-    script = Script([[]] * 60)
+@pytest.mark.parametrize(("frames", "searches"), [(60, 5 * 4), (240, 20 + 11 * 3)])
+def test_without_a_face_the_whole_frame_is_searched_only_now_and_then(frames, searches):
+    """Every twelfth frame, at first in four directions, after ten searches only in every tenth."""
+    script = Script([[]] * frames)
     with pytest.raises(NoFaceFound):
         Tracker(script).track_frames(script)
-    assert script.searches == 5
+    assert script.searches == searches
 
 
 def test_progress_counts_frames():
