@@ -31,8 +31,8 @@ HeadMotion = Literal["steady", "full", "rotation"]
 NECK = np.array([0.0, 0.1, 0.1])
 """The neck in head axes, scene units: 5.5 cm below the head's origin and behind it. Fitted to 210 clips of talking
 heads: relative to it, quick movements (under 1.5 s) of the origin are 20 % smaller."""
-_LIMIT = {"steady": 0.1, "full": 0.25}
-"""Largest displacement, crop widths; also of the logarithm of the distance."""
+_LIMITS = {"steady": (0.1, 0.06), "full": (0.25, 0.25)}
+"""Largest displacement across the picture, crop widths, and of the logarithm of the distance."""
 _SHAKE_S, _RETURN_S = 0.16, 2.0
 """Standard deviation of the smoothing, and the time in which a displacement falls to 1 / e, seconds."""
 _TOLD = 0.1
@@ -94,9 +94,9 @@ def displacement(motion: Motion, references: NDArray[np.int64], how: HeadMotion)
         part = filmed[run] - filmed[references[run.start]]
         if how == "steady":
             part = smooth(part, _SHAKE_S * motion.fps, 1)
-            part = np.concatenate([_returning(axes, motion.fps, _LIMIT[how]) for axes in (part[:, :2], part[:, 2:])], 1)
-        moved[run, :2] = limited(part[:, :2], _LIMIT[how])
-        moved[run, 2:] = limited(part[:, 2:], _LIMIT[how])
+        for axes, limit in zip((slice(0, 2), slice(2, 3)), _LIMITS[how]):
+            values = _returning(part[:, axes], motion.fps, limit) if how == "steady" else part[:, axes]
+            moved[run, axes] = limited(values, limit)
     return moved
 
 

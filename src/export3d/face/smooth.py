@@ -131,7 +131,7 @@ def shots(labels: ArrayLike, found: NDArray[np.bool_], fps: float) -> NDArray[np
     gap = np.diff(seen) - 1
     new = np.zeros(len(seen), dtype=np.int32)
     new[cuts(numbers)] = 1
-    new[1:] &= (steps / _CUT).max(axis=1) > gap + 1
+    new[1:] &= (steps / _CUT).max(axis=1) > 1.0 + gap / 4.0
     new[1:] = np.where(gap > _LOST_S * fps, steps[:, 5] > np.log(_RESIZED), new[1:])
     number = np.cumsum(new, dtype=np.int32)
     frames = np.arange(len(found))
