@@ -33,7 +33,6 @@ def command(
         summary: print frames, angles and scores.
     """
     from export3d.animate.export import check_output
-    from export3d.errors import ConfigError
     from export3d.face.tracker import face_choice
 
     check_output(output, (".motion",), [video])

@@ -216,7 +216,7 @@ class Crowd:
             if limit <= _CLEARLY_UPRIGHT:
                 return look, faces
         turned = look.turned(turns)
-        x, y = _turned_point(*first.centre, look.image, turns)
+        x, y = _turned_point(float(first.centre[0]), float(first.centre[1]), look.image, turns)
         for face in look.landmarker.detect(turned.image, CropBox((x, y), first.region().side)):
             if not lies(face) and spread(look.landmarker, turned.image, face) < limit and turned.confirms(face):
                 self.quarter_turns = turns
