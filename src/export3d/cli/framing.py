@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from export3d.errors import ConfigError
-from export3d.photo.canvas import parse_size
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Source
@@ -35,6 +34,7 @@ class Framing:
         """Report what cannot be before any work starts; returns the files that are read."""
         from export3d.face.tracker import face_choice
         from export3d.photo.background import check_background
+        from export3d.photo.canvas import parse_size
 
         if self.face != "all":
             face_choice(self.face)
