@@ -304,7 +304,7 @@ def _flat(image: Image.Image, name: str | os.PathLike[str]) -> Image.Image:
     elif image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
-    if profile:
+    if profile and image.mode != "LAB":  # its values need no profile
         image = _in_srgb(image.convert("L") if grey else image, profile, name)
     image = image.convert("RGB")
     if alpha is None:

@@ -363,6 +363,15 @@ def test_inks_have_the_colours_of_their_profile(tmp_path: Path) -> None:
         np.testing.assert_allclose(read_image(tmp_path / "a.tiff")[5, 5], wanted, atol=2.5)
 
 
+def test_lab_values_need_no_profile(portrait: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
+    srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    image = ImageCms.profileToProfile(Image.fromarray(portrait), srgb, lab, outputMode="LAB")
+    assert image is not None
+    assert "icc_profile" in image.info
+    assert distance(from_pillow(image), portrait) < 2
+    assert caplog.text == ""
+
+
 def test_the_profile_of_srgb_changes_nothing(
     portrait: np.ndarray, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
