@@ -748,7 +748,7 @@ def leaves_nothing(folder: Path, error: type[Exception], cause: str, **options: 
 def test_outputs_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.mp4").mkdir()
     (tmp_path / "file").touch()
-    leaves_nothing(tmp_path, OutputError, "its folder .* does not exist; create it", path=tmp_path / "no" / "a.mp4")
+    leaves_nothing(tmp_path, OutputError, "there is no folder .*; create it", path=tmp_path / "no" / "a.mp4")
     leaves_nothing(tmp_path, OutputError, "is a folder; add a file name", path=tmp_path / "folder.mp4")
     leaves_nothing(tmp_path, OutputError, "create it first", path=tmp_path / "file" / "a.mp4")
     if Path("/proc/self").is_dir():
