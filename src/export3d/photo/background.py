@@ -98,15 +98,18 @@ def surrounding(changed: NDArray[np.bool_], boxes: Sequence[CropBox]) -> Pixels:
     return out
 
 
-def replaced(image: Pixels, matte: Pixels, background: str) -> Pixels:
+def replaced(
+    image: Pixels, matte: Pixels, background: str, window: tuple[slice, slice] = (slice(None), slice(None))
+) -> Pixels:
     """The background alone, of the photo's size: to be laid behind its people.
 
     Args:
         image: uint8 (H, W, 3) RGB.
         matte: uint8 (H, W), opacity of the people.
         background: `keep` (the `plate`), `blur` (the plate, blurred: nothing of the people bleeds into it), a colour
-            `#rrggbb`, or an image file, which is scaled to cover the photo and cut at its centre. A file that is called
-            like one of the words is written `./blur`.
+            `#rrggbb`, or an image file, which is scaled to cover the window and cut at its centre. A file that is
+            called like one of the words is written `./blur`.
+        window: rows and columns that frames show; by default all.
 
     Returns:
         uint8 (H, W, 3).
@@ -126,7 +129,9 @@ def replaced(image: Pixels, matte: Pixels, background: str) -> Pixels:
     if colour is not None:
         return np.broadcast_to(np.array(colour, np.uint8), (height, width, 3)).copy()
     picture = Image.fromarray(read_image(background))
-    return np.array(ImageOps.fit(picture, (width, height), Image.Resampling.LANCZOS))
+    (top, bottom, _), (left, right, _) = (part.indices(length) for part, length in zip(window, matte.shape))
+    shown = np.asarray(ImageOps.fit(picture, (right - left, bottom - top), Image.Resampling.LANCZOS))
+    return np.pad(shown, ((top, height - bottom), (left, width - right), (0, 0)), "edge")
 
 
 def _colour(text: str) -> tuple[int, int, int] | None:

@@ -44,7 +44,11 @@ class Layers:
 
 
 def layers(
-    image: Picture, boxes: Sequence[CropBox], background: str = "keep", others: Sequence[CropBox] = ()
+    image: Picture,
+    boxes: Sequence[CropBox],
+    background: str = "keep",
+    others: Sequence[CropBox] = (),
+    window: tuple[slice, slice] = (slice(None), slice(None)),
 ) -> Layers:
     """Take a photo apart.
 
@@ -55,7 +59,7 @@ def layers(
     Args:
         image: uint8 (H, W, 3).
         boxes: crops of the faces that move.
-        background: see `background.replaced`.
+        background, window: see `background.replaced`.
         others: crops of the other faces; those that are no persons, as on a poster, are part of the background.
 
     Raises:
@@ -72,7 +76,7 @@ def layers(
         )
     boxes = [*boxes, *(box for box in others if person_share(image, box) >= _FOUND)]
     matte = person_matte(image, *boxes)
-    behind = replaced(image, matte, background)
+    behind = replaced(image, matte, background, window)
     if background == "keep":
         opacity = surrounding((behind != image).any(axis=2), boxes)
         return Layers(image, behind, _with_opacity(image, opacity), matte)

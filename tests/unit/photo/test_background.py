@@ -86,6 +86,19 @@ def test_an_image_covers_the_photo_and_is_cut_at_its_centre(photo, tmp_path):
     assert abs(edge - 40) <= 1  # 300 columns of 900 at 0.8 are 240, in the middle of 320
 
 
+def test_an_image_covers_the_window_alone(photo, tmp_path):
+    image, matte, _ = photo
+    bands = np.zeros((300, 900, 3), np.uint8)
+    bands[:, 300:600] = 200
+    write_png(tmp_path / "blur", bands)
+    rows, columns = slice(20, 220), slice(60, 260)
+    got = replaced(image, matte, str(tmp_path / "blur"), (rows, columns))
+    assert got.shape == image.shape
+    np.testing.assert_array_equal(
+        got[rows, columns], replaced(image[rows, columns], matte[rows, columns], str(tmp_path / "blur"))
+    )
+
+
 def test_an_image_that_cannot_be_read_is_a_bad_image(photo, tmp_path):
     image, matte, _ = photo
     torn = tmp_path / "torn.png"
