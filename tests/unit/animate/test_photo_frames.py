@@ -153,3 +153,11 @@ def test_a_video_and_its_sheet_take_the_photo_apart_once(
     outputs = (tmp_path / "a.mp4", tmp_path / "a.png")
     write_animation(animator, source, Driving(motion[:1]), *outputs, size="native", frame="photo")
     assert len(made) == 1
+
+
+@pytest.mark.slow
+def test_a_head_shot_that_turns_shows_no_stripes(animator: Animator, astronaut: np.ndarray) -> None:
+    """With repeated edges, pixels along the frame's borders differ by 2 to 4 grey levels from their neighbours."""
+    turned = animator.edit(animator.encode(astronaut[30:205, 150:290]), yaw_deg=-20.0)
+    for border in (turned[-1], turned[:, 0], turned[:, -1]):
+        assert np.abs(np.diff(border.astype(int), axis=0)).mean() < 1.5

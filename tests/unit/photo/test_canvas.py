@@ -25,6 +25,19 @@ def test_the_whole_photo_is_shown_in_its_own_pixels() -> None:
     assert made.place(BOX) == BOX
 
 
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_the_canvas_reaches_beyond_a_photo_that_a_crop_reaches_beyond(scale: float) -> None:
+    image, box = photo(300, 404), CropBox((390.0, 140.0), 200.0)
+    made = canvas(image, box, long_side=round(404 * scale))
+    alone = canvas(image, BOX, long_side=round(404 * scale))
+    assert np.array_equal(made.image[made.window], alone.image)
+    assert made.image.shape == (round(400 * scale), round(504 * scale), 3), "a quarter of the crop on every side"
+    assert made.limits == (0.0, 0.0, 504.0 * scale, 400.0 * scale)
+    assert made.place(box).centre == pytest.approx((440.0 * scale, 190.0 * scale))
+    other = canvas(image, BOX, others=[box])
+    assert other.window[0].start == round(0.25 * BOX.side), "also for the sake of another face"
+
+
 def test_a_crop_is_shown_in_the_photos_own_pixels() -> None:
     image = photo()
     made = canvas(image, BOX, frame="crop")
