@@ -84,13 +84,14 @@ class Driving:
         """The driving face at these frame numbers (ascending), cropped as the tracker saw it; [] for a motion file."""
         if self.video is None or self.crop is None:
             return []
-        from export3d.face.crop import crop, upright
+        from export3d.face.crop import upright
+        from export3d.photo.extension import extended_crop
         from export3d.video import read_frames
 
         wanted, out = set(frames), []
         for number, frame in enumerate(read_frames(self.video, FPS, start_s=self.start_s)):
             if number in wanted:
-                out.append(crop(upright(frame, self.quarter_turns), self.crop, size))
+                out.append(extended_crop(upright(frame, self.quarter_turns), self.crop, size))
             if number >= max(wanted, default=-1):
                 break
         return out
