@@ -3,6 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
+import zlib
 from collections.abc import Sequence
 from fractions import Fraction
 from itertools import pairwise
@@ -421,6 +422,13 @@ def test_addresses_are_no_files(address: str) -> None:
         (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/hostname\n#EXT-X-ENDLIST\n", "is not a video but text"),
         (b"ffconcat version 1.0\nfile /etc/hostname\n", "is not a video but text"),
         (b"<?xml version='1.0'?><MPD xmlns='urn:mpeg:dash:schema:mpd:2011'></MPD>", "is not a video but text"),
+        (b'<asx version="3.0"><entry><ref href="file:///etc/hostname"/></entry></asx>', "is not a video but text"),
+        (b"[Reference]\r\nRef1=file:///etc/hostname\r\n", "is not a video but text"),
+        (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11" + bytes(1000), "damaged|no frames|no frame"),
+        (b"FLV\x01\x01" + bytes(1000), "damaged|no frames|no frame"),
+        (b"OggS" + bytes(1000), "damaged|no frames|no frame"),
+        (b"\x00\x00\x00\x01\x67" + bytes(1000), "damaged|no frames|no frame"),
+        (b"RIFF\x00\x10\x00\x00WEBPVP8X\x0a\x00\x00\x00\x02" + bytes(1000), "damaged"),
         (b"\xff\xfe" * 300, "unknown kind"),
         (bytes(1000), "unknown kind"),
         (pickle.dumps({"frames": 3}), "a Python pickle"),
@@ -532,11 +540,16 @@ def test_a_whole_file_says_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 def test_bytes_changed_inside_give_frames_or_one_sentence(tmp_path: Path, rng: np.random.Generator) -> None:
     """Whatever FFmpeg stumbles over, nothing but `BadVideo` comes out, and every frame has the same size."""
-    originals = [clip(tmp_path / "a.mp4", 12).read_bytes(), clip(tmp_path / "a.mkv", 12).read_bytes(),
-                 clip(tmp_path / "a.avi", 12, codec="mpeg4").read_bytes()]  # fmt: skip
+    made = [
+        *(clip(tmp_path / name, 12) for name in ("a.mp4", "a.mkv", "a.flv", "a.wmv", "a.h264")),
+        clip(tmp_path / "a.avi", 12, codec="mpeg4"),
+        clip(tmp_path / "a.ogv", 12, codec="libvpx"),
+        *(animation(tmp_path / name, 8, duration=40) for name in ("a.png", "a.webp")),
+    ]
+    originals = [path.read_bytes() for path in made]
     read = 0
-    for k in range(45):
-        content = bytearray(originals[k % 3])
+    for k in range(90):
+        content = bytearray(originals[k % len(originals)])
         for at in rng.integers(40, len(content), 1 + k % 9):
             content[at] = rng.integers(0, 256)
         path = tmp_path / f"spoilt{k}"
@@ -551,7 +564,27 @@ def test_bytes_changed_inside_give_frames_or_one_sentence(tmp_path: Path, rng: n
             read += 1
         except BadVideo:
             continue
-    assert read > 5
+    assert read > 20
+
+
+def test_animated_images_that_grow_when_unpacked_are_refused(tmp_path: Path) -> None:
+    """Canvases of 16 gigapixels, 20 MB of text in 20 kB, frames that last for days."""
+    huge = bytearray(animation(tmp_path / "a.webp", 3, duration=40).read_bytes())
+    huge[24:30] = b"\xff" * 6
+    (tmp_path / "huge.webp").write_bytes(huge)
+    refused(tmp_path / "huge.webp", "16777216 x 16777216; make it at most 8192")
+    content = bytearray(animation(tmp_path / "a.png", 3, duration=40).read_bytes())
+    text = b"a\0\0" + zlib.compress(bytes(20_000_000))
+    chunk = len(text).to_bytes(4, "big") + b"zTXt" + text + zlib.crc32(b"zTXt" + text).to_bytes(4, "big")
+    (tmp_path / "text.png").write_bytes(content[:33] + chunk + content[33:])
+    refused(tmp_path / "text.png", "holds no frame that can be decoded")
+    content[16:24] = (60_000).to_bytes(4, "big") * 2
+    content[29:33] = zlib.crc32(content[12:29]).to_bytes(4, "big")
+    (tmp_path / "huge.png").write_bytes(content)
+    refused(tmp_path / "huge.png", "60000 x 60000; make it at most 8192")
+    slow = animation(tmp_path / "slow.webp", 30, duration=16_000_000)
+    with pytest.raises(BadVideo, match="24 hours"):
+        probe(slow)
 
 
 def test_frames_beyond_8192_pixels_are_refused(tmp_path: Path) -> None:
