@@ -29,6 +29,7 @@ from export3d.image import read_image
 from export3d.motion.bfm64 import load_expression
 from export3d.motion.motion import Motion
 from export3d.video import VideoWriter, read_frames
+from export3d.video.kinds import is_video
 
 Coefficients = NDArray[np.float32]
 """(T, 64)."""
@@ -38,7 +39,6 @@ _CUT_JUMP = 0.5
 """A nose tip that moves by more than this many face heights between two frames marks a cut."""
 _OUTSIDE_SHARE = 0.2
 _IMAGE_HEADS = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"BM", b"II*\x00", b"MM\x00*")
-_VIDEO_HEADS = (b"\x1a\x45\xdf\xa3", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3", b"FLV\x01")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class Refusal(Exception):
 
 
 def media_kind(path: Path) -> str | None:
-    """The kind of a file by its first bytes: "video", "image" or None. A GIF of several images is a video.
+    """The kind of a file by its first bytes: "video", "image" or None. An image of several frames is a video.
 
     Raises:
         OSError: the file cannot be opened.
@@ -89,13 +89,10 @@ def media_kind(path: Path) -> str | None:
                 return "video" if getattr(image, "n_frames", 1) > 1 else "image"
         except (OSError, ValueError, EOFError, Image.DecompressionBombError):
             return "image"
-    if head[:4] == b"RIFF" and head[8:12] in (b"AVI ", b"WEBP"):
-        return "video" if head[8:12] == b"AVI " else "image"
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"wide"):
-        return "video" if still_kind(head) is None else "image"
-    if head.startswith(_IMAGE_HEADS):
-        return "image"
-    return "video" if head.startswith(_VIDEO_HEADS) else None
+    if is_video(path):
+        return "video"
+    webp = head[:4] == b"RIFF" and head[8:12] == b"WEBP"
+    return "image" if webp or still_kind(head) is not None or head.startswith(_IMAGE_HEADS) else None
 
 
 def records_of(

@@ -25,7 +25,7 @@ VERSION = 1
 PARTS_FOLDER = "parts"
 """Folder inside a split for the output of finished jobs."""
 _PROBE_BYTES = 1 << 20
-_VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".flv"}
+_VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".gif", ".flv", ".wmv", ".ogv"}
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _VAL_FRACTION = 0.1

@@ -6,7 +6,6 @@ concat) therefore cannot make the reader open other files or addresses.
 
 from __future__ import annotations
 
-import codecs
 import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from numpy.typing import NDArray
 from export3d import files
 from export3d.errors import BadVideo, ConfigError
 from export3d.video import animated_image
+from export3d.video.kinds import READ, demuxer_of, refusal
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -50,17 +50,6 @@ _MATRICES = {1: BT709, 4: _FCC, 5: _BT601, 6: _BT601, 7: _SMPTE240M, 9: _BT2020,
 """Colour matrix code in the file (ISO 23001-8) to swscale's code."""
 LIMITED, FULL = 1, 2
 _HDR_TRANSFERS = (16, 18)
-_KINDS_READ = "mp4, mov, mkv, webm, avi, wmv, flv or an animated gif, png or webp"
-_FIRST_BYTES = (
-    (b"\x1a\x45\xdf\xa3", "matroska"),
-    (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
-    (b"FLV\x01", "flv"),
-    (b"OggS", "ogg"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"\x00\x00\x01\xba", "mpeg"),
-    (b"\x00\x00\x01\xb3", "mpegvideo"),
-)
 _DECODING_TIMES = ("avi", "asf")
 """Containers that store when a frame is decoded, not when it is shown."""
 _RAW = ("h264", "hevc", "mpegvideo")
@@ -311,7 +300,9 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
     import av
 
     path = files.check_input(path, BadVideo, "a video")
-    demuxer = _demuxer(path)
+    demuxer = demuxer_of(path)
+    if demuxer is None:
+        raise refusal(path)
     try:
         container = av.open(
             "file:" + str(path.absolute()),
@@ -338,54 +329,6 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
         stream.thread_type = "AUTO"  # type: ignore[assignment]
         stream.codec_context.options = {"max_pixels": str(MAX_SIDE * MAX_SIDE)}
         yield container, stream, demuxer
-
-
-def _demuxer(path: Path) -> str:
-    """FFmpeg's demuxer for a file, by its first bytes; `BadVideo` unless it is a known kind of video."""
-    head = files.sniff(path, 1024)
-    if files.still_kind(head) is not None:
-        raise BadVideo(f"{path} is {files.foreign_kind(head)}, not a video; give a video that shows a face")
-    if head[4:8] in (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot"):
-        return "mov"
-    for first_bytes, demuxer in _FIRST_BYTES:
-        if head.startswith(first_bytes):
-            return demuxer
-    if head[:4] == b"RIFF" and head[8:12] == b"AVI ":
-        return "avi"
-    raw = _raw_stream(head)
-    if raw is not None:
-        return raw
-    if len(head) > 576 and (all(head[i] == 0x47 for i in (0, 188, 376)) or all(head[i] == 0x47 for i in (4, 196, 388))):
-        return "mpegts"
-    if (
-        head[:3] == b"\xff\xd8\xff"
-        or head[:8] == b"\x89PNG\r\n\x1a\n"
-        or head[:2] == b"BM"
-        or head[:4] in (b"II*\x00", b"MM\x00*")
-        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-    ):
-        raise BadVideo(f"{path} is a still image, not a video; give a video ({_KINDS_READ})")
-    if head[:4] == b"fLaC" or head[:3] == b"ID3" or (head[:4] == b"RIFF" and head[8:12] == b"WAVE"):
-        raise BadVideo(f"{path} holds only sound; give a video that shows a face")
-    kind = files.foreign_kind(head) or ("text" if _is_text(head) else "an unknown kind of file")
-    raise BadVideo(f"{path} is not a video but {kind}; give an {_KINDS_READ}")
-
-
-def _raw_stream(head: bytes) -> str | None:
-    """The demuxer of a stream without a container: H.265 begins with one of these units, H.264 with others."""
-    if head[:3] == b"\x00\x00\x01":
-        head = b"\x00" + head
-    if head[:4] != b"\x00\x00\x00\x01" or len(head) < 6:
-        return None
-    if head[5] == 1 and head[4] >> 1 in (32, 33, 35):  # video or sequence parameters, delimiter
-        return "hevc"
-    return "h264" if head[4] < 128 and head[4] & 31 in (6, 7, 9) else None  # information, parameters, delimiter
-
-
-def _is_text(head: bytes) -> bool:
-    """Whether bytes are UTF-8 text; a character cut off at the end is ignored."""
-    text = codecs.getincrementaldecoder("utf-8")("replace").decode(head)
-    return "\ufffd" not in text and all(character.isprintable() or character.isspace() for character in text)
 
 
 def default_stream(streams: Sequence[AnyStream]) -> AnyStream:
@@ -525,7 +468,7 @@ def _on_screen(timed: Iterable[Timed], period: Fraction, *, may_be_still: bool, 
     if shown is None:
         return
     if seen == 1 and not may_be_still:
-        raise BadVideo(f"{path} is a still image, not a video; give a video ({_KINDS_READ})")
+        raise BadVideo(f"{path} is a still image, not a video; give a video ({READ})")
     while count == 0 or start + count * period < end - slack:
         yield shown
         count += 1

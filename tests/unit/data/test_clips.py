@@ -12,6 +12,7 @@ from export3d.data.decoding import decode
 from export3d.data.shards import Record
 from export3d.errors import ConfigError
 from export3d.face.tracker import Tracker
+from tests.made_videos import clip
 
 Draw = Callable[..., Path]
 Frame = Callable[..., np.ndarray]
@@ -173,14 +174,16 @@ def test_files_that_cannot_be_read_are_refused(
 
 def test_kinds_are_told_by_content_not_by_name(tmp_path: Path, draw_clip: Draw, draw_frame: Frame) -> None:
     frame = Image.fromarray(draw_frame())
-    clip = draw_clip(tmp_path / "clip.mp4", [160] * 3)
-    clip.rename(tmp_path / "clip.jpg")
+    draw_clip(tmp_path / "clip.mp4", [160] * 3).rename(tmp_path / "clip.jpg")
     assert media_kind(tmp_path / "clip.jpg") == "video"
     for suffix in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF"):
         frame.save(tmp_path / "picture.mp4", format=suffix)
         assert media_kind(tmp_path / "picture.mp4") == "image"
-    frame.save(tmp_path / "a.gif", save_all=True, append_images=[Image.fromarray(draw_frame(100))])
-    assert media_kind(tmp_path / "a.gif") == "video"
+    for name in ("a.gif", "a.png", "a.webp"):
+        frame.save(tmp_path / name, save_all=True, append_images=[Image.fromarray(draw_frame(100))])
+        assert media_kind(tmp_path / name) == "video"
+    for name in ("a.mkv", "a.avi", "a.wmv", "a.flv", "a.ts", "a.h264"):
+        assert media_kind(clip(tmp_path / name, 5)) == "video"
     (tmp_path / "notes.txt").write_text("hello")
     assert media_kind(tmp_path / "notes.txt") is None
 
