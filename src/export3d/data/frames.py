@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -220,7 +221,7 @@ class FrameStore:
         Raises:
             OutputError: the folder cannot be written.
         """
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         folder = Path(folder)
         try:
@@ -240,8 +241,7 @@ class FrameStore:
                 for name in TRACKS:
                     part[name] = np.ascontiguousarray(getattr(self, name)[first:last].cpu().numpy())
                 name = f"part-{len(parts):04d}.safetensors"
-                with replacing(folder / name) as temporary:
-                    save_file(part, temporary)
+                write_bytes(folder / name, save(part))
                 parts.append({"file": name, "frames": last - first})
         value = {
             "format": PACKED_FORMAT,
@@ -402,6 +402,8 @@ def _mapped_safetensors(path: Path, specs: dict[str, tuple[tuple[int, ...], str]
     with path.open("wb") as stream:
         stream.write(len(text).to_bytes(8, "little") + text)
         stream.truncate(8 + len(text) + at)
+        if hasattr(os, "posix_fallocate"):  # writing to a map on a full disk kills the process
+            os.posix_fallocate(stream.fileno(), 0, 8 + len(text) + at)
     return {
         name: np.memmap(path, dtype, "r+", offset=8 + len(text) + offsets[name], shape=shape)
         for name, (shape, dtype) in specs.items()

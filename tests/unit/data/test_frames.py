@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -279,3 +280,25 @@ def test_tensors_that_do_not_fit_together_are_refused(split: Path) -> None:
     store = FrameStore.load(split, 16)
     with pytest.raises(ShapeError):
         replace(store, camera=store.camera[:3])
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="no way to reserve room on the disk")
+def test_a_cache_reserves_its_room_before_it_is_mapped(tmp_path: Path) -> None:
+    """On a full disk, writing to a hole in a mapped file ends the process by a signal."""
+    frames._mapped_safetensors(tmp_path / "cache", {"images": ((100, 3, 64, 64), "|u1")}, {})
+    status = (tmp_path / "cache").stat()
+    assert status.st_blocks * 512 >= status.st_size > 1_000_000
+
+
+def test_packing_on_a_full_disk_is_refused_in_a_sentence(split: Path, tmp_path: Path) -> None:
+    """The limit on file sizes stands for the full disk."""
+    resource = pytest.importorskip("resource")
+    store = FrameStore.load(split, 64)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OutputError, match=r"cannot write .*part-0000.* choose another folder"):
+            store.save(tmp_path / "packed")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list((tmp_path / "packed").iterdir()) == []
