@@ -4,8 +4,10 @@ import csv
 import importlib.util
 import json
 import logging
+import os
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from export3d.cli.main import main
 from export3d.data import prepare as module
 from export3d.data.clips import Limits
 from export3d.data.frames import FrameStore
-from export3d.data.manifest import coefficients_of
+from export3d.data.manifest import coefficients_of, find_files, read_manifest
 from export3d.data.prepare import Report, prepare
 from export3d.data.shard_writer import verify
 from export3d.data.shards import read_index, read_shards
@@ -580,3 +582,26 @@ def test_coefficients_of_paths_outside_the_folder_go_by_the_last_name(tmp_path: 
         assert coefficients_of(tmp_path, file) == tmp_path / "x.y.npz"
     with pytest.raises(InputError, match=r"a/x\.y\.mp4 has no coefficients"):
         coefficients_of(tmp_path, "a/x.y.mp4")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_what_cannot_be_reached_in_a_folder_is_named_and_the_rest_prepared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"x")
+    (tmp_path / "circle").symlink_to("circle")
+    assert find_files([tmp_path], None) == ([(tmp_path / "a.mp4", "a.mp4")], 0)
+    assert "circle cannot be opened (too many levels of symbolic links)" in caplog.text
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="the superuser may read everything")
+def test_a_folder_that_cannot_be_read_is_not_called_empty(tmp_path: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0)
+    with pytest.raises(InputError, match=r"locked cannot be opened \(permission denied\)"):
+        find_files([tmp_path / "locked"], None)
+
+
+def test_a_manifest_cannot_name_a_file_with_a_nul_character(tmp_path: Path) -> None:
+    (tmp_path / "people.csv").write_text("file,person,split\na\0.mp4,anna,train\n")
+    with pytest.raises(InputError, match=r"people\.csv"):
+        read_manifest(tmp_path / "people.csv")
