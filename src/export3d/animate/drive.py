@@ -28,6 +28,7 @@ from export3d.animate.head_motion import (
     runs,
     with_neck,
 )
+from export3d.animate.rest import at_rest
 from export3d.errors import BadMotionFile, check_shape
 from export3d.files import kind_at
 from export3d.motion.arkit import ARKIT52, with_scores
@@ -240,9 +241,10 @@ def rebase(
 
     Relative: with W the world-to-camera rotation, frame k of the result has W = W_k W_ref^-1 W_source and expression
     source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the reference frame the source keeps its own
-    rotation and expression exactly. The neck moves from its place in the source as `head_motion` says. Each shot of
-    the motion has its own reference frame. Where the face is away, the source's own pose and expression are the result.
-    What would jump between shots passes over in half a second (see `export3d.animate.head_motion`).
+    rotation and expression exactly. The source's expression is the one that it has `at_rest`: an open mouth closes. The
+    neck moves from its place in the source as `head_motion` says. Each shot of the motion has its own reference frame.
+    Where the face is away, the source's own pose and expression are the result. What would jump between shots passes
+    over in half a second (see `export3d.animate.head_motion`).
 
     Args:
         motion: the driving motion, T frames.
@@ -266,6 +268,8 @@ def rebase(
     frames, away = references(motion, reference), motion.shot == AWAY
     own_pose, intrinsics = camera.unpack(np.asarray(source_camera, dtype=np.float64))
     own_rotation, own_expression = own_pose[:3, :3].T, np.asarray(source_expression)
+    if motion.space == "arkit52":
+        own_expression = at_rest(own_expression)
     rotation = np.swapaxes(camera.unpack(motion.camera.astype(np.float64))[0][:, :3, :3], -1, -2)
     turned: NDArray[np.floating] = rotation @ np.swapaxes(rotation[frames.pose], -1, -2) @ own_rotation
     turned[away] = own_rotation

@@ -118,7 +118,7 @@ def write_animation(
 ) -> int:
     """Animate and write: the video, with the driving video's sound, and on request a contact sheet.
 
-    The sheet shows the source in its first column (the photo above, as we render it in its own pose below), then
+    The sheet shows the source in its first column (the photo above, as we render it at rest below), then
     moments evenly spaced in time: the driving face above, where there is a driving video, ours below. Large frames are
     scaled down.
 
@@ -160,7 +160,7 @@ def write_animation(
     if sheet is not None:
         first = source[0] if isinstance(source, Sequence) else source
         shown = fitted(first.photo if frame == "photo" else first.image, SHEET_HEIGHT)
-        # a motion of one frame leaves the source as it is, in the layers that are there already
+        # a motion of one frame shows the source at rest, in the layers that are there already
         own = animator.animate(source, driving.motion[:1], size=size, frame=frame, background=background)
         ours = [fitted(next(own), SHEET_HEIGHT), *(kept[number] for number in numbers)]
         theirs = driving.pictures(numbers, animator.size)

@@ -23,7 +23,7 @@ from export3d.animate.drive import (
 )
 from export3d.animate.head_motion import neck_place
 from export3d.errors import BadMotionFile, ConfigError, ShapeError
-from export3d.motion.arkit import ARKIT52, ARKIT52_MIRRORED
+from export3d.motion.arkit import ARKIT52, ARKIT52_MIRRORED, with_scores
 from export3d.motion.compare import pearson
 from export3d.motion.motion import Motion
 from tests.live_link_face import write_take
@@ -50,7 +50,7 @@ def motion(rng: np.random.Generator) -> Motion:
 @pytest.fixture
 def source(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Camera (25,) and expression (52,) of a portrait that looks to the side and smiles."""
-    expression = rng.uniform(0.2, 0.4, 52)
+    expression = with_scores(rng.uniform(0.02, 0.1, 52), {"mouthSmile": 0.4})
     return camera.from_pose(np.array([12.0, -4.0, 3.0]), np.array([0.01, -0.03, 2.8])), expression
 
 

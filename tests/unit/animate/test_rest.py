@@ -1,0 +1,58 @@
+"""animate/rest.py: a portrait caught in the middle of a word or a blink."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from export3d import camera
+from export3d.animate.drive import driving_motion, rebase
+from export3d.animate.rest import at_rest
+from export3d.motion.arkit import columns_of, with_scores
+
+
+def scored(**scores: float) -> np.ndarray:
+    return with_scores(np.full(52, 0.05), scores)
+
+
+def test_a_posed_portrait_is_at_rest_as_it_is() -> None:
+    """The scores of the bundled portrait, which smiles with bared teeth."""
+    posed = scored(jawOpen=0.01, mouthSmile=0.9, mouthUpperUp=0.47, mouthLowerDown=0.14, eyeBlink=0.2, mouthPucker=0.5)
+    np.testing.assert_array_equal(at_rest(posed), posed)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "most"),
+    [("jawOpen", 0.9, 0.02), ("mouthFunnel", 0.6, 0.0), ("mouthLowerDown", 0.86, 0.01), ("eyeBlink", 0.9, 0.15)],
+)
+def test_what_is_far_from_rest_gets_its_usual_value(name: str, value: float, most: float) -> None:
+    caught = scored(mouthSmile=0.8, **{name: value})
+    rest = at_rest(caught)
+    np.testing.assert_allclose(rest[columns_of(name)], most, atol=1e-9)
+    others = np.setdiff1d(np.arange(52), columns_of(name))
+    np.testing.assert_array_equal(rest[others], caught[others])
+
+
+def test_one_eye_that_winks_opens_alone() -> None:
+    rest = at_rest(scored(eyeBlinkLeft=0.9, eyeBlinkRight=0.3))
+    np.testing.assert_allclose(rest[columns_of("eyeBlink")], [0.15, 0.3])
+
+
+def test_an_upper_lip_raised_without_a_smile_comes_down() -> None:
+    assert at_rest(scored(mouthUpperUp=0.6))[columns_of("mouthUpperUp")].max() == 0.0
+    assert at_rest(scored(mouthUpperUp=0.6, mouthSmile=0.7))[columns_of("mouthUpperUp")].min() == 0.6
+
+
+def test_rest_does_not_jump_with_the_score() -> None:
+    jaws = np.linspace(0.0, 1.0, 501)
+    rest = [at_rest(scored(jawOpen=jaw))[columns_of("jawOpen")[0]] for jaw in jaws]
+    assert np.abs(np.diff(rest)).max() < 0.005
+
+
+def test_an_open_mouth_closes_while_it_speaks() -> None:
+    """Without an estimate of rest jawOpen of the result never falls below 0.55."""
+    speech, own = driving_motion("speech"), camera.Camera.look_at().label
+    moved = rebase(speech, own, scored(jawOpen=0.6)).scores("jawOpen")
+    closed = rebase(speech, own, scored(jawOpen=0.02)).scores("jawOpen")
+    assert moved.min() < 0.05
+    np.testing.assert_allclose(moved, closed, atol=1e-6)
