@@ -146,7 +146,7 @@ def _columns(path: Path, header: list[str]) -> tuple[dict[str, int], int | None]
         if header.count(name.lower()) > 1:
             raise BadMotionFile(f"{path} has two columns {name}; {_REMEDY}")
     if absent:
-        logger.warning("%s has no %s; taken as 0", path, " and ".join(f"column {name}" for name in absent))
+        logger.warning("%s has no column for %s, taken as 0", path, ", ".join(absent))
     places = {name: header.index(name.lower()) for name in wanted if name not in absent}
     return places, header.index(_COUNT) if _COUNT in header else None
 

@@ -92,8 +92,8 @@ def test_without_head_or_tongue_these_rest(
     kept = [k for k, name in enumerate(table[0]) if name not in absent]
     assert load(tmp_path, "\n".join(",".join(row[k] for k in kept) for row in table) + "\n") == expected
     (message,) = caplog.messages
-    assert message.startswith(f"{tmp_path / 'take.csv'} has no ")
-    assert all(f"column {name}" in message for name in absent)
+    assert message.startswith(f"{tmp_path / 'take.csv'} has no column for ")
+    assert all(name in message for name in absent)
 
 
 def test_columns_that_are_not_needed_may_be_absent(tmp_path: Path) -> None:
