@@ -50,7 +50,7 @@ def test_rest_does_not_jump_with_the_score() -> None:
 
 
 def test_an_open_mouth_closes_while_it_speaks() -> None:
-    """Without an estimate of rest jawOpen of the result never falls below 0.55."""
+    """Without an estimate of rest jawOpen of the result never falls below 0.51."""
     speech, own = driving_motion("speech"), camera.Camera.look_at().label
     moved = rebase(speech, own, scored(jawOpen=0.6)).scores("jawOpen")
     closed = rebase(speech, own, scored(jawOpen=0.02)).scores("jawOpen")

@@ -13,6 +13,7 @@ from export3d.face.smooth import (
     from_pose_numbers,
     pose_numbers,
     remove_glitches,
+    shots,
     smooth,
     smooth_cameras,
     smooth_expression,
@@ -169,3 +170,71 @@ def test_a_fast_turn_is_not_a_cut():
 def test_pose_numbers_and_cameras_undo_each_other(rng):
     labels = cameras(rng.uniform(-80, 80, 20), rng.uniform(-80, 80, 20), rng.uniform(-180, 180, 20), 3.1)
     np.testing.assert_allclose(from_pose_numbers(*pose_numbers(labels)), labels, atol=1e-9)
+
+
+def clip(changes, count=60):
+    """Labels (T, 25) of a frontal head whose x, y and distance change at frames: {frame: (x, y, z)}."""
+    place = np.tile([0.0, 0.0, 2.7], (count, 1))
+    for frame, there in changes.items():
+        place[frame:] = there
+    return camera.from_pose(np.zeros((count, 3)), place)
+
+
+def found_but(count=60, *lost):
+    found = np.ones(count, bool)
+    for first, last in lost:
+        found[first:last] = False
+    return found
+
+
+ELSEWHERE, LARGER = (0.3, 0.1, 2.7), (0.0, 0.0, 1.8)
+
+
+@pytest.mark.parametrize("there", [ELSEWHERE, LARGER])
+@pytest.mark.parametrize("lost", [0, 1, 5, 10])
+def test_a_cut_begins_a_shot_also_when_the_face_is_lost_there_for_a_moment(there, lost):
+    found = found_but(60, (30, 30 + lost))
+    labels = clip({30: there})
+    shot = shots(labels[found], found, FPS)
+    assert shot.dtype == np.int32
+    np.testing.assert_array_equal(shot, np.arange(60) >= 30 + lost)
+
+
+def test_a_steady_clip_is_one_shot_and_a_walk_too():
+    assert not shots(clip({}), found_but(), FPS).any()
+    walk = camera.from_pose(np.zeros((60, 3)), np.linspace([-0.5, 0.0, 2.7], [0.5, 0.0, 2.7], 60))
+    assert not shots(walk, found_but(), FPS).any()
+    found = found_but(60, (30, 33))
+    assert not shots(walk[found], found, FPS).any()
+
+
+def test_a_face_that_is_away_for_long_has_no_shot_and_comes_back_to_its_own():
+    found = found_but(60, (20, 35))
+    shot = shots(clip({30: ELSEWHERE})[found], found, FPS)
+    np.testing.assert_array_equal(shot, np.where(found, 0, -1))
+
+
+def test_a_face_that_comes_back_in_another_size_is_another_shot():
+    found = found_but(60, (20, 35))
+    shot = shots(clip({30: LARGER})[found], found, FPS)
+    np.testing.assert_array_equal(shot, np.where(found, np.arange(60) >= 35, -1))
+
+
+def test_a_short_loss_at_the_ends_is_bridged_and_a_long_one_is_not():
+    short, long = found_but(60, (0, 10), (55, 60)), found_but(60, (0, 11), (40, 60))
+    assert not shots(clip({})[short], short, FPS).any()
+    np.testing.assert_array_equal(shots(clip({})[long], long, FPS), np.where(long, 0, -1))
+
+
+def test_one_frame_with_a_face_is_a_shot():
+    found = found_but(60, (1, 60))
+    np.testing.assert_array_equal(shots(clip({})[:1], found, FPS), np.where(found, 0, -1))
+
+
+def test_cameras_are_smoothed_shot_by_shot(rng):
+    """A small cut that only `shot` tells of: the values before it do not change those after it."""
+    labels = cameras(rng.normal(0, 0.3, 40))
+    shot = (np.arange(40) >= 20).astype(np.int32)
+    together = smooth_cameras(labels, FPS, shot=shot)
+    np.testing.assert_allclose(together[20:], smooth_cameras(labels[20:], FPS), atol=1e-9)
+    assert np.abs(together - smooth_cameras(labels, FPS)).max() > 1e-4

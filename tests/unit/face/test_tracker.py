@@ -143,6 +143,18 @@ def test_landmarks_are_bridged_across_the_pieces_of_a_clip(monkeypatch):
         np.testing.assert_array_equal(track(lines).landmarks, whole.landmarks)
 
 
+def test_cuts_and_absences_are_numbered_and_nothing_is_mixed_across_a_cut():
+    """20 frames at the left, one without a face, 20 at the right; 20 empty ones; 20 more at the right."""
+    left, right = face(x=200.0, size=160.0), face(x=420.0, y=200.0, size=240.0)
+    found = track([[left]] * 20 + [[]] + [[right]] * 20 + [[]] * 20 + [[right]] * 20)
+    shot = found.motion.shot
+    np.testing.assert_array_equal(shot, np.repeat([0, 1, -1, 1], [21, 20, 20, 20]))
+    place = camera.head_position(found.motion.camera)
+    for number in (0, 1):
+        assert np.ptp(place[shot == number], axis=0).max() < 1e-4
+    assert np.linalg.norm(place[20] - place[21]) > 0.3
+
+
 def test_a_face_that_comes_late_and_leaves_early_is_held_at_the_ends():
     lines = [[face(yaw=5.0 + k)] if 4 <= k < 20 else [] for k in range(25)]
     yaw = camera.head_angles(track(lines).motion.camera)[:, 0]

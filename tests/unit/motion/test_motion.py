@@ -3,7 +3,7 @@ import os
 import pickle
 import subprocess
 import sys
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,45 @@ def test_a_slice_is_a_motion(some: Motion) -> None:
     np.testing.assert_array_equal(part.camera, some.camera[10:20])
     np.testing.assert_array_equal(some[-1].expression, some.expression[-1:])
     np.testing.assert_array_equal(some[::-2].camera, some.camera[::-2])
+
+
+def of_shots(some: Motion, *lengths: int) -> Motion:
+    """The motion in shots of these lengths: 0, away, 1."""
+    return replace(some, shot=np.repeat([0, -1, 1], lengths))
+
+
+def test_frames_are_of_one_shot_unless_told_otherwise(some: Motion) -> None:
+    assert some.shot.dtype == np.int32
+    assert some.shot.tolist() == [0] * 50
+    longer = replace(some, expression=some.expression[:20], camera=some.camera[:20])
+    assert longer.shot.tolist() == [0] * 20
+
+
+def test_shots_are_sliced_compared_saved_and_read(some: Motion, tmp_path: Path) -> None:
+    cut = of_shots(some, 20, 10, 20)
+    assert cut != some
+    assert cut[18:32].shot.tolist() == [0] * 2 + [-1] * 10 + [1] * 2
+    cut.save(tmp_path / "a.motion")
+    assert Motion.load(tmp_path / "a.motion") == cut
+    some.save(tmp_path / "b.motion")
+    assert b"shot" not in (tmp_path / "b.motion").read_bytes()
+
+
+@pytest.mark.parametrize("fps", [50.0, 30.0, 12.0])
+def test_resampling_mixes_nothing_across_a_cut(some: Motion, fps: float) -> None:
+    values = np.repeat([[0.0], [0.5], [1.0]], [20, 10, 20], axis=0) * np.ones(52)
+    cut = of_shots(replace(some, expression=values), 20, 10, 20).resampled(fps)
+    np.testing.assert_array_equal(cut.expression[:, 0], np.array([0.0, 1.0, 0.5], np.float32)[cut.shot])
+    assert set(cut.shot.tolist()) == {0, -1, 1}
+
+
+@pytest.mark.parametrize(
+    ("shot", "cause"),
+    [(np.ones(7, int), "shot must be 50 whole numbers"), (np.full(50, 0.5), "whole"), (np.full(50, -2), "from 0")],
+)
+def test_shots_that_cannot_be_are_refused(some: Motion, shot: np.ndarray, cause: str) -> None:
+    with pytest.raises((ShapeError, InputError), match=cause):
+        replace(some, shot=shot)
 
 
 @pytest.mark.parametrize("frames", [slice(50, 60), slice(7, 7), 50, -51])
@@ -300,6 +339,10 @@ def spoilt(array: np.ndarray, value: float, at: tuple[int, int] = (2, 3)) -> np.
         (GOOD, {"expression": FACE, "camera": spoilt(STILL, 1e30, (2, 19))}, "frame 2 .* not a camera"),
         (GOOD, {"expression": FACE, "camera": spoilt(STILL, 0.0, (2, 24))}, "frame 2 .* not a camera"),
         (GOOD, {"expression": FACE, "camera": STILL * 0}, "not a camera"),
+        (GOOD, {"expression": FACE, "camera": STILL, "shot": np.ones(3, np.int32)}, "shot must be 4 whole numbers"),
+        (GOOD, {"expression": FACE, "camera": STILL, "shot": np.full(4, -7, np.int32)}, "numbered from 0"),
+        (GOOD, {"expression": FACE, "camera": STILL, "shot": np.ones(4, np.float32)}, "type F32"),
+        (GOOD, {"expression": FACE, "camera": STILL, "shot": np.ones((4, 1), np.int32)}, "absurd shape"),
         (GOOD, {"expression": np.full((4, 52), 1e39), "camera": STILL}, "NaN or infinity"),
     ],
 )
