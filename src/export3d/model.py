@@ -19,7 +19,7 @@ from export3d.image import resize
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
-from export3d.warping.source_warp import DetailGuide, Origin, SourceMotion, SourceView, SourceWarp
+from export3d.warping.source_warp import DetailGuide, Eyes, Origin, SourceMotion, SourceView, SourceWarp
 from export3d.weights.hub import HubModel
 from export3d.weights.migration import migrate
 
@@ -149,13 +149,16 @@ class Export3D(HubModel):
             seen = self.warp.frontal(seen, source_camera)
         return Encoded(self.generator.encode(seen), view)
 
-    def planes(self, source: Encoded, expression: Tensor, shift: Tensor | None = None) -> Planes:
+    def planes(
+        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, eyes: Eyes | None = None
+    ) -> Planes:
         """T_beta(S) (Eq. 6): encoded sources and expressions (B, E) to tri-planes.
 
         A single source is used for all B expressions.
 
         Args:
             shift: (B, n) or (1, n), added to lambda (sliders along the basis); None: no shift.
+            eyes: how the source's eyes move on their own (`animate.eyelids`); only the warp uses them.
         """
         tokens = source.features.tokens
         if tokens.shape[0] != expression.shape[0]:
@@ -165,13 +168,13 @@ class Export3D(HubModel):
         if shift is not None:
             check_shape(shift, f"{shift.shape[0]} {coefficients.shape[1]}", "shift of lambda")
             coefficients = coefficients + shift
-        return self._planes(source, self.expression.embed(coefficients))[0]
+        return self._planes(source, self.expression.embed(coefficients), eyes)[0]
 
-    def _planes(self, source: Encoded, beta: Tensor) -> tuple[Planes, Tensor]:
+    def _planes(self, source: Encoded, beta: Tensor, eyes: Eyes | None = None) -> tuple[Planes, Tensor]:
         """Features and beta' (B, d) to tri-planes, with and without the tri-plane EMA."""
         motion = None
         if self.warp is not None and source.view is not None:
-            motion = self.warp.move(beta, source.view, source.features.stem)
+            motion = self.warp.move(beta, source.view, source.features.stem, eyes)
         generated = self.generator.generate(source.features, beta, None if motion is None else motion.walk)
         return Planes(self.generator.average(generated), source, motion), generated
 

@@ -21,6 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from export3d.animate.drive import hold, rebase, references
+from export3d.animate.eyelids import closing_eyes
 from export3d.animate.head_motion import HeadMotion, report
 from export3d.animate.orbit import CameraPath, orbit_motion
 from export3d.camera import LABEL_SIZE, turned
@@ -421,7 +422,10 @@ class Animator:
     def _planes(self, source: Source, expression: NDArray, shift: NDArray | None = None) -> Planes:
         """(B, E) and (B, n) to the source's planes."""
         moved = None if shift is None else self._tensor(shift)
-        return self.model.planes(source.features, self._tensor(expression), moved)
+        asked, eyes = closing_eyes(
+            self.model, source.features, self._tensor(source.expression), self._tensor(expression), moved
+        )
+        return self.model.planes(source.features, asked, moved, eyes)
 
     def _drawn(self, view: _View, parts: Sequence[tuple[Planes, NDArray]], batch: int = 1) -> Iterator[Picture]:
         """Each source's planes, one or as many as its cameras (T, 25), to T frames."""

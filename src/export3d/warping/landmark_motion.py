@@ -9,7 +9,7 @@ Letters: B batch, L = 478 landmarks, F = 470 face vertices of the elastic mesh, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +53,21 @@ class Face:
         return Face(*(x.expand(batch, *x.shape[1:]) for x in values))
 
 
+@dataclass(frozen=True)
+class Eyes:
+    """How the right and the left eye of B faces move on their own, each as if both did so.
+
+    Attributes:
+        beta: (B, 2, d) beta' that they follow.
+        own: (B, 2, d) beta' of the sources in the same sense.
+        share: (B,) how far they do, 0 to 1; else they move with the rest of the face.
+    """
+
+    beta: Tensor
+    own: Tensor
+    share: Tensor
+
+
 class LandmarkMotion(nn.Module):
     """Depth and motion of a face's landmarks. Untrained, it gives the average head's depth and no motion.
 
@@ -60,6 +75,7 @@ class LandmarkMotion(nn.Module):
     """
 
     average: Tensor
+    near_eyes: Tensor
 
     def __init__(self, embedding: int) -> None:
         super().__init__()
@@ -73,6 +89,7 @@ class LandmarkMotion(nn.Module):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.depth.bias)
         self.register_buffer("average", average_landmarks(), persistent=False)
+        self.register_buffer("near_eyes", _near_eyes(average_landmarks()), persistent=False)
 
     def face(self, beta: Tensor, landmarks: Tensor, camera: Tensor, half_extent: float) -> Face:
         """Faces as they are in their sources.
@@ -95,16 +112,34 @@ class LandmarkMotion(nn.Module):
                 aligned = plane_positions(places, camera, half_extent)
         return Face(beta, places, aligned, points, code)
 
-    def forward(self, beta: Tensor, face: Face) -> Tensor:
-        """Driving beta' (B, d) and faces to the moved landmarks (B, L, 3), scene units."""
+    def forward(self, beta: Tensor, face: Face, eyes: Eyes | None = None) -> Tensor:
+        """Driving beta' (B, d) and faces to the moved landmarks (B, L, 3), scene units; `eyes` move by their own."""
         with torch.autocast(beta.device.type, enabled=False):
             move = self._offsets(beta.float(), face.code) - self._offsets(face.beta, face.code)
-            return face.points + _MOTION_UNIT * move
+            points = face.points + _MOTION_UNIT * move
+            if eyes is not None:
+                both = [self(eyes.beta[:, k], replace(face, beta=eyes.own[:, k])) for k in (0, 1)]
+                points = points + sum(
+                    (eyes.share[:, None, None] * near[:, None] * (alone - points))
+                    for near, alone in zip(self.near_eyes, both)
+                )
+            return points
 
     def _offsets(self, beta: Tensor, code: Tensor) -> Tensor:
         x = F.leaky_relu(self.first(torch.cat([self.gain * beta, code], dim=1)), 0.2)
         out: Tensor = self.out(F.leaky_relu(self.second(x), 0.2))
         return out.view(-1, LANDMARKS, 3)
+
+
+def _near_eyes(points: Tensor) -> Tensor:
+    """(2, L) landmarks near the right and the left eye: 1 up to 0.8 eye widths from its centre, 0 from 1.5 on."""
+    shares = []
+    for corners in EYE_CORNERS:
+        outer, inner = points[list(corners), :2]
+        away = (points[:, :2] - (outer + inner) / 2.0).norm(dim=1) / (outer - inner).norm()
+        share = ((1.5 - away) / 0.7).clamp(0.0, 1.0)
+        shares.append(share * share * (3.0 - 2.0 * share))
+    return torch.stack(shares)
 
 
 def average_landmarks() -> Tensor:

@@ -25,6 +25,7 @@ from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp
 from export3d.warping.elastic_mesh import show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
 from export3d.warping.flows import driving_flow, openings, plane_flow
+from export3d.warping.landmark_motion import Eyes as Eyes
 from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
@@ -169,11 +170,14 @@ class SourceWarp(nn.Module):
         face = self.motion.face(beta, landmarks, camera, self.half_extent)
         return SourceView(face, image, camera) if self.config.detail else SourceView(face)
 
-    def move(self, beta: Tensor, view: SourceView, stem: Sequence[Tensor]) -> SourceMotion:
-        """Driving beta' (B, d), the source and its stem features (H/8, H/4, H/2) to the source's motion."""
+    def move(self, beta: Tensor, view: SourceView, stem: Sequence[Tensor], eyes: Eyes | None = None) -> SourceMotion:
+        """Driving beta' (B, d), the source and its stem features (H/8, H/4, H/2) to the source's motion.
+
+        `eyes` follow their own beta', see `LandmarkMotion`.
+        """
         points = field = walk = None
         if self.motion is not None and view.face is not None:
-            points = self.motion(beta, view.face)
+            points = self.motion(beta, view.face, eyes)
             if self.config.flow:
                 field = plane_flow(points, view.face, self.half_extent, stem[-1].shape[-1])
         if self.skip is not None:
