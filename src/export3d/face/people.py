@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from export3d.face.crop import CropBox, upright
 from export3d.face.landmark_sets import CHIN, FOREHEAD
-from export3d.face.landmarks import LONG_SIDE, MAX_FACES, Face, Landmarker, alike, confirmed, distinct, spread
+from export3d.face.landmarks import LARGEST_SPREAD, LONG_SIDE, MAX_FACES, Face, Landmarker, alike, distinct, spread
 
 SEARCH_EVERY = 12
 """Frames between two searches of the whole frame, and frames for which a lost face is looked for where it was."""
@@ -174,7 +174,7 @@ class Crowd:
         """
         for follower in sorted(self._followers, key=lambda one: (one.lost > 0, -one.person.weight)):
             others = [one.last for one in self._followers if one is not follower and not one.lost]
-            face = follower.step(look, others)
+            face = follower.step(look, others, cut)
             if face is not None and self._is_new(face):
                 follower.person.append(self._frame, face)
                 self.faces.append(face)
@@ -212,13 +212,13 @@ class Crowd:
         if lies(first):
             turns, limit = round(roll_deg(first) / 90.0) % 4, float("inf")
         else:
-            turns, limit = 2, spread(look.landmarker, look.image, first)
+            turns, limit = 2, look.spread(first)
             if limit <= _CLEARLY_UPRIGHT:
                 return look, faces
         turned = look.turned(turns)
         x, y = _turned_point(float(first.centre[0]), float(first.centre[1]), look.image, turns)
         for face in look.landmarker.detect(turned.image, CropBox((x, y), first.region().side)):
-            if not lies(face) and spread(look.landmarker, turned.image, face) < limit and turned.confirms(face):
+            if not lies(face) and turned.confirms(face) and turned.spread(face) < limit:
                 self.quarter_turns = turns
                 return turned, [other for other in turned.all(search=False) if not lies(other)] or [face]
         return look, [] if lies(first) else faces
@@ -254,6 +254,7 @@ class _Look:
         self.image = image
         self.refused = refused
         self._whole: list[Face] | None = None
+        self._spreads: list[tuple[Face, float]] = []
 
     def turned(self, turns: int) -> _Look:
         """The frame turned by so many times 90 degrees counter-clockwise."""
@@ -276,13 +277,21 @@ class _Look:
         return self.landmarker.search(self.image) if search and not faces else faces
 
     def confirms(self, face: Face) -> bool:
-        """See `confirmed`; what was refused a moment ago is not tried again."""
+        """See `landmarks.confirmed`; what was refused a moment ago is not tried again."""
         if any(alike(face, other) for other in self.refused):
             return False
-        if confirmed(self.landmarker, self.image, face):
+        if self.spread(face) <= LARGEST_SPREAD:
             return True
         self.refused.append(face)
         return False
+
+    def spread(self, face: Face) -> float:
+        """See `landmarks.spread`; measured once per face."""
+        for known, value in self._spreads:
+            if known is face:
+                return value
+        self._spreads.append((face, spread(self.landmarker, self.image, face)))
+        return self._spreads[-1][1]
 
 
 class _Follower:
@@ -295,10 +304,13 @@ class _Follower:
         found = any(face is other for other in look.whole)
         self.last = face if found and max(look.image.shape[:2]) <= LONG_SIDE else self._closer(look, face)
 
-    def step(self, look: _Look, others: list[Face]) -> Face | None:
-        """The face in the next frame, if it is seen; `others` are the faces of other people, here or a frame before."""
+    def step(self, look: _Look, others: list[Face], cut: bool) -> Face | None:
+        """The face in the next frame, if it is seen; `others` are the faces of other people, here or a frame before.
+
+        A face that jumped, or one after a cut, must be confirmed.
+        """
         face = self._look(look, others)
-        if face is None or not (alike(face, self.last) or look.confirms(face)):
+        if face is None or not ((alike(face, self.last) and not cut) or look.confirms(face)):
             return None
         self.last, self.lost = face, 0
         self._keep_region(face)

@@ -79,6 +79,14 @@ def test_a_path_and_its_pixels_give_the_same_source(
         torch.testing.assert_close(again.features.features.tokens, source.features.features.tokens)
 
 
+def test_a_portrait_on_its_side_becomes_an_upright_source(
+    animator: Animator, source: Source, astronaut: np.ndarray
+) -> None:
+    turned = animator.encode(np.rot90(astronaut))
+    np.testing.assert_array_equal(turned.photo, source.photo)
+    np.testing.assert_array_equal(turned.image, source.image)
+
+
 def test_every_face_of_a_group_photo_becomes_a_source(
     animator: Animator, astronaut: np.ndarray, tmp_path: Path
 ) -> None:

@@ -23,9 +23,11 @@ from export3d.animate.drive import (
 )
 from export3d.animate.head_motion import neck_place
 from export3d.errors import BadMotionFile, ConfigError, ShapeError
+from export3d.face.crop import crop
 from export3d.motion.arkit import ARKIT52, ARKIT52_MIRRORED, with_scores
 from export3d.motion.compare import pearson
 from export3d.motion.motion import Motion
+from export3d.video import VideoWriter
 from tests.live_link_face import write_take
 
 
@@ -207,6 +209,21 @@ def test_a_driving_video_shows_its_face(face_video: Path, astronaut_turns: list[
     pictures = moved_by.pictures([0, 6, 23], size=64)
     assert [p.shape for p in pictures] == [(64, 64, 3)] * 3
     assert np.abs(pictures[0].astype(int) - pictures[1]).mean() > 3, "frames 0 and 6 are 12 degrees apart"
+
+
+def test_a_driving_video_that_is_upside_down_shows_its_face_upright(
+    astronaut_turns: list[np.ndarray], tmp_path: Path
+) -> None:
+    with VideoWriter(tmp_path / "upside.mp4", 25.0, 256) as writer:
+        for frame in astronaut_turns[:6]:
+            writer.write(np.ascontiguousarray(frame[::-1, ::-1]))
+    moved_by = driving(tmp_path / "upside.mp4")
+    assert moved_by.quarter_turns == 2
+    assert moved_by.crop is not None
+    upright = crop(astronaut_turns[3], moved_by.crop, 64).astype(int)
+    [shown] = moved_by.pictures([3], 64)
+    assert np.abs(upright - shown).mean() < 4
+    assert np.abs(upright - shown[::-1, ::-1]).mean() > 20
 
 
 def test_the_roll_of_a_tilted_picture_is_tracked(face_video: Path) -> None:

@@ -166,6 +166,11 @@ def test_a_face_that_cannot_be_is_refused_before_the_portrait_is_read(
     refused(code, capsys, out, f"there is no face {face!r}", "largest, left, right", "all")
 
 
+def test_a_video_has_one_driving_face(tmp_path: Path, animate: Run, out: Path, capsys: Capture) -> None:
+    code = animate(tmp_path / "missing.jpg", **{"driving-face": "all"})
+    assert "or all" not in refused(code, capsys, out, "there is no face 'all'", "largest, left, right or a number")
+
+
 def test_a_face_beyond_those_of_the_photo_is_refused(
     tmp_path: Path, astronaut: np.ndarray, animate: Run, out: Path, capsys: Capture
 ) -> None:

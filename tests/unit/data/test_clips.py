@@ -192,3 +192,12 @@ def test_limits_that_cannot_work_are_refused() -> None:
     for wrong in ({"min_frames": 0}, {"min_found": 1.5}, {"max_gap_s": 0.0}, {"crf": 99}):
         with pytest.raises(ConfigError):
             Limits(**wrong)
+
+
+def test_a_picture_that_is_not_upright_is_refused(tmp_path: Path, astronaut: np.ndarray) -> None:
+    pytest.importorskip("mediapipe", exc_type=ImportError)
+    Image.fromarray(np.rot90(astronaut)).save(tmp_path / "lying.png")
+    with Tracker() as tracker:
+        refused = refusal(tmp_path / "lying.png", tracker)
+    assert refused.reason == "not upright"
+    assert "lying.png lies on its side" in refused.detail
