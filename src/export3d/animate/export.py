@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from export3d.animate.drive import reference_frame
 from export3d.animate.head_motion import HeadMotion
 from export3d.errors import ConfigError, OutputError
 from export3d.files import kind_at, make_folder, output_file, write_failure
@@ -161,7 +162,8 @@ def write_animation(
         first = source[0] if isinstance(source, Sequence) else source
         shown = fitted(first.photo if frame == "photo" else first.image, SHEET_HEIGHT)
         # a motion of one frame shows the source at rest, in the layers that are there already
-        own = animator.animate(source, driving.motion[:1], size=size, frame=frame, background=background)
+        still = driving.motion[reference_frame(driving.motion)]
+        own = animator.animate(source, still, size=size, frame=frame, background=background)
         ours = [fitted(next(own), SHEET_HEIGHT), *(kept[number] for number in numbers)]
         theirs = driving.pictures(numbers, animator.size)
         rows = [[shown, *theirs], ours] if theirs else [[shown, *ours[1:]]]

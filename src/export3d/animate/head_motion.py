@@ -93,7 +93,7 @@ def displacement(motion: Motion, references: NDArray[np.int64], how: HeadMotion)
             continue
         part = filmed[run] - filmed[references[run.start]]
         if how == "steady":
-            part = smooth(part, _SHAKE_S * motion.fps, 1)
+            part = smooth(part, _SHAKE_S * motion.fps, order=0)  # a mean does not overshoot at the ends
         for axes, limit in zip((slice(0, 2), slice(2, 3)), _LIMITS[how]):
             values = _returning(part[:, axes], motion.fps, limit) if how == "steady" else part[:, axes]
             moved[run, axes] = limited(values, limit)

@@ -16,7 +16,7 @@ from export3d.camera import head_position, turned
 from export3d.errors import ConfigError, check_shape
 from export3d.image import resize
 from export3d.motion.arkit import with_scores
-from export3d.motion.motion import Motion
+from export3d.motion.motion import AWAY, Motion
 from export3d.photo.canvas import Size
 from export3d.render.rays import camera_rays
 
@@ -59,12 +59,13 @@ _BACKGROUND = 225
 def moments(motion: Motion) -> list[int]:
     """The frames of a motion whose expressions differ most, ascending: three, or all where there are fewer.
 
-    The first is farthest from the most neutral frame, each further one from all before it (Euclidean distance).
+    The first is farthest from the most neutral frame, each further one from all before it (Euclidean distance). Frames
+    without the face are not chosen where there are others.
     """
     chosen = [reference_frame(motion)]
     for _ in range(min(MOMENTS, len(motion) - 1)):
         gaps = [np.linalg.norm(motion.expression - motion.expression[k], axis=-1) for k in chosen]
-        chosen.append(int(np.argmax(np.min(gaps, axis=0))))
+        chosen.append(int(np.argmax(np.where(motion.shot == AWAY, -1.0, np.min(gaps, axis=0)))))
     return sorted(set(chosen[1:] or chosen))
 
 

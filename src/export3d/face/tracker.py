@@ -345,7 +345,7 @@ def _report(found: int, total: int, several: int, name: str) -> None:
     if found < FEWEST_FRAMES * total:
         raise NoFaceFound(f"{name} shows a face in only {found} of {frames}; {_ADVICE}")
     if found < total:
-        logger.warning("%s: the face was lost in %d of %s; interpolated", name, total - found, frames)
+        logger.warning("%s: the face was lost in %d of %s", name, total - found, frames)
     if several:
         logger.warning(
             "%s: several faces in %d of %s; following the one that is largest and longest in view "

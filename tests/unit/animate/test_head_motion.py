@@ -11,12 +11,13 @@ from export3d import camera
 from export3d.animate.drive import FPS, driving_motion, rebase, references
 from export3d.animate.head_motion import HeadMotion, eased, limited, neck_place, report, runs, with_neck
 from export3d.errors import ConfigError
+from export3d.face.tracker import Tracker
 from export3d.motion.arkit import columns_of
 from export3d.motion.motion import AWAY, Motion
 
 OWN = camera.from_pose(np.array([5.0, -3.0, 1.0]), np.array([0.01, -0.02, 2.8]))
 WAYS: tuple[HeadMotion, ...] = ("steady", "full", "rotation")
-STEADY_REACH, FULL_REACH = 0.1, 0.25
+STEADY_REACH, FULL_REACH = 0.1 + 1e-6, 0.25 + 1e-6
 FAR = np.array([0.0, 0.0, 1.0])
 """A distance at which the camera sees a head as large as usual."""
 
@@ -199,3 +200,29 @@ def test_the_report_counts_cuts_absences_and_frames() -> None:
 def test_another_way_is_refused() -> None:
     with pytest.raises(ConfigError, match="no head motion 'still'; use steady, full, rotation"):
         rebase(two_shots(), OWN, np.zeros(52), head_motion="still")  # type: ignore[arg-type]
+
+
+def shown(astronaut: np.ndarray, x: float) -> np.ndarray:
+    """The upper left of the bundled portrait, with its face at x in a frame of 640 x 256."""
+    frame, photo = np.full((256, 640, 3), 110, np.uint8), astronaut[:256, 80:360]
+    left = round(x * 640) - 140
+    first, last = max(left, 0), min(left + 280, 640)
+    if first < last:
+        frame[:, first:last] = photo[:, first - left : last - left]
+    return frame
+
+
+@pytest.mark.slow
+def test_a_filmed_driver_may_slide_leave_and_come_back(astronaut: np.ndarray) -> None:
+    """Tracked from pixels: rest, a slide by a third of the frame, out at the right, back in the middle."""
+    with Tracker() as tracker:
+        path = [0.4] * 6 + [0.4 + 0.04 * k for k in range(1, 18)] + [2.0] * 12 + [0.5] * 8
+        motion = tracker.track_frames([shown(astronaut, x) for x in path]).motion
+    away = motion.shot == AWAY
+    assert away[22:35].all()
+    assert not away[:10].any()
+    assert not away[35:].any()
+    assert np.ptp(neck_place(motion.camera)[~away, 0]) > 0.5, "what the head did when all of it was followed"
+    assert np.abs(moved(motion)).max() <= STEADY_REACH
+    assert np.abs(moved(motion, "full")).max() <= FULL_REACH
+    assert np.abs(np.diff(moved(motion), axis=0)).max() < 0.03
