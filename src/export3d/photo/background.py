@@ -53,7 +53,7 @@ def check_background(background: str) -> Path | None:
         return None
     if not background or "\0" in background:
         raise ConfigError("the background is empty; give keep, blur, a colour such as #20a040, or an image file")
-    if "." not in background and Path(background).name == background and not files.kind_at(background, ConfigError):
+    if "." not in background and Path(background).name == background and not files.kind_at(background, BadImage):
         raise ConfigError(
             f"background {background!r} is neither keep nor blur, a colour such as #20a040, nor an image file"
         )

@@ -113,12 +113,12 @@ def test_an_image_that_cannot_be_read_is_a_bad_image(photo, tmp_path):
 def test_a_missing_image_is_noticed_without_reading_any(photo, tmp_path):
     Image.fromarray(photo[0]).save(tmp_path / "own.png")
     assert check_background(str(tmp_path / "own.png")) == tmp_path / "own.png"
-    for text in (str(tmp_path / "missing.png"), str(tmp_path), "a.b" * 2000):
+    for text in (str(tmp_path / "missing.png"), str(tmp_path), "a.b" * 2000, "x" * 5000):
         with pytest.raises(BadImage):
             check_background(text)
 
 
-@pytest.mark.parametrize("text", ["", "blurr", "Keep", "#12345", "#12345g", "#1234567", "#", "red", "a\0b", "x" * 5000])
+@pytest.mark.parametrize("text", ["", "blurr", "Keep", "#12345", "#12345g", "#1234567", "#", "red", "a\0b"])
 def test_other_texts_are_refused_in_one_sentence(text, photo):
     with pytest.raises(ConfigError, match="background") as caught:
         check_background(text)
