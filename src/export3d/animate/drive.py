@@ -26,6 +26,7 @@ from export3d.animate.head_motion import (
     eased_expression,
     neck_place,
     runs,
+    seen_rotation,
     with_neck,
 )
 from export3d.animate.rest import at_rest
@@ -239,12 +240,12 @@ def rebase(
 ) -> Motion:
     """Cameras and expressions to render the source with.
 
-    Relative: with W the world-to-camera rotation, frame k of the result has W = W_k W_ref^-1 W_source and expression
-    source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the reference frame the source keeps its own
-    rotation and expression exactly. The source's expression is the one that it has `at_rest`: an open mouth closes. The
-    neck moves from its place in the source as `head_motion` says. Each shot of the motion has its own reference frame.
-    Where the face is away, the source's own pose and expression are the result. What would jump between shots passes
-    over in half a second (see `export3d.animate.head_motion`).
+    Relative: with W the world-to-camera rotation as seen along the ray to the neck, frame k of the result has
+    W = W_k W_ref^-1 W_source and expression source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the
+    reference frame the source keeps its own rotation and expression exactly. The source's expression is the one that
+    it has `at_rest`: an open mouth closes. The neck moves from its place in the source as `head_motion` says. Each shot
+    of the motion has its own reference frame. Where the face is away, the source's own pose and expression are the
+    result. What would jump between shots passes over in half a second (see `export3d.animate.head_motion`).
 
     Args:
         motion: the driving motion, T frames.
@@ -266,18 +267,19 @@ def rebase(
     if not relative:
         return motion
     frames, away = references(motion, reference), motion.shot == AWAY
-    own_pose, intrinsics = camera.unpack(np.asarray(source_camera, dtype=np.float64))
-    own_rotation, own_expression = own_pose[:3, :3].T, np.asarray(source_expression)
+    intrinsics = camera.unpack(np.asarray(source_camera, dtype=np.float64))[1]
+    own_rotation, own_expression = seen_rotation(source_camera), np.asarray(source_expression)
     if motion.space == "arkit52":
         own_expression = at_rest(own_expression)
-    rotation = np.swapaxes(camera.unpack(motion.camera.astype(np.float64))[0][:, :3, :3], -1, -2)
+    rotation = seen_rotation(motion.camera)
     turned: NDArray[np.floating] = rotation @ np.swapaxes(rotation[frames.pose], -1, -2) @ own_rotation
     turned[away] = own_rotation
     moved: NDArray[np.floating] = displacement(motion, frames.place, head_motion)
     expression: NDArray[np.floating] = own_expression + motion.expression - motion.expression[frames.expression]
     expression[away] = own_expression
     if len(runs(motion.shot)) > 1:
-        angles = np.unwrap(camera.head_angles(with_neck(turned, moved, intrinsics)), axis=0, period=360.0)
+        at_centre = with_neck(turned, np.zeros_like(moved), intrinsics)
+        angles = np.unwrap(camera.head_angles(at_centre), axis=0, period=360.0)
         turned = camera.head_rotation(eased(angles, motion.shot, motion.fps))
         moved = eased(moved, motion.shot, motion.fps)
         expression = eased_expression(expression, motion.shot, motion.fps)

@@ -9,6 +9,9 @@ about which the head turns, follows that of the driving face in one of three way
 - full: as filmed, measured from the reference frame, and limited only so that the head stays in the picture.
 - rotation: the neck stays where it is; the head turns about it.
 
+A head that only moves aside is seen from another side, by up to 13 degrees per crop width. Rotations are therefore
+taken as seen along the ray to the neck, and do not change with what becomes of its place.
+
 Places are the neck's image coordinates in crop widths and the logarithm of its distance, (T, 3).
 """
 
@@ -62,8 +65,16 @@ def neck_place(labels: ArrayLike) -> Array:
     return np.stack([x / z * intrinsics[..., 0, 0], y / z * intrinsics[..., 1, 1], np.log(z)], axis=-1)
 
 
+def seen_rotation(labels: ArrayLike) -> Array:
+    """World-to-camera rotations (..., 3, 3) of labels (..., 25), of a camera that looks straight at the neck."""
+    labels = np.asarray(labels, dtype=np.float64)
+    cam2world, intrinsics = camera.unpack(labels)
+    toward = _toward(neck_place(labels), intrinsics)
+    return np.swapaxes(cam2world[..., :3, :3] @ toward, -1, -2)
+
+
 def with_neck(rotation: Array, place: Array, intrinsics: Array) -> Array:
-    """Labels (T, 25) of world-to-camera rotations (T, 3, 3) whose neck is at a place (T, 3): inverse of `neck_place`.
+    """Labels (T, 25) from (`seen_rotation`, `neck_place`): (T, 3, 3) and (T, 3).
 
     Args:
         intrinsics: (3, 3), of all labels.
@@ -71,9 +82,18 @@ def with_neck(rotation: Array, place: Array, intrinsics: Array) -> Array:
     z = np.exp(place[:, 2:])
     neck = np.concatenate([place[:, :2] / np.diag(intrinsics)[:2] * z, z], axis=1)
     cam2world = np.tile(np.eye(4), (len(place), 1, 1))
-    cam2world[:, :3, :3] = np.swapaxes(rotation, -1, -2)
+    cam2world[:, :3, :3] = np.swapaxes(_toward(place, intrinsics) @ rotation, -1, -2)
     cam2world[:, :3, 3] = NECK - (cam2world[:, :3, :3] @ neck[:, :, None])[:, :, 0]
     return camera.pack(cam2world, np.broadcast_to(intrinsics, (len(place), 3, 3)))
+
+
+def _toward(place: Array, intrinsics: Array) -> Array:
+    """The shortest rotations (..., 3, 3) of the optical axis to a place (..., 3) in the view."""
+    x, y = place[..., 0] / intrinsics[..., 0, 0], place[..., 1] / intrinsics[..., 1, 1]
+    z = 1.0 / np.sqrt(1.0 + x * x + y * y)
+    x, y, bend = x * z, y * z, 1.0 / (1.0 + z)
+    rows = [[1.0 - x * x * bend, -x * y * bend, x], [-x * y * bend, 1.0 - y * y * bend, y], [-x, -y, z]]
+    return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
 
 
 def displacement(motion: Motion, references: NDArray[np.int64], how: HeadMotion) -> Array:
