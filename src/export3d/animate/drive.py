@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from export3d import camera
 from export3d.animate.head_motion import (
     HeadMotion,
+    angles_deg,
     check_head_motion,
     displacement,
     eased,
@@ -177,7 +178,8 @@ def bundled_portrait() -> Path:
 def reference_frame(motion: Motion) -> int:
     """The frame that relative motion counts from: the head most frontal and the face most at rest.
 
-    Each 10 degrees of head rotation cost as much as one ARKit score of 1; without ARKit scores the pose alone decides.
+    Each 10 degrees of head rotation (`head_motion.seen_rotation`) cost as much as one ARKit score of 1; without ARKit
+    scores the pose alone decides.
     Ties go to the first frame. Frames without the face are chosen only where there are no others.
     """
     return int(np.argmin(_turned(motion) + _moving(motion)))
@@ -186,7 +188,7 @@ def reference_frame(motion: Motion) -> int:
 def _turned(motion: Motion) -> NDArray[np.floating]:
     """(T,) how far the head is from frontal; large where the face is away."""
     away = np.where(motion.shot == AWAY, 1e6, 0.0)
-    return np.asarray(np.linalg.norm(motion.angles_deg, axis=-1) / 10.0 + away)
+    return np.asarray(np.linalg.norm(angles_deg(seen_rotation(motion.camera)), axis=-1) / 10.0 + away)
 
 
 def _moving(motion: Motion) -> NDArray[np.floating]:
@@ -278,8 +280,7 @@ def rebase(
     expression: NDArray[np.floating] = own_expression + motion.expression - motion.expression[frames.expression]
     expression[away] = own_expression
     if len(runs(motion.shot)) > 1:
-        at_centre = with_neck(turned, np.zeros_like(moved), intrinsics)
-        angles = np.unwrap(camera.head_angles(at_centre), axis=0, period=360.0)
+        angles = np.unwrap(angles_deg(turned), axis=0, period=360.0)
         turned = camera.head_rotation(eased(angles, motion.shot, motion.fps))
         moved = eased(moved, motion.shot, motion.fps)
         expression = eased_expression(expression, motion.shot, motion.fps)

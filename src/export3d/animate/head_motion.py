@@ -87,6 +87,11 @@ def with_neck(rotation: Array, place: Array, intrinsics: Array) -> Array:
     return camera.pack(cam2world, np.broadcast_to(intrinsics, (len(place), 3, 3)))
 
 
+def angles_deg(rotation: Array) -> Array:
+    """(T, 3) yaw, pitch and roll of rotations (T, 3, 3): inverse of `camera.head_rotation`."""
+    return camera.head_angles(with_neck(rotation, np.zeros((len(rotation), 3)), camera.default_intrinsics()))
+
+
 def _toward(place: Array, intrinsics: Array) -> Array:
     """The shortest rotations (..., 3, 3) of the optical axis to a place (..., 3) in the view."""
     x, y = place[..., 0] / intrinsics[..., 0, 0], place[..., 1] / intrinsics[..., 1, 1]

@@ -83,7 +83,7 @@ def test_ordinary_swaying_is_kept() -> None:
 
 
 def test_full_motion_is_as_filmed_from_the_reference_frame() -> None:
-    sway = 0.1 * np.sin(np.arange(50) / 8.0)
+    sway = 0.05 * np.sin(np.arange(50) / 8.0)
     motion = filmed(across(sway))
     np.testing.assert_allclose(moved(motion, "full"), across(sway - sway[references(motion).pose[0]]), atol=1e-5)
 
