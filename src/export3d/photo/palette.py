@@ -35,7 +35,7 @@ _NEAR = 4.0
 _ONE_TONE, _COLOURED = 0.023, 0.031
 """Deviations of the rest over 100 + the root mean square of c, between which f rises from 0 to 1.
 
-Of 317 colour portraits the lowest has 0.031. Sepia and blue tones, saved as JPEG, have at most 0.020.
+All of 1,280 colour portraits have more than 0.031, ten printed or toned monochrome ones less than 0.023.
 """
 
 
