@@ -61,6 +61,8 @@ _AT_REST = (
     "mouthPucker",
 )
 """Scores that say how far a face is from rest, for choosing the reference frame."""
+_LEAVING_S = 0.3
+"""A face leaves the frame, or comes into it, in about this time, and is then seen in part."""
 _RESTLESS = 0.3
 """A shot whose most neutral face is so much farther from rest than the motion's takes the motion's."""
 
@@ -180,14 +182,18 @@ def reference_frame(motion: Motion) -> int:
 
     Each 10 degrees of head rotation (`head_motion.seen_rotation`) cost as much as one ARKit score of 1; without ARKit
     scores the pose alone decides.
-    Ties go to the first frame. Frames without the face are chosen only where there are no others.
+    Ties go to the first frame. Frames without the face, and those just before or after, are
+    chosen only where there are no others.
     """
     return int(np.argmin(_turned(motion) + _moving(motion)))
 
 
 def _turned(motion: Motion) -> NDArray[np.floating]:
-    """(T,) how far the head is from frontal; large where the face is away."""
-    away = np.where(motion.shot == AWAY, 1e6, 0.0)
+    """(T,) how far the head is from frontal; large where the face is away, or leaves or comes in."""
+    gone = motion.shot == AWAY
+    near = np.convolve(gone, np.ones(2 * round(_LEAVING_S * motion.fps) + 1))
+    first = (len(near) - len(gone)) // 2
+    away = 1e6 * gone + 1e3 * (near[first : first + len(gone)] > 0)
     return np.asarray(np.linalg.norm(angles_deg(seen_rotation(motion.camera)), axis=-1) / 10.0 + away)
 
 

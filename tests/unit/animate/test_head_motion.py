@@ -167,6 +167,14 @@ def test_nothing_jumps_where_the_face_goes_or_comes(how: HeadMotion) -> None:
     assert np.abs(np.diff(result.expression, axis=0)[around]).max() < 0.1
 
 
+def test_a_face_on_its_way_out_is_no_reference() -> None:
+    """The most frontal frames are the last ones before the face is away; it may be seen in part there."""
+    motion = away_and_back()
+    angles = np.where((np.arange(120) >= 36) & (np.arange(120) < 84), 0.0, 15.0)[:, None] * [1.0, 0.0, 0.0]
+    motion = filmed(neck_place(motion.camera) - FAR, angles, motion.shot)
+    assert references(motion).pose[0] < 32
+
+
 def test_a_motion_without_any_face_rests_throughout() -> None:
     motion = filmed(across(slide()), shot=np.full(100, AWAY))
     np.testing.assert_allclose(rebase(motion, OWN, np.zeros(52)).camera, np.tile(OWN, (100, 1)), atol=1e-5)
