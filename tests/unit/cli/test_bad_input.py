@@ -243,6 +243,27 @@ def test_a_face_that_leaves_the_frame_is_bridged_and_that_is_said(
 # --- motion files -----------------------------------------------------------------------------------------------------
 
 
+def test_head_motion_is_not_chosen_for_absolute_motion(
+    astronaut_path: Path, short_motion: Path, out: Path, capsys: Capture
+) -> None:
+    files = [str(astronaut_path), "--motion", str(short_motion), "-o", str(out / "a.mp4")]
+    code = main(["animate", *files, "--absolute", "--head-motion", "full"])
+    refused(code, capsys, out, "--absolute", "leave out --head-motion")
+
+
+def test_cuts_and_absences_of_a_motion_are_told(animate: Run, short_motion: Path, out: Path, capsys: Capture) -> None:
+    still = Motion.load(short_motion)
+    frames = {
+        "expression": np.repeat(still.expression[:1], 4, axis=0),
+        "camera": np.repeat(still.camera[:1], 4, axis=0),
+    }
+    replace(still, **frames, shot=np.array([0, -1, -1, 1])).save(short_motion)
+    assert animate(frame="crop") == 0
+    told = capsys.readouterr().err
+    assert "1 cut: each shot moves from the portrait's own pose; the face is away in 2 of 4 frames" in told
+    assert told.count("away") == 1
+
+
 def test_nan_in_a_motion_file_is_refused(
     tmp_path: Path, short_motion: Path, animate: Run, out: Path, capsys: Capture
 ) -> None:
