@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -162,6 +163,14 @@ class FaceLandmarker(Task):
             seen = distinct(_seen_in(self, image, regions))
             faces = [face for face in seen if confirmed(self, image, face)]
         return faces
+
+
+def glance(landmarker: Landmarker, image: NDArray[np.uint8]) -> list[Face]:
+    """The detections in the whole image and in windows as large as its short side, largest first; not confirmed."""
+    seen = landmarker.detect(image)
+    for regions in islice(_search_regions(*image.shape[:2]), 2):
+        seen += _seen_in(landmarker, image, regions)
+    return distinct(seen)
 
 
 def all_faces(landmarker: Landmarker, image: NDArray[np.uint8]) -> list[Face]:

@@ -11,10 +11,22 @@ from numpy.typing import NDArray
 
 from export3d.face.crop import CropBox, upright
 from export3d.face.landmark_sets import CHIN, FOREHEAD
-from export3d.face.landmarks import LARGEST_SPREAD, LONG_SIDE, MAX_FACES, Face, Landmarker, alike, distinct, spread
+from export3d.face.landmarks import (
+    LARGEST_SPREAD,
+    LONG_SIDE,
+    MAX_FACES,
+    Face,
+    Landmarker,
+    alike,
+    distinct,
+    glance,
+    spread,
+)
 
 SEARCH_EVERY = 12
 """Frames between two searches of the whole frame, and frames for which a lost face is looked for where it was."""
+_GLANCE_EVERY = 24
+"""Frames between two looks for other people, where the followed ones are searched only around where they were."""
 _REFUSED_FOR = 6
 """Frames for which a detection that was not confirmed is not tried again."""
 _JUMP = 1.0
@@ -27,8 +39,8 @@ _ZOOM = 3.0
 """Largest ratio of the mean face sizes of two pieces of one person."""
 _LYING_DEG = 60.0
 """Roll of a head beyond which the whole image is taken to lie on its side or to stand on its head."""
-_CLEARLY_UPRIGHT = 0.005
-"""Largest `spread` of a face that need not be compared with the image turned by 180 degrees."""
+_CLEARLY_UPRIGHT = 0.003
+"""Largest `spread` of a face that need not be compared with the image turned the other ways."""
 _TURNED_SEARCHES = 10
 """Searches of a clip after which only every tenth also looks for faces that are not upright."""
 _CUT = 20.0
@@ -187,8 +199,9 @@ class Crowd:
         faces: list[Face] = []
         if self._followers:
             self._idle = 0
-            if look.has_whole or self._frame % SEARCH_EVERY == 0:
-                faces = [face for face in look.whole if self._is_new(face) and look.confirms(face)]
+            if look.has_whole or self._frame % _GLANCE_EVERY == 0:
+                seen = look.whole if look.has_whole else glance(look.landmarker, look.image)
+                faces = [face for face in seen if self._is_new(face) and look.confirms(face)]
         else:
             search = cut or self._idle % SEARCH_EVERY == 0
             self._idle += 1
@@ -207,21 +220,25 @@ class Crowd:
                 self.faces.append(follower.last)
 
     def _upright(self, look: _Look, faces: list[Face]) -> tuple[_Look, list[Face]]:
-        """The first faces, in the frame turned upright: the detector takes some that are upside down for upright."""
+        """The first faces, in the frame turned upright: the detector takes some that lie for upright ones.
+
+        Of all directions in which the same place shows an upright face, that of the least `spread` counts.
+        """
         first = faces[0]
-        if lies(first):
-            turns, limit = round(roll_deg(first) / 90.0) % 4, float("inf")
-        else:
-            turns, limit = 2, look.spread(first)
-            if limit <= _CLEARLY_UPRIGHT:
-                return look, faces
-        turned = look.turned(turns)
-        x, y = _turned_point(float(first.centre[0]), float(first.centre[1]), look.image, turns)
-        for face in look.landmarker.detect(turned.image, CropBox((x, y), first.region().side)):
-            if not lies(face) and turned.confirms(face) and turned.spread(face) < limit:
-                self.quarter_turns = turns
-                return turned, [other for other in turned.all(search=False) if not lies(other)] or [face]
-        return look, [] if lies(first) else faces
+        least = float("inf") if lies(first) else look.spread(first)
+        if least <= _CLEARLY_UPRIGHT:
+            return look, faces
+        best: tuple[int, _Look, Face] | None = None
+        for turns in (2, 1, 3):
+            turned = look.turned(turns)
+            x, y = _turned_point(float(first.centre[0]), float(first.centre[1]), look.image, turns)
+            for face in look.landmarker.detect(turned.image, CropBox((x, y), first.region().side)):
+                if not lies(face) and turned.confirms(face) and turned.spread(face) < least:
+                    least, best = turned.spread(face), (turns, turned, face)
+        if best is None:
+            return look, [] if lies(first) else faces
+        self.quarter_turns, turned, face = best
+        return turned, [other for other in turned.all(search=False) if not lies(other)] or [face]
 
     def _turned(self, look: _Look) -> tuple[_Look, list[Face]]:
         """A frame without an upright face: the frame turned by 180 or 90 degrees, if that shows one."""

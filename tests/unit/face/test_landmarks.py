@@ -10,7 +10,7 @@ from PIL import Image
 
 from export3d.errors import Export3DError, MissingExtra, ShapeError
 from export3d.face.crop import CropBox
-from export3d.face.landmarks import FaceLandmarker
+from export3d.face.landmarks import FaceLandmarker, glance
 from export3d.motion.arkit import ARKIT52
 
 
@@ -75,6 +75,13 @@ def test_a_search_finds_faces_too_small_for_the_detector(landmarker, head, width
     assert landmarker.detect(picture) == []
     (face,) = landmarker.search(picture)
     assert np.abs(face.centre - [900 + 0.5 * width, 380 + 0.46 * width]).max() < 0.1 * width
+
+
+def test_a_glance_finds_a_face_that_is_large_beside_the_short_side(landmarker, head):
+    picture = collage(head, (900, 200, 300), size=(720, 1600))
+    assert landmarker.detect(picture) == []
+    (face,) = glance(landmarker, picture)
+    assert np.abs(face.centre - [1050, 338]).max() < 30
 
 
 def test_a_face_that_fills_the_picture_is_found(landmarker, astronaut):
