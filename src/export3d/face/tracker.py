@@ -38,11 +38,11 @@ _SEVERAL_SHARE = 0.05
 _SMALL_SHARE = 1 / 6
 _CUT_SHARE = 0.03
 _TURNED = {
-    1: "the image lies on its side and is turned by 90 degrees to the left",
-    2: "the image is upside down and is turned by 180 degrees",
-    3: "the image lies on its side and is turned by 90 degrees to the right",
+    1: "lies on its side and is turned by 90 degrees to the left",
+    2: "is upside down and is turned by 180 degrees",
+    3: "lies on its side and is turned by 90 degrees to the right",
 }
-_ADVICE = "use an image of one face that is well lit, not turned away and at least 60 pixels high"
+_ADVICE = "the face must be well lit, not turned away and at least 60 pixels high"
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +147,7 @@ class Tracker:
         if not crowd.faces:
             raise NoFaceFound(_no_face(name, "1 frame", crowd.unconfirmed))
         if crowd.quarter_turns:
-            logger.warning("%s: %s", name, _TURNED[crowd.quarter_turns])
+            logger.warning("%s %s", name, _TURNED[crowd.quarter_turns])
         return crowd
 
     def _alone(self, image: NDArray[np.uint8], name: str, crowd: Crowd) -> Track:
@@ -194,7 +194,9 @@ class Tracker:
         height = _height(track.crop)
         if height < SOFT_FACE:
             logger.warning(
-                "%s: the face is only %d pixels high, and the result will be blurry; %s", name, height, _ADVICE
+                "%s: the face is only %d pixels high, and the result will be blurry; use a larger photo of it",
+                name,
+                height,
             )
         cut = _cut(track, image)
         if cut:
@@ -272,7 +274,7 @@ class Tracker:
         several = crowd.several if crowd.several >= max(1.0, _SEVERAL_SHARE * total) else 0
         _report(len(person.frames), total, several if wanted == "largest" else 0, name)
         if crowd.quarter_turns:
-            logger.warning("%s: %s", name, _TURNED[crowd.quarter_turns])
+            logger.warning("%s %s", name, _TURNED[crowd.quarter_turns])
         track = _track(person, total, fps, self._smoothing)
         height = _height(track.crop)
         if height < SOFT_FACE:

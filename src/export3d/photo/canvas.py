@@ -29,7 +29,9 @@ LONG_SIDE = 1920
 MOST_PIXELS = 36_000_000
 """Of a frame of the whole photo."""
 MARGIN = 0.25
-"""What frames may look up around the face crop, and around a photo that the crop reaches beyond, in crop sides."""
+"""What frames may look up around the face crop, and around a photo that ends near it, in crop sides."""
+_NEAR = 0.5
+"""A photo ends near a face crop if it ends within so many crop sides of it."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +96,7 @@ def canvas(
         size: pixels across the face crop; "native": the photo's own. Odd numbers lose one pixel.
         frame: "photo" shows all of it, "crop" the face crop.
         long_side: of frames of native size; larger photos are scaled down. None: no limit.
-        others: the other face crops. If one reaches beyond the photo, the image does too.
+        others: the other face crops. If the photo ends near one, the image reaches beyond the photo.
 
     Raises:
         ConfigError: a size or frame that is not possible.
@@ -122,8 +124,8 @@ def canvas(
         if scale > most:
             log.warning("the photo has %d megapixels; frames of it have %d", height * width / 1e6, MOST_PIXELS / 1e6)
         scale = min(scale, most)
-        beyond = any(reaches_beyond(photo, one) for one in (box, *others))
-        return _whole(photo, scale, round(MARGIN * box.side * scale) if beyond else 0)
+        near = any(reaches_beyond(photo, CropBox(one.centre, (1 + 2 * _NEAR) * one.side)) for one in (box, *others))
+        return _whole(photo, scale, round(MARGIN * box.side * scale) if near else 0)
     return _cropped(photo, box, scale)
 
 
