@@ -120,19 +120,30 @@ def displacement(motion: Motion, references: NDArray[np.int64], how: HeadMotion)
         if how == "steady":
             part = smooth(part, _SHAKE_S * motion.fps, order=0)  # a mean does not overshoot at the ends
         for axes, limit in zip((slice(0, 2), slice(2, 3)), _LIMITS[how]):
-            values = _returning(part[:, axes], motion.fps, limit) if how == "steady" else part[:, axes]
+            values = part[:, axes]
+            if how == "steady":
+                values = _returning(values, motion.fps, limit, _settled(motion, run))
             moved[run, axes] = limited(values, limit)
     return moved
 
 
-def _returning(values: Array, fps: float, limit: float) -> Array:
-    """Values (T, N) from 0 on, which change as they do and meanwhile return to 0 (a high-pass filter).
+def _settled(motion: Motion, run: slice) -> Array:
+    """(T,) 0 where a face comes into the frame or leaves it, 1 from half a second away from there."""
+    frames = np.arange(run.start, run.stop)
+    into = frames - run.start if run.start > 0 and motion.shot[run.start - 1] == AWAY else np.inf
+    out = run.stop - 1 - frames if run.stop < len(motion) and motion.shot[run.stop] == AWAY else np.inf
+    t = np.minimum(np.minimum(into, out) / (_EASE_S * motion.fps), np.ones(len(frames)))
+    return np.asarray(t * t * (3.0 - 2.0 * t))
+
+
+def _returning(values: Array, fps: float, limit: float, share: Array) -> Array:
+    """Values (T, N) from 0 on, which change as they do by a share (T,) and meanwhile return to 0 (a high-pass filter).
 
     They do not go beyond twice the limit, so that the way back is never long.
     """
     out, keep = np.zeros_like(values), np.exp(-1.0 / (_RETURN_S * fps))
     for k, step in enumerate(np.diff(values, axis=0), 1):
-        there = keep * out[k - 1] + step
+        there = keep * out[k - 1] + share[k] * step
         out[k] = there * min(1.0, 2.0 * limit / max(float(np.linalg.norm(there)), 1e-12))
     return out
 

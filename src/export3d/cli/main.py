@@ -7,6 +7,7 @@ Exit codes:
 - 2: a bad input, setting or output, or a path that the system refuses, reported in one sentence on standard error.
 - 130: interrupted.
 - 141: the reader of the output closed the pipe (as `| head` does).
+- 143: ended by SIGTERM; as after an interruption, no partial output is left.
 
 Any other exception is a bug and keeps its traceback.
 
@@ -20,8 +21,12 @@ import inspect
 import logging
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
 
 from export3d.errors import Export3DError
 from export3d.files import reason
@@ -82,7 +87,8 @@ def _main(argv: list[str]) -> int:
         return _without_subcommand(name, rest)
     handler = _report_warnings()
     try:
-        return _run(name, rest)
+        with _ending_on_sigterm():
+            return _run(name, rest)
     except Export3DError as error:
         print(f"export3d: {_one_line(error)}", file=sys.stderr)
         return 2
@@ -96,6 +102,23 @@ def _main(argv: list[str]) -> int:
         return 130
     finally:
         logging.getLogger("export3d").removeHandler(handler)
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let SIGTERM unwind the program as an exception does, so that temporary files are removed."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def entry(name: str) -> Callable[..., int | None]:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from export3d.cli import main as door
 from export3d.errors import BadVideo, CheckpointError, MissingExtra
+from export3d.files import replacing
 
 
 @pytest.fixture
@@ -65,6 +69,21 @@ def test_an_interrupt_is_code_130_without_a_traceback(command: ModuleType, capsy
     command.command = interrupted
     assert door.main(["try"]) == 130
     assert capsys.readouterr().err == "export3d: interrupted\n"
+
+
+def test_sigterm_is_code_143_and_leaves_no_partial_file(command: ModuleType, tmp_path: Path) -> None:
+    def ended() -> None:
+        """End in the middle of writing."""
+        with replacing(tmp_path / "out.bin") as temporary:
+            temporary.write_bytes(b"half")
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(5.0)
+
+    command.command = ended
+    before = signal.getsignal(signal.SIGTERM)
+    assert door.main(["try"]) == 143
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_our_own_bugs_are_not_hidden(command: ModuleType) -> None:

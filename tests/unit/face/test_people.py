@@ -66,7 +66,7 @@ def test_a_picture_that_is_not_upright_gives_the_same_numbers(landmarker, astron
     with caplog.at_level(logging.WARNING):
         turned = Tracker(landmarker).track_image(np.ascontiguousarray(np.rot90(astronaut, -turns)), "me.jpg")
     assert (upright.quarter_turns, turned.quarter_turns) == (0, turns)
-    assert "me.jpg: the image" in caplog.text
+    assert "me.jpg " in caplog.text
     assert words in caplog.text
     assert turned.crop == upright.crop
     np.testing.assert_array_equal(turned.landmarks, upright.landmarks)

@@ -60,9 +60,12 @@ def test_a_size_is_that_of_the_face_crop(frame: str) -> None:
 
 def test_a_video_of_a_large_photo_is_scaled_down_unless_a_size_is_asked_for() -> None:
     image, box = np.zeros((1000, 4000, 3), np.uint8), CropBox((2000.0, 500.0), 800.0)
-    assert canvas(image, box).image.shape == (480, 1920, 3)
-    assert canvas(image, box, long_side=None).image.shape == (1000, 4000, 3)
-    assert canvas(image, box, 512).image.shape == (640, 2560, 3)
+    for made, shape in (
+        (canvas(image, box), (480, 1920, 3)),
+        (canvas(image, box, long_side=None), (1000, 4000, 3)),
+        (canvas(image, box, 512), (640, 2560, 3)),
+    ):
+        assert made.image[made.window].shape == shape
 
 
 def test_a_size_above_the_photos_own_is_said_and_not_reached(caplog: pytest.LogCaptureFixture) -> None:
