@@ -147,6 +147,13 @@ def away_and_back() -> Motion:
     return replace(filmed(place, angles, shot), expression=expression)
 
 
+def test_a_face_that_slides_into_the_frame_does_not_carry_the_head_along() -> None:
+    """In a third of a second, by half a crop width; the same slide in the middle of a shot is followed."""
+    place = across(slide(still=20, length=8, far=0.5))
+    shot = np.where(np.arange(100) < 20, AWAY, 0)
+    assert np.abs(moved(filmed(place, shot=shot))).max() < 0.05 < np.abs(moved(filmed(place))).max()
+
+
 @pytest.mark.parametrize("how", WAYS)
 def test_while_the_face_is_away_the_portrait_rests(how: HeadMotion) -> None:
     own = np.full(52, 0.05)
