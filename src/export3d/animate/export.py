@@ -39,17 +39,23 @@ SHEET_HEIGHT = 320
 """Height of the frames shown on it at most, pixels."""
 
 
-def check_output(path: str | Path, suffixes: Sequence[str] = (), inputs: Sequence[str | Path] = ()) -> Path:
+def check_output(
+    path: str | Path,
+    suffixes: Sequence[str] = (),
+    inputs: Sequence[str | Path] = (),
+    outputs: Sequence[str | Path] = (),
+) -> Path:
     """Refuse an output path that cannot be written, before any work is done.
 
     Args:
         path: the file to be written.
         suffixes: allowed endings, lower case; empty allows all.
         inputs: files that are read meanwhile and must not be overwritten.
+        outputs: files that are written as well and must be others, symbolic links followed.
 
     Returns:
-        the path. Raises `OutputError` for a wrong ending, an input, a missing or unwritable folder, and as
-        `files.output_file`.
+        the path. Raises `OutputError` for a wrong ending, an input, one of the outputs, a missing or unwritable
+        folder, and as `files.output_file`.
     """
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
@@ -59,6 +65,9 @@ def check_output(path: str | Path, suffixes: Sequence[str] = (), inputs: Sequenc
         with suppress(OSError, ValueError):
             if os.path.samefile(path, source):
                 raise OutputError(f"the output {path} would overwrite the input; choose another name")
+    for other in outputs:
+        if target == output_file(other)[0]:
+            raise OutputError(f"the outputs {other} and {path} are the same file; choose another name for one of them")
     try:
         with tempfile.TemporaryFile(dir=target.parent):
             pass
@@ -135,7 +144,7 @@ def write_animation(
     """
     output = check_output(output, VIDEO_SUFFIXES, [driving.video] if driving.video else [])
     if sheet is not None:
-        check_output(sheet, STILL_SUFFIXES)
+        check_output(sheet, STILL_SUFFIXES, outputs=[output])
     numbers = sheet_frames(len(driving.motion))
     kept: dict[int, Picture] = {}
 

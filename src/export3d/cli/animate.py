@@ -71,6 +71,10 @@ def command(
     frame_range(start, seconds, FPS)
     if absolute and head_motion != "steady":
         raise ConfigError("--absolute takes over the driver's framing; leave out --head-motion")
+    if motion is not None and driving_face != "largest":
+        raise ConfigError(
+            "--driving-face chooses a face of a driving video; a motion file holds one face, so leave it out"
+        )
     read = framing.check()
     face_choice(driving_face, video=True)
     mover = driving or motion
@@ -80,7 +84,7 @@ def command(
     inputs = [path for path in (source, mover, weights, *read) if path is not None]
     check_output(output, VIDEO_SUFFIXES, inputs)
     if sheet is not None:
-        check_output(sheet, STILL_SUFFIXES, inputs)
+        check_output(sheet, STILL_SUFFIXES, inputs, [output])
 
     from export3d.animate.animator import Animator
 

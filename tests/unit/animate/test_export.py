@@ -69,6 +69,13 @@ def test_an_input_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "in.mp4").read_bytes() == b"precious"
 
 
+def test_two_outputs_are_two_files(tmp_path: Path) -> None:
+    (tmp_path / "sheet.png").symlink_to(tmp_path / "out.mp4")
+    with pytest.raises(OutputError, match=r"out\.mp4 and .*sheet\.png are the same file"):
+        check_output(tmp_path / "sheet.png", (".png",), outputs=[tmp_path / "out.mp4"])
+    check_output(tmp_path / "other.png", (".png",), outputs=[tmp_path / "out.mp4"])
+
+
 def test_folders_are_made_with_their_parents_or_refused(tmp_path: Path) -> None:
     assert make_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").write_text("")

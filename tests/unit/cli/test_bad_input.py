@@ -243,6 +243,10 @@ def test_a_face_that_leaves_the_frame_is_bridged_and_that_is_said(
 # --- motion files -----------------------------------------------------------------------------------------------------
 
 
+def test_a_motion_file_has_no_faces_to_choose_from(animate: Run, out: Path, capsys: Capture) -> None:
+    refused(animate(**{"driving-face": "2"}), capsys, out, "leave it out")
+
+
 def test_head_motion_is_not_chosen_for_absolute_motion(
     astronaut_path: Path, short_motion: Path, out: Path, capsys: Capture
 ) -> None:
@@ -356,6 +360,8 @@ def test_an_output_that_cannot_be_written_is_refused_before_anything_is_read(
     ):
         refused(animate(nowhere, output=output), capsys, out, words)
     refused(animate(nowhere, sheet=out / "a.jpg"), capsys, out, "must end in .png")
+    (tmp_path / "sheet.png").symlink_to(out / "a.mp4")
+    refused(animate(nowhere, sheet=tmp_path / "sheet.png"), capsys, out, "are the same file")
     assert main(["demo", "-o", str(tmp_path / "file" / "demo")]) == 2
     assert "cannot create the folder" in capsys.readouterr().err
 
