@@ -22,8 +22,8 @@ Array = NDArray[np.floating]
 SUFFIXES = (".mat", ".npz")
 """Endings of coefficient files."""
 
-_MAX_BYTES = MAX_FRAMES * 4096
-"""Unpacked size of a file."""
+_MAX_BYTES = 512 << 20
+"""Largest size of a file, packed and unpacked; holds nearly three hours of coefficients at 25 fps."""
 _BFM_LAYOUT = {"exp": slice(80, 144), "angle": slice(224, 227), "trans": slice(254, 257)}
 _BFM_WIDTHS = {"exp": 64, "angle": 3, "trans": 3}
 _BFM_CM = 10.0
@@ -139,7 +139,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with zipfile.ZipFile(path) as archive:
             if sum(entry.file_size for entry in archive.infolist()) > _MAX_BYTES:
-                raise BadMotionFile(f"{path} would unpack to more than 4 GB; split it")
+                raise BadMotionFile(f"{path} would unpack to more than {_MAX_BYTES >> 20} MB; split it")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except BadMotionFile:

@@ -29,30 +29,37 @@ def read_numbers(path: Path, max_bytes: int) -> dict[str, NDArray[Any]]:
 
     Args:
         path: the file.
-        max_bytes: an array that unpacks to more is refused.
+        max_bytes: a file that is larger, or whose compressed arrays unpack to more together, is refused.
 
     Raises:
         ValueError: damaged, incomplete or too large.
     """
     if path.stat().st_size > max_bytes:
         raise ValueError("it is too large")
-    data = path.read_bytes()
-    order = {b"IM": "<", b"MI": ">"}.get(data[126:128])
+    data = memoryview(path.read_bytes())
+    order = {b"IM": "<", b"MI": ">"}.get(bytes(data[126:128]))
     if order is None:
         raise ValueError("its byte order is not stated")
     arrays: dict[str, NDArray[Any]] = {}
+    left = max_bytes
     try:
         for kind, content in _elements(data[128:], order):
             if kind == _COMPRESSED:
-                kind, content = next(_elements(zlib.decompressobj().decompress(content, max_bytes), order))
+                unpacked = zlib.decompressobj().decompress(content, left + 1)
+                left -= len(unpacked)
+                if left < 0:
+                    break
+                kind, content = next(_elements(memoryview(unpacked), order))
             if kind == _ARRAY:
                 arrays.update(_array(content, order))
     except (struct.error, zlib.error, ValueError, StopIteration) as problem:
         raise ValueError("an array is damaged or incomplete") from problem
+    if left < 0:
+        raise ValueError(f"its arrays unpack to more than {max_bytes / 2**20:.0f} MB")
     return arrays
 
 
-def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
+def _elements(data: memoryview, order: str) -> Iterator[tuple[int, memoryview]]:
     """Type and content of each data element: a tag of two words, and content padded to 8 bytes."""
     at = 0
     while at < len(data):
@@ -69,7 +76,7 @@ def _elements(data: bytes, order: str) -> Iterator[tuple[int, bytes]]:
             at += -at % 8
 
 
-def _array(content: bytes, order: str) -> dict[str, NDArray[Any]]:
+def _array(content: memoryview, order: str) -> dict[str, NDArray[Any]]:
     """The array in an element as {name: array}; {} if it is not of real numbers."""
     (_, flags), (_, shape), (_, name), *values = islice(_elements(content, order), 4)
     word = struct.unpack_from(f"{order}I", flags)[0]
@@ -79,4 +86,4 @@ def _array(content: bytes, order: str) -> dict[str, NDArray[Any]]:
     if kind not in _NUMBERS:
         raise ValueError
     sizes = np.frombuffer(shape, f"{order}i4").tolist()
-    return {name.decode("latin-1"): np.frombuffer(numbers, order + _NUMBERS[kind]).reshape(sizes, order="F")}
+    return {bytes(name).decode("latin-1"): np.frombuffer(numbers, order + _NUMBERS[kind]).reshape(sizes, order="F")}

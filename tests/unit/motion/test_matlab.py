@@ -80,7 +80,16 @@ def test_what_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
     packed = zlib.compress(struct.pack("<2I", 14, 5_000_000) + bytes(5_000_000), 1)
     content = b"MATLAB 5.0 MAT-file".ljust(124) + b"\0\1IM" + struct.pack("<2I", 15, len(packed)) + packed
     (tmp_path / "a.mat").write_bytes(content)
-    with pytest.raises(ValueError, match="damaged or incomplete"):
+    with pytest.raises(ValueError, match="unpack to more than 1 MB"):
         read_numbers(tmp_path / "a.mat", LIMIT)
     with pytest.raises(ValueError, match="too large"):
         read_numbers(tmp_path / "a.mat", 1000)
+
+
+def test_what_unpacks_to_too_much_in_several_arrays_is_refused(tmp_path: Path) -> None:
+    arrays = {f"a{k}": np.zeros((100, 257)) for k in range(8)}
+    scipy_io.savemat(tmp_path / "a.mat", arrays, do_compression=True)
+    size = 100 * 257 * 8 + 200
+    assert len(read_numbers(tmp_path / "a.mat", 8 * size)) == 8
+    with pytest.raises(ValueError, match="its arrays unpack to more than"):
+        read_numbers(tmp_path / "a.mat", 7 * size)
