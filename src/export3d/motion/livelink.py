@@ -38,6 +38,8 @@ APP_CLOCK = 60
 RATES = (24000 / 1001, 24.0, 25.0, 30000 / 1001, 30.0, 48.0, 50.0, 60000 / 1001, 60.0)
 """Standard frame rates; a measured rate within the relative `RATE_TOLERANCE` of one is rounded to it."""
 RATE_TOLERANCE = 4e-4
+LONGEST_GAP_S = 3600.0
+"""A longer gap between two rows is refused, since bridging it would take hours of made-up frames."""
 OVERSHOOT = 0.5
 """Scores may exceed 0..1 by up to this much and are clipped; larger values are refused as not being scores."""
 
@@ -213,6 +215,13 @@ def _seconds(path: Path, clocks: Array) -> Array:
         raise BadMotionFile(
             f"{path}, line {line[backwards[0] + 1]:.0f}, column Timecode: the time goes backwards; "
             "sort the lines, or cut the file there into two takes"
+        )
+    gaps = np.diff(times)
+    if (gaps > LONGEST_GAP_S).any():
+        at = int(np.argmax(gaps))
+        raise BadMotionFile(
+            f"{path}, line {line[at + 1]:.0f}, column Timecode: {gaps[at] / 3600.0:.1f} hours have passed since the "
+            "row before; cut the file there into two takes"
         )
     elapsed: Array = times - times[0]
     return elapsed

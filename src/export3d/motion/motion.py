@@ -101,7 +101,7 @@ class Motion:
         if len(self.expression) != len(self.camera):
             raise ShapeError(f"{len(self.expression)} expression frames but {len(self.camera)} camera frames")
         shot = np.array(self.shot)
-        if not shot.any():  # one shot, of however many frames
+        if shot.ndim == 1 and shot.dtype.kind in "iu" and not shot.any():  # one shot, of however many frames
             shot = np.zeros(len(self.camera), np.int32)
         if shot.shape != (len(self.camera),) or shot.dtype.kind not in "iu":
             raise ShapeError(f"shot must be {len(self.camera)} whole numbers, got {shot.dtype} of shape {shot.shape}")
@@ -171,11 +171,22 @@ class Motion:
 
         Expressions and head positions are interpolated linearly, rotations along the shortest arc; past the last frame
         its state is held. Nothing is interpolated across a cut.
+
+        Raises:
+            ConfigError: `fps` is not a frame rate.
+            BadMotionFile: more than `MAX_FRAMES` frames.
         """
         if fps == self.fps:
             return self
         fps = replace(self[0], fps=fps).fps
-        count = max(1, round(len(self) * fps / self.fps))
+        frames = len(self) * fps / self.fps
+        if frames > MAX_FRAMES:
+            raise BadMotionFile(
+                f"{self.meta.get('file', 'the motion')} would have {frames:.3g} frames at {fps:g} fps, more than "
+                f"{MAX_FRAMES}, since its {len(self)} frames last {self.duration_s:.3g} s; check its frame rate "
+                f"({self.fps:g}) or split it"
+            )
+        count = max(1, round(frames))
         where = np.minimum(np.arange(count) * (self.fps / fps), len(self) - 1)
         before = np.minimum(np.floor(where).astype(int), max(len(self) - 2, 0))
         after = np.minimum(before + 1, len(self) - 1)

@@ -287,7 +287,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "milliseconds": (with_cell("Timecode", "11:54:29:967"), ("line 3", "column Timecode", "frame 967")),
     "backwards": (take([{}, {"Timecode": "11:54:29:01.000"}, {}]), ("line 3", "column Timecode", "backwards")),
     "a clock that jumps": (
-        take([{"Timecode": f"00:00:00:{k:02d}"} for k in range(30)] + [{"Timecode": "11:00:00:00"}]),
+        take([{"Timecode": f"00:00:00:{k:03d}"} for k in range(80)] + [{"Timecode": "00:30:00:000"}]),
         ("its timecodes jump",),
     ),
 }
@@ -322,6 +322,12 @@ def test_what_is_not_text_is_refused(write: Callable[[Path], object], tmp_path: 
     write(tmp_path / "take.csv")
     with pytest.raises(BadMotionFile, match=r"take\.csv"):
         load_live_link_face(tmp_path / "take.csv")
+
+
+@pytest.mark.parametrize("last", ["23:59:59:00", "01:00:00:01"])
+def test_a_gap_of_hours_is_refused_with_its_line(last: str, tmp_path: Path) -> None:
+    with pytest.raises(BadMotionFile, match=r"take\.csv, line 3, column Timecode: \d+\.0 hours have passed"):
+        load(tmp_path, take([{"Timecode": code} for code in ("00:00:00:00", last)]))
 
 
 def test_too_many_rows_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

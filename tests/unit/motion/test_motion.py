@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import re
 import subprocess
 import sys
 from dataclasses import FrozenInstanceError, replace
@@ -74,10 +75,17 @@ def test_resampling_mixes_nothing_across_a_cut(some: Motion, fps: float) -> None
 
 @pytest.mark.parametrize(
     ("shot", "cause"),
-    [(np.ones(7, int), "shot must be 50 whole numbers"), (np.full(50, 0.5), "whole"), (np.full(50, -2), "from 0")],
+    [
+        (np.ones(7, int), "shot must be 50 whole numbers"),
+        (np.full(50, 0.5), "whole"),
+        (np.full(50, -2), "from 0"),
+        (np.zeros((50, 2), int), "shape (50, 2)"),
+        (np.zeros(50), "float64"),
+        (np.full(50, ""), "whole"),
+    ],
 )
 def test_shots_that_cannot_be_are_refused(some: Motion, shot: np.ndarray, cause: str) -> None:
-    with pytest.raises((ShapeError, InputError), match=cause):
+    with pytest.raises((ShapeError, InputError), match=re.escape(cause)):
         replace(some, shot=shot)
 
 
@@ -191,6 +199,13 @@ def test_a_still_camera_stays_exactly_still_when_resampled() -> None:
 def test_one_frame_can_be_resampled(some: Motion) -> None:
     assert len(some[0].resampled(100.0)) == 4
     assert len(some[0].resampled(1.0)) == 1
+
+
+@pytest.mark.parametrize("fps", [1e-320, 1e-300, 1e-12, 1e-3])
+def test_a_rate_that_would_give_millions_of_frames_is_refused(some: Motion, fps: float, tmp_path: Path) -> None:
+    replace(some, fps=fps).save(tmp_path / "slow.motion")
+    with pytest.raises(BadMotionFile, match=r"slow\.motion would have .* frames at 25 fps, more than 1000000"):
+        Motion.load(tmp_path / "slow.motion").resampled(25.0)
 
 
 def test_a_motion_survives_its_file_bit_for_bit(some: Motion, tmp_path: Path) -> None:
