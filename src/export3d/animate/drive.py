@@ -10,7 +10,7 @@ driving face. Same-identity scores are measured this way.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,6 +75,7 @@ class Driving:
         motion: at 25 fps.
         video: the driving video, or None for a motion file.
         crop: the face crop within the video, or None.
+        shot_crops: the face crop of each shot by its number; empty for a video without cuts.
         start_s: time of the video at which the motion begins, seconds.
         quarter_turns: turns by 90 degrees counter-clockwise after which the video is upright; the crop is of these.
     """
@@ -84,9 +85,10 @@ class Driving:
     crop: CropBox | None = None
     start_s: float = 0.0
     quarter_turns: int = 0
+    shot_crops: Mapping[int, CropBox] = field(default_factory=dict)
 
     def pictures(self, frames: list[int], size: int = 256) -> list[NDArray[np.uint8]]:
-        """The driving face at these frame numbers (ascending), cropped as the tracker saw it; [] for a motion file."""
+        """The driving face at these frame numbers (ascending), in the crop of its shot; [] for a motion file."""
         if self.video is None or self.crop is None:
             return []
         from export3d.face.crop import upright
@@ -96,7 +98,8 @@ class Driving:
         wanted, out = set(frames), []
         for number, frame in enumerate(read_frames(self.video, FPS, start_s=self.start_s)):
             if number in wanted:
-                out.append(extended_crop(upright(frame, self.quarter_turns), self.crop, size))
+                box = self.shot_crops.get(int(self.motion.shot[number]), self.crop)
+                out.append(extended_crop(upright(frame, self.quarter_turns), box, size))
             if number >= max(wanted, default=-1):
                 break
         return out
@@ -132,7 +135,7 @@ def driving(
 
     track = (tracker or Tracker()).track_video(path, FPS, progress, face, start_s=start_s, seconds=seconds)
     first = frame_range(start_s, seconds, FPS)[0]
-    return Driving(track.motion, path, track.crop, first / FPS, track.quarter_turns)
+    return Driving(track.motion, path, track.crop, first / FPS, track.quarter_turns, track.shot_crops())
 
 
 def read_motion(path: str | Path, start_s: float = 0.0, seconds: float | None = None) -> Driving:

@@ -21,7 +21,7 @@ from export3d.face.landmarks import Face, FaceLandmarker, Landmarker, alike, all
 from export3d.face.mesh import canonical_mesh
 from export3d.face.people import Crowd, Person, joined
 from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, shots, smooth_cameras, smooth_expression
-from export3d.motion.motion import Motion
+from export3d.motion.motion import AWAY, Motion
 
 logger = logging.getLogger(__name__)
 
@@ -78,6 +78,17 @@ class Track:
     def median_reprojection(self) -> float:
         """Median of `reprojection` over the frames in which the face was found."""
         return float(np.median(self.reprojection[self.found]))
+
+    def shot_crops(self) -> dict[int, CropBox]:
+        """The crop of each shot of a clip with cuts, by its number in `motion.shot`; {} for a clip of one shot."""
+        seen = np.where(self.found, self.motion.shot, AWAY)
+        numbers = sorted(set(seen.tolist()) - {AWAY})
+        boxes = {number: crop_box(self.landmarks[seen == number]) for number in numbers if len(numbers) > 1}
+        scale = self.crop.side / CROP_SIZE
+        return {
+            number: CropBox(tuple(self.crop.from_crop(box.centre).tolist()), box.side * scale)
+            for number, box in boxes.items()
+        }
 
 
 class Tracker:

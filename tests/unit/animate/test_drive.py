@@ -228,6 +228,22 @@ def test_a_driving_video_that_is_upside_down_shows_its_face_upright(
     assert np.abs(upright - shown[::-1, ::-1]).mean() > 20
 
 
+@pytest.mark.slow
+def test_a_driving_video_with_a_cut_shows_the_face_of_each_shot(
+    astronaut_turns: list[np.ndarray], tmp_path: Path
+) -> None:
+    """The face sits left, then right; the crop of the whole clip lies between the two."""
+    with VideoWriter(tmp_path / "cut.mp4", 25.0, (640, 256)) as writer:
+        for place in (0, 384):
+            for _ in range(20):
+                frame = np.full((256, 640, 3), 120, np.uint8)
+                frame[:, place : place + 256] = astronaut_turns[0]
+                writer.write(frame)
+    left, right = (picture.astype(int) for picture in driving(tmp_path / "cut.mp4").pictures([3, 32], 64))
+    assert np.abs(left - right)[:, 16:48].mean() < 5, "the same face in both"
+    assert left[:, 16:48].std() > 40, "and not the grey between the two"
+
+
 def test_the_roll_of_a_tilted_picture_is_tracked(face_video: Path) -> None:
     roll = driving_motion(face_video).angles_deg[:, 2]
     expected = -12.0 * np.sin(np.linspace(0.0, 2.0 * np.pi, 24, endpoint=False))  # Pillow turns anticlockwise
