@@ -38,6 +38,8 @@ _LIMITS = {"steady": (0.1, 0.06), "full": (0.25, 0.25)}
 """Largest displacement across the picture, crop widths, and of the logarithm of the distance."""
 _SHAKE_S, _RETURN_S = 0.16, 2.0
 """Standard deviation of the smoothing, and the time in which a displacement falls to 1 / e, seconds."""
+_SETTLED_S = 1.0
+"""A face that comes into the frame is in its place after so many seconds."""
 _TOLD = 0.1
 """Displacements that differ by more from what was filmed are reported, crop widths."""
 _EASE_S, _CUT_EXPRESSION_S = 0.5, 0.2
@@ -128,11 +130,11 @@ def displacement(motion: Motion, references: NDArray[np.int64], how: HeadMotion)
 
 
 def _settled(motion: Motion, run: slice) -> Array:
-    """(T,) 0 where a face comes into the frame or leaves it, 1 from half a second away from there."""
+    """(T,) 0 where a face comes into the frame or leaves it, 1 from a second away from there."""
     frames = np.arange(run.start, run.stop)
     into = frames - run.start if run.start > 0 and motion.shot[run.start - 1] == AWAY else np.inf
     out = run.stop - 1 - frames if run.stop < len(motion) and motion.shot[run.stop] == AWAY else np.inf
-    t = np.minimum(np.minimum(into, out) / (_EASE_S * motion.fps), np.ones(len(frames)))
+    t = np.minimum(np.minimum(into, out) / (_SETTLED_S * motion.fps), np.ones(len(frames)))
     return np.asarray(t * t * (3.0 - 2.0 * t))
 
 
