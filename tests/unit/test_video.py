@@ -220,7 +220,7 @@ def test_frames_are_writable_and_apart(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("start_s", "seconds", "expected"),
-    [(0.0, 0.4, range(10)), (0.4, None, range(10, 30)), (0.2, 0.4, range(5, 15)), (1.0, 9.0, range(25, 30))],
+    [(0.0, 0.4, range(10)), (0.4, None, range(10, 30)), (0.2, 0.4, range(5, 15)), (1.0, 1e308, range(25, 30))],
 )
 @pytest.mark.parametrize("name", ["a.mp4", "a.webp"])
 def test_a_part_of_a_video_is_read(
@@ -242,16 +242,26 @@ def test_a_part_is_read_no_further_than_its_end(tmp_path: Path, caplog: pytest.L
 @pytest.mark.parametrize(
     ("start_s", "seconds", "cause"),
     [
-        (5.0, None, r"a\.mp4 is 1\.2 s long; --start and --seconds select no frame"),
+        (5.0, None, r"a\.mp4 is 1\.20 s long; --start and --seconds select no frame"),
         (-1.0, None, "a start of -1 s"),
         (float("nan"), None, "a start of nan s"),
         (0.0, 0.0, "a duration of 0 s"),
-        (0.0, float("inf"), "a duration of inf s"),
+        (0.0, float("inf"), "a duration of inf s is not possible; leave it out"),
+        (0.0, -1e308, "holds no frame"),
+        (1e308, None, r"a start of 1e\+308 s is not possible"),
     ],
 )
 def test_a_part_without_frames_is_refused(tmp_path: Path, start_s: float, seconds: float | None, cause: str) -> None:
     with pytest.raises(ConfigError, match=cause):
         list(read_frames(clip(tmp_path / "a.mp4", 30), start_s=start_s, seconds=seconds))
+
+
+def test_sound_may_be_longer_than_the_video(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Matroska states one duration for both."""
+    path = clip(tmp_path / "a.mkv", 25, sound=beep(0.5, 3.0))
+    assert len(list(read_frames(path))) == 25
+    assert probe(path).duration_s == pytest.approx(1.0, abs=0.01)
+    assert caplog.text == ""
 
 
 @pytest.mark.parametrize("fps", [0, -1, float("nan"), float("inf"), 1e6])

@@ -144,24 +144,27 @@ def read_frames(
 def frame_range(start_s: float, seconds: float | None, fps: float) -> tuple[int, int | None]:
     """The first frame of a part of a video or motion, and the one after its last (None: to the end).
 
-    Raises `ConfigError` where the part is empty or begins before 0.
+    Raises `ConfigError` where the part is empty, or begins before 0 or after `MAX_DURATION_S`.
 
     >>> frame_range(0.5, 2.0, 25.0), frame_range(0.5, None, 25.0)
     ((12, 62), (12, None))
     """
-    if not (np.isfinite(start_s) and start_s >= 0):
-        raise ConfigError(f"a start of {start_s:g} s is not possible; use 0 or more")
+    if not 0 <= start_s <= MAX_DURATION_S:
+        raise ConfigError(f"a start of {start_s:g} s is not possible; use 0 to {MAX_DURATION_S:.0f}")
     first = round(start_s * fps)
     if seconds is None:
         return first, None
-    if not (np.isfinite(seconds) and round(seconds * fps) >= 1):
+    if not np.isfinite(seconds):
+        raise ConfigError(f"a duration of {seconds:g} s is not possible; leave it out to read to the end")
+    seconds = min(seconds, MAX_DURATION_S)
+    if seconds * fps <= 0.5:
         raise ConfigError(f"a duration of {seconds:g} s holds no frame at {fps:g} fps; use a longer one")
     return first, first + round(seconds * fps)
 
 
 def nothing_selected(path: str | os.PathLike[str], duration_s: float) -> ConfigError:
     """The sentence for a part that begins after the end."""
-    return ConfigError(f"{path} is {duration_s:.1f} s long; --start and --seconds select no frame of it")
+    return ConfigError(f"{path} is {duration_s:.2f} s long; --start and --seconds select no frame of it")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -480,6 +483,8 @@ def _declared_duration(container: InputContainer, stream: VideoStream) -> Fracti
         return None
     if stream.duration and stream.time_base:
         return stream.duration * Fraction(stream.time_base)
+    if container.streams.audio:
+        return None  # the container's duration may be the sound's
     if container.duration and container.duration > 0:
         return Fraction(container.duration, 1_000_000)
     return None
