@@ -34,6 +34,7 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 MIN_SIDE = 16
 MAX_PIXELS = 100_000_000
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _READABLE = "PNG, JPEG, WebP, HEIC, AVIF, TIFF, BMP or GIF"
 
 
@@ -238,7 +239,14 @@ def _opened(path: Path) -> Image.Image:
             return _opened_heic(path)
         if still == "AVIF" and not features.check("avif"):
             raise BadImage(f"{path} is an AVIF image, which this build of Pillow cannot read; export it as JPEG")
-        return Image.open(path, formats=FORMATS)
+        try:
+            return Image.open(path, formats=FORMATS)
+        except ValueError:  # Pillow does not unpack profiles of over a megabyte
+            if head[:8] != _PNG:
+                raise
+            image = Image.open(_without_profile(path), formats=["PNG"])
+            log.warning("%s has a colour profile that is too large to be read; it is ignored", path)
+            return image
     except BadImage:
         raise
     except Image.DecompressionBombError as problem:
@@ -248,6 +256,18 @@ def _opened(path: Path) -> Image.Image:
         ours = kind is None or kind.endswith("image")
         what = "not an image that can be read" if ours else f"not an image but {kind}"
         raise BadImage(f"{path} is {what}; give a {_READABLE} file") from problem
+
+
+def _without_profile(path: Path) -> io.BytesIO:
+    """A PNG file without its colour profile."""
+    data = memoryview(path.read_bytes())
+    kept, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")  # length, kind, content and checksum
+        if bytes(data[at + 4 : at + 8]) != b"iCCP":
+            kept.append(data[at:end])
+        at = end
+    return io.BytesIO(b"".join(kept))
 
 
 def _opened_heic(path: Path) -> Image.Image:

@@ -363,6 +363,21 @@ def test_inks_have_the_colours_of_their_profile(tmp_path: Path) -> None:
         np.testing.assert_allclose(read_image(tmp_path / "a.tiff")[5, 5], wanted, atol=2.5)
 
 
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_profile_too_large_to_unpack_is_ignored(
+    portrait: np.ndarray, cut: bool, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(portrait).save(path, icc_profile=rgb_profile("Display P3") + bytes(8 << 20))
+    if cut:
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(BadImage, match="not complete"):
+            read_image(path)
+        return
+    np.testing.assert_array_equal(read_image(path), portrait)
+    assert "a colour profile that is too large" in caplog.text
+
+
 def test_lab_values_need_no_profile(portrait: np.ndarray, caplog: pytest.LogCaptureFixture) -> None:
     srgb, lab = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
     image = ImageCms.profileToProfile(Image.fromarray(portrait), srgb, lab, outputMode="LAB")
