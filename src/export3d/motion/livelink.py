@@ -101,8 +101,7 @@ def _read(path: Path, rows: Iterator[list[str]]) -> tuple[Array, Array]:
     """(T, 5) line number, hours, minutes, seconds and frame; and (T, 55) scores and head angles."""
     header = [name.strip().lower() for name in next(rows, [])]
     places, count = _columns(path, header)
-    timecode: re.Pattern[str] | None = None
-    clocks: list[list[float]] = []
+    timecodes: list[tuple[int, str]] = []
     values: list[Array] = []
     rows_seen = 0
     for line, row in enumerate(rows, start=2):
@@ -118,15 +117,12 @@ def _read(path: Path, rows: Iterator[list[str]]) -> tuple[Array, Array]:
             continue
         if len(values) == MAX_FRAMES:
             raise BadMotionFile(f"{path} holds more than {MAX_FRAMES} rows; split it")
-        clock = row[places["Timecode"]]
-        if timecode is None:
-            timecode = _MILLISECOND_CODE if _MILLISECOND_CODE.fullmatch(clock) else _FRAME_CODE
-        clocks.append([float(line), *_clock(f"{path}, line {line}", timecode, clock)])
+        timecodes.append((line, row[places["Timecode"]]))
         cells = {name: row[place] for name, place in places.items() if name != "Timecode"}
         values.append(_numbers(f"{path}, line {line}", cells))
     if not values:
         raise BadMotionFile(f"{path} has {'no row with a face' if rows_seen else 'a header and no rows'}; {_REMEDY}")
-    return np.array(clocks), np.stack(values)
+    return _clocks(path, timecodes), np.stack(values)
 
 
 def _columns(path: Path, header: list[str]) -> tuple[dict[str, int], int | None]:
@@ -153,18 +149,47 @@ def _columns(path: Path, header: list[str]) -> tuple[dict[str, int], int | None]
     return places, header.index(_COUNT) if _COUNT in header else None
 
 
-def _clock(where: str, pattern: re.Pattern[str], cell: str) -> tuple[float, float, float, float]:
-    """Hours, minutes, seconds and frame of a timecode; milliseconds are a part of the seconds, and the frame is 0."""
+def _clocks(path: Path, timecodes: list[tuple[int, str]]) -> Array:
+    """(T, 5) line number, hours, minutes, seconds and frame; of milliseconds the frame is 0.
+
+    The form is that of the first row. Parts such as `:019` and `.19` are frames if none in the take exceeds 59 and the
+    take reaches another second, or would otherwise be faster than any camera of the app.
+    """
+    pattern = _MILLISECOND_CODE if _MILLISECOND_CODE.fullmatch(timecodes[0][1]) else _FRAME_CODE
+    times = [_clock(f"{path}, line {line}", pattern, cell) for line, cell in timecodes]
+    parts = [next(part for part in time.groups()[3:] if part) for time in times]
+    in_frames = pattern is _FRAME_CODE
+    if not in_frames and len(times) > 1 and all(_may_be_frame(time) for time in times):
+        step = float(np.median(np.diff([float(f"0.{part}") for part in parts])))
+        in_frames = len({time[3] for time in times}) > 1 or step < 0.9 / APP_CLOCK
+        logger.warning(
+            "%s: the last part of its timecodes never exceeds 59 (%s), and is taken for %s",
+            path,
+            timecodes[0][1].strip(),
+            "frames" if in_frames else "a fraction of a second",
+        )
+    rows = []
+    for (line, _), time, part in zip(timecodes, times, parts):
+        hours, minutes, seconds = (float(number) for number in time.groups()[:3])
+        frame = float(part.replace(",", ".")) if in_frames else 0.0
+        rows.append([line, hours, minutes, seconds if in_frames else seconds + float(f"0.{part}"), frame])
+    return np.array(rows, dtype=np.float64)
+
+
+def _may_be_frame(time: re.Match[str]) -> bool:
+    """Whether the last part of a timecode in milliseconds may be a frame: `:019` or `.19`."""
+    return int(time[4]) < CLOCKS[-1] if time[4] else len(time[5]) <= 2 and int(time[5]) < CLOCKS[-1]
+
+
+def _clock(where: str, pattern: re.Pattern[str], cell: str) -> re.Match[str]:
+    """The parts of a timecode."""
     time = pattern.fullmatch(cell)
     if time is None:
         form = "frame (11:54:29:19.804)" if pattern is _FRAME_CODE else "milliseconds (11:54:29:330), as above"
         raise BadMotionFile(
             f"{where}, column Timecode: {_shown(cell)} is not of the form hours:minutes:seconds:{form}; {_REMEDY}"
         )
-    hours, minutes, seconds = (float(part) for part in time.groups()[:3])
-    if pattern is _FRAME_CODE:
-        return hours, minutes, seconds, float(time[4].replace(",", "."))
-    return hours, minutes, seconds + float(f"0.{time[4] or time[5]}"), 0.0
+    return time
 
 
 def _numbers(where: str, cells: Mapping[str, str]) -> Array:

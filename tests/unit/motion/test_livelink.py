@@ -82,6 +82,40 @@ def test_timecodes_in_milliseconds_are_read(form: str, fps: int, tmp_path: Path)
     np.testing.assert_allclose(motion.scores("jawOpen"), np.arange(3 * fps) / (3 * fps), atol=1e-3)
 
 
+@pytest.mark.parametrize("form", [".{:02d}", ".{}", ":{:03d}", ",{:02d}"])
+def test_parts_that_never_exceed_59_are_frames(form: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The first rows could as well be fractions of a second: the whole take decides."""
+    rows: list[Row] = [{"Timecode": f"11:54:{k // 30:02d}" + form.format(k % 30)} for k in range(19, 120)]
+    motion = load(tmp_path, take(rows, delimiter=";"))
+    assert (len(motion), motion.fps) == (101, 30.0)
+    assert "never exceeds 59" in caplog.text
+    assert "taken for frames" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("form", "step", "fps", "meaning"),
+    [
+        (".{:02d}", 4, 25.0, "a fraction of a second"),
+        (":{:03d}", 20, 50.0, "a fraction of a second"),
+        (".{:02d}", 1, 60.0, "frames"),
+        (":{:03d}", 1, 60.0, "frames"),
+    ],
+)
+def test_within_one_second_the_rate_decides(
+    form: str, step: int, fps: float, meaning: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows: list[Row] = [{"Timecode": "11:54:29" + form.format(k)} for k in range(0, 60, step)]
+    assert load(tmp_path, take(rows)).fps == pytest.approx(fps)
+    assert f"taken for {meaning}" in caplog.text
+
+
+def test_hundredths_of_a_second_are_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows: list[Row] = [{"Timecode": f"11:54:{k // 25:02d}.{4 * (k % 25):02d}"} for k in range(60)]
+    motion = load(tmp_path, take(rows))
+    assert (len(motion), motion.fps) == (60, 25.0)
+    assert caplog.text == ""
+
+
 @pytest.mark.parametrize("absent", [("HeadYaw",), ("TongueOut",), ("HeadYaw", "HeadPitch", "HeadRoll", "TongueOut")])
 def test_without_head_or_tongue_these_rest(
     absent: tuple[str, ...], tmp_path: Path, caplog: pytest.LogCaptureFixture
