@@ -157,9 +157,14 @@ def part(motion: Motion, path: str | Path, start_s: float = 0.0, seconds: float 
     return motion[first:end]
 
 
-def driving_motion(path: str | Path) -> Motion:
-    """The motion of a driving video, of a motion file or of a bundled motion, at 25 fps (see `driving`)."""
-    return driving(path).motion
+def driving_motion(
+    path: str | Path, *, face: str | int = "largest", start_s: float = 0.0, seconds: float | None = None
+) -> Motion:
+    """The motion of a driving video, of a motion file or of a bundled motion, at 25 fps.
+
+    Arguments and errors are those of `driving`.
+    """
+    return driving(path, face=face, start_s=start_s, seconds=seconds).motion
 
 
 def bundled_motion(name: str) -> Path:
