@@ -16,6 +16,8 @@ from export3d.face.landmark_sets import CHIN, FOREHEAD, NOSE_TIP
 
 CROP_SIZE = 256
 """Default side of a crop, pixels."""
+MOST_PIXELS = 6000
+"""Side of a patch, pixels, up to which a square beyond the image's border is read at full resolution."""
 FACE_HEIGHTS = 1.9
 """Side of the crop over the distance from the top of the forehead to the chin; includes hair and some shoulder."""
 
@@ -82,6 +84,7 @@ def crop_box(landmarks: ArrayLike) -> CropBox:
 
 def crop(image: NDArray[np.uint8], box: CropBox, size: int = CROP_SIZE) -> NDArray[np.uint8]:
     """The pixels inside the box: (H, W, 3) to (size, size, 3), antialiased bicubic; outside the image, edges repeat."""
+    image, box = reduced(image, box, size)
     pixels, (first_x, first_y) = patch(image, box)
     left, top = box.corner
     x, y = left - first_x, top - first_y
@@ -96,10 +99,35 @@ def patch(image: NDArray[np.uint8], box: CropBox) -> tuple[NDArray[np.uint8], tu
     Returns:
         uint8 (h, h, 3), a view where possible, and the x and y of its first pixel in the image.
     """
-    _check_image(image)
+    check_image(image)
     x, y = (int(np.floor(first)) - 1 for first in box.corner)
     reach = int(np.ceil(box.side)) + 3
     return image[_inside(y, reach, image.shape[0])][:, _inside(x, reach, image.shape[1])], (x, y)
+
+
+def reduced(image: NDArray[np.uint8], box: CropBox, size: int, reach: float = 1.0) -> tuple[NDArray[np.uint8], CropBox]:
+    """An image reduced before its patch is made, and the square in it, if the patch would be far larger than needed.
+
+    A patch beyond the image's border is made of repeated edges: a square around a head that fills a large photo would
+    take gigabytes. Squares inside the image, and those of up to `MOST_PIXELS`, leave the image as it is.
+
+    Args:
+        image: uint8 (H, W, 3).
+        box: the square.
+        size: pixels across what is made of the square; at least twice as many are left.
+        reach: side of the patch over that of the square.
+    """
+    check_image(image)
+    patched = CropBox(box.centre, box.side * reach)
+    factor = min(int(np.ceil(patched.side / MOST_PIXELS)), int(box.side // (2 * size)))
+    if factor < 2 or not reaches_beyond(image, patched):
+        return image, box
+    return np.asarray(Image.fromarray(image).reduce(factor)), box.scaled(1.0 / factor)
+
+
+def reaches_beyond(image: NDArray[np.uint8], box: CropBox) -> bool:
+    """Whether a part of a square lies outside the image."""
+    return bool((box.corner < 0.0).any() or (box.corner + box.side > image.shape[1::-1]).any())
 
 
 def upright(image: NDArray[np.uint8], quarter_turns: int) -> NDArray[np.uint8]:
@@ -112,8 +140,8 @@ def paste(image: NDArray[np.uint8], cropped: NDArray[np.uint8], box: CropBox) ->
 
     Only pixels that lie entirely inside the box change.
     """
-    _check_image(image)
-    _check_image(cropped)
+    check_image(image)
+    check_image(cropped)
     height, width = image.shape[:2]
     left, top = box.corner
     x0, y0 = max(int(np.ceil(left - 1e-6)), 0), max(int(np.ceil(top - 1e-6)), 0)
@@ -135,6 +163,7 @@ def _inside(first: int, count: int, limit: int) -> slice | NDArray[np.int64]:
     return np.arange(first, first + count).clip(0, limit - 1)
 
 
-def _check_image(image: NDArray[np.uint8]) -> None:
+def check_image(image: NDArray[np.uint8]) -> None:
+    """`ShapeError` unless the image is uint8 (H, W, 3) and has pixels."""
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
         raise ShapeError(f"an image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")

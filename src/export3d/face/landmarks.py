@@ -17,8 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export3d.errors import ShapeError
-from export3d.face.crop import CropBox, crop
+from export3d.face.crop import CropBox, check_image, crop
 from export3d.face.landmark_sets import CHIN, FOREHEAD
 from export3d.face.mesh import model_bytes
 from export3d.face.native import Task
@@ -29,6 +28,8 @@ LONG_SIDE = 640
 MAX_FACES = 4
 _SMALLEST = 16
 _WINDOW = 256
+_SLIMMEST = 8
+"""Ratio of an image's sides above which the padded image would show it less than `_SMALLEST` pixels wide."""
 _FINEST_PX = 400.0
 """Side of the smallest windows of a large image: faces of 50 pixels are found in it."""
 _SAME_FACE = 0.4
@@ -130,8 +131,7 @@ class FaceLandmarker(Task):
     def detect(self, image: NDArray[np.uint8], region: CropBox | None = None) -> list[Face]:
         """See `Landmarker.detect`."""
         self._check_open("face landmarker")
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-            raise ShapeError(f"an image must be uint8 (H, W, 3), got {image.dtype} {image.shape}")
+        check_image(image)
         if region is not None:
             size = int(np.clip(round(region.side), 128, LONG_SIDE))
             seen = crop(image, region, size)
@@ -236,6 +236,8 @@ def alike(a: Face, b: Face) -> bool:
 
 def _seen_in(landmarker: Landmarker, image: NDArray[np.uint8], regions: list[CropBox]) -> list[Face]:
     """The faces of regions of one size, in pixels of the image."""
+    if not regions:
+        return []
     small = _shrink(image, max(image.shape[:2]) * _WINDOW / regions[0].side)
     scale = image.shape[1] / small.shape[1]
     seen = [face for region in regions for face in landmarker.detect(small, region.scaled(1.0 / scale))]
@@ -248,7 +250,7 @@ def _search_regions(height: int, width: int) -> Iterator[list[CropBox]]:
     The smallest windows have a quarter of the short side, or `_FINEST_PX` if that is less.
     """
     long, short = max(height, width), min(height, width)
-    yield [CropBox((width / 2, height / 2), 2.0 * long)]
+    yield [CropBox((width / 2, height / 2), 2.0 * long)] if long <= _SLIMMEST * short else []
     for side in _sides(short):
         if side >= 4 * _SMALLEST:
             yield [CropBox((x, y), side) for y in _steps(height, side) for x in _steps(width, side)]

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export3d.errors import ConfigError
-from export3d.face.crop import CropBox
-from export3d.photo.extension import extended, extended_crop, reaches_beyond
+from export3d.face.crop import CropBox, reaches_beyond
+from export3d.photo.extension import extended, extended_crop
 
 log = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export3d.face.crop import CropBox, crop, patch
+from export3d.face.crop import CropBox, crop, patch, reaches_beyond, reduced
 from export3d.photo.fields import Pixels, as_pixels, at_pixels, blur, grid_size, on_grid, strips
 
 _BLUR = 0.8
@@ -42,6 +42,7 @@ def extended_crop(photo: Pixels, box: CropBox, size: int, around: float = 0.0) -
     """
     if not reaches_beyond(photo, box):
         return crop(photo, box, size)
+    photo, box = reduced(photo, box, size, 1.0 + 2.0 * around)
     height, width = photo.shape[:2]
     pixels, (x, y) = patch(photo, CropBox(box.centre, box.side * (1.0 + 2.0 * around)))
     places = np.arange(len(pixels), dtype=np.float64) + 0.5
@@ -56,11 +57,6 @@ def extended(photo: Pixels, margin: int) -> Pixels:
     down, across = (_beyond(at, length) for at, length in zip(places, photo.shape[:2]))
     _blur(pixels, across, down)
     return pixels
-
-
-def reaches_beyond(photo: Pixels, box: CropBox) -> bool:
-    """Whether a part of a square lies outside the photo."""
-    return bool((box.corner < 0.0).any() or (box.corner + box.side > photo.shape[1::-1]).any())
 
 
 def _beyond(places: NDArray[np.float64], limit: int) -> NDArray[np.float64]:

@@ -1,10 +1,12 @@
 """The face crop and its inverse."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
 from export3d.errors import ShapeError
-from export3d.face.crop import CropBox, crop, crop_box, paste
+from export3d.face.crop import CropBox, crop, crop_box, paste, reduced
 
 
 def test_to_crop_and_from_crop_undo_each_other(rng):
@@ -93,3 +95,15 @@ def test_pictures_of_another_kind_are_refused():
         crop(np.zeros((32, 32, 3), np.float32), CropBox((16.0, 16.0), 16.0))  # type: ignore[arg-type]
     with pytest.raises(ShapeError):
         crop_box(np.zeros((0, 478, 2)))
+
+
+@pytest.mark.slow
+def test_a_square_far_larger_than_needed_takes_little_memory(astronaut):
+    """The patch of its repeated edges would have 140 megapixels; squares inside the image are read as they are."""
+    image = np.repeat(np.repeat(astronaut, 2, axis=0), 2, axis=1)
+    assert reduced(image, CropBox((500.0, 500.0), 990.0), 1)[0] is image
+    tracemalloc.start()
+    cropped = crop(image, CropBox((250.0, 1030.0), 12000.0), 128).astype(int)
+    assert tracemalloc.get_traced_memory()[1] < 300e6
+    tracemalloc.stop()
+    assert np.abs(cropped - crop(astronaut, CropBox((125.0, 515.0), 6000.0), 128)).max() <= 1

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import tracemalloc
 from concurrent.futures import thread as pool
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 from export3d.errors import Export3DError, MissingExtra, ShapeError
 from export3d.face.crop import CropBox
 from export3d.face.landmarks import FaceLandmarker, glance
+from export3d.face.tracker import Tracker
 from export3d.motion.arkit import ARKIT52
 
 
@@ -93,6 +95,24 @@ def test_a_face_that_fills_the_picture_is_found(landmarker, astronaut):
 def test_pictures_without_a_face_have_none(landmarker, size, rng):
     assert landmarker.search(np.full((*size, 3), 128, np.uint8)) == []
     assert landmarker.search(rng.integers(0, 256, (*size, 3), dtype=np.uint8)) == []
+
+
+@pytest.mark.parametrize("size", [(30000, 16), (16, 30000), (9000, 1)])
+def test_a_slim_picture_is_searched_in_little_memory(landmarker, size):
+    tracemalloc.start()
+    assert landmarker.search(np.zeros((*size, 3), np.uint8)) == []
+    assert tracemalloc.get_traced_memory()[1] < 50e6
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [(0, 0), (5, 0), (0, 5)])
+def test_a_picture_without_pixels_is_refused(landmarker, size):
+    empty = np.zeros((*size, 3), np.uint8)
+    for search in (landmarker.search, landmarker.detect, Tracker(landmarker).track_image):
+        with pytest.raises(ShapeError, match="an image must be uint8"):
+            search(empty)
+    with pytest.raises(ShapeError, match="an image must be uint8"):
+        Tracker(landmarker).track_frames([empty] * 2)
 
 
 def test_pictures_of_another_kind_are_refused(landmarker, astronaut):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -77,3 +79,17 @@ def test_nothing_is_mirrored() -> None:
 )
 def test_the_share_outside_is_that_of_the_area(box: CropBox, share: float) -> None:
     assert share_outside(noise(), box) == pytest.approx(share)
+
+
+@pytest.mark.slow
+def test_a_head_at_the_border_of_a_very_large_photo_is_extended_from_a_reduced_one() -> None:
+    """The result looks as before, and the patch of 81 megapixels is never made."""
+    y, x = np.mgrid[:500, :500]
+    small = np.stack([128 + 60 * np.sin(x / 50.0), 128 + 60 * np.cos(y / 40.0), (x + y) / 5], axis=-1).astype(np.uint8)
+    large = np.repeat(np.repeat(small, 4, axis=0), 4, axis=1)
+    tracemalloc.start()
+    made = extended_crop(large, CropBox((500.0, 1000.0), 6000.0), 128, 0.25)
+    assert tracemalloc.get_traced_memory()[1] < 250e6
+    tracemalloc.stop()
+    expected = extended_crop(small, CropBox((125.0, 250.0), 1500.0), 128, 0.25)
+    assert np.abs(made.astype(int) - expected).max() <= 3
