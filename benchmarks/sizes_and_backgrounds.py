@@ -13,7 +13,6 @@ PHOTO: a portrait of more than 1,000 pixels. The group photo is made by `group_p
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -35,8 +34,7 @@ COLOUR = "#20c040"
 def write_demo(path: Path, animator: Animator) -> None:
     """The bundled portrait beside itself, moved by `speech`."""
     source, motion = animator.encode(bundled_portrait()), read_motion(bundled_motion("speech")).motion
-    part = slice(0, FRAMES * EVERY, EVERY)
-    motion = replace(motion, expression=motion.expression[part], camera=motion.camera[part])
+    motion = motion[: FRAMES * EVERY : EVERY]
     frames = [
         Image.fromarray(np.hstack([fitted(source.photo, 384), fitted(frame, 384)]))
         for frame in animator.animate(source, motion, size="native", frame="photo")

@@ -410,4 +410,4 @@ class _Driver:
 
 
 def _at(motion: Motion, rows: NDArray[np.int64]) -> Motion:
-    return replace(motion, expression=motion.expression[rows], camera=motion.camera[rows])
+    return replace(motion, expression=motion.expression[rows], camera=motion.camera[rows], shot=motion.shot[rows])
