@@ -71,12 +71,12 @@ def command(
     frame_range(start, seconds, FPS)
     if absolute and head_motion != "steady":
         raise ConfigError("--absolute takes over the driver's framing; leave out --head-motion")
+    read = framing.check()
+    face_choice(driving_face, video=True)
     if motion is not None and driving_face != "largest":
         raise ConfigError(
             "--driving-face chooses a face of a driving video; a motion file holds one face, so leave it out"
         )
-    read = framing.check()
-    face_choice(driving_face, video=True)
     mover = driving or motion
     assert mover is not None  # tyro accepts exactly one of them
     if motion is not None:
