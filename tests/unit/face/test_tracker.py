@@ -163,7 +163,7 @@ def test_a_face_that_comes_late_and_leaves_early_is_held_at_the_ends():
 
 
 def test_no_face_at_all_is_a_sentence_with_the_name_and_a_remedy():
-    with pytest.raises(NoFaceFound, match=r"no face found in clip\.mp4 \(30 frames searched\); use an image"):
+    with pytest.raises(NoFaceFound, match=r"no face found in clip\.mp4 \(30 frames searched\); the face must"):
         track([[]] * 30)
     script = Script([[]])
     script.frame = 0
