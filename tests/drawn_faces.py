@@ -41,7 +41,7 @@ class Drawn:
             return []
         return self.faces.get(int(image[128, 128, 0]), [])
 
-    def search(self, image: Picture) -> list[Face]:
+    def search(self, image: Picture, coarse: bool = False) -> list[Face]:
         raise AssertionError("small faces are not looked for")
 
     def close(self) -> None:

@@ -32,6 +32,8 @@ _SLIMMEST = 8
 """Ratio of an image's sides above which the padded image would show it less than `_SMALLEST` pixels wide."""
 _FINEST_PX = 400.0
 """Side of the smallest windows of a large image: faces of 50 pixels are found in it."""
+_FINEST_SHARE = 0.08
+"""Smallest side over the square root of the image's area: an image has at most about 600 windows of it."""
 _SAME_FACE = 0.4
 _SQUARES = (
     (2.5, 0.0, 0.0),
@@ -96,8 +98,11 @@ class Landmarker(Protocol):
         """Faces in the image, or in a square region of it; landmarks are in pixels of the image in both cases."""
         ...
 
-    def search(self, image: NDArray[np.uint8]) -> list[Face]:
-        """As `detect`, but slower: also finds small faces and faces that fill the image; only `confirmed` ones."""
+    def search(self, image: NDArray[np.uint8], coarse: bool = False) -> list[Face]:
+        """As `detect`, but slower: also finds small faces and faces that fill the image; only `confirmed` ones.
+
+        A coarse search takes less time, and misses faces smaller than about a thirtieth of the image's short side.
+        """
         ...
 
     def close(self) -> None:
@@ -154,10 +159,10 @@ class FaceLandmarker(Task):
             )
         return distinct(faces)
 
-    def search(self, image: NDArray[np.uint8]) -> list[Face]:
+    def search(self, image: NDArray[np.uint8], coarse: bool = False) -> list[Face]:
         """See `Landmarker.search`."""
         faces = [face for face in self.detect(image) if confirmed(self, image, face)]
-        for regions in _search_regions(*image.shape[:2]):
+        for regions in _search_regions(*image.shape[:2], coarse):
             if faces:
                 break
             seen = distinct(_seen_in(self, image, regions))
@@ -244,22 +249,25 @@ def _seen_in(landmarker: Landmarker, image: NDArray[np.uint8], regions: list[Cro
     return [Face(face.landmarks * np.float32(scale), face.scores) for face in seen]
 
 
-def _search_regions(height: int, width: int) -> Iterator[list[CropBox]]:
+def _search_regions(height: int, width: int, coarse: bool = False) -> Iterator[list[CropBox]]:
     """Squares to search, from coarse to fine: the padded image, then windows of 1, 1/2, 1/4, ... of its short side.
 
-    The smallest windows have a quarter of the short side, or `_FINEST_PX` if that is less.
+    The smallest windows have a quarter of the short side, or `_FINEST_PX` if that is less and the search not coarse;
+    in images of more than 25 megapixels, and in long strips, `_FINEST_SHARE`.
     """
     long, short = max(height, width), min(height, width)
     yield [CropBox((width / 2, height / 2), 2.0 * long)] if long <= _SLIMMEST * short else []
-    for side in _sides(short):
+    for side in _sides(short, _FINEST_SHARE * (height * width) ** 0.5, coarse):
         if side >= 4 * _SMALLEST:
             yield [CropBox((x, y), side) for y in _steps(height, side) for x in _steps(width, side)]
 
 
-def _sides(short: int) -> list[float]:
-    sides = [short * part for part in (1.0, 0.5, 0.25)]
-    while sides[-1] > _FINEST_PX:
-        sides.append(max(sides[-1] / 2.5, _FINEST_PX))
+def _sides(short: int, least: float, coarse: bool) -> list[float]:
+    sides = [side for side in (short * part for part in (1.0, 0.5, 0.25)) if side >= least]
+    finest = max(_FINEST_PX, least)
+    while sides and sides[-1] > finest and not coarse:
+        finer = sides[-1] / 2.5
+        sides.append(finer if finer > 1.25 * finest else finest)
     return sides
 
 

@@ -43,6 +43,8 @@ _CLEARLY_UPRIGHT = 0.003
 """Largest `spread` of a face that need not be compared with the image turned the other ways."""
 _TURNED_SEARCHES = 10
 """Searches of a clip after which only every tenth also looks for faces that are not upright."""
+_SEARCHED_CUTS = 4
+"""Searches at cuts that a clip may have beyond one per `SEARCH_EVERY` frames, as long as nobody is followed."""
 _CUT = 20.0
 """Mean absolute difference of two frames, of 255, that makes a search worthwhile at once."""
 
@@ -203,7 +205,8 @@ class Crowd:
                 seen = look.whole if look.has_whole else glance(look.landmarker, look.image)
                 faces = [face for face in seen if self._is_new(face) and look.confirms(face)]
         else:
-            search = cut or self._idle % SEARCH_EVERY == 0
+            often = self._searches > self._frame // SEARCH_EVERY + _SEARCHED_CUTS  # as flashes would make it
+            search = self._idle % SEARCH_EVERY == 0 or (cut and not often)
             self._idle += 1
             self._searches += search
             faces = look.all(search)
@@ -246,7 +249,7 @@ class Crowd:
             return look, []
         for turns in (2, 1, 3):
             turned = look.turned(turns)
-            faces = [face for face in turned.all(search=True) if not lies(face)]
+            faces = [face for face in turned.all(search=True, coarse=True) if not lies(face)]
             if faces:
                 self.quarter_turns = turns
                 return turned, faces
@@ -288,10 +291,10 @@ class _Look:
             self._whole = self.landmarker.detect(self.image)
         return self._whole
 
-    def all(self, search: bool) -> list[Face]:
+    def all(self, search: bool, coarse: bool = False) -> list[Face]:
         """The confirmed faces of the frame; if none is detected, those that a search finds."""
         faces = [face for face in self.whole if self.confirms(face)]
-        return self.landmarker.search(self.image) if search and not faces else faces
+        return self.landmarker.search(self.image, coarse) if search and not faces else faces
 
     def confirms(self, face: Face) -> bool:
         """See `landmarks.confirmed`; what was refused a moment ago is not tried again."""

@@ -107,7 +107,7 @@ class PaintedFaces:
         landmarks = np.concatenate([points, np.zeros((478, 1))], 1).astype(np.float32)
         return [Face(landmarks, np.full(52, 0.25, np.float32))]
 
-    def search(self, image: np.ndarray) -> list[Face]:
+    def search(self, image: np.ndarray, coarse: bool = False) -> list[Face]:
         return []
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from export3d.errors import Export3DError, MissingExtra, ShapeError
 from export3d.face.crop import CropBox
-from export3d.face.landmarks import FaceLandmarker, glance
+from export3d.face.landmarks import FaceLandmarker, _search_regions, glance
 from export3d.face.tracker import Tracker
 from export3d.motion.arkit import ARKIT52
 
@@ -103,6 +103,13 @@ def test_a_slim_picture_is_searched_in_little_memory(landmarker, size):
     assert landmarker.search(np.zeros((*size, 3), np.uint8)) == []
     assert tracemalloc.get_traced_memory()[1] < 50e6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [(480, 640), (3000, 4000), (4480, 6700), (8200, 12300), (100, 100000), (2000, 40000)])
+def test_windows_are_few_however_large_the_picture(size):
+    full, coarse = (sum(map(len, _search_regions(*size, coarse))) for coarse in (False, True))
+    assert full < 900
+    assert full + 3 * coarse < 1700 if max(size) > 10 * min(size) else full + 3 * coarse < 1050
 
 
 @pytest.mark.parametrize("size", [(0, 0), (5, 0), (0, 5)])

@@ -10,7 +10,7 @@ from export3d.errors import ConfigError, NoFaceFound
 from export3d.face.crop import CropBox, crop
 from export3d.face.landmarks import confirmed, spread
 from export3d.face.tracker import Tracker
-from tests.unit.face.test_tracker import Script, face, track
+from tests.unit.face.test_tracker import FRAME, Script, face, track
 
 
 def ball(seed, radius, size=240):
@@ -135,6 +135,20 @@ def test_a_face_of_a_driver_can_be_chosen():
         Tracker(script).track_frames(script, face=3)
     with pytest.raises(ConfigError, match="there is no face 'all'; use largest, left, right or a number"):
         Tracker(script).track_frames(script, face="all")
+
+
+def test_flashes_are_not_searched_in_every_frame():
+    """Every frame differs from the one before as at a cut; a cut into an empty clip is still searched at once."""
+    flashes = [np.full_like(FRAME, 250 * (k % 2)) for k in range(60)]
+    script = Script([[]])
+    script.frame = 0
+    with pytest.raises(NoFaceFound):
+        Tracker(script).track_frames(flashes)
+    assert script.searches <= 4 * (60 // 12 + 4 + 1)
+    script.searches = 0
+    with pytest.raises(NoFaceFound):
+        Tracker(script).track_frames([flashes[0]] * 5 + [flashes[1]])
+    assert script.searches == 2 * 4
 
 
 def test_a_passer_by_is_no_choice():

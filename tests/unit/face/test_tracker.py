@@ -47,7 +47,7 @@ class Script:
         seen = self.lines[self.frame] + (self.hidden.get(self.frame, []) if region is not None else [])
         return sorted(seen, key=lambda f: -f.size)
 
-    def search(self, image):
+    def search(self, image, coarse=False):
         self.searches += 1
         return self.lines[self.frame] + self.hidden.get(self.frame, [])
 
