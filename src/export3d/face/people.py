@@ -6,6 +6,8 @@ another person. `joined` puts the pieces together that can be one person: those 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -85,42 +87,62 @@ class Person:
         """(N, 52)."""
         return np.frombuffer(self._scores, dtype=np.float32).reshape(len(self.frames), -1)
 
-    def join(self, other: Person) -> None:
-        """Add another piece of the same person, except for the frames that are there already."""
-        new = ~np.isin(other.frames, self.frames)
-        frames = np.concatenate([self.frames, np.array(other.frames)[new]])
-        order = np.argsort(frames)
-        landmarks = np.concatenate([self.landmarks(), other.landmarks()[new]])[order]
-        scores = np.concatenate([self.scores(), other.scores()[new]])[order]
-        self.frames = frames[order].tolist()
-        self.weight += other.weight * float(new.mean())
-        self._landmarks, self._scores = bytearray(landmarks.tobytes()), bytearray(scores.tobytes())
+    def face(self, row: int) -> Face:
+        """The face in the frame `frames[row]`."""
+        return Face(self.landmarks()[row], self.scores()[row])
 
-    def continues(self, other: Person) -> bool:
+
+class _Pieces:
+    """Pieces of one person, which become one `Person` when all are known: copying them for each would be quadratic."""
+
+    def __init__(self, first: Person) -> None:
+        self._first = first
+        self._weight = first.weight
+        self._frames = list(first.frames)
+        self._places = {frame: (first, row) for row, frame in enumerate(first.frames)}
+
+    def add(self, other: Person) -> None:
+        """Add another piece of the same person, except for the frames that are there already."""
+        new = [row for row, frame in enumerate(other.frames) if frame not in self._places]
+        for row in new:
+            insort(self._frames, other.frames[row])
+            self._places[other.frames[row]] = (other, row)
+        self._weight += other.weight * (len(new) / len(other.frames))
+
+    def person(self) -> Person:
+        """One person of all the pieces; the first if there are no others."""
+        if len(self._frames) == len(self._first.frames):
+            return self._first
+        whole = Person()
+        whole.frames, whole.weight = self._frames, self._weight
+        for piece, row in map(self._places.__getitem__, self._frames):
+            whole._landmarks += piece.landmarks()[row].tobytes()
+            whole._scores += piece.scores()[row].tobytes()
+        return whole
+
+    def continued_by(self, other: Person) -> bool:
         """Whether another piece can be of this person: not in view together, sizes alike, and within reach.
 
         Without a means to recognise faces, whoever stays for half a second while this person is away is taken for it:
         most clips with cuts show one person.
         """
-        common = np.isin(other.frames, self.frames).mean()
-        sizes = sorted(person.weight / len(person.frames) for person in (self, other))
+        sizes = sorted((self._weight / len(self._frames), other.weight / len(other.frames)))
+        common = sum(frame in self._places for frame in other.frames) / len(other.frames)
         if common > _COMMON or sizes[1] > _ZOOM * sizes[0]:
             return False
         return len(other.frames) >= SEARCH_EVERY or self._reaches(other)
 
     def _reaches(self, other: Person) -> bool:
         """Whether the face can have moved to where the other piece begins or ends in the time in between."""
-        frames = np.array(self.frames)
-        for here in (0, -1):
-            at = int(np.abs(frames - other.frames[here]).argmin())
-            gap = abs(int(frames[at]) - other.frames[here])
-            mine, theirs = self._face(at), other._face(here)
-            if _distance(mine, theirs) < (_JUMP + _JUMP_PER_LOST_FRAME * gap) * mine.size:
+        for row in (0, -1):
+            frame = other.frames[row]
+            at = bisect_left(self._frames, frame)
+            nearest = min(self._frames[max(at - 1, 0) : at + 1], key=lambda mine: abs(mine - frame))
+            piece, mine_row = self._places[nearest]
+            mine, theirs = piece.face(mine_row), other.face(row)
+            if _distance(mine, theirs) < (_JUMP + _JUMP_PER_LOST_FRAME * abs(nearest - frame)) * mine.size:
                 return True
         return False
-
-    def _face(self, row: int) -> Face:
-        return Face(self.landmarks()[row], self.scores()[row])
 
 
 def joined(people: list[Person]) -> list[Person]:
@@ -131,14 +153,13 @@ def joined(people: list[Person]) -> list[Person]:
     left = sorted(people, key=lambda person: -person.weight)
     out = []
     while left:
-        person, *rest = left
-        left = []
+        pieces, rest, left = _Pieces(left[0]), left[1:], []
         for other in rest:
-            if person.continues(other):
-                person.join(other)
+            if pieces.continued_by(other):
+                pieces.add(other)
             else:
                 left.append(other)
-        out.append(person)
+        out.append(pieces.person())
     return sorted(out, key=lambda person: -person.weight)
 
 

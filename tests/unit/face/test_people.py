@@ -1,6 +1,7 @@
 """What is a face, which way up it is, and which of several is the main one."""
 
 import logging
+import time
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from export3d.errors import ConfigError, NoFaceFound
 from export3d.face.crop import CropBox, crop
 from export3d.face.landmarks import confirmed, spread
+from export3d.face.people import Person, joined
 from export3d.face.tracker import Tracker
 from tests.unit.face.test_tracker import FRAME, Script, face, track
 
@@ -156,6 +158,21 @@ def test_a_passer_by_is_no_choice():
     script = Script(lines)
     with pytest.raises(NoFaceFound, match="only one face; leave out the choice of face 2"):
         Tracker(script).track_frames(script, face=2)
+
+
+def test_a_person_in_a_thousand_pieces_is_joined_in_no_time():
+    """One face, in view for 12 frames and away for 14, over and over; seconds of processor time."""
+    seen, pieces = face(), []
+    for first in range(0, 26_000, 26):
+        pieces.append(Person())
+        for frame in range(first, first + 12):
+            pieces[-1].append(frame, seen)
+    start = time.process_time()
+    (person,) = joined(pieces)
+    assert time.process_time() - start < 2.0
+    assert person.frames == [frame for first in range(0, 26_000, 26) for frame in range(first, first + 12)]
+    assert person.landmarks().shape == (12_000, 478, 2)
+    assert person.weight == pytest.approx(12_000 * seen.size)
 
 
 def test_cuts_do_not_lose_the_only_person():
