@@ -162,7 +162,7 @@ class FaceLandmarker(Task):
     def search(self, image: NDArray[np.uint8], coarse: bool = False) -> list[Face]:
         """See `Landmarker.search`."""
         faces = [face for face in self.detect(image) if confirmed(self, image, face)]
-        for regions in _search_regions(*image.shape[:2], coarse):
+        for regions in _search_regions(*image.shape[:2], coarse=coarse):
             if faces:
                 break
             seen = distinct(_seen_in(self, image, regions))
@@ -249,7 +249,7 @@ def _seen_in(landmarker: Landmarker, image: NDArray[np.uint8], regions: list[Cro
     return [Face(face.landmarks * np.float32(scale), face.scores) for face in seen]
 
 
-def _search_regions(height: int, width: int, coarse: bool = False) -> Iterator[list[CropBox]]:
+def _search_regions(height: int, width: int, *, coarse: bool = False) -> Iterator[list[CropBox]]:
     """Squares to search, from coarse to fine: the padded image, then windows of 1, 1/2, 1/4, ... of its short side.
 
     The smallest windows have a quarter of the short side, or `_FINEST_PX` if that is less and the search not coarse;

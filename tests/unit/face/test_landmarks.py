@@ -107,7 +107,7 @@ def test_a_slim_picture_is_searched_in_little_memory(landmarker, size):
 
 @pytest.mark.parametrize("size", [(480, 640), (3000, 4000), (4480, 6700), (8200, 12300), (100, 100000), (2000, 40000)])
 def test_windows_are_few_however_large_the_picture(size):
-    full, coarse = (sum(map(len, _search_regions(*size, coarse))) for coarse in (False, True))
+    full, coarse = (sum(map(len, _search_regions(*size, coarse=coarse))) for coarse in (False, True))
     assert full < 900
     assert full + 3 * coarse < 1700 if max(size) > 10 * min(size) else full + 3 * coarse < 1050
 
