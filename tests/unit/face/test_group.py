@@ -121,7 +121,7 @@ def test_faces_too_small_to_animate_are_not_counted(tracker, astronaut, caplog):
     assert len(tracker.track_faces(photo, "group.png")) == 2
     assert "group.png: 1 of 3 faces are less than 32 pixels high and are left out" in caplog.messages
     photo = group_photo(astronaut, ((100, 100, 60), (220, 100, 60)), (200, 320))
-    with pytest.raises(NoFaceFound, match=r"all 2 faces in far\.png are too small to animate; use an image"):
+    with pytest.raises(NoFaceFound, match=r"all 2 faces in far\.png are too small to animate; the face must"):
         tracker.track_faces(photo, "far.png")
 
 
