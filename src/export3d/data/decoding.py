@@ -44,7 +44,7 @@ def _decode_video(media: bytes) -> NDArray[np.uint8]:
         remedy = "install it, or use frames that `export3d pack` wrote on a machine that has it"
         raise MissingExtra("video", "PyAV, which decodes shards of videos,", remedy) from error
 
-    from export3d.video.reading import BT709, FULL, LIMITED, SWS_QUALITY
+    from export3d.video.view import BT709, FULL, LIMITED, SWS_QUALITY
 
     reformatter: Any = VideoReformatter()
     colours = {"src_colorspace": BT709, "dst_colorspace": BT709, "src_color_range": LIMITED, "dst_color_range": FULL}

@@ -14,41 +14,31 @@ from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from export3d import files
 from export3d.errors import BadVideo, ConfigError
 from export3d.video import animated_image
 from export3d.video.kinds import READ, demuxer_of, refusal
+from export3d.video.view import MAX_SIDE, Pixels, View
 
 if TYPE_CHECKING:
     from av.container import InputContainer
     from av.stream import Stream
     from av.video.frame import VideoFrame
-    from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
 log = logging.getLogger(__name__)
 
-Pixels = NDArray[np.uint8]
 AnyStream = TypeVar("AnyStream", bound="Stream")
 
 FPS = 25.0
 """Default frame rate of everything after reading."""
-MAX_SIDE = 8192
-"""Longest side of a frame, pixels."""
 MAX_DURATION_S = 24 * 3600.0
 
 _REMEDY = "convert it to an H.264 .mp4"
-SWS_QUALITY = 0x4 | 0x2000 | 0x40000
-"""Bicubic chroma, full horizontal chroma interpolation, accurate rounding (8 dB better than the default)."""
-BT709, _BT601, _FCC, _SMPTE240M, _BT2020 = 1, 5, 4, 7, 9
-_MATRICES = {1: BT709, 4: _FCC, 5: _BT601, 6: _BT601, 7: _SMPTE240M, 9: _BT2020, 10: _BT2020}
-"""Colour matrix code in the file (ISO 23001-8) to swscale's code."""
-LIMITED, FULL = 1, 2
 _HDR_TRANSFERS = (16, 18)
 _DECODING_TIMES = ("avi", "asf")
 """Containers that store when a frame is decoded, not when it is shown."""
@@ -86,7 +76,7 @@ def probe(path: str | os.PathLike[str]) -> VideoInfo:
     """
     with opened_frames(path) as film:
         first = next(film.timed)
-        view = _View(first.frame, film.pixel_aspect)
+        view = View(first.frame, film.pixel_aspect)
         duration = film.duration
         if duration is None:
             end = first.time + first.duration
@@ -122,14 +112,14 @@ def read_frames(
     first, end = frame_range(start_s, seconds, fps)
     with opened_frames(path) as film:
         shown = _on_screen(film.timed, 1 / rate, may_be_still=film.may_be_still, path=Path(path))
-        view: _View | None = None
+        view: View | None = None
         last: tuple[Timed, Pixels] | None = None
         count = 0
         for count, timed in enumerate(shown, 1):
             if count <= first:
                 continue
             if view is None:
-                view = _View(timed.frame, film.pixel_aspect)
+                view = View(timed.frame, film.pixel_aspect)
             if last is None or last[0] is not timed:
                 last = (timed, view.picture(timed.frame))
                 yield last[1]
@@ -234,67 +224,6 @@ def _image_frames(path: Path) -> Iterator[Timed]:
 def _check_length(path: Path, time: Fraction) -> None:
     if time > MAX_DURATION_S:
         raise BadVideo(f"{path} has time stamps more than {MAX_DURATION_S / 3600:.0f} hours apart; {_REMEDY}")
-
-
-class _View:
-    """Converts decoded frames to images as a player shows them, with the size and orientation of the first frame."""
-
-    def __init__(self, first: VideoFrame, pixel_aspect: Fraction) -> None:
-        from av.video.reformatter import VideoReformatter
-
-        self._reformatter: VideoReformatter = VideoReformatter()
-        self._stored = (first.width, first.height)
-        if Fraction(1, 8) <= pixel_aspect <= 8 and pixel_aspect != 1:
-            self._stored = (min(MAX_SIDE, max(1, round(first.width * pixel_aspect))), first.height)
-        self._swap, self._mirror_x, self._mirror_y = _orientation(first)
-        self.width, self.height = self._stored[::-1] if self._swap else self._stored
-        self.rotation = {
-            (False, False, False): 0,
-            (True, False, True): 90,
-            (False, True, True): 180,
-            (True, True, False): 270,
-        }.get((self._swap, self._mirror_x, self._mirror_y), 0)
-
-    def picture(self, frame: VideoFrame) -> Pixels:
-        """(H, W, 3) uint8 RGB, contiguous."""
-        name = frame.format.name
-        full = frame.color_range == FULL or name.startswith(("yuvj", "gray", "pal", "mono")) or frame.format.is_rgb
-        matrix = _MATRICES.get(int(frame.colorspace), BT709 if frame.height >= 720 else _BT601)
-        alpha = name == "pal8" or any(component.is_alpha for component in frame.format.components)
-        rgb = self._reformatter.reformat(
-            frame,
-            *self._stored,
-            "rgba" if alpha else "rgb24",
-            src_colorspace=matrix,
-            dst_colorspace=matrix,
-            interpolation=SWS_QUALITY,
-            src_color_range=FULL if full else LIMITED,
-            dst_color_range=FULL,
-            threads=1,
-        )
-        pixels: Pixels = np.asarray(rgb.to_ndarray())
-        if alpha:
-            weight = pixels[..., 3:].astype(np.uint16)
-            pixels = ((pixels[..., :3] * weight + 255 * (255 - weight) + 127) // 255).astype(np.uint8)
-        if self._swap:
-            pixels = pixels.swapaxes(0, 1)
-        if self._mirror_x:
-            pixels = pixels[:, ::-1]
-        if self._mirror_y:
-            pixels = pixels[::-1]
-        return np.ascontiguousarray(pixels)
-
-
-def _orientation(frame: VideoFrame) -> tuple[bool, bool, bool]:
-    """From a frame's display matrix: whether to swap its axes, then mirror x, then mirror y."""
-    side_data: Any = frame.side_data
-    data = side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return False, False, False
-    a, b, _, c, d, *_ = (float(v) for v in np.frombuffer(bytes(data), dtype=np.int32))
-    if abs(b) + abs(c) > abs(a) + abs(d):
-        return True, c < 0, b < 0
-    return False, a < 0, d < 0
 
 
 @contextmanager

@@ -14,8 +14,9 @@ import numpy as np
 
 from export3d import files
 from export3d.errors import ConfigError, OutputError, ShapeError, check_shape
-from export3d.video.reading import BT709, FULL, LIMITED, MAX_SIDE, SWS_QUALITY, Pixels, exact_rate
+from export3d.video.reading import exact_rate
 from export3d.video.sound import Sound, carried_sound
+from export3d.video.view import BT709, FULL, LIMITED, MAX_SIDE, SWS_QUALITY, Pixels
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
