@@ -59,7 +59,7 @@ def check_output(
     """
     path = Path(path)
     if suffixes and path.suffix.lower() not in suffixes:
-        raise OutputError(f"the output {path} must end in {' or '.join(suffixes)}; give it such a name")
+        raise OutputError(f"the output {path} must end in {' or '.join(suffixes)}; change its name")
     target, _ = output_file(path)
     for source in inputs:
         with suppress(OSError, ValueError):

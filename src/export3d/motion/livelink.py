@@ -85,7 +85,7 @@ def load_live_link_face(path: str | os.PathLike[str]) -> Motion:
             text.seek(0)
             clocks, values = _read(path, csv.reader(text, delimiter=max(_DELIMITERS, key=header.count)))
     except (UnicodeDecodeError, csv.Error) as problem:
-        raise BadMotionFile(f"{path} is not a text file in UTF-8 ({files.reason(problem)}); {_REMEDY}") from problem
+        raise BadMotionFile(f"{path} is not a table in UTF-8 text ({files.reason(problem)}); {_REMEDY}") from problem
     times = _seconds(path, clocks)
     kept = np.diff(times, prepend=-1.0) > 0.0
     times, values = times[kept], values[kept]

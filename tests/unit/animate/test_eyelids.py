@@ -18,16 +18,6 @@ RIGHT, LEFT = ((159, 145), (386, 374))
 BLINKS = [ARKIT52.index("eyeBlinkRight"), ARKIT52.index("eyeBlinkLeft")]
 
 
-@pytest.fixture(scope="module")
-def animator() -> Animator:
-    return Animator.from_pretrained(device="cpu")
-
-
-@pytest.fixture(scope="module")
-def source(animator: Animator, astronaut_path: Path) -> Source:
-    return animator.encode(astronaut_path)
-
-
 def numbers(values: np.ndarray) -> Tensor:
     return torch.tensor(values, dtype=torch.float32)
 

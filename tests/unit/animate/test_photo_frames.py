@@ -19,16 +19,6 @@ from tests.group_photo import group_photo
 
 
 @pytest.fixture(scope="module")
-def animator() -> Animator:
-    return Animator.from_pretrained(device="cpu")
-
-
-@pytest.fixture(scope="module")
-def source(animator: Animator, astronaut_path: Path) -> Source:
-    return animator.encode(astronaut_path)
-
-
-@pytest.fixture(scope="module")
 def motion() -> Motion:
     """Three frames: at rest, turned to the right, speaking."""
     whole = read_motion(bundled_motion("turns")).motion
