@@ -1,0 +1,348 @@
+"""The model in parts whose inputs and outputs are tensors with names: what other runtimes convert.
+
+    SourceEncoder ── features, view ──► ExpressionMotion ── beta, points, field ──► PlaneGenerator ── triplane ──►
+    Renderer ── feature ──► Finish ◄── views ── CameraViews ◄── view, points, camera
+
+Every input and output has the batch as its first dimension, the same for all. Parts share the model's weights. Which
+tensors there are depends on the warp: `Part.inputs` and `Part.outputs` name them, `tensors` and `rebuilt` turn the
+model's dataclasses into named tensors and back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export3d.camera import Camera, projected
+from export3d.expression.encoder import ExpressionEncoder
+from export3d.model import Encoded, Export3D
+from export3d.warping.detail import DetailGuide, Views
+from export3d.warping.flows import plane_flow
+from export3d.warping.landmark_motion import Eyes, average_landmarks
+from export3d.warping.source_warp import SourceMotion
+
+T = TypeVar("T")
+
+
+def tensors(value: Any, name: str = "") -> dict[str, Tensor]:
+    """The tensors of nested dataclasses and tuples by their path, such as `view.face.points`; None is left out."""
+    if isinstance(value, Tensor):
+        return {name: value}
+    if is_dataclass(value):
+        parts = [(field.name, getattr(value, field.name)) for field in fields(value)]
+    elif isinstance(value, tuple):
+        parts = [(str(number), part) for number, part in enumerate(value)]
+    else:
+        parts = []
+    found: dict[str, Tensor] = {}
+    for part, inner in parts:
+        found |= tensors(inner, f"{name}.{part}" if name else part)
+    return found
+
+
+def rebuilt(like: T, named: Mapping[str, Tensor], name: str = "") -> T:
+    """A value built as `like` with other tensors: the inverse of `tensors`. Tensors that are not named become None."""
+    if isinstance(like, Tensor):
+        return named.get(name)  # type: ignore[return-value]
+    prefix = f"{name}." if name else ""
+    if is_dataclass(like) and not isinstance(like, type):
+        inner = {field.name: rebuilt(getattr(like, field.name), named, prefix + field.name) for field in fields(like)}
+        return replace(like, **inner)
+    if isinstance(like, tuple):
+        return tuple(rebuilt(part, named, f"{prefix}{k}") for k, part in enumerate(like))  # type: ignore[return-value]
+    return like
+
+
+class Part(nn.Module):
+    """One part of a model.
+
+    Attributes:
+        inputs, outputs: names of the tensors that `forward` takes and returns, in their order.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def named(self, given: Sequence[Tensor]) -> dict[str, Tensor]:
+        """The arguments of `forward` by name."""
+        return dict(zip(self.inputs, given, strict=True))
+
+
+class Chain(Part):
+    """Parts in a row: each gets what it needs from those before it, or as an input of the chain.
+
+    Args:
+        outputs: names of the tensors that it returns.
+    """
+
+    def __init__(self, parts: Sequence[Part], outputs: Sequence[str]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+        made: set[str] = set()
+        needed: list[str] = []
+        for part in parts:
+            needed += [name for name in part.inputs if name not in made and name not in needed]
+            made |= set(part.outputs)
+        self.inputs, self.outputs = tuple(needed), tuple(outputs)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        known = self.named(given)
+        for part in self.parts:
+            assert isinstance(part, Part)
+            known |= dict(zip(part.outputs, part(*(known[name] for name in part.inputs)), strict=True))
+        return tuple(known[name] for name in self.outputs)
+
+
+class SourceEncoder(Part):
+    """`Export3D.encode`.
+
+    Inputs: source (B, 3, H, H); with a warp also source_camera (B, 25), source_expression (B, E) and source_landmarks
+    (B, 478, 2), as far as it needs them. Outputs: the tensors of `Encoded`.
+    """
+
+    def __init__(self, model: Export3D) -> None:
+        super().__init__()
+        self.model = _shallow(model)
+        self.model.expression = _with_fixed_basis(model.expression)
+        self.inputs = source_inputs(model)
+        self.outputs = tuple(tensors(_encoded(model)))
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return tuple(tensors(self.model.encode(**self.named(given))).values())
+
+
+class ExpressionMotion(Part):
+    """Expressions to beta' (Eq. 3) and, with a warp, to what moves the source.
+
+    Inputs: expression (B, E); shift (B, n), zeros for none; with landmark motion the tensors of `Encoded.view.face`,
+    and eyes.beta (B, 2, d), eyes.own (B, 2, d) and eyes.share (B,), zeros for none.
+    Outputs: beta (B, d); with landmark motion points (B, 478, 3); with a flow field (B, 2, h, h).
+    """
+
+    def __init__(self, model: Export3D) -> None:
+        super().__init__()
+        self.expression = _with_fixed_basis(model.expression)
+        self.motion = None if model.warp is None else model.warp.motion
+        self.half_extent = model.config.render.half_extent
+        self.size = model.config.generator.image_size // 2
+        self.flow = model.warp is not None and model.warp.config.flow
+        self.like = _encoded(model)
+        face: tuple[str, ...] = ()
+        if self.motion is not None:
+            face = tuple(name for name in tensors(self.like) if name.startswith("view.face."))
+            face += ("eyes.beta", "eyes.own", "eyes.share")
+        self.inputs = ("expression", "shift", *face)
+        self.outputs = ("beta", *(["points"] if self.motion else []), *(["field"] if self.flow else []))
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        named = self.named(given)
+        beta = self.expression.embed(self.expression.coefficients(named["expression"]) + named["shift"])
+        if self.motion is None:
+            return (beta,)
+        view = rebuilt(self.like, named).view
+        assert view is not None
+        assert view.face is not None
+        points = self.motion(beta, view.face, Eyes(named["eyes.beta"], named["eyes.own"], named["eyes.share"]))
+        if not self.flow:
+            return beta, points
+        return beta, points, plane_flow(points, view.face, self.half_extent, self.size)
+
+
+class PlaneGenerator(Part):
+    """`TriplaneGenerator` with the skip path.
+
+    Inputs: the tensors of `Encoded.features` (of `stem` only with a skip path), beta (B, d), with a flow field
+    (B, 2, h, h). Outputs: triplane (B, 3, C, h, h).
+    """
+
+    def __init__(self, model: Export3D) -> None:
+        super().__init__()
+        self.generator = model.generator
+        self.skip = None if model.warp is None else model.warp.skip
+        self.like = _encoded(model)
+        names = [name for name in tensors(self.like) if name.startswith("features.")]
+        if self.skip is None:
+            names = ["features.tokens"]
+        flow = model.warp is not None and model.warp.config.flow
+        self.inputs = (*names, "beta", *(["field"] if flow else []))
+        self.outputs = ("triplane",)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        named = self.named(given)
+        features = rebuilt(self.like, named).features
+        walk = None if self.skip is None else self.skip.walk(features.stem, named.get("field"))
+        return (self.generator(features, named["beta"], walk),)
+
+
+class Renderer(Part):
+    """`VolumeRenderer`.
+
+    Inputs: triplane (B, 3, C, h, h), camera (B, 25). Outputs: feature (B, F, R, R), depth and opacity (B, 1, R, R).
+    """
+
+    inputs = ("triplane", "camera")
+    outputs = ("feature", "depth", "opacity")
+
+    def __init__(self, model: Export3D) -> None:
+        super().__init__()
+        self.renderer = model.renderer
+
+    def forward(self, triplane: Tensor, camera: Tensor) -> tuple[Tensor, ...]:
+        rendered = self.renderer(triplane, camera)
+        return rendered.feature, rendered.depth, rendered.opacity
+
+
+class CameraViews(Part):
+    """`SourceWarp.views`: the source as cameras see it. Only for models that move pixels.
+
+    Inputs: the tensors of `Encoded.view` that it needs, points (B, 478, 3), camera (B, 25). Outputs: the tensors of
+    `Views`, as `views.…`, without the unmoved source.
+    """
+
+    def __init__(self, model: Export3D) -> None:
+        super().__init__()
+        assert model.moves_pixels
+        self.warp = model.warp
+        self.like = _encoded(model)
+        kept = [name for name in tensors(self.like) if name.startswith("view.")]
+        self.inputs = (*kept, "points", "camera")
+        self.outputs = tuple(name for name in tensors(_views(model), "views") if name != "views.still")
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        named = self.named(given)
+        view = rebuilt(self.like, named).view
+        assert view is not None
+        assert self.warp is not None
+        made = tensors(self.warp.views(view, SourceMotion(named["points"]), named["camera"]), "views")
+        return tuple(made[name] for name in self.outputs)
+
+
+class Finish(Part):
+    """Super-resolution, with the detail of the views if the model moves pixels.
+
+    Inputs: feature (B, F, R, R); if it moves pixels view.image (B, 3, H, H) and the tensors of `Views`.
+    Outputs: image (B, 3, H, H), clamped to [-1, 1]; if it moves pixels share (B, 4, H, H), see `Detail`.
+    """
+
+    def __init__(self, model: Export3D) -> None:
+        super().__init__()
+        self.superres = model.superres
+        self.detail = model.warp.detail if model.warp is not None else None
+        self.inputs, self.outputs = ("feature",), ("image",)
+        if self.detail is not None:
+            self.like = _views(model)
+            names = [name for name in tensors(self.like, "views") if name != "views.still"]
+            self.inputs += ("view.image", *names)
+            self.outputs += ("share",)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        named = self.named(given)
+        if self.detail is None:
+            return (self.superres(named["feature"]).clamp(-1.0, 1.0),)
+        views = rebuilt(self.like, named | {"views.still": named["view.image"]}, "views")
+        guide = DetailGuide(self.detail, views, named["feature"])
+        image = self.superres(named["feature"], guide).clamp(-1.0, 1.0)
+        assert guide.share is not None
+        return image, guide.share
+
+
+def planes_part(model: Export3D) -> Chain:
+    """`Export3D.planes`: an expression of an encoded source to the tri-plane, and to its moved landmarks."""
+    motion = ExpressionMotion(model)
+    moved = [name for name in motion.outputs if name == "points"]
+    return Chain([motion, PlaneGenerator(model)], ["triplane", *moved])
+
+
+def frame_part(model: Export3D) -> Chain:
+    """`Export3D.frame`: tri-planes, moved landmarks and cameras to images."""
+    views = [CameraViews(model)] if model.moves_pixels else []
+    return Chain([Renderer(model), *views, Finish(model)], ["image"])
+
+
+def source_inputs(model: Export3D) -> tuple[str, ...]:
+    """The arguments that `Export3D.encode` needs."""
+    if model.warp is None:
+        return ("source",)
+    if model.warp.motion is not None:
+        return ("source", "source_camera", "source_expression", "source_landmarks")
+    return ("source", "source_camera") if model.warp.config.align else ("source",)
+
+
+def examples(model: Export3D, batch: int = 2) -> dict[str, Tensor]:
+    """Inputs of all parts that come from outside: average heads of random colours that move and turn at random."""
+    size, device = model.config.image_size, next(model.parameters()).device
+    random = torch.Generator().manual_seed(0)
+    labels = [Camera.orbit(30.0 * float(a), 15.0 * float(b)).label for a, b in _uniform(random, 2 * batch, 2)]
+    camera = torch.tensor(np.stack(labels), dtype=torch.float32)
+    heads = average_landmarks().expand(batch, -1, -1)
+    inputs, latent, d = model.config.expression.inputs, model.config.expression.n, model.config.expression.d
+    own = camera[:batch]
+    made = {
+        "source": _uniform(random, batch, 3, size, size),
+        "source_camera": own,
+        "source_expression": _uniform(random, batch, inputs).abs(),
+        "source_landmarks": projected(heads, own)[0],
+        "expression": _uniform(random, batch, inputs).abs(),
+        "shift": _uniform(random, batch, latent if model.expression.basis is not None else d),
+        "eyes.beta": 0.1 * _uniform(random, batch, 2, d),
+        "eyes.own": 0.1 * _uniform(random, batch, 2, d),
+        "eyes.share": _uniform(random, batch).abs(),
+        "camera": camera[batch:],
+    }
+    return {name: value.to(device) for name, value in made.items()}
+
+
+def _uniform(random: torch.Generator, *shape: int) -> Tensor:
+    return 2.0 * torch.rand(shape, generator=random) - 1.0
+
+
+@torch.no_grad()
+def _encoded(model: Export3D) -> Encoded:
+    """An encoded source, to know which tensors there are."""
+    given = examples(model, 1)
+    return model.encode(**{name: given[name] for name in source_inputs(model)})
+
+
+@torch.no_grad()
+def _views(model: Export3D) -> Views:
+    """Views of a source, to know which tensors there are."""
+    view = _encoded(model).view
+    assert view is not None
+    assert view.face is not None
+    assert model.warp is not None
+    return model.warp.views(view, SourceMotion(view.face.points), examples(model, 1)["camera"])
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _shallow(module: M) -> M:
+    """A module with the same parameters, whose parts can be exchanged without a change of the original."""
+    out = copy.copy(module)
+    out._modules = dict(module._modules)
+    return out
+
+
+def _with_fixed_basis(encoder: ExpressionEncoder) -> ExpressionEncoder:
+    """The encoder with its basis as numbers: other runtimes have no QR decomposition."""
+    out = _shallow(encoder)
+    if encoder.basis is not None:
+        out._modules["basis"] = _FixedBasis(encoder.basis().detach())
+    return out
+
+
+class _FixedBasis(nn.Module):
+    value: Tensor
+
+    def __init__(self, value: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("value", value, persistent=False)
+
+    def forward(self) -> Tensor:
+        return self.value
