@@ -63,9 +63,11 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
     """
     check_shape(points, "B L 2", "points")
     cam2world, intrinsics = unpack(label.float())
-    ones = torch.ones_like(points[..., :1])
     with torch.autocast(points.device.type, enabled=False):  # bf16 would round places to an eighth of a pixel
-        rays = torch.cat([points.float(), ones], -1) @ torch.linalg.inv_ex(intrinsics)[0].mT @ cam2world[:, :3, :3].mT
+        u, v = points.float().unbind(-1)
+        fx, skew, cx, fy, cy = (intrinsics[:, a, b, None] for a, b in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2)))
+        y = (v - cy) / fy
+        rays = torch.stack([(u - cx - skew * y) / fx, y, torch.ones_like(y)], dim=-1) @ cam2world[:, :3, :3].mT
     origin = cam2world[:, None, :3, 3]
     z = torch.full_like(rays[..., 2], _BACK - _RISE) if depth is None else depth.to(rays).expand_as(rays[..., 2])
     for _ in range(1 if depth is not None else 12):  # converges in a few steps: the bump's slope is below 1
