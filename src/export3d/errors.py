@@ -94,7 +94,7 @@ def check_shape(array: Any, pattern: str, name: str = "tensor") -> None:
     ...
     export3d.errors.ShapeError: image must have shape (B, 3, H, W), got (2, 8, 8)
     """
-    shape = tuple(int(n) for n in array.shape)
+    shape = tuple(array.shape)  # as they are: int() would fix the batch of an exported model
     tokens = pattern.split()
     seen: dict[str, int] = {}
     fits = len(tokens) == len(shape)

@@ -193,8 +193,8 @@ class Renderer(Part):
         super().__init__()
         self.renderer = model.renderer
 
-    def forward(self, triplane: Tensor, camera: Tensor) -> tuple[Tensor, ...]:
-        rendered = self.renderer(triplane, camera)
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        rendered = self.renderer(*given)
         return rendered.feature, rendered.depth, rendered.opacity
 
 
