@@ -20,15 +20,15 @@ OPTIONS: dict[str, list[str]] = {
     "animate": [
         "source", "framing=...", "output", "driving=None", "motion=None", "driving_face='largest'", "relative=False",
         "absolute=False", "start=0.0", "seconds=None", "head_motion='steady'", "scores=()", "sheet=None",
-        "weights=None", "pure=False", "device='auto'", "batch=4",
+        "weights=None", "pure=False", "device='auto'", "batch=4", "engine='auto'",
     ],
     "edit": [
         "source", "framing=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
-        "weights=None", "pure=False", "device='auto'",
+        "weights=None", "pure=False", "device='auto'", "engine='auto'",
     ],
     "orbit": [
         "source", "framing=...", "output", "motion=None", "scores=()", "path='circle'", "yaw=30.0", "pitch=15.0",
-        "seconds=4.0", "weights=None", "pure=False", "device='auto'",
+        "seconds=4.0", "weights=None", "pure=False", "device='auto'", "engine='auto'",
     ],
     "sheet basis": [
         "portraits=()", "output", "limits=None", "check=False", "size=None", "weights=None", "pure=False",
@@ -138,7 +138,7 @@ def test_the_settings_of_evaluate_are_these() -> None:
             "backbone='auto'", "backbone_file=None", "heads_file=None", "faces=True", "landmarks='mediapipe'",
             "expression='arkit52'", "identity=()",
         ],
-        "RunSettings": ["save=None", "workers=0", "device='auto'", "batch=4"],
+        "RunSettings": ["save=None", "workers=0", "device='auto'", "batch=4", "engine='reference'"],
     }  # fmt: skip
 
 

@@ -25,6 +25,8 @@ from export3d.animate.eyelids import closing_eyes
 from export3d.animate.head_motion import HeadMotion, report
 from export3d.animate.orbit import CameraPath, orbit_motion
 from export3d.camera import LABEL_SIZE, turned
+from export3d.engines.choice import pick_engine
+from export3d.engines.names import EngineName
 from export3d.errors import ConfigError, check_shape
 from export3d.expression import sliders
 from export3d.image import from_pillow, read_image, to_tensor, to_uint8
@@ -86,15 +88,18 @@ class Animator:
     Args:
         model: the network; moved to the device and put into evaluation mode.
         device: "auto" (a CUDA device if there is one), or what `torch.device` takes.
+        engine: how the network is run, see `export3d.engines.choice.pick_engine`.
 
     Attributes:
         size: width and height of the source crop and of every frame, pixels (256 for the weights that ship).
         space: the expression space that the model was trained on.
+        engine: the engine that was chosen.
     """
 
-    def __init__(self, model: Export3D, device: str | torch.device = "auto") -> None:
+    def __init__(self, model: Export3D, device: str | torch.device = "auto", engine: EngineName = "auto") -> None:
         self.device = pick_device(device)
         self.model = model.to(self.device).eval()
+        self.engine = pick_engine(self.model, engine)
         self.size = model.config.image_size
         self.space = model.config.space
         self._tracker: Tracker | None = None
@@ -102,7 +107,11 @@ class Animator:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path | None = None, device: str | torch.device = "auto", pure: bool = False
+        cls,
+        path: str | Path | None = None,
+        device: str | torch.device = "auto",
+        pure: bool = False,
+        engine: EngineName = "auto",
     ) -> Animator:
         """Weights by file, folder or name, by default those inside the package; `pure`: the core alone.
 
@@ -112,7 +121,7 @@ class Animator:
         Raises:
             CheckpointError: they are missing, damaged or of another architecture.
         """
-        return cls(load_pretrained(path, pure), device)
+        return cls(load_pretrained(path, pure), device, engine)
 
     @property
     def tracker(self) -> Tracker:
@@ -171,7 +180,7 @@ class Animator:
             image=picture,
             expression=expression,
             camera=track.motion.camera[0],
-            features=self.model.encode(
+            features=self.engine.encode(
                 tensor, self._tensor(track.motion.camera[:1]), self._tensor(expression[None]), places
             ),
             crop=track.crop,
@@ -363,8 +372,8 @@ class Animator:
         for label in cameras:
             with torch.inference_mode():
                 camera = self._tensor(label)[None]
-                rendered = self.model.render(planes, camera)
-                frame = self._finished(view, [self.model.frame_and_origin(planes, camera, rendered)])[0]
+                rendered = self.engine.render(planes, camera)
+                frame = self._finished(view, [self.engine.frame_and_origin(planes, camera, rendered)])[0]
             yield frame, rendered.depth[0, 0].cpu().numpy()
 
     def _view(
@@ -425,14 +434,14 @@ class Animator:
         asked, eyes = closing_eyes(
             self.model, source.features, self._tensor(source.expression), self._tensor(expression), moved
         )
-        return self.model.planes(source.features, asked, moved, eyes)
+        return self.engine.planes(source.features, asked, moved, eyes)
 
     def _drawn(self, view: _View, parts: Sequence[tuple[Planes, NDArray]], batch: int = 1) -> Iterator[Picture]:
         """Each source's planes, one or as many as its cameras (T, 25), to T frames."""
         for start in range(0, len(parts[0][1]), batch):
             at = slice(start, start + batch)
             with torch.inference_mode():
-                made = [self.model.frame_and_origin(planes, self._tensor(cameras[at])) for planes, cameras in parts]
+                made = [self.engine.frame_and_origin(planes, self._tensor(cameras[at])) for planes, cameras in parts]
                 frames = self._finished(view, made)
             yield from frames
 

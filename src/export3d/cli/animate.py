@@ -9,6 +9,7 @@ import tyro
 
 from export3d.cli.framing import Framing
 from export3d.cli.terminal import frame_counter, pairs, tell, with_progress
+from export3d.engines.names import EngineName
 
 _MOVER = tyro.conf.create_mutex_group(required=True, title="driving motion (exactly one of)")
 _WAY = tyro.conf.create_mutex_group(required=False, title="how the motion is applied")
@@ -33,6 +34,7 @@ def command(
     pure: bool = False,
     device: str = "auto",
     batch: int = 4,
+    engine: EngineName = "auto",
 ) -> int:
     """Animate a portrait with a driving video or a motion file.
 
@@ -57,6 +59,8 @@ def command(
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
         batch: number of frames to render together.
+        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU), or
+            auto, the fastest.
     """
     from export3d.animate.drive import FPS, motion_path, read_motion
     from export3d.animate.drive import driving as drive
@@ -88,7 +92,7 @@ def command(
 
     from export3d.animate.animator import Animator
 
-    animator = Animator.from_pretrained(weights, device, pure)
+    animator = Animator.from_pretrained(weights, device, pure, engine)
     portrait = framing.sources(animator, source)
     if motion is not None:
         moved_by = read_motion(mover, start, seconds)

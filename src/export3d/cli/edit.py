@@ -9,6 +9,7 @@ import tyro
 
 from export3d.cli.framing import Framing
 from export3d.cli.terminal import pairs, tell
+from export3d.engines.names import EngineName
 from export3d.errors import OutputError
 
 _Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]
@@ -27,6 +28,7 @@ def command(
     weights: Path | None = None,
     pure: bool = False,
     device: str = "auto",
+    engine: EngineName = "auto",
 ) -> int:
     """Edit the expression and head pose of a portrait and write one image; everything else stays unchanged.
 
@@ -42,6 +44,8 @@ def command(
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
+        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU), or
+            auto, the fastest.
     """
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_still
 
@@ -54,7 +58,7 @@ def command(
 
     from export3d.animate.animator import Animator
 
-    animator = Animator.from_pretrained(weights, device, pure)
+    animator = Animator.from_pretrained(weights, device, pure, engine)
     portrait = framing.sources(animator, source)
     made = animator.edit(
         portrait, values, amounts, yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll, **framing.options(animator)

@@ -9,6 +9,7 @@ import tyro
 
 from export3d.cli.framing import Framing
 from export3d.cli.terminal import pairs, tell, with_progress
+from export3d.engines.names import EngineName
 
 
 def command(
@@ -25,6 +26,7 @@ def command(
     weights: Path | None = None,
     pure: bool = False,
     device: str = "auto",
+    engine: EngineName = "auto",
 ) -> int:
     """Show a portrait from a camera that travels around its head and returns to where it started.
 
@@ -43,6 +45,8 @@ def command(
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
+        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU), or
+            auto, the fastest.
     """
     from export3d.animate.drive import FPS, motion_path, read_motion
     from export3d.animate.export import VIDEO_SUFFIXES, check_output, write_video
@@ -59,7 +63,7 @@ def command(
 
     from export3d.animate.animator import Animator
 
-    animator = Animator.from_pretrained(weights, device, pure)
+    animator = Animator.from_pretrained(weights, device, pure, engine)
     views = animator.orbit(
         framing.sources(animator, source),
         expressions,

@@ -160,6 +160,6 @@ def test_depth_comes_from_the_renderer(animator: Animator, source: Source) -> No
     np.testing.assert_array_equal(image, animator.render(source, source.expression, source.camera))
     with torch.no_grad():
         expression, camera = (torch.tensor(value)[None] for value in (source.expression, source.camera))
-        rendered = animator.model.render(animator.model.planes(source.features, expression), camera)
+        rendered = animator.engine.render(animator.engine.planes(source.features, expression), camera)
     np.testing.assert_array_equal(depth, rendered.depth[0, 0].numpy())
     assert (other != depth).any()

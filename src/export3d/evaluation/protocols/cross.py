@@ -49,6 +49,7 @@ from export3d.animate.drive import rebase
 from export3d.camera import from_pose, head_position
 from export3d.data.decoding import decode
 from export3d.data.shards import Index, Record, read_index, read_tar
+from export3d.engines.choice import pick_engine
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures import temporal
 from export3d.evaluation.measures.face_readers import ARKIT, load_expression
@@ -63,7 +64,7 @@ from export3d.evaluation.protocols.driven import FPS, at_size, distance_from, mo
 from export3d.evaluation.protocols.originals import Original, check_size, resized, with_pixels
 from export3d.evaluation.protocols.pairs import check_pairs, choose_pairs, read_pairs
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
-from export3d.evaluation.protocols.provenance import inputs_of_run, origin_of, sizes_of_run
+from export3d.evaluation.protocols.provenance import engine_of_run, inputs_of_run, origin_of, sizes_of_run
 from export3d.evaluation.protocols.results import Results, Shown
 from export3d.evaluation.protocols.retracked import SeenFrames, cross_measures, movement_scores, read_scores
 from export3d.evaluation.protocols.runner import Progress, finished_clips, score_all, share_threads
@@ -122,8 +123,8 @@ def cross_identity(
         size: of the results, pixels across the face crop; by default the model's. At another size the source's pixels
             come from the file that it was prepared from, and sources whose crop has fewer are left out.
         publishable_only: show on the sheet only people whose images may be published (`figures.publishable`).
-        run: device, processes, batch, and where images are saved: in SOURCE_by_DRIVER, with the driver's frames as
-            targets.
+        run: device, processes, batch, engine, and where images are saved: in SOURCE_by_DRIVER, with the driver's frames
+            as targets.
         progress: called with (frames done, frames); the latter is an estimate.
 
     Raises:
@@ -150,6 +151,7 @@ def cross_identity(
     settings = {
         **inputs_of_run(model, weights, split),
         **sizes_of_run(size),
+        **engine_of_run(model.to(device), run),
         "pairs": "by rule: each clip drives the next two people" if pairs is None else Path(pairs).name,
         "identity": [descriptor.description for descriptor in identities],
         **({} if reader is None else {"expression and pose": reader.description}),
@@ -263,6 +265,7 @@ class _Work:
         share_threads(plan.run.workers)
         self._plan = plan
         self._model = load_pretrained(plan.weights).to(plan.device)
+        self._engine = pick_engine(self._model, plan.run.engine)
         self._size = self._model.config.image_size
         self._entries = {entry.key: entry for entry in read_index(plan.split).entries}
         self._identities = [load_identity(name) for name in plan.identity]
@@ -371,7 +374,7 @@ class _Work:
         """
         known = (source.camera, source.expression, source.landmarks)
         own = (to_tensor(still), *(torch.from_numpy(np.array(values[frame], np.float32)) for values in known))
-        features = self._model.encode(*(values[None].to(self._plan.device) for values in own))
+        features = self._engine.encode(*(values[None].to(self._plan.device) for values in own))
         wanted = (
             torch.from_numpy(np.array(values)).to(self._plan.device) for values in (asked.expression, asked.camera)
         )
@@ -380,10 +383,10 @@ class _Work:
         if size is not None:
             original = Original(source, size)
             photo = original.check(frame, still)
-            render = at_size(self._model, photo, original.box, own[0][None].to(self._plan.device), size)
-            large = np.concatenate([render(self._model.planes(features, e), c)[0] for e, c in parts])
+            render = at_size(self._engine, photo, original.box, own[0][None].to(self._plan.device), size)
+            large = np.concatenate([render(self._engine.planes(features, e), c)[0] for e, c in parts])
             return resized(large, self._size), None, (large, crop(photo, original.box, size))
-        frames = [self._model.frame_and_share(self._model.planes(features, e), c) for e, c in parts]
+        frames = [self._engine.frame_and_share(self._engine.planes(features, e), c) for e, c in parts]
         images, shares = zip(*frames)
         return np.concatenate([to_uint8(image) for image in images]), np.concatenate([on_grid(x) for x in shares]), None
 

@@ -24,6 +24,7 @@ from torch import Tensor
 from export3d.camera import head_angles
 from export3d.data.decoding import decode
 from export3d.data.shards import Record
+from export3d.engines.engine import Engine
 from export3d.errors import NoFaceFound
 from export3d.evaluation.measures.rendered import on_grid
 from export3d.evaluation.protocols.originals import Original, resized
@@ -127,9 +128,13 @@ class Method(Protocol):
 
 
 class Reenactment:
-    """The model: the source is encoded once, then each driving expression and camera gives planes and a frame."""
+    """The model: the source is encoded once, then each driving expression and camera gives planes and a frame.
 
-    def __init__(self, model: Export3D) -> None:
+    Args:
+        model: as it is, or run by an engine.
+    """
+
+    def __init__(self, model: Export3D | Engine) -> None:
         self.model = model
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
@@ -157,12 +162,12 @@ class Reenactment:
 
 
 def at_size(
-    model: Export3D, photo: Picture, box: CropBox, source: Tensor, size: int
+    model: Export3D | Engine, photo: Picture, box: CropBox, source: Tensor, size: int
 ) -> Callable[[Planes, Tensor], tuple[Picture, Tensor]]:
     """A function that renders the face crop of a photo at a size.
 
     Args:
-        model: with a warp that adds the source's pixels (`originals.check_size`).
+        model: as it is or run by an engine, with a warp that adds the source's pixels (`originals.check_size`).
         photo: uint8 (H, W, 3).
         box: its face crop.
         source: (1, 3, h, h), the crop as the model saw it.

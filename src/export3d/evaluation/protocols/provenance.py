@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from export3d.data.shards import read_index
+from export3d.engines.choice import pick_engine
 from export3d.evaluation.protocols.predictions import SavedClip
+from export3d.evaluation.protocols.settings import RunSettings
 from export3d.files import reading
 from export3d.model import Export3D
 from export3d.weights.file import load_weights
@@ -26,6 +28,11 @@ def inputs_of_run(model: Export3D, weights: Path | str | None, split: Path) -> d
         "split": f"{split.resolve().name}, {len(read_index(split).entries)} records, {_shards_digest(split)}",
         "image_size": model.config.image_size,
     }
+
+
+def engine_of_run(model: Export3D, run: RunSettings) -> dict[str, Any]:
+    """The engine that runs a model on its device, where it is not the reference; empty for the reference."""
+    return {} if run.engine == "reference" else {"engine": pick_engine(model, run.engine).description}
 
 
 def sizes_of_run(size: int | None) -> dict[str, Any]:

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 
 from export3d.animate.animator import pick_device
 from export3d.data.shards import Entry, Index, Record, read_index, read_tar
+from export3d.engines.choice import pick_engine
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures.image import PSNR
 from export3d.evaluation.measures.rendered import MEASURES as RENDERED
 from export3d.evaluation.protocols.driven import DrivenClip, Method, Reenactment, driven_chunks, driven_clip
 from export3d.evaluation.protocols.originals import check_size, resized, with_pixels
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
-from export3d.evaluation.protocols.provenance import inputs_of_run, origin_of, sizes_of_run
+from export3d.evaluation.protocols.provenance import engine_of_run, inputs_of_run, origin_of, sizes_of_run
 from export3d.evaluation.protocols.references import REFERENCES
 from export3d.evaluation.protocols.results import Results, Shown
 from export3d.evaluation.protocols.runner import Progress, finished_clips, score_all, share_threads
@@ -72,7 +73,7 @@ def same_identity(
             the files that the clips were prepared from, clips whose crop has fewer are left out, and so is the oracle,
             which would show the driving frame's own pixels.
         publishable_only: show on the sheet only people whose images may be published (`figures.publishable`).
-        run: device, processes, batch, and where images are saved.
+        run: device, processes, batch, engine, and where images are saved.
         progress: called with (frames done, frames); the latter is an estimate.
 
     Raises:
@@ -100,6 +101,7 @@ def same_identity(
     settings = {
         **inputs_of_run(model, weights, split),
         **sizes_of_run(size),
+        **engine_of_run(model.to(device), run),
         "source": "most frontal found frame (smallest |yaw| + |pitch| + |roll|)",
         "driven": "every further found frame" if every == 1 else f"one in {every} of the further found frames",
         "moving": f"copy under {MOVING_DB:g} dB",
@@ -190,7 +192,7 @@ class _Work:
         model = load_pretrained(plan.weights).to(self._device)
         self._size = model.config.image_size
         self._methods: dict[str, Method] = {
-            name: Reenactment(model) if name == OURS else REFERENCES[name](model)
+            name: Reenactment(pick_engine(model, plan.run.engine)) if name == OURS else REFERENCES[name](model)
             for name in plan.methods
             if name != ENLARGED  # comes with ours
         }

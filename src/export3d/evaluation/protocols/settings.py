@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from export3d.engines.names import EngineName
 from export3d.errors import ConfigError
 
 Backbone = Literal["auto", "alex", "squeeze", "vgg16", "none"]
@@ -51,13 +52,14 @@ class Scoring:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSettings:
-    """How a protocol drives clips; none of this changes a figure.
+    """How a protocol drives clips; only the engine changes figures, and only a little.
 
     Attributes:
         save: folder to save the images to, as `export3d evaluate predictions` reads them.
         workers: number of processes; 0 scores in this one.
         device: cpu, cuda, or auto.
         batch: frames rendered together.
+        engine: how the network is run: reference is float32, as published figures; others are named in the report.
 
     Raises:
         ConfigError: a number is out of range.
@@ -67,6 +69,7 @@ class RunSettings:
     workers: int = 0
     device: str = "auto"
     batch: int = 4
+    engine: EngineName = "reference"
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.workers < 0:

@@ -1,0 +1,57 @@
+"""Engine: the steps of inference, as `Export3D` has them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from export3d.model import Encoded, Export3D, Planes
+from export3d.render.renderer import Rendered
+from export3d.warping.source_warp import Eyes, Origin
+
+
+class Engine:
+    """Runs a model with PyTorch in float32: the `reference`, which the other engines approximate.
+
+    Args:
+        model: in evaluation mode, on its device.
+    """
+
+    name = "reference"
+
+    def __init__(self, model: Export3D) -> None:
+        self.model = model
+
+    @property
+    def description(self) -> str:
+        """Its name and number format, for reports."""
+        return f"{self.name}, float32"
+
+    @torch.inference_mode()
+    def encode(self, source: Tensor, camera: Tensor, expression: Tensor, landmarks: Tensor) -> Encoded:
+        """See `Export3D.encode`; once per source, in float32 in every engine."""
+        return self.model.encode(source, camera, expression, landmarks)
+
+    @torch.inference_mode()
+    def planes(
+        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, eyes: Eyes | None = None
+    ) -> Planes:
+        """See `Export3D.planes`."""
+        return self.model.planes(source, expression, shift, eyes)
+
+    @torch.inference_mode()
+    def render(self, planes: Planes, camera: Tensor) -> Rendered:
+        """See `Export3D.render`."""
+        return self.model.render(planes, camera)
+
+    @torch.inference_mode()
+    def frame_and_origin(
+        self, planes: Planes, camera: Tensor, rendered: Rendered | None = None
+    ) -> tuple[Tensor, Origin | None]:
+        """See `Export3D.frame_and_origin`."""
+        return self.model.frame_and_origin(planes, camera, rendered)
+
+    @torch.inference_mode()
+    def frame_and_share(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Tensor]:
+        """See `Export3D.frame_and_share`."""
+        return self.model.frame_and_share(planes, camera)
