@@ -49,13 +49,25 @@ def composite(
     """
     check_shape(depths, "B R S", "depths")
     check_shape(feature, "B R S C", "feature")
-    delta = depths.diff(dim=-1)
-    weights = ray_weights((density[..., 1:] + density[..., :-1]) / 2, delta)
-    # sum_i w_i (f_i + f_{i+1}) / 2, regrouped to avoid a (B, R, S, C) tensor of midpoints
-    half = weights / 2
-    per_sample = torch.nn.functional.pad(half, (0, 1)) + torch.nn.functional.pad(half, (1, 0))
-    if order is not None:  # reorders the weights, one number per sample, not the features
-        per_sample = torch.zeros_like(per_sample).scatter(-1, order, per_sample)
-    colour = (per_sample[..., None, :] @ feature)[..., 0, :]
+    weights = interval_weights(density, depths)
+    colour = (sample_weights(weights, order)[..., None, :] @ feature)[..., 0, :]
     depth = (weights * (depths[..., 1:] + depths[..., :-1]) / 2).sum(dim=-1)
     return colour, depth, weights
+
+
+def interval_weights(density: Tensor, depths: Tensor) -> Tensor:
+    """(B, R, S - 1): `ray_weights` of the intervals between samples, with the mean density of their two ends."""
+    return ray_weights((density[..., 1:] + density[..., :-1]) / 2, depths.diff(dim=-1))
+
+
+def sample_weights(weights: Tensor, order: Tensor | None = None) -> Tensor:
+    """(..., S): sum_i w_i (f_i + f_{i+1}) / 2, regrouped by sample, which avoids a tensor of midpoints.
+
+    Args:
+        weights: (..., S - 1) of the intervals.
+        order: (..., S) int64, as for `composite`: the weights come in the order of the features.
+    """
+    half = weights / 2
+    per_sample = torch.nn.functional.pad(half, (0, 1)) + torch.nn.functional.pad(half, (1, 0))
+    # reorders the weights, one number per sample, not the features
+    return per_sample if order is None else torch.zeros_like(per_sample).scatter(-1, order, per_sample)

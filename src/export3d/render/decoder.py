@@ -20,6 +20,9 @@ class PlaneDecoder(nn.Module):
         features: colour features, at least 3.
     """
 
+    COLOUR_GAIN = 1.002
+    """The limit of the colours."""
+
     def __init__(self, channels: int, hidden: int, features: int, density_gain: float = 10.0) -> None:
         super().__init__()
         self.density_gain = density_gain
@@ -35,4 +38,9 @@ class PlaneDecoder(nn.Module):
             weight = torch.cat([self.colour.weight, self.density.weight])
             both = F.linear(x, weight, torch.cat([self.colour.bias, self.density.bias]))
             colour, density = torch.split(both, [self.colour.out_features, 1], dim=-1)
-            return torch.tanh(colour) * 1.002, F.softplus(density[..., 0] - 1.0) * self.density_gain
+            return torch.tanh(colour) * self.COLOUR_GAIN, F.softplus(density[..., 0] - 1.0) * self.density_gain
+
+    def density_of(self, hidden: Tensor) -> Tensor:
+        """(..., hidden) activations to densities (...) alone, without gradients."""
+        density = torch.mv(hidden.flatten(0, -2), self.density.weight[0]).add_(self.density.bias - 1.0)
+        return F.softplus(density).mul_(self.density_gain).view(hidden.shape[:-1])

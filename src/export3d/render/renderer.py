@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+import export3d.render.inference as inference
 from export3d.errors import ConfigError, check_shape
 from export3d.render.compositing import composite
 from export3d.render.decoder import PlaneDecoder
@@ -95,17 +96,11 @@ class VolumeRenderer(nn.Module):
             origins, directions = camera_rays(label, size)
             near, far = ray_limits(label, c.reach)
             depths = stratified_depths(near, far, size * size, c.coarse, jitter)
-            colour, density = self._decode(planes, origins, directions, depths)
-            order = None
-            if c.fine:
-                _, _, weights = composite(density.detach(), colour.detach()[..., :1], depths)
-                more = importance_depths(depths, weights, c.fine, jitter)
-                more_colour, more_density = self._decode(planes, origins, directions, more)
-                depths, order = torch.cat([depths, more], dim=-1).sort(dim=-1)
-                density = torch.cat([density, more_density], dim=-1).gather(-1, order)
-                colour = torch.cat([colour, more_colour], dim=-2)
-            feature, depth, weights = composite(density, colour, depths, order)
-            opacity = weights.sum(dim=-1)
+            if jitter is None and self._is_inference(planes, label):
+                rays = (origins, directions)
+                feature, depth, opacity = inference.render(planes, self.decoder, rays, depths, c.fine, c.half_extent)
+            else:
+                feature, depth, opacity = self._render(planes, origins, directions, depths, jitter)
             depth = depth + (1.0 - opacity) * far[:, None]
             # light that no sample absorbs comes from a black background (-1)
             feature = feature - (1.0 - opacity[..., None])
@@ -115,6 +110,35 @@ class VolumeRenderer(nn.Module):
             depth.reshape(b, 1, size, size),
             opacity.reshape(b, 1, size, size),
         )
+
+    def _is_inference(self, planes: Tensor, label: Tensor) -> bool:
+        """Whether `inference.render` gives the same result.
+
+        It has no gradients and its sizes depend on the data, which a graph cannot hold. It leaves out samples that do
+        not count, but a number that is not finite counts everywhere.
+        """
+        if torch.is_grad_enabled() or planes.device.type != "cpu" or not isinstance(self.decoder, PlaneDecoder):
+            return False
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+            return False
+        known = (planes[:1] if planes.stride(0) == 0 else planes, label, *self.decoder.parameters())
+        return all(bool(torch.linalg.vector_norm(x).isfinite()) for x in known)
+
+    def _render(
+        self, planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor, jitter: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Feature (B, R, F), expected depth (B, R) and opacity (B, R) along rays (B, R, 3) from depths (B, R, S)."""
+        colour, density = self._decode(planes, origins, directions, depths)
+        order = None
+        if self.config.fine:
+            _, _, weights = composite(density.detach(), colour.detach()[..., :1], depths)
+            more = importance_depths(depths, weights, self.config.fine, jitter)
+            more_colour, more_density = self._decode(planes, origins, directions, more)
+            depths, order = torch.cat([depths, more], dim=-1).sort(dim=-1)
+            density = torch.cat([density, more_density], dim=-1).gather(-1, order)
+            colour = torch.cat([colour, more_colour], dim=-2)
+        feature, depth, weights = composite(density, colour, depths, order)
+        return feature, depth, weights.sum(dim=-1)
 
     def _decode(self, planes: Tensor, origins: Tensor, directions: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
         points = origins[:, :, None] + depths[..., None] * directions[:, :, None]
