@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from export3d.errors import check_shape
-from export3d.layers import conv3x3, enlarge
+from export3d.layers import activated, conv3x3, enlarge
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,13 +58,14 @@ class SuperResolution(nn.Module):
     def forward(self, feature: Tensor, guide: Guide | None = None) -> Tensor:
         """Feature image, whose first three channels are raw RGB, to the final image, about [-1, 1], not clamped."""
         check_shape(feature, "B F H W", "feature image")
-        rgb = enlarge(feature[:, :3], 2)
-        x = self.mid_first(enlarge(feature, 2))
+        # on a CPU, large images with few channels are up to twice as fast with the channels last
+        feature = enlarge(feature.contiguous(memory_format=torch.channels_last), 2)
+        rgb, x = feature[:, :3], self.mid_first(feature)
         if guide is not None:
             x = guide.at_half(x)
-        x = F.leaky_relu(self.mid_second(F.leaky_relu(x, 0.2)), 0.2)
+        x = activated(self.mid_second(activated(x)))
         rgb = enlarge(rgb + self.mid_rgb(x), 2)
         x = enlarge(x, 2)
-        x = F.leaky_relu(self.high_second(F.leaky_relu(self.high_first(x), 0.2)), 0.2)
+        x = activated(self.high_second(activated(self.high_first(x))))
         out: Tensor = rgb + self.high_rgb(x)
         return out if guide is None else guide.at_full(x, out)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export3d.layers import conv3x3, enlarge
+from export3d.layers import activated, conv3x3, enlarge
 from export3d.warping.origin import Origin, origin
 
 _DETAIL_WIDTH = 16
@@ -46,13 +46,11 @@ class Views:
     head: Tensor
     mouth: Tensor | None = None
 
-    def around(self) -> Tensor:
-        """All but the flows and the mouth, (B, 12, H, W)."""
-        return torch.cat([self.moved, self.still, self.stretched, self.head, self.turned], dim=1)
-
     def stacked(self) -> Tensor:
-        """All but the flows, (B, 12, H, W), with the mouth (B, 14, H, W)."""
-        return self.around() if self.mouth is None else torch.cat([self.around(), self.mouth], dim=1)
+        """All but the flows, (B, 12, H, W), with the mouth as the last two (B, 14, H, W); channels last in memory."""
+        seen = [self.moved, self.still, self.stretched, self.head, self.turned]
+        seen += [] if self.mouth is None else [self.mouth]
+        return torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
 
 
 class Detail(nn.Module):
@@ -85,46 +83,46 @@ class Detail(nn.Module):
         assert self.choice.bias is not None
         nn.init.constant_(self.choice.bias[:1], 3.0)
 
-    def at_half(self, views: Views) -> Tensor:
-        """What the views add to the features at H/2: (B, mid, H/2, W/2)."""
-        out: Tensor = self.mid(F.avg_pool2d(views.stacked(), 2))
-        return out
-
-    def overlook(self, feature: Tensor, views: Views) -> Tensor:
+    def overlook(self, feature: Tensor, half: Tensor, offset: Tensor) -> Tensor:
         """Which image to prefer, from the wider surroundings.
 
         Whether a pixel belongs to the moved head or to the background shows only in its surroundings.
 
         Args:
             feature: (B, F, H/4, W/4) rendered features.
+            half: (B, 14, H/2, W/2) the stacked views; without the mouth, which decides nearby alone, (B, 12, H/2, W/2).
+            offset: (B, 2, H, W) the flow of the moved source.
 
         Returns:
             (B, 4, H/4, W/4) logits of the rendered, moved, still and turned image.
         """
-        x = torch.cat([feature, F.avg_pool2d(torch.cat([views.around(), 4.0 * views.offset], dim=1), 4)], dim=1)
+        x = torch.cat([feature, F.avg_pool2d(half, 2)[:, :12], 4.0 * F.avg_pool2d(offset, 4)], dim=1)
         for layer in self.overview:
-            x = F.leaky_relu(layer(x), 0.2)
+            x = activated(layer(x))
         out: Tensor = self.lean(x)
         return out
 
-    def forward(self, x: Tensor, rendered: Tensor, views: Views, lean: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, rendered: Tensor, views: Views, stacked: Tensor, lean: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Blend the rendered image and the views.
 
         Args:
             x: (B, high, H, W) features.
             rendered: (B, 3, H, W).
+            views, stacked: the views, and the same as `Views.stacked`.
             lean: the logits of `overlook`.
 
         Returns:
             (B, 3, H, W) the final image, and (B, 4, H, W) the shares of the rendered, moved, still and turned image in
             it, which sum to 1.
         """
-        x = torch.cat([x, rendered, views.stacked()], dim=1)
-        x = F.leaky_relu(self.second(F.leaky_relu(self.first(x), 0.2)), 0.2)
-        choice, added = self.choice(x).split([4, 3], dim=1)
+        x = torch.cat([x, rendered, stacked], dim=1)
+        x = activated(self.second(activated(self.first(x))))
+        choice, out = self.choice(x).contiguous().split([4, 3], dim=1)
         share = (choice + enlarge(lean, 4)).softmax(dim=1)
-        images = (rendered, views.moved, views.still, views.turned)
-        out: Tensor = sum((part * image for part, image in zip(share.split(1, dim=1), images)), start=added)
+        for part, image in zip(share.split(1, dim=1), (rendered, views.moved, views.still, views.turned)):
+            out = torch.addcmul(out, part, image)
         return out, share
 
 
@@ -142,16 +140,18 @@ class DetailGuide:
         self.views = views
         self.share: Tensor | None = None
         self._detail = detail
-        self._lean = detail.overlook(feature, views)
+        self._stacked = views.stacked()
+        self._half = F.avg_pool2d(self._stacked, 2)
+        self._lean = detail.overlook(feature, self._half, views.offset)
 
     def at_half(self, x: Tensor) -> Tensor:
         """Features (B, mid, H/2, W/2) with what the views add."""
-        return x + self._detail.at_half(self.views)
+        return x + self._detail.mid(self._half)
 
     def at_full(self, x: Tensor, image: Tensor) -> Tensor:
         """Features (B, high, H, W) and the rendered image (B, 3, H, W) to the final image."""
         out: Tensor
-        out, self.share = self._detail(x, image, self.views, self._lean)
+        out, self.share = self._detail(x, image, self.views, self._stacked, self._lean)
         return out
 
     @property
