@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -231,10 +232,11 @@ class Tracker:
             NoFaceFound, ConfigError: see `track_frames`; or `start_s` and `seconds` select no frame.
         """
         from export3d.video import read_frames  # needs PyAV, which images do not
+        from export3d.video.ahead import ahead
 
         face_choice(face, video=True)
-        frames = read_frames(path, fps, start_s=start_s, seconds=seconds)
-        return self.track_frames(frames, fps, str(path), progress, face)
+        with closing(ahead(read_frames(path, fps, start_s=start_s, seconds=seconds))) as frames:
+            return self.track_frames(frames, fps, str(path), progress, face)
 
     def track_frames(
         self,

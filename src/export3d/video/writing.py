@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
 from pathlib import Path
@@ -14,12 +16,14 @@ import numpy as np
 
 from export3d import files
 from export3d.errors import ConfigError, OutputError, ShapeError, check_shape
+from export3d.video.ahead import DEPTH
 from export3d.video.reading import exact_rate
 from export3d.video.sound import Sound, carried_sound
 from export3d.video.view import BT709, FULL, LIMITED, MAX_SIDE, SWS_QUALITY, Pixels
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
+    from av.video.frame import VideoFrame
     from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
@@ -32,7 +36,7 @@ class VideoWriter:
 
     The format is 8-bit 4:2:0 in BT.709 limited range, tagged as such, with the index at the front (fast start). The
     file appears under its name when the block ends without an exception; otherwise nothing is left. The same frames
-    give the same bytes.
+    give the same bytes. Frames are encoded in a thread of their own while the caller makes the next ones.
 
     Args:
         path: output file, .mp4 (or .m4v, .mov).
@@ -105,6 +109,9 @@ class VideoWriter:
                 sound = stack.enter_context(carried_sound(self._audio_from, self._container, self._audio_start_s))
                 self._sound = sound
             self._container.start_encoding()
+            self._thread = ThreadPoolExecutor(1, "encode")
+            self._waiting: deque[Future[None]] = deque()
+            stack.callback(self._thread.shutdown, cancel_futures=True)
             self._stack = stack.pop_all()
         return self
 
@@ -115,8 +122,16 @@ class VideoWriter:
         check_shape(frame, f"{self.height} {self.width} 3", "a video frame")
         if frame.dtype != np.uint8:
             raise ShapeError(f"a video frame must be uint8, got {frame.dtype}")
+        copied = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        self._waiting.append(self._thread.submit(self._encode, copied, self.frames_written))
+        self.frames_written += 1
+        if len(self._waiting) > DEPTH:
+            self._waiting.popleft().result()
+
+    def _encode(self, frame: VideoFrame, number: int) -> None:
+        """Encode one frame, and write it with the sound that ends with it; in the thread."""
         picture = self._reformatter.reformat(
-            av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24"),
+            frame,
             format="yuv420p",
             src_colorspace=BT709,
             dst_colorspace=BT709,
@@ -125,13 +140,12 @@ class VideoWriter:
             dst_color_range=LIMITED,
             threads=1,
         )
-        picture.pts = self.frames_written
+        picture.pts = number
         picture.time_base = 1 / self.fps
         for packet in self._stream.encode(picture):
             self._container.mux(packet)
-        self.frames_written += 1
         if self._sound is not None:
-            self._sound.write_until(self.frames_written / self.fps)
+            self._sound.write_until((number + 1) / self.fps)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -163,6 +177,8 @@ class VideoWriter:
     def _finish(self) -> None:
         if self.frames_written == 0:
             raise OutputError(f"cannot write {self.path}: there are no frames")
+        for encoded in self._waiting:
+            encoded.result()
         for packet in self._stream.encode(None):
             self._container.mux(packet)
         if self._sound is not None:
