@@ -31,6 +31,7 @@ class View:
         from av.video.reformatter import VideoReformatter
 
         self._reformatter: VideoReformatter = VideoReformatter()
+        self._interleaver: VideoReformatter = VideoReformatter()
         self._stored = (first.width, first.height)
         if Fraction(1, 8) <= pixel_aspect <= 8 and pixel_aspect != 1:
             self._stored = (min(MAX_SIDE, max(1, round(first.width * pixel_aspect))), first.height)
@@ -49,10 +50,12 @@ class View:
         full = frame.color_range == FULL or name.startswith(("yuvj", "gray", "pal", "mono")) or frame.format.is_rgb
         matrix = _MATRICES.get(int(frame.colorspace), BT709 if frame.height >= 720 else _BT601)
         alpha = name == "pal8" or any(component.is_alpha for component in frame.format.components)
+        # swscale's accurate conversion to planes is three times as fast as that to interleaved pixels, and equal to it
+        planes = not alpha and not frame.format.is_rgb
         rgb = self._reformatter.reformat(
             frame,
             *self._stored,
-            "rgba" if alpha else "rgb24",
+            "rgba" if alpha else "gbrp" if planes else "rgb24",
             src_colorspace=matrix,
             dst_colorspace=matrix,
             interpolation=SWS_QUALITY,
@@ -60,6 +63,8 @@ class View:
             dst_color_range=FULL,
             threads=1,
         )
+        if planes:
+            rgb = self._interleaver.reformat(rgb, format="rgb24", threads=1)
         pixels: Pixels = np.asarray(rgb.to_ndarray())
         if alpha:
             weight = pixels[..., 3:].astype(np.uint16)
