@@ -85,6 +85,7 @@ OPTIONS: dict[str, list[str]] = {
     ],
     "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
     "weights": ["action='list'", "what=()", "name=None", "revision=None"],
+    "bench": ["weights=None", "device='auto'", "batch=4", "threads=None", "output=None", "against=None"],
     "demo": ["output='out'", "motion='speech'", "absolute=False", "weights=None", "pure=False", "device='auto'"],
 }  # fmt: skip
 
@@ -111,6 +112,7 @@ def test_the_commands_are_these() -> None:
         "evaluate predictions",
         "evaluate-expression",
         "weights",
+        "bench",
         "demo",
     ]
 

@@ -1,0 +1,110 @@
+"""Times every stage, and the machine's ceilings, in one run."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from export3d.animate.animator import Animator
+from export3d.bench.machine import Ceilings, ceilings, machine
+from export3d.bench.report import Report, Row
+from export3d.bench.stages import Stage, stages
+
+ROUNDS = 40
+WARM_UP = 3
+
+
+def bench(
+    animator: Animator,
+    weights: str,
+    batch: int,
+    threads: int,
+    rounds: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Measure all stages.
+
+    A round runs every stage once, so that other programs on the machine disturb all of them alike. The ceilings are
+    measured before the first round and after the last one, and the better values count.
+
+    Args:
+        animator: model, device and engine.
+        weights: their name in the report.
+        batch: frames rendered together.
+        threads: threads of PyTorch during the run.
+        rounds: measured rounds, by default `ROUNDS`; `WARM_UP` more come before them.
+        progress: called after each round with (done, total).
+    """
+    device, before = animator.device, torch.get_num_threads()
+    rounds = ROUNDS if rounds is None else rounds
+    torch.set_num_threads(threads)
+    try:
+        about = machine(device)
+        limits = ceilings(device)
+        with tempfile.TemporaryDirectory() as folder:
+            parts = stages(animator, batch, Path(folder))
+            walls: dict[str, list[float]] = {name: [] for name in parts}
+            owns: dict[str, list[float]] = {name: [] for name in parts}
+            for number in range(WARM_UP + rounds):
+                for name, stage in parts.items():
+                    own, wall = time.process_time(), time.perf_counter()
+                    stage.run()
+                    if number >= WARM_UP:
+                        walls[name].append((time.perf_counter() - wall) / stage.units)
+                        owns[name].append((time.process_time() - own) / stage.units)
+                if progress is not None:
+                    progress(number + 1, WARM_UP + rounds)
+        limits = limits.better(ceilings(device))
+    finally:
+        torch.set_num_threads(before)
+    return Report(
+        machine=about,
+        settings={
+            "weights": weights,
+            "image_size": animator.size,
+            "batch": batch,
+            "threads": threads,
+            "rounds": rounds,
+            "warm_up": WARM_UP,
+        },
+        matmul=limits.matmul,
+        copy=limits.copy,
+        stages={
+            name: _row(stage, walls[name], owns[name], limits, 0 if device.type == "cuda" else threads)
+            for name, stage in parts.items()
+        },
+    )
+
+
+def shares(row: Row, limits: Ceilings, threads: int) -> tuple[float | None, float | None]:
+    """Shares 0..1 of the fastest matrix product and of the fastest copy.
+
+    On a processor, of what its threads reach in the same time of the processor: other programs and threads that a stage
+    leaves idle do not lower it. On a GPU (`threads` 0), of what it reaches in the time p50.
+    """
+    seconds = row.processor / threads if threads else row.p50
+    of_matmul = None if row.flop is None else row.flop / seconds / limits.matmul[row.precision]
+    return of_matmul, None if row.traffic is None else row.traffic / seconds / limits.copy
+
+
+def _row(stage: Stage, walls: list[float], owns: list[float], limits: Ceilings, threads: int) -> Row:
+    p50, p95 = (float(value) for value in np.percentile(walls, [50, 95]))
+    row = Row(
+        unit=stage.unit,
+        precision=stage.precision,
+        flop=stage.flop,
+        traffic=stage.traffic,
+        p50=p50,
+        p95=p95,
+        processor=float(np.median(owns)),
+        of_matmul=None,
+        of_copy=None,
+    )
+    of_matmul, of_copy = shares(row, limits, threads)
+    return replace(row, of_matmul=of_matmul, of_copy=of_copy)

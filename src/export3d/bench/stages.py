@@ -1,0 +1,177 @@
+"""The stages from a driving video to an animated one, each as a function that can be called again and again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export3d.animate.animator import Animator, Source
+from export3d.animate.drive import FPS, bundled_motion, bundled_portrait
+from export3d.animate.export import write_video
+from export3d.animate.eyelids import closing_eyes
+from export3d.bench.clip import write_clip
+from export3d.bench.counting import wait, work
+from export3d.errors import ConfigError
+from export3d.face.crop import CROP_SIZE
+from export3d.image import read_image, to_tensor
+from export3d.model import Export3D, Planes
+from export3d.motion.motion import Motion
+from export3d.render.renderer import Rendered
+from export3d.video import read_frames
+from export3d.warping.detail import DetailGuide
+
+CLIP_S = 1.0
+CLIP_SIZE = (1280, 720)
+"""Length, seconds, and pixels of the clip that is decoded and tracked."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+        run: does the stage once, for `units` frames (or one portrait).
+        unit: "frame" or "portrait".
+        units: how many of them one call does.
+        precision: of its convolutions and matrix products; empty without any that are counted.
+        flop, traffic: FLOP and bytes per unit, see `counting.work`; None where they are not counted.
+    """
+
+    run: Callable[[], object]
+    unit: str
+    units: int
+    precision: str = ""
+    flop: float | None = None
+    traffic: float | None = None
+
+
+def stages(animator: Animator, batch: int, folder: Path) -> dict[str, Stage]:
+    """All stages by name, in the order in which a frame passes through them; then whole frames.
+
+    Input: the packaged portrait, the packaged motion `speech`, and a clip that moves the portrait.
+
+    Args:
+        animator: its engine is measured.
+        batch: frames rendered together.
+        folder: an existing folder for the clip and the encoded video.
+
+    Raises:
+        ConfigError: `batch` is below 1 or above the length of the motion.
+        MissingExtra: the extra `face` is not installed.
+    """
+    longest = len(_motion())
+    if not 1 <= batch <= longest:
+        raise ConfigError(f"the batch must be 1 to {longest} frames (the length of the motion), got {batch}")
+    source = animator.encode(bundled_portrait())
+    made = _of_video(animator, folder)
+    last = made.pop("encode video")
+    return made | _of_network(animator, source, batch) | {"encode video": last} | _whole(animator, source, batch)
+
+
+def _of_video(animator: Animator, folder: Path) -> dict[str, Stage]:
+    """Decoding, tracking and encoding; traffic: the compressed file and the frames."""
+    clip = write_clip(folder / "driving.mp4", CLIP_S, *CLIP_SIZE)
+    frames = list(read_frames(clip, FPS))
+    count, made = len(frames), folder / "encoded.mp4"
+    drawn = [np.asarray(frame[::2, ::2][:256, :256]) for frame in frames]
+    write_video(made, drawn, FPS)
+    raw, small = frames[0].nbytes, drawn[0].nbytes
+    return {
+        "decode": Stage(
+            lambda: list(read_frames(clip, FPS)), "frame", count, traffic=clip.stat().st_size / count + raw
+        ),
+        "track": Stage(lambda: animator.tracker.track_frames(frames, FPS), "frame", count, traffic=raw),
+        "encode video": Stage(
+            lambda: write_video(made, drawn, FPS), "frame", count, traffic=made.stat().st_size / count + small
+        ),
+    }
+
+
+def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Stage]:
+    """The parts of the network, on consecutive frames of a motion; FLOP and traffic are those of the PyTorch model."""
+    model, device = animator.model, animator.device
+    motion = _motion()[:batch]
+
+    def tensor(values: NDArray) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    track = animator.tracker.track_image(read_image(bundled_portrait()))
+    image = to_tensor(source.image)[None].to(device)
+    own, neutral = tensor(source.camera[None]), tensor(source.expression[None])
+    places = tensor(track.landmarks[:1] / CROP_SIZE)
+    driving, cameras = tensor(motion.expression), tensor(motion.camera)
+
+    def encode() -> object:
+        return model.encode(image, own, neutral, places)
+
+    def planes() -> Planes:
+        asked, eyes = closing_eyes(model, source.features, neutral[0], driving, None)
+        return model.planes(source.features, asked, None, eyes)
+
+    with torch.inference_mode():
+        moved = planes()
+        rendered = model.render(moved, cameras)
+
+    def measured(run: Callable[[], object], unit: str = "frame", units: int = batch) -> Stage:
+        flop, traffic = work(run)
+        return Stage(_ready(run, device), unit, units, "float32", flop / units, traffic / units)
+
+    return {
+        "encode": measured(encode, "portrait", 1),
+        "planes": measured(planes),
+        "render": measured(lambda: model.render(moved, cameras)),
+        **{name: measured(run) for name, run in _finish(model, moved, cameras, rendered).items()},
+    }
+
+
+def _finish(model: Export3D, planes: Planes, cameras: Tensor, rendered: Rendered) -> dict[str, Callable[[], object]]:
+    """From the rendered features to the image; without views for a model that does not move pixels."""
+    warp, view, motion = model.warp, planes.source.view, planes.motion
+    if warp is None or warp.detail is None or view is None or motion is None:
+        return {"super-resolve": lambda: model.superres(rendered.feature)}
+    detail = warp.detail
+    with torch.inference_mode():
+        seen = warp.views(view, motion, cameras)
+    return {
+        "views": lambda: warp.views(view, motion, cameras),
+        "super-resolve": lambda: model.superres(rendered.feature, DetailGuide(detail, seen, rendered.feature)),
+    }
+
+
+def _whole(animator: Animator, source: Source, batch: int) -> dict[str, Stage]:
+    """Frames as `Animator` gives them: driven by a motion, and of one expression seen from a moving camera."""
+    driven = _endless(lambda: animator.animate(source, _motion(), batch=batch))
+    orbit = _endless(lambda: animator.orbit(source, batch=batch))
+    return {
+        "driven frame": Stage(lambda: list(islice(driven, batch)), "frame", batch),
+        "orbit frame": Stage(lambda: list(islice(orbit, batch)), "frame", batch),
+    }
+
+
+def _motion() -> Motion:
+    return Motion.load(bundled_motion("speech"))
+
+
+def _ready(run: Callable[[], object], device: torch.device) -> Callable[[], object]:
+    """The same without gradients, waiting for the device."""
+
+    @torch.inference_mode()
+    def inferred() -> object:
+        result = run()
+        wait(device)
+        return result
+
+    return inferred
+
+
+def _endless(start: Callable[[], Iterator[NDArray[np.uint8]]]) -> Iterator[NDArray[np.uint8]]:
+    """Frames of one animation after the other."""
+    while True:
+        yield from start()
