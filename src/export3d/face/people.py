@@ -75,6 +75,11 @@ class Person:
         self._landmarks += face.landmarks[:, :2].astype(np.float32).tobytes()
         self._scores += face.scores.astype(np.float32).tobytes()
 
+    def forget(self) -> None:
+        """Keep the last frame only."""
+        landmarks, scores = self.landmarks()[-1].tobytes(), self.scores()[-1].tobytes()
+        self.frames, self._landmarks, self._scores = self.frames[-1:], bytearray(landmarks), bytearray(scores)
+
     def landmarks(self, rows: int | None = None) -> NDArray[np.float32]:
         """(rows, 478, 2), pixels of the frames: first the N frames with the face, then unused space; by default N."""
         count = len(self.frames)
@@ -169,6 +174,7 @@ class Crowd:
     Attributes:
         people: everybody seen, each from the first frame to that in which the face was lost.
         faces: the faces of the last frame, of who was seen longest first.
+        present: the people whose faces these are.
         quarter_turns: turns by 90 degrees counter-clockwise that make the frames upright (see `upright`); landmarks
             are in pixels of the turned frames. Decided at the first face.
         several: number of frames with more than one face.
@@ -178,6 +184,7 @@ class Crowd:
     def __init__(self, landmarker: Landmarker) -> None:
         self.people: list[Person] = []
         self.faces: list[Face] = []
+        self.present: list[Person] = []
         self.quarter_turns = 0
         self.several = 0
         self.unconfirmed = False
@@ -194,13 +201,19 @@ class Crowd:
         self._frame += 1
         self._refused = [(frame, face) for frame, face in self._refused if self._frame - frame < _REFUSED_FOR]
         look = _Look(self._landmarker, upright(image, self.quarter_turns), [face for _, face in self._refused])
-        self.faces = []
+        self.faces, self.present = [], []
         cut = self._is_cut(image)
         self._follow(look, cut)
         self._welcome(look, cut)
         self.several += len(self.faces) > 1
         self._refused += [(self._frame, face) for face in look.refused[len(self._refused) :]]
         self.unconfirmed |= bool(self._refused)
+
+    def forget(self) -> None:
+        """Keep of the people only those who are followed, and their last frame: for clips without an end."""
+        self.people = [follower.person for follower in self._followers] or self.people[-1:]
+        for person in self.people:
+            person.forget()
 
     def _follow(self, look: _Look, cut: bool) -> None:
         """Find those who were there before; who was just seen goes first, and of them who was seen most.
@@ -213,6 +226,7 @@ class Crowd:
             if face is not None and self._is_new(face):
                 follower.person.append(self._frame, face)
                 self.faces.append(face)
+                self.present.append(follower.person)
             else:
                 follower.lose()
         self._followers = [one for one in self._followers if one.lost <= (0 if cut else SEARCH_EVERY)]
@@ -242,6 +256,7 @@ class Crowd:
                 self._followers.append(follower)
                 self.people.append(follower.person)
                 self.faces.append(follower.last)
+                self.present.append(follower.person)
 
     def _upright(self, look: _Look, faces: list[Face]) -> tuple[_Look, list[Face]]:
         """The first faces, in the frame turned upright: the detector takes some that lie for upright ones.

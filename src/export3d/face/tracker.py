@@ -215,6 +215,10 @@ class Tracker:
             logger.warning("%s: the border of the image cuts off %s, which will be made up", name, cut)
         return track
 
+    def crowd(self) -> Crowd:
+        """Tracking frame by frame, without knowing what comes: see `Crowd.step`."""
+        return Crowd(self._landmarker)
+
     def track_video(
         self,
         path: str | Path,

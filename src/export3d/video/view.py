@@ -25,9 +25,15 @@ LIMITED, FULL = 1, 2
 
 
 class View:
-    """Converts decoded frames to images as a player shows them, with the size and orientation of the first frame."""
+    """Converts decoded frames to images as a player shows them, with the size and orientation of the first frame.
 
-    def __init__(self, first: VideoFrame, pixel_aspect: Fraction) -> None:
+    Args:
+        first: the first frame.
+        pixel_aspect: width of a pixel over its height.
+        long_side: larger images are reduced to it, pixels.
+    """
+
+    def __init__(self, first: VideoFrame, pixel_aspect: Fraction, long_side: int = MAX_SIDE) -> None:
         from av.video.reformatter import VideoReformatter
 
         self._reformatter: VideoReformatter = VideoReformatter()
@@ -35,6 +41,9 @@ class View:
         self._stored = (first.width, first.height)
         if Fraction(1, 8) <= pixel_aspect <= 8 and pixel_aspect != 1:
             self._stored = (min(MAX_SIDE, max(1, round(first.width * pixel_aspect))), first.height)
+        if max(self._stored) > long_side:
+            width, height = (max(1, round(side * long_side / max(self._stored))) for side in self._stored)
+            self._stored = (width, height)
         self._swap, self._mirror_x, self._mirror_y = _orientation(first)
         self.width, self.height = self._stored[::-1] if self._swap else self._stored
         self.rotation = {

@@ -47,6 +47,7 @@ class VideoWriter:
         audio_start_s: seconds to skip at the start of that sound.
         crf: x264's constant rate factor; lower is better (17 is visually lossless).
         metadata: container tags, such as title or comment.
+        timed: frames come with their own times, in milliseconds; `fps` is only what the file states.
 
     Raises:
         OutputError: on entering, writing or leaving, if the file cannot be written.
@@ -68,10 +69,12 @@ class VideoWriter:
         audio_start_s: float = 0.0,
         crf: float = 17.0,
         metadata: dict[str, str] | None = None,
+        timed: bool = False,
     ) -> None:
         self.path = Path(path)
         self.fps = exact_rate(fps)
         self.width, self.height = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        self._tick = Fraction(1, 1000) if timed else 1 / self.fps
         self.frames_written = 0
         self._audio_from = audio_from
         self._audio_start_s = audio_start_s
@@ -115,20 +118,23 @@ class VideoWriter:
             self._stack = stack.pop_all()
         return self
 
-    def write(self, frame: Pixels) -> None:
-        """Append one frame, uint8 (H, W, 3) RGB; `ShapeError` for any other size or type."""
+    def write(self, frame: Pixels, time_ms: int | None = None) -> None:
+        """Append one frame, uint8 (H, W, 3) RGB; `ShapeError` for any other size or type.
+
+        `time_ms`, ascending, is needed for a writer with `timed`, and for no other.
+        """
         import av
 
         check_shape(frame, f"{self.height} {self.width} 3", "a video frame")
         if frame.dtype != np.uint8:
             raise ShapeError(f"a video frame must be uint8, got {frame.dtype}")
         copied = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-        self._waiting.append(self._thread.submit(self._encode, copied, self.frames_written))
+        self._waiting.append(self._thread.submit(self._encode, copied, self.frames_written, time_ms))
         self.frames_written += 1
         if len(self._waiting) > DEPTH:
             self._waiting.popleft().result()
 
-    def _encode(self, frame: VideoFrame, number: int) -> None:
+    def _encode(self, frame: VideoFrame, number: int, time_ms: int | None) -> None:
         """Encode one frame, and write it with the sound that ends with it; in the thread."""
         picture = self._reformatter.reformat(
             frame,
@@ -140,8 +146,8 @@ class VideoWriter:
             dst_color_range=LIMITED,
             threads=1,
         )
-        picture.pts = number
-        picture.time_base = 1 / self.fps
+        picture.pts = number if time_ms is None else time_ms
+        picture.time_base = self._tick
         for packet in self._stream.encode(picture):
             self._container.mux(packet)
         if self._sound is not None:
@@ -168,7 +174,7 @@ class VideoWriter:
         if name != "libx264":
             stream.bit_rate = max(1_000_000, self.width * self.height * 20)
         context = stream.codec_context
-        context.time_base = 1 / self.fps
+        context.time_base = self._tick
         context.thread_count = 1  # x264's bytes depend on the number of threads (and, with mbtree, on stale memory)
         context.color_range, context.colorspace = LIMITED, BT709
         context.color_primaries, context.color_trc = 1, 1

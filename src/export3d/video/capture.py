@@ -1,0 +1,283 @@
+"""The newest frame of a camera, a network stream, or a video file that plays in real time.
+
+A thread decodes. Whoever asks gets the newest frame, and frames that nobody asked for are dropped. No queue can grow:
+a slow reader gets fewer frames, never old ones.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+from export3d import files
+from export3d.errors import BadVideo, Export3DError
+from export3d.video.reading import opened_frames
+from export3d.video.view import MAX_SIDE, Pixels, View
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.frame import VideoFrame
+
+Value = TypeVar("Value")
+
+TIMEOUT_S = 5.0
+"""A camera or stream that gives no frame for so long has failed."""
+_PROTOCOLS = "http,https,tcp,tls,udp,rtp,rtsp,rtmp,rtmps,crypto"
+"""What a stream may open: never a local file."""
+_JOIN_S = 1.0
+_WANTED = {"video_size": "640x480", "framerate": "30"}
+"""What a camera is asked for first; most have it, and some open with nothing else."""
+
+
+class Newest(Generic[Value]):
+    """A place for one value between two threads: a new value replaces one that was not taken."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._value: Value | None = None
+        self.closed = False
+
+    def put(self, value: Value) -> None:
+        """Replace the value."""
+        with self._changed:
+            self._value = value
+            self._changed.notify_all()
+
+    def take(self, wait_s: float) -> Value | None:
+        """Remove and return the value, waiting for one; None after `wait_s`, or if it is closed and empty."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._value is not None or self.closed, wait_s)
+            value, self._value = self._value, None
+            return value
+
+    def close(self) -> None:
+        """No value follows."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+
+
+@dataclass(frozen=True, eq=False)
+class Captured:
+    """A frame and when it was captured.
+
+    Attributes:
+        pixels: uint8 (H, W, 3) RGB.
+        time_s: of `time.perf_counter`: when the frame left the decoder; for a file, when it was due.
+    """
+
+    pixels: Pixels
+    time_s: float
+
+
+class Capture:
+    """Captures frames while a `with` block runs.
+
+    Args:
+        where: the number of a camera ("0" is the first), an rtsp, rtmp, udp, http or https URL, or a video file.
+        long_side: frames are reduced to this, pixels.
+        timeout_s: see `TIMEOUT_S`.
+
+    Attributes:
+        name: what messages call it; without the password of a URL.
+        count: number of frames captured so far.
+
+    Raises:
+        BadVideo: on entering, if there is no such camera, file or stream.
+    """
+
+    def __init__(self, where: str, long_side: int = MAX_SIDE, timeout_s: float = TIMEOUT_S) -> None:
+        self.name = _name(where)
+        self.count = 0
+        self._where, self._long_side, self._timeout_s = where, long_side, timeout_s
+        self._newest: Newest[tuple[VideoFrame, float]] = Newest()
+        self._problem: BaseException | None = None
+        self._stop = threading.Event()
+        self._view: View | None = None
+        self._aspect = Fraction(1)
+
+    def __enter__(self) -> Capture:
+        with ExitStack() as stack:
+            frames = stack.enter_context(_frames(self._where, self._timeout_s))
+            self._aspect = frames.aspect
+            closing = stack.pop_all()
+        self._thread = threading.Thread(target=self._run, args=(frames, closing), name="capture", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join(_JOIN_S)  # a device that hangs keeps its thread, which ends with the program
+
+    def newest(self) -> Captured | None:
+        """Wait for a frame newer than the last one; None once the file or stream has ended.
+
+        Raises:
+            BadVideo: the camera or stream failed, or gave nothing for `timeout_s`.
+        """
+        taken = self._newest.take(self._timeout_s)
+        if taken is None and self._problem is not None:
+            raise self._problem
+        if taken is None and not self._newest.closed:
+            raise BadVideo(f"{self.name} gave no frame for {self._timeout_s:g} s; check it and start again")
+        if taken is None:
+            return None
+        frame, at = taken
+        if self._view is None:
+            self._view = View(frame, self._aspect, self._long_side)
+        return Captured(self._view.picture(frame), at)
+
+    def _run(self, frames: _Frames, closing: ExitStack) -> None:
+        try:
+            with closing:
+                for frame, due in frames.timed:
+                    if due is not None and self._stop.wait(max(due - time.perf_counter(), 0.0)):
+                        return
+                    if self._stop.is_set():
+                        return
+                    self._newest.put((frame, time.perf_counter() if due is None else due))
+                    self.count += 1
+        except BaseException as problem:
+            self._problem = _explained(problem, self.name, self._where, self._timeout_s)
+        finally:
+            self._newest.close()
+
+
+# --- cameras, streams and files ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Frames:
+    """Decoded frames with the time at which each is due, None for as soon as it is there, and their pixel aspect."""
+
+    timed: Iterator[tuple[VideoFrame, float | None]]
+    aspect: Fraction = Fraction(1)
+
+
+def _number(where: str) -> int | None:
+    """The number of a camera; None for a file or a URL."""
+    found = re.fullmatch(r"(?:/dev/video)?(\d{1,4})", where)
+    return int(found[1]) if found else None
+
+
+def is_file(where: str) -> bool:
+    """Whether this names a file, not a camera or a URL."""
+    return _number(where) is None and not _is_url(where)
+
+
+def _is_url(where: str) -> bool:
+    return re.match(r"(?:rtsps?|rtmps?|https?|udp|rtp|tcp)://", where, re.IGNORECASE) is not None
+
+
+def _name(where: str) -> str:
+    if _number(where) is not None:
+        return f"camera {_number(where)}"
+    return re.sub(r"(?<=://)[^/@]*@", "", where) if _is_url(where) else where
+
+
+@contextmanager
+def _frames(where: str, timeout_s: float) -> Iterator[_Frames]:
+    """Open a camera, stream or file; `BadVideo` where that fails."""
+    if is_file(where):
+        with opened_frames(where) as film:
+            yield _Frames(_in_real_time((one.frame, float(one.time)) for one in film.timed), film.pixel_aspect)
+        return
+    try:
+        container = _stream(where, timeout_s) if _is_url(where) else _camera(_number(where) or 0, timeout_s)
+    except Exception as problem:
+        raise _explained(problem, _name(where), where, timeout_s) from problem
+    with container:
+        if not container.streams.video:
+            raise BadVideo(f"{_name(where)} has no video; give a camera, a video file or the URL of a video stream")
+        frames = _decoded(container)
+        if container.duration is None and container.format.name != "hls":  # arrives in real time by itself
+            yield _Frames((frame, None) for frame, _ in frames)
+        else:
+            yield _Frames(_in_real_time(frames))
+
+
+def _in_real_time(frames: Iterator[tuple[VideoFrame, float]]) -> Iterator[tuple[VideoFrame, float]]:
+    """Frames with the time of `perf_counter` at which each is shown if the first is shown now."""
+    start: float | None = None
+    for frame, at in frames:
+        if start is None:
+            start = time.perf_counter() - at
+        yield frame, start + at
+
+
+def _decoded(container: InputContainer) -> Iterator[tuple[VideoFrame, float]]:
+    """The frames of a camera or stream and their times, seconds; damaged packets are skipped."""
+    import av
+
+    stream = container.streams.video[0]
+    due, usual = 0.0, 1.0 / float(stream.average_rate or 25)
+    for packet in container.demux(stream):
+        with suppress(av.error.InvalidDataError, av.error.EOFError):
+            for frame in packet.decode():
+                if max(frame.width, frame.height) > MAX_SIDE:
+                    raise BadVideo(f"frames of {frame.width} x {frame.height}; at most {MAX_SIDE} pixels a side work")
+                at = due if frame.time is None else float(frame.time)
+                due = at + usual
+                yield frame, at
+
+
+def _stream(url: str, timeout_s: float) -> InputContainer:
+    import av
+
+    container: InputContainer = av.open(
+        url,
+        "r",
+        options={"fflags": "nobuffer", "rtsp_transport": "tcp"},
+        container_options={"protocol_whitelist": _PROTOCOLS},
+        timeout=timeout_s,
+        metadata_errors="replace",
+    )
+    return container
+
+
+def _camera(number: int, timeout_s: float) -> InputContainer:
+    """A camera of Linux (v4l2), macOS (avfoundation) or Windows (dshow), in 640 x 480 if it has that."""
+    import av
+
+    name, kind = f"/dev/video{number}", "v4l2"
+    if sys.platform == "darwin":
+        name, kind = f"{number}:none", "avfoundation"
+    elif sys.platform == "win32":
+        devices = [one.name for one in av.enumerate_input_devices("dshow") if "video" in one.media_types]
+        if number >= len(devices):
+            raise FileNotFoundError(number)
+        name, kind = f"video={devices[number]}", "dshow"
+    container: InputContainer
+    try:
+        container = av.open(name, "r", format=kind, options=dict(_WANTED), timeout=timeout_s)
+    except (FileNotFoundError, PermissionError):
+        raise
+    except (av.FFmpegError, OSError):
+        container = av.open(name, "r", format=kind, timeout=timeout_s)
+    return container
+
+
+def _explained(problem: BaseException, name: str, where: str, timeout_s: float) -> BaseException:
+    """The sentence for a camera or stream that cannot be opened, or fails; what is no such failure stays as it is."""
+    import av
+
+    if isinstance(problem, Export3DError) or not isinstance(problem, (av.FFmpegError, OSError)):
+        return problem
+    if isinstance(problem, (av.error.ExitError, av.error.TimeoutError)):
+        return BadVideo(f"{name} sent nothing for {timeout_s:g} s; check the address and the network")
+    if _is_url(where):
+        return BadVideo(f"{name} cannot be read ({files.reason(problem)}); check the address and the network")
+    if isinstance(problem, FileNotFoundError):
+        return BadVideo(f"there is no {name} here; connect one, or give another number, a video file or a URL")
+    if isinstance(problem, PermissionError):
+        return BadVideo(f"{name} may not be used (permission denied); allow cameras for this program in the system")
+    return BadVideo(
+        f"{name} cannot be read ({files.reason(problem)}); connect it, and close other programs that use it"
+    )

@@ -1,0 +1,202 @@
+"""Where live frames go: a window, a virtual camera, or a video file with their real times.
+
+A sink is opened by the first frame, which tells its size, and closed at the end of its `with` block.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+import numpy as np
+
+from export3d.errors import ConfigError, MissingExtra, OutputError
+from export3d.video.reading import FPS
+from export3d.video.view import Pixels
+from export3d.video.writing import VideoWriter
+
+QUIT = "q"
+"""The key that ends a run; what `Sink.show` returns once the window is closed."""
+_SMALLEST_WINDOW = 512
+"""Smaller frames are shown enlarged by a whole factor, pixels."""
+_DEVICES = {
+    "darwin": "install OBS 30 or newer and start its virtual camera once",
+    "win32": "install OBS, which brings one",
+}
+_LINUX_DEVICE = "install v4l2loopback and run: sudo modprobe v4l2loopback"
+
+
+class Sink(Protocol):
+    """Takes live frames."""
+
+    def __enter__(self) -> Sink: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def show(self, frame: Pixels, time_s: float, text: str = "") -> str:
+        """Show a frame, uint8 (H, W, 3) RGB, all of one size.
+
+        Args:
+            frame: the frame; the one before again if there is no newer one.
+            time_s: seconds since the first frame.
+            text: what a window shows in its title.
+
+        Returns:
+            the keys pressed since the last call, `QUIT` among them once the window is closed.
+        """
+        ...
+
+
+def sink(where: str) -> Sink:
+    """The sink "window", "virtual", or a file.
+
+    Raises:
+        OutputError: there is no display.
+        MissingExtra: pyvirtualcam or tkinter is missing.
+        ConfigError: a file that is no .mp4.
+    """
+    if where == "window":
+        return Window()
+    return VirtualCamera() if where == "virtual" else File(where)
+
+
+class Window:
+    """A window; raises `OutputError` where there is no display, and `MissingExtra` without tkinter."""
+
+    def __init__(self, title: str = "export3d live") -> None:
+        try:
+            import tkinter
+        except ImportError as problem:
+            raise MissingExtra("live", "tkinter", "install your system's package, such as python3-tk") from problem
+        try:
+            self._root = tkinter.Tk()
+        except tkinter.TclError as problem:
+            raise OutputError(
+                "there is no display for a window; use --sink virtual, or --sink FILE.mp4 to write a video"
+            ) from problem
+        self._title, self._keys, self._open = title, "", True
+        self._root.withdraw()  # until there is something to show
+        self._root.resizable(False, False)
+        self._root.protocol("WM_DELETE_WINDOW", self._close)
+        self._root.bind("<Key>", self._press)
+        self._label = tkinter.Label(self._root, borderwidth=0)
+        self._label.pack()
+        self._image: Any = None
+
+    def __enter__(self) -> Window:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        import tkinter
+
+        with suppress(tkinter.TclError):
+            self._root.destroy()
+
+    def show(self, frame: Pixels, time_s: float, text: str = "") -> str:
+        """See `Sink.show`."""
+        from PIL import Image, ImageTk
+
+        if not self._open:
+            return QUIT
+        factor = max(1, -(-_SMALLEST_WINDOW // max(frame.shape[:2])))
+        image = Image.fromarray(frame)
+        if factor > 1:
+            image = image.resize((factor * image.width, factor * image.height), Image.Resampling.BILINEAR)
+        if self._image is None:
+            self._image = ImageTk.PhotoImage(image, master=self._root)
+            self._label.configure(image=self._image)
+            self._root.deiconify()
+        else:
+            self._image.paste(image)
+        self._root.title(f"{self._title}: {text}" if text else self._title)
+        self._root.update()
+        keys, self._keys = self._keys, ""
+        return keys if self._open else QUIT
+
+    def _press(self, event: Any) -> None:
+        if event.keysym == "Escape":
+            self._close()
+        else:
+            self._keys += event.char
+
+    def _close(self) -> None:
+        self._open = False
+
+
+class VirtualCamera:
+    """A virtual camera that video calls can choose.
+
+    Raises:
+        MissingExtra: pyvirtualcam is not installed.
+        OutputError: on the first frame, if there is no virtual camera.
+    """
+
+    def __init__(self) -> None:
+        try:
+            import pyvirtualcam
+        except ImportError as problem:
+            raise MissingExtra("live", "pyvirtualcam") from problem
+        self._open_camera = pyvirtualcam.Camera
+        self._camera: Any = None
+
+    def __enter__(self) -> VirtualCamera:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._camera is not None:
+            self._camera.close()
+
+    def show(self, frame: Pixels, time_s: float, text: str = "") -> str:
+        """See `Sink.show`."""
+        if self._camera is None:
+            height, width = frame.shape[:2]
+            try:
+                self._camera = self._open_camera(width, height, FPS)
+            except RuntimeError as problem:
+                remedy = _DEVICES.get(sys.platform, _LINUX_DEVICE)
+                raise OutputError(f"there is no virtual camera that is free; {remedy}") from problem
+        self._camera.send(np.ascontiguousarray(frame))
+        return ""
+
+
+class File:
+    """An .mp4 whose frames have their real times; it appears when the block ends, and not if it fails.
+
+    Raises:
+        ConfigError: another ending.
+        OutputError: the file cannot be written.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self._path = Path(path)
+        if self._path.suffix.lower() != ".mp4":
+            raise ConfigError(f"there is no sink {str(path)!r}; use window, virtual, or a file that ends in .mp4")
+        self._stack = ExitStack()
+        self._writer: VideoWriter | None = None
+        self._last: tuple[Pixels, int] | None = None
+
+    def __enter__(self) -> File:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def show(self, frame: Pixels, time_s: float, text: str = "") -> str:
+        """See `Sink.show`; a frame that is not newer than the last one is left out."""
+        time_ms = round(1000.0 * time_s)
+        if self._writer is None:
+            height, width = frame.shape[:2]
+            self._writer = self._stack.enter_context(VideoWriter(self._path, FPS, (width, height), timed=True))
+        elif self._last is not None and (frame is self._last[0] or time_ms <= self._last[1]):
+            return ""
+        self._writer.write(frame, time_ms)
+        self._last = (frame, time_ms)
+        return ""
