@@ -145,9 +145,52 @@ def _returning(values: Array, fps: float, limit: float, share: Array) -> Array:
     """
     out, keep = np.zeros_like(values), np.exp(-1.0 / (_RETURN_S * fps))
     for k, step in enumerate(np.diff(values, axis=0), 1):
-        there = keep * out[k - 1] + share[k] * step
-        out[k] = there * min(1.0, 2.0 * limit / max(float(np.linalg.norm(there)), 1e-12))
+        out[k] = _next(keep * out[k - 1] + share[k] * step, limit)
     return out
+
+
+def _next(there: Array, limit: float) -> Array:
+    return there * min(1.0, 2.0 * limit / max(float(np.linalg.norm(there)), 1e-12))
+
+
+class Displacement:
+    """`displacement` frame by frame, from what is known at the time; nothing is smoothed, which is the caller's.
+
+    Args:
+        how: see `displacement`.
+        reference: (3,) the `neck_place` that "full" measures from.
+    """
+
+    def __init__(self, how: HeadMotion, reference: Array) -> None:
+        check_head_motion(how)
+        self._how, self._reference = how, reference
+        self._before: tuple[Array, float] | None = None
+        self._since, self._moved = 0.0, np.zeros(3)
+
+    def restart(self) -> None:
+        """The next frame is the first in which the face is back: the neck is in its place there."""
+        self._before = None
+
+    def step(self, filmed: Array, time_s: float) -> Array:
+        """The displacement (3,) of the next frame, whose neck is at a place (3,) at this time."""
+        if self._how == "rotation":
+            return np.zeros(3)
+        if self._how == "full":
+            self._moved = filmed - self._reference
+        elif self._before is None:
+            self._since, self._moved = time_s, np.zeros(3)
+        else:
+            seconds = time_s - self._before[1]
+            t = min((time_s - self._since) / _SETTLED_S, 1.0)
+            step = t * t * (3.0 - 2.0 * t) * (filmed - self._before[0])
+            self._moved = np.exp(-seconds / _RETURN_S) * self._moved + step
+        self._before = (filmed, time_s)
+        parts = []
+        for axes, limit in zip((slice(0, 2), slice(2, 3)), _LIMITS[self._how]):
+            if self._how == "steady":
+                self._moved[axes] = _next(self._moved[axes], limit)
+            parts.append(limited(self._moved[None, axes], limit)[0])
+        return np.concatenate(parts)
 
 
 def limited(values: Array, limit: float) -> Array:
