@@ -22,6 +22,10 @@ OPTIONS: dict[str, list[str]] = {
         "absolute=False", "start=0.0", "seconds=None", "head_motion='steady'", "scores=()", "sheet=None",
         "weights=None", "pure=False", "device='auto'", "batch=4", "engine='auto'",
     ],
+    "live": [
+        "source", "camera='0'", "sink='window'", "face='largest'", "frame='crop'", "size=None", "background='keep'",
+        "head_motion='steady'", "seconds=None", "weights=None", "pure=False", "device='auto'",
+    ],
     "edit": [
         "source", "framing=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
         "weights=None", "pure=False", "device='auto'", "engine='auto'",
@@ -93,6 +97,7 @@ OPTIONS: dict[str, list[str]] = {
 def test_the_commands_are_these() -> None:
     assert list(COMMANDS) == [
         "animate",
+        "live",
         "edit",
         "orbit",
         "sheet basis",

@@ -33,6 +33,7 @@ from export3d.files import reason
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
+    "live": ("export3d.cli.live", "animate a portrait by a camera, in real time"),
     "edit": ("export3d.cli.edit", "edit a portrait by sliders, ARKit scores and head angles"),
     "orbit": ("export3d.cli.orbit", "show a portrait from a camera that travels around its head"),
     "sheet basis": ("export3d.cli.sheet_basis", "render the effect of every direction of the expression basis"),
