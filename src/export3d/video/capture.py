@@ -234,7 +234,7 @@ def _stream(url: str, timeout_s: float) -> InputContainer:
     container: InputContainer = av.open(
         url,
         "r",
-        options={"fflags": "nobuffer", "rtsp_transport": "tcp"},
+        options={"rtsp_transport": "tcp"},
         container_options={"protocol_whitelist": _PROTOCOLS},
         timeout=timeout_s,
         metadata_errors="replace",

@@ -1,0 +1,183 @@
+"""Captured frames: the newest one, in real time, from files and addresses; failures in one sentence."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export3d.errors import BadVideo
+from export3d.video.capture import Capture, Captured, Newest, is_file
+from tests.file_server import serving
+from tests.made_videos import animation, clip, number, numbered
+
+
+def captured(where: str, pause_s: float = 0.0, timeout_s: float = 5.0) -> list[Captured]:
+    """All frames that a reader gets who takes so long over each."""
+    frames = []
+    with Capture(where, timeout_s=timeout_s) as capture:
+        while (one := capture.newest()) is not None:
+            frames.append(one)
+            time.sleep(pause_s)
+    return frames
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of a server that takes connections and says nothing."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_a_new_value_replaces_one_that_was_not_taken() -> None:
+    place: Newest[int] = Newest()
+    place.put(1)
+    place.put(2)
+    assert place.take(0.0) == 2
+    assert place.take(0.0) is None
+    place.put(3)
+    place.close()
+    assert (place.take(5.0), place.take(5.0)) == (3, None)
+
+
+def test_a_waiting_reader_gets_what_comes() -> None:
+    place: Newest[int] = Newest()
+    timer = threading.Timer(0.05, place.put, [7])
+    timer.start()
+    assert place.take(10.0) == 7
+    timer.join()
+
+
+def test_a_file_plays_in_real_time(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 12)
+    start = time.perf_counter()
+    frames = captured(str(path))
+    assert time.perf_counter() - start > 11 / 25
+    seen = [number(one.pixels) for one in frames]
+    assert seen == sorted(set(seen))
+    due = np.array([one.time_s - frames[0].time_s for one in frames])
+    np.testing.assert_allclose(due, (np.array(seen) - seen[0]) / 25, atol=1e-6)
+    assert all(one.time_s <= time.perf_counter() for one in frames)
+
+
+def test_a_slow_reader_gets_the_newest_frame_and_never_lags(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 40)
+    start = time.perf_counter()
+    frames = captured(str(path), pause_s=0.2)
+    taken = time.perf_counter() - start
+    assert len(frames) < 20
+    assert number(frames[-1].pixels) >= 38  # the end is seen, however slow the reader
+    assert taken < 2 * 40 / 25
+
+
+def test_variable_rates_odd_sizes_and_animated_images_are_captured(tmp_path: Path) -> None:
+    odd = clip(tmp_path / "odd.mkv", [numbered(k, 81, 47) for k in range(4)], codec="ffv1", pix_fmt="bgr0")
+    assert captured(str(odd))[0].pixels.shape == (47, 81, 3)
+    varying = clip(tmp_path / "varying.mp4", 3, times=[0.0, 0.04, 0.3])
+    frames = captured(str(varying))
+    assert frames[-1].time_s - frames[0].time_s == pytest.approx(0.3, abs=0.002)
+    assert captured(str(animation(tmp_path / "a.gif", 3, duration=40)))
+
+
+def test_frames_are_reduced_to_the_long_side(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", [numbered(5, 160, 96)] * 3)
+    with Capture(str(path), long_side=80) as capture:
+        frame = capture.newest()
+    assert frame is not None
+    assert frame.pixels.shape == (48, 80, 3)
+    assert number(frame.pixels) == 5
+
+
+def test_leaving_early_ends_the_thread(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 100)
+    before = threading.active_count()
+    with Capture(str(path)) as capture:
+        assert capture.newest() is not None
+    assert threading.active_count() == before
+    assert capture.count < 100
+
+
+def test_a_url_is_captured(tmp_path: Path) -> None:
+    clip(tmp_path / "a.mp4", 10, container_options={"movflags": "+faststart"})
+    with serving(tmp_path) as server:
+        seen = [number(one.pixels) for one in captured(f"{server.address}/a.mp4")]
+    assert seen == sorted(seen)
+    assert seen[-1] == 9
+
+
+def test_a_stream_that_breaks_off_gives_the_frames_it_has(tmp_path: Path) -> None:
+    frames = [np.random.default_rng(k).integers(0, 255, (48, 80, 3), np.uint8) for k in range(10)]
+    clip(tmp_path / "a.mp4", frames, container_options={"movflags": "+faststart"}).rename(tmp_path / "a.tar")
+    got = 0
+    with serving(tmp_path) as server:
+        server.faults += ["cut"] * 20
+        with Capture(f"{server.address}/a.tar") as capture, suppress(BadVideo):
+            while capture.newest() is not None:
+                got += 1
+    assert 0 < got < 10
+
+
+def test_a_silent_stream_is_given_up(silent: str) -> None:
+    start = time.perf_counter()
+    with pytest.raises(BadVideo, match=r"sent nothing for 0\.5 s; check the address"):
+        captured(f"http://{silent}/a.mp4", timeout_s=0.5)
+    assert time.perf_counter() - start < 20.0
+
+
+def test_a_stream_that_falls_silent_is_given_up(tmp_path: Path) -> None:
+    data = clip(tmp_path / "a.ts", 30, options={"crf": "1", "bf": "0"}).read_bytes()
+
+    def serve(server: socket.socket) -> None:
+        connection, _ = server.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + data)
+            connection.recv(4096)  # until the reader has left
+
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        thread = threading.Thread(target=serve, args=[server])
+        thread.start()
+        with pytest.raises(BadVideo, match=r"for 0\.5 s"):
+            captured(f"http://127.0.0.1:{server.getsockname()[1]}/a.ts", timeout_s=0.5)
+        thread.join()
+
+
+def test_what_cannot_be_captured_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "text.mp4").write_text("no video")
+    with serving(tmp_path) as server:
+        for where, words in {
+            "987": "there is no camera 987 here",
+            "/dev/video987": "there is no camera 987 here",
+            str(tmp_path / "none.mp4"): "does not exist",
+            str(tmp_path / "text.mp4"): "not a video but text",
+            "http://127.0.0.1:9/a.mp4": "cannot be read",
+            f"{server.address}/none.mp4": "cannot be read",
+            f"{server.address}/text.mp4": "cannot be read",
+        }.items():
+            with pytest.raises(BadVideo, match=words):
+                captured(where)
+
+
+def test_a_playlist_on_the_network_opens_no_local_file(tmp_path: Path) -> None:
+    local = clip(tmp_path / "a.ts", 10)
+    folder = tmp_path / "served"
+    folder.mkdir()
+    (folder / "a.m3u8").write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\nfile://{local}\n#EXT-X-ENDLIST\n")
+    with serving(folder) as server, pytest.raises(BadVideo):
+        captured(f"{server.address}/a.m3u8")
+
+
+def test_messages_hide_passwords() -> None:
+    assert Capture("rtsp://me:secret@10.0.0.1/a").name == "rtsp://10.0.0.1/a"
+
+
+def test_cameras_urls_and_files_are_told_apart() -> None:
+    assert [is_file(name) for name in ("0", "/dev/video2", "rtsp://a/b", "HTTP://a", "a.mp4", "./0")] == [
+        False, False, False, False, True, True,
+    ]  # fmt: skip
