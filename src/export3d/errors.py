@@ -99,6 +99,6 @@ def check_shape(array: Any, pattern: str, name: str = "tensor") -> None:
     seen: dict[str, int] = {}
     fits = len(tokens) == len(shape)
     for token, size in zip(tokens, shape):
-        fits &= size == (int(token) if token.isdigit() else seen.setdefault(token, size))
+        fits = fits and bool(size == (int(token) if token.isdigit() else seen.setdefault(token, size)))
     if not fits:
         raise ShapeError(f"{name} must have shape ({', '.join(tokens)}), got {shape}")
