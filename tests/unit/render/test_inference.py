@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import export3d.render.renderer as renderer_module
 from export3d.camera import Camera
 from export3d.config import ModelConfig, base, core
 from export3d.model import Export3D
@@ -120,3 +123,24 @@ def test_the_graph_of_a_trace_has_no_sizes_of_its_example() -> None:
     with torch.no_grad():
         traced = torch.jit.trace(lambda a, b: renderer(a, b).feature, (planes, cameras), check_trace=False)
         torch.testing.assert_close(traced(-planes, cameras), renderer(-planes, cameras).feature, rtol=0, atol=1e-4)
+
+
+def test_without_numba_pytorch_renders_and_says_so_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    renderer, planes = scene(CONFIGS["coarse"])
+    cameras = labels(FRONTAL, TURNED)
+    with torch.no_grad():
+        expected = renderer(planes, cameras)
+    renderer.fused = True
+    monkeypatch.delitem(sys.modules, "export3d.render.fused", raising=False)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    renderer_module._fused.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING), torch.no_grad():
+            for _ in range(2):
+                check(renderer(planes, cameras), expected, atol=0)
+    finally:
+        renderer_module._fused.cache_clear()
+    assert [record.message for record in caplog.records] == [caplog.records[0].message]
+    assert "numba" in caplog.text
