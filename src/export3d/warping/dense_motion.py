@@ -88,7 +88,7 @@ class DenseMotion(nn.Module):
         small = resize(source, GRID)
         offsets = [resize(flow, GRID) for flow in flows.unbind(1)]
         views = [look_up(small, offset) for offset in offsets]
-        where = pixel_grid(GRID, source.device).expand(len(source), -1, -1, -1)
+        where = pixel_grid(GRID, source.device).expand(source.shape[0], -1, -1, -1)
         return torch.cat([*views, *(4.0 * offset for offset in offsets[:-1]), resize(hints, GRID), where], dim=1)
 
 

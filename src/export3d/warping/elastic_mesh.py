@@ -28,6 +28,11 @@ FACE = (*range(VERTICES), *_IRISES)
 
 _RINGS = tuple(math.exp(math.log(0.02) * (1 - i / 11)) for i in range(12))
 """Positions of the rings between the face's outline (0) and the mesh's outer edge (1)."""
+_COUNT = len(FACE_OVAL)
+_WAVES = tuple(tuple(math.cos(2.0 * math.pi * k * n / _COUNT) / _COUNT for n in range(_COUNT)) for k in range(_COUNT))
+"""Wave k around the outline at its vertex n: the inverse Fourier transform of an even spectrum."""
+_AWAY = tuple(tuple((a - b) % _COUNT for b in range(_COUNT)) for a in range(_COUNT))
+"""Steps around the outline from vertex b to a."""
 _EDGE = 1.8
 """Radius of the mesh, in image widths."""
 _CORNERS = ((-1.0, -1.0), (2.0, -1.0), (-1.0, 2.0), (2.0, 2.0))
@@ -68,18 +73,19 @@ class ElasticMesh:
         part = constant(_RINGS, face.device, face.dtype).view(1, -1, 1, 1)
         rings = oval[:, None] + part * (centre + _EDGE * outward - oval)[:, None]
         height = (face[:, 10] - face[:, 152]).norm(dim=-1).clamp_min(4e-3)
-        away = (rings - oval[:, None]).norm(dim=-1) / height[:, None, None]
+        far = (rings - oval[:, None]).norm(dim=-1) / height[:, None, None]
         above, beside, below = _REACH
         steep = outward[..., 1].square()
         reach = torch.where(outward[..., 1] < 0, above, below) * steep + beside * (1.0 - steep)
-        follow = torch.exp(-((away / reach[:, None]).square()))
+        follow = torch.exp(-((far / reach[:, None]).square()))
         follow[:, -1].zero_()
         radius = (rings - centre[:, None]).norm(dim=-1).mean(-1) / (oval - centre).norm(dim=-1).mean(-1, keepdim=True)
-        waves = torch.arange(len(FACE_OVAL), device=face.device)
-        waves = torch.minimum(waves, len(FACE_OVAL) - waves)
-        self._fading = radius.clamp_min(1.0)[..., None] ** -waves
+        waves, away = torch.arange(_COUNT, device=face.device), constant(_AWAY, face.device)
+        fading = radius.clamp_min(1.0)[..., None] ** -torch.minimum(waves, _COUNT - waves)
+        # (B, rings, vertices, outline): how far each vertex of the outline moves those of the rings
+        self._fading = (fading @ constant(_WAVES, face.device, face.dtype))[..., away]
         self._follow, self._rings, self._face = follow[..., None], rings, face
-        self._corners = constant(_CORNERS, face.device, face.dtype).expand(len(face), -1, -1)
+        self._corners = constant(_CORNERS, face.device, face.dtype).expand(face.shape[0], -1, -1)
         self.source = torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
 
     def place(self, face: Tensor) -> Tensor:
@@ -87,8 +93,7 @@ class ElasticMesh:
         turn, shift = similarity(self._face, face)
         oval = constant(FACE_OVAL, face.device)
         beyond = face[:, oval] - (self._face[:, oval] @ turn + shift)
-        spectrum = torch.fft.fft(beyond, dim=1)[:, None] * self._fading[..., None]
-        faded = torch.fft.ifft(spectrum, dim=2).real
+        faded = self._fading @ beyond[:, None]
         with_head = self._rings @ turn[:, None] + shift[:, None] - self._rings
         rings = self._rings + self._follow * (with_head + faded)
         return torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
@@ -108,7 +113,7 @@ class ElasticMesh:
         ground = len(triangles) - len(_face_triangles()[0])
         far = depth[:, triangles[ground:]].mean(dim=-1)
         order = ground + far.argsort(dim=1, descending=True, stable=True)
-        order = torch.cat([torch.arange(ground, device=face.device).expand(len(face), -1), order], dim=1)
+        order = torch.cat([torch.arange(ground, device=face.device).expand(face.shape[0], -1), order], dim=1)
         source, number = paint(self.place(face), self.source, triangles, order, size)
         return source, mouth[number]
 
@@ -126,7 +131,7 @@ def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, siz
     Returns:
         (B, R, R, 2) the texture at each pixel centre, differentiable in places and texture, and (B, R, R) its triangle.
     """
-    batch, count = len(places), len(triangles)
+    batch, count = places.shape[0], len(triangles)
     corners = places[:, triangles].reshape(-1, 3, 2)
     with torch.no_grad():
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(count, device=order.device).expand(batch, -1))
@@ -172,8 +177,8 @@ def _topmost(corners: Tensor, rank: Tensor, batch: int, size: int) -> Tensor:
     (x0, y0), (x1, y1), (x2, y2) = (c.unbind(-1) for c in corners.gather(1, downward).unbind(1))
     first, end = ((y - 0.5).ceil().clamp(0, size).long() for y in (y0, y2))
     rows = torch.where(solid, (end - first).clamp_min(0), 0)
-    t = torch.arange(len(corners), device=corners.device).repeat_interleave(rows)
-    row = torch.arange(len(t), device=t.device) - (rows.cumsum(0) - rows - first)[t]
+    t = torch.arange(corners.shape[0], device=corners.device).repeat_interleave(rows)
+    row = torch.arange(t.shape[0], device=t.device) - (rows.cumsum(0) - rows - first)[t]
     y = row + 0.5
 
     def crossing(xa: Tensor, ya: Tensor, xb: Tensor, yb: Tensor) -> Tensor:
@@ -186,11 +191,10 @@ def _topmost(corners: Tensor, rank: Tensor, batch: int, size: int) -> Tensor:
         (x - 0.5).ceil().clamp(0, size).long() for x in (torch.minimum(one, other), torch.maximum(one, other))
     )
     span = right - left
-    picture = torch.div(t, len(corners) // batch, rounding_mode="floor")
+    picture = torch.div(t, corners.shape[0] // batch, rounding_mode="floor")
     start = (picture * size + row) * size + left - (span.cumsum(0) - span)
-    count = int(span.sum())
-    number = torch.arange(count, device=t.device)
-    line = torch.arange(len(t), device=t.device).repeat_interleave(span, output_size=count)
+    line = torch.arange(t.shape[0], device=t.device).repeat_interleave(span)
+    number = torch.arange(line.shape[0], device=t.device)
     top = torch.zeros(batch * size * size, dtype=torch.long, device=t.device)
     top.scatter_reduce_(0, number + start[line], rank[t][line], "amax")
     return top.view(batch, -1)
@@ -207,7 +211,7 @@ def show(image: Tensor, lookup: Tensor) -> Tensor:
     Returns:
         (B, C, R, R).
     """
-    count = len(lookup)
+    count = lookup.shape[0]
     grid = lookup * 2.0 - 1.0
     fine, coarse = (
         F.grid_sample(level.expand(count, -1, -1, -1), grid, "bilinear", "border", align_corners=False)
