@@ -35,8 +35,8 @@ _AWAY = tuple(tuple((a - b) % _COUNT for b in range(_COUNT)) for a in range(_COU
 """Steps around the outline from vertex b to a."""
 _EDGE = 1.8
 """Radius of the mesh, in image widths."""
-_CORNERS = ((-1.0, -1.0), (2.0, -1.0), (-1.0, 2.0), (2.0, 2.0))
-"""Of the image under the mesh."""
+_CORNERS = ((-1.0, -1.0), (4.0, -1.0), (-1.0, 4.0))
+"""Of a triangle that covers the image, under the mesh."""
 _REACH = (0.5, 0.25, 0.35)
 """Distances above, beside and below the outline at which the rings follow the head's motion by 1/e, in face heights.
 
@@ -44,6 +44,8 @@ Chosen by PSNR on training clips.
 """
 _SLIVER = 1e-8
 """Triangles of a smaller area, in image areas, are not painted: their texture coordinates are undefined."""
+_ROWS = 160
+"""Room for the rows that the triangles cross, in image heights. Faces take 75, those that fill the image about 110."""
 _JUMP = 1.0 / 64.0
 """A lookup that jumps by so many image widths from one pixel to the next marks an occlusion edge.
 
@@ -62,7 +64,7 @@ class ElasticMesh:
         face: (B, F, 2).
 
     Attributes:
-        source: (B, V, 2) vertices at rest: the face's, the rings', and the corners of the image under them.
+        source: (B, V, 2) vertices at rest: the face's, the rings', and the corners of the triangle under them.
     """
 
     def __init__(self, face: Tensor) -> None:
@@ -124,18 +126,18 @@ def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, siz
     Args:
         places: (B, V, 2) where the vertices are.
         texture: (B, V, 2) what they carry, linear inside a triangle.
-        triangles: (T, 3), together covering the image.
-        order: (B, T) numbers of triangles.
+        triangles: (T, 3).
+        order: (B, T) numbers of triangles; the first one covers the image.
         size: R.
 
     Returns:
         (B, R, R, 2) the texture at each pixel centre, differentiable in places and texture, and (B, R, R) its triangle.
     """
-    batch, count = places.shape[0], len(triangles)
+    batch, count = places.shape[0], triangles.shape[0]
     corners = places[:, triangles].reshape(-1, 3, 2)
     with torch.no_grad():
         rank = torch.empty_like(order).scatter_(1, order, torch.arange(count, device=order.device).expand(batch, -1))
-        top = _topmost(corners.detach().float() * size, rank.reshape(-1), batch, size)
+        top = _topmost(corners.detach().float() * size, rank, size)
         number = order.gather(1, top)
     flat = (number + torch.arange(batch, device=number.device)[:, None] * count).view(-1)
     edge, carried = corners[:, 1:] - corners[:, :1], texture[:, triangles].view(-1, 3, 2)
@@ -146,29 +148,34 @@ def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, siz
     table = torch.cat(
         [corners[:, 0], carried[:, 0], (edge * share[:, None, None]).flatten(1), change.flatten(1)], dim=1
     )
-    x, y, u, v, ax, ay, bx, by, au, av, bu, bv = table.index_select(0, flat).view(batch, size, size, 12).unbind(-1)
+    x, y, u, v, ax, ay, bx, by, au, av, bu, bv = table.mT.contiguous().index_select(1, flat).view(12, batch, size, size)
     centre = (torch.arange(size, device=places.device) + 0.5) / size
     x, y = centre - x, centre[:, None] - y
     first, second = _within(x * by - y * bx), _within(y * ax - x * ay)
-    shown = torch.stack([u + first * au + second * bu, v + first * av + second * bv], dim=-1)
-    return shown, number.view(batch, size, size)
+    shown = torch.stack([u + first * au + second * bu, v + first * av + second * bv], dim=1)
+    return shown.permute(0, 2, 3, 1), number.view(batch, size, size)
 
 
 def _within(share: Tensor) -> Tensor:
     """Shares of a triangle's edges, kept in 0..1: rounding must not leave the triangle. The gradient stays."""
+    if not share.requires_grad:
+        return share.clamp(0.0, 1.0)
     return share + (share.clamp(0.0, 1.0) - share).detach()
 
 
-def _topmost(corners: Tensor, rank: Tensor, batch: int, size: int) -> Tensor:
+def _topmost(corners: Tensor, rank: Tensor, size: int) -> Tensor:
     """Rank of the last painted triangle at each pixel centre.
 
     Args:
         corners: (B T, 3, 2) pixels.
-        rank: (B T,) of each triangle within its image, from 0.
+        rank: (B, T) of each triangle, from 0. What no other triangle covers is of rank 0.
 
     Returns:
         (B, R R).
     """
+    batch = rank.shape[0]
+    line = (torch.arange(batch, device=rank.device)[:, None] * size).expand_as(rank).reshape(-1)
+    rank = rank.reshape(-1)
     edge = corners[:, 1:] - corners[:, :1]
     solid = (edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]).abs() > _SLIVER * size**2
     # Each row of pixel centres that a triangle crosses, between its long edge and the upper or lower short one.
@@ -176,37 +183,65 @@ def _topmost(corners: Tensor, rank: Tensor, batch: int, size: int) -> Tensor:
     downward = corners[..., 1].argsort(dim=1, stable=True)[..., None].expand(-1, -1, 2)
     (x0, y0), (x1, y1), (x2, y2) = (c.unbind(-1) for c in corners.gather(1, downward).unbind(1))
     first, end = ((y - 0.5).ceil().clamp(0, size).long() for y in (y0, y2))
-    rows = torch.where(solid, (end - first).clamp_min(0), 0)
-    t = torch.arange(corners.shape[0], device=corners.device).repeat_interleave(rows)
-    row = torch.arange(t.shape[0], device=t.device) - (rows.cumsum(0) - rows - first)[t]
+    rows = torch.where(solid & (rank > 0), (end - first).clamp_min(0), 0)
+
+    def slope(xa: Tensor, ya: Tensor, xb: Tensor, yb: Tensor) -> Tensor:
+        return (xb - xa) / torch.where(yb > ya, yb - ya, 1.0)
+
+    slopes = slope(x0, y0, x2, y2), slope(x0, y0, x1, y1), slope(x1, y1, x2, y2)
+    t, number = _repeated(rows, batch * _ROWS * size)
+    shift, line, rank = _taken((first - rows.cumsum(0) + rows, line, rank), t)
+    x0, y0, x1, y1, long, upper, lower = _taken((x0, y0, x1, y1, *slopes), t)
+    row = number + shift
     y = row + 0.5
-
-    def crossing(xa: Tensor, ya: Tensor, xb: Tensor, yb: Tensor) -> Tensor:
-        slope = (xb - xa) / torch.where(yb > ya, yb - ya, 1.0)
-        return xa[t] + (y - ya[t]) * slope[t]
-
-    one = crossing(x0, y0, x2, y2)
-    other = torch.where(y < y1[t], crossing(x0, y0, x1, y1), crossing(x1, y1, x2, y2))
+    one = x0 + (y - y0) * long
+    other = torch.where(y < y1, x0 + (y - y0) * upper, x1 + (y - y1) * lower)
     left, right = (
         (x - 0.5).ceil().clamp(0, size).long() for x in (torch.minimum(one, other), torch.maximum(one, other))
     )
-    span = right - left
-    picture = torch.div(t, corners.shape[0] // batch, rounding_mode="floor")
-    start = (picture * size + row) * size + left - (span.cumsum(0) - span)
-    line = torch.arange(t.shape[0], device=t.device).repeat_interleave(span)
-    number = torch.arange(line.shape[0], device=t.device)
-    top = torch.zeros(batch * size * size, dtype=torch.long, device=t.device)
-    top.scatter_reduce_(0, number + start[line], rank[t][line], "amax")
-    return top.view(batch, -1)
+    # A run of pixels is two runs of a power of two that overlap. Long runs are handed down to runs half as long.
+    levels = size.bit_length()
+    power = constant(tuple(max(n, 1).bit_length() - 1 for n in range(size + 1)), rank.device)[right - left]
+    start = (power * batch * size + line + row) * size
+    reached = torch.zeros(levels * batch * size * size, dtype=torch.int32, device=rank.device)
+    height = torch.where(right > left, rank, 0).int()
+    for column in (left, right - constant(tuple(2**k for k in range(levels)), rank.device)[power]):
+        reached.scatter_reduce_(0, (start + column).clamp(0, reached.shape[0] - 1), height, "amax")
+    *runs, top = reached.view(levels, batch * size, size).unbind()
+    for k, run in zip(range(levels - 2, -1, -1), reversed(runs)):
+        top = torch.maximum(run, torch.maximum(top, top.roll(2**k, dims=-1)))
+    return top.view(batch, -1).long()
 
 
-def show(image: Tensor, lookup: Tensor) -> Tensor:
+def _repeated(counts: Tensor, room: int) -> tuple[Tensor, Tensor]:
+    """Each of N items as often as its count (N,) says, in their order.
+
+    Eager on a CPU, there are as many entries as the counts sum up to. Elsewhere there are `room`, whatever the data, so
+    that shapes are known in advance: what exceeds it is cut off, and what is left over belongs to an item N.
+
+    Returns:
+        The item of each entry, and the entry's own number.
+    """
+    fixed = counts.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
+    size = room if fixed else int(counts.sum())
+    ends = torch.zeros(size + 1, dtype=torch.long, device=counts.device)
+    ends.scatter_add_(0, counts.cumsum(0).clamp_max(size), torch.ones_like(counts))
+    return ends[:-1].cumsum(0), torch.arange(size, device=counts.device)
+
+
+def _taken(values: tuple[Tensor, ...], item: Tensor) -> tuple[Tensor, ...]:
+    """Of values (N,) each those of the items (M,) that `_repeated` gives; 0 for item N."""
+    return F.pad(torch.stack(values, dim=1), (0, 0, 0, 1)).index_select(0, item).unbind(1)
+
+
+def show(image: Tensor, lookup: Tensor, half: Tensor | None = None) -> Tensor:
     """Images resampled by moved meshes.
 
     Args:
         image: (B, C, H, W), or one for all; its border is repeated beyond it.
         lookup: (B, R, R, 2) places of it, from `ElasticMesh.lookup`. Where they lie
             denser than the pixels, the image at half its size is blended in; edges where the mesh jumps are softened.
+        half: (B, C, H/2, W/2) the image at half its size, if it is there already.
 
     Returns:
         (B, C, R, R).
@@ -215,7 +250,7 @@ def show(image: Tensor, lookup: Tensor) -> Tensor:
     grid = lookup * 2.0 - 1.0
     fine, coarse = (
         F.grid_sample(level.expand(count, -1, -1, -1), grid, "bilinear", "border", align_corners=False)
-        for level in (image, F.avg_pool2d(image, 2))
+        for level in (image, F.avg_pool2d(image, 2) if half is None else half)
     )
     across, down = lookup[:, :, 1:] - lookup[:, :, :-1], lookup[:, 1:] - lookup[:, :-1]
     a, b = F.pad(across, (0, 0, 0, 1)), F.pad(down, (0, 0, 0, 0, 0, 1))
@@ -263,14 +298,15 @@ def _face_triangles() -> tuple[list[list[int]], list[bool]]:
 
 @functools.lru_cache(maxsize=4)
 def _triangles(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(T, 3): two that cover the image, the rings' from the outermost inward, the face's; and (T,) which are mouth."""
+    """(T, 3): one that covers the image, the rings' from the outermost inward, the face's; and (T,) which are mouth."""
     count = len(FACE_OVAL)
     loops = [list(FACE_OVAL)] + [[len(FACE) + ring * count + n for n in range(count)] for ring in range(len(_RINGS))]
     first = len(FACE) + len(_RINGS) * count
-    cells = [(first, first + 1, first + 2, first + 3)]
+    cells = []
     for inner, outer in zip(loops[-2::-1], loops[:0:-1]):
         cells += [(outer[n], inner[n], outer[n - count + 1], inner[n - count + 1]) for n in range(count)]
-    ground = [list(corners) for a, b, c, d in cells for corners in ((a, b, c), (d, c, b))]
+    ground = [[first, first + 1, first + 2]]
+    ground += [list(corners) for a, b, c, d in cells for corners in ((a, b, c), (d, c, b))]
     face, mouth = _face_triangles()
     between = [False] * len(ground) + mouth
     with torch.inference_mode(False):  # cached; training needs normal tensors even if inference asks first
