@@ -14,6 +14,7 @@ from torch import Tensor
 
 from export3d.camera import LABEL_SIZE, projected, unpack
 from export3d.errors import check_shape
+from export3d.layers import enlarge
 from export3d.warping.flow_field import pixel_grid
 
 _BACK, _RISE = 0.08, 0.19
@@ -68,54 +69,55 @@ def plane_positions(points: Tensor, label: Tensor, half_extent: float, depth: Te
         fx, skew, cx, fy, cy = (intrinsics[:, a, b, None] for a, b in ((0, 0), (0, 1), (0, 2), (1, 1), (1, 2)))
         y = (v - cy) / fy
         rays = torch.stack([(u - cx - skew * y) / fx, y, torch.ones_like(y)], dim=-1) @ cam2world[:, :3, :3].mT
-    origin = cam2world[:, None, :3, 3]
-    z = torch.full_like(rays[..., 2], _BACK - _RISE) if depth is None else depth.to(rays).expand_as(rays[..., 2])
+    origin = cam2world[:, :3, 3, None].unbind(1)
+    towards = [(rays[..., axis] / rays[..., 2]) for axis in (0, 1)]
+    z = torch.full_like(towards[0], _BACK - _RISE) if depth is None else depth.to(rays).expand_as(towards[0])
     for _ in range(1 if depth is not None else 12):  # converges in a few steps: the bump's slope is below 1
-        place = origin + rays * ((z[..., None] - origin[..., 2:]) / rays[..., 2:])
+        away = z - origin[2]
+        x, y = (torch.addcmul(start, way, away) for start, way in zip(origin, towards))
         if depth is None:
-            z = proxy_depth(place[..., 0], place[..., 1])
-    positions: Tensor = place[..., :2] / half_extent
-    return positions
+            z = proxy_depth(x, y)
+    return torch.stack([x, y], dim=-1) / half_extent
 
 
-def head_nearness(label: Tensor, size: int, half_extent: float) -> Tensor:
+def seen_places(label: Tensor, size: int) -> Tensor:
+    """The pixels of cameras (B, 25) on the average head, of every fourth row and column: (B, size/4, size/4, 2).
+
+    Args:
+        size: H, pixels across the view, a multiple of 4.
+
+    Returns:
+        x and y, scene units.
+    """
+    coarse = size // 4
+    pixels = ((pixel_grid(coarse, label.device) + 1.0) / 2.0).flatten(2).mT.expand(label.shape[0], -1, -1)
+    return plane_positions(pixels, label, 1.0).unflatten(1, (coarse, coarse))
+
+
+def head_nearness(seen: Tensor) -> Tensor:
     """Nearness of each pixel to the middle of the average head's face, as a camera sees it.
 
     Args:
-        label: (B, 25).
-        size: H, a multiple of 4.
-        half_extent: of the planes, scene units.
+        seen: (B, H/4, H/4, 2), see `seen_places`.
 
     Returns:
         (B, 1, H, H): 1 at the middle, falling linearly to 0 at four widths of the head's bump.
     """
-    coarse = size // 4
-    place = _seen_places(label, coarse, half_extent)
-    x, y = place.unbind(-1)
-    away = torch.stack([x / _WIDTH, y / _HEIGHT], dim=-1).norm(dim=-1)
-    near = (1.0 - away / 4.0).clamp(0.0, 1.0).reshape(-1, 1, coarse, coarse)
-    return F.interpolate(near, size, mode="bilinear", align_corners=False)
+    x, y = seen.unbind(-1)
+    away = ((x / _WIDTH).square() + (y / _HEIGHT).square()).sqrt()
+    return enlarge((1.0 - away / 4.0).clamp(0.0, 1.0)[:, None], 4)
 
 
-def turned_flow(label: Tensor, driving_label: Tensor, half_extent: float, size: int) -> Tensor:
+def turned_flow(label: Tensor, seen: Tensor) -> Tensor:
     """The flow from a driving view to the source if the whole image, hair and background too, lay on the average head.
 
     Args:
-        label, driving_label: (B, 25) cameras of the source and of the driving view.
-        half_extent: of the planes, scene units.
-        size: H, a multiple of 4.
+        label: (B, 25) the source's camera.
+        seen: (B, H/4, H/4, 2) the pixels of the driving view, see `seen_places`.
 
     Returns:
         (B, 2, H, H), offsets to places of the source, x first, in [-1, 1] grid units.
     """
-    coarse = size // 4
-    place = _seen_places(driving_label, coarse, half_extent)
-    points = torch.cat([place, proxy_depth(place[..., :1], place[..., 1:])], dim=-1)
-    lookup = (projected(points, label)[0] * 2 - 1).reshape(-1, coarse, coarse, 2).permute(0, 3, 1, 2)
-    return F.interpolate(lookup - pixel_grid(coarse, lookup.device), size, mode="bilinear", align_corners=False)
-
-
-def _seen_places(label: Tensor, size: int, half_extent: float) -> Tensor:
-    """The pixels of cameras (B, 25) on the average head: (B, size size, 2), scene units."""
-    pixels = ((pixel_grid(size, label.device) + 1.0) / 2.0).flatten(2).mT.expand(label.shape[0], -1, -1)
-    return plane_positions(pixels, label, half_extent) * half_extent
+    points = torch.cat([seen, proxy_depth(seen[..., :1], seen[..., 1:])], dim=-1).flatten(1, 2)
+    lookup = (projected(points, label)[0] * 2 - 1).mT.unflatten(2, seen.shape[1:3])
+    return enlarge(lookup - pixel_grid(seen.shape[1], lookup.device), 4)

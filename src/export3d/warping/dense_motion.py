@@ -10,18 +10,23 @@ Letters: B batch, K = 4 candidates, H pixels, G pixels across the network's inpu
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from export3d.errors import check_shape
+from export3d.errors import ShapeError, check_shape
 from export3d.image import resize
 from export3d.warping.flow_field import look_up, pixel_grid
 
 GRID = 64
 """G is fixed, so that a head has the same size for the network at any image size."""
 CANDIDATES = ("elastic", "as the head", "as the face", "still")
-"""On the elastic mesh; the whole image turned with the head, or moved in its plane with the face; unmoved."""
+"""On the elastic mesh; the whole image turned with the head, or moved in its plane with the face; unmoved.
+
+All but the last one move.
+"""
 _WIDTHS = (48, 64, 96, 128)
 _LAST = 24
 _LEAD = 2.0
@@ -54,21 +59,23 @@ class DenseMotion(nn.Module):
         assert self.share.bias is not None
         nn.init.constant_(self.share.bias[:1], _LEAD)
 
-    def forward(self, source: Tensor, flows: Tensor, hints: Tensor) -> Tensor:
+    def forward(self, source: Tensor, flows: Sequence[Tensor], hints: Tensor) -> Tensor:
         """The flow that moves the source into the driving frame.
 
         Args:
-            source: (B, 3, H, H).
-            flows: (B, K, 2, H, H), in the order of `CANDIDATES`: offsets to the places of the source, x first, in
-                [-1, 1] grid units.
+            source: (B, 3, G, G).
+            flows: (B, 2, H, H) of each moving candidate, in the order of `CANDIDATES`: offsets to the places of the
+                source, x first, in [-1, 1] grid units.
             hints: (B, 3, H, H), 0 to 1: the elastic mesh's stretch, and the head's nearness in the driving view and in
                 the source (`average_head.head_nearness`).
 
         Returns:
             (B, 2, H, H), offsets like the candidates.
         """
-        batch, size = source.shape[0], source.shape[-1]
-        check_shape(flows, f"{batch} {len(CANDIDATES)} 2 {size} {size}", "flows")
+        size = hints.shape[-1]
+        check_shape(source, f"B 3 {GRID} {GRID}", "source")
+        if len(flows) != len(CANDIDATES) - 1:
+            raise ShapeError(f"there are {len(flows)} flows for the moving candidates {', '.join(CANDIDATES[:-1])}")
         seen = self._seen(source, flows, hints)
         skips = [F.leaky_relu(self.fold(F.pixel_unshuffle(seen, 2)), 0.2)]
         for step, block in enumerate(self.down):
@@ -77,19 +84,20 @@ class DenseMotion(nn.Module):
         for block in self.up:
             x = block(torch.cat([_twice(x), skips.pop()], dim=1))
         x = F.leaky_relu(self.last(torch.cat([_twice(x), seen], dim=1)), 0.2)
-        share, beyond = self.share(x).softmax(dim=1), 0.1 * self.beyond(x)
-        share, beyond = (F.interpolate(y, size, mode="bilinear", align_corners=False) for y in (share, beyond))
-        mixed: Tensor = (share.float()[:, :, None] * flows).sum(dim=1) + beyond.float()
+        mixture = torch.cat([self.share(x).softmax(dim=1), 0.1 * self.beyond(x)], dim=1)
+        mixture = F.interpolate(mixture, size, mode="bilinear", align_corners=False).float()
+        *shares, _, mixed = mixture.split([1] * len(CANDIDATES) + [2], dim=1)
+        for share, flow in zip(shares, flows):
+            mixed = torch.addcmul(mixed, share, flow)
         return mixed
 
     @staticmethod
-    def _seen(source: Tensor, flows: Tensor, hints: Tensor) -> Tensor:
+    def _seen(source: Tensor, flows: Sequence[Tensor], hints: Tensor) -> Tensor:
         """(B, 23, G, G): the source moved by each candidate, the moving candidates, the hints and the pixel grid."""
-        small = resize(source, GRID)
-        offsets = [resize(flow, GRID) for flow in flows.unbind(1)]
-        views = [look_up(small, offset) for offset in offsets]
-        where = pixel_grid(GRID, source.device).expand(source.shape[0], -1, -1, -1)
-        return torch.cat([*views, *(4.0 * offset for offset in offsets[:-1]), resize(hints, GRID), where], dim=1)
+        offsets = [resize(flow, GRID) for flow in flows]
+        views = [*(look_up(source, offset) for offset in offsets), source]
+        where = pixel_grid(GRID, source.device).expand(hints.shape[0], -1, -1, -1)
+        return torch.cat([*views, *(4.0 * offset for offset in offsets), resize(hints, GRID), where], dim=1)
 
 
 def _block(before: int, after: int) -> nn.Sequential:

@@ -54,18 +54,26 @@ def driving_flow(points: Tensor, face: Face, camera: Tensor, size: int) -> tuple
         places, distance = projected(points[:, constant(FACE, points.device)], camera)
         source, _ = ElasticMesh(face.places).lookup(places, distance, size)
         here = pixel_grid(size, points.device)
-        elastic = 2.0 * source.permute(0, 3, 1, 2) - 1.0 - here
+        elastic = 2.0 * source.permute(0, 3, 1, 2) - (1.0 + here)
         turn, shift = similarity(places, face.places)
-        there = ((here + 1.0) / 2.0).flatten(2).mT @ turn + shift
-        return elastic, 2.0 * there.mT.reshape(-1, 2, size, size) - 1.0 - here
+        # 2 (p T + s) - 1 - g at p = (g + 1) / 2
+        across, down = (turn - torch.eye(2, device=turn.device))[..., None, None].unbind(1)
+        along = (turn.sum(dim=1, keepdim=True) + 2.0 * shift - 1.0).mT[..., None]
+        return elastic, across * here[:, :1, :1] + (down * here[:, 1:, :, :1] + along)
+
+
+def mouth_mask(places: Tensor, size: int) -> Tensor:
+    """The polygon of the inner lips: places (B, L, 2), 0..1, of landmarks to (B, 1, size, size), 0 or 1."""
+    return covered(places[:, constant(INNER_LIPS, places.device)], size)
 
 
 @torch.no_grad()
-def openings(points: Tensor, face: Face, camera: Tensor, turned: Tensor) -> Tensor:
-    """Masks of the open mouth: the polygon of the inner lips.
+def openings(points: Tensor, mouth: Tensor, camera: Tensor, turned: Tensor) -> Tensor:
+    """Masks of the open mouth.
 
     Args:
         points: (B, L, 3) moved landmarks.
+        mouth: (B, 1, H/2, H/2) the source's, see `mouth_mask`.
         camera: (B, 25) of the driving frames.
         turned: (B, 2, H, H), see `average_head.turned_flow`.
 
@@ -73,8 +81,7 @@ def openings(points: Tensor, face: Face, camera: Tensor, turned: Tensor) -> Tens
         (B, 2, H, H), 0 to 1: in the driving view, and in the source turned as the head is.
     """
     size = turned.shape[-1]
-    lips = constant(INNER_LIPS, points.device)
-    driving = covered(projected(points[:, lips], camera)[0], size // 2)
-    source = look_up(covered(face.places[:, lips], size // 2), resize(turned, size // 2))
+    driving = mouth_mask(projected(points, camera)[0], size // 2)
+    source = look_up(mouth, resize(turned, size // 2))
     masks = torch.cat([driving, source], dim=1)
     return F.interpolate(masks, size, mode="bilinear", align_corners=False)

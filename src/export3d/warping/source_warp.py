@@ -11,20 +11,21 @@ Letters: B batch, E expression coefficients, d size of beta', H pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.errors import ConfigError
-from export3d.warping.average_head import frontal_view, head_nearness, turned_flow
-from export3d.warping.dense_motion import DenseMotion
+from export3d.image import resize
+from export3d.warping.average_head import frontal_view, head_nearness, seen_places, turned_flow
+from export3d.warping.dense_motion import GRID, DenseMotion
 from export3d.warping.detail import Detail, Views
 from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp.guide`, for its caller
 from export3d.warping.elastic_mesh import show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
-from export3d.warping.flows import driving_flow, openings, plane_flow
+from export3d.warping.flows import driving_flow, mouth_mask, openings, plane_flow
 from export3d.warping.landmark_motion import Eyes as Eyes
 from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.origin import Origin as Origin
@@ -74,18 +75,25 @@ class SourceView:
         face: where the source's landmarks are and move from; None without `flow` and `detail`.
         image: (B, 3, H, H) the source; None without `detail`.
         camera: (B, 25) the source's camera; None without `detail`.
+        half: (B, 3, H/2, H/2) the source at half its size; None without `detail`.
+        small: (B, 3, 64, 64) the source for `DenseMotion`; None without `dense`.
+        head: (B, 1, H, H) `average_head.head_nearness` of its camera; None without `detail`.
+        mouth: (B, 1, H/2, H/2) its open mouth; None without `mouth`.
     """
 
     face: Face | None = None
     image: Tensor | None = None
     camera: Tensor | None = None
+    half: Tensor | None = None
+    small: Tensor | None = None
+    head: Tensor | None = None
+    mouth: Tensor | None = None
 
     def expand(self, batch: int) -> SourceView:
         """One source repeated for a batch of expressions; copies nothing."""
-        return SourceView(
-            None if self.face is None else self.face.expand(batch),
-            *(None if x is None else x.expand(batch, *x.shape[1:]) for x in (self.image, self.camera)),
-        )
+        kept = (getattr(self, field.name) for field in fields(self))
+        repeated = (None if x is None or isinstance(x, Face) else x.expand(batch, *x.shape[1:]) for x in kept)
+        return replace(SourceView(*repeated), face=None if self.face is None else self.face.expand(batch))
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,14 @@ class SourceWarp(nn.Module):
                 "this model moves its source's pixels: give encode() the source's camera, expression and landmarks"
             )
         face = self.motion.face(beta, landmarks, camera, self.half_extent)
-        return SourceView(face, image, camera) if self.config.detail else SourceView(face)
+        if not self.config.detail:
+            return SourceView(face)
+        pixels = image.float()
+        with torch.no_grad():
+            head = head_nearness(seen_places(camera, image.shape[-1]))
+            mouth = mouth_mask(face.places, image.shape[-1] // 2) if self.config.mouth else None
+        small = resize(pixels, GRID) if self.config.dense else None
+        return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth)
 
     def move(self, beta: Tensor, view: SourceView, stem: Sequence[Tensor], eyes: Eyes | None = None) -> SourceMotion:
         """Driving beta' (B, d), the source and its stem features (H/8, H/4, H/2) to the source's motion.
@@ -198,22 +213,24 @@ class SourceWarp(nn.Module):
     def views(self, view: SourceView, motion: SourceMotion, camera: Tensor) -> Views:
         """The source as it may appear in driving frames of cameras (B, 25)."""
         image, own, face, points = view.image, view.camera, view.face, motion.points
-        if image is None or own is None or face is None or points is None:
+        if image is None or own is None or face is None or points is None or view.head is None:
             raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
-        half = self.half_extent
         size, image = image.shape[-1], image.float()
         flow, as_face = driving_flow(points, face, camera, size)
         with torch.no_grad():
-            head = torch.cat([head_nearness(label, size, half) for label in (camera, own)], dim=1)
-            as_head = turned_flow(own, camera, half, size)
+            seen = seen_places(camera, size)
+            head = torch.cat([head_nearness(seen), view.head], dim=1)
+            as_head = turned_flow(own, seen)
             turned = look_up(image, as_head)
-        if self.dense is not None:
-            candidates = torch.stack([flow, as_head, as_face, torch.zeros_like(flow)], dim=1)
-            flow = self.dense(image, candidates, torch.cat([stretch(flow), head], dim=1))
+        stretched = stretch(flow)
+        if self.dense is not None and view.small is not None:
+            hints = torch.cat([stretched, head], dim=1)
+            flow = self.dense(view.small, (flow, as_head, as_face), hints)
+            stretched = stretch(flow)
         places = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
-        moved = show(image, places.permute(0, 2, 3, 1))
-        mouth = openings(points, face, camera, as_head) if self.config.mouth else None
-        return Views(moved, stretch(flow), flow, image, turned, as_head, head, mouth)
+        moved = show(image, places.permute(0, 2, 3, 1), view.half)
+        mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_head)
+        return Views(moved, stretched, flow, image, turned, as_head, head, mouth)
 
 
 def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool) -> dict[str, Tensor]:

@@ -8,7 +8,14 @@ import torch
 
 from export3d.camera import Camera, mirror, project
 from export3d.errors import ShapeError
-from export3d.warping.average_head import frontal_view, head_nearness, plane_positions, proxy_depth, turned_flow
+from export3d.warping.average_head import (
+    frontal_view,
+    head_nearness,
+    plane_positions,
+    proxy_depth,
+    seen_places,
+    turned_flow,
+)
 from export3d.warping.flow_field import look_up
 
 HALF = 0.36
@@ -134,7 +141,7 @@ def test_points_of_a_batch_are_seen_by_their_own_cameras() -> None:
 
 def test_nearness_is_greatest_where_the_camera_sees_the_middle_of_the_face() -> None:
     labels = torch.cat([label(camera) for camera in CAMERAS])
-    near = head_nearness(labels, 64, HALF)
+    near = head_nearness(seen_places(labels, 64))
     assert near.shape == (4, 1, 64, 64)
     for found, camera in zip(near[:, 0], CAMERAS):
         middle = project(np.array([[0.0, 0.0, -0.11]]), camera.label)[0]
@@ -149,21 +156,21 @@ def test_nearness_is_greatest_where_the_camera_sees_the_middle_of_the_face() -> 
 
 def turned_view(before: Camera, after: Camera, size: int = 64) -> torch.Tensor:
     """(1, 2, size, size): a picture of coordinates, looked up by the flow between two cameras."""
-    return look_up(coordinate_image(size), turned_flow(label(before), label(after), HALF, size))
+    return look_up(coordinate_image(size), turned_flow(label(before), seen_places(label(after), size)))
 
 
 @pytest.mark.parametrize("camera", CAMERAS)
 def test_the_turned_view_of_the_sources_own_camera_is_the_source(camera: Camera) -> None:
     # From far aside a few rays graze the head, where twelve steps do not find it to the pixel.
     assert ((turned_view(camera, camera) - coordinate_image(64)).abs() < 2e-2).float().mean() > 0.9
-    flow = turned_flow(label(camera), label(camera), HALF, 64)
+    flow = turned_flow(label(camera), seen_places(label(camera), 64))
     assert flow.shape == (1, 2, 64, 64)
     assert (flow.abs() < 1e-3).float().mean() > 0.85
 
 
 @pytest.mark.parametrize("size", [32, 128])
 def test_the_turned_flow_is_the_same_at_any_size(size: int) -> None:
-    there, here = (turned_flow(label(CAMERAS[0]), label(CAMERAS[1]), HALF, n) for n in (64, size))
+    there, here = (turned_flow(label(CAMERAS[0]), seen_places(label(CAMERAS[1]), n)) for n in (64, size))
     resized = torch.nn.functional.interpolate(here, 64, mode="bilinear", antialias=True, align_corners=False)
     assert there.abs().mean() > 0.05
     assert (resized - there).abs().mean() < 0.005
@@ -171,9 +178,9 @@ def test_the_turned_flow_is_the_same_at_any_size(size: int) -> None:
 
 def test_each_turned_flow_of_a_batch_is_that_of_its_own_cameras() -> None:
     before = torch.cat([label(camera) for camera in CAMERAS])
-    together = turned_flow(before, before.flip(0), HALF, 32)
+    together = turned_flow(before, seen_places(before.flip(0), 32))
     for b in range(4):
-        alone = turned_flow(before[b : b + 1], before.flip(0)[b : b + 1], HALF, 32)
+        alone = turned_flow(before[b : b + 1], seen_places(before.flip(0)[b : b + 1], 32))
         torch.testing.assert_close(together[b : b + 1], alone)
 
 
@@ -201,7 +208,7 @@ def test_under_bfloat16_autocast_nothing_is_rounded() -> None:
     image, camera = torch.rand(4, 3, 64, 64), torch.cat([label(camera) for camera in CAMERAS])
 
     def everything() -> tuple[torch.Tensor, ...]:
-        return frontal_view(image, camera, HALF), turned_flow(camera, camera.flip(0), HALF, 64)
+        return frontal_view(image, camera, HALF), turned_flow(camera, seen_places(camera.flip(0), 64))
 
     exact = everything()
     with torch.autocast("cpu", dtype=torch.bfloat16):

@@ -15,7 +15,7 @@ from export3d.face.landmark_sets import INNER_LIPS
 from export3d.motion.arkit import ARKIT52
 from export3d.warping.elastic_mesh import FACE, show
 from export3d.warping.flow_field import pixel_grid, stretch
-from export3d.warping.flows import driving_flow, openings, plane_flow
+from export3d.warping.flows import driving_flow, mouth_mask, openings, plane_flow
 from export3d.warping.landmark_motion import Face, average_landmarks
 from export3d.warping.losses import flow_error
 from tests.heads import CAMERAS, FRONT, HALF, NAMES, at_rest, bent, people, places, read, restless
@@ -188,7 +188,9 @@ def parted(lift: float) -> Face:
 
 def test_at_rest_the_mouth_is_open_where_the_source_has_it_open() -> None:
     face = parted(0.01)
-    driving, source = openings(face.points, face, CAMERAS[:1], torch.zeros(1, 2, 128, 128)).unbind(dim=1)
+    driving, source = openings(
+        face.points, mouth_mask(face.places, 64), CAMERAS[:1], torch.zeros(1, 2, 128, 128)
+    ).unbind(dim=1)
     torch.testing.assert_close(driving, source, atol=1e-4, rtol=0)
     lips = projected(face.points.detach(), CAMERAS[:1])[0][:, list(INNER_LIPS)]
     x, y = lips[0].T
@@ -199,11 +201,11 @@ def test_at_rest_the_mouth_is_open_where_the_source_has_it_open() -> None:
 
 def test_a_jaw_opens_the_driving_mouth_and_leaves_the_upper_teeth_with_the_head() -> None:
     face = parted(0.004)
-    points, still = with_jaw_down(face), torch.zeros(1, 2, 128, 128)
-    before, after = (openings(p, face, CAMERAS[:1], still) for p in (face.points, points))
+    points, still, own = with_jaw_down(face), torch.zeros(1, 2, 128, 128), mouth_mask(face.places, 64)
+    before, after = (openings(p, own, CAMERAS[:1], still) for p in (face.points, points))
     assert float(after[:, 0].sum()) > 1.5 * float(before[:, 0].sum())
     assert torch.equal(after[:, 1], before[:, 1])
-    shifted = openings(points, face, CAMERAS[:1], torch.full((1, 2, 128, 128), 2.0 * 8 / 128))
+    shifted = openings(points, own, CAMERAS[:1], torch.full((1, 2, 128, 128), 2.0 * 8 / 128))
     torch.testing.assert_close(shifted[:, 1, :-8, :-8], before[:, 1, 8:, 8:], atol=1e-4, rtol=0)
     assert torch.equal(shifted[:, 0], after[:, 0])
 
@@ -218,7 +220,11 @@ def test_under_bfloat16_autocast_nothing_is_rounded() -> None:
 
     def everything() -> list[Tensor]:
         flows = driving_flow(points, face, CAMERAS.flip(0), 64)
-        return [*flows, plane_flow(points, face, HALF, 32), openings(points, face, CAMERAS, turned)]
+        return [
+            *flows,
+            plane_flow(points, face, HALF, 32),
+            openings(points, mouth_mask(face.places, 32), CAMERAS, turned),
+        ]
 
     exact = everything()
     with torch.autocast("cpu", dtype=torch.bfloat16):

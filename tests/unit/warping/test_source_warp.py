@@ -15,7 +15,7 @@ from export3d.config import VARIANTS, preset, tiny, variant
 from export3d.errors import ConfigError, ShapeError
 from export3d.image import resize
 from export3d.model import Export3D
-from export3d.warping.average_head import frontal_view, turned_flow
+from export3d.warping.average_head import frontal_view, seen_places, turned_flow
 from export3d.warping.dense_motion import CANDIDATES
 from export3d.warping.elastic_mesh import show
 from export3d.warping.flow_field import pixel_grid
@@ -447,7 +447,7 @@ def test_the_dense_motion_mixes_what_its_candidates_say(which: int) -> None:
         own = camera.flip(0)
         output = model(source, expression, camera, own, expression.flip(0), landmarks(own))
         on_mesh, as_face = driving_flow(output.planes.motion.points, output.planes.source.view.face, camera, 64)
-        flows = (on_mesh, turned_flow(own, camera, HALF, 64), as_face, 0 * on_mesh)
+        flows = (on_mesh, turned_flow(own, seen_places(camera, 64)), as_face, 0 * on_mesh)
     torch.testing.assert_close(output.warped, shown(source, flows[which]), atol=1e-4, rtol=0)
     for other in {*range(len(flows))} - {which}:
         assert (output.warped - shown(source, flows[other])).abs().mean() > 1e-2
@@ -460,7 +460,7 @@ def test_a_new_dense_motion_moves_the_source_and_mostly_on_the_mesh() -> None:
     with torch.no_grad():
         output = model(source, expression, camera, own, expression, landmarks(own))
         on_mesh, as_face = driving_flow(output.planes.motion.points, output.planes.source.view.face, camera, 64)
-        as_head = turned_flow(own, camera, HALF, 64)
+        as_head = turned_flow(own, seen_places(camera, 64))
         share = torch.tensor([2.0, 0.0, 0.0, 0.0]).softmax(0)
         wanted = share[0] * on_mesh + share[1] * (as_head + as_face)
     torch.testing.assert_close(output.warped, shown(source, wanted), atol=1e-4, rtol=0)
