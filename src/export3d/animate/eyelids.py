@@ -13,15 +13,14 @@ Letters: B frames, E = 52 scores, K steps, s the step along the path: up to 1 of
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
+from export3d.expression.encoder import ExpressionEncoder
 from export3d.layers import constant
 from export3d.model import Encoded, Export3D
 from export3d.motion.arkit import ARKIT52
-from export3d.warping.landmark_motion import Eyes, LandmarkMotion
+from export3d.warping.landmark_motion import Eyes, Face, LandmarkMotion
 from export3d.warping.source_warp import SourceView
 
 _SIDES = ("Right", "Left")
@@ -61,26 +60,48 @@ def closing_eyes(
     motion = None if model.warp is None else model.warp.motion
     if motion is None or source.view is None or model.config.space != "arkit52":
         return expression, None
-    blink = expression[:, _BLINK]
-    share = _smooth((blink.amax(dim=1) - _FADE[0]) / (_FADE[1] - _FADE[0]))
-    if not bool(share.any()):
+    if not bool(_share(expression).any()):
         return expression, None
-    at_rest = model.expression(_as_both(own[None], torch.zeros_like(blink[:1, None]))[0, 0])
-    steps = torch.linspace(0.0, _LONGEST, _STEPS, device=blink.device)[None, :, None].expand(len(blink), -1, 2)
+    return closed(model.expression, motion, source.view, own[None], expression, shift)
+
+
+def closed(
+    encoder: ExpressionEncoder,
+    motion: LandmarkMotion,
+    view: SourceView,
+    own: Tensor,
+    expression: Tensor,
+    shift: Tensor | None = None,
+) -> tuple[Tensor, Eyes]:
+    """As `closing_eyes`, for S = 1 or B sources, whether an eye closes or not.
+
+    Args:
+        view: of S sources.
+        own: (S, E) their scores.
+    """
+    share = _share(expression)
+    blink = expression[:, _BLINK]
+    at_rest = encoder(_as_both(own, torch.zeros_like(own[:, None, :2])).flatten(0, 2)).view(own.shape[0], 2, -1)
+    steps = torch.linspace(0.0, _LONGEST, _STEPS, device=blink.device)[None, :, None].expand(blink.shape[0], -1, 2)
 
     def beta(scores: Tensor) -> Tensor:
         rows = scores.shape[1]
-        coefficients = model.expression.coefficients(scores.flatten(0, 2)).view(len(scores), rows, 2, -1)
-        return model.expression.embed(coefficients if shift is None else coefficients + shift[:, None, None])
+        coefficients = encoder.coefficients(scores.flatten(0, 2)).view(scores.shape[0], rows, 2, -1)
+        return encoder.embed(coefficients if shift is None else coefficients + shift[:, None, None])
 
-    opened = _openings(motion, source.view, beta(_as_both(expression, steps)), at_rest)
-    usual = _usual(own[None, _BLINK])
+    opened = _openings(motion, view, beta(_as_both(expression, steps)), at_rest)
+    usual = _usual(own[:, _BLINK])
     wanted = 1.0 - (usual - _usual(blink)) / usual.clamp_min(_LEAST)
     step = _first_below(opened, torch.minimum(wanted, opened[:, 0]))
-    eyes = Eyes(beta(_as_both(expression, step[:, None]))[:, 0], at_rest.expand(len(blink), -1, -1), share)
+    eyes = Eyes(beta(_as_both(expression, step[:, None]))[:, 0], at_rest.expand(blink.shape[0], -1, -1), share)
     needed = step.amin(dim=1, keepdim=True)
     asked = _along(expression, needed.expand(-1, 2))
     return torch.lerp(expression, asked, share[:, None]), eyes
+
+
+def _share(expression: Tensor) -> Tensor:
+    """(B,) how far eyes close by their scores (B, E) rather than with the face."""
+    return _smooth((expression[:, _BLINK].amax(dim=1) - _FADE[0]) / (_FADE[1] - _FADE[0]))
 
 
 def _along(expression: Tensor, step: Tensor) -> Tensor:
@@ -101,17 +122,22 @@ def _as_both(expression: Tensor, step: Tensor) -> Tensor:
 
 
 def _openings(motion: LandmarkMotion, view: SourceView, beta: Tensor, own: Tensor) -> Tensor:
-    """How far each eye is open, relative to the source's: (B, K, 2) by beta' (B, K, 2, d), from its own (2, d)."""
+    """How far each eye is open, relative to the source's: (B, K, 2) by beta' (B, K, 2, d), from its own (S, 2, d)."""
     assert view.face is not None
-    rows = beta.flatten(0, 2)
-    face = replace(view.face.expand(len(rows)), beta=own.repeat(len(rows) // 2, 1))
+    batch, steps = beta.shape[:2]
+
+    def rows(x: Tensor) -> Tensor:
+        return x[:, None].expand(batch, 2 * steps, *x.shape[1:]).flatten(0, 1)
+
+    own = own[:, None].expand(batch, steps, -1, -1).flatten(0, 2)
+    face = Face(own, *(rows(x) for x in (view.face.places, view.face.aligned, view.face.points, view.face.code)))
     upper, lower = (constant(lids, beta.device) for lids in (_UPPER, _LOWER))
 
     def gap(points: Tensor) -> Tensor:
         return (points[:, lower, 1] - points[:, upper, 1]).mean(dim=-1)
 
-    gaps = gap(motion(rows, face)).view(*beta.shape[:2], 2, 2).diagonal(dim1=2, dim2=3)
-    return gaps / gap(view.face.points).clamp_min(1e-4)
+    gaps = gap(motion(beta.flatten(0, 2), face)).view(batch, steps, 2, 2).diagonal(dim1=2, dim2=3)
+    return gaps / gap(view.face.points)[:, None].clamp_min(1e-4)
 
 
 def _usual(blink: Tensor) -> Tensor:
