@@ -59,8 +59,8 @@ def command(
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
         batch: number of frames to render together.
-        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU), or
-            auto, the fastest.
+        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU),
+            openvino (extra fast), or auto, the fastest of them.
     """
     from export3d.animate.drive import FPS, motion_path, read_motion
     from export3d.animate.drive import driving as drive

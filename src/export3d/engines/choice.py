@@ -2,23 +2,37 @@
 
 from __future__ import annotations
 
+import platform
+from importlib.util import find_spec
 from typing import get_args
 
 from export3d.engines.engine import Engine
 from export3d.engines.names import EngineName
+from export3d.engines.openvino_engine import OpenVinoEngine
 from export3d.engines.torch_engine import TorchEngine
 from export3d.errors import ConfigError
 from export3d.model import Export3D
+
+_MEASURED = ("x86_64", "AMD64")
+"""Processors on which OpenVINO was measured to be faster."""
 
 
 def pick_engine(model: Export3D, name: EngineName = "auto") -> Engine:
     """The engine of that name for a model in evaluation mode on its device.
 
-    `auto` depends only on the machine and on what is installed: the same input gives the same bytes there.
+    - `reference`: PyTorch in float32.
+    - `torch`: PyTorch in the device's fast number format.
+    - `openvino`: OpenVINO for the costly parts, on a CPU (extra `fast`).
+    - `auto`: `openvino` on x86 processors if it is installed, else `torch`. It depends only on the machine and on what
+      is installed, never on a measurement: there the same input gives the same bytes.
 
     Raises:
         ConfigError: there is no such engine, or it does not run on the model's device.
+        MissingExtra: its package is not installed.
     """
     if name not in get_args(EngineName):
         raise ConfigError(f"there is no engine {name!r}; choose from {', '.join(get_args(EngineName))}")
-    return Engine(model) if name == "reference" else TorchEngine(model)
+    if name == "auto":
+        on_cpu = next(model.parameters()).device.type == "cpu" and platform.machine() in _MEASURED
+        name = "openvino" if on_cpu and find_spec("openvino") is not None else "torch"
+    return {"reference": Engine, "torch": TorchEngine, "openvino": OpenVinoEngine}[name](model)

@@ -4,4 +4,4 @@ from __future__ import annotations
 
 from typing import Literal
 
-EngineName = Literal["auto", "reference", "torch"]
+EngineName = Literal["auto", "reference", "torch", "openvino"]

@@ -108,7 +108,7 @@ class SourceEncoder(Part):
 
     def __init__(self, model: Export3D) -> None:
         super().__init__()
-        self.model = _shallow(model)
+        self.model = shallow(model)
         self.model.expression = _with_fixed_basis(model.expression)
         self.inputs = source_inputs(model)
         self.outputs = tuple(tensors(_encoded(model)))
@@ -322,7 +322,7 @@ def _views(model: Export3D) -> Views:
 M = TypeVar("M", bound=nn.Module)
 
 
-def _shallow(module: M) -> M:
+def shallow(module: M) -> M:
     """A module with the same parameters, whose parts can be exchanged without a change of the original."""
     out = copy.copy(module)
     out._modules = dict(module._modules)
@@ -331,7 +331,7 @@ def _shallow(module: M) -> M:
 
 def _with_fixed_basis(encoder: ExpressionEncoder) -> ExpressionEncoder:
     """The encoder with its basis as numbers: other runtimes have no QR decomposition."""
-    out = _shallow(encoder)
+    out = shallow(encoder)
     if encoder.basis is not None:
         out._modules["basis"] = _FixedBasis(encoder.basis().detach())
     return out

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +19,6 @@ from export3d.render.renderer import Rendered
 from export3d.warping.source_warp import Eyes, Origin
 
 logger = logging.getLogger(__name__)
-
-Result = TypeVar("Result")
 
 
 class TorchEngine(Engine):
@@ -50,32 +47,45 @@ class TorchEngine(Engine):
         self, source: Encoded, expression: Tensor, shift: Tensor | None = None, eyes: Eyes | None = None
     ) -> Planes:
         """See `Export3D.planes`."""
-        return self._guarded(lambda: self.model.planes(source, expression, shift, eyes), lambda made: made.triplane)
+        with self._autocast():
+            made = self._planes(source, expression, shift, eyes)
+        return made if self._is_finite(made.triplane) else self.model.planes(source, expression, shift, eyes)
 
     @torch.inference_mode()
     def frame_and_origin(
         self, planes: Planes, camera: Tensor, rendered: Rendered | None = None
     ) -> tuple[Tensor, Origin | None]:
         """See `Export3D.frame_and_origin`."""
-        return self._guarded(lambda: self.model.frame_and_origin(planes, camera, rendered), lambda made: made[0])
+        rendered = rendered or self.render(planes, camera)
+        with self._autocast():
+            made = self._frame_and_origin(planes, camera, rendered)
+        return made if self._is_finite(made[0]) else self.model.frame_and_origin(planes, camera)
 
     @torch.inference_mode()
     def frame_and_share(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Tensor]:
         """See `Export3D.frame_and_share`."""
-        return self._guarded(lambda: self.model.frame_and_share(planes, camera), lambda made: made[0])
-
-    def _guarded(self, step: Callable[[], Result], image: Callable[[Result], Tensor]) -> Result:
-        """The result of a step in the fast number format; in float32 where that is not finite."""
         with self._autocast():
-            made = step()
-        if bool(image(made).sum().isfinite()):
-            return made
-        if not self._warned:
+            made = self._frame_and_share(planes, camera)
+        return made if self._is_finite(made[0]) else self.model.frame_and_share(planes, camera)
+
+    def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
+        return self.model.planes(source, expression, shift, eyes)
+
+    def _frame_and_origin(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[Tensor, Origin | None]:
+        return self.model.frame_and_origin(planes, camera, rendered)
+
+    def _frame_and_share(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Tensor]:
+        return self.model.frame_and_share(planes, camera)
+
+    def _is_finite(self, made: Tensor) -> bool:
+        """Whether all numbers are finite; the first time that one is not, the log says so."""
+        finite = bool(made.sum(dtype=torch.float32).isfinite())
+        if not finite and not self._warned:
             self._warned = True
             logger.warning(
                 "the engine %s gave a result that is not finite; such frames are computed again in float32", self.name
             )
-        return step()
+        return finite
 
     def _autocast(self) -> contextlib.AbstractContextManager[Any]:
         if self.dtype == torch.float32:

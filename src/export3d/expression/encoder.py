@@ -74,16 +74,18 @@ class ExpressionEncoder(nn.Module):
     def coefficients(self, expression: Tensor) -> Tensor:
         """beta (B, E) to lambda (B, n), the unbounded coefficients of the basis; (B, d) without a basis."""
         check_shape(expression, f"B {self.config.inputs}", "expression")
-        x = (expression - self.mean) / self.deviation
-        coefficients: Tensor = self.second(F.leaky_relu(self.first(x), 0.2))
-        return coefficients
+        with torch.autocast(expression.device.type, enabled=False):
+            x = (expression - self.mean) / self.deviation
+            coefficients: Tensor = self.second(F.leaky_relu(self.first(x), 0.2))
+            return coefficients
 
     def embed(self, coefficients: Tensor) -> Tensor:
         """lambda (B, n) to beta' (B, d) (Eq. 3); without a basis, the layers' output (B, d) / sqrt(d)."""
         if self.basis is None:
             return coefficients / math.sqrt(self.config.d)  # the scale of LeBS, which EAdaLN expects
-        basis: Tensor = self.basis()
-        return coefficients @ basis.to(coefficients.dtype)
+        with torch.autocast(coefficients.device.type, enabled=False):
+            basis: Tensor = self.basis()
+            return coefficients @ basis.to(coefficients.dtype)
 
     def forward(self, expression: Tensor) -> Tensor:
         """beta (B, E) to beta' (B, d)."""

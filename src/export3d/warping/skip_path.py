@@ -93,22 +93,24 @@ class SkipWalk:
     """Adds the stem's features to the generator's: called once per grid, in the order H/8, H/4, H/2.
 
     Attributes:
+        field: see `SkipPath.walk`.
         flow: (B, 2, H, W) the refined flow of the last grid; None before the first call and without a flow.
     """
 
     def __init__(self, path: SkipPath, stem: Sequence[Tensor], field: Tensor | None) -> None:
         self.flow: Tensor | None = None
-        self._path, self._stem, self._field = path, stem, field
+        self.field = field
+        self._path, self._stem = path, stem
         self._change: Tensor | None = None
         self._grid = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, C, H, W) features of the next grid to the same shape."""
         features, closing = self._stem[self._grid], None
-        if self._field is not None:
+        if self.field is not None:
             step = self._path.flows[self._grid]
             assert isinstance(step, FlowStep)
-            flow, self._change = step(x, self._field, self._change)
+            flow, self._change = step(x, self.field, self._change)
             features, closing, self.flow = look_up(features, flow, _centres(flow)), step.closing(flow), flow
         out: Tensor = self._path.gates[self._grid](x, features, closing)
         self._grid += 1
@@ -120,5 +122,6 @@ def _centres(flow: Tensor) -> Tensor:
 
     They differ from `pixel_grid` by up to 6e-8, which changes the last bit of a few pixels per image.
     """
-    identity = torch.eye(2, 3, device=flow.device)[None]
-    return F.affine_grid(identity, [1, 1, *flow.shape[-2:]], align_corners=False).permute(0, 3, 1, 2)
+    rows, columns = (torch.linspace(-1.0, 1.0, n, device=flow.device) * (n - 1) / n for n in flow.shape[-2:])
+    y, x = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([x, y])[None]

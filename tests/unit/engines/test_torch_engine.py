@@ -35,6 +35,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
     return float(10.0 * torch.log10(4.0 / (a - b).square().mean()))
 
 
+@torch.inference_mode()
 def test_the_reference_is_the_model_itself(model: Export3D) -> None:
     torch.manual_seed(1)
     source, expression, camera = inputs(1)

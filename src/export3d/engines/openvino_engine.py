@@ -1,0 +1,180 @@
+"""The engine `openvino` (extra `fast`): the convolutional parts in OpenVINO, the rest as in the engine `torch`.
+
+OpenVINO runs the generator, and in one graph super-resolution, detail and each pixel's origin. It reads them from a
+trace and compiles them in memory, once per batch size, in less than a second; nothing is written to disk.
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from export3d.engines import parts
+from export3d.engines.torch_engine import TorchEngine
+from export3d.errors import ConfigError, MissingExtra
+from export3d.model import Encoded, Export3D, Planes
+from export3d.render.renderer import Rendered
+from export3d.triplane.generator import SidePath, SourceFeatures
+from export3d.warping.detail import DetailGuide
+from export3d.warping.skip_path import SkipWalk
+from export3d.warping.source_warp import Eyes, Origin
+
+
+class OpenVinoEngine(TorchEngine):
+    """Runs a model's costly parts in OpenVINO.
+
+    Args:
+        model: in evaluation mode, on the CPU.
+        dtype: of convolutions and matrix products; None: the processor's fast one.
+
+    Raises:
+        MissingExtra: OpenVINO is not installed.
+        ConfigError: the model is on another device.
+    """
+
+    name = "openvino"
+
+    def __init__(self, model: Export3D, dtype: torch.dtype | None = None) -> None:
+        super().__init__(model, dtype)
+        if self.device.type != "cpu":
+            raise ConfigError("the engine openvino runs on the processor; choose --device cpu or another engine")
+        self._fast = parts.shallow(model)
+        self._fast.generator = _Generator(_Compiled(parts.PlaneGenerator(model), self.dtype))  # type: ignore[assignment]
+        self._finish = _Compiled(_Finish(model), self.dtype)
+
+    def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
+        return self._fast.planes(source, expression, shift, eyes)
+
+    def _frame_and_origin(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[Tensor, Origin | None]:
+        made = self._finished(planes, camera, rendered)
+        return made["image"], Origin(*(made[name] for name in _ORIGIN)) if self.model.moves_pixels else None
+
+    def _frame_and_share(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Tensor]:
+        made = self._finished(planes, camera, self.render(planes, camera))
+        return made["image"], made["share"] if self.model.moves_pixels else torch.ones_like(made["image"][:, :1])
+
+    def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> dict[str, Tensor]:
+        """The outputs of `_Finish`."""
+        given = {"feature": rendered.feature}
+        if self.model.moves_pixels:
+            warp, view, motion = self.model.warp, planes.source.view, planes.motion
+            assert warp is not None
+            assert view is not None
+            assert motion is not None
+            assert view.image is not None
+            given |= parts.tensors(warp.views(view, motion, camera), "views") | {"view.image": view.image}
+        return self._finish(given)
+
+
+_ORIGIN = ("offset", "trust", "taken")
+
+
+class _Finish(parts.Finish):
+    """As `parts.Finish`, with the rendered share (B, 1, H, H) and the tensors of `Origin`."""
+
+    def __init__(self, model: Export3D) -> None:
+        super().__init__(model)
+        if self.detail is not None:
+            self.outputs = ("image", "share", *_ORIGIN)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        if self.detail is None:
+            return super().forward(*given)
+        named = self.named(given)
+        views = parts.rebuilt(self.like, named | {"views.still": named["view.image"]}, "views")
+        guide = DetailGuide(self.detail, views, named["feature"])
+        image = self.superres(named["feature"], guide).clamp(-1.0, 1.0)
+        origin = guide.origin
+        assert guide.share is not None
+        assert origin is not None
+        assert origin.taken is not None
+        return image, guide.share[:, :1], origin.offset, origin.trust, origin.taken
+
+
+class _Generator(nn.Module):
+    """The generator as `Export3D.planes` calls it; its planes include the tri-plane EMA."""
+
+    def __init__(self, compiled: _Compiled) -> None:
+        super().__init__()
+        self._compiled = compiled
+        self.average = nn.Identity()
+
+    def generate(self, source: SourceFeatures, embedding: Tensor, side: SidePath | None = None) -> Tensor:
+        given = parts.tensors(source, "features") | {"beta": embedding}
+        if isinstance(side, SkipWalk) and side.field is not None:
+            given["field"] = side.field
+        return self._compiled(given)["triplane"]
+
+
+class _Compiled:
+    """A part of the model in OpenVINO, compiled once per batch size and number of PyTorch's threads."""
+
+    def __init__(self, part: parts.Part, dtype: torch.dtype) -> None:
+        try:
+            import openvino
+        except ImportError as error:
+            raise MissingExtra("fast", "OpenVINO") from error
+        self._openvino, self._core = openvino, openvino.Core()
+        self._part, self._precision = part.eval(), "bf16" if dtype == torch.bfloat16 else "f32"
+        self._read: Any = None
+        self._requests: dict[tuple[int, int], Any] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The part's outputs, float32, for its inputs by name; others are ignored."""
+        inputs = [given[name].float().contiguous() for name in self._part.inputs]
+        with self._lock:
+            request = self._request(inputs)
+            for number, tensor in enumerate(inputs):
+                request.set_input_tensor(number, self._shared(tensor.numpy()))
+            made: dict[str, Tensor] = {}
+            for number, name in enumerate(self._part.outputs):
+                array = np.empty(request.model_outputs[number].shape, np.float32)
+                request.set_output_tensor(number, self._shared(array))
+                made[name] = torch.from_numpy(array)
+            request.infer()
+        return made
+
+    def _shared(self, array: np.ndarray) -> Any:
+        return self._openvino.Tensor(array, shared_memory=True)
+
+    def _request(self, inputs: list[Tensor]) -> Any:
+        batch, threads = len(inputs[0]), torch.get_num_threads()
+        if (batch, threads) not in self._requests:
+            if self._read is None:
+                self._read = _read(self._part, inputs)
+            model = self._read.clone()
+            model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, inputs)})
+            settings = {
+                "INFERENCE_PRECISION_HINT": self._precision,
+                "INFERENCE_NUM_THREADS": threads,
+                "NUM_STREAMS": 1,
+                "ENABLE_CPU_PINNING": False,  # it would pin the threads of PyTorch too
+            }
+            self._requests[batch, threads] = self._core.compile_model(model, "CPU", settings).create_infer_request()
+        return self._requests[batch, threads]
+
+
+def _read(part: parts.Part, inputs: list[Tensor]) -> Any:
+    """OpenVINO's model of a part, by way of a trace.
+
+    `openvino.convert_model` does the same but reports its use over the network.
+    """
+    from openvino.frontend import FrontEndManager
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    exact = torch.autocast("cpu", enabled=False)
+    with torch.inference_mode(False), torch.no_grad(), exact, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # sizes that a trace fixes, and that tracing is deprecated
+        # a batch of one would be taken for a dimension to broadcast
+        example = tuple(torch.zeros(2, *tensor.shape[1:]) for tensor in inputs)
+        traced = torch.jit.trace(part, example, check_trace=False)  # type: ignore[no-untyped-call]
+        decoder = TorchScriptPythonDecoder(traced.eval(), example_input=example)  # must outlive the conversion
+        return frontend.convert(frontend.load(decoder))

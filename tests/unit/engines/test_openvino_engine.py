@@ -1,0 +1,154 @@
+"""engines/openvino_engine.py: the parts that OpenVINO runs are the model's."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import threading
+
+import pytest
+import torch
+from torch import Tensor
+
+from export3d.engines import choice
+from export3d.engines.choice import pick_engine
+from export3d.engines.engine import Engine
+from export3d.engines.openvino_engine import OpenVinoEngine
+from export3d.engines.torch_engine import TorchEngine
+from export3d.errors import ConfigError, MissingExtra
+from export3d.model import Encoded, Export3D
+from export3d.warping.landmark_motion import Eyes
+from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, warped
+
+installed = importlib.util.find_spec("openvino") is not None
+needs_openvino = pytest.mark.skipif(not installed, reason="needs the extra fast")
+
+WARPS = {"no warp": (), "core": ("align", "skip"), "all": PARTS}
+
+
+def made(*warp: str) -> Export3D:
+    torch.manual_seed(0)
+    return awake(warped(*warp)).requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def engine() -> OpenVinoEngine:
+    return OpenVinoEngine(made(*PARTS), torch.float32)
+
+
+def encoded(engine: Engine) -> Encoded:
+    torch.manual_seed(1)
+    source, expression, camera = inputs(1)
+    return engine.encode(source, camera, expression, landmarks(camera))
+
+
+def frames(engine: Engine, batch: int) -> tuple[Tensor, ...]:
+    """Images, rendered shares and, if there is one, the origin."""
+    source = encoded(engine)
+    sizes = engine.model.config.expression
+    eyes = Eyes(*0.1 * torch.randn(2, batch, 2, sizes.d), torch.rand(batch)) if source.view is not None else None
+    planes = engine.planes(source, torch.rand(batch, 52), 0.1 * torch.randn(1, sizes.n), eyes)
+    image, origin = engine.frame_and_origin(planes, cameras(batch))
+    _, share = engine.frame_and_share(planes, cameras(batch))
+    if origin is None:
+        return image, share
+    assert origin.taken is not None
+    return image, share, origin.offset, origin.trust, origin.taken
+
+
+def psnr(a: Tensor, b: Tensor) -> float:
+    return float(10.0 * torch.log10(4.0 / (a - b).square().mean()))
+
+
+@pytest.mark.slow
+@needs_openvino
+@pytest.mark.parametrize("warp", WARPS)
+def test_in_float32_it_is_the_reference(warp: str) -> None:
+    model = made(*WARPS[warp])
+    engine = OpenVinoEngine(model, torch.float32)
+    for batch in (1, 3):
+        for ours, exact in zip(frames(engine, batch), frames(Engine(model), batch), strict=True):
+            torch.testing.assert_close(ours, exact, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_bfloat16_stays_close_to_float32(engine: OpenVinoEngine) -> None:
+    found, exact = (frames(one, 2)[0] for one in (OpenVinoEngine(engine.model, torch.bfloat16), Engine(engine.model)))
+    assert not torch.equal(found, exact), "the number format had an effect"
+    assert psnr(found, exact) > 38.0
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_the_same_input_gives_the_same_bytes_and_keeps_earlier_results(engine: OpenVinoEngine) -> None:
+    first = frames(engine, 2)
+    copies = [value.clone() for value in first]
+    assert not torch.equal(
+        frames(engine, 2)[0], engine.frame_and_origin(engine.planes(encoded(engine), torch.ones(2, 52)), cameras(2))[0]
+    )
+    assert all(torch.equal(value, copy) for value, copy in zip(first, copies)), (
+        "a later frame wrote into an earlier one"
+    )
+    assert all(torch.equal(value, copy) for value, copy in zip(frames(engine, 2), copies))
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_the_number_of_threads_changes_nothing(engine: OpenVinoEngine) -> None:
+    alone = frames(engine, 2)
+    before = torch.get_num_threads()
+    torch.set_num_threads(before + 1)
+    try:
+        together = frames(engine, 2)
+    finally:
+        torch.set_num_threads(before)
+    for one, other in zip(alone, together):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_threads_can_share_an_engine(engine: OpenVinoEngine) -> None:
+    planes = engine.planes(encoded(engine), torch.rand(2, 52))
+    expected = engine.frame_and_origin(planes, cameras(2))[0]
+    found: list[Tensor] = []
+    workers = [
+        threading.Thread(target=lambda: found.append(engine.frame_and_origin(planes, cameras(2))[0])) for _ in range(3)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(found) == 3
+    assert all(torch.equal(image, expected) for image in found)
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_a_model_can_be_trained_after_an_engine_ran_it() -> None:
+    torch.manual_seed(0)
+    model = awake(warped(*PARTS))
+    frames(OpenVinoEngine(model, torch.float32), 1)
+    source, expression, camera = inputs(1)
+    output = model(source, expression, camera, camera, expression, landmarks(camera))
+    assert output.image is not None
+    output.image.mean().backward()
+    assert all(p.grad is not None for p in model.superres.parameters())
+
+
+def test_without_openvino_auto_is_torch_and_openvino_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = made()
+    monkeypatch.setattr(choice, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    assert type(pick_engine(model)) is TorchEngine
+    with pytest.raises(MissingExtra, match=r"pip install 'export3d\[fast\]'"):
+        pick_engine(model, "openvino")
+
+
+@needs_openvino
+def test_another_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--device cpu"):
+        OpenVinoEngine(Export3D(warped()).to("meta"))
