@@ -57,6 +57,16 @@ class CropBox:
         """The same square in the image enlarged by `factor`."""
         return CropBox((self.centre[0] * factor, self.centre[1] * factor), self.side * factor)
 
+    def whole(self) -> CropBox:
+        """The square of whole pixels nearest to it: what lies in it is copied, not resampled.
+
+        >>> CropBox((100.2, 60.0), 50.4).whole()
+        CropBox(centre=(100.0, 60.0), side=50.0)
+        """
+        side = max(float(round(self.side)), 1.0)
+        x, y = (round(middle - side / 2) + side / 2 for middle in self.centre)
+        return CropBox((x, y), side)
+
     def from_crop(self, points: ArrayLike, size: float = CROP_SIZE) -> NDArray[np.float64]:
         """Inverse of `to_crop`."""
         return np.asarray(points, dtype=np.float64) * (self.side / size) + self.corner
@@ -88,6 +98,8 @@ def crop(image: NDArray[np.uint8], box: CropBox, size: int = CROP_SIZE) -> NDArr
     pixels, (first_x, first_y) = patch(image, box)
     left, top = box.corner
     x, y = left - first_x, top - first_y
+    if x == y == 1.0 and box.side == size:  # whole pixels
+        return np.ascontiguousarray(pixels[1 : size + 1, 1 : size + 1])
     picture = Image.fromarray(pixels)
     drawn = picture.resize((size, size), Image.Resampling.BICUBIC, box=(x, y, x + box.side, y + box.side))
     return np.asarray(drawn)

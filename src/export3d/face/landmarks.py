@@ -139,6 +139,8 @@ class FaceLandmarker(Task):
         check_image(image)
         if region is not None:
             size = int(np.clip(round(region.side), 128, LONG_SIDE))
+            if size == round(region.side):
+                region = region.whole()  # resampling by a fraction of a pixel takes as long as the networks
             seen = crop(image, region, size)
             corner, scale = region.corner, region.side / size
         else:

@@ -4,6 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from export3d.errors import ShapeError
 from export3d.face.crop import CropBox, crop, crop_box, paste, reduced
@@ -19,6 +20,20 @@ def test_to_crop_and_from_crop_undo_each_other(rng):
 def test_a_crop_on_whole_pixels_at_its_own_size_is_a_copy(astronaut):
     cropped = crop(astronaut, CropBox((200.0, 150.0), 128.0), 128)
     np.testing.assert_array_equal(cropped, astronaut[86:214, 136:264])
+
+
+@pytest.mark.parametrize("side", [40, 41])
+@pytest.mark.parametrize("centre", [(100.3, 60.6), (3.0, 250.2)])
+def test_whole_pixels_are_copied_where_resampling_would_change_nothing(astronaut, centre, side):
+    box = CropBox(centre, side + 0.3).whole()
+    assert np.abs(np.subtract(box.centre, centre)).max() <= 0.5
+    assert box.side == side
+    beyond = np.pad(astronaut, [(40, 40), (40, 40), (0, 0)], mode="edge")
+    left, top = (box.corner + 40).tolist()
+    resampled = Image.fromarray(beyond).resize(
+        (side, side), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
+    )
+    np.testing.assert_array_equal(crop(astronaut, box, side), np.asarray(resampled))
 
 
 def test_the_edge_is_repeated_beyond_the_picture(astronaut):

@@ -52,6 +52,12 @@ def test_the_same_picture_gives_the_same_numbers(landmarker, astronaut):
     np.testing.assert_array_equal(first.scores, again.scores)
 
 
+def test_a_region_between_pixels_is_moved_to_whole_pixels(landmarker, astronaut):
+    (exact,) = landmarker.detect(astronaut, CropBox((224.0, 128.0), 200.0))
+    (moved,) = landmarker.detect(astronaut, CropBox((224.3, 127.8), 200.4))
+    np.testing.assert_array_equal(exact.landmarks, moved.landmarks)
+
+
 def test_several_faces_come_largest_first(landmarker, head):
     faces = landmarker.detect(collage(head, (60, 100, 400), (620, 60, 600)))
     assert len(faces) == 2
