@@ -89,7 +89,9 @@ OPTIONS: dict[str, list[str]] = {
     ],
     "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
     "weights": ["action='list'", "what=()", "name=None", "revision=None"],
-    "bench": ["weights=None", "device='auto'", "batch=4", "threads=None", "output=None", "against=None"],
+    "bench": [
+        "weights=None", "device='auto'", "engine='auto'", "batch=4", "threads=None", "output=None", "against=None",
+    ],
     "demo": ["output='out'", "motion='speech'", "absolute=False", "weights=None", "pure=False", "device='auto'"],
 }  # fmt: skip
 

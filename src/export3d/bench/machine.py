@@ -16,11 +16,12 @@ from export3d.bench.counting import wait
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _FEATURES = ("avx2", "avx512_f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")
-_REPEATS = 60
+_REPEATS = 8
+_BLOCK = 12
+"""Runs that are timed together: the time of a process is exact only to some milliseconds for each of its threads."""
 _CPU_SIZES = (768, 1 << 26)
 _GPU_SIZES = (8192, 1 << 30)
-"""Side of the matrices, and bytes of the copied block, which is larger than the caches. On a processor a run takes some
-milliseconds, so that a few of many fit between those of other programs."""
+"""Side of the matrices, and bytes of the copied block, which is larger than the caches."""
 
 
 @dataclass(frozen=True)
@@ -74,16 +75,23 @@ def machine(device: torch.device) -> dict[str, Any]:
 
 
 def _best(run: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Seconds of the fastest of several runs, after one that warms up."""
+    """Seconds per run in the fastest of several blocks of runs, after one that warms up.
+
+    On a processor: its own time divided by the threads, which is the time on an idle machine.
+    """
+
+    def now() -> float:
+        wait(device)
+        return time.perf_counter() if device.type == "cuda" else time.process_time() / torch.get_num_threads()
+
     run()
     best = float("inf")
     for _ in range(repeats):
-        wait(device)
-        start = time.perf_counter()
-        run()
-        wait(device)
-        best = min(best, time.perf_counter() - start)
-    return best
+        start = now()
+        for _ in range(_BLOCK):
+            run()
+        best = min(best, now() - start)
+    return best / _BLOCK
 
 
 def _processor() -> str:

@@ -74,8 +74,8 @@ class Report:
         lines = [
             f"{did['processor']}, {did['cores']} cores, {', '.join(did['instructions'])}; device {did['device']}; "
             f"PyTorch {did['torch']}; load {did['load']}" + (f"; ONEDNN_MAX_CPU_ISA={isa}" if isa else ""),
-            f"weights {told['weights']}, {told['image_size']} px, batch {told['batch']}, {told['threads']} threads, "
-            f"{told['rounds']} rounds after {told['warm_up']} of warm-up",
+            f"weights {told['weights']}, engine {told['engine']}, {told['image_size']} px, batch {told['batch']}, "
+            f"{told['threads']} threads, {told['rounds']} rounds after {told['warm_up']} of warm-up",
             f"ceilings: matrix product {matmul}; copy {self.copy / 1e9:.1f} GB/s",
             "",
             f"| {' | '.join(head)} |",

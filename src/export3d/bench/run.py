@@ -67,6 +67,7 @@ def bench(
         machine=about,
         settings={
             "weights": weights,
+            "engine": animator.engine.description,
             "image_size": animator.size,
             "batch": batch,
             "threads": threads,

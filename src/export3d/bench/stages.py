@@ -18,6 +18,7 @@ from export3d.animate.export import write_video
 from export3d.animate.eyelids import closing_eyes
 from export3d.bench.clip import write_clip
 from export3d.bench.counting import wait, work
+from export3d.engines.engine import Engine
 from export3d.errors import ConfigError
 from export3d.face.crop import CROP_SIZE
 from export3d.image import read_image, to_tensor
@@ -96,7 +97,7 @@ def _of_video(animator: Animator, folder: Path) -> dict[str, Stage]:
 
 def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Stage]:
     """The parts of the network, on consecutive frames of a motion; FLOP and traffic are those of the PyTorch model."""
-    model, device = animator.model, animator.device
+    model, engine, device = animator.model, animator.engine, animator.device
     motion = _motion()[:batch]
 
     def tensor(values: NDArray) -> Tensor:
@@ -108,41 +109,51 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
     places = tensor(track.landmarks[:1] / CROP_SIZE)
     driving, cameras = tensor(motion.expression), tensor(motion.camera)
 
-    def encode() -> object:
-        return model.encode(image, own, neutral, places)
-
-    def planes() -> Planes:
+    def planes(run: Engine) -> Planes:
         asked, eyes = closing_eyes(model, source.features, neutral[0], driving, None)
-        return model.planes(source.features, asked, None, eyes)
+        return run.planes(source.features, asked, None, eyes)
 
-    with torch.inference_mode():
-        moved = planes()
-        rendered = model.render(moved, cameras)
-
-    def measured(run: Callable[[], object], unit: str = "frame", units: int = batch) -> Stage:
-        flop, traffic = work(run)
-        return Stage(_ready(run, device), unit, units, "float32", flop / units, traffic / units)
-
-    return {
-        "encode": measured(encode, "portrait", 1),
-        "planes": measured(planes),
-        "render": measured(lambda: model.render(moved, cameras)),
-        **{name: measured(run) for name, run in _finish(model, moved, cameras, rendered).items()},
+    plain = Engine(model)
+    moved = planes(plain)
+    rendered = plain.render(moved, cameras)
+    steps: dict[str, Callable[[Engine], object]] = {
+        "encode": lambda run: run.encode(image, own, neutral, places),
+        "planes": planes,
+        "render": lambda run: run.render(moved, cameras),
+        **_finish(model, moved, cameras, rendered),
     }
+    exact = ("encode", "render")  # float32 in every engine
+    made = {}
+    for name, step in steps.items():
+        units = 1 if name == "encode" else batch
+        flop, traffic = work(lambda step=step: step(plain))  # type: ignore[misc]
+        kind = "float32" if name in exact else _precision(engine)
+        unit = "portrait" if name == "encode" else "frame"
+        run = _ready(lambda step=step: step(engine), device)  # type: ignore[misc]
+        made[name] = Stage(run, unit, units, kind, flop / units, traffic / units)
+    return made
 
 
-def _finish(model: Export3D, planes: Planes, cameras: Tensor, rendered: Rendered) -> dict[str, Callable[[], object]]:
+def _finish(
+    model: Export3D, planes: Planes, cameras: Tensor, rendered: Rendered
+) -> dict[str, Callable[[Engine], object]]:
     """From the rendered features to the image; without views for a model that does not move pixels."""
     warp, view, motion = model.warp, planes.source.view, planes.motion
     if warp is None or warp.detail is None or view is None or motion is None:
-        return {"super-resolve": lambda: model.superres(rendered.feature)}
+        return {"super-resolve": lambda run: run.frame_and_origin(planes, cameras, rendered)}
     detail = warp.detail
     with torch.inference_mode():
         seen = warp.views(view, motion, cameras)
-    return {
-        "views": lambda: warp.views(view, motion, cameras),
-        "super-resolve": lambda: model.superres(rendered.feature, DetailGuide(detail, seen, rendered.feature)),
-    }
+
+    def views(run: Engine) -> object:
+        with _autocast(run, cameras.device):
+            return warp.views(view, motion, cameras)
+
+    def finish(run: Engine) -> object:
+        with _autocast(run, cameras.device):
+            return model.superres(rendered.feature, DetailGuide(detail, seen, rendered.feature))
+
+    return {"views": views, "super-resolve": finish}
 
 
 def _whole(animator: Animator, source: Source, batch: int) -> dict[str, Stage]:
@@ -157,6 +168,16 @@ def _whole(animator: Animator, source: Source, batch: int) -> dict[str, Stage]:
 
 def _motion() -> Motion:
     return Motion.load(bundled_motion("speech"))
+
+
+def _precision(engine: Engine) -> str:
+    """The number format of an engine's convolutions and matrix products."""
+    return str(getattr(engine, "dtype", torch.float32)).removeprefix("torch.")
+
+
+def _autocast(engine: Engine, device: torch.device) -> torch.autocast:
+    dtype = getattr(engine, "dtype", torch.float32)
+    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def _ready(run: Callable[[], object], device: torch.device) -> Callable[[], object]:

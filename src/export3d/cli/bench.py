@@ -9,12 +9,14 @@ from typing import Annotated
 import tyro
 
 from export3d.cli.terminal import job_progress, tell
+from export3d.engines.names import EngineName
 
 
 def command(
     *,
     weights: Path | None = None,
     device: str = "auto",
+    engine: EngineName = "auto",
     batch: int = 4,
     threads: int | None = None,
     output: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
@@ -27,6 +29,8 @@ def command(
     Args:
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         device: cpu, cuda, or auto.
+        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU), or
+            auto, the fastest.
         batch: number of frames to render together.
         threads: threads of the processor; by default one per core.
         output: also write the figures to this file (.json).
@@ -50,7 +54,7 @@ def command(
     from export3d.weights.names import PACKAGED, find, title
 
     file = find(weights)
-    animator = Animator.from_pretrained(weights, device)
+    animator = Animator.from_pretrained(weights, device, engine=engine)
     if former is not None and against is not None:
         former.check_size(animator.size, against)
     with job_progress("measuring", unit="round") as progress:
