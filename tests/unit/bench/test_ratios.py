@@ -1,0 +1,58 @@
+"""What must be faster than what, in processor time within one run; never absolute times.
+
+The margins are wide enough for a busy machine of two cores: the wrong number format costs a factor of three, and a cache
+that is lost at least a third.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from export3d.animate.animator import Animator
+from export3d.animate.drive import bundled_motion
+from export3d.motion.motion import Motion
+
+BATCH, ROUNDS, WARM_UP = 2, 5, 1
+
+
+@pytest.fixture(scope="module")
+def seconds(astronaut_path: Path) -> dict[str, float]:
+    """Median processor seconds per frame, in rounds that take turns; packaged weights, 256 pixels."""
+    pytest.importorskip("mediapipe")
+    plain, fast = (Animator.from_pretrained(device="cpu", engine=name) for name in ("reference", "auto"))
+    source, motion = plain.encode(astronaut_path), Motion.load(bundled_motion("speech"))
+    frames: dict[str, Iterator[np.ndarray]] = {
+        "reference": plain.animate(source, motion, batch=BATCH),
+        "auto": fast.animate(source, motion, batch=BATCH),
+        "one by one": fast.animate(source, motion, batch=1),
+        "orbit": fast.orbit(source, batch=BATCH),
+    }
+    spent: dict[str, list[float]] = {name: [] for name in frames}
+    for number in range(WARM_UP + ROUNDS):
+        for name, made in frames.items():
+            start = time.process_time()
+            assert len(list(islice(made, BATCH))) == BATCH
+            if number >= WARM_UP:
+                spent[name].append((time.process_time() - start) / BATCH)
+    return {name: float(np.median(values)) for name, values in spent.items()}
+
+
+@pytest.mark.slow
+def test_the_engine_that_is_chosen_is_not_slower_than_the_reference(seconds: dict[str, float]) -> None:
+    assert seconds["auto"] < 1.15 * seconds["reference"], seconds
+
+
+@pytest.mark.slow
+def test_frames_rendered_together_are_not_slower_than_one_by_one(seconds: dict[str, float]) -> None:
+    assert seconds["auto"] < 1.25 * seconds["one by one"], seconds
+
+
+@pytest.mark.slow
+def test_an_orbit_is_faster_than_driven_frames_because_the_planes_stay(seconds: dict[str, float]) -> None:
+    assert seconds["orbit"] < 0.95 * seconds["auto"], seconds
