@@ -1,6 +1,6 @@
 """How many times as fast this tree is as another commit: both run in turn, on the same machine, in one run.
 
-    python benchmarks/against_commit.py OTHER [--what driven orbit clip] [--threads 2] [--rounds 10] [--engine auto]
+    python benchmarks/against_commit.py OTHER [--what driven orbit clip] [--threads 2] [--rounds 20] [--engine auto]
     ONEDNN_MAX_CPU_ISA=AVX512_CORE_VNNI python benchmarks/against_commit.py OTHER
 
 OTHER is a checkout of the other commit (`git worktree add OTHER COMMIT`), run with this Python; or, with its own
@@ -14,7 +14,7 @@ dependencies, the Python of an environment in which it is installed (OTHER/bin/p
 
 Each tree runs in a process of its own, which waits while the other measures; they take turns at being first. Ratios are
 those of paired rounds, OTHER's time over this tree's: median (smallest to largest), by the wall clock and in processor
-time, which other programs disturb less.
+time, which other programs disturb less. Each tree has the weights that it ships, unless --weights names others.
 """
 
 from __future__ import annotations
@@ -48,10 +48,11 @@ class Tree:
         place: a checkout, or the Python of an environment.
         threads: of the processor.
         engine: for commits that have engines.
+        weights: a file; None: those that the commit ships.
     """
 
-    def __init__(self, name: str, place: Path, threads: int, engine: str) -> None:
-        self.name, self.engine = name, engine
+    def __init__(self, name: str, place: Path, threads: int, engine: str, weights: Path | None) -> None:
+        self.name, self.engine, self.weights = name, engine, weights
         checkout = place if place.is_dir() else None
         if checkout is not None and not (checkout / "src" / "export3d").is_dir():
             raise SystemExit(f"{place} is not a checkout of export3d: it has no src/export3d")
@@ -73,7 +74,7 @@ class Tree:
     def ask(self, what: str) -> Any:
         """The worker's answer to one line."""
         if self.worker is None:
-            command = [self.python, __file__, "--worker", self.engine]
+            command = [self.python, __file__, "--worker", "--engine", self.engine, *self._weights()]
             self.worker = subprocess.Popen(
                 command,
                 env=self.env,
@@ -90,6 +91,9 @@ class Tree:
             raise SystemExit(f"{self.name}: the process that renders ended; its error is above")
         return json.loads(answer)
 
+    def _weights(self) -> list[str]:
+        return [] if self.weights is None else ["--weights", str(self.weights)]
+
     def frames(self, what: str) -> tuple[float, float]:
         """Wall and processor seconds per frame of one batch."""
         wall, own = self.ask(what)
@@ -102,7 +106,7 @@ class Tree:
         if self.ask("about")["engines"]:
             command += ["--engine", self.engine]
         before, start = _children(), time.perf_counter()
-        command += ["--device", "cpu"]
+        command += ["--device", "cpu", *self._weights()]
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, cwd=clip.parent, check=False)
         if done.returncode:
             raise SystemExit(f"{self.name}: {' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
@@ -115,14 +119,14 @@ def _children() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def worker(engine: str) -> None:
+def worker(engine: str, weights: Path | None) -> None:
     """Render what the lines of standard input ask for, and answer in JSON; uses only what old commits have too."""
     import export3d
     from export3d import Animator, Camera, Motion
     from export3d.animate.drive import bundled_motion, bundled_portrait
 
     engines = "engine" in inspect.signature(Animator.from_pretrained).parameters
-    animator = Animator.from_pretrained(device="cpu", **({"engine": engine} if engines else {}))
+    animator = Animator.from_pretrained(weights, device="cpu", **({"engine": engine} if engines else {}))
     source, motion = animator.encode(bundled_portrait()), Motion.load(bundled_motion("speech"))
 
     angles = np.linspace(0.0, 2.0 * np.pi, 100, endpoint=False)
@@ -186,17 +190,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the clip")
     parser.add_argument("--clip", type=Path, help="a driving video, instead of the made one")
     parser.add_argument("--engine", default="auto", help="of trees that have engines")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--weights", type=Path, help="for both trees, instead of those that each ships")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker:
-        worker(given.worker)
+        worker(given.engine, given.weights)
         return
+    weights = None if given.weights is None else given.weights.absolute()
     if given.other is None:
         parser.error("name a checkout of the other commit, or the Python of an environment that has it")
     with (
         tempfile.TemporaryDirectory() as folder,
-        Tree("this", ROOT, given.threads, given.engine) as this,
-        Tree("other", given.other.absolute(), given.threads, given.engine) as other,
+        Tree("this", ROOT, given.threads, given.engine, weights) as this,
+        Tree("other", given.other.absolute(), given.threads, given.engine, weights) as other,
     ):
         limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
         print(f"this: {this.ask('about')['package']}\nother: {other.ask('about')['package']}")

@@ -1,7 +1,7 @@
 """What must be faster than what, in processor time within one run; never absolute times.
 
-The margins are wide enough for a busy machine of two cores: the wrong number format costs a factor of three, and a cache
-that is lost at least a third.
+The margins are wide enough for a busy machine of two cores. The wrong number format costs a factor of three; an orbit
+that computes its planes again costs as much as driven frames.
 """
 
 from __future__ import annotations
