@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from export3d.animate.animator import Animator
 from export3d.bench.machine import Ceilings, ceilings, machine
@@ -18,6 +19,8 @@ from export3d.bench.stages import Stage, stages
 
 ROUNDS = 40
 WARM_UP = 3
+_LEAST = 1e-9
+"""Seconds; a difference of two measurements is not below it."""
 
 
 def bench(
@@ -49,15 +52,17 @@ def bench(
         limits = ceilings(device)
         with tempfile.TemporaryDirectory() as folder:
             parts = stages(animator, batch, Path(folder))
-            walls: dict[str, list[float]] = {name: [] for name in parts}
-            owns: dict[str, list[float]] = {name: [] for name in parts}
+            last: dict[str, NDArray[np.float64]] = {}
+            spent: dict[str, list[NDArray[np.float64]]] = {name: [] for name in parts}
             for number in range(WARM_UP + rounds):
                 for name, stage in parts.items():
-                    own, wall = time.process_time(), time.perf_counter()
-                    stage.run()
-                    if number >= WARM_UP:
-                        walls[name].append((time.perf_counter() - wall) / stage.units)
-                        owns[name].append((time.process_time() - own) / stage.units)
+                    seconds = _timed(stage.run) / stage.units
+                    if stage.contains is not None:
+                        seconds = np.maximum(seconds - last[stage.contains], _LEAST)
+                    last[name] = seconds
+                if number >= WARM_UP:
+                    for name, seconds in last.items():
+                        spent[name].append(seconds)
                 if progress is not None:
                     progress(number + 1, WARM_UP + rounds)
         limits = limits.better(ceilings(device))
@@ -77,7 +82,7 @@ def bench(
         matmul=limits.matmul,
         copy=limits.copy,
         stages={
-            name: _row(stage, walls[name], owns[name], limits, 0 if device.type == "cuda" else threads)
+            name: _row(stage, np.array(spent[name]), limits, 0 if device.type == "cuda" else threads)
             for name, stage in parts.items()
         },
     )
@@ -94,8 +99,16 @@ def shares(row: Row, limits: Ceilings, threads: int) -> tuple[float | None, floa
     return of_matmul, None if row.traffic is None else row.traffic / seconds / limits.copy
 
 
-def _row(stage: Stage, walls: list[float], owns: list[float], limits: Ceilings, threads: int) -> Row:
-    p50, p95 = (float(value) for value in np.percentile(walls, [50, 95]))
+def _timed(run: Callable[[], object]) -> NDArray[np.float64]:
+    """Wall and processor seconds of one call."""
+    wall, own = time.perf_counter(), time.process_time()
+    run()
+    return np.array([time.perf_counter() - wall, time.process_time() - own])
+
+
+def _row(stage: Stage, spent: NDArray[np.float64], limits: Ceilings, threads: int) -> Row:
+    """A stage's line; `spent` (rounds, 2) holds wall and processor seconds per unit."""
+    p50, p95 = (float(value) for value in np.percentile(spent[:, 0], [50, 95]))
     row = Row(
         unit=stage.unit,
         precision=stage.precision,
@@ -103,7 +116,7 @@ def _row(stage: Stage, walls: list[float], owns: list[float], limits: Ceilings, 
         traffic=stage.traffic,
         p50=p50,
         p95=p95,
-        processor=float(np.median(owns)),
+        processor=float(np.median(spent[:, 1])),
         of_matmul=None,
         of_copy=None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -22,9 +22,8 @@ from export3d.engines.engine import Engine
 from export3d.errors import ConfigError
 from export3d.face.crop import CROP_SIZE
 from export3d.image import read_image, to_tensor
-from export3d.model import Export3D, Planes
+from export3d.model import Planes
 from export3d.motion.motion import Motion
-from export3d.render.renderer import Rendered
 from export3d.video import read_frames
 from export3d.warping.detail import DetailGuide
 
@@ -43,6 +42,7 @@ class Stage:
         units: how many of them one call does.
         precision: of its convolutions and matrix products; empty without any that are counted.
         flop, traffic: FLOP and bytes per unit, see `counting.work`; None where they are not counted.
+        contains: another stage that `run` does too; its time is subtracted, round by round.
     """
 
     run: Callable[[], object]
@@ -51,6 +51,12 @@ class Stage:
     precision: str = ""
     flop: float | None = None
     traffic: float | None = None
+    contains: str | None = None
+
+    def of_one(self) -> Stage:
+        """The same for a stage that does one portrait, whatever the batch."""
+        flop, traffic = (None if value is None else value * self.units for value in (self.flop, self.traffic))
+        return replace(self, unit="portrait", units=1, flop=flop, traffic=traffic)
 
 
 def stages(animator: Animator, batch: int, folder: Path) -> dict[str, Stage]:
@@ -113,47 +119,36 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
         asked, eyes = closing_eyes(model, source.features, neutral[0], driving, None)
         return run.planes(source.features, asked, None, eyes)
 
-    plain = Engine(model)
+    plain, fast = Engine(model), _precision(engine)
     moved = planes(plain)
     rendered = plain.render(moved, cameras)
-    steps: dict[str, Callable[[Engine], object]] = {
-        "encode": lambda run: run.encode(image, own, neutral, places),
-        "planes": planes,
-        "render": lambda run: run.render(moved, cameras),
-        **_finish(model, moved, cameras, rendered),
+
+    def stage(step: Callable[[Engine], object], precision: str, counted: Callable[[], object] | None = None) -> Stage:
+        flop, traffic = work(counted or (lambda: step(plain)))
+        return Stage(_ready(lambda: step(engine), device), "frame", batch, precision, flop / batch, traffic / batch)
+
+    made = {
+        "encode": stage(lambda run: run.encode(image, own, neutral, places), "float32").of_one(),
+        "planes": stage(planes, fast),
+        "render": stage(lambda run: run.render(moved, cameras), "float32"),
     }
-    exact = ("encode", "render")  # float32 in every engine
-    made = {}
-    for name, step in steps.items():
-        units = 1 if name == "encode" else batch
-        flop, traffic = work(lambda step=step: step(plain))  # type: ignore[misc]
-        kind = "float32" if name in exact else _precision(engine)
-        unit = "portrait" if name == "encode" else "frame"
-        run = _ready(lambda step=step: step(engine), device)  # type: ignore[misc]
-        made[name] = Stage(run, unit, units, kind, flop / units, traffic / units)
-    return made
-
-
-def _finish(
-    model: Export3D, planes: Planes, cameras: Tensor, rendered: Rendered
-) -> dict[str, Callable[[Engine], object]]:
-    """From the rendered features to the image; without views for a model that does not move pixels."""
-    warp, view, motion = model.warp, planes.source.view, planes.motion
-    if warp is None or warp.detail is None or view is None or motion is None:
-        return {"super-resolve": lambda run: run.frame_and_origin(planes, cameras, rendered)}
+    warp, view, flow = model.warp, moved.source.view, moved.motion
+    if warp is None or warp.detail is None or view is None or flow is None:
+        return made | {"super-resolve": stage(lambda run: run.frame_and_origin(moved, cameras, rendered), fast)}
     detail = warp.detail
     with torch.inference_mode():
-        seen = warp.views(view, motion, cameras)
+        seen = warp.views(view, flow, cameras)
 
     def views(run: Engine) -> object:
-        with _autocast(run, cameras.device):
-            return warp.views(view, motion, cameras)
+        with _autocast(run, device):
+            return warp.views(view, flow, cameras)
 
-    def finish(run: Engine) -> object:
-        with _autocast(run, cameras.device):
-            return model.superres(rendered.feature, DetailGuide(detail, seen, rendered.feature))
-
-    return {"views": views, "super-resolve": finish}
+    finish = stage(
+        lambda run: run.frame_and_origin(moved, cameras, rendered),
+        fast,
+        counted=lambda: model.superres(rendered.feature, DetailGuide(detail, seen, rendered.feature)),
+    )
+    return made | {"views": stage(views, fast), "super-resolve": replace(finish, contains="views")}
 
 
 def _whole(animator: Animator, source: Source, batch: int) -> dict[str, Stage]:
