@@ -22,13 +22,13 @@ class Row:
 
     Attributes:
         unit: "frame" or "portrait".
-        precision: of its matrix products and convolutions; empty without any that are counted.
+        precision: of its convolutions and matrix products; empty where there are none, or several.
         flop: FLOP; None where they are not counted.
         traffic: smallest memory traffic, bytes; None where it is not counted.
         p50, p95: seconds by the wall clock, percentiles over the rounds.
         processor: seconds of the processor, all threads together, median.
         of_matmul, of_copy: shares 0..1 of the machine's fastest matrix product in that precision and of its fastest
-            copy, see `bench.run.shares`; None where FLOP or traffic is.
+            copy, see `bench.run.shares`; None where it is not known.
     """
 
     unit: str

@@ -95,7 +95,9 @@ def shares(row: Row, limits: Ceilings, threads: int) -> tuple[float | None, floa
     leaves idle do not lower it. On a GPU (`threads` 0), of what it reaches in the time p50.
     """
     seconds = row.processor / threads if threads else row.p50
-    of_matmul = None if row.flop is None else row.flop / seconds / limits.matmul[row.precision]
+    of_matmul = None
+    if row.flop is not None and row.precision:
+        of_matmul = row.flop / seconds / limits.matmul[row.precision]
     return of_matmul, None if row.traffic is None else row.traffic / seconds / limits.copy
 
 

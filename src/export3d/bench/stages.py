@@ -40,7 +40,7 @@ class Stage:
         run: does the stage once, for `units` frames (or one portrait).
         unit: "frame" or "portrait".
         units: how many of them one call does.
-        precision: of its convolutions and matrix products; empty without any that are counted.
+        precision: of its convolutions and matrix products; empty where there are none, or several.
         flop, traffic: FLOP and bytes per unit, see `counting.work`; None where they are not counted.
         contains: another stage that `run` does too; its time is subtracted, round by round.
     """
@@ -79,7 +79,11 @@ def stages(animator: Animator, batch: int, folder: Path) -> dict[str, Stage]:
     source = animator.encode(bundled_portrait())
     made = _of_video(animator, folder)
     last = made.pop("encode video")
-    return made | _of_network(animator, source, batch) | {"encode video": last} | _whole(animator, source, batch)
+    parts = _of_network(animator, source, batch)
+    per_frame = {name: stage.flop or 0.0 for name, stage in parts.items() if name != "encode"}
+    orbit = sum(per_frame.values()) - per_frame["planes"]
+    whole = _whole(animator, source, batch, orbit + per_frame["planes"], orbit)
+    return made | parts | {"encode video": last} | whole
 
 
 def _of_video(animator: Animator, folder: Path) -> dict[str, Stage]:
@@ -151,13 +155,13 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
     return made | {"views": stage(views, fast), "super-resolve": replace(finish, contains="views")}
 
 
-def _whole(animator: Animator, source: Source, batch: int) -> dict[str, Stage]:
+def _whole(animator: Animator, source: Source, batch: int, driven_flop: float, orbit_flop: float) -> dict[str, Stage]:
     """Frames as `Animator` gives them: driven by a motion, and of one expression seen from a moving camera."""
     driven = _endless(lambda: animator.animate(source, _motion(), batch=batch))
     orbit = _endless(lambda: animator.orbit(source, batch=batch))
     return {
-        "driven frame": Stage(lambda: list(islice(driven, batch)), "frame", batch),
-        "orbit frame": Stage(lambda: list(islice(orbit, batch)), "frame", batch),
+        "driven frame": Stage(lambda: list(islice(driven, batch)), "frame", batch, flop=driven_flop),
+        "orbit frame": Stage(lambda: list(islice(orbit, batch)), "frame", batch, flop=orbit_flop),
     }
 
 

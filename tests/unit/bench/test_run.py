@@ -44,9 +44,13 @@ def test_every_stage_is_measured_and_its_shares_follow_from_its_figures(short: N
     for name, row in found.stages.items():
         assert 0.0 < row.p50 <= row.p95
         assert row.processor > 0.0
-        assert (row.flop is not None) == (name in NETWORK)
-        if row.flop is not None:
+        assert (row.flop is not None) == (name in [*NETWORK, "driven frame", "orbit frame"])
+        assert (row.of_matmul is not None) == (name in NETWORK)
+        if row.of_matmul is not None and row.flop is not None:
             assert math.isclose(row.of_matmul or 0.0, row.flop / row.processor / found.matmul[row.precision])
+    driven, orbit, planes = (found.stages[name].flop or 0.0 for name in ("driven frame", "orbit frame", "planes"))
+    assert math.isclose(driven, orbit + planes)
+    assert driven > orbit > 0.0
     sizes = found.stages["decode"].traffic
     assert sizes is not None
     assert 640 * 360 * 3 < sizes < 640 * 360 * 4
