@@ -118,10 +118,11 @@ class Live:
 
     Attributes:
         stats: what was done so far.
-        problem: after the last frame: why it ended, if the camera failed, or ended without ever showing a face.
+        problem: after the last frame, why the camera failed, if it did so after it had shown a face; else None.
 
     Raises:
-        BadVideo: on the first `next`, if there is no such camera, file or stream.
+        BadVideo: on the first `next`, if there is no such camera, file or stream; later, if it fails.
+        NoFaceFound: after the last frame, if none showed a face.
         ConfigError: weights whose expressions no camera gives; or as in `animate`.
         MissingExtra: no face tracker is installed.
     """
@@ -172,11 +173,11 @@ class Live:
             finally:
                 self._stop.set()
                 tracking.join()
-        if self._failure is not None and not isinstance(self._failure, Export3DError):
+        if self._failure is not None and (self._person is None or not isinstance(self._failure, Export3DError)):
             raise self._failure
         self.problem = self._failure
-        if ended and self.problem is None and self._person is None:
-            self.problem = NoFaceFound(
+        if ended and self._person is None:
+            raise NoFaceFound(
                 f"no face found in {self._capture.name} ({self.stats.tracked} frames searched); the face must be well "
                 "lit, not turned away and at least 60 pixels high"
             )
