@@ -24,7 +24,7 @@ OPTIONS: dict[str, list[str]] = {
     ],
     "live": [
         "source", "camera='0'", "sink='window'", "face='largest'", "frame='crop'", "size=None", "background='keep'",
-        "head_motion='steady'", "seconds=None", "weights=None", "pure=False", "device='auto'",
+        "head_motion='steady'", "seconds=None", "weights=None", "pure=False", "device='auto'", "engine='auto'",
     ],
     "edit": [
         "source", "framing=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",

@@ -172,6 +172,7 @@ class Live:
                 ended = not self._stop.is_set()
             finally:
                 self._stop.set()
+                self._capture.stop()
                 tracking.join()
         if self._failure is not None and (self._person is None or not isinstance(self._failure, Export3DError)):
             raise self._failure

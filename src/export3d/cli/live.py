@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from export3d.cli.terminal import tell
+from export3d.engines.names import EngineName
 
 if TYPE_CHECKING:
     from export3d.animate.live import Live, Shown
@@ -40,6 +41,7 @@ def command(
     weights: Path | None = None,
     pure: bool = False,
     device: str = "auto",
+    engine: EngineName = "auto",
 ) -> int:
     """Animate a portrait by a camera, in real time. Keys: c measures the neutral face anew, q ends.
 
@@ -56,6 +58,8 @@ def command(
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
+        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU), or
+            auto, the fastest here.
     """
     from export3d.animate.export import VIDEO_SUFFIXES, check_output
     from export3d.cli.framing import Framing
@@ -80,7 +84,7 @@ def command(
     from export3d.animate.live import Live
 
     with shown_in as out:
-        animator = Animator.from_pretrained(weights, device, pure)
+        animator = Animator.from_pretrained(weights, device, pure, engine)
         portrait = animator.encode(source, face)
         live = Live(
             animator, portrait, camera, head_motion=head_motion, size=pixels, frame=frame, background=background

@@ -23,7 +23,9 @@ from export3d.video.view import MAX_SIDE, Pixels, View
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.packet import Packet
     from av.video.frame import VideoFrame
+    from av.video.stream import VideoStream
 
 Value = TypeVar("Value")
 
@@ -32,6 +34,9 @@ TIMEOUT_S = 5.0
 _PROTOCOLS = "http,https,tcp,tls,udp,rtp,rtsp,rtmp,rtmps,crypto"
 """What a stream may open: never a local file."""
 _JOIN_S = 1.0
+_PAUSE_S = 1.0
+"""A frame that is so much too late was held up by a pause."""
+_RETRY_S = 0.005
 _WANTED = {"video_size": "640x480", "framerate": "30"}
 """What a camera is asked for first; most have it, and some open with nothing else."""
 
@@ -113,8 +118,13 @@ class Capture:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stop.set()
+        self.stop()
         self._thread.join(_JOIN_S)  # a device that hangs keeps its thread, which ends with the program
+
+    def stop(self) -> None:
+        """Capture nothing more; a reader that waits gets None."""
+        self._stop.set()
+        self._newest.close()
 
     def newest(self) -> Captured | None:
         """Wait for a frame newer than the last one; None once the file or stream has ended.
@@ -196,7 +206,7 @@ def _frames(where: str, timeout_s: float) -> Iterator[_Frames]:
     with container:
         if not container.streams.video:
             raise BadVideo(f"{_name(where)} has no video; give a camera, a video file or the URL of a video stream")
-        frames = _decoded(container)
+        frames = _decoded(container, timeout_s)
         if container.duration is None and container.format.name != "hls":  # arrives in real time by itself
             yield _Frames((frame, None) for frame, _ in frames)
         else:
@@ -204,21 +214,39 @@ def _frames(where: str, timeout_s: float) -> Iterator[_Frames]:
 
 
 def _in_real_time(frames: Iterator[tuple[VideoFrame, float]]) -> Iterator[tuple[VideoFrame, float]]:
-    """Frames with the time of `perf_counter` at which each is shown if the first is shown now."""
+    """Frames with the time of `perf_counter` at which each is due if the first is due now.
+
+    After a pause (a network that stalls, a computer that sleeps) the clock starts anew.
+    """
     start: float | None = None
     for frame, at in frames:
-        if start is None:
-            start = time.perf_counter() - at
+        now = time.perf_counter()
+        if start is None or now - (start + at) > _PAUSE_S:
+            start = now - at
         yield frame, start + at
 
 
-def _decoded(container: InputContainer) -> Iterator[tuple[VideoFrame, float]]:
+def _packets(container: InputContainer, timeout_s: float) -> Iterator[Packet[VideoStream]]:
+    """The packets of the first video stream, waiting where the device does not: macOS says that there is none yet."""
+    last = time.perf_counter()
+    while True:
+        try:
+            for packet in container.demux(container.streams.video[0]):
+                last = time.perf_counter()
+                yield packet
+            return
+        except BlockingIOError:
+            if time.perf_counter() - last > timeout_s:
+                raise TimeoutError from None
+            time.sleep(_RETRY_S)
+
+
+def _decoded(container: InputContainer, timeout_s: float) -> Iterator[tuple[VideoFrame, float]]:
     """The frames of a camera or stream and their times, seconds; damaged packets are skipped."""
     import av
 
-    stream = container.streams.video[0]
-    due, usual = 0.0, 1.0 / float(stream.average_rate or 25)
-    for packet in container.demux(stream):
+    due, usual = 0.0, 1.0 / float(container.streams.video[0].average_rate or 25)
+    for packet in _packets(container, timeout_s):
         with suppress(av.error.InvalidDataError, av.error.EOFError):
             for frame in packet.decode():
                 if max(frame.width, frame.height) > MAX_SIDE:
@@ -270,8 +298,9 @@ def _explained(problem: BaseException, name: str, where: str, timeout_s: float) 
 
     if isinstance(problem, Export3DError) or not isinstance(problem, (av.FFmpegError, OSError)):
         return problem
-    if isinstance(problem, (av.error.ExitError, av.error.TimeoutError)):
-        return BadVideo(f"{name} sent nothing for {timeout_s:g} s; check the address and the network")
+    check = "the address and the network" if _is_url(where) else "its cable"
+    if isinstance(problem, (av.error.ExitError, TimeoutError)):
+        return BadVideo(f"{name} sent nothing for {timeout_s:g} s; check {check}")
     if _is_url(where):
         return BadVideo(f"{name} cannot be read ({files.reason(problem)}); check the address and the network")
     if isinstance(problem, FileNotFoundError):

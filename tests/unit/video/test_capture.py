@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from export3d.errors import BadVideo
-from export3d.video.capture import Capture, Captured, Newest, is_file
+from export3d.video.capture import Capture, Captured, Newest, _in_real_time, is_file
 from tests.file_server import serving
 from tests.made_videos import animation, clip, number, numbered
 
@@ -181,3 +181,26 @@ def test_cameras_urls_and_files_are_told_apart() -> None:
     assert [is_file(name) for name in ("0", "/dev/video2", "rtsp://a/b", "HTTP://a", "a.mp4", "./0")] == [
         False, False, False, False, True, True,
     ]  # fmt: skip
+
+
+def test_after_a_pause_the_clock_starts_anew() -> None:
+    """A stream that stalls for longer than a second is then as late as it was before, and not later by the pause."""
+    frames = ((object(), k / 25) for k in range(6))
+    due = []
+    for k, (_, at) in enumerate(_in_real_time(frames)):  # type: ignore[arg-type]
+        due.append(at)
+        if k == 2:
+            time.sleep(1.3)
+    gaps = np.diff(due)
+    np.testing.assert_allclose(np.delete(gaps, 2), 1 / 25, atol=1e-6)
+    assert gaps[2] > 1.2
+
+
+def test_stopping_wakes_a_reader_that_waits(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 2, times=[0.0, 60.0])
+    start = time.perf_counter()
+    with Capture(str(path), timeout_s=60.0) as capture:
+        threading.Timer(0.1, capture.stop).start()
+        while capture.newest() is not None:
+            pass
+    assert time.perf_counter() - start < 30.0
