@@ -16,10 +16,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 from export3d.animate.follow import Follower, Pose, check_space
 from export3d.animate.head_motion import HeadMotion
@@ -90,6 +92,17 @@ class Stats:
         """A percentile of the latency, milliseconds, of the `last` frames or of all; 0 before the first frame."""
         values = list(self.latency_s)[-last:] if last else list(self.latency_s)
         return 1000.0 * float(np.percentile(values, percent)) if values else 0.0
+
+
+@contextmanager
+def _one_core_left() -> Iterator[None]:
+    """Render with one thread fewer, for tracking: threads that wait for each other on one core are slower than one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(max(1, threads - 1))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +177,7 @@ class Live:
     def __iter__(self) -> Iterator[Shown]:
         pose = self._follower.rest
         frame = self._rendered(pose)  # before the camera opens: the first frame takes longer than the others
-        with self._capture:
+        with _one_core_left(), self._capture:
             tracking = threading.Thread(target=self._track, name="tracking", daemon=True)
             tracking.start()
             try:
