@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import av
 import pytest
 
 from export3d.errors import BadVideo, ConfigError, OutputError
-from export3d.video.sinks import Sink, sink
+from export3d.video.sinks import QUIT, Sink, Window, sink
 from tests.made_videos import number, numbered
 
 
@@ -45,6 +49,42 @@ def test_an_unknown_sink_is_refused(tmp_path: Path) -> None:
         sink("screen")
     with pytest.raises(OutputError, match="no folder"), sink(str(tmp_path / "none" / "a.mp4")) as out:
         out.show(numbered(1), 0.0)
+
+
+@pytest.fixture
+def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A display: a virtual one of X on Linux; skips where there is none."""
+    pytest.importorskip("tkinter")
+    if not sys.platform.startswith("linux"):
+        pytest.skip("windows would open on the screen")
+    server = shutil.which("Xvfb")
+    if server is None:
+        pytest.skip("Xvfb is not installed")
+    reading, writing = os.pipe()
+    with subprocess.Popen(
+        [server, "-displayfd", str(writing), "-screen", "0", "800x700x24"],
+        pass_fds=[writing],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        os.close(writing)
+        with os.fdopen(reading) as number:
+            monkeypatch.setenv("DISPLAY", f":{number.readline().strip()}")
+        yield
+        process.terminate()
+
+
+def test_a_window_shows_frames_takes_keys_and_says_that_it_was_closed(display: None) -> None:
+    with Window("title") as window:
+        assert window.show(numbered(5, 100, 60), 0.0, "12 fps") == ""
+        window._root.focus_force()
+        window._root.event_generate("<Key>", keysym="c")
+        assert window.show(numbered(6, 100, 60), 0.1) == "c"
+        shown = window._image
+        assert (shown.width(), shown.height()) == (600, 360)  # small frames are enlarged
+        assert [window._label.tk.call(str(shown), "get", x, 100)[0] for x in (30, 90, 150, 210)] == [0, 255, 255, 0]
+        window._close()
+        assert window.show(numbered(7, 100, 60), 0.2) == QUIT
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only X can be without a display")
