@@ -207,9 +207,12 @@ def _turned(motion: Motion) -> NDArray[np.floating]:
 
 def _moving(motion: Motion) -> NDArray[np.floating]:
     """(T,) how far the face is from rest; 0 without ARKit scores."""
-    if motion.space != "arkit52":
-        return np.zeros(len(motion))
-    return np.asarray(motion.expression[:, [ARKIT52.index(name) for name in _AT_REST]].sum(axis=-1))
+    return restlessness(motion.expression) if motion.space == "arkit52" else np.zeros(len(motion))
+
+
+def restlessness(scores: NDArray[np.floating]) -> NDArray[np.floating]:
+    """How far faces are from rest: ARKit scores (T, 52) to sums (T,) of those that are near 0 at rest."""
+    return np.asarray(scores[:, [ARKIT52.index(name) for name in _AT_REST]].sum(axis=-1))
 
 
 @dataclass(frozen=True)

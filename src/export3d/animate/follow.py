@@ -2,8 +2,9 @@
 
 Nothing is known of what follows, so three things differ from a clip's motion:
 
-- The neutral face, from which changes are measured, is the median of one second: the first in which the face is seen,
-  and another one whenever `Follower.calibrate` asks for it.
+- The neutral face, from which changes are measured, is that of one second: the first in which the face is seen, and
+  another one whenever `Follower.calibrate` asks for it. Its pose is the median, its expression that of the frames in
+  which the face is nearest to rest.
 - Scores and pose are smoothed by the One-Euro filter (Casiez et al. 2012, *1 Euro Filter: A Simple Speed-based
   Low-pass Filter for Noisy Input in Interactive Systems*): a low-pass filter whose cut-off frequency rises with speed,
   so a still face does not jitter and a blink is hardly delayed.
@@ -19,6 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from export3d import camera
+from export3d.animate.drive import restlessness
 from export3d.animate.head_motion import (
     Displacement,
     HeadMotion,
@@ -43,6 +45,8 @@ CALIBRATION_S = 1.0
 _FEWEST = 5
 """Frames that make it at least, however slow the camera is."""
 _MOST = 64
+_CALM = 3
+"""Of the frames, the one in so many whose face is nearest to rest makes the neutral expression: people speak."""
 HOLD_S = 0.4
 """A face that is lost for longer is away: the portrait returns to rest."""
 _EASE_S = 0.5
@@ -211,7 +215,8 @@ class Follower:
         labels = pose.fit_cameras(box.to_crop(landmarks), CROP_SIZE, shape, scores)[0]
         angles, position = pose_numbers(labels)
         label = from_pose_numbers(np.median(angles, axis=0)[None], np.median(position, axis=0)[None])[0]
-        self._neutral = _Neutral(box, shape, np.median(scores, axis=0), seen_rotation(label))
+        calm = scores[np.argsort(restlessness(scores))[: max(_FEWEST, len(scores) // _CALM)]]
+        self._neutral = _Neutral(box, shape, np.median(calm, axis=0), seen_rotation(label))
         self._displacement = Displacement(self._head_motion, neck_place(label))
         self._scores.reset()
         self._head.reset()

@@ -108,9 +108,9 @@ def test_a_face_that_stays_neutral_leaves_the_portrait_at_rest() -> None:
     np.testing.assert_allclose(last.expression, follower.rest.expression, atol=1e-6)
 
 
-def test_a_blink_while_the_neutral_face_is_measured_does_not_count() -> None:
+def test_speech_while_the_neutral_face_is_measured_does_not_count() -> None:
     follower = Follower(OWN, SMILE)
-    run(follower, [face(jaw=0.9 if 10 <= k < 14 else 0.0) for k in range(30)])
+    run(follower, [face(jaw=0.0 if k % 5 < 2 else 0.9) for k in range(30)])
     assert run(follower, [face(jaw=0.5)] * 50, 30 / FPS)[-1].expression[JAW] == pytest.approx(0.5, abs=0.01)
 
 
