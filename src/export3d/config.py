@@ -135,7 +135,7 @@ def base() -> ModelConfig:
             high_channels=48,
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
-        superres=SuperResConfig(mid_channels=64, high_channels=32),
+        superres=SuperResConfig(mid_channels=32, high_channels=16),
         warp=WarpConfig(),
     )
 
@@ -144,10 +144,11 @@ def core() -> ModelConfig:
     """`base` without the parts that move the source (variant `pure`), at 128 pixels.
 
     EAdaLN alone changes the expression, the renderer alone the pose. The aligned input view and the stem's features
-    beside the tokens remain.
+    beside the tokens remain. The super-resolution is wider than that of `base`, since it alone makes the image.
     """
     config = variant(base(), "pure").sized(128)
-    return replace(config, render=replace(config.render, fine=0))
+    superres = SuperResConfig(mid_channels=64, high_channels=32)
+    return replace(config, render=replace(config.render, fine=0), superres=superres)
 
 
 def tiny() -> ModelConfig:
