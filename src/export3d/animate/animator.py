@@ -66,6 +66,7 @@ class Source:
         image: uint8 (H, W, 3), the face crop that was encoded.
         expression: float32 (E,), as tracked; zeros, a neutral face, if the model takes another space.
         camera: float32 (25,), as tracked.
+        landmarks: float32 (478, 2), as tracked, 0..1 across the crop.
         features: what the network computed from the crop, once; batch 1, on the animator's device.
         crop: where the crop lies in the portrait.
         others: where the crops of the portrait's other faces lie.
@@ -76,6 +77,7 @@ class Source:
     image: Picture
     expression: NDArray[np.float32]
     camera: NDArray[np.float32]
+    landmarks: NDArray[np.float32]
     features: Encoded
     crop: CropBox
     others: tuple[CropBox, ...] = ()
@@ -180,6 +182,7 @@ class Animator:
             image=picture,
             expression=expression,
             camera=track.motion.camera[0],
+            landmarks=(track.landmarks[0] / CROP_SIZE).astype(np.float32),
             features=self.engine.encode(
                 tensor, self._tensor(track.motion.camera[:1]), self._tensor(expression[None]), places
             ),

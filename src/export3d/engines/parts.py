@@ -114,7 +114,8 @@ class SourceEncoder(Part):
         self.outputs = tuple(tensors(_encoded(model)))
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        return tuple(tensors(self.model.encode(**self.named(given))).values())
+        made = tensors(self.model.encode(**self.named(given))).values()
+        return tuple(value.clone() if any(value is one for one in given) else value for value in made)
 
 
 class ExpressionMotion(Part):
@@ -274,10 +275,10 @@ def source_inputs(model: Export3D) -> tuple[str, ...]:
     return ("source", "source_camera") if model.warp.config.align else ("source",)
 
 
-def examples(model: Export3D, batch: int = 2) -> dict[str, Tensor]:
+def examples(model: Export3D, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
     """Inputs of all parts that come from outside: average heads of random colours that move and turn at random."""
     size, device = model.config.image_size, next(model.parameters()).device
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     labels = [Camera.orbit(30.0 * float(a), 15.0 * float(b)).label for a, b in _uniform(random, 2 * batch, 2)]
     camera = torch.tensor(np.stack(labels), dtype=torch.float32)
     heads = average_landmarks().expand(batch, -1, -1)
