@@ -88,6 +88,7 @@ OPTIONS: dict[str, list[str]] = {
         "folder", "scoring=...", "output='evaluation'", "truth=True", "workers=0", "device='auto'",
     ],
     "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
+    "export": ["output", "format='onnx'", "weights=None", "pure=False", "portrait=None", "face='largest'"],
     "weights": ["action='list'", "what=()", "name=None", "revision=None"],
     "bench": [
         "weights=None", "device='auto'", "engine='auto'", "batch=4", "threads=None", "output=None", "against=None",

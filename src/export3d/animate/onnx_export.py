@@ -137,7 +137,7 @@ def export_onnx(
         }
         (temporary / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if portrait is not None:
-            np.savez(temporary / "portrait.npz", **portrait_inputs(portrait))  # type: ignore[arg-type]
+            np.savez(temporary / "portrait.npz", **portrait_inputs(model, portrait))  # type: ignore[arg-type]
     progress(len(made) + 1, len(made) + 1, "")
     return errors
 
@@ -173,14 +173,14 @@ def compare(model: Export3D, made: Mapping[str, Part], folder: Path) -> dict[str
     return errors
 
 
-def portrait_inputs(source: Source) -> dict[str, NDArray[np.float32]]:
-    """The inputs of `encoder.onnx` for a portrait, and `source_expression`, which every motion starts from."""
-    image = np.moveaxis(source.image.astype(np.float32), -1, 0) / 127.5 - 1.0
+def portrait_inputs(model: Export3D, source: Source) -> dict[str, NDArray[np.float32]]:
+    """The inputs for a portrait: those of `encoder.onnx`, and a `shift` of 0."""
     values = {
-        "source": image,
+        "source": np.moveaxis(source.image / 127.5 - 1.0, -1, 0),
         "source_camera": source.camera,
         "source_expression": source.expression,
         "source_landmarks": source.landmarks,
+        "shift": np.zeros(parts.examples(model, 1)["shift"].shape[1]),
     }
     return {name: np.asarray(value, dtype=np.float32)[None] for name, value in values.items()}
 

@@ -40,7 +40,7 @@ def command(
     from export3d.animate.animator import Animator
     from export3d.animate.onnx_export import export_onnx
     from export3d.weights.file import read_sidecar
-    from export3d.weights.names import PACKAGED_CORE, PACKAGED, find
+    from export3d.weights.names import PACKAGED, PACKAGED_CORE, find
 
     found = find(weights)
     stored = PACKAGED_CORE if pure and found == PACKAGED else found

@@ -54,6 +54,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate-expression": ("export3d.cli.evaluate_expression", "measure the appearance left in expressions"),
     "weights": ("export3d.cli.weights", "list, verify, install and remove weights"),
     "bench": ("export3d.cli.bench", "measure how fast each stage runs on this machine"),
+    "export": ("export3d.cli.export", "write a model as ONNX files, which run without PyTorch"),
     "demo": ("export3d.cli.demo", "animate the bundled portrait with a bundled motion"),
 }
 """Command name, of one or two words, to (module, one line of help).

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import logging
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +47,7 @@ def write_graph(part: Part, given: Mapping[str, Tensor], path: Path) -> list[str
 
     arguments = tuple(given[name] for name in part.inputs)
     batch = torch.export.Dim("batch", min=1, max=1024)
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # of PyTorch about itself
         exported = torch.export.export(
             part, arguments, dynamic_shapes={"given": tuple({0: batch} for _ in arguments)}, strict=False
@@ -67,6 +69,18 @@ def write_graph(part: Part, given: Mapping[str, Tensor], path: Path) -> list[str
     graph.inputs[:] = [value for value in graph.inputs if value.uses()]
     program.save(str(path), external_data=False)
     return [str(value.name) for value in graph.inputs]
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Without the warnings of a logger: the exporter tells which packages that it could use are not installed."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def session(path: Path, threads: int = 0) -> Any:
