@@ -121,6 +121,7 @@ def test_the_commands_are_these() -> None:
         "evaluate-expression",
         "weights",
         "bench",
+        "export",
         "demo",
     ]
 
