@@ -46,7 +46,8 @@ def command(
     stored = PACKAGED_CORE if pure and found == PACKAGED else found
     animator = Animator.from_pretrained(weights, "cpu", pure, "reference")
     source = None if portrait is None else animator.encode(portrait, face)
-    about = {"name": stored.stem, "sha256": read_sidecar(stored)["file"]["sha256"], "pure": pure}
+    name = stored.parent.name if stored.stem == "model" else stored.stem
+    about = {"name": name, "sha256": read_sidecar(stored)["file"]["sha256"], "pure": pure}
     with job_progress("exporting", unit="step") as progress:
         errors = export_onnx(animator.model, output, about, source, progress)
     print(f"largest difference to PyTorch: {errors['image']:.1e} in images from -1 to 1")
