@@ -19,8 +19,10 @@ from torch import Tensor
 
 from export3d.render.decoder import PlaneDecoder
 from export3d.render.inference import Texels
+from export3d.render.lanes import COUNT as LANES
+from export3d.render.lanes import add_scaled, load, load_one, store
 
-_RAYS = 256
+_RAYS = 512
 """Rays per task of a thread."""
 _AHEAD = 4
 """Samples that are decoded together; a ray may end after any of them."""
@@ -75,42 +77,65 @@ def _tanh(x: Any) -> Any:
 
 
 @_regrouped
-def _dot(hidden: Any, k: int, weight: Any) -> Any:
+def _dot(hidden: Any, weight: Any) -> Any:
     total = _ZERO
     for h in range(len(weight)):
-        total += hidden[k, h] * weight[h]
+        total += hidden[h] * weight[h]
     return total
 
 
 @_compiled
+def _texel(origin: Any, direction: Any, t: Any, half_extent: Any, size: Any) -> tuple[Any, Any]:
+    """`inference._position` of origin + t * direction."""
+    inner = np.float32(size - 3)
+    at = (origin + t * direction) * (_HALF * inner / half_extent) + (_HALF * inner + _HALF)
+    at = min(max(at, _ZERO), inner + _ONE)
+    before = np.int64(at)
+    return before, at - np.float32(before)
+
+
+@_compiled
+def _corners(texels: Any, ray: Any, t: Any, plane: int, width: int) -> tuple[Any, ...]:
+    """Where the upper and the lower two of the four texels around a point start, and the shares of the four."""
+    _, rows, columns, half_extent = texels
+    other = (plane + 1) % 3  # PLANE_AXES
+    column, right = _texel(ray[plane], ray[3 + plane], t, half_extent, columns)
+    row, down = _texel(ray[other], ray[3 + other], t, half_extent, rows)
+    upper = ((row * columns + column) * 3 + plane) * width
+    both = right * down
+    return upper, upper + 3 * columns * width, _ONE - right - down + both, right - both, down - both, both
+
+
+@_compiled
 def _decode(texels: Any, ray: Any, layers: Any, depths: Any, first: int, last: int, hidden: Any, density: Any) -> None:
-    """Hidden features (S, H) and densities (S) of the samples from `first` to before `last`."""
-    values, rows, columns, half_extent = texels
+    """Hidden features (S * H) and densities (S) of the samples from `first` to before `last`."""
+    values = texels[0]
     bias, weight, offset, gain = layers
-    tall, wide = np.float32(rows - 3), np.float32(columns - 3)
+    width = len(bias)
     for k in range(first, last):
-        for h in range(len(bias)):
-            hidden[k, h] = bias[h]
-        for plane in range(3):
-            other = (plane + 1) % 3  # PLANE_AXES
-            u = (ray[plane] + depths[k] * ray[3 + plane]) * (_HALF * wide / half_extent) + (_HALF * wide + _HALF)
-            v = (ray[other] + depths[k] * ray[3 + other]) * (_HALF * tall / half_extent) + (_HALF * tall + _HALF)
-            if u > _ZERO and v > _ZERO and u < wide + _ONE and v < tall + _ONE:
-                column, line = np.int64(u), np.int64(v)
-                right, down = u - np.float32(column), v - np.float32(line)
-                at = (line * columns + column) * 3 + plane
-                below = at + 3 * columns
-                wd = right * down
-                wb, wc = right - wd, down - wd
-                wa = _ONE - right - wc
-                for h in range(len(bias)):
-                    above = wa * values[at, h] + wb * values[at + 3, h]
-                    hidden[k, h] += above + (wc * values[below, h] + wd * values[below + 3, h])
+        upper0, lower0, a0, b0, c0, d0 = _corners(texels, ray, depths[k], 0, width)
+        upper1, lower1, a1, b1, c1, d1 = _corners(texels, ray, depths[k], 1, width)
+        upper2, lower2, a2, b2, c2, d2 = _corners(texels, ray, depths[k], 2, width)
+        for h in range(0, width, LANES):
+            total = load(bias, h)
+            total = add_scaled(total, a0, load(values, upper0 + h))
+            total = add_scaled(total, b0, load(values, upper0 + 3 * width + h))
+            total = add_scaled(total, c0, load(values, lower0 + h))
+            total = add_scaled(total, d0, load(values, lower0 + 3 * width + h))
+            total = add_scaled(total, a1, load(values, upper1 + h))
+            total = add_scaled(total, b1, load(values, upper1 + 3 * width + h))
+            total = add_scaled(total, c1, load(values, lower1 + h))
+            total = add_scaled(total, d1, load(values, lower1 + 3 * width + h))
+            total = add_scaled(total, a2, load(values, upper2 + h))
+            total = add_scaled(total, b2, load(values, upper2 + 3 * width + h))
+            total = add_scaled(total, c2, load(values, lower2 + h))
+            total = add_scaled(total, d2, load(values, lower2 + 3 * width + h))
+            store(hidden, k * width + h, total)
+    block = hidden[first * width : last * width]
+    for i in range(len(block)):
+        block[i] = _softplus(block[i])
     for k in range(first, last):
-        for h in range(len(bias)):
-            hidden[k, h] = _softplus(hidden[k, h])
-    for k in range(first, last):
-        density[k] = _softplus(_dot(hidden, k, weight) + offset) * gain
+        density[k] = _softplus(_dot(hidden[k * width : (k + 1) * width], weight) + offset) * gain
 
 
 @_compiled
@@ -173,66 +198,76 @@ def _march(
 
 
 @_compiled
-def _colour(hidden: Any, k: int, weight: Any, bias: Any, share: Any, sums: Any, feature: Any, r: int) -> None:
-    """Adds `share` of the colour of sample k to feature (R, F) of ray r; sums (F) is overwritten."""
-    width, count = len(bias), len(weight)
-    for f in range(width):
-        sums[f] = bias[f]
-    eight = count - count % 8
-    for h in range(0, eight, 8):  # eight rows at once: fewer passes over `sums`
-        x0, x1, x2, x3 = hidden[k, h], hidden[k, h + 1], hidden[k, h + 2], hidden[k, h + 3]
-        x4, x5, x6, x7 = hidden[k, h + 4], hidden[k, h + 5], hidden[k, h + 6], hidden[k, h + 7]
-        for f in range(width):
-            low = (x0 * weight[h, f] + x1 * weight[h + 1, f]) + (x2 * weight[h + 2, f] + x3 * weight[h + 3, f])
-            high = (x4 * weight[h + 4, f] + x5 * weight[h + 5, f]) + (x6 * weight[h + 6, f] + x7 * weight[h + 7, f])
-            sums[f] += low + high
-    for h in range(eight, count):
-        for f in range(width):
-            sums[f] += hidden[k, h] * weight[h, f]
-    for f in range(width):
-        feature[r, f] += share * _GAIN * _tanh(sums[f])
+def _add_colours(hidden: Any, rows: Any, shares: Any, colour: Any, sums: Any, feature: Any, r: int) -> None:
+    """Adds shares (4) of the colours of four samples to feature (R, F) of ray r; sums (4 * F) is overwritten.
+
+    Args:
+        rows: (4) where the hidden features of each sample start.
+    """
+    weight, bias = colour
+    width = len(bias)
+    count = len(weight) // width
+    row0, row1, row2, row3 = rows[0], rows[1], rows[2], rows[3]
+    for f in range(0, width, LANES):
+        sum0 = sum1 = sum2 = sum3 = load(bias, f)
+        for h in range(count):
+            column = load(weight, h * width + f)
+            sum0 = add_scaled(sum0, load_one(hidden, row0 + h), column)
+            sum1 = add_scaled(sum1, load_one(hidden, row1 + h), column)
+            sum2 = add_scaled(sum2, load_one(hidden, row2 + h), column)
+            sum3 = add_scaled(sum3, load_one(hidden, row3 + h), column)
+        store(sums, f, sum0)
+        store(sums, width + f, sum1)
+        store(sums, 2 * width + f, sum2)
+        store(sums, 3 * width + f, sum3)
+    for i in range(4 * width):
+        sums[i] = _tanh(sums[i])
+    for s in range(4):
+        for f in range(feature.shape[1]):
+            feature[r, f] += shares[s] * _GAIN * sums[s * width + f]
 
 
 @_compiled
 def _render(
-    texels: Any,
-    rays: Any,
-    stratified: Any,
-    layers: Any,
-    colour: Any,
-    scratch: Any,
-    feature: Any,
-    depth: Any,
-    opacity: Any,
+    texels: Any, rays: Any, stratified: Any, fine: int, layers: Any, colour: Any, scratch: Any, result: Any
 ) -> None:
     """Rays (R, 6), coarse depths (R, S) to feature (R, F), depth (R) and opacity (R), which are overwritten."""
     hidden, sums = scratch
-    total, coarse = len(hidden), stratified.shape[1]
-    fine = total - coarse
+    feature, depth, opacity = result
+    coarse = stratified.shape[1]
+    total, width = coarse + fine, len(layers[0])
     depths, density, share = np.empty(total, np.float32), np.empty(total, np.float32), np.empty(total, np.float32)
+    rows, shares = np.zeros(4, np.int64), np.zeros(4, np.float32)
     for r in range(len(rays)):
         for k in range(coarse):
             depths[k] = stratified[r, k]
         depth[r], opacity[r] = _march(texels, rays[r], layers, coarse, fine, depths, hidden, density, share)
-        for f in range(len(sums)):
+        for f in range(feature.shape[1]):
             feature[r, f] = _ZERO
+        waiting = 0
         for k in range(total):
             if share[k] > _NEGLIGIBLE:
-                _colour(hidden, k, colour[0], colour[1], share[k], sums, feature, r)
+                rows[waiting], shares[waiting] = k * width, share[k]
+                waiting += 1
+            if waiting == 4 or (waiting and k == total - 1):
+                for s in range(waiting, 4):
+                    shares[s] = _ZERO
+                _add_colours(hidden, rows, shares, colour, sums, feature, r)
+                waiting = 0
 
 
 def render(
     planes: Tensor, decoder: PlaneDecoder, rays: tuple[Tensor, Tensor], depths: Tensor, fine: int, half_extent: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `inference.render`, within 1e-3, on as many threads as torch uses."""
-    texels = Texels.of(planes, decoder)
+    c, d, h = decoder.colour, decoder.density, decoder.hidden
+    texels = Texels.of(planes, _filled(h.weight, 0))
     shape = (texels.rows, texels.columns, np.float32(half_extent))
-    d, c = decoder.density, decoder.colour
     offset = np.float32(d.bias.item() - 1.0)
-    layers = (_array(decoder.hidden.bias), _array(d.weight[0]), offset, np.float32(decoder.density_gain))
-    colour = (_array(c.weight.t()), _array(c.bias))
-    values, both, along = _array(texels.values), _array(torch.cat(rays, dim=-1)), _array(depths)
-    b, r, _ = depths.shape
+    layers = (_array(_filled(h.bias, 0)), _array(_filled(d.weight[0], 0)), offset, np.float32(decoder.density_gain))
+    colour = (_array(_filled(_filled(c.weight, 0), 1).t()).ravel(), _array(_filled(c.bias, 0)))
+    values, both, along = _array(texels.values.flatten(1)), _array(torch.cat(rays, dim=-1)), _array(depths)
+    b, r, s = depths.shape
     feature = np.empty((b, r, c.out_features), np.float32)
     depth, opacity = np.empty((2, b, r), np.float32)
 
@@ -240,8 +275,8 @@ def render(
         at = (item, slice(start, start + _RAYS))
         own = (values[item if len(values) > 1 else 0], *shape)
         # torch's memory starts at a cache line: registers of 512 bits then never span two
-        scratch = (_array(torch.empty(along.shape[2] + fine, len(layers[0]))), _array(torch.empty(c.out_features)))
-        _render(own, both[at], along[at], layers, colour, scratch, feature[at], depth[at], opacity[at])
+        scratch = (_array(torch.empty((s + fine) * len(layers[0]))), _array(torch.empty(4 * len(colour[1]))))
+        _render(own, both[at], along[at], fine, layers, colour, scratch, (feature[at], depth[at], opacity[at]))
 
     tasks = [(item, start) for item in range(b) for start in range(0, r, _RAYS)]
     threads = min(torch.get_num_threads(), len(tasks))
@@ -252,6 +287,13 @@ def render(
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(part, *zip(*tasks)))
     return torch.from_numpy(feature), torch.from_numpy(depth), torch.from_numpy(opacity)
+
+
+def _filled(tensor: Tensor, axis: int) -> Tensor:
+    """Zeros appended along the axis, up to a multiple of LANES."""
+    shape = list(tensor.shape)
+    shape[axis] = -shape[axis] % LANES
+    return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis) if shape[axis] else tensor
 
 
 def _array(tensor: Tensor) -> Any:

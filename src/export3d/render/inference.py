@@ -41,11 +41,14 @@ class Texels:
     columns: int
 
     @classmethod
-    def of(cls, planes: Tensor, decoder: PlaneDecoder) -> Texels:
-        """From planes (B, 3, C, rows, columns). A batch expanded from one tri-plane is computed once."""
+    def of(cls, planes: Tensor, weight: Tensor) -> Texels:
+        """From planes (B, 3, C, rows, columns) and the product's weight (H, C).
+
+        A batch expanded from one tri-plane is computed once.
+        """
         planes = planes[:1] if planes.stride(0) == 0 else planes
         padded = F.pad(planes.permute(0, 3, 4, 1, 2), (0, 0, 0, 0, 1, 2, 1, 2))
-        values = F.linear(padded, decoder.hidden.weight / 3.0)
+        values = F.linear(padded, weight / 3.0)
         return cls(values.flatten(1, 3), padded.shape[1], padded.shape[2])
 
     def look_up(self, item: int, points: Tensor, half_extent: float) -> Tensor:
@@ -90,7 +93,7 @@ def render(
     Returns:
         feature (B, R, F), expected depth (B, R) (not divided by the opacity) and opacity (B, R).
     """
-    texels = Texels.of(planes, decoder)
+    texels = Texels.of(planes, decoder.hidden.weight)
     b, r, s = depths.shape
     feature = depths.new_empty(b, r, decoder.colour.out_features)
     depth, opacity = depths.new_empty(2, b, r)

@@ -84,7 +84,9 @@ def test_a_tri_plane_expanded_over_cameras_renders_as_its_copies() -> None:
     cameras = labels(FRONTAL, TURNED)
     with torch.no_grad():
         shared, copies = (renderer(x, cameras) for x in (planes[:1].expand(2, -1, -1, -1, -1), planes[[0, 0]]))
-        assert len(inference.Texels.of(planes[:1].expand(2, -1, -1, -1, -1), renderer.decoder).values) == 1
+        assert (
+            len(inference.Texels.of(planes[:1].expand(2, -1, -1, -1, -1), renderer.decoder.hidden.weight).values) == 1
+        )
     check(shared, copies, atol=0)
 
 
