@@ -15,11 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.errors import ConfigError, check_shape
-from export3d.layers import ResidualConvs, conv3x3, tokens_to_image
+from export3d.layers import ResidualConvs, activated, conv3x3, tokens_to_image
 from export3d.triplane.average import PlaneAverage
 from export3d.triplane.blocks import ViTBlock
 from export3d.triplane.stem import ConvStem, OverlapPatchMerge
@@ -152,9 +151,9 @@ class TriplaneGenerator(nn.Module):
         for block in self.plain:
             tokens = block(tokens, height, width)
         x = torch.cat([x, self.upsample(tokens_to_image(tokens, height, width))], dim=1)
-        x = beside(self.upsample(F.leaky_relu(self.fuse(x), 0.2)))
-        planes: Tensor = self.to_planes(F.leaky_relu(self.high(x), 0.2))
-        return planes.reshape(planes.shape[0], 3, self.config.plane_channels, *planes.shape[2:])
+        x = beside(self.upsample(activated(self.fuse(x))))
+        planes: Tensor = self.to_planes(activated(self.high(x))).contiguous()
+        return planes.view(-1, 3, self.config.plane_channels, *planes.shape[2:])
 
     def forward(self, source: SourceFeatures, embedding: Tensor, side: SidePath | None = None) -> Tensor:
         """Features and beta' (B, d) to the tri-plane (B, 3, C, H/2, W/2), planes in the order xy, yz, zx (Eq. 4)."""

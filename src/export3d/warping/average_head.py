@@ -91,7 +91,7 @@ def seen_places(label: Tensor, size: int) -> Tensor:
     """
     coarse = size // 4
     pixels = ((pixel_grid(coarse, label.device) + 1.0) / 2.0).flatten(2).mT.expand(label.shape[0], -1, -1)
-    return plane_positions(pixels, label, 1.0).unflatten(1, (coarse, coarse))
+    return plane_positions(pixels, label, 1.0).view(-1, coarse, coarse, 2)
 
 
 def head_nearness(seen: Tensor) -> Tensor:
@@ -119,5 +119,5 @@ def turned_flow(label: Tensor, seen: Tensor) -> Tensor:
         (B, 2, H, H), offsets to places of the source, x first, in [-1, 1] grid units.
     """
     points = torch.cat([seen, proxy_depth(seen[..., :1], seen[..., 1:])], dim=-1).flatten(1, 2)
-    lookup = (projected(points, label)[0] * 2 - 1).mT.unflatten(2, seen.shape[1:3])
-    return enlarge(lookup - pixel_grid(seen.shape[1], lookup.device), 4)
+    lookup = (projected(points, label)[0] * 2 - 1).view(-1, *seen.shape[1:]).permute(0, 3, 1, 2)
+    return enlarge((lookup - pixel_grid(seen.shape[1], lookup.device)).contiguous(), 4)

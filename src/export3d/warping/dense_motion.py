@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from export3d.errors import ShapeError, check_shape
 from export3d.image import resize
+from export3d.layers import activated
 from export3d.warping.flow_field import look_up, pixel_grid
 
 GRID = 64
@@ -76,19 +77,19 @@ class DenseMotion(nn.Module):
         check_shape(source, f"B 3 {GRID} {GRID}", "source")
         if len(flows) != len(CANDIDATES) - 1:
             raise ShapeError(f"there are {len(flows)} flows for the moving candidates {', '.join(CANDIDATES[:-1])}")
-        seen = self._seen(source, flows, hints)
+        seen = self._seen(source, flows, hints).contiguous(memory_format=torch.channels_last)
         skips = [F.leaky_relu(self.fold(F.pixel_unshuffle(seen, 2)), 0.2)]
         for step, block in enumerate(self.down):
             skips.append(block(F.avg_pool2d(skips[-1], 2) if step else skips[-1]))
         x = skips.pop()
         for block in self.up:
             x = block(torch.cat([_twice(x), skips.pop()], dim=1))
-        x = F.leaky_relu(self.last(torch.cat([_twice(x), seen], dim=1)), 0.2)
+        x = activated(self.last(torch.cat([_twice(x), seen], dim=1)))
         mixture = torch.cat([self.share(x).softmax(dim=1), 0.1 * self.beyond(x)], dim=1)
         mixture = F.interpolate(mixture, size, mode="bilinear", align_corners=False).float()
-        *shares, _, mixed = mixture.split([1] * len(CANDIDATES) + [2], dim=1)
-        for share, flow in zip(shares, flows):
-            mixed = torch.addcmul(mixed, share, flow)
+        mixed = mixture[:, -2:]
+        for k, flow in enumerate(flows):
+            mixed = torch.addcmul(mixed, mixture[:, k : k + 1], flow)
         return mixed
 
     @staticmethod
@@ -101,7 +102,9 @@ class DenseMotion(nn.Module):
 
 
 def _block(before: int, after: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.LeakyReLU(0.2))
+    return nn.Sequential(
+        nn.Conv2d(before, after, 3, padding=1), nn.GroupNorm(8, after), nn.LeakyReLU(0.2, inplace=True)
+    )
 
 
 def _twice(x: Tensor) -> Tensor:

@@ -146,7 +146,8 @@ class DetailGuide:
 
     def at_half(self, x: Tensor) -> Tensor:
         """Features (B, mid, H/2, W/2) with what the views add."""
-        return x + self._detail.mid(self._half)
+        added: Tensor = self._detail.mid(self._half)
+        return x + added
 
     def at_full(self, x: Tensor, image: Tensor) -> Tensor:
         """Features (B, high, H, W) and the rendered image (B, 3, H, W) to the final image."""

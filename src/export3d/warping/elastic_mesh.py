@@ -222,8 +222,8 @@ def _repeated(counts: Tensor, room: int) -> tuple[Tensor, Tensor]:
     Returns:
         The item of each entry, and the entry's own number.
     """
-    fixed = counts.device.type != "cpu" or torch.compiler.is_compiling() or torch.jit.is_tracing()
-    size = room if fixed else int(counts.sum())
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    size = room if traced or counts.device.type != "cpu" else int(counts.sum())
     ends = torch.zeros(size + 1, dtype=torch.long, device=counts.device)
     ends.scatter_add_(0, counts.cumsum(0).clamp_max(size), torch.ones_like(counts))
     return ends[:-1].cumsum(0), torch.arange(size, device=counts.device)

@@ -41,8 +41,11 @@ def covered(corners: Tensor, size: int) -> Tensor:
     dx, dy = x.roll(-1, 1) - x, y.roll(-1, 1) - y
     crossed = (y[..., None] > centre) != ((y + dy)[..., None] > centre)  # (B, N, rows): edges that a row's line meets
     at = x[..., None] + dx[..., None] * (centre - y[..., None]) / torch.where(dy == 0.0, 1.0, dy)[..., None]
-    left = crossed[..., None] & (at[..., None] > centre)
-    return (left.sum(dim=1) % 2).float()[:, None]
+    before = torch.where(crossed, (at * size - 0.5).ceil().clamp(0, size), 0.0).long()  # pixel centres left of them
+    ends = torch.zeros(*y.shape[:1], size, size + 1, device=y.device)
+    ends = ends.scatter_add(2, before.mT, torch.ones_like(at).mT)
+    edges = ends.flip(2).cumsum(2).flip(2)[..., 1:]  # (B, rows, columns): how many edges lie right of each pixel
+    return (edges % 2.0)[:, None]
 
 
 def look_up(image: Tensor, flow: Tensor, centres: Tensor | None = None) -> Tensor:

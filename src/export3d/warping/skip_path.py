@@ -59,8 +59,8 @@ class FlowStep(nn.Module):
         """What stretching subtracts from the gate's logits (B, C, H, W); None without `redraw`."""
         if self.closes is None:
             return None
-        closing: Tensor = 10.0 * self.closes.view(1, -1, 1, 1) * stretch(flow)
-        return closing
+        closing = 10.0 * self.closes * stretch(flow).permute(0, 2, 3, 1)
+        return closing.permute(0, 3, 1, 2)  # the channels last in memory, as convolutions leave them
 
 
 class SkipPath(nn.Module):
@@ -111,7 +111,8 @@ class SkipWalk:
             step = self._path.flows[self._grid]
             assert isinstance(step, FlowStep)
             flow, self._change = step(x, self.field, self._change)
-            features, closing, self.flow = look_up(features, flow, _centres(flow)), step.closing(flow), flow
+            features = look_up(features, flow, _centres(flow)).contiguous(memory_format=torch.channels_last)
+            closing, self.flow = step.closing(flow), flow
         out: Tensor = self._path.gates[self._grid](x, features, closing)
         self._grid += 1
         return out
