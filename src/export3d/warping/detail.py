@@ -7,7 +7,8 @@ where it has moved away. `Detail` chooses at each pixel.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -160,7 +161,33 @@ class DetailGuide:
         """Where the final image's pixels come from in the source; None until it is finished."""
         if self.share is None:
             return None
-        views, share = self.views, self.share[:, 1:]
-        taken = (share[:, :, None] * torch.stack([views.moved, views.still, views.turned], dim=1)).sum(dim=1)
-        taken = torch.cat([taken, share.sum(dim=1, keepdim=True)], dim=1)
-        return replace(origin(self.share, views.offset, views.turn), taken=taken)
+        return _Mixed(self.share, self.views)
+
+
+class _Mixed(Origin):
+    """The origin of the images of `Detail`. It is computed when it is asked for: the face crop itself needs none."""
+
+    _made_of: tuple[Tensor, Views]
+
+    def __init__(self, share: Tensor, views: Views) -> None:
+        object.__setattr__(self, "_made_of", (share, views))  # the base is frozen
+
+    @cached_property
+    def _places(self) -> Origin:
+        share, views = self._made_of
+        return origin(share, views.offset, views.turn)
+
+    @property
+    def offset(self) -> Tensor:
+        return self._places.offset
+
+    @property
+    def trust(self) -> Tensor:
+        return self._places.trust
+
+    @cached_property
+    def taken(self) -> Tensor:
+        share, views = self._made_of
+        taken = share[:, 1:2] * views.moved
+        taken = torch.addcmul(torch.addcmul(taken, share[:, 2:3], views.still), share[:, 3:], views.turned)
+        return torch.cat([taken, share[:, 1:].sum(dim=1, keepdim=True)], dim=1)

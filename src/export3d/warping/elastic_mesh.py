@@ -256,13 +256,9 @@ def show(image: Tensor, lookup: Tensor, half: Tensor | None = None) -> Tensor:
     a, b = F.pad(across, (0, 0, 0, 1)), F.pad(down, (0, 0, 0, 0, 0, 1))
     area = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).abs() * image.shape[-1] ** 2
     shown = fine + (0.5 * area.clamp(1.0, 4.0).log2())[:, None] * (coarse - fine)
-    jump = torch.zeros(lookup.shape[:-1], dtype=torch.bool, device=lookup.device)
     limit = max(_JUMP, 2.0 / lookup.shape[1])
-    jumps_across, jumps_down = (step.abs().amax(dim=-1) > limit for step in (across, down))
-    jump[:, :, 1:] |= jumps_across
-    jump[:, :, :-1] |= jumps_across
-    jump[:, 1:] |= jumps_down
-    jump[:, :-1] |= jumps_down
+    side, below = ((step[..., 0].abs() > limit) | (step[..., 1].abs() > limit) for step in (across, down))
+    jump = F.pad(side, (1, 0)) | F.pad(side, (0, 1)) | F.pad(below, (0, 0, 1, 0)) | F.pad(below, (0, 0, 0, 1))
     return torch.where(jump[:, None], softened(shown), shown)
 
 

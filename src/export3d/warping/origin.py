@@ -55,14 +55,17 @@ def origin(share: Tensor, offset: Tensor, turn: Tensor) -> Origin:
     rendered, looked_up = share[:, :1], share[:, 1:]
     part = looked_up**_CHOICE
     part = part / part.sum(dim=1, keepdim=True).clamp_min(1e-6)
-    flows = torch.stack([offset, torch.zeros_like(offset), turn], dim=1)
-    mean = (part[:, :, None] * flows).sum(dim=1)
-    square = (flows - mean[:, None]).square().sum(dim=2)
-    spread = (part * square).sum(dim=1, keepdim=True).sqrt() * (_REFERENCE / 2.0)
+    moved, still, turned = part[:, :1], part[:, 1:2], part[:, 2:]
+    mean = torch.addcmul(moved * offset, turned, turn)
+    away = [(flow - mean).square().sum(dim=1, keepdim=True) for flow in (offset, turn)]
+    square = torch.addcmul(still * mean.square().sum(dim=1, keepdim=True), moved, away[0])
+    spread = torch.addcmul(square, turned, away[1]).sqrt() * (_REFERENCE / 2.0)
     low, high = _RENDERED
     kept = 1.0 - ((rendered - low) / (high - low)).clamp(0.0, 1.0)
     trust = kept * kept * (3.0 - 2.0 * kept) * torch.exp(-((spread / _SPREAD).square())) * (1.0 - torn(mean))
-    return Origin(mean, F.avg_pool2d(F.pad(trust, (1, 1, 1, 1), "replicate"), 3, 1))
+    trust = F.pad(trust, (1, 1, 1, 1), "replicate")
+    trust = trust[..., 2:] + trust[..., 1:-1] + trust[..., :-2]
+    return Origin(mean, (trust[..., 2:, :] + trust[..., 1:-1, :] + trust[..., :-2, :]) / 9.0)
 
 
 def torn(offset: Tensor, limit: float = _TEAR) -> Tensor:
@@ -71,11 +74,9 @@ def torn(offset: Tensor, limit: float = _TEAR) -> Tensor:
     Between them lies nothing that an enlarged image could show. `limit`: of their places' distance, pixels.
     """
     height, width = offset.shape[-2:]
-    jump = torch.zeros_like(offset[:, :1])
     across = (offset[..., 1:] - offset[..., :-1]).abs().amax(dim=1, keepdim=True) * (width / 2.0) > limit
     down = (offset[..., 1:, :] - offset[..., :-1, :]).abs().amax(dim=1, keepdim=True) * (height / 2.0) > limit
-    jump[..., 1:] += across
-    jump[..., :-1] += across
-    jump[..., 1:, :] += down
-    jump[..., :-1, :] += down
-    return F.max_pool2d(jump.clamp_max(1.0), 3, 1, 1)
+    jump = F.pad(across, (1, 0)) | F.pad(across, (0, 1)) | F.pad(down, (0, 0, 1, 0)) | F.pad(down, (0, 0, 0, 1))
+    jump = F.pad(jump, (1, 1, 1, 1))
+    jump = jump[..., 2:] | jump[..., 1:-1] | jump[..., :-2]
+    return (jump[..., 2:, :] | jump[..., 1:-1, :] | jump[..., :-2, :]).to(offset.dtype)
