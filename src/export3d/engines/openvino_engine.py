@@ -1,7 +1,8 @@
 """The engine `openvino` (extra `fast`): the convolutional parts in OpenVINO, the rest as in the engine `torch`.
 
 OpenVINO runs the generator, and in one graph super-resolution, detail and each pixel's origin. It reads them from a
-trace and compiles them in memory, once per batch size, in less than a second; nothing is written to disk.
+trace and compiles them in memory, once per batch size, in less than a second; nothing is written to disk. Numba runs
+the volume renderer.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from export3d.warping.source_warp import Eyes, Origin
 
 
 class OpenVinoEngine(TorchEngine):
-    """Runs a model's costly parts in OpenVINO.
+    """Runs a model's convolutions in OpenVINO and its volume renderer in one compiled pass.
 
     Args:
         model: in evaluation mode, on the CPU.
@@ -46,7 +47,14 @@ class OpenVinoEngine(TorchEngine):
             raise ConfigError("the engine openvino runs on the processor; choose --device cpu or another engine")
         self._fast = parts.shallow(model)
         self._fast.generator = _Generator(_Compiled(parts.PlaneGenerator(model), self.dtype))  # type: ignore[assignment]
+        self._fast.renderer = parts.shallow(model.renderer)
+        self._fast.renderer.fused = True
         self._finish = _Compiled(_Finish(model), self.dtype)
+
+    @torch.inference_mode()
+    def render(self, planes: Planes, camera: Tensor) -> Rendered:
+        """See `Export3D.render`."""
+        return self._fast.render(planes, camera)
 
     def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
         return self._fast.planes(source, expression, shift, eyes)
