@@ -9,7 +9,9 @@ driving face. Same-identity scores are measured this way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -136,6 +138,33 @@ def driving(
     track = (tracker or Tracker()).track_video(path, FPS, progress, face, start_s=start_s, seconds=seconds)
     first = frame_range(start_s, seconds, FPS)[0]
     return Driving(track.motion, path, track.crop, first / FPS, track.quarter_turns, track.shot_crops())
+
+
+@contextmanager
+def driving_meanwhile(
+    path: str | Path, progress: Callable[[int], None], *, face: str | int, start_s: float, seconds: float | None
+) -> Iterator[Callable[[], Driving]]:
+    """`driving` in a thread during the block, with a tracker of its own; gives a function that waits for the result.
+
+    That function raises what `driving` raises. A block that fails or is interrupted ends the tracking at the next
+    frame.
+    """
+    from export3d.face.tracker import Tracker
+
+    tracker = None if Path(path).suffix.lower() in MOTION_SUFFIXES else Tracker()
+    stopped = False
+
+    def check(done: int) -> None:
+        if stopped:
+            raise KeyboardInterrupt
+        progress(done)
+
+    thread = ThreadPoolExecutor(1, "driving")
+    try:
+        yield thread.submit(driving, path, tracker, check, face=face, start_s=start_s, seconds=seconds).result
+    finally:
+        stopped = True
+        thread.shutdown()
 
 
 def read_motion(path: str | Path, start_s: float = 0.0, seconds: float | None = None) -> Driving:

@@ -62,8 +62,7 @@ def command(
         engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU),
             openvino (extra fast), or auto, the fastest of them.
     """
-    from export3d.animate.drive import FPS, motion_path, read_motion
-    from export3d.animate.drive import driving as drive
+    from export3d.animate.drive import FPS, driving_meanwhile, motion_path
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
     from export3d.errors import ConfigError
     from export3d.face.tracker import face_choice
@@ -90,15 +89,15 @@ def command(
     if sheet is not None:
         check_output(sheet, STILL_SUFFIXES, inputs, [output])
 
-    from export3d.animate.animator import Animator
+    with (
+        frame_counter("tracking", mover) as count,
+        driving_meanwhile(mover, count, face=driving_face, start_s=start, seconds=seconds) as driven,
+    ):
+        from export3d.animate.animator import Animator
 
-    animator = Animator.from_pretrained(weights, device, pure, engine)
-    portrait = framing.sources(animator, source)
-    if motion is not None:
-        moved_by = read_motion(mover, start, seconds)
-    else:
-        with frame_counter("tracking", mover) as count:
-            moved_by = drive(mover, animator.tracker, count, face=driving_face, start_s=start, seconds=seconds)
+        animator = Animator.from_pretrained(weights, device, pure, engine)
+        portrait = framing.sources(animator, source)
+        moved_by = driven()
     if held:
         moved_by.motion.require_space("arkit52")
     write_animation(

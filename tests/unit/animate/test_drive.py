@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from export3d.animate.drive import (
     bundled_motion,
     bundled_portrait,
     driving,
+    driving_meanwhile,
     driving_motion,
     hold,
     read_motion,
@@ -22,7 +25,7 @@ from export3d.animate.drive import (
     reference_frame,
 )
 from export3d.animate.head_motion import neck_place, seen_rotation
-from export3d.errors import BadMotionFile, ConfigError, ShapeError
+from export3d.errors import BadMotionFile, BadVideo, ConfigError, ShapeError
 from export3d.face.crop import crop
 from export3d.motion.arkit import ARKIT52, ARKIT52_MIRRORED, with_scores
 from export3d.motion.compare import pearson
@@ -204,6 +207,48 @@ def test_only_known_scores_of_named_spaces_can_be_held(motion: Motion) -> None:
 
 def test_a_motion_file_has_no_pictures(motion_file: Path) -> None:
     assert driving(motion_file).pictures([0, 1]) == []
+
+
+def test_a_driving_video_is_tracked_while_something_else_is_done(face_video: Path, motion_file: Path) -> None:
+    begun, go_on = Event(), Event()
+
+    def progress(done: int) -> None:
+        begun.set()
+        assert go_on.wait(60)
+
+    with driving_meanwhile(face_video, progress, face="largest", start_s=0.2, seconds=0.4) as result:
+        assert begun.wait(60)
+        go_on.set()
+        meanwhile = result()
+    assert meanwhile.motion == driving(face_video, start_s=0.2, seconds=0.4).motion
+    with driving_meanwhile(motion_file, progress, face="largest", start_s=0.0, seconds=None) as result:
+        assert result().motion == read_motion(motion_file).motion
+
+
+def test_tracking_ends_when_what_is_done_meanwhile_fails(face_video: Path) -> None:
+    seen: list[int] = []
+    begun = Event()
+
+    def progress(done: int) -> None:
+        seen.append(done)
+        begun.set()
+
+    def meanwhile() -> None:
+        with driving_meanwhile(face_video, progress, face="largest", start_s=0.0, seconds=None):
+            assert begun.wait(60)
+            raise ConfigError("mine")
+
+    with pytest.raises(ConfigError, match="mine"):
+        meanwhile()
+    assert len(seen) < 24
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith(("driving", "ahead"))]
+
+
+def test_what_ends_tracking_meanwhile_is_raised_with_the_result(tmp_path: Path) -> None:
+    path = tmp_path / "none.mp4"
+    meanwhile = driving_meanwhile(path, print, face="largest", start_s=0.0, seconds=None)
+    with meanwhile as result, pytest.raises(BadVideo, match="does not exist"):
+        result()
 
 
 def test_a_driving_video_shows_its_face(face_video: Path, astronaut_turns: list[np.ndarray]) -> None:
