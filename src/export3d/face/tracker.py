@@ -236,11 +236,13 @@ class Tracker:
             NoFaceFound, ConfigError: see `track_frames`; or `start_s` and `seconds` select no frame.
         """
         from export3d.video import read_frames  # needs PyAV, which images do not
-        from export3d.video.ahead import ahead
+        from export3d.video.ahead import ahead, give_back_memory
 
         face_choice(face, video=True)
         with closing(ahead(read_frames(path, fps, start_s=start_s, seconds=seconds))) as frames:
-            return self.track_frames(frames, fps, str(path), progress, face)
+            track = self.track_frames(frames, fps, str(path), progress, face)
+        give_back_memory()
+        return track
 
     def track_frames(
         self,
