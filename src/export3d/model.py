@@ -55,6 +55,11 @@ class Planes:
     source: Encoded
     motion: SourceMotion | None
 
+    def expand(self, batch: int) -> Planes:
+        """One expression repeated for a batch of cameras, without copying."""
+        motion = None if self.motion is None else self.motion.expand(batch)
+        return Planes(self.triplane.expand(batch, -1, -1, -1, -1), self.source.expand(batch), motion)
+
 
 @dataclass(frozen=True)
 class Output:

@@ -330,7 +330,7 @@ class Animator:
         Args:
             source: from `encode`, or several of one photo from `encode_all`; each head is seen from its own camera.
             motion, path, yaw_deg, pitch_deg, seconds, scores: see `export3d.animate.orbit.orbit_motion`.
-            batch: frames rendered together, with a motion.
+            batch: frames rendered together.
             size, frame, background: see `animate`. The background does not turn.
 
         Raises:
@@ -356,7 +356,7 @@ class Animator:
         if motion is not None:
             return self._stream(view, views, batch)
         parts = [(self._planes(one, seen.expression[:1]), seen.camera) for one, seen in zip(view.sources, views)]
-        return self._drawn(view, parts)
+        return self._drawn(view, parts, batch)
 
     def views(
         self, source: Source, expression: ArrayLike, cameras: ArrayLike, *, size: Size | None = None
@@ -444,7 +444,11 @@ class Animator:
         for start in range(0, len(parts[0][1]), batch):
             at = slice(start, start + batch)
             with torch.inference_mode():
-                made = [self.engine.frame_and_origin(planes, self._tensor(cameras[at])) for planes, cameras in parts]
+                made = []
+                for planes, cameras in parts:
+                    labels = self._tensor(cameras[at])
+                    several = planes if len(planes.triplane) > 1 else planes.expand(len(labels))
+                    made.append(self.engine.frame_and_origin(several, labels))
                 frames = self._finished(view, made)
             yield from frames
 

@@ -117,6 +117,10 @@ class SourceMotion:
         """
         return None if self.walk is None else self.walk.flow
 
+    def expand(self, batch: int) -> SourceMotion:
+        """One expression repeated for a batch of cameras; copies nothing."""
+        return SourceMotion(None if self.points is None else self.points.expand(batch, -1, -1), self.walk)
+
 
 class SourceWarp(nn.Module):
     """Moves the source's features and pixels with the driving landmarks and camera.
