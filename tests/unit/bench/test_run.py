@@ -17,7 +17,9 @@ from export3d.bench.report import Row, load_report
 from export3d.bench.run import bench, shares
 from export3d.bench.stages import stages
 from export3d.cli.main import main
+from export3d.engines.names import EngineName
 from export3d.errors import ConfigError
+from export3d.pretrained import load_pretrained
 
 NETWORK = ["encode", "planes", "render", "views", "super-resolve"]
 ALL = ["decode", "track", *NETWORK, "encode video", "driven frame", "orbit frame"]
@@ -63,6 +65,18 @@ def test_flop_per_frame_do_not_depend_on_the_batch(short: None, rigid_weights: P
     for name in NETWORK:
         assert one[name].flop == pytest.approx(three[name].flop), name
     assert one["planes"].traffic > three["planes"].traffic, "weights are read once per batch"  # type: ignore[operator]
+
+
+@pytest.mark.slow
+def test_flop_do_not_depend_on_the_engine(short: None, rigid_weights: Path, tmp_path: Path) -> None:
+    """OpenVINO and the compiled renderer, which PyTorch cannot look into, are told in FLOP of the PyTorch model."""
+    pytest.importorskip("openvino")
+    pytest.importorskip("numba")
+    model = load_pretrained(rigid_weights)
+    engines: tuple[EngineName, ...] = ("reference", "openvino")
+    plain, fast = (stages(Animator(model, "cpu", name), 1, tmp_path) for name in engines)
+    for name in NETWORK:
+        assert plain[name].flop == fast[name].flop, name
 
 
 @pytest.mark.slow
