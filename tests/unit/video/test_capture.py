@@ -204,3 +204,28 @@ def test_stopping_wakes_a_reader_that_waits(tmp_path: Path) -> None:
         while capture.newest() is not None:
             pass
     assert time.perf_counter() - start < 30.0
+
+
+@pytest.mark.slow
+def test_a_stream_arrives_as_it_is_sent(tmp_path: Path) -> None:
+    """MPEG-TS by UDP has no end and is never waited for; silence ends it."""
+    data = clip(tmp_path / "a.ts", 60, options={"crf": "10", "bf": "0", "g": "5"}).read_bytes()
+    packets = [data[start : start + 7 * 188] for start in range(0, len(data), 7 * 188)]
+    with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as probing:
+        probing.bind(("127.0.0.1", 0))
+        port = probing.getsockname()[1]
+
+    def send() -> None:
+        with closing(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)) as sender:
+            for packet in packets * 3:
+                sender.sendto(packet, ("127.0.0.1", port))
+                time.sleep(0.5 / len(packets))
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    seen = 0
+    with Capture(f"udp://127.0.0.1:{port}", timeout_s=1.5) as capture, suppress(BadVideo):
+        while capture.newest() is not None:
+            seen += 1
+    thread.join()
+    assert seen > 3
