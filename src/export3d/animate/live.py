@@ -176,17 +176,18 @@ class Live:
 
     def __iter__(self) -> Iterator[Shown]:
         pose = self._follower.rest
-        frame = self._rendered(pose)  # before the camera opens: the first frame takes longer than the others
-        with _one_core_left(), self._capture:
-            tracking = threading.Thread(target=self._track, name="tracking", daemon=True)
-            tracking.start()
-            try:
-                yield from self._shown(pose, frame)
-                ended = not self._stop.is_set()
-            finally:
-                self._stop.set()
-                self._capture.stop()
-                tracking.join()
+        with _one_core_left():
+            frame = self._rendered(pose)  # before the camera opens: the first frame takes longer than the others
+            with self._capture:
+                tracking = threading.Thread(target=self._track, name="tracking", daemon=True)
+                tracking.start()
+                try:
+                    yield from self._shown(pose, frame)
+                    ended = not self._stop.is_set()
+                finally:
+                    self._stop.set()
+                    self._capture.stop()
+                    tracking.join()
         if self._failure is not None and (self._person is None or not isinstance(self._failure, Export3DError)):
             raise self._failure
         self.problem = self._failure
