@@ -46,7 +46,9 @@ def live(astronaut_path: Path, rigid_weights: Path, out: Path) -> Run:
 def test_a_file_is_written_in_real_time_and_the_figures_are_told(
     live: Run, film: Path, out: Path, capsys: Capture
 ) -> None:
+    start = time.perf_counter()
     assert live(film) == 0
+    seconds = time.perf_counter() - start
     err = capsys.readouterr().err
     assert "new frames in" in err
     assert "latency median" in err
@@ -54,7 +56,7 @@ def test_a_file_is_written_in_real_time_and_the_figures_are_told(
     assert f"wrote {out / 'live.mp4'}" in err
     info = probe(out / "live.mp4")
     assert (info.width, info.height) == (64, 64)
-    assert 1.0 < info.duration_s < 10.0
+    assert 0.0 < info.duration_s < seconds
 
 
 @pytest.mark.slow
