@@ -188,6 +188,7 @@ class Live:
                     self._stop.set()
                     self._capture.stop()
                     tracking.join()
+                    self.stats.captured = self._capture.count
         if self._failure is not None and (self._person is None or not isinstance(self._failure, Export3DError)):
             raise self._failure
         self.problem = self._failure

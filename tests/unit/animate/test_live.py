@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from export3d.animate.animator import Animator, Source
 from export3d.animate.live import Live, Stats
@@ -82,6 +83,18 @@ def test_stopping_and_leaving_early_end_all_threads(rigid: Animator, portrait: S
         for _ in Live(rigid, portrait, str(film)):
             raise KeyboardInterrupt
     assert threading.active_count() == before
+
+
+@pytest.mark.slow
+def test_one_core_is_left_to_tracking(rigid: Animator, portrait: Source, film: Path) -> None:
+    torch.set_num_threads(3)
+    try:
+        for _ in (live := Live(rigid, portrait, str(film))):
+            assert torch.get_num_threads() == 2
+            live.stop()
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(1)
 
 
 @pytest.mark.slow
