@@ -73,7 +73,7 @@ def rows(live: Live) -> list[float]:
             count = live.stats.shown - shown
             row(frame.time_s, count / (frame.time_s - since), live, count, memory[-1])
             since, shown = frame.time_s, live.stats.shown
-    row(live.stats.seconds, live.stats.fps, live, None, max(memory))
+    row(live.stats.seconds, live.stats.fps(), live, None, max(memory))
     return memory
 
 

@@ -70,6 +70,7 @@ class Stats:
         seconds: from the first captured frame to the last one shown.
         latency_s: of each shown frame, from its capture until the caller asked for the next one: tracking, rendering
             and showing.
+        shown_s: when that was, seconds of `time.perf_counter`.
     """
 
     captured: int = 0
@@ -77,16 +78,19 @@ class Stats:
     shown: int = 0
     seconds: float = 0.0
     latency_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES), repr=False)
+    shown_s: deque[float] = field(default_factory=lambda: deque(maxlen=_LATENCIES), repr=False)
 
     @property
     def dropped(self) -> int:
         """Captured frames that were not shown."""
         return max(self.captured - self.shown, 0)
 
-    @property
-    def fps(self) -> float:
-        """New frames shown per second."""
-        return self.shown / self.seconds if self.seconds > 0.0 else 0.0
+    def fps(self, last: int | None = None) -> float:
+        """New frames shown per second, of the `last` frames or of the whole run; 0 before the second frame."""
+        if last is None:
+            return self.shown / self.seconds if self.seconds > 0.0 else 0.0
+        times = list(self.shown_s)[-last - 1 :]
+        return (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else 0.0
 
     def latency_ms(self, percent: float = 50.0, last: int | None = None) -> float:
         """A percentile of the latency, milliseconds, of the `last` frames or of all; 0 before the first frame."""
@@ -220,6 +224,7 @@ class Live:
                 if new:
                     self.stats.shown += 1
                     self.stats.latency_s.append(now - tracked.time_s)
+                    self.stats.shown_s.append(now)
 
     def _rendered(self, pose: Pose) -> Picture:
         motion = Motion(pose.expression[None], pose.camera[None], FPS, self._animator.space)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 _EVERY_S = 1.0
 """The line in the terminal is renewed this often."""
 _RECENT = 50
-"""Frames whose latency it shows."""
+"""Frames whose rate and latency it shows."""
 
 
 def command(
@@ -98,7 +98,7 @@ def command(
                     live.calibrate()
     stats = live.stats
     tell(
-        f"showed {stats.shown} new frames in {stats.seconds:.1f} s ({stats.fps:.1f} per second); latency median "
+        f"showed {stats.shown} new frames in {stats.seconds:.1f} s ({stats.fps():.1f} per second); latency median "
         f"{stats.latency_ms():.0f} ms, 95 % below {stats.latency_ms(95):.0f} ms; {stats.dropped} of {stats.captured} "
         "camera frames dropped"
     )
@@ -156,7 +156,7 @@ def _words(live: Live, shown: Shown) -> str:
     else:
         state = "calibrating: look straight ahead, at rest; " if shown.calibrating else ""
     return (
-        f"{state}{stats.fps:.1f} fps, latency {stats.latency_ms(50, _RECENT):.0f} ms "
+        f"{state}{stats.fps(_RECENT):.1f} fps, latency {stats.latency_ms(50, _RECENT):.0f} ms "
         f"(95 % below {stats.latency_ms(95, _RECENT):.0f}), {stats.dropped} dropped"
     )
 

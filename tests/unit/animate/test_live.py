@@ -59,6 +59,8 @@ def test_a_slow_viewer_sees_fewer_frames_and_no_later_ones(rigid: Animator, port
     assert stats.dropped == stats.captured - stats.shown
     behind_ms = 1000.0 * (stats.captured * pause_s - SECONDS)  # what the last frame of a queue would lag
     assert 1000.0 * pause_s <= stats.latency_ms() <= stats.latency_ms(95) < behind_ms / 3
+    assert 0.0 < stats.fps(5) <= 1.0 / pause_s
+    assert stats.fps() <= 1.0 / pause_s
     assert [one.time_s for one in frames] == sorted(one.time_s for one in frames)
     assert [one.calibrating for one in frames].count(True) >= 1
     assert frames[-1].face
@@ -157,4 +159,4 @@ def test_endless_tracking_needs_no_memory(astronaut_turns: list[np.ndarray]) -> 
 
 
 def test_statistics_before_the_first_frame_are_zero() -> None:
-    assert (Stats().fps, Stats().latency_ms(), Stats().dropped) == (0.0, 0.0, 0)
+    assert (Stats().fps(), Stats().fps(5), Stats().latency_ms(), Stats().dropped) == (0.0, 0.0, 0.0, 0)
