@@ -58,8 +58,8 @@ def command(
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
-        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU), or
-            auto, the fastest here.
+        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU),
+            openvino (extra fast), or auto, the fastest of them.
     """
     from export3d.animate.export import VIDEO_SUFFIXES, check_output
     from export3d.cli.framing import Framing
