@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from export3d.engines.engine import Engine
+from export3d.engines.memory import keep_freed_memory
 from export3d.engines.precision import fast_dtype
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
@@ -34,6 +35,8 @@ class TorchEngine(Engine):
     def __init__(self, model: Export3D, dtype: torch.dtype | None = None) -> None:
         super().__init__(model)
         self.device = next(model.parameters()).device
+        if self.device.type == "cpu":
+            keep_freed_memory()
         self.dtype = fast_dtype(self.device) if dtype is None else dtype
         self._warned = False
 

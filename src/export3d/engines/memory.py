@@ -1,0 +1,26 @@
+"""Memory that stays with the process."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+"""Parameters of mallopt(3)."""
+_LARGEST = 2**31 - 1
+
+
+def keep_freed_memory() -> None:
+    """Keep large blocks that are freed for the next ones; glibc alone, elsewhere nothing happens.
+
+    By default glibc returns them to the system, which clears every page anew for the next frame's tensors: a fifth of
+    the time of super-resolution in PyTorch. The process stays as large as its largest batch.
+    """
+    if sys.platform != "linux":
+        return
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):  # another C library
+        return
+    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
+        mallopt(parameter, _LARGEST)
