@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -42,7 +43,7 @@ _REACH = (0.5, 0.25, 0.35)
 
 Chosen by PSNR on training clips.
 """
-_SLIVER = 1e-8
+SLIVER = 1e-8
 """Triangles of a smaller area, in image areas, are not painted: their texture coordinates are undefined."""
 _ROWS = 160
 """Room for the rows that the triangles cross, in image heights. Faces take 75, those that fill the image about 110."""
@@ -51,6 +52,10 @@ _JUMP = 1.0 / 64.0
 
 In small images a jump is at least two pixels.
 """
+
+
+Painter = Callable[[Tensor, Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""As `paint`."""
 
 
 class ElasticMesh:
@@ -100,13 +105,14 @@ class ElasticMesh:
         rings = self._rings + self._follow * (with_head + faded)
         return torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
 
-    def lookup(self, face: Tensor, depth: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    def lookup(self, face: Tensor, depth: Tensor, size: int, painter: Painter | None = None) -> tuple[Tensor, Tensor]:
         """The rest places that the moved meshes show at each pixel.
 
         Args:
             face: (B, F, 2) places of the face's vertices; differentiable.
             depth: (B, F); smaller is nearer.
             size: R.
+            painter: `paint`, or another function that does the same.
 
         Returns:
             (B, R, R, 2) the rest place at each pixel, and (B, R, R) whether it lies between the lips.
@@ -116,7 +122,7 @@ class ElasticMesh:
         far = depth[:, triangles[ground:]].mean(dim=-1)
         order = ground + far.argsort(dim=1, descending=True, stable=True)
         order = torch.cat([torch.arange(ground, device=face.device).expand(face.shape[0], -1), order], dim=1)
-        source, number = paint(self.place(face), self.source, triangles, order, size)
+        source, number = (painter or paint)(self.place(face), self.source, triangles, order, size)
         return source, mouth[number]
 
 
@@ -143,7 +149,7 @@ def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, siz
     edge, carried = corners[:, 1:] - corners[:, :1], texture[:, triangles].view(-1, 3, 2)
     change = carried[:, 1:] - carried[:, :1]
     area = edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]
-    solid = area.abs() > _SLIVER
+    solid = area.abs() > SLIVER
     share = torch.where(solid, 1.0 / torch.where(solid, area, 1.0), 0.0)
     table = torch.cat(
         [corners[:, 0], carried[:, 0], (edge * share[:, None, None]).flatten(1), change.flatten(1)], dim=1
@@ -177,7 +183,7 @@ def _topmost(corners: Tensor, rank: Tensor, size: int) -> Tensor:
     line = (torch.arange(batch, device=rank.device)[:, None] * size).expand_as(rank).reshape(-1)
     rank = rank.reshape(-1)
     edge = corners[:, 1:] - corners[:, :1]
-    solid = (edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]).abs() > _SLIVER * size**2
+    solid = (edge[:, 0, 0] * edge[:, 1, 1] - edge[:, 0, 1] * edge[:, 1, 0]).abs() > SLIVER * size**2
     # Each row of pixel centres that a triangle crosses, between its long edge and the upper or lower short one.
     # Neighbours compute their shared edge from the same two ends, so that no pixel falls between them.
     downward = corners[..., 1].argsort(dim=1, stable=True)[..., None].expand(-1, -1, 2)

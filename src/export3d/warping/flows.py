@@ -13,7 +13,7 @@ from export3d.camera import projected
 from export3d.face.landmark_sets import INNER_LIPS
 from export3d.image import resize
 from export3d.layers import constant
-from export3d.warping.elastic_mesh import FACE, ElasticMesh, similarity
+from export3d.warping.elastic_mesh import FACE, ElasticMesh, Painter, similarity
 from export3d.warping.flow_field import covered, look_up, pixel_grid
 from export3d.warping.landmark_motion import Face
 
@@ -37,13 +37,16 @@ def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Ten
         return 2.0 * source.permute(0, 3, 1, 2) - 1.0 - pixel_grid(size, points.device)
 
 
-def driving_flow(points: Tensor, face: Face, camera: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def driving_flow(
+    points: Tensor, face: Face, camera: Tensor, size: int, painter: Painter | None = None
+) -> tuple[Tensor, Tensor]:
     """The flow from a driving frame's pixels to the source, once the source's landmarks have moved.
 
     Args:
         points: (B, L, 3) moved landmarks.
         camera: (B, 25) of the driving frames.
         size: pixels across the frame.
+        painter: see `ElasticMesh.lookup`.
 
     Returns:
         Two flows (B, 2, size, size), offsets to places of the source, x first, in [-1, 1] grid units: on the elastic
@@ -52,7 +55,7 @@ def driving_flow(points: Tensor, face: Face, camera: Tensor, size: int) -> tuple
     """
     with torch.autocast(points.device.type, enabled=False):
         places, distance = projected(points[:, constant(FACE, points.device)], camera)
-        source, _ = ElasticMesh(face.places).lookup(places, distance, size)
+        source, _ = ElasticMesh(face.places).lookup(places, distance, size, painter)
         here = pixel_grid(size, points.device)
         elastic = 2.0 * source.permute(0, 3, 1, 2) - (1.0 + here)
         turn, shift = similarity(places, face.places)

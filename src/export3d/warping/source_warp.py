@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +24,7 @@ from export3d.warping.average_head import frontal_view, head_nearness, seen_plac
 from export3d.warping.dense_motion import GRID, DenseMotion
 from export3d.warping.detail import Detail, Views
 from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp.guide`, for its caller
-from export3d.warping.elastic_mesh import show
+from export3d.warping.elastic_mesh import Painter, show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
 from export3d.warping.flows import driving_flow, mouth_mask, openings, plane_flow
 from export3d.warping.landmark_motion import Eyes as Eyes
@@ -122,6 +123,16 @@ class SourceMotion:
         return SourceMotion(None if self.points is None else self.points.expand(batch, -1, -1), self.walk)
 
 
+@cache
+def _fused_painter() -> Painter | None:
+    """The compiled painter; None without Numba."""
+    try:
+        from export3d.warping.fused import paint
+    except (ImportError, RuntimeError):  # RuntimeError: Numba finds no folder for its cache
+        return None
+    return paint
+
+
 class SourceWarp(nn.Module):
     """Moves the source's features and pixels with the driving landmarks and camera.
 
@@ -132,6 +143,10 @@ class SourceWarp(nn.Module):
         skip_widths: for each grid the channels of the generator's features and of the stem's
             (`GeneratorConfig.side_widths`).
         superres_widths: channels of the rendered features and of the super-resolution at H/2 and at H.
+
+    Attributes:
+        fused: whether a compiled pass paints the mesh in driving frames: `fused`, which gives the same bits and needs
+            Numba (extra `fast`). Without Numba, or with gradients, PyTorch paints.
     """
 
     def __init__(
@@ -145,6 +160,7 @@ class SourceWarp(nn.Module):
         super().__init__()
         self.config = config
         self.half_extent = half_extent
+        self.fused = False
         self.motion = LandmarkMotion(embedding) if config.flow or config.detail else None
         self.dense = DenseMotion() if config.dense else None
         self.skip = SkipPath(skip_widths, config.flow, config.redraw) if config.skip else None
@@ -220,7 +236,9 @@ class SourceWarp(nn.Module):
         if image is None or own is None or face is None or points is None or view.head is None:
             raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
         size, image = image.shape[-1], image.float()
-        flow, as_face = driving_flow(points, face, camera, size)
+        inference = points.device.type == "cpu" and not (torch.is_grad_enabled() and points.requires_grad)
+        painter = _fused_painter() if self.fused and inference else None
+        flow, as_face = driving_flow(points, face, camera, size, painter)
         with torch.no_grad():
             seen = seen_places(camera, size)
             head = torch.cat([head_nearness(seen), view.head], dim=1)
