@@ -6,6 +6,7 @@ import platform
 from importlib.util import find_spec
 from typing import get_args
 
+from export3d.engines.cuda_engine import CudaEngine
 from export3d.engines.engine import Engine
 from export3d.engines.names import EngineName
 from export3d.engines.openvino_engine import OpenVinoEngine
@@ -21,7 +22,7 @@ def pick_engine(model: Export3D, name: EngineName = "auto") -> Engine:
     """The engine of that name for a model in evaluation mode on its device.
 
     - `reference`: PyTorch in float32.
-    - `torch`: PyTorch in the device's fast number format.
+    - `torch`: PyTorch in the device's fast number format, on a GPU as CUDA graphs.
     - `openvino`: OpenVINO for the costly parts, on a CPU (extra `fast`).
     - `auto`: `openvino` on x86 processors if it is installed, else `torch`. It depends only on the machine and on what
       is installed, never on a measurement: there the same input gives the same bytes.
@@ -32,7 +33,12 @@ def pick_engine(model: Export3D, name: EngineName = "auto") -> Engine:
     """
     if name not in get_args(EngineName):
         raise ConfigError(f"there is no engine {name!r}; choose from {', '.join(get_args(EngineName))}")
+    device = next(model.parameters()).device.type
     if name == "auto":
-        on_cpu = next(model.parameters()).device.type == "cpu" and platform.machine() in _MEASURED
-        name = "openvino" if on_cpu and find_spec("openvino") is not None else "torch"
-    return {"reference": Engine, "torch": TorchEngine, "openvino": OpenVinoEngine}[name](model)
+        measured = device == "cpu" and platform.machine() in _MEASURED
+        name = "openvino" if measured and find_spec("openvino") is not None else "torch"
+    if name == "reference":
+        return Engine(model)
+    if name == "openvino":
+        return OpenVinoEngine(model)
+    return CudaEngine(model) if device == "cuda" else TorchEngine(model)

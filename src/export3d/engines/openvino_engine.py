@@ -17,17 +17,16 @@ import torch
 from torch import Tensor, nn
 
 from export3d.engines import parts
-from export3d.engines.torch_engine import TorchEngine
+from export3d.engines.torch_engine import PartsEngine
 from export3d.errors import ConfigError, MissingExtra
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.triplane.generator import SidePath, SourceFeatures
-from export3d.warping.detail import DetailGuide
 from export3d.warping.skip_path import SkipWalk
-from export3d.warping.source_warp import Eyes, Origin
+from export3d.warping.source_warp import Eyes
 
 
-class OpenVinoEngine(TorchEngine):
+class OpenVinoEngine(PartsEngine):
     """Runs a model's convolutions in OpenVINO and its volume renderer in one compiled pass.
 
     Args:
@@ -49,7 +48,7 @@ class OpenVinoEngine(TorchEngine):
         self._fast.generator = _Generator(_Compiled(parts.PlaneGenerator(model), self.dtype))  # type: ignore[assignment]
         self._fast.renderer = parts.shallow(model.renderer)
         self._fast.renderer.fused = True
-        self._finish = _Compiled(_Finish(model), self.dtype)
+        self._finish = _Compiled(parts.FinishWithOrigin(model), self.dtype)
 
     @torch.inference_mode()
     def render(self, planes: Planes, camera: Tensor) -> Rendered:
@@ -59,16 +58,8 @@ class OpenVinoEngine(TorchEngine):
     def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
         return self._fast.planes(source, expression, shift, eyes)
 
-    def _frame_and_origin(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[Tensor, Origin | None]:
-        made = self._finished(planes, camera, rendered)
-        return made["image"], Origin(*(made[name] for name in _ORIGIN)) if self.model.moves_pixels else None
-
-    def _frame_and_share(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Tensor]:
-        made = self._finished(planes, camera, self.render(planes, camera))
-        return made["image"], made["share"] if self.model.moves_pixels else torch.ones_like(made["image"][:, :1])
-
     def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> dict[str, Tensor]:
-        """The outputs of `_Finish`."""
+        """The outputs of `parts.FinishWithOrigin`."""
         given = {"feature": rendered.feature}
         if self.model.moves_pixels:
             warp, view, motion = self.model.warp, planes.source.view, planes.motion
@@ -78,31 +69,6 @@ class OpenVinoEngine(TorchEngine):
             assert view.image is not None
             given |= parts.tensors(warp.views(view, motion, camera), "views") | {"view.image": view.image}
         return self._finish(given)
-
-
-_ORIGIN = ("offset", "trust", "taken")
-
-
-class _Finish(parts.Finish):
-    """As `parts.Finish`, with the rendered share (B, 1, H, H) and the tensors of `Origin`."""
-
-    def __init__(self, model: Export3D) -> None:
-        super().__init__(model)
-        if self.detail is not None:
-            self.outputs = ("image", "share", *_ORIGIN)
-
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        if self.detail is None:
-            return super().forward(*given)
-        named = self.named(given)
-        views = parts.rebuilt(self.like, named | {"views.still": named["view.image"]}, "views")
-        guide = DetailGuide(self.detail, views, named["feature"])
-        image = self.superres(named["feature"], guide).clamp(-1.0, 1.0)
-        origin = guide.origin
-        assert guide.share is not None
-        assert origin is not None
-        assert origin.taken is not None
-        return image, guide.share[:, :1], origin.offset, origin.trust, origin.taken
 
 
 class _Generator(nn.Module):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export3d.engines import parts
 from export3d.engines.engine import Engine
 from export3d.engines.memory import keep_freed_memory
 from export3d.engines.precision import fast_dtype
@@ -94,3 +95,19 @@ class TorchEngine(Engine):
         if self.dtype == torch.float32:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, self.dtype)
+
+
+class PartsEngine(TorchEngine):
+    """Gets what comes after rendering from a part of the model: an image, its rendered share and its origin."""
+
+    def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> dict[str, Tensor]:
+        """The outputs of `parts.FinishWithOrigin`."""
+        raise NotImplementedError
+
+    def _frame_and_origin(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[Tensor, Origin | None]:
+        made = self._finished(planes, camera, rendered)
+        return made["image"], parts.origin_of(made)
+
+    def _frame_and_share(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Tensor]:
+        made = self._finished(planes, camera, self.render(planes, camera))
+        return made["image"], made["share"] if "share" in made else torch.ones_like(made["image"][:, :1])
