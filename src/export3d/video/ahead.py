@@ -14,7 +14,7 @@ from typing import TypeVar
 
 Item = TypeVar("Item")
 
-DEPTH = 4
+DEPTH = 2
 """Items that wait between two threads at most."""
 
 
