@@ -217,7 +217,7 @@ def _replaced_folder(folder: Path) -> Iterator[Path]:
         temporary.mkdir()
         yield temporary
         with writing_to(folder):
-            if target.exists():
+            if kind_at(target, OutputError) is not None:
                 target.rename(outer / "old")
             try:
                 temporary.rename(target)

@@ -40,6 +40,9 @@ LINES = (
     "evaluate cross @data -o @o --weights WEIGHTS",
     "evaluate predictions @data -o o",
     "evaluate-expression @data -o @o",
+    "bench --json @o.json --weights @WEIGHTS",
+    "bench --against @ref.json",
+    "export -o @o --weights @WEIGHTS --portrait @FACE.png",
     "weights install @w.safetensors",
     "demo -o @o --weights @WEIGHTS",
 )
