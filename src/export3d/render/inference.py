@@ -21,7 +21,7 @@ from export3d.render.planes import PLANE_AXES
 from export3d.render.sampling import importance_depths
 
 BLOCK = 16384
-"""Samples per block: their hidden features take 4 MB at a hidden width of 64."""
+"""Samples per block and thread: their hidden features take 4 MB at a hidden width of 64."""
 NEGLIGIBLE = 1e-6
 """Samples of less weight contribute no colour."""
 
@@ -97,7 +97,7 @@ def render(
     b, r, s = depths.shape
     feature = depths.new_empty(b, r, decoder.colour.out_features)
     depth, opacity = depths.new_empty(2, b, r)
-    step = max(1, BLOCK // (s + fine))
+    step = max(1, BLOCK * torch.get_num_threads() // (s + fine))
     for item in range(b):
         for start in range(0, r, step):
             part = (item, slice(start, start + step))
