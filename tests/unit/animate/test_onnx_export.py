@@ -60,6 +60,7 @@ def followed(folder: Path, motion: Motion) -> Motion:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # PyTorch's exporter takes more than a minute, on a busy machine several
 def test_the_files_are_those_that_the_description_names(exported: Path, rigid_weights: Path) -> None:
     about = json.loads((exported / "model.json").read_text())
     sidecar = json.loads(rigid_weights.with_suffix(".json").read_text())
