@@ -48,6 +48,9 @@ class OpenVinoEngine(PartsEngine):
         self._fast.generator = _Generator(_Compiled(parts.PlaneGenerator(model), self.dtype))  # type: ignore[assignment]
         self._fast.renderer = parts.shallow(model.renderer)
         self._fast.renderer.fused = True
+        if model.warp is not None:
+            self._fast.warp = parts.shallow(model.warp)
+            self._fast.warp.fused = True
         self._finish = _Compiled(parts.FinishWithOrigin(model), self.dtype)
 
     @torch.inference_mode()
@@ -62,7 +65,7 @@ class OpenVinoEngine(PartsEngine):
         """The outputs of `parts.FinishWithOrigin`."""
         given = {"feature": rendered.feature}
         if self.model.moves_pixels:
-            warp, view, motion = self.model.warp, planes.source.view, planes.motion
+            warp, view, motion = self._fast.warp, planes.source.view, planes.motion
             assert warp is not None
             assert view is not None
             assert motion is not None
