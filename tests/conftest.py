@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,14 @@ ASSETS = ROOT / "src" / "export3d" / "assets"
 def _shared_root() -> Path:
     """The folder with real data: EXPORT3D_SHARED, or `shared` beside the checkout."""
     return Path(os.environ.get("EXPORT3D_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def quick_start() -> Iterator[None]:
+    """The engine `auto` is `torch` here: OpenVINO takes a second to start, and tests/unit/engines name it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("export3d.engines.choice.find_spec", lambda name: None)
+        yield
 
 
 @pytest.fixture(scope="session")

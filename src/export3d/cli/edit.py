@@ -45,7 +45,7 @@ def command(
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
         engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU),
-            openvino (extra fast), or auto, the fastest of them.
+            openvino (extra fast), or auto, which for one image is torch: OpenVINO takes a second or two to start.
     """
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_still
 
@@ -58,7 +58,7 @@ def command(
 
     from export3d.animate.animator import Animator
 
-    animator = Animator.from_pretrained(weights, device, pure, engine)
+    animator = Animator.from_pretrained(weights, device, pure, "torch" if engine == "auto" else engine)
     portrait = framing.sources(animator, source)
     made = animator.edit(
         portrait, values, amounts, yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll, **framing.options(animator)

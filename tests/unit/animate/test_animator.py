@@ -218,11 +218,11 @@ def test_the_source_is_encoded_once_and_frames_are_made_as_they_are_taken(
     calls = {"encode": 0, "planes": 0}
     for name in calls:
 
-        def counted(*args: object, _name: str = name, _real: object = getattr(animator.model, name)) -> object:
+        def counted(*args: object, _name: str = name, _real: object = getattr(animator.engine, name)) -> object:
             calls[_name] += 1
             return _real(*args)  # type: ignore[operator]
 
-        monkeypatch.setattr(animator.model, name, counted)
+        monkeypatch.setattr(animator.engine, name, counted)
     frames = animator.animate(animator.encode(astronaut), motion, batch=4)
     assert calls == {"encode": 1, "planes": 0}
     next(frames)

@@ -128,8 +128,8 @@ def test_a_still_expression_is_computed_once(
     """And the frames are those that `render` makes one by one."""
     views = orbit_motion(source.camera, source.expression, "arkit52", path="spiral", seconds=0.2)
     singly = [animator.render(source, source.expression, camera) for camera in views.camera]
-    calls, planes = [], animator.model.planes
-    monkeypatch.setattr(animator.model, "planes", lambda *given: calls.append(1) or planes(*given))
+    calls, planes = [], animator.engine.planes
+    monkeypatch.setattr(animator.engine, "planes", lambda *given: calls.append(1) or planes(*given))
     frames = list(animator.orbit(source, path="spiral", seconds=0.2))
     assert len(calls) == 1
     assert len(frames) == 5, "a whole batch and a frame"

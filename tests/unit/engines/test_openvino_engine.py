@@ -149,6 +149,14 @@ def test_without_openvino_auto_is_torch_and_openvino_names_the_extra(
 
 
 @needs_openvino
+def test_auto_is_openvino_on_measured_processors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choice, "find_spec", importlib.util.find_spec)
+    for machine, kind in (("x86_64", OpenVinoEngine), ("arm64", TorchEngine)):
+        monkeypatch.setattr(choice.platform, "machine", lambda machine=machine: machine)
+        assert type(pick_engine(made())) is kind
+
+
+@needs_openvino
 def test_another_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="--device cpu"):
         OpenVinoEngine(Export3D(warped()).to("meta"))
