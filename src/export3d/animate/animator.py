@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -419,9 +420,13 @@ class Animator:
         return self._last[1]
 
     def _stream(self, view: _View, motions: Sequence[Motion], batch: int) -> Iterator[Picture]:
-        for start in range(0, len(motions[0]), batch):
-            at = slice(start, start + batch)
-            yield from self._drawn(
+        count = len(motions[0])
+        for start in range(0, count, batch):
+            at = np.arange(start, min(start + batch, count))
+            missing = batch - len(at)
+            if start and missing < BATCH:  # OpenVINO would be compiled again for a last batch of another size
+                at = np.pad(at, (0, missing), mode="edge")
+            frames = self._drawn(
                 view,
                 [
                     (self._planes(one, motion.expression[at]), motion.camera[at])
@@ -429,6 +434,7 @@ class Animator:
                 ],
                 batch,
             )
+            yield from islice(frames, count - start)
 
     @torch.inference_mode()
     def _planes(self, source: Source, expression: NDArray, shift: NDArray | None = None) -> Planes:

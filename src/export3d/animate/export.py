@@ -24,6 +24,7 @@ from export3d.files import kind_at, make_folder, output_file, write_failure
 from export3d.image import contact_sheet, fitted, write_png
 from export3d.photo.canvas import Frame, Size
 from export3d.video import VideoWriter
+from export3d.video.ahead import give_back_memory
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Source
@@ -100,6 +101,7 @@ def write_video(
     first = next(stream, None)
     if first is None:
         raise OutputError(f"there are no frames to write to {path}; the motion is empty")
+    give_back_memory()  # of tracing and compiling, before the first frame
     height, width = first.shape[:2]
     count = 1
     with VideoWriter(path, fps, (width, height), audio_from=audio_from, audio_start_s=audio_start_s) as writer:
