@@ -127,8 +127,8 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
     moved = planes(plain)
     rendered = plain.render(moved, cameras)
 
-    def stage(step: Callable[[Engine], object], precision: str, counted: Callable[[], object] | None = None) -> Stage:
-        flop, traffic = work(counted or (lambda: step(plain)))
+    def stage(step: Callable[[Engine], object], precision: str) -> Stage:
+        flop, traffic = work(lambda: step(plain))
         return Stage(_ready(lambda: step(engine), device), "frame", batch, precision, flop / batch, traffic / batch)
 
     made = {
@@ -136,23 +136,15 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
         "planes": stage(planes, fast),
         "render": stage(lambda run: run.render(moved, cameras), "float32"),
     }
-    warp, view, flow = model.warp, moved.source.view, moved.motion
-    if warp is None or warp.detail is None or view is None or flow is None:
-        return made | {"super-resolve": stage(lambda run: run.frame_and_origin(moved, cameras, rendered), fast)}
-    detail = warp.detail
-    with torch.inference_mode():
-        seen = warp.views(view, flow, cameras)
-
-    def views(run: Engine) -> object:
-        with _autocast(run, device):
-            return warp.views(view, flow, cameras)
-
-    finish = stage(
-        lambda run: run.frame_and_origin(moved, cameras, rendered),
-        fast,
-        counted=lambda: model.superres(rendered.feature, DetailGuide(detail, seen, rendered.feature)),
-    )
-    return made | {"views": stage(views, fast), "super-resolve": replace(finish, contains="views")}
+    finish = stage(lambda run: run.frame_and_origin(moved, cameras, rendered), fast)
+    if model.warp is None or model.warp.detail is None:
+        return made | {"super-resolve": finish}
+    detail, seen = model.warp.detail, plain.views(moved, cameras)
+    flop, traffic = work(lambda: model.superres(rendered.feature, DetailGuide(detail, seen, rendered.feature)))
+    return made | {
+        "views": stage(lambda run: run.views(moved, cameras), fast),
+        "super-resolve": replace(finish, flop=flop / batch, traffic=traffic / batch, contains="views"),
+    }
 
 
 def _whole(animator: Animator, source: Source, batch: int, driven_flop: float, orbit_flop: float) -> dict[str, Stage]:
@@ -172,11 +164,6 @@ def _motion() -> Motion:
 def _precision(engine: Engine) -> str:
     """The number format of an engine's convolutions and matrix products."""
     return str(getattr(engine, "dtype", torch.float32)).removeprefix("torch.")
-
-
-def _autocast(engine: Engine, device: torch.device) -> torch.autocast:
-    dtype = getattr(engine, "dtype", torch.float32)
-    return torch.autocast(device.type, torch.bfloat16, enabled=dtype == torch.bfloat16)
 
 
 def _ready(run: Callable[[], object], device: torch.device) -> Callable[[], object]:

@@ -7,7 +7,17 @@ from torch import Tensor
 
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
+from export3d.warping.detail import Views
 from export3d.warping.source_warp import Eyes, Origin
+
+
+def views_of(model: Export3D, planes: Planes, camera: Tensor) -> Views:
+    """`SourceWarp.views` of a model that moves pixels: the source as cameras (B, 25) see it."""
+    warp, view, motion = model.warp, planes.source.view, planes.motion
+    assert warp is not None
+    assert view is not None
+    assert motion is not None
+    return warp.views(view, motion, camera)
 
 
 class Engine:
@@ -43,6 +53,11 @@ class Engine:
     def render(self, planes: Planes, camera: Tensor) -> Rendered:
         """See `Export3D.render`."""
         return self.model.render(planes, camera)
+
+    @torch.inference_mode()
+    def views(self, planes: Planes, camera: Tensor) -> Views:
+        """See `views_of`; a step of `frame_and_origin`."""
+        return views_of(self.model, planes, camera)
 
     @torch.inference_mode()
     def frame_and_origin(

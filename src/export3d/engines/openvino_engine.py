@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from export3d.engines import parts
+from export3d.engines.engine import views_of
 from export3d.engines.torch_engine import PartsEngine
 from export3d.errors import ConfigError, MissingExtra
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.triplane.generator import SidePath, SourceFeatures
+from export3d.warping.detail import Views
 from export3d.warping.skip_path import SkipWalk
 from export3d.warping.source_warp import Eyes
 
@@ -61,16 +63,17 @@ class OpenVinoEngine(PartsEngine):
     def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
         return self._fast.planes(source, expression, shift, eyes)
 
+    def _views(self, planes: Planes, camera: Tensor) -> Views:
+        return views_of(self._fast, planes, camera)
+
     def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> dict[str, Tensor]:
         """The outputs of `parts.FinishWithOrigin`."""
         given = {"feature": rendered.feature}
         if self.model.moves_pixels:
-            warp, view, motion = self._fast.warp, planes.source.view, planes.motion
-            assert warp is not None
+            view = planes.source.view
             assert view is not None
-            assert motion is not None
             assert view.image is not None
-            given |= parts.tensors(warp.views(view, motion, camera), "views") | {"view.image": view.image}
+            given |= parts.tensors(self._views(planes, camera), "views") | {"view.image": view.image}
         return self._finish(given)
 
 

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from export3d.engines import parts
-from export3d.engines.engine import Engine
+from export3d.engines.engine import Engine, views_of
 from export3d.engines.memory import keep_freed_memory
 from export3d.engines.precision import fast_dtype
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
+from export3d.warping.detail import Views
 from export3d.warping.source_warp import Eyes, Origin
 
 logger = logging.getLogger(__name__)
@@ -56,6 +57,12 @@ class TorchEngine(Engine):
         return made if self._is_finite(made.triplane) else self.model.planes(source, expression, shift, eyes)
 
     @torch.inference_mode()
+    def views(self, planes: Planes, camera: Tensor) -> Views:
+        """See `Engine.views`."""
+        with self._autocast():
+            return self._views(planes, camera)
+
+    @torch.inference_mode()
     def frame_and_origin(
         self, planes: Planes, camera: Tensor, rendered: Rendered | None = None
     ) -> tuple[Tensor, Origin | None]:
@@ -74,6 +81,9 @@ class TorchEngine(Engine):
 
     def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
         return self.model.planes(source, expression, shift, eyes)
+
+    def _views(self, planes: Planes, camera: Tensor) -> Views:
+        return views_of(self.model, planes, camera)
 
     def _frame_and_origin(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[Tensor, Origin | None]:
         return self.model.frame_and_origin(planes, camera, rendered)
