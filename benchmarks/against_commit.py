@@ -10,7 +10,7 @@ dependencies, the Python of an environment in which it is installed (OTHER/bin/p
 - `orbit`: frames of one expression seen from a moving camera, source encoded (`Animator.orbit`; a commit that has none
   is given a motion whose expression stays and whose camera moves);
 - `clip`: the command `export3d animate` on a driving clip of 1280 x 720, from start to end: imports, weights, tracking,
-  rendering, encoding. The clip moves the packaged portrait; --clip uses a video of yours.
+  rendering the face crop at 256 px, encoding. The clip moves the packaged portrait; --clip uses a video of yours.
 
 Each tree runs in a process of its own, which waits while the other measures; they take turns at being first. Ratios are
 those of paired rounds, OTHER's time over this tree's: median (smallest to largest), by the wall clock and in processor
@@ -103,8 +103,9 @@ class Tree:
         """Wall and processor seconds of the whole command."""
         portrait = self.ask("portrait")
         command = [self.python, "-m", "export3d", "animate", portrait, "--driving", str(clip), "-o", str(output)]
-        if self.ask("about")["engines"]:
-            command += ["--engine", self.engine]
+        about = self.ask("about")
+        command += ["--engine", self.engine] if about["engines"] else []
+        command += ["--frame", "crop"] if about["frames"] else []  # what older commits show
         before, start = _children(), time.perf_counter()
         command += ["--device", "cpu", *self._weights()]
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, cwd=clip.parent, check=False)
@@ -148,7 +149,11 @@ def worker(engine: str, weights: Path | None) -> None:
         if what == "portrait":
             answer: Any = str(bundled_portrait())
         elif what == "about":
-            answer = {"package": export3d.__file__, "engines": engines}
+            answer = {
+                "package": export3d.__file__,
+                "engines": engines,
+                "frames": "frame" in inspect.signature(Animator.animate).parameters,
+            }
         else:
             wall, own = time.perf_counter(), time.process_time()
             count = len(list(islice(frames[what], BATCH)))
