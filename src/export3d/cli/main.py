@@ -65,6 +65,8 @@ Each module has one function `command`.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` excludes the program name (default: this process's)."""
+    # PyTorch's idle threads would spin, on cores that decoding, tracking, encoding and OpenVINO need
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
