@@ -17,6 +17,7 @@ from export3d.engines import parts
 from export3d.engines.torch_engine import PartsEngine
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
+from export3d.warping.detail import Views
 from export3d.warping.source_warp import Eyes, SourceMotion
 
 logger = logging.getLogger(__name__)
@@ -122,8 +123,9 @@ class CudaEngine(PartsEngine):
         self._plane_part = RecordedPart(parts.planes_part(model), self.dtype, record)
         self._renderer = RecordedPart(parts.Renderer(model), self.dtype, record)
         views = [parts.CameraViews(model)] if model.moves_pixels else []
-        finish = parts.FinishWithOrigin(model)
-        self._frame_part = RecordedPart(parts.Chain([*views, finish], finish.outputs), self.dtype, record)
+        self._last = finish = parts.Finish(model)
+        outputs = [*finish.outputs, *(name for part in views for name in part.outputs)]
+        self._frame_part = RecordedPart(parts.Chain([*views, finish], outputs), self.dtype, record)
 
     @torch.inference_mode()
     def render(self, planes: Planes, camera: Tensor) -> Rendered:
@@ -145,8 +147,11 @@ class CudaEngine(PartsEngine):
         motion = None if self.model.warp is None else SourceMotion(made.get("points"))
         return Planes(made["triplane"], source, motion)
 
-    def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> dict[str, Tensor]:
+    def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[dict[str, Tensor], Views | None]:
         given = {"feature": rendered.feature, "camera": camera} | parts.tensors(planes.source)
         if planes.motion is not None and planes.motion.points is not None:
             given["points"] = planes.motion.points
-        return self._frame_part(given)
+        made = self._frame_part(given)
+        if not self.model.moves_pixels:
+            return made, None
+        return made, parts.rebuilt(self._last.like, made | {"views.still": given["view.image"]}, "views")

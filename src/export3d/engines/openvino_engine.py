@@ -1,6 +1,6 @@
 """The engine `openvino` (extra `fast`): the convolutional parts in OpenVINO, the rest as in the engine `torch`.
 
-OpenVINO runs the generator, and in one graph super-resolution, detail and each pixel's origin. It reads them from a
+OpenVINO runs the generator, and in one graph super-resolution and detail. It reads them from a
 trace and compiles them in memory, once per batch size, in less than a second; nothing is written to disk. Numba runs
 the volume renderer.
 """
@@ -53,7 +53,7 @@ class OpenVinoEngine(PartsEngine):
         if model.warp is not None:
             self._fast.warp = parts.shallow(model.warp)
             self._fast.warp.fused = True
-        self._finish = _Compiled(parts.FinishWithOrigin(model), self.dtype)
+        self._finish = _Compiled(parts.Finish(model), self.dtype)
 
     @torch.inference_mode()
     def render(self, planes: Planes, camera: Tensor) -> Rendered:
@@ -66,15 +66,13 @@ class OpenVinoEngine(PartsEngine):
     def _views(self, planes: Planes, camera: Tensor) -> Views:
         return views_of(self._fast, planes, camera)
 
-    def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> dict[str, Tensor]:
-        """The outputs of `parts.FinishWithOrigin`."""
-        given = {"feature": rendered.feature}
-        if self.model.moves_pixels:
-            view = planes.source.view
-            assert view is not None
-            assert view.image is not None
-            given |= parts.tensors(self._views(planes, camera), "views") | {"view.image": view.image}
-        return self._finish(given)
+    def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[dict[str, Tensor], Views | None]:
+        if not self.model.moves_pixels:
+            return self._finish({"feature": rendered.feature}), None
+        views = self._views(planes, camera)
+        return self._finish(
+            {"feature": rendered.feature, "view.image": views.still} | parts.tensors(views, "views")
+        ), views
 
 
 class _Generator(nn.Module):

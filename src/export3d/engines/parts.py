@@ -25,7 +25,7 @@ from export3d.model import Encoded, Export3D
 from export3d.warping.detail import DetailGuide, Views
 from export3d.warping.flows import plane_flow
 from export3d.warping.landmark_motion import Eyes, average_landmarks
-from export3d.warping.source_warp import Origin, SourceMotion
+from export3d.warping.source_warp import SourceMotion
 
 T = TypeVar("T")
 
@@ -251,39 +251,6 @@ class Finish(Part):
         image = self.superres(named["feature"], guide).clamp(-1.0, 1.0)
         assert guide.share is not None
         return image, guide.share
-
-
-class FinishWithOrigin(Finish):
-    """As `Finish`; if the model moves pixels, share is (B, 1, H, H), the rendered one, and the origin comes with it.
-
-    Outputs: image, share, and offset, trust and taken, see `Origin`.
-    """
-
-    def __init__(self, model: Export3D) -> None:
-        super().__init__(model)
-        if self.detail is not None:
-            self.outputs = ("image", "share", *_ORIGIN)
-
-    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
-        if self.detail is None:
-            return super().forward(*given)
-        named = self.named(given)
-        views = rebuilt(self.like, named | {"views.still": named["view.image"]}, "views")
-        guide = DetailGuide(self.detail, views, named["feature"])
-        image = self.superres(named["feature"], guide).clamp(-1.0, 1.0)
-        origin = guide.origin
-        assert guide.share is not None
-        assert origin is not None
-        assert origin.taken is not None
-        return image, guide.share[:, :1], origin.offset, origin.trust, origin.taken
-
-
-_ORIGIN = ("offset", "trust", "taken")
-
-
-def origin_of(made: Mapping[str, Tensor]) -> Origin | None:
-    """The origin among the outputs of `FinishWithOrigin`; None if the model does not move pixels."""
-    return Origin(*(made[name] for name in _ORIGIN)) if "offset" in made else None
 
 
 def planes_part(model: Export3D) -> Chain:

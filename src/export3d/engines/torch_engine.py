@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export3d.engines import parts
 from export3d.engines.engine import Engine, views_of
 from export3d.engines.memory import keep_freed_memory
 from export3d.engines.precision import fast_dtype
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
-from export3d.warping.detail import Views
+from export3d.warping.detail import MixedOrigin, Views
 from export3d.warping.source_warp import Eyes, Origin
 
 logger = logging.getLogger(__name__)
@@ -108,16 +107,16 @@ class TorchEngine(Engine):
 
 
 class PartsEngine(TorchEngine):
-    """Gets what comes after rendering from a part of the model: an image, its rendered share and its origin."""
+    """Gets what comes after rendering from a part of the model: an image and the shares in it."""
 
-    def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> dict[str, Tensor]:
-        """The outputs of `parts.FinishWithOrigin`."""
+    def _finished(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[dict[str, Tensor], Views | None]:
+        """The outputs of `parts.Finish`, and the views that it mixed; None if the model does not move pixels."""
         raise NotImplementedError
 
     def _frame_and_origin(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[Tensor, Origin | None]:
-        made = self._finished(planes, camera, rendered)
-        return made["image"], parts.origin_of(made)
+        made, views = self._finished(planes, camera, rendered)
+        return made["image"], None if views is None else MixedOrigin(made["share"], views)
 
     def _frame_and_share(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Tensor]:
-        made = self._finished(planes, camera, self.render(planes, camera))
-        return made["image"], made["share"] if "share" in made else torch.ones_like(made["image"][:, :1])
+        made, _ = self._finished(planes, camera, self.render(planes, camera))
+        return made["image"], made["share"][:, :1] if "share" in made else torch.ones_like(made["image"][:, :1])

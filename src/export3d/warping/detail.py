@@ -161,10 +161,10 @@ class DetailGuide:
         """Where the final image's pixels come from in the source; None until it is finished."""
         if self.share is None:
             return None
-        return _Mixed(self.share, self.views)
+        return MixedOrigin(self.share, self.views)
 
 
-class _Mixed(Origin):
+class MixedOrigin(Origin):
     """The origin of the images of `Detail`. It is computed when it is asked for: the face crop itself needs none."""
 
     _made_of: tuple[Tensor, Views]
