@@ -23,6 +23,7 @@ from export3d.errors import ConfigError, MissingExtra
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.triplane.generator import SidePath, SourceFeatures
+from export3d.video.ahead import give_back_memory
 from export3d.warping.detail import Views
 from export3d.warping.skip_path import SkipWalk
 from export3d.warping.source_warp import Eyes
@@ -100,7 +101,6 @@ class _Compiled:
             raise MissingExtra("fast", "OpenVINO") from error
         self._openvino, self._core = openvino, openvino.Core()
         self._part, self._precision = part.eval(), "bf16" if dtype == torch.bfloat16 else "f32"
-        self._read: Any = None
         self._requests: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
 
@@ -125,9 +125,7 @@ class _Compiled:
     def _request(self, inputs: list[Tensor]) -> Any:
         batch, threads = len(inputs[0]), torch.get_num_threads()
         if (batch, threads) not in self._requests:
-            if self._read is None:
-                self._read = _read(self._part, inputs)
-            model = self._read.clone()
+            model = _read(self._part, inputs)  # not kept: it holds the weights once more
             model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, inputs)})
             settings = {
                 "INFERENCE_PRECISION_HINT": self._precision,
@@ -136,6 +134,8 @@ class _Compiled:
                 "ENABLE_CPU_PINNING": False,  # it would pin the threads of PyTorch too
             }
             self._requests[batch, threads] = self._core.compile_model(model, "CPU", settings).create_infer_request()
+            del model
+            give_back_memory()
         return self._requests[batch, threads]
 
 
