@@ -394,7 +394,7 @@ class Animator:
             raise ConfigError("faces that move together must come from one call of encode_all")
         if len(set(map(id, sources))) < len(sources):
             raise ConfigError("a face cannot move twice; name each source once")
-        if size is None and frame == "crop" and background == "keep" and len(sources) == 1:
+        if size in (None, self.size) and frame == "crop" and background == "keep" and len(sources) == 1:
             return _View(sources)
         if not self.model.moves_pixels:
             raise ConfigError(

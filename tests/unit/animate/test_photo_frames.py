@@ -52,6 +52,7 @@ def test_the_head_moves_in_the_photo_and_the_rest_stays_to_the_bit(
 def test_frames_of_the_models_size_are_the_same_as_ever(animator: Animator, source: Source, motion: Motion) -> None:
     plain = animator.edit(source, {"jawOpen": 0.5})
     assert plain.shape == (256, 256, 3)
+    assert np.array_equal(animator.edit(source, {"jawOpen": 0.5}, size=animator.size), plain)
     large = animator.edit(source, {"jawOpen": 0.5}, size="native")
     assert large.shape == (200, 200, 3), "the astronaut's own pixels"
 
