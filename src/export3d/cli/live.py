@@ -58,8 +58,8 @@ def command(
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
-        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU),
-            openvino (extra fast), or auto, the fastest of them.
+        engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
+            openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch.
     """
     from export3d.animate.export import VIDEO_SUFFIXES, check_output
     from export3d.cli.framing import Framing
@@ -99,8 +99,8 @@ def command(
     stats = live.stats
     tell(
         f"showed {stats.shown} new frames in {stats.seconds:.1f} s ({stats.fps():.1f} per second); latency median "
-        f"{stats.latency_ms():.0f} ms, 95 % below {stats.latency_ms(95):.0f} ms; {stats.dropped} of {stats.captured} "
-        "camera frames dropped"
+        f"{stats.latency_ms():.0f} ms, 95th percentile {stats.latency_ms(95):.0f} ms; {stats.dropped} of "
+        f"{stats.captured} camera frames dropped"
     )
     if live.problem is not None:
         raise live.problem
@@ -157,7 +157,7 @@ def _words(live: Live, shown: Shown) -> str:
         state = "calibrating: look straight ahead, at rest; " if shown.calibrating else ""
     return (
         f"{state}{stats.fps(_RECENT):.1f} fps, latency {stats.latency_ms(50, _RECENT):.0f} ms "
-        f"(95 % below {stats.latency_ms(95, _RECENT):.0f}), {stats.dropped} dropped"
+        f"(95th percentile {stats.latency_ms(95, _RECENT):.0f} ms), {stats.dropped} dropped"
     )
 
 
