@@ -47,7 +47,7 @@ def test_track_then_animate_then_compare(
     out, err = capsys.readouterr()
     assert "24 frames" in out
     assert "roll" in out
-    assert err == ""
+    assert err == f"export3d: tracking {face_video.name}\n"
     assert {p.name for p in tmp_path.iterdir()} == {"face.motion", "a.mp4", "sheet.png"}, "nothing temporary stays"
 
 

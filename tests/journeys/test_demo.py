@@ -34,7 +34,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_demo_is_whole_offline_and_moves_as_driven(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["demo", "-o", str(tmp_path / "out")]) == 0
     out, err = capsys.readouterr()
-    assert err == ""
+    assert err == "export3d: rendering, 199 frames\nexport3d: tracking demo.mp4\n"
     info = probe(tmp_path / "out" / "demo.mp4")
     assert (info.width, info.height, info.fps) == (512, 512, 25.0)
     assert info.duration_s >= 4.0

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from export3d.cli.framing import Framing
-from export3d.cli.terminal import frame_counter, pairs, tell, with_progress
+from export3d.cli.terminal import arkit_scores, frame_counter, tell, took, with_progress
 from export3d.engines.names import EngineName
 
 _MOVER = tyro.conf.create_mutex_group(required=True, title="driving motion (exactly one of)")
@@ -59,18 +60,18 @@ def command(
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
         batch: number of frames to render together.
-        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU),
-            openvino (extra fast), or auto, the fastest of them.
+        engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
+            openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch.
     """
+    begun = time.perf_counter()
+    held = arkit_scores(scores)
+
     from export3d.animate.drive import FPS, driving_meanwhile, motion_path
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
     from export3d.errors import ConfigError
     from export3d.face.tracker import face_choice
-    from export3d.motion.arkit import ARKIT52, with_scores
     from export3d.video.reading import frame_range
 
-    held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
-    with_scores([0.0] * len(ARKIT52), held)  # report an unknown name before any work starts
     frame_range(start, seconds, FPS)
     if absolute and head_motion != "steady":
         raise ConfigError("--absolute takes over the driver's framing; leave out --head-motion")
@@ -100,7 +101,7 @@ def command(
         moved_by = driven()
     if held:
         moved_by.motion.require_space("arkit52")
-    write_animation(
+    frames = write_animation(
         animator,
         portrait,
         moved_by,
@@ -113,5 +114,6 @@ def command(
         **framing.options(animator, relative=not absolute),
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
     )
-    tell(f"wrote {output}" + (f" and {sheet}" if sheet is not None else ""))
+    written = f"{output}" if sheet is None else f"{output} and {sheet}"
+    tell(f"wrote {written} {took(frames, begun, animator.engine.name)}")
     return 0

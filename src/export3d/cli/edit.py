@@ -8,7 +8,7 @@ from typing import Annotated
 import tyro
 
 from export3d.cli.framing import Framing
-from export3d.cli.terminal import pairs, tell
+from export3d.cli.terminal import arkit_scores, pairs, tell
 from export3d.engines.names import EngineName
 from export3d.errors import OutputError
 
@@ -44,18 +44,19 @@ def command(
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
-        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU),
-            openvino (extra fast), or auto, which for one image is torch: OpenVINO takes a second or two to start.
+        engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
+            openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch; for one
+            image always torch, because OpenVINO takes a second or two to start.
     """
+    values = arkit_scores(scores)
+    amounts = pairs("--basis NUMBER=AMOUNT, such as 4=+1", int, basis)
+
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_still
 
     if output.suffix.lower() in VIDEO_SUFFIXES:
         raise OutputError(f"edit writes one image, not the video {output}; name a .png, or use export3d animate")
     inputs = [path for path in (source, weights, *framing.check()) if path is not None]
     check_output(output, STILL_SUFFIXES, inputs)
-    amounts = pairs("--basis NUMBER=AMOUNT, such as 4=+1", int, basis)
-    values = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
-
     from export3d.animate.animator import Animator
 
     animator = Animator.from_pretrained(weights, device, pure, "torch" if engine == "auto" else engine)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from export3d.cli.framing import Framing
-from export3d.cli.terminal import pairs, tell, with_progress
+from export3d.cli.terminal import arkit_scores, tell, took, with_progress
 from export3d.engines.names import EngineName
 
 
@@ -45,16 +46,16 @@ def command(
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
-        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU),
-            openvino (extra fast), or auto, the fastest of them.
+        engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
+            openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch.
     """
+    begun = time.perf_counter()
+    held = arkit_scores(scores)
+
     from export3d.animate.drive import FPS, motion_path, read_motion
     from export3d.animate.export import VIDEO_SUFFIXES, check_output, write_video
     from export3d.animate.orbit import path_angles, round_frames
-    from export3d.motion.arkit import ARKIT52, with_scores
 
-    held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
-    with_scores([0.0] * len(ARKIT52), held)  # report what cannot be before any work starts
     read = framing.check()
     frames = len(path_angles(path, round_frames(seconds), yaw, pitch))
     mover = None if motion is None else motion_path(motion)
@@ -74,6 +75,6 @@ def command(
         scores=held,
         **framing.options(animator),
     )
-    write_video(output, with_progress(views, "rendering", len(expressions) if expressions else frames), FPS)
-    tell(f"wrote {output}")
+    count = write_video(output, with_progress(views, "rendering", len(expressions) if expressions else frames), FPS)
+    tell(f"wrote {output} {took(count, begun, animator.engine.name)}")
     return 0

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from export3d.cli.terminal import pairs, progress_bar, tell
+from export3d.cli.terminal import arkit_scores, progress_bar, tell
 
 _EXPRESSIONS = tyro.conf.create_mutex_group(required=False, title="expressions (at most one of)")
 
@@ -39,13 +39,12 @@ def command(
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
     """
+    held = arkit_scores(scores)
+
     from export3d.animate.drive import bundled_portrait, motion_path, read_motion
     from export3d.files import make_folder
-    from export3d.motion.arkit import ARKIT52, with_scores
     from export3d.photo.canvas import parse_size
 
-    held = pairs("--set NAME=VALUE, such as jawOpen=0.8", str, scores)
-    with_scores([0.0] * len(ARKIT52), held)  # report what cannot be before any work starts
     mover = None if motion is None else read_motion(motion_path(motion)).motion
     wanted = None if size is None else parse_size(size)
     folder = make_folder(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,9 +55,12 @@ def refused(code: int, capsys: Capture, out: Path, *words: str) -> None:
     assert list(out.rglob("*.*")) == [], "no partial output"
 
 
-def test_an_orbit_is_written(orbit: Run, out: Path) -> None:
+def test_an_orbit_is_written(orbit: Run, out: Path, capsys: Capture) -> None:
     assert orbit("--seconds", 0.2, "--path", "spiral", "--set", "jawOpen=0.5", "--yaw", -20) == 0
     assert [frame.shape for frame in read_frames(out / "a.mp4", 25.0)] == [(64, 64, 3)] * 5
+    begun, ended = capsys.readouterr().err.splitlines()
+    assert begun == "export3d: rendering, 5 frames"
+    assert re.fullmatch(rf"export3d: wrote {out / 'a.mp4'} \(5 frames in [\d.]+ s, engine (openvino|torch)\)", ended)
 
 
 def test_an_orbit_with_a_motion_is_as_long_as_the_motion(orbit: Run, short_motion: Path, out: Path) -> None:
