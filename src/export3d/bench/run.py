@@ -17,7 +17,7 @@ from export3d.bench.machine import Ceilings, ceilings, machine
 from export3d.bench.report import Report, Row
 from export3d.bench.stages import Stage, stages
 
-ROUNDS = 40
+ROUNDS = 25
 WARM_UP = 3
 _LEAST = 1e-9
 """Seconds; a difference of two measurements is not below it."""
@@ -29,7 +29,7 @@ def bench(
     batch: int,
     threads: int,
     rounds: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Callable[[int, int, str], None] = lambda done, total, name: None,
 ) -> Report:
     """Measure all stages.
 
@@ -42,19 +42,22 @@ def bench(
         batch: frames rendered together.
         threads: threads of PyTorch during the run.
         rounds: measured rounds, by default `ROUNDS`; `WARM_UP` more come before them.
-        progress: called after each round with (done, total).
+        progress: called with (rounds done, their number, what is measured next).
     """
     device, before = animator.device, torch.get_num_threads()
     rounds = ROUNDS if rounds is None else rounds
     torch.set_num_threads(threads)
     try:
         about = machine(device)
+        progress(0, WARM_UP + rounds, "the fastest matrix product and copy")
         limits = ceilings(device)
+        progress(0, WARM_UP + rounds, "the portrait, the clip and their FLOP")
         with tempfile.TemporaryDirectory() as folder:
             parts = stages(animator, batch, Path(folder))
             last: dict[str, NDArray[np.float64]] = {}
             spent: dict[str, list[NDArray[np.float64]]] = {name: [] for name in parts}
             for number in range(WARM_UP + rounds):
+                progress(number, WARM_UP + rounds, "warm-up" if number < WARM_UP else f"{rounds} rounds of all stages")
                 for name, stage in parts.items():
                     seconds = _timed(stage.run) / stage.units
                     if stage.contains is not None:
@@ -63,8 +66,7 @@ def bench(
                 if number >= WARM_UP:
                     for name, seconds in last.items():
                         spent[name].append(seconds)
-                if progress is not None:
-                    progress(number + 1, WARM_UP + rounds)
+            progress(WARM_UP + rounds, WARM_UP + rounds, "the fastest matrix product and copy again")
         limits = limits.better(ceilings(device))
     finally:
         torch.set_num_threads(before)

@@ -29,10 +29,8 @@ def command(
     Args:
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         device: cpu, cuda, or auto.
-        engine: how the network is run: reference (float32), torch (the fast number format of the processor or GPU), or
-            auto, the fastest.
-        batch: number of frames to render together.
-        threads: threads of the processor; by default one per core.
+        engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
+            openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch.
         output: also write the figures to this file (.json).
         against: a file that --json wrote; adds how many times as fast this run is, by stage.
     """
@@ -57,7 +55,7 @@ def command(
     animator = Animator.from_pretrained(weights, device, engine=engine)
     if former is not None and against is not None:
         former.check_size(animator.size, against)
-    with job_progress("measuring", unit="round") as progress:
+    with job_progress("measuring", unit="round", stages=True) as progress:
         report = bench(
             animator,
             "packaged" if file == PACKAGED else title(file),

@@ -48,7 +48,7 @@ def command(
     source = None if portrait is None else animator.encode(portrait, face)
     name = stored.parent.name if stored.stem == "model" else stored.stem
     about = {"name": name, "sha256": read_sidecar(stored)["file"]["sha256"], "pure": pure}
-    with job_progress("exporting", unit="step") as progress:
+    with job_progress("exporting", unit="step", stages=True) as progress:
         errors = export_onnx(animator.model, output, about, source, progress)
     print(f"largest difference to PyTorch: {errors['image']:.1e} in images from -1 to 1")
     tell(f"wrote {output}")

@@ -38,11 +38,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_every_stage_is_measured_and_its_shares_follow_from_its_figures(short: None, rigid_weights: Path) -> None:
-    done: list[tuple[int, int]] = []
+    said: list[tuple[int, int, str]] = []
     animator = Animator.from_pretrained(rigid_weights, "cpu")
-    found = bench(animator, "rigid", 2, 1, 1, lambda *at: done.append(at))
+    found = bench(animator, "rigid", 2, 1, 1, lambda *at: said.append(at))
     assert list(found.stages) == ALL
-    assert done == [(1, 2), (2, 2)]
+    assert [done for done, *_ in said] == [0, 0, 0, 1, 2]
+    assert [name for *_, name in said][2:4] == ["warm-up", "1 rounds of all stages"]
     for name, row in found.stages.items():
         assert 0.0 < row.p50 <= row.p95
         assert row.processor > 0.0
@@ -86,7 +87,9 @@ def test_the_command_prints_a_table_writes_json_and_compares(
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     given = ["bench", "--weights", str(rigid_weights), "--device", "cpu", "--batch", "2", "--threads", "1"]
     assert main([*given, "--json", str(first)]) == 0
-    assert "times as fast" not in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "times as fast" not in out
+    assert "export3d: measuring: warm-up\n" in err, "no terminal: a line per stage"
     report = load_report(first)
     report.stages["planes"] = replace(report.stages["planes"], p50=1e6)
     report.save(first)

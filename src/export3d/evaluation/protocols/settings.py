@@ -59,7 +59,9 @@ class RunSettings:
         workers: number of processes; 0 scores in this one.
         device: cpu, cuda, or auto.
         batch: frames rendered together.
-        engine: how the network is run: reference is float32, as published figures; others are named in the report.
+        engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
+            openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch. Published
+            figures are of reference; the report names others.
 
     Raises:
         ConfigError: a number is out of range.
