@@ -2,7 +2,7 @@
 
 In addition to what `inference` leaves out, nothing is computed behind an opaque surface. Rays are independent: the
 result does not depend on the number of threads. Importing this module needs Numba. The first call compiles the pass, or
-loads it from Numba's cache.
+loads it from Numba's cache: see `compiled`.
 
 Letters: P texels, R rays, S samples (coarse, then fine), H hidden width, F features. Arrays are float32.
 """
@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from export3d.render.compiled import compiled
 from export3d.render.decoder import PlaneDecoder
 from export3d.render.inference import Texels
 from export3d.render.lanes import COUNT as LANES
@@ -39,9 +39,8 @@ _A3, _A5, _A7, _A9, _A11 = (1 / np.arange(3.0, 12.0, 2.0)).astype(np.float32)
 
 
 def _compiled(function: Any, *more: str) -> Any:
-    """Machine code that runs without Python's lock; sums keep their order, NaN and infinity their meaning."""
-    fastmath = {"contract", "nsz", "arcp", *more}
-    return njit(cache=True, nogil=True, error_model="numpy", fastmath=fastmath)(function)
+    """Sums keep their order, NaN and infinity their meaning."""
+    return compiled(function, fastmath={"contract", "nsz", "arcp", *more})
 
 
 def _regrouped(function: Any) -> Any:
@@ -287,6 +286,14 @@ def render(
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(part, *zip(*tasks)))
     return torch.from_numpy(feature), torch.from_numpy(depth), torch.from_numpy(opacity)
+
+
+def trial() -> None:
+    """Render one ray: compiles the pass."""
+    depths = torch.linspace(0.5, 1.5, 3).view(1, 1, 3)
+    render(
+        torch.zeros(1, 3, 2, 4, 4), PlaneDecoder(2, 4, 3), (torch.zeros(1, 1, 3), torch.ones(1, 1, 3)), depths, 1, 1.0
+    )
 
 
 def _filled(tensor: Tensor, axis: int) -> Tensor:

@@ -1,6 +1,7 @@
 """Sixteen floats in registers, for functions that Numba compiles: LLVM's vector type, on every processor.
 
-Numba's loops keep sums in memory, because it cannot tell that two arrays do not overlap.
+Numba's loops keep sums in memory, because it cannot tell that two arrays do not overlap. Its cache does not see changes
+in this file: see `compiled`.
 """
 
 from __future__ import annotations

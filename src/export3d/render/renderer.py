@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -12,13 +11,12 @@ from torch import Tensor, nn
 
 import export3d.render.inference as inference
 from export3d.errors import ConfigError, check_shape
+from export3d.render.compiled import compiled_pass
 from export3d.render.compositing import composite
 from export3d.render.decoder import PlaneDecoder
 from export3d.render.planes import plane_features
 from export3d.render.rays import camera_rays, ray_limits
 from export3d.render.sampling import importance_depths, stratified_depths
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,13 +72,9 @@ class Rendered:
 
 @cache
 def _fused() -> Callable[..., tuple[Tensor, Tensor, Tensor]] | None:
-    """The compiled pass; None without Numba."""
-    try:
-        from export3d.render.fused import render
-    except (ImportError, RuntimeError) as error:  # RuntimeError: Numba finds no folder for its cache
-        log.warning("the compiled renderer is not available (%s); rendering continues without it", error)
-        return None
-    return render
+    """The compiled pass; None where it does not run."""
+    module = compiled_pass("export3d.render.fused")
+    return None if module is None else module.render
 
 
 class VolumeRenderer(nn.Module):

@@ -1,7 +1,7 @@
 """`elastic_mesh.paint` compiled by Numba, without gradients: the same bits in one pass over the triangles.
 
-Importing this module needs Numba. The first call compiles the pass, or loads it from Numba's cache. The images of a
-batch are painted in as many threads as PyTorch uses.
+Importing this module needs Numba. The first call compiles the pass, or loads it from Numba's cache: see
+`render.compiled`. The images of a batch are painted in as many threads as PyTorch uses.
 
 Letters: V vertices, T triangles, R pixels per side. Arrays are float32.
 """
@@ -13,20 +13,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
 
+from export3d.render.compiled import compiled
 from export3d.warping.elastic_mesh import SLIVER
 
 _ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
 _SLIVER = np.float32(SLIVER)
 
 
-def _compiled(function: Any) -> Any:
-    return njit(cache=True, nogil=True, error_model="numpy")(function)
-
-
-@_compiled
+@compiled
 def _pixel(x: Any, size: int) -> int:
     """The first pixel whose centre is not before x, 0 to size; 0 for NaN."""
     first = np.ceil(x - _HALF)
@@ -35,12 +31,12 @@ def _pixel(x: Any, size: int) -> int:
     return size if first > size else int(first)
 
 
-@_compiled
+@compiled
 def _crossing(xa: Any, ya: Any, xb: Any, yb: Any, y: Any) -> Any:
     return xa + (y - ya) * ((xb - xa) / (yb - ya if yb > ya else _ONE))
 
 
-@_compiled
+@compiled
 def _paint(places: Any, texture: Any, triangles: Any, order: Any, shown: Any, number: Any) -> None:
     """Places and texture (V, 2), triangles (T, 3), order (T,) to the texture (2, R, R) and triangle (R, R) shown."""
     size = number.shape[0]
@@ -102,6 +98,12 @@ def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, siz
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(one, range(count)))
     return shown.permute(0, 2, 3, 1), number
+
+
+def trial() -> None:
+    """Paint one triangle: compiles the pass."""
+    triangle = torch.arange(3)[None]
+    paint(torch.eye(3, 2)[None], torch.eye(3, 2)[None], triangle, torch.zeros(1, 1, dtype=torch.long), 1)
 
 
 def _array(tensor: Tensor) -> Any:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from export3d.errors import ConfigError
 from export3d.image import resize
+from export3d.render.compiled import compiled_pass
 from export3d.warping.average_head import frontal_view, head_nearness, seen_places, turned_flow
 from export3d.warping.dense_motion import GRID, DenseMotion
 from export3d.warping.detail import Detail, Views
@@ -125,12 +126,9 @@ class SourceMotion:
 
 @cache
 def _fused_painter() -> Painter | None:
-    """The compiled painter; None without Numba."""
-    try:
-        from export3d.warping.fused import paint
-    except (ImportError, RuntimeError):  # RuntimeError: Numba finds no folder for its cache
-        return None
-    return paint
+    """The compiled painter; None where it does not run."""
+    module = compiled_pass("export3d.warping.fused")
+    return None if module is None else module.paint
 
 
 class SourceWarp(nn.Module):

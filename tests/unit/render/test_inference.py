@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import export3d.render.compiled as compiled
 import export3d.render.renderer as renderer_module
 from export3d.camera import Camera
 from export3d.config import ModelConfig, base, core
@@ -138,11 +139,13 @@ def test_without_numba_pytorch_renders_and_says_so_once(
     monkeypatch.delitem(sys.modules, "export3d.render.fused", raising=False)
     monkeypatch.setitem(sys.modules, "numba", None)
     renderer_module._fused.cache_clear()
+    compiled._warn.cache_clear()
     try:
         with caplog.at_level(logging.WARNING), torch.no_grad():
             for _ in range(2):
                 check(renderer(planes, cameras), expected, atol=0)
     finally:
         renderer_module._fused.cache_clear()
+        compiled._warn.cache_clear()
     assert [record.message for record in caplog.records] == [caplog.records[0].message]
     assert "numba" in caplog.text
