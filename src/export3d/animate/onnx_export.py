@@ -138,7 +138,7 @@ def export_onnx(
         (temporary / "model.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         if portrait is not None:
             np.savez(temporary / "portrait.npz", **portrait_inputs(model, portrait))  # type: ignore[arg-type]
-    progress(len(made) + 1, len(made) + 1, "")
+        progress(len(made) + 1, len(made) + 1, "")
     return errors
 
 

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
+from export3d.cli.terminal import asked_to_end, end
 from export3d.errors import Export3DError
 from export3d.files import reason
 
@@ -92,7 +93,7 @@ def _main(argv: list[str]) -> int:
         return _without_subcommand(name, rest)
     handler = _report_warnings()
     try:
-        with _ending_on_sigterm():
+        with _ending_on_signals():
             return _run(name, rest)
     except Export3DError as error:
         print(f"export3d: {_one_line(error)}", file=sys.stderr)
@@ -110,20 +111,26 @@ def _main(argv: list[str]) -> int:
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let SIGTERM unwind the program as an exception does, so that temporary files are removed."""
+def _ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM, as Ctrl-C does, unwind the program as an exception, so that temporary files are removed."""
 
-    def end(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
+    def asked(number: int, frame: FrameType | None) -> None:
+        asked_to_end.append(number)
+        end(number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, end)
+    asked_to_end.clear()
+    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not under nohup
+    numbers = [signal.SIGTERM, signal.SIGINT] if interruptible else [signal.SIGTERM]
+    previous = {number: signal.signal(number, asked) for number in numbers}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+        asked_to_end.clear()
 
 
 def entry(name: str) -> Callable[..., int | None]:
