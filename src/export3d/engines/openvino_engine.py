@@ -20,6 +20,7 @@ from export3d.engines import parts
 from export3d.engines.engine import views_of
 from export3d.engines.torch_engine import PartsEngine
 from export3d.errors import ConfigError, MissingExtra
+from export3d.files import reason
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.triplane.generator import SidePath, SourceFeatures
@@ -27,6 +28,26 @@ from export3d.video.ahead import give_back_memory
 from export3d.warping.detail import Views
 from export3d.warping.skip_path import SkipWalk
 from export3d.warping.source_warp import Eyes
+
+
+def load_openvino() -> Any:
+    """The package `openvino`, with all that is needed of it.
+
+    Raises:
+        MissingExtra: it is not installed.
+        ConfigError: it is installed and does not load.
+    """
+    try:
+        import openvino
+        import openvino.frontend.pytorch.ts_decoder
+    except Exception as error:  # a damaged package may raise anything
+        if isinstance(error, ModuleNotFoundError) and error.name == "openvino":
+            raise MissingExtra("fast", "OpenVINO") from error
+        raise ConfigError(
+            f"OpenVINO is installed but does not load ({reason(error)}); run: pip install --force-reinstall openvino, "
+            "or choose --engine torch"
+        ) from error
+    return openvino
 
 
 class OpenVinoEngine(PartsEngine):
@@ -38,7 +59,7 @@ class OpenVinoEngine(PartsEngine):
 
     Raises:
         MissingExtra: OpenVINO is not installed.
-        ConfigError: the model is on another device.
+        ConfigError: it is damaged, or the model is on another device.
     """
 
     name = "openvino"
@@ -95,10 +116,7 @@ class _Compiled:
     """A part of the model in OpenVINO, compiled once per batch size and number of PyTorch's threads."""
 
     def __init__(self, part: parts.Part, dtype: torch.dtype) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise MissingExtra("fast", "OpenVINO") from error
+        openvino = load_openvino()
         self._openvino, self._core = openvino, openvino.Core()
         self._part, self._precision = part.eval(), "bf16" if dtype == torch.bfloat16 else "f32"
         self._requests: dict[tuple[int, int], Any] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,6 +147,38 @@ def test_without_openvino_auto_is_torch_and_openvino_names_the_extra(
     assert type(pick_engine(model)) is TorchEngine
     with pytest.raises(MissingExtra, match=r"pip install 'export3d\[fast\]'"):
         pick_engine(model, "openvino")
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        ("raise ImportError('libtbb.so.12: cannot open shared object file')", "libtbb.so.12: cannot"),
+        ("raise OSError(5, 'Input/output error')", "input/output error"),
+        ("", "No module named 'openvino.frontend'"),
+    ],
+)
+def test_a_damaged_openvino_is_told_with_its_cause(
+    text: str, cause: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "openvino").mkdir()
+    (tmp_path / "openvino" / "__init__.py").write_text(text)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(choice, "find_spec", importlib.util.find_spec)
+    monkeypatch.setattr(choice.platform, "machine", lambda: "x86_64")
+    choice._warn.cache_clear()
+    try:
+        model = made()
+        assert [type(pick_engine(model)) for _ in range(2)] == [TorchEngine] * 2
+        with pytest.raises(ConfigError, match=f"installed but does not load .*{cause}"):
+            pick_engine(model, "openvino")
+    finally:
+        choice._warn.cache_clear()
+        for name in [name for name in sys.modules if name.partition(".")[0] == "openvino"]:
+            del sys.modules[name]
+    assert len(caplog.records) == 1
+    assert f"the engine is torch: OpenVINO is installed but does not load ({cause}" in caplog.text
 
 
 @needs_openvino
