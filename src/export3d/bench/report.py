@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,8 @@ from export3d.files import check_input, reading, write_bytes
 SCHEMA = "export3d bench 1"
 """Kind and version of the JSON file; the number changes when a field changes its meaning."""
 _LARGEST = 1 << 20
+"""Bytes of a report at most."""
+_LARGEST_IMAGE = 1 << 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,10 +127,12 @@ def load_report(path: Path) -> Report:
     if not isinstance(found, dict) or not str(found.get("schema", "")).startswith("export3d bench "):
         raise refusal
     if found["schema"] != SCHEMA:
-        raise InputError(f"{path} has the schema {found['schema']!r}, not {SCHEMA!r}; measure again with --json")
+        raise InputError(
+            f"{path} has the schema {str(found['schema'])[:40]!r}, not {SCHEMA!r}; measure again with --json"
+        )
     try:
         stages = {str(name): _row(values) for name, values in found["stages"].items()}
-        settings = {"image_size": int(found["settings"]["image_size"])}
+        settings = {"image_size": int(_positive(found["settings"]["image_size"], _LARGEST_IMAGE))}
         return Report(
             machine=dict(found["machine"]),
             settings=dict(found["settings"]) | settings,
@@ -147,8 +151,8 @@ def _row(values: dict[str, Any]) -> Row:
     return row
 
 
-def _positive(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (math.isfinite(value) and value > 0):
+def _positive(value: Any, largest: float = sys.float_info.max) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= largest:
         raise ValueError(value)
     return float(value)
 

@@ -109,6 +109,11 @@ def _plain() -> dict[str, Any]:
         changed(matmul=None),
         changed(settings={}),
         changed(settings__image_size="wide"),
+        changed(settings__image_size=float("inf")),
+        changed(settings__image_size=10**400),
+        changed(stages__planes__p50=float("inf")),
+        changed(stages__planes__p50=10**400),
+        changed(copy=10**400),
     ],
 )
 def test_any_other_file_is_refused_in_one_sentence(content: bytes, tmp_path: Path) -> None:
@@ -122,6 +127,13 @@ def test_a_report_of_another_schema_is_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "later.json").write_bytes(changed(schema="export3d bench 99"))
     with pytest.raises(InputError, match="has the schema 'export3d bench 99', not 'export3d bench 1'"):
         load_report(tmp_path / "later.json")
+
+
+def test_a_long_schema_is_cut(tmp_path: Path) -> None:
+    (tmp_path / "long.json").write_bytes(changed(schema="export3d bench " + "9" * 1000))
+    with pytest.raises(InputError, match="has the schema 'export3d bench 9") as refused:
+        load_report(tmp_path / "long.json")
+    assert len(str(refused.value)) < 300 + len(str(tmp_path))
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path: Path) -> None:
