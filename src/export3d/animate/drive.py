@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from export3d.animate.head_motion import (
 )
 from export3d.animate.rest import at_rest
 from export3d.errors import BadMotionFile, check_shape
+from export3d.face.mesh import canonical_mesh
 from export3d.files import kind_at
 from export3d.motion.arkit import ARKIT52, with_scores
 from export3d.motion.bfm64 import load_bfm64
@@ -147,12 +149,12 @@ def driving_meanwhile(
     """`driving` in a thread during the block, with a tracker of its own; gives a function that waits for the result.
 
     That function raises what `driving` raises. A block that fails or is interrupted ends the tracking at the next
-    frame.
+    frame. A motion file, or the name of a bundled motion, is read by that function itself.
     """
-    from export3d.face.tracker import Tracker
-
-    tracker = None if Path(path).suffix.lower() in MOTION_SUFFIXES else Tracker()
-    stopped = False
+    if motion_path(path).suffix.lower() in MOTION_SUFFIXES:
+        yield partial(driving, path, start_s=start_s, seconds=seconds)
+        return
+    tracker, stopped = _ready_to_track(), False
 
     def check(done: int) -> None:
         if stopped:
@@ -165,6 +167,22 @@ def driving_meanwhile(
     finally:
         stopped = True
         thread.shutdown()
+
+
+def _ready_to_track() -> Tracker:
+    """A tracker for a thread, after which tracking imports nothing more.
+
+    A signal that interrupts an import of the main thread can leave the import lock taken. A thread that imports would
+    then wait for ever.
+    """
+    import av.subtitles.stream  # noqa: F401 - PyAV imports it where it opens a file
+    from PIL import Image
+
+    from export3d.face.tracker import Tracker
+
+    Image.init()
+    canonical_mesh()
+    return Tracker()
 
 
 def read_motion(path: str | Path, start_s: float = 0.0, seconds: float | None = None) -> Driving:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -242,6 +244,23 @@ def test_tracking_ends_when_what_is_done_meanwhile_fails(face_video: Path) -> No
         meanwhile()
     assert len(seen) < 24
     assert not [thread for thread in threading.enumerate() if thread.name.startswith(("driving", "ahead"))]
+
+
+@pytest.mark.slow
+def test_tracking_meanwhile_imports_nothing(face_video: Path) -> None:
+    """A signal during an import of the main thread may leave the import lock taken; the thread must not need it."""
+    script = f"""if True:
+        import _imp, faulthandler
+        from export3d.animate.drive import driving_meanwhile
+
+        faulthandler.dump_traceback_later(60, exit=True)
+        with driving_meanwhile({str(face_video)!r}, print, face="largest", start_s=0.0, seconds=0.4) as result:
+            _imp.acquire_lock()
+            result()
+            raise SystemExit(143)
+    """
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 143, done.stderr
 
 
 def test_what_ends_tracking_meanwhile_is_raised_with_the_result(tmp_path: Path) -> None:
