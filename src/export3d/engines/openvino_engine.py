@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -141,20 +142,24 @@ class _Compiled:
         return self._openvino.Tensor(array, shared_memory=True)
 
     def _request(self, inputs: list[Tensor]) -> Any:
-        batch, threads = len(inputs[0]), torch.get_num_threads()
-        if (batch, threads) not in self._requests:
-            model = _read(self._part, inputs)  # not kept: it holds the weights once more
-            model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, inputs)})
-            settings = {
-                "INFERENCE_PRECISION_HINT": self._precision,
-                "INFERENCE_NUM_THREADS": threads,
-                "NUM_STREAMS": 1,
-                "ENABLE_CPU_PINNING": False,  # it would pin the threads of PyTorch too
-            }
-            self._requests[batch, threads] = self._core.compile_model(model, "CPU", settings).create_infer_request()
-            del model
+        key = len(inputs[0]), torch.get_num_threads()
+        if key not in self._requests:
+            # in a thread: a signal handler that raises inside OpenVINO's calls to Python would be lost
+            with ThreadPoolExecutor(1, "convert") as thread:
+                self._requests[key] = thread.submit(self._compiled, inputs, key[1]).result()
             give_back_memory()
-        return self._requests[batch, threads]
+        return self._requests[key]
+
+    def _compiled(self, inputs: list[Tensor], threads: int) -> Any:
+        model = _read(self._part, inputs)  # not kept: it holds the weights once more
+        model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, inputs)})
+        settings = {
+            "INFERENCE_PRECISION_HINT": self._precision,
+            "INFERENCE_NUM_THREADS": threads,
+            "NUM_STREAMS": 1,
+            "ENABLE_CPU_PINNING": False,  # it would pin the threads of PyTorch too
+        }
+        return self._core.compile_model(model, "CPU", settings).create_infer_request()
 
 
 def _read(part: parts.Part, inputs: list[Tensor]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -123,6 +124,27 @@ def test_threads_can_share_an_engine(engine: OpenVinoEngine) -> None:
         worker.join()
     assert len(found) == 3
     assert all(torch.equal(image, expected) for image in found)
+
+
+@pytest.mark.slow
+@needs_openvino
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_an_interruption_during_the_conversion_is_not_lost(
+    engine: OpenVinoEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder as Decoder
+
+    asked = Decoder.get_subgraphs
+
+    def interrupted(self: Decoder) -> object:
+        monkeypatch.undo()
+        signal.raise_signal(signal.SIGINT)
+        return asked(self)
+
+    monkeypatch.setattr(Decoder, "get_subgraphs", interrupted)
+    source = encoded(engine)
+    with pytest.raises(KeyboardInterrupt):
+        engine.planes(source, torch.rand(5, 52))
 
 
 @pytest.mark.slow
