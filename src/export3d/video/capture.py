@@ -11,14 +11,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from export3d import files
 from export3d.errors import BadVideo, Export3DError
-from export3d.video.reading import opened_frames
+from export3d.video.reading import opened_frames, reason
 from export3d.video.view import MAX_SIDE, Pixels, View
 
 if TYPE_CHECKING:
@@ -106,15 +106,19 @@ class Capture:
         self._problem: BaseException | None = None
         self._stop = threading.Event()
         self._view: View | None = None
+        self._opened: Future[Fraction] = Future()
         self._aspect = Fraction(1)
 
     def __enter__(self) -> Capture:
-        with ExitStack() as stack:
-            frames = stack.enter_context(_frames(self._where, self._timeout_s))
-            self._aspect = frames.aspect
-            closing = stack.pop_all()
-        self._thread = threading.Thread(target=self._run, args=(frames, closing), name="capture", daemon=True)
+        import av  # noqa: F401 - not in the thread: a signal could leave the import lock taken
+
+        self._thread = threading.Thread(target=self._run, name="capture", daemon=True)
         self._thread.start()
+        try:
+            self._aspect = self._opened.result()  # FFmpeg waits in the thread, so that Ctrl-C interrupts at once
+        except BaseException:
+            self.stop()
+            raise
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -144,9 +148,11 @@ class Capture:
             self._view = View(frame, self._aspect, self._long_side)
         return Captured(self._view.picture(frame), at)
 
-    def _run(self, frames: _Frames, closing: ExitStack) -> None:
+    def _run(self) -> None:
+        start = time.perf_counter()
         try:
-            with closing:
+            with _frames(self._where, self._timeout_s) as frames:
+                self._opened.set_result(frames.aspect)
                 for frame, due in frames.timed:
                     if due is not None and self._stop.wait(max(due - time.perf_counter(), 0.0)):
                         return
@@ -155,7 +161,11 @@ class Capture:
                     self._newest.put((frame, time.perf_counter() if due is None else due))
                     self.count += 1
         except BaseException as problem:
-            self._problem = _explained(problem, self.name, self._where, self._timeout_s)
+            opened = self._opened.done()
+            silent = not opened and time.perf_counter() - start >= self._timeout_s
+            self._problem = _explained(problem, self.name, self._where, self._timeout_s, silent)
+            if not opened:
+                self._opened.set_exception(self._problem)
         finally:
             self._newest.close()
 
@@ -194,15 +204,12 @@ def _name(where: str) -> str:
 
 @contextmanager
 def _frames(where: str, timeout_s: float) -> Iterator[_Frames]:
-    """Open a camera, stream or file; `BadVideo` where that fails."""
+    """Open a camera, stream or file; `BadVideo` or an error of FFmpeg where that fails."""
     if is_file(where):
         with opened_frames(where) as film:
             yield _Frames(_in_real_time((one.frame, float(one.time)) for one in film.timed), film.pixel_aspect)
         return
-    try:
-        container = _stream(where, timeout_s) if _is_url(where) else _camera(_number(where) or 0, timeout_s)
-    except Exception as problem:
-        raise _explained(problem, _name(where), where, timeout_s) from problem
+    container = _stream(where, timeout_s) if _is_url(where) else _camera(_number(where) or 0, timeout_s)
     with container:
         if not container.streams.video:
             raise BadVideo(f"{_name(where)} has no video; give a camera, a video file or the URL of a video stream")
@@ -292,21 +299,19 @@ def _camera(number: int, timeout_s: float) -> InputContainer:
     return container
 
 
-def _explained(problem: BaseException, name: str, where: str, timeout_s: float) -> BaseException:
+def _explained(problem: BaseException, name: str, where: str, timeout_s: float, silent: bool) -> BaseException:
     """The sentence for a camera or stream that cannot be opened, or fails; what is no such failure stays as it is."""
     import av
 
     if isinstance(problem, Export3DError) or not isinstance(problem, (av.FFmpegError, OSError)):
         return problem
     check = "the address and the network" if _is_url(where) else "its cable"
-    if isinstance(problem, (av.error.ExitError, TimeoutError)):
+    if isinstance(problem, (av.error.ExitError, TimeoutError)) or (silent and _is_url(where)):
         return BadVideo(f"{name} sent nothing for {timeout_s:g} s; check {check}")
     if _is_url(where):
-        return BadVideo(f"{name} cannot be read ({files.reason(problem)}); check the address and the network")
+        return BadVideo(f"{name} cannot be read ({reason(problem)}); check the address and the network")
     if isinstance(problem, FileNotFoundError):
         return BadVideo(f"there is no {name} here; connect one, or give another number, a video file or a URL")
     if isinstance(problem, PermissionError):
         return BadVideo(f"{name} may not be used (permission denied); allow cameras for this program in the system")
-    return BadVideo(
-        f"{name} cannot be read ({files.reason(problem)}); connect it, and close other programs that use it"
-    )
+    return BadVideo(f"{name} cannot be read ({reason(problem)}); connect it, and close other programs that use it")

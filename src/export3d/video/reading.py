@@ -245,7 +245,7 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
         )
     except (av.FFmpegError, OSError, ValueError) as problem:
         raise BadVideo(
-            f"{path} cannot be opened as a video ({_reason(problem)}): it is damaged or incomplete; "
+            f"{path} cannot be opened as a video ({reason(problem)}): it is damaged or incomplete; "
             "copy or record it again"
         ) from problem
     with container:
@@ -427,6 +427,7 @@ def exact_rate(fps: float | Fraction) -> Fraction:
     return rate
 
 
-def _reason(problem: BaseException) -> str:
+def reason(problem: BaseException) -> str:
+    """FFmpeg's words for a failure, without the name of what was opened."""
     words = getattr(problem, "strerror", None) or files.reason(problem)
     return str(words).strip().rstrip(".").lower()

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import signal
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
@@ -148,6 +151,16 @@ def test_a_stream_that_falls_silent_is_given_up(tmp_path: Path) -> None:
         thread.join()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_interrupts_the_opening_at_once(silent: str) -> None:
+    timer = threading.Timer(0.3, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+    timer.start()
+    start = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        captured(f"http://{silent}/a.mp4", timeout_s=6.0)
+    assert time.perf_counter() - start < 3.0
+
+
 def test_what_cannot_be_captured_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     with serving(tmp_path) as server:
@@ -173,8 +186,18 @@ def test_a_playlist_on_the_network_opens_no_local_file(tmp_path: Path) -> None:
         captured(f"{server.address}/a.m3u8")
 
 
-def test_messages_hide_passwords() -> None:
+def test_messages_hide_passwords(tmp_path: Path, silent: str) -> None:
     assert Capture("rtsp://me:secret@10.0.0.1/a").name == "rtsp://10.0.0.1/a"
+    (tmp_path / "text.mp4").write_text("no video")
+    with serving(tmp_path) as server:
+        port = server.address.rpartition(":")[2]
+        for where, words in {
+            f"http://me:secret@127.0.0.1:{port}/text.mp4": "cannot be read",
+            f"rtsp://me:secret@{silent}/a": r"sent nothing for 0\.5 s",
+        }.items():
+            with pytest.raises(BadVideo, match=words) as caught:
+                captured(where, timeout_s=0.5)
+            assert "secret" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_cameras_urls_and_files_are_told_apart() -> None:
