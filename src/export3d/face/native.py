@@ -79,15 +79,13 @@ class Task:
         return self._mediapipe.Image(image_format=self._mediapipe.ImageFormat.SRGB, data=data)
 
 
+_DRAWING = ("cv2", "matplotlib", "matplotlib.pyplot")
+
+
 def _import_mediapipe() -> Any:
-    """Import mediapipe, even if OpenCV cannot be loaded because libGL is missing: only drawing functions need it."""
-    stand_in = types.ModuleType("cv2")
-    if "cv2" not in sys.modules:
-        try:
-            importlib.import_module("cv2")
-        except ImportError as error:
-            logger.debug("importing mediapipe without OpenCV: %s", error)
-            sys.modules["cv2"] = stand_in
+    """Import mediapipe without what only its drawing functions need: 70 MB, and libGL, which may be missing."""
+    stand_ins = {name: types.ModuleType(name) for name in _DRAWING if name not in sys.modules}
+    sys.modules.update(stand_ins)
     try:
         return importlib.import_module("mediapipe")
     except ModuleNotFoundError as error:
@@ -95,8 +93,9 @@ def _import_mediapipe() -> Any:
             raise MissingExtra("face", "mediapipe") from error
         raise
     finally:
-        if sys.modules.get("cv2") is stand_in:
-            del sys.modules["cv2"]
+        for name, stand_in in stand_ins.items():
+            if sys.modules.get(name) is stand_in:
+                del sys.modules[name]
 
 
 _open: weakref.WeakSet[Any] = weakref.WeakSet()

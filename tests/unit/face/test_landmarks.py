@@ -176,13 +176,13 @@ def test_nothing_is_printed_even_when_nobody_closes(landmarker, astronaut_path):
 
 
 @pytest.mark.slow
-def test_faces_are_found_where_opencv_cannot_be_loaded(landmarker, astronaut_path):
+def test_faces_are_found_where_opencv_and_matplotlib_cannot_be_loaded(landmarker, astronaut_path):
     """As on a machine without libGL: importing cv2 raises ImportError."""
     blocked = """
 import sys
 class NoOpenCV:
     def find_spec(self, name, path=None, target=None):
-        if name == "cv2":
+        if name in ("cv2", "matplotlib"):
             raise ImportError("libGL.so.1: cannot open shared object file: No such file or directory")
 sys.meta_path.insert(0, NoOpenCV())
 """
