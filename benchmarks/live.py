@@ -40,7 +40,10 @@ def main() -> None:
             motion = driving_motion(bundled_motion("speech"))
             write_video(once, tqdm(animator.animate(source, motion), "rendering the video", len(motion)))
         repeat(once, film, 60.0 * options.minutes)
-        print("| seconds | frames per second | latency, median, ms | 95th percentile, ms | memory, MB |\n|" + " ---: |" * 5)
+        print(
+            "| seconds | frames per second | latency, median, ms | 95th percentile, ms | memory, MB |\n|"
+            + " ---: |" * 5
+        )
         memory = rows(Live(animator, source, str(film)))
     fifth = max(len(memory) // 5, 1)
     print(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -66,7 +67,7 @@ def command(
     begun = time.perf_counter()
     held = arkit_scores(scores)
 
-    from export3d.animate.drive import FPS, driving_meanwhile, motion_path
+    from export3d.animate.drive import FPS, driving_meanwhile, motion_path, read_motion
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
     from export3d.errors import ConfigError
     from export3d.face.tracker import face_choice
@@ -89,10 +90,13 @@ def command(
     check_output(output, VIDEO_SUFFIXES, inputs)
     if sheet is not None:
         check_output(sheet, STILL_SUFFIXES, inputs, [output])
+    given = None if motion is None else read_motion(mover, start, seconds)
 
     with (
         frame_counter("tracking", mover) as count,
-        driving_meanwhile(mover, count, face=driving_face, start_s=start, seconds=seconds) as driven,
+        driving_meanwhile(mover, count, face=driving_face, start_s=start, seconds=seconds)
+        if given is None
+        else nullcontext(lambda: given) as driven,
     ):
         from export3d.animate.animator import Animator
 

@@ -31,6 +31,8 @@ def command(
         device: cpu, cuda, or auto.
         engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
             openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch.
+        batch: number of frames to render together.
+        threads: threads of the processor; by default one per core.
         output: also write the figures to this file (.json).
         against: a file that --json wrote; adds how many times as fast this run is, by stage.
     """
