@@ -186,10 +186,15 @@ def portrait_inputs(model: Export3D, source: Source) -> dict[str, NDArray[np.flo
 
 
 def check_export_folder(folder: Path) -> None:
-    """Raise `OutputError` unless a folder does not exist, is empty, or holds nothing but an earlier export."""
+    """Raise `OutputError` unless a folder does not exist, is empty, or holds nothing but an earlier export.
+
+    A mount point is refused too, since no other folder can take its place.
+    """
     check_folder(folder)
     if kind_at(folder, OutputError) is None:
         return
+    if os.path.ismount(os.path.realpath(folder)):
+        raise OutputError(f"{folder} is a mount point, which cannot be replaced; choose a folder inside it")
     found = {path.name for path in paths_in(folder, OutputError)}
     if foreign := sorted(found - _FILES):
         raise OutputError(f"{folder} holds {foreign[0]}, which is not of an export; choose a new or an empty folder")
@@ -215,13 +220,13 @@ def _replaced_folder(folder: Path) -> Iterator[Path]:
     try:
         temporary = outer / "new"
         temporary.mkdir()
-        yield temporary
         with writing_to(folder):
-            if kind_at(target, OutputError) is not None:
-                target.rename(outer / "old")
+            yield temporary
             try:
+                if kind_at(target, OutputError) is not None:
+                    target.rename(outer / "old")
                 temporary.rename(target)
-            except OSError:
+            except BaseException:  # Ctrl-C between the two
                 with suppress(OSError):
                     (outer / "old").rename(target)
                 raise

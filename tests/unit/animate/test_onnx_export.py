@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from export3d import Animator, Motion
-from export3d.animate.onnx_export import EyeClosing, check_export_folder, compare, graphs
+from export3d.animate.onnx_export import EyeClosing, _replaced_folder, check_export_folder, compare, graphs
 from export3d.cli.main import main
 from export3d.engines import parts
 from export3d.engines.onnx_graph import session
@@ -151,6 +151,52 @@ def test_an_empty_or_new_folder_or_an_earlier_export_is_taken(tmp_path: Path) ->
     (tmp_path / "a file").write_text("")
     with pytest.raises(OutputError, match="a file has this name"):
         check_export_folder(tmp_path / "a file")
+
+
+def test_a_mount_point_is_refused_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/")
+    for folder in (Path("/"), tmp_path / "link"):
+        with pytest.raises(OutputError, match="is a mount point, which cannot be replaced; choose a folder inside it"):
+            check_export_folder(folder)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_an_output_that_cannot_be_written(tmp_path: Path) -> None:
+
+    def export() -> None:
+        with _replaced_folder(tmp_path / "onnx") as temporary:
+            (temporary / "frame.onnx").symlink_to("/dev/full")
+            (temporary / "frame.onnx").write_bytes(b"graph")
+
+    with pytest.raises(OutputError, match=r"cannot write .*onnx: no space left on device; free some space"):
+        export()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("moved", ["onnx", "new"])
+@pytest.mark.parametrize("after", [False, True])
+def test_an_interruption_at_the_end_leaves_a_whole_export(
+    tmp_path: Path, moved: str, after: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before and after each of the two renames."""
+    rename = Path.rename
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if path.name == moved and not after:
+            raise KeyboardInterrupt
+        found = rename(path, target)
+        if path.name == moved:
+            raise KeyboardInterrupt
+        return found
+
+    (tmp_path / "onnx").mkdir()
+    (tmp_path / "onnx" / "model.json").write_text("former")
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), _replaced_folder(tmp_path / "onnx") as temporary:
+        (temporary / "model.json").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["onnx"]
+    expected = "new" if moved == "new" and after else "former"
+    assert (tmp_path / "onnx" / "model.json").read_text() == expected
 
 
 def test_the_example_is_short() -> None:
