@@ -8,6 +8,8 @@ import sys
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3)."""
 _LARGEST = 2**31 - 1
+_LARGEST_MMAP = 2**25
+"""glibc's DEFAULT_MMAP_THRESHOLD_MAX; versions of it refuse more."""
 
 
 def keep_freed_memory() -> None:
@@ -23,6 +25,7 @@ def keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):  # another C library
         return
-    for parameter in (_MMAP_THRESHOLD, _TRIM_THRESHOLD):
-        mallopt(parameter, _LARGEST)
+    # alone, the threshold of trimming would keep that of mapping at 128 kB
+    if any(mallopt(_MMAP_THRESHOLD, size) == 1 for size in (_LARGEST, _LARGEST_MMAP)):
+        mallopt(_TRIM_THRESHOLD, _LARGEST)
     mallopt(_ARENA_MAX, 2)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+
+from export3d.engines.memory import keep_freed_memory
 
 FAULTS = """
 import resource
@@ -35,3 +39,28 @@ def test_a_block_that_was_freed_is_used_again() -> None:
     before, after = map(int, run.stdout.split())
     assert before > 100
     assert after < 0.5 * before
+
+
+@pytest.mark.parametrize(("refused", "expected"), [((), [-3, -1, -8]), ((2**31 - 1,), [-3, -3, -1, -8])])
+def test_trimming_is_changed_only_with_mapping(
+    refused: tuple[int, ...], expected: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert asked(refused, monkeypatch) == expected
+
+
+def test_what_mallopt_refuses_changes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Alone, a threshold of trimming keeps that of mapping at 128 kB."""
+    assert asked((2**31 - 1, 2**25), monkeypatch) == [-3, -3, -8]
+
+
+def asked(refused: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The parameters that a C library is asked to change if it refuses thresholds of mapping."""
+    parameters: list[int] = []
+
+    def mallopt(parameter: int, value: int) -> int:
+        parameters.append(parameter)
+        return int(parameter != -3 or value not in refused)
+
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=mallopt))
+    keep_freed_memory()
+    return parameters
