@@ -53,7 +53,10 @@ logger = logging.getLogger(__name__)
 Picture = NDArray[np.uint8]
 
 BATCH = 4
-"""Frames rendered together by default; another number may change the last bit of a pixel."""
+"""Frames rendered together by default.
+
+Another number changes the last bit of some pixels; in bfloat16 it changes pixels at edges by up to 16 of 255.
+"""
 _MUCH_OUTSIDE = 0.15
 """Share of a face crop outside the photo above which the user is told."""
 
