@@ -108,6 +108,7 @@ class Capture:
         self._view: View | None = None
         self._opened: Future[Fraction] = Future()
         self._aspect = Fraction(1)
+        self._due = 0.0
 
     def __enter__(self) -> Capture:
         import av  # noqa: F401 - not in the thread: a signal could leave the import lock taken
@@ -137,6 +138,8 @@ class Capture:
             BadVideo: the camera or stream failed, or gave nothing for `timeout_s`.
         """
         taken = self._newest.take(self._timeout_s)
+        while taken is None and not self._newest.closed and time.perf_counter() < self._due + self._timeout_s:
+            taken = self._newest.take(max(self._due + self._timeout_s - time.perf_counter(), 0.0))
         if taken is None and self._problem is not None:
             raise self._problem
         if taken is None and not self._newest.closed:
@@ -154,11 +157,12 @@ class Capture:
             with _frames(self._where, self._timeout_s) as frames:
                 self._opened.set_result(frames.aspect)
                 for frame, due in frames.timed:
+                    self._due = time.perf_counter() if due is None else due
                     if due is not None and self._stop.wait(max(due - time.perf_counter(), 0.0)):
                         return
                     if self._stop.is_set():
                         return
-                    self._newest.put((frame, time.perf_counter() if due is None else due))
+                    self._newest.put((frame, self._due))
                     self.count += 1
         except BaseException as problem:
             opened = self._opened.done()

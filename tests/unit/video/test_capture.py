@@ -219,6 +219,11 @@ def test_after_a_pause_the_clock_starts_anew() -> None:
     assert gaps[2] > 1.2
 
 
+def test_waiting_for_the_time_of_a_frame_is_no_silence(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.mp4", 3, times=[0.0, 0.9, 0.94])
+    assert len(captured(str(path), timeout_s=0.3)) >= 2
+
+
 def test_stopping_wakes_a_reader_that_waits(tmp_path: Path) -> None:
     path = clip(tmp_path / "a.mp4", 2, times=[0.0, 60.0])
     start = time.perf_counter()
