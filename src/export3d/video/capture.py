@@ -6,6 +6,7 @@ a slow reader gets fewer frames, never old ones.
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import threading
@@ -200,6 +201,17 @@ def _is_url(where: str) -> bool:
     return re.match(r"(?:rtsps?|rtmps?|https?|udp|rtp|tcp)://", where, re.IGNORECASE) is not None
 
 
+def _is_http(where: str) -> bool:
+    return re.match(r"https?://", where, re.IGNORECASE) is not None
+
+
+def _stamped(container: InputContainer) -> bool:
+    """Whether frames have the times of whoever filmed them, and not those of a usual rate."""
+    from av.format import Flags
+
+    return not container.format.flags & Flags.no_timestamps.value
+
+
 def _name(where: str) -> str:
     if _number(where) is not None:
         return f"camera {_number(where)}"
@@ -218,10 +230,14 @@ def _frames(where: str, timeout_s: float) -> Iterator[_Frames]:
         if not container.streams.video:
             raise BadVideo(f"{_name(where)} has no video; give a camera, a video file or the URL of a video stream")
         frames = _decoded(container, timeout_s)
-        if container.duration is None and container.format.name != "hls":  # arrives in real time by itself
-            yield _Frames((frame, None) for frame, _ in frames)
-        else:
+        if (
+            container.duration is not None
+            or container.format.name == "hls"
+            or (_is_http(where) and _stamped(container))
+        ):
             yield _Frames(_in_real_time(frames))
+        else:  # arrives in real time by itself
+            yield _Frames((frame, None) for frame, _ in frames)
 
 
 def _in_real_time(frames: Iterator[tuple[VideoFrame, float]]) -> Iterator[tuple[VideoFrame, float]]:
@@ -250,6 +266,10 @@ def _packets(container: InputContainer, timeout_s: float) -> Iterator[Packet[Vid
             if time.perf_counter() - last > timeout_s:
                 raise TimeoutError from None
             time.sleep(_RETRY_S)
+        except OSError as problem:
+            if problem.errno == errno.EIO and container.size < 0:
+                return  # a body of unknown length ends so
+            raise
 
 
 def _decoded(container: InputContainer, timeout_s: float) -> Iterator[tuple[VideoFrame, float]]:

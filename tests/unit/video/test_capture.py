@@ -8,8 +8,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -133,22 +133,40 @@ def test_a_silent_stream_is_given_up(silent: str) -> None:
     assert time.perf_counter() - start < 20.0
 
 
-def test_a_stream_that_falls_silent_is_given_up(tmp_path: Path) -> None:
-    data = clip(tmp_path / "a.ts", 30, options={"crf": "1", "bf": "0"}).read_bytes()
+@contextmanager
+def body_without_length(
+    data: bytes, then: Callable[[socket.socket], object] = lambda connection: None
+) -> Iterator[str]:
+    """The address of a server that sends a body of unknown length once, does `then`, and closes the connection."""
 
-    def serve(server: socket.socket) -> None:
+    def serve() -> None:
         connection, _ = server.accept()
         with connection:
             connection.recv(4096)
             connection.sendall(b"HTTP/1.0 200 OK\r\n\r\n" + data)
-            connection.recv(4096)  # until the reader has left
+            then(connection)
 
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        thread = threading.Thread(target=serve, args=[server])
+        thread = threading.Thread(target=serve)
         thread.start()
-        with pytest.raises(BadVideo, match=r"for 0\.5 s"):
-            captured(f"http://127.0.0.1:{server.getsockname()[1]}/a.ts", timeout_s=0.5)
+        yield f"http://127.0.0.1:{server.getsockname()[1]}/a"
         thread.join()
+
+
+def test_a_stream_that_falls_silent_is_given_up(tmp_path: Path) -> None:
+    data = clip(tmp_path / "a.ts", 30, options={"crf": "1", "bf": "0"}).read_bytes()
+    until_left = lambda connection: connection.recv(4096)  # noqa: E731
+    with body_without_length(data, until_left) as address, pytest.raises(BadVideo, match=r"for 0\.5 s"):
+        captured(address, timeout_s=0.5)
+
+
+def test_a_video_of_unknown_length_plays_at_its_own_speed_to_its_end(tmp_path: Path) -> None:
+    data = clip(tmp_path / "a.mkv", 15, container_options={"live": "1"}).read_bytes()
+    start = time.perf_counter()
+    with body_without_length(data) as address:
+        frames = captured(address)
+    assert time.perf_counter() - start > 0.4
+    assert number(frames[-1].pixels) == 14
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
