@@ -1,8 +1,8 @@
 """The engine `openvino` (extra `fast`): the convolutional parts in OpenVINO, the rest as in the engine `torch`.
 
-OpenVINO runs the generator, and in one graph super-resolution and detail. It reads them from a
-trace and compiles them in memory, once per batch size, in less than a second; nothing is written to disk. Numba runs
-the volume renderer.
+OpenVINO runs the generator, and in one graph super-resolution and detail. It reads them from a trace and compiles them
+in memory: 1.5 s of processor time per batch size; nothing is written to disk. Numba runs the volume renderer
+and paints the mesh: it compiles them at the first run, in 5 s, and keeps the code in its cache.
 """
 
 from __future__ import annotations
@@ -29,6 +29,9 @@ from export3d.video.ahead import give_back_memory
 from export3d.warping.detail import Views
 from export3d.warping.skip_path import SkipWalk
 from export3d.warping.source_warp import Eyes
+
+_KEPT = 4
+"""Compiled batch sizes that a part keeps."""
 
 
 def load_openvino() -> Any:
@@ -114,7 +117,10 @@ class _Generator(nn.Module):
 
 
 class _Compiled:
-    """A part of the model in OpenVINO, compiled once per batch size and number of PyTorch's threads."""
+    """A part of the model in OpenVINO, compiled per batch size and number of PyTorch's threads.
+
+    The last `_KEPT` are kept: each holds the weights and its own memory.
+    """
 
     def __init__(self, part: parts.Part, dtype: torch.dtype) -> None:
         openvino = load_openvino()
@@ -143,7 +149,11 @@ class _Compiled:
 
     def _request(self, inputs: list[Tensor]) -> Any:
         key = len(inputs[0]), torch.get_num_threads()
-        if key not in self._requests:
+        if key in self._requests:
+            self._requests[key] = self._requests.pop(key)  # the last one used is the last one dropped
+        else:
+            for oldest in list(self._requests)[: 1 - _KEPT]:
+                del self._requests[oldest]
             # in a thread: a signal handler that raises inside OpenVINO's calls to Python would be lost
             with ThreadPoolExecutor(1, "convert") as thread:
                 self._requests[key] = thread.submit(self._compiled, inputs, key[1]).result()

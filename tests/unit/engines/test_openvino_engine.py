@@ -15,7 +15,8 @@ from torch import Tensor
 from export3d.engines import choice
 from export3d.engines.choice import pick_engine
 from export3d.engines.engine import Engine
-from export3d.engines.openvino_engine import OpenVinoEngine
+from export3d.engines.openvino_engine import OpenVinoEngine, _Compiled
+from export3d.engines.parts import Part
 from export3d.engines.torch_engine import TorchEngine
 from export3d.errors import ConfigError, MissingExtra
 from export3d.model import Encoded, Export3D
@@ -209,6 +210,30 @@ def test_auto_is_openvino_on_measured_processors(monkeypatch: pytest.MonkeyPatch
     for machine, kind in (("x86_64", OpenVinoEngine), ("arm64", TorchEngine)):
         monkeypatch.setattr(choice.platform, "machine", lambda machine=machine: machine)
         assert type(pick_engine(made())) is kind
+
+
+class Doubled(Part):
+    inputs, outputs = ("x",), ("y",)
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        return (2.0 * given[0],)
+
+
+@needs_openvino
+def test_the_batch_sizes_used_last_are_kept() -> None:
+    compiled = _Compiled(Doubled(), torch.float32)
+
+    def kept() -> list[int]:
+        return [batch for batch, _ in compiled._requests]
+
+    for batch in (1, 2, 3, 4, 1, 5):
+        x = torch.randn(batch, 3)
+        assert torch.equal(compiled({"x": x})["y"], 2.0 * x)
+    assert kept() == [3, 4, 1, 5]
+    first = compiled._requests[3, torch.get_num_threads()]
+    compiled({"x": torch.randn(3, 3)})
+    assert kept() == [4, 1, 5, 3]
+    assert compiled._requests[3, torch.get_num_threads()] is first
 
 
 @needs_openvino
