@@ -118,97 +118,130 @@ class _Face:
             (canvas.whole and begin > first + 1.0, canvas.whole and begin + side < last - 1.0)
             for begin, first, last in zip(box.corner, canvas.limits[:2], canvas.limits[2:])
         ]  # for both axes, whether the photo goes on beyond the first and the last border of the crop
-        self._window = self._fade_in(source.shape[-1])
         size = source.shape[-1]
+        self._window = self._fade_in(size)
         matte, opacity = (
             crop(np.repeat(layer[..., None], 3, axis=2), box, size) for layer in (layers.matte, layers.person[..., 3])
         )
-        self._opacity = _tensor(opacity, source)[:, :1]
+        people = _tensor(matte, source)[:, :1] / 255.0
+        self._small = torch.cat([people, F.max_pool2d(people, 5, 1, 2), _tensor(opacity, source)[:, :1], source], dim=1)
         inside = _span(top, top + side, self._rows), _span(left, left + side, self._columns)
-        self._crop_rows, self._crop_columns = (
+        own_rows, self._crop_columns = (
             slice(part.start - whole.start, part.stop - whole.start)
             for part, whole in zip(inside, (self._rows, self._columns))
         )
-        self._reduce: tuple[Tensor, ...] | None = None
+        places = self._y - top, self._x - left
+        self._across = _Taps(_enlargement(places[1], side, size, "bilinear"))
+        self._crop_across = _Taps(_enlargement(places[1][self._crop_columns], side, size))
+        reduction: Tensor | None = None
         if side >= size:
-            axes = self._y[self._crop_rows] - top, self._x[self._crop_columns] - left
-            down, across = (_reduction(at, side, size) for at in axes)
-            softer_down, softer_across = (way @ _enlargement(at, side, size) for way, at in zip((down, across), axes))
-            self._reduce = down, across.mT, softer_down, softer_across.mT
-        self._people = _tensor(matte, source)[:, :1] / 255.0
-        self._matte = F.max_pool2d(self._people, 5, 1, 2)
+            axes = places[0][own_rows], places[1][self._crop_columns]
+            ways = [_reduction(at, side, size) for at in axes]
+            reduction = torch.zeros(size, len(self._y), device=source.device)
+            reduction[:, own_rows] = ways[0]
+            self._reduce_across = _Taps(ways[1])
+            self._softer = [_Taps(way @ _enlargement(at, side, size)) for way, at in zip(ways, axes)]
+        self._reduces = reduction is not None
+        bilinear, bicubic = (_enlargement(places[0], side, size, mode) for mode in ("bilinear", "bicubic"))
+        count = max(_BAND // max(len(self._x), 1), 1)
+        self._bands = [
+            _Band(slice(start, min(start + count, len(self._y))), own_rows, bilinear, bicubic, reduction)
+            for start in range(0, len(self._y), count)
+        ]
+        few = len(self._x) * len(self._y) <= 2 * _BAND
+        self._grids = [self._grid(band.rows) for band in self._bands] if few else None
 
     def bands(self, image: Tensor, origin: Origin) -> Iterator[tuple[slice, slice, Picture]]:
         """Parts of the frame: their rows and columns, and uint8 (h, w, 3)."""
         origin = self._continued(origin)
-        tear = torn(origin.offset, _TEAR) * _span_of(look_up(self._people, origin.offset))
-        tear = softened(tear)
+        found = look_up(self._small, origin.offset)
+        people, matte, opacity, source = found[:, :1], found[:, 1:2], found[:, 2:3], found[:, 3:]
+        tear = softened(torn(origin.offset, _TEAR) * _span_of(people))
         image = torch.lerp(image, softened(softened(image)), tear)  # the contour runs in steps there
-        drawn = self._window * look_up(self._matte, origin.offset)
+        drawn = self._window * matte
         known = drawn * origin.trust
         share = 1.0 - drawn + known
-        rest = 127.5 * (drawn * image - known * look_up(self._source, origin.offset) + 1.0 - share)
-        opacity = look_up(self._opacity, origin.offset)
-        maps = torch.cat([origin.offset * (self._box.side / 2.0), share, tear, opacity], dim=1)
-        if self._reduce is None:
-            side = max(round(self._box.side), 2)
-            rest, maps = resize(rest, side), resize(maps, side)
-        count = max(_BAND // max(len(self._x), 1), 1)
-        parts = [slice(start, min(start + count, len(self._y))) for start in range(0, len(self._y), count)]
-        made = [self._looked_up(rest, maps, part) for part in parts]
-        correction = self._correction(image, drawn * self._known(origin.offset), made, parts)
+        rest = 127.5 * (drawn * image - known * source + 1.0 - share)
+        maps = torch.cat([share, tear, opacity], dim=1) if bool((tear > 0.0).any()) else share
+        flow, maps = self._across(origin.offset[0].mT * self._box.side / 2.0), self._across(maps[0].mT)
+        flow, maps = flow.permute(2, 1, 0).flatten(1)[None], maps.mT
+        farthest = (origin.offset[0].abs().amax(dim=(1, 2)) * self._box.side / 2.0).tolist()
+        made = [self._looked_up(flow, maps, farthest, number) for number in range(len(self._bands))]
+        if self._reduces:
+            rest = rest + self._correction(image, rest, drawn * self._known(origin.offset), made)
+        rest = self._crop_across(rest[0].mT).mT
         top, left = self._rows.start - self._first[0], self._columns.start - self._first[1]
-        for layer, part in zip(made, parts):
-            rows, columns = slice(top + part.start, top + part.stop), slice(left, left + len(self._x))
-            yield rows, columns, self._laid_over(layer.float(), correction, part)
+        for layer, band in zip(made, self._bands):
+            rows, columns = slice(top + band.rows.start, top + band.rows.stop), slice(left, left + len(self._x))
+            yield rows, columns, self._laid_over(layer.float(), rest, band)
 
-    def _looked_up(self, rest: Tensor, maps: Tensor, rows: slice) -> Tensor:
-        """F and opacity (4, h, w), 0 to 255, of one band.
-
-        Args:
-            rest: (1, 3, h, h), R on the scale of bytes.
-            maps: (1, 5, h, h), the offset in pixels, 1 - v (1 - g), 1 where the motion is torn, and the opacity there.
-        """
+    def _grid(self, rows: slice) -> tuple[Tensor, Tensor]:
+        """The places (h, w, 2) of a band's pixels in what may be looked up, x first, and how far each moves, 0 to 1."""
         x, y = self._x[None, :], self._y[rows, None]
-        moved = _enlarged(maps, self._grid(x[0], y[:, 0]), "bilinear")
         (left, top), side = self._box.corner, self._box.side
         free = _smooth(1.0 - torch.hypot(_outside((x - left) / side), _outside((y - top) / side)) / _REACH)
         territory = self._territory(x, y)
         if territory is not None:
             free = free * territory
-        across, down = (
-            at + _ashore(free * moved[axis], at - self._limits[axis], self._limits[2 + axis] - at)
-            for axis, at in enumerate((x, y))
-        )
-        height, width = self._person.shape[1:]
-        down, across = down - self._near[1], across - self._near[0]
-        first = min(max(int(down.min()) - 2, 0), height - 1)
-        part = self._person[:, first : max(min(int(down.max()) + 3, height), first + 1)]
-        place = torch.stack([across * (2.0 / width), (down - first) * (2.0 / part.shape[1])], dim=-1)[None] - 1.0
-        found = _enlarged(part[None].float(), place, "bicubic")
-        found[:3] *= moved[2:3]
-        found[3:] = torch.lerp(found[3:], moved[4:], moved[3:4])  # between places far apart lies nothing to look up
-        self._add(found, rest, rows)
-        return found if len(self._y) == rows.stop - rows.start else found.half()
+        place = torch.stack([(x - self._near[0]).expand_as(free), (y - self._near[1]).expand_as(free)], dim=-1)
+        return place, torch.stack([free, free], dim=-1)
 
-    def _correction(
-        self, image: Tensor, share: Tensor, made: Sequence[Tensor], parts: Sequence[slice]
-    ) -> Tensor | None:
+    def _looked_up(self, flow: Tensor, maps: Tensor, farthest: Sequence[float], number: int) -> Tensor:
+        """What of F and its opacity (4, h, w), 0 to 255, is looked up in the photo, of one band.
+
+        Args:
+            flow: (1, h, 2 W), the offset in pixels, x and y of each of the band's columns.
+            maps: (3, h, W), 1 - v (1 - g), 1 where the motion is torn, and the opacity there; or the first alone.
+            farthest: the largest offset along each axis, pixels.
+            number: of the band.
+        """
+        band = self._bands[number]
+        own, free = self._grid(band.rows) if self._grids is None else self._grids[number]
+        place = band.enlarge(flow)[0].view(own.shape) * free
+        for axis, at in enumerate((self._x[None, :], self._y[band.rows, None])):
+            before, after = at - self._limits[axis], self._limits[2 + axis] - at
+            near = [int((room < 2.0 * farthest[axis]).sum()) for room in (before, after)]
+            count = at.numel()
+            for start, stop in ((0, near[0]), (max(near[0], count - near[1]), count)):
+                if start < stop:
+                    part = place.narrow(1 - axis, start, stop - start)[..., axis]
+                    rooms = (room.narrow(1 - axis, start, stop - start) for room in (before, after))
+                    part.copy_(_ashore(part, *rooms))
+        place += own
+        height, width = self._person.shape[1:]
+        person = self._person
+        if not person.is_floating_point():  # too large to be converted at once
+            first = min(max(int(place[..., 1].min()) - 2, 0), height - 1)
+            person = person[:, first : max(min(int(place[..., 1].max()) + 3, height), first + 1)].float()
+            place[..., 1] -= first
+            height = person.shape[1]
+        place *= constant((2.0 / width, 2.0 / height), place.device)
+        found = _enlarged(person[None], (place - 1.0)[None], "bicubic")
+        moved = band.enlarge(maps)
+        found[:3] *= moved[:1]
+        if len(moved) > 1:  # between places far apart lies nothing to look up
+            found[3:] = torch.lerp(found[3:], moved[2:], moved[1:2])
+        return found.half() if self._grids is None else found
+
+    def _correction(self, image: Tensor, rest: Tensor, share: Tensor, made: Sequence[Tensor]) -> Tensor:
         """What F, reduced to the model's size, lacks of the model's image: (1, 3, h, h) on the scale of bytes.
 
         Details found in the photo are sharper than the model's and can lie a little beside them. A difference of
         one grey level is left alone, so that what does not move stays as it is.
         """
-        if self._reduce is None:
-            return None
-        down, across, softer_down, softer_across = self._reduce
-        small = torch.zeros_like(image)
-        for layer, part in zip(made, parts):
-            own, of_crop = self._within(part)
-            small += down[:, of_crop] @ layer[:3, own, self._crop_columns].float() @ across
+        small = self._softened(rest)
+        for layer, band in zip(made, self._bands):
+            if band.reduce is not None:
+                reduced = band.reduce(layer[:3].float())[..., self._crop_columns]
+                small += self._reduce_across(reduced.mT).mT
         lacking = 127.5 * (image + 1.0) - small
         lacking = share * (lacking - lacking.clamp(-1.0, 1.0))
-        return 2.0 * lacking - softer_down @ lacking @ softer_across  # enlarging softens it
+        return 2.0 * lacking - self._softened(lacking)  # enlarging softens it
+
+    def _softened(self, image: Tensor) -> Tensor:
+        """An image (1, 3, h, h) enlarged to the crop and reduced again."""
+        down, across = self._softer
+        return down(across(image[0].mT).mT)[None]
 
     def _known(self, offset: Tensor) -> Tensor:
         """(1, 1, h, h): 1 where the model looked pixels up in what the crop shows of the photo, 0 beyond."""
@@ -218,37 +251,21 @@ class _Face:
         room = torch.minimum(place - first, last - place).amin(dim=1)
         return (room / _EDGE - 1.0).clamp(0.0, 1.0)[:, None]
 
-    def _laid_over(self, layer: Tensor, correction: Tensor | None, rows: slice) -> Picture:
-        """One band of F and its opacity (4, h, w) over the background: uint8 (h, w, 3)."""
-        if correction is not None:
-            self._add(layer, correction, rows)
+    def _laid_over(self, layer: Tensor, rest: Tensor, band: _Band) -> Picture:
+        """One band of F and its opacity (4, h, w) over the background: uint8 (h, w, 3).
+
+        Args:
+            rest: (3, h, W), what is added to what was looked up, as wide as the crop.
+        """
+        if band.own.start < band.own.stop:
+            layer[:3, band.own, self._crop_columns] += band.enlarge_rest(rest)
         shown, opacity = layer.clamp_(0.0, 255.0)[:3], layer[3:].div_(255.0)
-        out = torch.lerp(self._behind[:, rows].float(), shown, opacity)
-        territory = self._territory(self._x[None, :], self._y[rows, None])
+        out = torch.lerp(self._behind[:, band.rows].float(), shown, opacity)
+        territory = self._territory(self._x[None, :], self._y[band.rows, None])
         if territory is not None and self._still is not None:
-            out = torch.lerp(self._still[:, rows].float(), out, territory)
+            out = torch.lerp(self._still[:, band.rows].float(), out, territory)
         pixels: Picture = out.add_(0.5).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
         return pixels
-
-    def _add(self, layer: Tensor, image: Tensor, rows: slice) -> None:
-        """Add an image (1, 3, h, h) that is 0 at the crop's border, enlarged, to one band."""
-        own, of_crop = self._within(rows)
-        x, y = self._x[self._crop_columns], self._y[self._crop_rows][of_crop]
-        layer[:3, own, self._crop_columns] += _enlarged(image, self._grid(x, y), "bicubic")
-
-    def _within(self, rows: slice) -> tuple[slice, slice]:
-        """The rows of a band that lie in the crop: counted from the band's first row and from the crop's."""
-        start, stop = max(rows.start, self._crop_rows.start), min(rows.stop, self._crop_rows.stop)
-        stop = max(start, stop)
-        first = self._crop_rows.start
-        return slice(start - rows.start, stop - rows.start), slice(start - first, stop - first)
-
-    def _grid(self, x: Tensor, y: Tensor) -> Tensor:
-        """Places (1, h, w, 2) in the crop, [-1, 1] grid units, of rows and columns of the canvas."""
-        (left, top), side = self._box.corner, self._box.side
-        across, down = (2.0 / side) * (x - left) - 1.0, (2.0 / side) * (y - top) - 1.0
-        shape = (len(down), len(across))
-        return torch.stack([across[None, :].expand(shape), down[:, None].expand(shape)], dim=-1)[None]
 
     def _fade_in(self, size: int) -> Tensor:
         """v (1, 1, size, size): 1 in the crop, falling to 0 at those of its borders beyond which the photo goes on."""
@@ -270,12 +287,10 @@ class _Face:
         """
         size = origin.offset.shape[-1]
         margin = int(np.ceil(_FADE * size)) + 1
-        columns, rows = (
-            torch.arange(size, device=origin.offset.device).clamp(margin * before, size - 1 - margin * after)
-            for before, after in self._open
-        )
+        columns, rows = ((margin * before, margin * after) for before, after in self._open)
+        inner = origin.offset[..., rows[0] : size - rows[1], columns[0] : size - columns[1]]
+        apart = F.pad(inner, (*columns, *rows), "replicate") - origin.offset
         unit = 2.0 * _AGREED / 256.0
-        apart = origin.offset[:, :, rows[:, None], columns] - origin.offset
         apart = apart * _smooth(_length(apart) / (2.0 * unit) - 0.5)  # a head at rest stays in place
         return replace(
             origin,
@@ -290,6 +305,56 @@ class _Face:
         own = _away(x, y, self._box)
         nearest = torch.stack([_away(x, y, box) for box in self._others]).amin(dim=0)
         return _smooth(0.5 + (nearest - own) / _BORDER)
+
+
+class _Taps:
+    """A matrix (n, m) of which each row is 0 but for a few neighbours, to be multiplied with images.
+
+    A sum of rows with weights, as an embedding bag computes it, is many times as fast as sampling or a dense product.
+    """
+
+    def __init__(self, matrix: Tensor) -> None:
+        self._rows, size = matrix.shape
+        used = matrix != 0.0
+        first = used.int().argmax(dim=1)
+        last = size - 1 - used.flip(1).int().argmax(dim=1)
+        count = max((last - first)[used.any(dim=1)].tolist(), default=0) + 1
+        first = first.clamp_max(size - count)
+        self._index = first[:, None] + torch.arange(count, device=matrix.device)
+        self._weight = matrix.gather(1, self._index)
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """(C, m, w) to (C, n, w)."""
+        channels, size, width = image.shape
+        first = torch.arange(channels, device=image.device)[:, None, None] * size
+        weight = self._weight.expand(channels, -1, -1)
+        made = F.embedding_bag(
+            (self._index + first).flatten(0, 1),
+            image.reshape(-1, width),
+            mode="sum",
+            per_sample_weights=weight.flatten(0, 1),
+        )
+        return made.view(channels, self._rows, width)
+
+
+class _Band:
+    """Rows of a face's part of the frame that are computed at once.
+
+    Attributes:
+        rows: counted from the part's first.
+        own: those in the crop, counted from the band's first.
+        enlarge, enlarge_rest: (C, h, w) on the model's rows to all rows, bilinear, and to those in the crop, bicubic.
+        reduce: (C, rows, w) to what they contribute to the model's; None if the crop is not reduced.
+    """
+
+    def __init__(
+        self, rows: slice, crop_rows: slice, bilinear: Tensor, bicubic: Tensor, reduction: Tensor | None
+    ) -> None:
+        self.rows = rows
+        start, stop = max(rows.start, crop_rows.start), min(rows.stop, crop_rows.stop)
+        self.own = slice(start - rows.start, max(start, stop) - rows.start)
+        self.enlarge, self.enlarge_rest = _Taps(bilinear[rows]), _Taps(bicubic[start : max(start, stop)])
+        self.reduce = None if reduction is None else _Taps(reduction[:, rows])
 
 
 def _span(first: float, end: float, limits: slice) -> slice:
@@ -317,11 +382,17 @@ def _reduction(places: Tensor, side: float, size: int) -> Tensor:
     return torch.where(total > 0.9 * step, weights / total.clamp_min(1e-6), 0.0)
 
 
-def _enlargement(places: Tensor, side: float, size: int) -> Tensor:
-    """Weights (n, size) that enlarge `size` pixels to n places along an axis of the crop, as `_enlarged` does."""
-    unit = torch.eye(size, device=places.device)[None, :, :, None]
+def _enlargement(places: Tensor, side: float, size: int, mode: str = "bicubic") -> Tensor:
+    """Weights (n, size) that enlarge `size` pixels to n places along an axis of the crop.
+
+    A crop of fewer pixels than that first reduces them to its own.
+    """
+    unit = torch.eye(size, device=places.device)[None]
+    if side < size:
+        unit = resize(unit, (max(round(side), 2), size))
+    unit = unit.mT[..., None]
     at = torch.stack([torch.zeros_like(places), places * (2.0 / side) - 1.0], dim=-1)[None, :, None]
-    return _enlarged(unit, at, "bicubic")[..., 0].mT
+    return _enlarged(unit, at, mode)[..., 0].mT
 
 
 def _ashore(offset: Tensor, before: Tensor, after: Tensor) -> Tensor:
