@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +85,14 @@ def test_an_edit_that_cannot_be_is_refused(
     options: list[str], words: list[str], edit: Run, out: Path, capsys: Capture
 ) -> None:
     refused(edit(*options), capsys, out, *words)
+
+
+def test_a_score_that_is_unknown_is_refused_before_pytorch_is_loaded(astronaut_path: Path, out: Path) -> None:
+    line = ["edit", str(astronaut_path), "--set", "smile=1", "-o", str(out / "a.png")]
+    code = f"import sys; from export3d.cli.main import main; sys.exit(main({line}) + ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "export3d: there is no ARKit score 'smile'; the nearest name is mouthSmileLeft\n"
+    assert done.returncode == 2
 
 
 def test_a_video_is_refused_and_the_command_for_it_named(edit: Run, out: Path, capsys: Capture) -> None:
