@@ -209,7 +209,7 @@ def _stamped(container: InputContainer) -> bool:
     """Whether frames have the times of whoever filmed them, and not those of a usual rate."""
     from av.format import Flags
 
-    return not container.format.flags & Flags.no_timestamps.value
+    return not Flags(container.format.flags) & Flags.no_timestamps
 
 
 def _name(where: str) -> str:
@@ -253,8 +253,11 @@ def _in_real_time(frames: Iterator[tuple[VideoFrame, float]]) -> Iterator[tuple[
         yield frame, start + at
 
 
-def _packets(container: InputContainer, timeout_s: float) -> Iterator[Packet[VideoStream]]:
-    """The packets of the first video stream, waiting where the device does not: macOS says that there is none yet."""
+def _packets(container: InputContainer, timeout_s: float) -> Iterator[Packet[VideoStream] | None]:
+    """The packets of the first video stream, and None where it breaks off as it may.
+
+    Waits where the device does not: macOS says that there is no packet yet.
+    """
     last = time.perf_counter()
     while True:
         try:
@@ -268,7 +271,8 @@ def _packets(container: InputContainer, timeout_s: float) -> Iterator[Packet[Vid
             time.sleep(_RETRY_S)
         except OSError as problem:
             if problem.errno == errno.EIO and container.size < 0:
-                return  # a body of unknown length ends so
+                yield None  # a body of unknown length ends so
+                return
             raise
 
 
@@ -276,13 +280,15 @@ def _decoded(container: InputContainer, timeout_s: float) -> Iterator[tuple[Vide
     """The frames of a camera or stream and their times, seconds; damaged packets are skipped."""
     import av
 
-    due, usual = 0.0, 1.0 / float(container.streams.video[0].average_rate or 25)
+    stream = container.streams.video[0]
+    due, usual = 0.0, 1.0 / float(stream.average_rate or 25)
     for packet in _packets(container, timeout_s):
         with suppress(av.error.InvalidDataError, av.error.EOFError):
-            for frame in packet.decode():
+            for frame in stream.decode(packet):
                 if max(frame.width, frame.height) > MAX_SIDE:
                     raise BadVideo(f"frames of {frame.width} x {frame.height}; at most {MAX_SIDE} pixels a side work")
-                at = due if frame.time is None else float(frame.time)
+                tick = frame.time_base or stream.time_base
+                at = due if frame.pts is None or tick is None else float(frame.pts * tick)
                 due = at + usual
                 yield frame, at
 

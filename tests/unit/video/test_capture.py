@@ -165,7 +165,7 @@ def test_a_video_of_unknown_length_plays_at_its_own_speed_to_its_end(tmp_path: P
     start = time.perf_counter()
     with body_without_length(data) as address:
         frames = captured(address)
-    assert time.perf_counter() - start > 0.4
+    assert time.perf_counter() - start > 13 / 25
     assert number(frames[-1].pixels) == 14
 
 
