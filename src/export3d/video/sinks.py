@@ -180,6 +180,7 @@ class File:
         self._stack = ExitStack()
         self._writer: VideoWriter | None = None
         self._last: tuple[Pixels, int] | None = None
+        self._end_ms = 0
 
     def __enter__(self) -> File:
         return self
@@ -190,13 +191,19 @@ class File:
         self._stack.__exit__(kind, error, trace)
 
     def show(self, frame: Pixels, time_s: float, text: str = "") -> str:
-        """See `Sink.show`; a frame that is not newer than the last one is left out."""
-        time_ms = round(1000.0 * time_s)
+        """See `Sink.show`; a frame that is not newer than the last one is left out, except at the end."""
+        self._end_ms = time_ms = round(1000.0 * time_s)
         if self._writer is None:
             height, width = frame.shape[:2]
             self._writer = self._stack.enter_context(VideoWriter(self._path, FPS, (width, height), timed=True))
+            self._stack.push(self._repeat_last)
         elif self._last is not None and (frame is self._last[0] or time_ms <= self._last[1]):
             return ""
         self._writer.write(frame, time_ms)
         self._last = (frame, time_ms)
         return ""
+
+    def _repeat_last(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Write the last frame once more, at the end: without it the file would end with the last change."""
+        if kind is None and self._writer is not None and self._last is not None and self._end_ms > self._last[1]:
+            self._writer.write(self._last[0], self._end_ms)
