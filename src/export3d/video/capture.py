@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from export3d.errors import BadVideo, Export3DError
+from export3d.errors import BadVideo, ConfigError, Export3DError
 from export3d.video.reading import opened_frames, reason
 from export3d.video.view import MAX_SIDE, Pixels, View
 
@@ -193,7 +193,13 @@ def _number(where: str) -> int | None:
 
 
 def is_file(where: str) -> bool:
-    """Whether this names a file, not a camera or a URL."""
+    """Whether this names a file, not a camera or a URL.
+
+    Raises:
+        ConfigError: it is empty, or a negative number.
+    """
+    if re.fullmatch(r"\s*|-\d+", where):
+        raise ConfigError(f"there is no camera {where!r}; give its number from 0, a video file or a URL")
     return _number(where) is None and not _is_url(where)
 
 

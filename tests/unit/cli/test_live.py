@@ -103,6 +103,8 @@ def test_without_a_face_the_run_ends_with_a_sentence(live: Run, tmp_path: Path, 
         ("0", ["--sink", "screen"], "no sink 'screen'"),
         ("0", ["--background", "nosuch.png"], "nosuch.png"),
         ("film.mp4", ["--sink", "film.mp4"], "would overwrite the input"),
+        ("", [], "no camera ''; give its number"),
+        ("-1", [], "no camera '-1'; give its number"),
     ],
 )
 def test_what_cannot_be_is_refused_before_weights_are_loaded(
