@@ -89,8 +89,9 @@ def command(
         live = Live(
             animator, portrait, camera, head_motion=head_motion, size=pixels, frame=frame, background=background
         )
-        with _ending_on_interrupt(live), _keys() as pressed, _line(live) as line:
+        with _ending_on_interrupt(live) as begin, _keys() as pressed, _line(live) as line:
             for shown in live:
+                begin()
                 keys = pressed() + out.show(shown.frame, shown.time_s, line(shown))
                 if QUIT in keys or (seconds is not None and shown.time_s >= seconds):
                     live.stop()
@@ -102,29 +103,34 @@ def command(
         f"{stats.latency_ms():.0f} ms, 95th percentile {stats.latency_ms(95):.0f} ms; {stats.dropped} of "
         f"{stats.captured} camera frames dropped"
     )
-    if live.problem is not None:
-        raise live.problem
     if sink not in ("window", "virtual"):
         tell(f"wrote {sink}")
+    if live.problem is not None:
+        raise live.problem
     return 0
 
 
 @contextmanager
-def _ending_on_interrupt(live: Live) -> Iterator[None]:
-    """Let the first Ctrl-C end the run as its normal end does; a second one interrupts."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _ending_on_interrupt(live: Live) -> Iterator[Callable[[], None]]:
+    """A function to call once there is a frame: then Ctrl-C ends the run as its normal end does, but only the first."""
+    previous = signal.getsignal(signal.SIGINT)
+    waiting = threading.current_thread() is threading.main_thread()
 
     def end(number: int, frame: FrameType | None) -> None:
         live.stop()
         signal.signal(signal.SIGINT, previous)
 
-    previous = signal.signal(signal.SIGINT, end)
+    def begin() -> None:
+        nonlocal waiting
+        if waiting:
+            waiting = False
+            signal.signal(signal.SIGINT, end)
+
     try:
-        yield
+        yield begin
     finally:
-        signal.signal(signal.SIGINT, previous)
+        if signal.getsignal(signal.SIGINT) is end:
+            signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -77,6 +79,29 @@ def test_ctrl_c_finishes_the_file(live: Run, film: Path, out: Path, capsys: Capt
     assert [path.name for path in out.iterdir()] == ["live.mp4"]
     assert 0.0 < probe(out / "live.mp4").duration_s < 1.9
     assert "interrupted" not in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_ctrl_c_before_the_first_frame_interrupts(live: Run, out: Path, capsys: Capture) -> None:
+    over = threading.Event()
+    main_thread = threading.main_thread().ident
+    assert main_thread is not None
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+
+        def interrupt() -> None:
+            with server.accept()[0]:
+                signal.pthread_kill(main_thread, signal.SIGINT)
+                over.wait(30)
+
+        thread = threading.Thread(target=interrupt)
+        thread.start()
+        assert live(f"http://127.0.0.1:{server.getsockname()[1]}/a.mp4") == 130
+        over.set()
+        thread.join()
+    err = capsys.readouterr().err
+    assert "interrupted" in err
+    assert "wrote" not in err
+    assert list(out.iterdir()) == []
 
 
 @pytest.mark.slow
