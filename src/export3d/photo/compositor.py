@@ -50,6 +50,8 @@ _SLACK = 0.15
 """Of the photo around what a face moves, in crop sides, that its pixels may be looked up in."""
 _BAND = 1 << 20
 """Pixels that are computed at a time."""
+_FEW = 1 << 22
+"""Pixels of which what does not change is kept as float32."""
 
 
 class Compositor:
@@ -148,7 +150,11 @@ class _Face:
             _Band(slice(start, min(start + count, len(self._y))), own_rows, bilinear, bicubic, reduction)
             for start in range(0, len(self._y), count)
         ]
-        few = len(self._x) * len(self._y) <= 2 * _BAND
+        self._scale = (
+            2.0 / self._person.shape[2],
+            2.0 / self._person.shape[1],
+        )  # from pixels to grid units of the person
+        few = len(self._x) * len(self._y) <= _FEW
         self._grids = [self._grid(band.rows) for band in self._bands] if few else None
 
     def bands(self, image: Tensor, origin: Origin) -> Iterator[tuple[slice, slice, Picture]]:
@@ -163,9 +169,9 @@ class _Face:
         share = 1.0 - drawn + known
         rest = 127.5 * (drawn * image - known * source + 1.0 - share)
         maps = torch.cat([share, tear, opacity], dim=1) if bool((tear > 0.0).any()) else share
-        flow, maps = self._across(origin.offset[0].mT * self._box.side / 2.0), self._across(maps[0].mT)
-        flow, maps = flow.permute(2, 1, 0).flatten(1)[None], maps.mT
-        farthest = (origin.offset[0].abs().amax(dim=(1, 2)) * self._box.side / 2.0).tolist()
+        offset = origin.offset[0] * constant(self._scale, image.device)[:, None, None] * (self._box.side / 2.0)
+        flow, maps = self._across(offset.mT).permute(2, 1, 0).flatten(1)[None], self._across(maps[0].mT).mT
+        farthest = offset.abs().amax(dim=(1, 2)).tolist()
         made = [self._looked_up(flow, maps, farthest, number) for number in range(len(self._bands))]
         if self._reduces:
             rest = rest + self._correction(image, rest, drawn * self._known(origin.offset), made)
@@ -176,30 +182,33 @@ class _Face:
             yield rows, columns, self._laid_over(layer.float(), rest, band)
 
     def _grid(self, rows: slice) -> tuple[Tensor, Tensor]:
-        """The places (h, w, 2) of a band's pixels in what may be looked up, x first, and how far each moves, 0 to 1."""
+        """Places (h, w, 2) of a band's pixels in the person, grid units, x first, and how far each moves, 0 to 1."""
         x, y = self._x[None, :], self._y[rows, None]
         (left, top), side = self._box.corner, self._box.side
         free = _smooth(1.0 - torch.hypot(_outside((x - left) / side), _outside((y - top) / side)) / _REACH)
         territory = self._territory(x, y)
         if territory is not None:
             free = free * territory
-        place = torch.stack([(x - self._near[0]).expand_as(free), (y - self._near[1]).expand_as(free)], dim=-1)
-        return place, torch.stack([free, free], dim=-1)
+        place = [((at - self._near[axis]) * self._scale[axis] - 1.0).expand_as(free) for axis, at in enumerate((x, y))]
+        return torch.stack(place, dim=-1), torch.stack([free, free], dim=-1)
 
     def _looked_up(self, flow: Tensor, maps: Tensor, farthest: Sequence[float], number: int) -> Tensor:
         """What of F and its opacity (4, h, w), 0 to 255, is looked up in the photo, of one band.
 
         Args:
-            flow: (1, h, 2 W), the offset in pixels, x and y of each of the band's columns.
+            flow: (1, h, 2 W), the offset in grid units of the person, x and y of each of the frame's columns.
             maps: (3, h, W), 1 - v (1 - g), 1 where the motion is torn, and the opacity there; or the first alone.
-            farthest: the largest offset along each axis, pixels.
+            farthest: the largest offset along each axis.
             number: of the band.
         """
         band = self._bands[number]
         own, free = self._grid(band.rows) if self._grids is None else self._grids[number]
         place = band.enlarge(flow)[0].view(own.shape) * free
         for axis, at in enumerate((self._x[None, :], self._y[band.rows, None])):
-            before, after = at - self._limits[axis], self._limits[2 + axis] - at
+            before, after = (
+                (at - self._limits[axis]) * self._scale[axis],
+                (self._limits[2 + axis] - at) * self._scale[axis],
+            )
             near = [int((room < 2.0 * farthest[axis]).sum()) for room in (before, after)]
             count = at.numel()
             for start, stop in ((0, near[0]), (max(near[0], count - near[1]), count)):
@@ -208,15 +217,14 @@ class _Face:
                     rooms = (room.narrow(1 - axis, start, stop - start) for room in (before, after))
                     part.copy_(_ashore(part, *rooms))
         place += own
-        height, width = self._person.shape[1:]
         person = self._person
         if not person.is_floating_point():  # too large to be converted at once
-            first = min(max(int(place[..., 1].min()) - 2, 0), height - 1)
-            person = person[:, first : max(min(int(place[..., 1].max()) + 3, height), first + 1)].float()
-            place[..., 1] -= first
             height = person.shape[1]
-        place *= constant((2.0 / width, 2.0 / height), place.device)
-        found = _enlarged(person[None], (place - 1.0)[None], "bicubic")
+            down = (place[..., 1] + 1.0) * (height / 2.0)
+            first = min(max(int(down.min()) - 2, 0), height - 1)
+            person = person[:, first : max(min(int(down.max()) + 3, height), first + 1)].float()
+            place[..., 1] = (down - first) * (2.0 / person.shape[1]) - 1.0
+        found = _enlarged(person[None], place[None], "bicubic")
         moved = band.enlarge(maps)
         found[:3] *= moved[:1]
         if len(moved) > 1:  # between places far apart lies nothing to look up
@@ -264,7 +272,7 @@ class _Face:
         territory = self._territory(self._x[None, :], self._y[band.rows, None])
         if territory is not None and self._still is not None:
             out = torch.lerp(self._still[:, band.rows].float(), out, territory)
-        pixels: Picture = out.add_(0.5).to(torch.uint8).permute(1, 2, 0).contiguous().cpu().numpy()
+        pixels: Picture = np.stack(list(out.add_(0.5).to(torch.uint8).cpu().numpy()), axis=-1)
         return pixels
 
     def _fade_in(self, size: int) -> Tensor:
@@ -460,4 +468,4 @@ def _tensor(image: Picture, like: Tensor) -> Tensor:
 def _kept(image: Picture, like: Tensor) -> Tensor:
     """uint8 (H, W, C) to (C, H, W) on the device of another tensor: float32 unless that would take much memory."""
     tensor = torch.tensor(image, device=like.device).permute(2, 0, 1)
-    return tensor.float().contiguous() if tensor[0].numel() <= 2 * _BAND else tensor.contiguous()
+    return tensor.float().contiguous() if tensor[0].numel() <= _FEW else tensor.contiguous()
