@@ -7,6 +7,7 @@ a slow reader gets fewer frames, never old ones.
 from __future__ import annotations
 
 import errno
+import math
 import re
 import sys
 import threading
@@ -38,6 +39,10 @@ _JOIN_S = 1.0
 _PAUSE_S = 1.0
 """A frame that is so much too late was held up by a pause."""
 _RETRY_S = 0.005
+_BEHIND_S, _FAR_S, _FREQUENT_S, _JUMP_S = 0.3, 1.0, 3.0, 10.0
+"""See `_Backlog`; a time stamp that is so much too early begins a new count."""
+_WAITED_S = 0.01
+"""A packet that took so long to read was not there before."""
 _WANTED = {"video_size": "640x480", "framerate": "30"}
 """What a camera is asked for first; most have it, and some open with nothing else."""
 
@@ -76,7 +81,8 @@ class Captured:
 
     Attributes:
         pixels: uint8 (H, W, 3) RGB.
-        time_s: of `time.perf_counter`: when the frame left the decoder; for a file, when it was due.
+        time_s: of `time.perf_counter`: when the frame left the decoder, less the time by which the decoder was
+            behind the stream, where time stamps tell it; for a file, when it was due.
     """
 
     pixels: Pixels
@@ -235,26 +241,64 @@ def _frames(where: str, timeout_s: float) -> Iterator[_Frames]:
     with container:
         if not container.streams.video:
             raise BadVideo(f"{_name(where)} has no video; give a camera, a video file or the URL of a video stream")
-        frames = _decoded(container, timeout_s)
-        if (
-            container.duration is not None
-            or container.format.name == "hls"
-            or (_is_http(where) and _stamped(container))
-        ):
-            yield _Frames(_in_real_time(frames))
-        else:  # arrives in real time by itself
-            yield _Frames((frame, None) for frame, _ in frames)
+        backlog = _Backlog(container.streams.video[0])
+        if container.duration is not None or container.format.name == "hls":
+            yield _Frames(_in_real_time(_decoded(container, timeout_s)))
+        elif not _is_url(where) or not _stamped(container):  # arrives in real time by itself
+            yield _Frames((frame, None) for frame, _ in _decoded(container, timeout_s))
+        elif _is_http(where):  # may be a file, or live: what was late is caught up with
+            yield _Frames(_in_real_time(_decoded(container, timeout_s, backlog), math.inf))
+        else:
+            frames = _decoded(container, timeout_s, backlog)
+            yield _Frames((frame, time.perf_counter() - backlog.lag_s) for frame, _ in frames)
 
 
-def _in_real_time(frames: Iterator[tuple[VideoFrame, float]]) -> Iterator[tuple[VideoFrame, float]]:
+class _Backlog:
+    """How far the reading of a live stream is behind its sender, and what the decoder skips to catch up.
+
+    The packet with the least delay, by its time stamp, counts as read at once. Behind by more than `_BEHIND_S`, the
+    decoder skips frames that no other frame needs; by more than `_FAR_S`, all but key frames, if these are frequent,
+    and up to the next of them. A read that has to wait shows that there is nothing left to catch up with.
+
+    Attributes:
+        lag_s: of the last packet, seconds.
+    """
+
+    def __init__(self, stream: VideoStream) -> None:
+        self._context, self.lag_s = stream.codec_context, 0.0
+        self._least = math.inf
+        self._key_s, self._between_keys_s = -math.inf, math.inf
+
+    def read(self, packet: Packet[VideoStream], waited_s: float) -> None:
+        """Take note of a packet before it is decoded, and of how long its reading took."""
+        if packet.dts is None or packet.time_base is None:
+            return
+        stamp = float(packet.dts * packet.time_base)
+        if packet.is_keyframe:
+            self._between_keys_s, self._key_s = stamp - self._key_s, stamp
+        delay = time.perf_counter() - stamp
+        if delay < self._least or delay - self._least > _JUMP_S or (self.lag_s > _BEHIND_S and waited_s > _WAITED_S):
+            self._least = delay
+        self.lag_s = delay - self._least
+        skipped = str(self._context.skip_frame)
+        if self.lag_s > _FAR_S and self._between_keys_s < _FREQUENT_S:
+            self._context.skip_frame = "NONKEY"
+        elif skipped != "NONKEY" or (packet.is_keyframe and self.lag_s < _BEHIND_S):
+            self._context.skip_frame = "NONREF" if self.lag_s > _BEHIND_S else "DEFAULT"
+
+
+def _in_real_time(
+    frames: Iterator[tuple[VideoFrame, float]], pause_s: float = _PAUSE_S
+) -> Iterator[tuple[VideoFrame, float]]:
     """Frames with the time of `perf_counter` at which each is due if the first is due now.
 
-    After a pause (a network that stalls, a computer that sleeps) the clock starts anew.
+    After a pause (a network that stalls, a computer that sleeps) that makes a frame later than `pause_s`, the clock
+    starts anew.
     """
     start: float | None = None
     for frame, at in frames:
         now = time.perf_counter()
-        if start is None or now - (start + at) > _PAUSE_S:
+        if start is None or now - (start + at) > pause_s:
             start = now - at
         yield frame, start + at
 
@@ -276,19 +320,24 @@ def _packets(container: InputContainer, timeout_s: float) -> Iterator[Packet[Vid
                 raise TimeoutError from None
             time.sleep(_RETRY_S)
         except OSError as problem:
-            if problem.errno == errno.EIO and container.size < 0:
+            if problem.errno == errno.EIO and _is_http(container.name) and container.size < 0:
                 yield None  # a body of unknown length ends so
                 return
             raise
 
 
-def _decoded(container: InputContainer, timeout_s: float) -> Iterator[tuple[VideoFrame, float]]:
+def _decoded(
+    container: InputContainer, timeout_s: float, backlog: _Backlog | None = None
+) -> Iterator[tuple[VideoFrame, float]]:
     """The frames of a camera or stream and their times, seconds; damaged packets are skipped."""
     import av
 
     stream = container.streams.video[0]
     due, usual = 0.0, 1.0 / float(stream.average_rate or 25)
+    asked = time.perf_counter()
     for packet in _packets(container, timeout_s):
+        if backlog is not None and packet is not None:
+            backlog.read(packet, time.perf_counter() - asked)
         with suppress(av.error.InvalidDataError, av.error.EOFError):
             for frame in stream.decode(packet):
                 if max(frame.width, frame.height) > MAX_SIDE:
@@ -297,6 +346,7 @@ def _decoded(container: InputContainer, timeout_s: float) -> Iterator[tuple[Vide
                 at = due if frame.pts is None or tick is None else float(frame.pts * tick)
                 due = at + usual
                 yield frame, at
+        asked = time.perf_counter()
 
 
 def _stream(url: str, timeout_s: float) -> InputContainer:

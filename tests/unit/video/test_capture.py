@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 
 from export3d.errors import BadVideo
-from export3d.video.capture import Capture, Captured, Newest, _in_real_time, is_file
+from export3d.video.capture import Capture, Captured, Newest, _Backlog, _in_real_time, is_file
 from tests.file_server import serving
 from tests.made_videos import animation, clip, number, numbered
 
@@ -104,6 +105,34 @@ def test_leaving_early_ends_the_thread(tmp_path: Path) -> None:
         assert capture.newest() is not None
     assert threading.active_count() == before
     assert capture.count < 100
+
+
+def test_a_decoder_that_is_behind_skips_frames_until_it_has_caught_up(tmp_path: Path) -> None:
+    path = clip(tmp_path / "a.ts", 60, options={"g": "5", "bf": "0"})
+    with av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        context, backlog = stream.codec_context, _Backlog(stream)
+        packets = iter(list(container.demux(stream))[:-1])
+
+        def read(late_s: float, waited_s: float = 0.0) -> tuple[float, str]:
+            packet = next(packets)
+            assert packet.dts is not None
+            packet.dts -= round(late_s / packet.time_base)
+            backlog.read(packet, waited_s)
+            return backlog.lag_s, str(context.skip_frame)
+
+        for _ in range(11):  # read at once: the clip is ahead of time
+            assert read(0.0) == (0.0, "DEFAULT")
+        lag, skipped = read(0.6)
+        assert 0.4 < lag < 0.6
+        assert skipped == "NONREF"
+        lag, skipped = read(1.6)
+        assert 1.4 < lag < 1.6
+        assert skipped == "NONKEY"
+        assert read(0.0) == (0.0, "NONKEY")  # the next frames need frames that were skipped
+        assert [read(0.0)[1] for _ in range(5)] == ["NONKEY", "DEFAULT", "DEFAULT", "DEFAULT", "DEFAULT"]
+        assert read(0.6)[1] == "NONREF"
+        assert read(0.6, waited_s=0.1) == (0.0, "DEFAULT")
 
 
 def test_a_url_is_captured(tmp_path: Path) -> None:
