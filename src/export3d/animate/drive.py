@@ -176,6 +176,7 @@ def _ready_to_track() -> Tracker:
     then wait for ever.
     """
     import av.subtitles.stream  # noqa: F401 - PyAV imports it where it opens a file
+    import numpy.ma  # noqa: F401 - NumPy imports it for its first median
     from PIL import Image
 
     from export3d.face.tracker import Tracker

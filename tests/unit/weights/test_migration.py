@@ -68,10 +68,8 @@ def save_as_before(model: Export3D, path: Path) -> Path:
 # ---- the map ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_setting_and_tensor_of_the_packaged_weights_lands_exactly_once() -> None:
-    tensors, config, _ = load_weights(PACKAGED)
-    before = config["model"]
-    assert "warp" not in before
+def test_every_setting_and_tensor_of_weights_saved_before_lands_exactly_once() -> None:
+    tensors, before = former_tensors(load_weights(PACKAGED)[0]), former_settings(load_pretrained().config)
     settings, renamed = migrate(before, tensors)
     assert settings["warp"] == dict.fromkeys(PARTS, True)
     assert set(settings) == {*before, "warp"}
@@ -85,15 +83,14 @@ def test_every_setting_and_tensor_of_the_packaged_weights_lands_exactly_once() -
     assert former_tensors(renamed).keys() == tensors.keys()
 
 
-def test_the_model_of_the_migrated_packaged_weights_has_exactly_these_names() -> None:
-    tensors, config, _ = load_weights(PACKAGED)
-    settings, renamed = migrate(config["model"], tensors)
+def test_the_model_of_migrated_weights_has_exactly_these_names() -> None:
+    loaded = load_pretrained()
+    settings, renamed = migrate(former_settings(loaded.config), former_tensors(load_weights(PACKAGED)[0]))
     model = Export3D(ModelConfig.from_dict(settings))
     assert model.config.warp == WarpConfig() == preset("base").warp
     assert {name: value.shape for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in renamed.items()
     }
-    loaded = load_pretrained()
     assert loaded.config == model.config
     for name, value in renamed.items():
         assert torch.equal(loaded.state_dict()[name], value.to(loaded.state_dict()[name].dtype)), name

@@ -119,10 +119,13 @@ class Mirror:
     def state_dict(self) -> dict:
         return {}
 
+    def parameters(self):
+        return iter([torch.zeros(1)])
+
     def encode(self, source, *measured):
         return source
 
-    def planes(self, source, expression):
+    def planes(self, source, expression, *more):
         return source.expand(len(expression), -1, -1, -1)
 
     def frame_and_share(self, planes, camera):
