@@ -121,7 +121,7 @@ class Export3D(HubModel):
     def compile(self, *args: Any, **kwargs: Any) -> None:
         """`torch.compile` of the costly parts, each of which is one graph; the rest of the module is not.
 
-        The elastic mesh of the warp, whose size depends on its data, would cut the whole module into many graphs.
+        The warp's elastic mesh stays in PyTorch: it is many small steps.
         """
         self.generator.generate = torch.compile(self.generator.generate, *args, **kwargs)  # type: ignore[method-assign]
         for part in (self.renderer, self.superres, None if self.warp is None else self.warp.dense):

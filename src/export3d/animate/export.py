@@ -22,9 +22,9 @@ from export3d.animate.head_motion import HeadMotion
 from export3d.errors import ConfigError, OutputError
 from export3d.files import kind_at, make_folder, output_file, write_failure
 from export3d.image import contact_sheet, fitted, write_png
+from export3d.memory import give_back_memory
 from export3d.photo.canvas import Frame, Size
 from export3d.video import VideoWriter
-from export3d.video.ahead import give_back_memory
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Source

@@ -22,10 +22,10 @@ from export3d.engines.engine import views_of
 from export3d.engines.torch_engine import PartsEngine
 from export3d.errors import ConfigError, MissingExtra
 from export3d.files import reason
+from export3d.memory import give_back_memory
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.triplane.generator import SidePath, SourceFeatures
-from export3d.video.ahead import give_back_memory
 from export3d.warping.detail import Views
 from export3d.warping.skip_path import SkipWalk
 from export3d.warping.source_warp import Eyes

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from export3d.engines.engine import Engine, views_of
-from export3d.engines.memory import keep_freed_memory
 from export3d.engines.precision import fast_dtype
+from export3d.memory import keep_freed_memory
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.warping.detail import MixedOrigin, Views

@@ -22,6 +22,7 @@ from export3d.face.landmarks import Face, FaceLandmarker, Landmarker, alike, all
 from export3d.face.mesh import canonical_mesh
 from export3d.face.people import Crowd, Person, joined
 from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, shots, smooth_cameras, smooth_expression
+from export3d.memory import give_back_memory
 from export3d.motion.motion import AWAY, Motion
 
 logger = logging.getLogger(__name__)
@@ -236,7 +237,7 @@ class Tracker:
             NoFaceFound, ConfigError: see `track_frames`; or `start_s` and `seconds` select no frame.
         """
         from export3d.video import read_frames  # needs PyAV, which images do not
-        from export3d.video.ahead import ahead, give_back_memory
+        from export3d.video.ahead import ahead
 
         face_choice(face, video=True)
         with closing(ahead(read_frames(path, fps, start_s=start_s, seconds=seconds))) as frames:

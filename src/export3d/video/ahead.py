@@ -5,11 +5,9 @@ Decoders, networks and encoders release Python's lock while they compute: two of
 
 from __future__ import annotations
 
-import ctypes
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -38,9 +36,3 @@ def ahead(items: Iterable[Item], depth: int = DEPTH) -> Generator[Item]:
         thread.shutdown(cancel_futures=True)
         if isinstance(source, Generator):
             source.close()
-
-
-def give_back_memory() -> None:
-    """Return freed memory to the system, where the C library can (glibc); else freed frames stay with this process."""
-    with suppress(AttributeError, OSError, TypeError):
-        ctypes.CDLL(None).malloc_trim(0)

@@ -1,9 +1,10 @@
-"""Memory that stays with the process."""
+"""What glibc does with memory that is freed: the process keeps it, or returns it. Elsewhere nothing happens."""
 
 from __future__ import annotations
 
 import ctypes
 import sys
+from contextlib import suppress
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3)."""
@@ -29,3 +30,9 @@ def keep_freed_memory() -> None:
     if any(mallopt(_MMAP_THRESHOLD, size) == 1 for size in (_LARGEST, _LARGEST_MMAP)):
         mallopt(_TRIM_THRESHOLD, _LARGEST)
     mallopt(_ARENA_MAX, 2)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system, where the C library can (glibc); else freed frames stay with this process."""
+    with suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)

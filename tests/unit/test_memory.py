@@ -10,12 +10,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from export3d.engines.memory import keep_freed_memory
+from export3d.memory import keep_freed_memory
 
 FAULTS = """
 import resource
 import torch
-from export3d.engines.memory import keep_freed_memory
+from export3d.memory import keep_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
