@@ -17,14 +17,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export3d.face.crop import CropBox, check_image, crop
+from export3d.face.crop import MOST_PIXELS, CropBox, check_image, crop
 from export3d.face.landmark_sets import CHIN, FOREHEAD
 from export3d.face.mesh import model_bytes
 from export3d.face.native import Task
 from export3d.motion.arkit import ARKIT52
 
 LONG_SIDE = 640
-"""Images are downscaled to this long side before detection; larger images take longer and give no better result."""
+"""Whole images are downscaled to this long side before detection; larger ones take longer, with no better result."""
+_SMALLEST_SQUARE = 128
+"""Smaller squares are enlarged to this side, pixels."""
+_SHARP_SQUARE = 448
+"""Squares are reduced to this side or more, pixels: in `Face.region` a face then has the 256 that the network sees."""
 MAX_FACES = 4
 _SMALLEST = 16
 _WINDOW = 256
@@ -138,11 +142,8 @@ class FaceLandmarker(Task):
         self._check_open("face landmarker")
         check_image(image)
         if region is not None:
-            size = int(np.clip(round(region.side), 128, LONG_SIDE))
-            if size == round(region.side):
-                region = region.whole()  # resampling by a fraction of a pixel takes as long as the networks
-            seen = crop(image, region, size)
-            corner, scale = region.corner, region.side / size
+            seen, region = _square(image, region)
+            corner, scale = region.corner, region.side / len(seen)
         else:
             seen = _shrink(image)
             corner, scale = np.zeros(2), image.shape[1] / seen.shape[1]
@@ -279,6 +280,19 @@ def _steps(length: float, side: float) -> list[float]:
     if count == 1:
         return [length / 2]
     return [float(centre) for centre in np.linspace(side / 2, length - side / 2, count)]
+
+
+def _square(image: NDArray[np.uint8], region: CropBox) -> tuple[NDArray[np.uint8], CropBox]:
+    """The pixels of a square, and the square that they cover exactly.
+
+    A square is copied, or reduced by a whole factor: resampling by any other factor takes as long as the networks.
+    """
+    if not _SMALLEST_SQUARE < round(region.side) <= MOST_PIXELS:
+        return crop(image, region, min(max(round(region.side), _SMALLEST_SQUARE), LONG_SIDE)), region
+    factor = max(int(region.side // _SHARP_SQUARE), 1)
+    region = CropBox(region.centre, float(factor * round(region.side / factor))).whole()
+    pixels = crop(image, region, round(region.side))
+    return np.asarray(Image.fromarray(pixels).reduce(factor)) if factor > 1 else pixels, region
 
 
 def _shrink(image: NDArray[np.uint8], long_side: float = LONG_SIDE) -> NDArray[np.uint8]:
