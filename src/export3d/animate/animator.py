@@ -362,6 +362,30 @@ class Animator:
         parts = [(self._planes(one, seen.expression[:1]), seen.camera) for one, seen in zip(view.sources, views)]
         return self._drawn(view, parts, batch)
 
+    def planes(self, source: Source, expression: ArrayLike) -> Planes:
+        """The planes of an expression (E,), which `render_planes` shows from any camera."""
+        expression = np.asarray(expression, dtype=np.float32)
+        check_shape(expression, str(SPACES[self.space]), "expression")
+        return self._planes(source, expression[None])
+
+    def render_planes(
+        self,
+        source: Source,
+        planes: Planes,
+        camera: ArrayLike,
+        *,
+        size: Size | None = None,
+        frame: Frame = "crop",
+        background: str = "keep",
+    ) -> Picture:
+        """One frame, uint8 (H, W, 3), of the source's `planes` seen by a camera (25,).
+
+        Another thread may compute the next planes meanwhile. `size`, `frame`, `background`: see `animate`.
+        """
+        label = np.asarray(camera, dtype=np.float32)
+        check_shape(label, str(LABEL_SIZE), "camera")
+        return next(self._drawn(self._view(source, size, frame, background), [(planes, label[None])]))
+
     def views(
         self, source: Source, expression: ArrayLike, cameras: ArrayLike, *, size: Size | None = None
     ) -> Iterator[tuple[Picture, NDArray[np.float32]]]:
@@ -421,6 +445,26 @@ class Animator:
             )
             self._last = (wanted, _View(sources, made))
         return self._last[1]
+
+    def warm_up(
+        self,
+        source: Source | Sequence[Source],
+        batch: int = BATCH,
+        *,
+        size: Size | None = None,
+        frame: Frame = "crop",
+        background: str = "keep",
+    ) -> None:
+        """Render one batch at rest, so that everything is compiled before the motion is known.
+
+        Args and raises: as `animate`, which then starts without delay.
+        """
+        view = self._view(source, size, frame, background)
+        parts = [
+            (self._planes(one, np.repeat(one.expression[None], batch, 0)), np.repeat(one.camera[None], batch, 0))
+            for one in view.sources
+        ]
+        next(self._drawn(view, parts, batch))
 
     def _stream(self, view: _View, motions: Sequence[Motion], batch: int) -> Iterator[Picture]:
         count = len(motions[0])

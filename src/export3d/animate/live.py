@@ -1,8 +1,8 @@
 """A portrait that follows a camera in real time.
 
-Three threads work at once: one captures, one tracks the face and works out what the portrait does, and the caller's own
-renders and shows. Between them there is never more than the newest frame. A slow machine therefore shows fewer frames
-per second, and the delay between a movement and its image stays the same.
+Three threads work at once: one captures; one tracks the face, works out what the portrait does and computes its planes;
+the caller's own renders and shows. Between them there is never more than the newest frame. A slow machine therefore
+shows fewer frames per second, and the delay between a movement and its image stays the same.
 
     live = Live(animator, animator.encode("portrait.jpg"), camera="0")
     for shown in live:
@@ -28,10 +28,9 @@ from export3d.animate.head_motion import HeadMotion
 from export3d.errors import Export3DError, NoFaceFound
 from export3d.face.landmarks import LONG_SIDE, Face
 from export3d.face.people import Person
-from export3d.motion.motion import Motion
+from export3d.model import Planes
 from export3d.photo.canvas import Frame, Size
 from export3d.video.capture import TIMEOUT_S, Capture, Newest
-from export3d.video.reading import FPS
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Picture, Source
@@ -99,10 +98,10 @@ class Stats:
 
 
 @contextmanager
-def _one_core_left() -> Iterator[None]:
-    """Render with one thread fewer, for tracking: threads that wait for each other on one core are slower than one."""
+def _half_the_cores() -> Iterator[None]:
+    """Half the cores for the planes and half for rendering: threads that wait for each other are slower than one."""
     threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, threads - 1))
+    torch.set_num_threads(max(1, threads // 2))
     try:
         yield
     finally:
@@ -111,9 +110,10 @@ def _one_core_left() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class _Tracked:
-    """What the portrait does in a captured frame."""
+    """What the portrait does in a captured frame, and its planes."""
 
     pose: Pose
+    planes: Planes
     time_s: float
     calibrating: bool
     face: bool
@@ -180,10 +180,12 @@ class Live:
 
     def __iter__(self) -> Iterator[Shown]:
         pose = self._follower.rest
-        with _one_core_left():
-            frame = self._rendered(pose)  # before the camera opens: the first frame takes longer than the others
+        with _half_the_cores():
+            # before the camera opens: the first frame takes longer than the others
+            planes = self._animator.planes(self._source, pose.expression)
+            frame = self._rendered(pose, planes)
             with self._capture:
-                tracking = threading.Thread(target=self._track, name="tracking", daemon=True)
+                tracking = threading.Thread(target=self._track, args=(pose, planes), name="tracking", daemon=True)
                 tracking.start()
                 try:
                     yield from self._shown(pose, frame)
@@ -215,7 +217,7 @@ class Live:
                 first = tracked.time_s if first is None else first
                 calibrating, face = tracked.calibrating, tracked.face
                 if new:
-                    pose, frame = tracked.pose, self._rendered(tracked.pose)
+                    pose, frame = tracked.pose, self._rendered(tracked.pose, tracked.planes)
             yield Shown(frame, time.perf_counter() - start, calibrating, face)
             self.stats.captured = self._capture.count
             if tracked is not None and first is not None:
@@ -226,11 +228,10 @@ class Live:
                     self.stats.latency_s.append(now - tracked.time_s)
                     self.stats.shown_s.append(now)
 
-    def _rendered(self, pose: Pose) -> Picture:
-        motion = Motion(pose.expression[None], pose.camera[None], FPS, self._animator.space)
-        return next(self._animator.animate(self._source, motion, relative=False, batch=1, **self._options))
+    def _rendered(self, pose: Pose, planes: Planes) -> Picture:
+        return self._animator.render_planes(self._source, planes, pose.camera, **self._options)
 
-    def _track(self) -> None:
+    def _track(self, pose: Pose, planes: Planes) -> None:
         try:
             while not self._stop.is_set():
                 captured = self._capture.newest()
@@ -242,10 +243,12 @@ class Live:
                 self._crowd.step(captured.pixels)
                 face = self._face()
                 self._crowd.forget()
-                pose = self._follower.step(face, captured.time_s)
+                before, pose = pose, self._follower.step(face, captured.time_s)
+                if not np.array_equal(pose.expression, before.expression):
+                    planes = self._animator.planes(self._source, pose.expression)
                 self.stats.tracked += 1
                 calibrating = self._follower.calibrating and face is not None
-                self._tracked.put(_Tracked(pose, captured.time_s, calibrating, face is not None))
+                self._tracked.put(_Tracked(pose, planes, captured.time_s, calibrating, face is not None))
         except BaseException as problem:
             self._failure = problem
         finally:
