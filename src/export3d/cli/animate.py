@@ -102,6 +102,9 @@ def command(
 
         animator = Animator.from_pretrained(weights, device, pure, engine)
         portrait = framing.sources(animator, source)
+        options = framing.options(animator, relative=not absolute)
+        if given is None:
+            animator.warm_up(portrait, batch, **options)  # while the video is being tracked
         moved_by = driven()
     if held:
         moved_by.motion.require_space("arkit52")
@@ -115,7 +118,7 @@ def command(
         batch=batch,
         head_motion=head_motion,
         scores=held,
-        **framing.options(animator, relative=not absolute),
+        **options,
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
     )
     written = f"{output}" if sheet is None else f"{output} and {sheet}"
