@@ -10,13 +10,14 @@ from __future__ import annotations
 import errno
 import os
 import stat
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
-from export3d.errors import Export3DError, InputError, OutputError
+from export3d.errors import ConfigError, Export3DError, InputError, OutputError
 
 _STILL_BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
@@ -64,6 +65,26 @@ def kind_at(
         except (FileNotFoundError, NotADirectoryError):
             return None
     return "folder" if stat.S_ISDIR(mode) else "file" if stat.S_ISREG(mode) else "other"
+
+
+def home() -> Path:
+    """The user's folder for export3d's data: `EXPORT3D_HOME`, by default `export3d` in the system's place for such data.
+
+    It may not exist yet.
+
+    Raises:
+        ConfigError: the user's home folder is unknown.
+    """
+    if chosen := os.environ.get("EXPORT3D_HOME"):
+        return Path(chosen).expanduser()
+    try:
+        if sys.platform == "darwin":
+            return Path.home() / "Library" / "Application Support" / "export3d"
+        variable, default = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_DATA_HOME", ".local/share")
+        named = Path(os.environ.get(variable, ""))
+        return (named if named.is_absolute() else Path.home() / default) / "export3d"
+    except RuntimeError as error:
+        raise ConfigError("there is no home folder; set EXPORT3D_HOME to a folder") from error
 
 
 def paths_in(folder: Path, error: type[Export3DError] = InputError) -> list[Path]:

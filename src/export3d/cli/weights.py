@@ -47,8 +47,9 @@ def command(
 
 
 def _list() -> int:
+    from export3d.files import home
     from export3d.weights.file import read_sidecar
-    from export3d.weights.names import PACKAGED_NAMES, home, known
+    from export3d.weights.names import PACKAGED_NAMES, known
 
     rows: list[tuple[str, ...]] = [("name", "what", "MB", "images, last run", "sha256", "from")]
     for name, path in known().items():

@@ -1,9 +1,9 @@
 """Resolves names and paths of weights to files; installs and removes named weights.
 
 Named weights are either packaged or installed. Installed weights are a folder `HOME/weights/NAME/` that holds
-`model.safetensors`, its sidecar `config.json` and, if there is one, the model card `README.md`. HOME is the environment
-variable `EXPORT3D_HOME`, by default `export3d` in the user's folder for application data. The last step of an
-installation renames the folder to its final name, so weights are installed completely or not at all.
+`model.safetensors`, its sidecar `config.json` and, if there is one, the model card `README.md`. HOME is the user's
+folder (`files.home`). The last step of an installation renames the folder to its final name, so weights are installed
+completely or not at all.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ import importlib.metadata
 import os
 import re
 import shutil
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from export3d.errors import CheckpointError, ConfigError, OutputError
-from export3d.files import kind_at, paths_in, reason, write_bytes, write_failure
+from export3d.files import home, kind_at, paths_in, reason, write_bytes, write_failure
 from export3d.weights.file import copy_weights, has_weights
 
 PACKAGED = Path(__file__).parents[1] / "assets" / "base.safetensors"
@@ -37,24 +36,6 @@ FILE, CARD = "model.safetensors", "README.md"
 
 _CARD_LIMIT = 1_000_000
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]{0,62}[A-Za-z0-9])?")
-
-
-def home() -> Path:
-    """The user's folder for export3d's data; it may not exist yet.
-
-    Raises:
-        ConfigError: the user's home folder is unknown.
-    """
-    if chosen := os.environ.get("EXPORT3D_HOME"):
-        return Path(chosen).expanduser()
-    try:
-        if sys.platform == "darwin":
-            return Path.home() / "Library" / "Application Support" / "export3d"
-        variable, default = ("LOCALAPPDATA", "AppData/Local") if os.name == "nt" else ("XDG_DATA_HOME", ".local/share")
-        named = Path(os.environ.get(variable, ""))
-        return (named if named.is_absolute() else Path.home() / default) / "export3d"
-    except RuntimeError as error:
-        raise ConfigError("there is no home folder for weights; set EXPORT3D_HOME to a folder") from error
 
 
 def installed() -> dict[str, Path]:

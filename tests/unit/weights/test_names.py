@@ -14,11 +14,12 @@ from export3d.animate.animator import Animator
 from export3d.config import tiny
 from export3d.errors import CheckpointError, ConfigError, Export3DError, OutputError
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
+from export3d.files import home
 from export3d.model import Export3D
 from export3d.pretrained import install_weights, load_encoder, load_pretrained, save_encoder, save_pretrained, verify
 from export3d.weights import names
 from export3d.weights.file import load_weights, save_weights
-from export3d.weights.names import CARD, FILE, PACKAGED, PACKAGED_ENCODER, find, home, installed, known, look_up, remove
+from export3d.weights.names import CARD, FILE, PACKAGED, PACKAGED_ENCODER, find, installed, known, look_up, remove
 
 
 @pytest.fixture(autouse=True)
