@@ -11,6 +11,7 @@
     ├── ConfigError           settings that cannot work together
     ├── CheckpointError       weights or a training state that cannot be loaded
     ├── TrainingError         training stopped: it diverged, or has no data
+    ├── PolicyError           the policy cannot be read, or forbids what was asked
     └── MissingExtra          an optional dependency is not installed
 
 A message is one sentence: what is wrong, where, and what to do about it.
@@ -63,6 +64,10 @@ class CheckpointError(Export3DError):
 
 class TrainingError(Export3DError):
     """Training stopped: diverged, or was given nothing to learn from."""
+
+
+class PolicyError(Export3DError):
+    """The policy file cannot be used, or the policy forbids what was asked."""
 
 
 class MissingExtra(Export3DError, ImportError):

@@ -68,7 +68,7 @@ def kind_at(
 
 
 def home() -> Path:
-    """The user's folder for export3d's data: `EXPORT3D_HOME`, by default `export3d` in the system's place for such data.
+    """The user's folder: `EXPORT3D_HOME`, by default `export3d` in the system's place for application data.
 
     It may not exist yet.
 

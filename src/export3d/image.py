@@ -192,11 +192,15 @@ def contact_sheet(
 def write_png(
     path: str | os.PathLike[str], image: Pixels, metadata: dict[str, str] | None = None, level: int = 6
 ) -> None:
-    """Write uint8 (H, W, 3) as a PNG, whole or not at all; raises `OutputError`.
+    """Write uint8 (H, W, 3) as a PNG, whole or not at all; raises `OutputError`. Arguments: see `encode_png`."""
+    files.write_bytes(path, encode_png(image, metadata, level))
+
+
+def encode_png(image: Pixels, metadata: dict[str, str] | None = None, level: int = 6) -> bytes:
+    """The bytes of a PNG file.
 
     Args:
-        path: target.
-        image: the image.
+        image: uint8 (H, W, 3).
         metadata: text chunks, such as a description.
         level: of compression, 0 to 9; 1 is several times faster and little larger.
     """
@@ -211,7 +215,7 @@ def write_png(
         info.add_itxt(key, value)
     buffer = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(image)).save(buffer, "PNG", pnginfo=info, compress_level=level)
-    files.write_bytes(path, buffer.getvalue())
+    return buffer.getvalue()
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from fractions import Fraction
@@ -23,7 +23,6 @@ from export3d.video.view import BT709, FULL, LIMITED, MAX_SIDE, SWS_QUALITY, Pix
 
 if TYPE_CHECKING:
     from av.container import OutputContainer
-    from av.video.frame import VideoFrame
     from av.video.reformatter import VideoReformatter
     from av.video.stream import VideoStream
 
@@ -48,6 +47,8 @@ class VideoWriter:
         crf: x264's constant rate factor; lower is better (17 is visually lossless).
         metadata: container tags, such as title or comment.
         timed: frames come with their own times, in milliseconds; `fps` is only what the file states.
+        paint: changes each frame, in the encoding thread: uint8 (H, W, 3) to the same shape.
+        seal: changes the complete file, under its temporary name, before it appears.
 
     Raises:
         OutputError: on entering, writing or leaving, if the file cannot be written.
@@ -70,6 +71,8 @@ class VideoWriter:
         crf: float = 17.0,
         metadata: dict[str, str] | None = None,
         timed: bool = False,
+        paint: Callable[[Pixels], Pixels] | None = None,
+        seal: Callable[[Path], None] | None = None,
     ) -> None:
         self.path = Path(path)
         self.fps = exact_rate(fps)
@@ -80,6 +83,7 @@ class VideoWriter:
         self._audio_start_s = audio_start_s
         self._crf = crf
         self._metadata = dict(metadata or {})
+        self._paint, self._seal = paint, seal
         self._stack = ExitStack()
         if self.path.suffix.lower() not in _SUFFIXES:
             raise ConfigError(f"{self.path} must end in {' or '.join(_SUFFIXES)}; rename the output")
@@ -123,21 +127,22 @@ class VideoWriter:
 
         `time_ms`, ascending, is needed for a writer with `timed`, and for no other.
         """
-        import av
-
         check_shape(frame, f"{self.height} {self.width} 3", "a video frame")
         if frame.dtype != np.uint8:
             raise ShapeError(f"a video frame must be uint8, got {frame.dtype}")
-        copied = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        copied = np.array(frame, order="C")
         self._waiting.append(self._thread.submit(self._encode, copied, self.frames_written, time_ms))
         self.frames_written += 1
         if len(self._waiting) > DEPTH:
             self._waiting.popleft().result()
 
-    def _encode(self, frame: VideoFrame, number: int, time_ms: int | None) -> None:
+    def _encode(self, frame: Pixels, number: int, time_ms: int | None) -> None:
         """Encode one frame, and write it with the sound that ends with it; in the thread."""
+        import av
+
+        painted = frame if self._paint is None else np.ascontiguousarray(self._paint(frame))
         picture = self._reformatter.reformat(
-            frame,
+            av.VideoFrame.from_ndarray(painted, format="rgb24"),
             format="yuv420p",
             src_colorspace=BT709,
             dst_colorspace=BT709,
@@ -192,6 +197,8 @@ class VideoWriter:
         self._container.close()
         if not _is_whole_mp4(self._temporary):  # FFmpeg does not report a failure of the last write
             raise OutputError(f"cannot write {self.path}: the disk is full; free some space or choose another folder")
+        if self._seal is not None:
+            self._seal(self._temporary)
 
     def _abandon(self) -> None:
         with suppress(Exception):  # after a failure, closing fails again; only the first failure is reported

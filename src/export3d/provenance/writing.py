@@ -1,0 +1,213 @@
+"""The one place that encodes generated images and videos, and marks them.
+
+Every output carries, unless `NO_MARKS` says otherwise and the policy allows that:
+
+- the visible label, if asked for (`label`),
+- the invisible mark (`watermark`), whose payload is the statement's digest,
+- plain metadata, and metadata signed by C2PA where c2pa-python is installed (`signing`).
+
+Where several frames are laid out in one image, the image is marked, not its parts. The pixels of the same input are
+always the same. A signature holds its time, so the bytes of signed files differ; without marks they are the same.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from export3d import files
+from export3d.errors import PolicyError, ShapeError, check_shape
+from export3d.image import encode_png
+from export3d.policy import current_policy
+from export3d.provenance import signing
+from export3d.provenance.label import with_label
+from export3d.provenance.statement import XMP_KEYWORD, Statement
+from export3d.provenance.watermark.embed import Watermark
+from export3d.video import VideoWriter
+
+Pixels = NDArray[np.uint8]
+Painter = Callable[[Pixels], Pixels]
+
+UNMARKED = {
+    "predictions": "images that `evaluate --save` keeps to be scored, in which marks would count as errors",
+    "chart": "a drawing of numbers, which shows nobody",
+}
+"""What is written without marks although nobody asked for that, and why."""
+
+
+@dataclass(frozen=True)
+class Marks:
+    """How an output is marked.
+
+    Attributes:
+        statement: what it was made from; without one the output still says that it was generated.
+        label: whether it carries the visible label; the policy can ask for it too.
+        wanted: False for `NO_MARKS` only.
+    """
+
+    statement: Statement = Statement()
+    label: bool = False
+    wanted: bool = True
+
+    def agreed(self) -> Marks:
+        """These marks, with what the policy adds.
+
+        Raises:
+            PolicyError: no marks, and the policy requires them; or the policy cannot be read.
+        """
+        policy = current_policy()
+        if not self.wanted and policy.forbids_unmarked:
+            raise PolicyError("the policy of this machine requires marks on every output; leave out --no-mark")
+        return replace(self, label=self.wanted and (self.label or policy.label))
+
+
+NO_MARKS = Marks(wanted=False)
+"""No label, no invisible mark and no metadata; refused where the policy requires marks."""
+
+
+def painter(marks: Marks) -> Painter | None:
+    """What marks the pixels of frames, uint8 (H, W, 3), and returns new ones; None where nothing is to be done.
+
+    Raises:
+        PolicyError: as `Marks.agreed`.
+    """
+    marks = marks.agreed()
+    if not marks.wanted:
+        return None
+    mark = Watermark(marks.statement.payload).apply
+    return (lambda frame: mark(with_label(frame))) if marks.label else mark
+
+
+def video_writer(
+    path: str | os.PathLike[str],
+    fps: float | Fraction,
+    size: tuple[int, int] | int,
+    audio_from: str | os.PathLike[str] | None = None,
+    *,
+    audio_start_s: float = 0.0,
+    timed: bool = False,
+    marks: Marks = Marks(),  # noqa: B008 - frozen
+) -> VideoWriter:
+    """A `VideoWriter` that marks its frames in the encoding thread and signs the file before it appears.
+
+    Args:
+        path, fps, size, audio_from, audio_start_s, timed: see `VideoWriter`.
+        marks: what the video says about itself.
+
+    Raises:
+        PolicyError: as `Marks.agreed`.
+    """
+    return VideoWriter(
+        path,
+        fps,
+        size,
+        audio_from,
+        audio_start_s=audio_start_s,
+        timed=timed,
+        metadata=marks.statement.tags() if marks.wanted else None,
+        paint=painter(marks),
+        seal=partial(_sign, statement=marks.statement) if marks.wanted else None,
+    )
+
+
+def write_image(
+    path: str | os.PathLike[str],
+    image: Pixels,
+    marks: Marks = Marks(),  # noqa: B008 - frozen
+) -> None:
+    """Write one uint8 (H, W, 3) image as PNG, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.  PolicyError: as `Marks.agreed`.
+    """
+    paint = painter(marks)
+    _check(image)
+    data = encode_png(image if paint is None else paint(image), _chunks(marks))
+    with files.replacing(path) as temporary:
+        temporary.write_bytes(data)
+        if paint is not None:
+            _sign(temporary, marks.statement)
+
+
+def encoded_image(
+    image: Pixels,
+    kind: Literal["webp", "jpeg"],
+    quality: int,
+    marks: Marks = Marks(),  # noqa: B008 - frozen
+) -> bytes:
+    """One uint8 (H, W, 3) image as the bytes of a WebP or JPEG file, for pages that hold their images themselves.
+
+    Raises:
+        PolicyError: as `Marks.agreed`.
+    """
+    from PIL import Image
+
+    paint = painter(marks)
+    _check(image)
+    picture = Image.fromarray(np.ascontiguousarray(image if paint is None else paint(image)))
+    options = {"method": 2} if kind == "webp" else {"subsampling": 0}
+    if paint is not None:
+        options["xmp"] = marks.statement.xmp().encode()
+    buffer = io.BytesIO()
+    picture.save(buffer, kind.upper(), quality=quality, **options)
+    if paint is None:
+        return buffer.getvalue()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / f"image.{kind}"
+        file.write_bytes(buffer.getvalue())
+        _sign(file, marks.statement)
+        return file.read_bytes()
+
+
+def write_unmarked(path: str | os.PathLike[str], image: Pixels, *, reason: str, level: int = 6) -> None:
+    """Write one uint8 (H, W, 3) image as PNG without marks.
+
+    Args:
+        path: the file.
+        image: the pixels.
+        reason: a key of `UNMARKED`.
+        level: PNG's compression, 0 to 9.
+
+    Raises:
+        KeyError: another reason.  OutputError: it cannot be written.
+        PolicyError: the image shows people, and the policy requires marks.
+    """
+    UNMARKED[reason]
+    if reason != "chart" and current_policy().forbids_unmarked:
+        raise PolicyError(f"the policy of this machine requires marks on every output, which {reason} cannot carry")
+    _check(image)
+    files.write_bytes(path, encode_png(image, {}, level))
+
+
+def _check(image: Pixels) -> None:
+    check_shape(image, "H W 3", "a picture")
+    if image.dtype != np.uint8:
+        raise ShapeError(f"a uint8 picture is needed, got {image.dtype}")
+
+
+def _chunks(marks: Marks) -> dict[str, str]:
+    return {XMP_KEYWORD: marks.statement.xmp()} if marks.wanted else {}
+
+
+def _sign(path: Path, statement: Statement) -> None:
+    """Sign a complete file in its place, if that is possible here; on failure the file is left as it was."""
+    if not signing.available():
+        return
+    handle, name = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    signed = Path(name)
+    try:
+        signing.sign(path, signed, statement)
+        signed.replace(path)
+    finally:
+        signed.unlink(missing_ok=True)
