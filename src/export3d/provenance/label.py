@@ -23,8 +23,8 @@ _PLATE, _PLATE_ALPHA, _INK = 16, 0.6, 255
 def with_label(frame: Pixels) -> Pixels:
     """A copy of a frame, uint8 (H, W, 3), with the label: white on a dark plate, away from where faces are.
 
-    The label's height follows the shorter side. It is readable from 128 pixels on. The same size gives the same label at
-    the same place, so it stands still in a video.
+    The label's height follows the shorter side; it is readable from 128 pixels on. Frames of one size have it at the
+    same place, so it stands still in a video.
     """
     out = frame.copy()
     height, width = frame.shape[:2]

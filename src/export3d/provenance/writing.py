@@ -16,7 +16,7 @@ import io
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
@@ -55,7 +55,7 @@ class Marks:
         wanted: False for `NO_MARKS` only.
     """
 
-    statement: Statement = Statement()
+    statement: Statement = field(default_factory=Statement)
     label: bool = False
     wanted: bool = True
 
@@ -71,6 +71,8 @@ class Marks:
         return replace(self, label=self.wanted and (self.label or policy.label))
 
 
+MARKED = Marks()
+"""Metadata and the invisible mark, without saying what the output was made from."""
 NO_MARKS = Marks(wanted=False)
 """No label, no invisible mark and no metadata; refused where the policy requires marks."""
 
@@ -96,7 +98,7 @@ def video_writer(
     *,
     audio_start_s: float = 0.0,
     timed: bool = False,
-    marks: Marks = Marks(),  # noqa: B008 - frozen
+    marks: Marks = MARKED,
 ) -> VideoWriter:
     """A `VideoWriter` that marks its frames in the encoding thread and signs the file before it appears.
 
@@ -123,7 +125,7 @@ def video_writer(
 def write_image(
     path: str | os.PathLike[str],
     image: Pixels,
-    marks: Marks = Marks(),  # noqa: B008 - frozen
+    marks: Marks = MARKED,
 ) -> None:
     """Write one uint8 (H, W, 3) image as PNG, whole or not at all.
 
@@ -143,7 +145,7 @@ def encoded_image(
     image: Pixels,
     kind: Literal["webp", "jpeg"],
     quality: int,
-    marks: Marks = Marks(),  # noqa: B008 - frozen
+    marks: Marks = MARKED,
 ) -> bytes:
     """One uint8 (H, W, 3) image as the bytes of a WebP or JPEG file, for pages that hold their images themselves.
 
