@@ -73,7 +73,9 @@ def encode(payload: int) -> NDArray[np.uint8]:
     [1, 2, 3, 4]
     """
     if isinstance(payload, bool) or not isinstance(payload, int | np.integer) or not 0 <= payload < 1 << 32:
-        raise ConfigError(f"the watermark's payload is {payload!r}; it must be an integer from 0 to 4294967295 (32 bits)")
+        raise ConfigError(
+            f"the watermark's payload is {payload!r}; it must be an integer from 0 to 4294967295 (32 bits)"
+        )
     symbols = np.frombuffer(int(payload).to_bytes(_PAYLOAD_SYMBOLS, "big"), np.uint8)
     return np.asarray(_codewords((0, 1, 2, 3), symbols[None])[0])
 

@@ -59,7 +59,9 @@ def find_watermark(frames: Iterable[NDArray[np.uint8]]) -> Finding:
         maps = pattern.from_band(values * np.conj(pattern.phases()[1:])) * _unit(values)
         maps = np.roll(maps, (-row, -column), axis=(1, 2))[:, :: pattern.STEP, :: pattern.STEP]
         payload, total_ = code.decode(maps.reshape(code.SYMBOLS, code.VALUES))
-        score = (pattern.REFERENCE_AMPLITUDE * level + total_) / math.sqrt(pattern.REFERENCE_AMPLITUDE**2 + code.SYMBOLS)
+        score = (pattern.REFERENCE_AMPLITUDE * level + total_) / math.sqrt(
+            pattern.REFERENCE_AMPLITUDE**2 + code.SYMBOLS
+        )
         if score > best[0]:
             best = (score, payload, mirrored, scale)
     score, payload, mirrored, scale = best
@@ -92,7 +94,9 @@ def whiten(grey):
 def fold(white, scale):
     height, width = white.shape
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    resized = np.asarray(Image.fromarray(white).resize(size, Image.Resampling.BICUBIC)) if size != (width, height) else white
+    resized = (
+        np.asarray(Image.fromarray(white).resize(size, Image.Resampling.BICUBIC)) if size != (width, height) else white
+    )
     rows, columns = -size[1] % pattern.TILE, -size[0] % pattern.TILE
     padded = np.pad(resized, ((0, rows), (0, columns)))
     return padded.reshape(-1, pattern.TILE, padded.shape[1] // pattern.TILE, pattern.TILE).sum(axis=(0, 2))

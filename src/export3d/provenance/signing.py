@@ -1,0 +1,300 @@
+"""Signed statements in files (C2PA, https://spec.c2pa.org): what made a file, from what, and that nothing has changed.
+
+A statement is a C2PA manifest with three assertions:
+
+- the action `c2pa.created` with the digital source type of generated media, by this program and version, from the
+  portrait and the motion as ingredients of the relation `inputTo`. An ingredient has the SHA-256 of its file as
+  identifier; there are no images, names or dates of it;
+- the action `c2pa.watermarked.unbound`. A watermark that is bound needs the assertion `c2pa.soft-binding`, whose
+  algorithm must be one of C2PA's list of published algorithms;
+- `io.github.export3d.statement`: the payload of the invisible mark, which ties the mark to the statement, and the
+  SHA-256 of the weights.
+
+Nothing here uses the network: there is no time stamp authority, statements that are stored elsewhere are not fetched,
+and revoked certificates are not asked for.
+
+The libraries, c2pa-python and cryptography, are loaded here and in `certificate`, at the first use.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from export3d import files
+from export3d.errors import ConfigError, InputError, MissingExtra, OutputError
+from export3d.provenance.certificate import credentials
+from export3d.provenance.statement import SOURCE_TYPE, Statement
+
+log = logging.getLogger(__name__)
+
+GENERATED = frozenset({"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic"})
+"""Names in IPTC's vocabulary of digital source types for media that a trained model made, wholly or in part."""
+ASSERTION = "io.github.export3d.statement"
+TRUST = "trust.pem"
+"""In the user's folder: certificates of authorities whose signatures are trusted; there need be none."""
+
+_TYPES = {
+    ".mp4": "video/mp4",
+    ".m4v": "video/mp4",
+    ".mov": "video/quicktime",
+    ".png": "image/png",
+    ".jpg": "image/jpeg",
+    ".jpeg": "image/jpeg",
+    ".webp": "image/webp",
+}
+_SETTINGS = {
+    "version": 1,
+    "core": {"allowed_network_hosts": []},
+    "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_after_sign": False},
+    "builder": {"thumbnail": {"enabled": False}},
+}
+_PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+"""A PNG of one pixel, in base64."""
+_EDGE = 4_000_000
+"""Bytes at both ends of a file that are searched for a statement that cannot be read."""
+_MANIFEST_STORE = b"jumdc2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
+"""The description of C2PA's outermost box, in every container (ISO 19566-5)."""
+
+
+@dataclass(frozen=True)
+class SignedStatement:
+    """What the signed statement in a file says, and whether it holds.
+
+    Attributes:
+        state: "unchanged": the file is as it was signed; "changed": the file or the statement was changed since;
+            "invalid": the signature or its certificate breaks the rules of C2PA; "elsewhere": the file names an address
+            where its statement is stored, which is not asked.
+        trusted: the certificate is of an authority in the user's `trust.pem`.
+        tool: name and version of the program that signed, as it says itself.
+        signer: name of the organisation in the certificate.
+        source_type: IPTC's name of how the file came to be, such as "trainedAlgorithmicMedia".
+        statement: of this program's files: "payload" (8 hexadecimal digits), "weights", "portrait" and "motion"
+            (SHA-256), where known.
+        problems: C2PA's codes of what does not hold.
+    """
+
+    state: Literal["unchanged", "changed", "invalid", "elsewhere"]
+    trusted: bool = False
+    tool: str | None = None
+    signer: str | None = None
+    source_type: str | None = None
+    statement: dict[str, str] | None = None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def generated(self) -> bool:
+        """Whether the statement says that the file is generated."""
+        return self.source_type in GENERATED
+
+    @property
+    def payload(self) -> int | None:
+        """The payload that the invisible mark must have."""
+        text = (self.statement or {}).get("payload", "")
+        return int(text, 16) if len(text) == 8 and set(text) <= set("0123456789abcdef") else None
+
+
+@cache
+def available() -> bool:
+    """Whether statements can be signed and read; the first call says in the log if not."""
+    try:
+        import c2pa
+        import cryptography  # noqa: F401
+    except Exception as problem:  # the package raises many kinds of errors where its native library is missing
+        log.debug("c2pa: %s", problem)
+        log.warning(
+            "c2pa-python is not installed: files are not signed; for signed metadata, run: "
+            "pip install 'export3d[provenance]'"
+        )
+        return False
+    return bool(c2pa)
+
+
+def check() -> None:
+    """Sign a tiny image in memory, so that an unusable certificate is known before the work.
+
+    Raises:
+        MissingExtra: see `available`.  ConfigError: the certificate cannot be used.
+    """
+    try:
+        signed(base64.b64decode(_PIXEL), ".png", Statement())
+    except OutputError as problem:
+        raise ConfigError(str(problem)) from problem
+
+
+def signed(data: bytes, suffix: str, statement: Statement) -> bytes:
+    """An image with a signed statement.
+
+    Args:
+        data: a whole file.
+        suffix: its ending, .png, .jpg or .webp.
+        statement: what is said of it.
+
+    Raises:
+        MissingExtra: see `available`.  ConfigError: see `credentials`.  OutputError: the file cannot be signed.
+    """
+    target = io.BytesIO()
+    _sign(io.BytesIO(data), target, f"the image ({suffix})", suffix, statement)
+    return target.getvalue()
+
+
+def sign(source: Path, target: Path, statement: Statement) -> None:
+    """Write a file with a signed statement; the memory needed does not depend on its size.
+
+    Args:
+        source: a .mp4, .m4v, .mov, .png, .jpg or .webp file without a statement.
+        target: where the signed file goes; it is written directly, so give a temporary file.
+        statement: what is said of it.
+
+    Raises:
+        MissingExtra: see `available`.  ConfigError: see `credentials`.  OutputError: the file cannot be signed.
+    """
+    with files.writing_to(target), source.open("rb") as unsigned, target.open("w+b") as file:
+        _sign(unsigned, file, str(target), target.suffix.lower(), statement)
+
+
+def read(path: Path) -> SignedStatement | None:
+    """The signed statement in a file; None if there is none.
+
+    Raises:
+        MissingExtra: see `available`.  InputError: the file cannot be opened.
+    """
+    if not available():
+        raise MissingExtra("provenance", "c2pa-python")
+    import c2pa
+
+    with files.reading(path, InputError), path.open("rb") as file:
+        try:
+            reader = c2pa.Reader.try_create(None, file, context=_context(_trusted_authorities()))
+            if reader is not None:
+                with reader:
+                    return _told(json.loads(reader.json()))
+            problem = "none"
+        except c2pa.C2paError.RemoteManifest:
+            return SignedStatement("elsewhere")
+        except (c2pa.C2paError, ValueError) as error:
+            problem = files.reason(error)
+        return SignedStatement("changed", problems=(f"unreadable: {problem}",)) if holds_statement(file) else None
+
+
+def holds_statement(file: BinaryIO) -> bool:
+    """Whether a C2PA statement, valid or not, is near the beginning or the end of a file."""
+    size = file.seek(0, io.SEEK_END)
+    file.seek(0)
+    begins = _MANIFEST_STORE in file.read(_EDGE)
+    file.seek(max(size - _EDGE, 0))
+    return begins or _MANIFEST_STORE in file.read(_EDGE)
+
+
+def _sign(source: BinaryIO, target: BinaryIO, name: str, suffix: str, statement: Statement) -> None:
+    if not available():
+        raise MissingExtra("provenance", "c2pa-python")
+    import c2pa
+
+    if suffix not in _TYPES:
+        raise OutputError(f"{name} cannot be signed: {suffix} is not one of {', '.join(_TYPES)}")
+    own = credentials()
+    try:
+        signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(own.algorithm, own.certificates, own.key, None))
+        with signer, c2pa.Builder(_manifest(statement), context=_context()) as builder:
+            builder.sign(signer, _TYPES[suffix], source, target)
+    except c2pa.C2paError as problem:
+        raise OutputError(
+            f"{name} cannot be signed ({files.reason(problem)}); check the signing certificate"
+        ) from problem
+
+
+def _manifest(statement: Statement) -> dict[str, Any]:
+    """The C2PA manifest of a statement."""
+    tool = {"name": "export3d", "version": statement.version}
+    inputs = {"portrait": statement.portrait, "motion": statement.motion}
+    known = {name: digest for name, digest in inputs.items() if digest}
+    created = {
+        "action": "c2pa.created",
+        "digitalSourceType": SOURCE_TYPE,
+        "softwareAgent": tool,
+        "parameters": {"ingredientIds": list(known)},
+    }
+    own = {"payload": f"{statement.payload:08x}", "weights": statement.weights}
+    return {
+        "claim_generator_info": [tool],
+        "ingredients": [
+            {"title": name, "label": name, "relationship": "inputTo", "instance_id": f"urn:sha256:{digest}"}
+            for name, digest in known.items()
+        ],
+        "assertions": [
+            {"label": "c2pa.actions.v2", "data": {"actions": [created, {"action": "c2pa.watermarked.unbound"}]}},
+            {"label": ASSERTION, "data": {name: value for name, value in own.items() if value}},
+        ],
+    }
+
+
+def _told(store: dict[str, Any]) -> SignedStatement:
+    """The active manifest of what c2pa's reader gives as JSON."""
+    manifest = store["manifests"][store["active_manifest"]]
+    failures = store.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
+    problems = dict.fromkeys(str(failure.get("code")) for failure in failures)
+    problems.pop("signingCredential.untrusted", None)
+    if store.get("validation_state") != "Invalid":
+        state: Literal["unchanged", "changed", "invalid"] = "unchanged"
+    else:
+        state = "changed" if any(code.endswith((".mismatch", ".missing")) for code in problems) else "invalid"
+    assertions = [(str(each.get("label")), each.get("data")) for each in manifest.get("assertions", [])]
+    tool = (manifest.get("claim_generator_info") or [{"name": manifest.get("claim_generator")}])[0]
+    return SignedStatement(
+        state,
+        store.get("validation_state") == "Trusted",
+        " ".join(filter(None, (_text(tool.get("name")), _text(tool.get("version"))))) or None,
+        _text(manifest.get("signature_info", {}).get("issuer")),
+        _source_type([data for label, data in assertions if label.startswith("c2pa.actions")]),
+        _own_statement([data for label, data in assertions if label == ASSERTION], manifest.get("ingredients", [])),
+        tuple(problems),
+    )
+
+
+def _source_type(assertions: list[Any]) -> str | None:
+    """The digital source type of the actions: of media that a model made, if any is; otherwise the first."""
+    actions = [action for data in assertions if isinstance(data, dict) for action in data.get("actions", [])]
+    urls = [str(action.get("digitalSourceType") or "") for action in actions if isinstance(action, dict)]
+    names = [url.rpartition("/")[2] for url in urls if url]
+    return next((name for name in names if name in GENERATED), _text(next(iter(names), None)))
+
+
+def _own_statement(assertions: list[Any], ingredients: list[Any]) -> dict[str, str] | None:
+    """The values that this program's statements hold; None for a statement of another program."""
+    if not assertions or not isinstance(assertions[0], dict):
+        return None
+    told = {name: text for name in ("payload", "weights") if (text := _text(assertions[0].get(name)))}
+    for ingredient in ingredients:
+        digest = str(ingredient.get("instance_id")).removeprefix("urn:sha256:")
+        if ingredient.get("title") in ("portrait", "motion") and len(digest) == 64:
+            told[ingredient["title"]] = digest
+    return told
+
+
+def _text(value: object) -> str | None:
+    """A foreign text, fit for a terminal."""
+    return "".join(filter(str.isprintable, value))[:100] or None if isinstance(value, str) else None
+
+
+def _context(authorities: str | None = None) -> Any:
+    import c2pa
+
+    trust = {"trust": {"user_anchors": authorities}} if authorities else {}
+    return c2pa.Context(c2pa.Settings.from_dict(_SETTINGS | trust))
+
+
+def _trusted_authorities() -> str | None:
+    """The certificates in the user's `trust.pem`, if there is one."""
+    try:
+        path = files.home() / TRUST
+        return path.read_text("ascii") if files.kind_at(path, ConfigError) == "file" else None
+    except (OSError, UnicodeDecodeError, ConfigError) as problem:
+        log.warning("no authority is trusted, since %s cannot be read (%s)", TRUST, files.reason(problem))
+        return None
