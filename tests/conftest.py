@@ -28,6 +28,15 @@ def quick_start() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session", autouse=True)
+def users_folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests have a user's folder of their own: no policy of this machine applies, and no key of it signs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EXPORT3D_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.delenv("EXPORT3D_POLICY", raising=False)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def interruptible() -> None:
     """Ctrl-C raises KeyboardInterrupt, as in a terminal: a shell that starts the tests in the background ignores it."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -52,7 +52,7 @@ def _core_of(model: Export3D) -> Export3D:
     core = Export3D(variant(model.config, "pure"))
     own, values = core.state_dict(), model.state_dict()
     core.load_state_dict({name: values[name] for name in own})
-    core.info, core.card = model.info, model.card
+    core.info, core.card, core.digest = model.info, model.card, model.digest
     return core.eval()
 
 

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from export3d.animate.drive import hold, rebase, references
+from export3d.animate.drive import hold, motion_path, rebase, references
 from export3d.animate.eyelids import closing_eyes
 from export3d.animate.head_motion import HeadMotion, report
 from export3d.animate.orbit import CameraPath, orbit_motion
@@ -40,6 +40,7 @@ from export3d.photo.extension import extended_crop, share_outside
 from export3d.photo.palette import Palette, palette
 from export3d.photo.scene import scene
 from export3d.pretrained import load_pretrained
+from export3d.provenance.statement import Statement, digest_of_file, digest_of_pixels
 from export3d.warping.origin import Origin
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ class Source:
         crop: where the crop lies in the portrait.
         others: where the crops of the portrait's other faces lie.
         palette: the colours of the face; None for weights that do not move the source's pixels.
+        digest: SHA-256 of the portrait's file; None where it came without a file.
     """
 
     photo: Picture
@@ -86,6 +88,7 @@ class Source:
     crop: CropBox
     others: tuple[CropBox, ...] = ()
     palette: Palette | None = None
+    digest: str | None = None
 
 
 class Animator:
@@ -149,8 +152,8 @@ class Animator:
             BadImage, NoFaceFound: naming the file.
             ConfigError: `face` is none of these.
         """
-        image, name = _portrait(portrait)
-        return self._encode(image, self.tracker.track_image(image, name, face), name)
+        image, name, digest = _portrait(portrait)
+        return self._encode(image, self.tracker.track_image(image, name, face), name, digest)
 
     def encode_all(self, portrait: str | Path | Picture | Image.Image) -> list[Source]:
         """Track, crop and encode every face of a photo, from left to right.
@@ -158,13 +161,13 @@ class Animator:
         Raises:
             BadImage, NoFaceFound: naming the file.
         """
-        image, name = _portrait(portrait)
+        image, name, digest = _portrait(portrait)
         tracks = self.tracker.track_faces(image, name)
         names = [name] if len(tracks) == 1 else [f"{name}, face {n}" for n in range(1, len(tracks) + 1)]
-        return [self._encode(image, track, one) for track, one in zip(tracks, names)]
+        return [self._encode(image, track, one, digest) for track, one in zip(tracks, names)]
 
     @torch.inference_mode()
-    def _encode(self, image: Picture, track: Track, name: str) -> Source:
+    def _encode(self, image: Picture, track: Track, name: str, digest: str | None) -> Source:
         from export3d.face.crop import CROP_SIZE, upright
 
         image = upright(image, track.quarter_turns)
@@ -193,6 +196,24 @@ class Animator:
             crop=track.crop,
             others=track.others,
             palette=palette(tensor, places) if self.model.moves_pixels else None,
+            digest=digest,
+        )
+
+    def statement(self, source: Source | Sequence[Source], motion: str | Path | None = None) -> Statement:
+        """What an output that is made from these says about its origin: hashes of portrait, motion and weights.
+
+        Args:
+            source: from `encode`, or several of one photo from `encode_all`.
+            motion: the file of the driving video or motion, or the name of a bundled motion.
+
+        Raises:
+            InputError: `motion` cannot be read.
+        """
+        first = source if isinstance(source, Source) else source[0]
+        return Statement(
+            portrait=first.digest or digest_of_pixels(first.photo),
+            motion=None if motion is None else digest_of_file(motion_path(motion)),
+            weights=self.model.digest,
         )
 
     def render(
@@ -532,16 +553,16 @@ class _View:
     compositor: Compositor | None = None
 
 
-def _portrait(portrait: str | Path | Picture | Image.Image) -> tuple[Picture, str]:
-    """The pixels of a portrait and its name in messages."""
+def _portrait(portrait: str | Path | Picture | Image.Image) -> tuple[Picture, str, str | None]:
+    """The pixels of a portrait, its name in messages, and the SHA-256 of its file."""
     from PIL import Image
 
     if isinstance(portrait, Image.Image):
-        return from_pillow(portrait, "the portrait"), "the portrait"
+        return from_pillow(portrait, "the portrait"), "the portrait", None
     if isinstance(portrait, np.ndarray):
         check_shape(portrait, "H W 3", "portrait")
-        return portrait.copy(), "the portrait"  # frames are made of it later, whatever becomes of the array
-    return read_image(portrait), str(portrait)
+        return portrait.copy(), "the portrait", None  # frames are made of it later, whatever becomes of the array
+    return read_image(portrait), str(portrait), digest_of_file(portrait)
 
 
 def pick_device(name: str | torch.device) -> torch.device:

@@ -23,6 +23,7 @@ from export3d.expression.sliders import check_limits, coefficients, natural_rang
 from export3d.files import write_bytes
 from export3d.motion.arkit import ARKIT52
 from export3d.photo.canvas import Size
+from export3d.provenance.writing import MARKED, Marks
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Source
@@ -201,6 +202,7 @@ def write_basis(
     progress: Callable[[], object] = lambda: None,
     limits: tuple[float, float] | None = None,
     size: Size | None = None,
+    marks: Marks = MARKED,
 ) -> Summary:
     """Write `basis_NAME.png` for every portrait, a row for each direction, and the table `basis.md`.
 
@@ -209,6 +211,7 @@ def write_basis(
         folder: made if missing.
         progress: called after each portrait.
         limits, size: see `strips`.
+        marks: of every sheet; portrait and weights are added to their statement.
 
     Raises:
         ConfigError: two portraits of one name, or as in `strips`.
@@ -220,12 +223,13 @@ def write_basis(
         bounds = np.tile(limits, (len(bounds), 1))
     effects: list[list[Effect]] = [[] for _ in bounds]
     for path, portrait in zip(paths, portraits):
-        drawn = strips(animator, animator.encode(portrait), limits, size)
+        source = animator.encode(portrait)
+        drawn = strips(animator, source, limits, size)
         for found, strip in zip(effects, drawn):
             found.append(effect(animator.tracker, strip))
         own = STEPS // 2 if limits is None else None
         labels = [[_heading(i, value, k == own) for k, value in enumerate(s.values)] for i, s in enumerate(drawn)]
-        write_sheet(path, [strip.pictures for strip in drawn], labels)
+        write_sheet(path, [strip.pictures for strip in drawn], labels, marks.about(animator.statement(source)))
         progress()
     summary = Summary([Path(portrait).stem for portrait in portraits], bounds, effects, limits is None)
     write_bytes(Path(folder) / "basis.md", summary.markdown().encode())

@@ -1,12 +1,12 @@
-"""The one place that writes generated images: videos, contact sheets and stills.
+"""Writes generated images: videos, contact sheets and stills.
 
 Every command writes through here, so that the same holds for all outputs: the path is checked before the work starts,
-no partial file is left behind, and the same input gives the same bytes.
+no partial file is left behind, the output is marked (`export3d.provenance.writing`), and the same input gives the same
+pixels. With `NO_MARKS` it gives the same bytes; a signature holds its time.
 """
 
 from __future__ import annotations
 
-import io
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -21,10 +21,10 @@ from export3d.animate.drive import reference_frame
 from export3d.animate.head_motion import HeadMotion
 from export3d.errors import ConfigError, OutputError
 from export3d.files import kind_at, make_folder, output_file, write_failure
-from export3d.image import contact_sheet, fitted, write_png
+from export3d.image import contact_sheet, fitted
 from export3d.memory import give_back_memory
 from export3d.photo.canvas import Frame, Size
-from export3d.video import VideoWriter
+from export3d.provenance.writing import MARKED, Marks, encoded_webp, video_writer, write_image
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Source
@@ -83,6 +83,7 @@ def write_video(
     fps: float = 25.0,
     audio_from: str | Path | None = None,
     audio_start_s: float = 0.0,
+    marks: Marks = MARKED,
 ) -> int:
     """Write an H.264 MP4 that browsers play, streaming; returns the number of frames.
 
@@ -92,9 +93,11 @@ def write_video(
         fps: frames per second.
         audio_from: a video whose sound is carried over, if it has any.
         audio_start_s: seconds to skip at the start of that sound.
+        marks: what the video says about its origin: `Marks(animator.statement(source, "driving.mp4"))`.
 
     Raises:
         OutputError: the file cannot be written; nothing is left at `path`.
+        PolicyError: `NO_MARKS`, where the policy requires marks.
     """
     path = check_output(path, VIDEO_SUFFIXES, [audio_from] if audio_from else [])
     stream = iter(frames)
@@ -104,7 +107,7 @@ def write_video(
     give_back_memory()  # of tracing and compiling, before the first frame
     height, width = first.shape[:2]
     count = 1
-    with VideoWriter(path, fps, (width, height), audio_from=audio_from, audio_start_s=audio_start_s) as writer:
+    with video_writer(path, fps, (width, height), audio_from, audio_start_s=audio_start_s, marks=marks) as writer:
         writer.write(first)
         for frame in stream:
             writer.write(frame)
@@ -126,6 +129,7 @@ def write_animation(
     size: Size | None = None,
     frame: Frame = "crop",
     background: str = "keep",
+    marks: Marks = MARKED,
     watch: Callable[[Iterable[Picture]], Iterable[Picture]] = iter,
 ) -> int:
     """Animate and write: the video, with the driving video's sound, and on request a contact sheet.
@@ -139,6 +143,7 @@ def write_animation(
         driving: from `export3d.animate.drive`.
         output: the video, .mp4.
         sheet: the contact sheet, .png.
+        marks: of both files, see `write_video`.
         watch: wraps the frames as they are made, for a progress bar.
 
     Returns:
@@ -168,7 +173,7 @@ def write_animation(
         background=background,
     )
     existed = kind_at(output, OutputError)
-    count = write_video(output, frames(), driving.motion.fps, driving.video, driving.start_s)
+    count = write_video(output, frames(), driving.motion.fps, driving.video, driving.start_s, marks)
     if sheet is not None:
         first = source[0] if isinstance(source, Sequence) else source
         shown = fitted(first.photo if frame == "photo" else first.image, SHEET_HEIGHT)
@@ -180,7 +185,7 @@ def write_animation(
         rows = [[shown, *theirs], ours] if theirs else [[shown, *ours[1:]]]
         labels = ["source", *(f"{number / driving.motion.fps:.2f} s" for number in numbers)]
         try:
-            write_sheet(sheet, rows, [labels])
+            write_sheet(sheet, rows, [labels], marks)
         except OutputError:
             if not existed:
                 output.resolve().unlink(missing_ok=True)
@@ -200,12 +205,16 @@ def sheet_frames(frames: int, columns: int = SHEET_COLUMNS) -> list[int]:
 
 
 def write_sheet(
-    path: str | Path, rows: Sequence[Sequence[Picture]], labels: Sequence[str | Sequence[str]] | None = None
+    path: str | Path,
+    rows: Sequence[Sequence[Picture]],
+    labels: Sequence[str | Sequence[str]] | None = None,
+    marks: Marks = MARKED,
 ) -> Path:
-    """Write a contact sheet as PNG: rows of uint8 (H, W, 3) images, headings as `image.contact_sheet` has them."""
-    path = check_output(path, STILL_SUFFIXES)
-    write_png(path, contact_sheet(rows, labels))
-    return path
+    """Write a contact sheet as PNG: rows of uint8 (H, W, 3) images, headings as `image.contact_sheet` has them.
+
+    The sheet is marked as a whole; the images are those without marks.
+    """
+    return write_still(path, contact_sheet(rows, labels), marks)
 
 
 def sheet_paths(prefix: str, portraits: Sequence[str | Path], folder: str | Path) -> list[Path]:
@@ -221,17 +230,13 @@ def sheet_paths(prefix: str, portraits: Sequence[str | Path], folder: str | Path
     return [check_output(folder / f"{prefix}_{name}.png", STILL_SUFFIXES, portraits) for name in names]
 
 
-def write_still(path: str | Path, picture: Picture, level: int = 6) -> Path:
-    """Write one uint8 (H, W, 3) image as PNG; `level` as `image.write_png` has it."""
+def write_still(path: str | Path, picture: Picture, marks: Marks = MARKED) -> Path:
+    """Write one uint8 (H, W, 3) image as PNG; `marks`: what it says about its origin, see `write_video`."""
     path = check_output(path, STILL_SUFFIXES)
-    write_png(path, picture, level=level)
+    write_image(path, picture, marks)
     return path
 
 
-def encode_webp(picture: Picture, quality: int = 82) -> bytes:
+def encode_webp(picture: Picture, quality: int = 82, marks: Marks = MARKED) -> bytes:
     """One uint8 (H, W, 3) image as the bytes of a WebP file, for pages that hold their images themselves."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(picture).save(buffer, "WEBP", quality=quality, method=2)
-    return buffer.getvalue()
+    return encoded_webp(picture, quality, marks)

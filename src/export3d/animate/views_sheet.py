@@ -18,6 +18,7 @@ from export3d.image import resize
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import AWAY, Motion
 from export3d.photo.canvas import Size
+from export3d.provenance.writing import MARKED, Marks
 from export3d.render.rays import camera_rays
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def write_views(
     scores: Mapping[str, float] | None = None,
     progress: Callable[[], object] = lambda: None,
     size: Size | None = None,
+    marks: Marks = MARKED,
 ) -> list[Path]:
     """Write `views_NAME.png` for every portrait; returns the files.
 
@@ -169,6 +171,7 @@ def write_views(
         motion, scores: see `expressions`.
         progress: called after each portrait.
         size: see `Animator.animate`.
+        marks: of every sheet; portrait and weights are added to their statement.
 
     Raises:
         ConfigError: two portraits of one name, an impossible size, or as in `expressions`.
@@ -177,6 +180,7 @@ def write_views(
     paths = sheet_paths("views", portraits, folder)
     for path, portrait in zip(paths, portraits):
         source = animator.encode(portrait)
-        write_sheet(path, *views_sheet(animator, source, expressions(source, animator.space, motion, scores), size))
+        sheet = views_sheet(animator, source, expressions(source, animator.space, motion, scores), size)
+        write_sheet(path, *sheet, marks.about(animator.statement(source)))
         progress()
     return paths

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from export3d.cli.framing import Framing
+from export3d.cli.marking import Marking
 from export3d.cli.terminal import arkit_scores, frame_counter, tell, took, with_progress
 from export3d.engines.names import EngineName
 
@@ -20,6 +21,7 @@ _WAY = tyro.conf.create_mutex_group(required=False, title="how the motion is app
 def command(
     source: tyro.conf.Positional[Path],
     framing: Framing = Framing(),  # noqa: B008 - frozen
+    marking: Marking = Marking(),  # noqa: B008 - frozen
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     driving: Annotated[Path | None, _MOVER] = None,
@@ -43,6 +45,7 @@ def command(
     Args:
         source: the portrait, an image with a face.
         framing: which face, and what the frames show.
+        marking: whether the output is marked as AI-generated, and how.
         output: the video to write (.mp4, 25 fps, with the driving video's sound).
         driving: a video of a face.
         motion: a motion file (from `export3d track`), a Live Link Face recording (.csv), or the name of a bundled
@@ -73,6 +76,7 @@ def command(
     from export3d.face.tracker import face_choice
     from export3d.video.reading import frame_range
 
+    marking.check()
     frame_range(start, seconds, FPS)
     if absolute and head_motion != "steady":
         raise ConfigError("--absolute takes over the driver's framing; leave out --head-motion")
@@ -118,9 +122,10 @@ def command(
         batch=batch,
         head_motion=head_motion,
         scores=held,
+        marks=marking.marks(animator.statement(portrait, mover)),
         **options,
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
     )
     written = f"{output}" if sheet is None else f"{output} and {sheet}"
-    tell(f"wrote {written} {took(frames, begun, animator.engine.name)}")
+    tell(f"wrote {written}{marking.remark} {took(frames, begun, animator.engine.name)}")
     return 0

@@ -9,10 +9,12 @@ import tyro
 
 from export3d.cli.compare_motion import table
 from export3d.cli.framing import Framing
+from export3d.cli.marking import Marking
 from export3d.cli.terminal import frame_counter, with_progress
 
 
 def command(
+    marking: Marking = Marking(),  # noqa: B008 - frozen
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("out"),
     motion: Literal["speech", "expressions", "turns"] = "speech",
@@ -24,6 +26,7 @@ def command(
     """Animate the bundled portrait, track the result and report how well it follows the motion.
 
     Args:
+        marking: whether the video and the sheet are marked as AI-generated, and how.
         output: folder for demo.mp4 and demo_sheet.png; created if missing.
         motion: name of a bundled motion.
         absolute: use the driving face's pose and expression unchanged (default: relative to the portrait's own).
@@ -35,6 +38,7 @@ def command(
     from export3d.animate.export import write_animation
     from export3d.files import make_folder
 
+    marking.check()
     folder = make_folder(output)
     video, sheet = folder / "demo.mp4", folder / "demo_sheet.png"
 
@@ -43,13 +47,15 @@ def command(
 
     animator = Animator.from_pretrained(weights, device, pure)
     moved_by = read_motion(bundled_motion(motion))
+    source = animator.encode(bundled_portrait())
     write_animation(
         animator,
-        animator.encode(bundled_portrait()),
+        source,
         moved_by,
         video,
         sheet,
         relative=not absolute,
+        marks=marking.marks(animator.statement(source, bundled_motion(motion))),
         **Framing().options(animator, relative=not absolute),
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
     )

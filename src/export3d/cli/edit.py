@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from export3d.cli.framing import Framing
+from export3d.cli.marking import Marking
 from export3d.cli.terminal import arkit_scores, pairs, tell
 from export3d.engines.names import EngineName
 from export3d.errors import OutputError
@@ -18,6 +19,7 @@ _Pairs = tyro.conf.UseAppendAction[tuple[str, ...]]
 def command(
     source: tyro.conf.Positional[Path],
     framing: Framing = Framing(),  # noqa: B008 - frozen
+    marking: Marking = Marking(),  # noqa: B008 - frozen
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     basis: Annotated[_Pairs, tyro.conf.arg(metavar="NUMBER=AMOUNT")] = (),
@@ -35,6 +37,7 @@ def command(
     Args:
         source: the portrait, an image with a face.
         framing: which face, and what the image shows.
+        marking: whether the output is marked as AI-generated, and how.
         output: the image to write (.png).
         basis: move along a direction of the expression basis, such as 4=+1; may be repeated.
         scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
@@ -55,6 +58,7 @@ def command(
 
     if output.suffix.lower() in VIDEO_SUFFIXES:
         raise OutputError(f"edit writes one image, not the video {output}; name a .png, or use export3d animate")
+    marking.check()
     inputs = [path for path in (source, weights, *framing.check()) if path is not None]
     check_output(output, STILL_SUFFIXES, inputs)
     from export3d.animate.animator import Animator
@@ -64,6 +68,6 @@ def command(
     made = animator.edit(
         portrait, values, amounts, yaw_deg=yaw, pitch_deg=pitch, roll_deg=roll, **framing.options(animator)
     )
-    write_still(output, made)
-    tell(f"wrote {output}")
+    write_still(output, made, marking.marks(animator.statement(portrait)))
+    tell(f"wrote {output}{marking.remark}")
     return 0

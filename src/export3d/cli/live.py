@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from export3d.cli.marking import Marking
 from export3d.cli.terminal import tell
 from export3d.engines.names import EngineName
 
@@ -29,6 +30,7 @@ _RECENT = 50
 
 def command(
     source: tyro.conf.Positional[Path],
+    marking: Marking = Marking(),  # noqa: B008 - frozen
     *,
     camera: str = "0",
     sink: str = "window",
@@ -47,6 +49,7 @@ def command(
 
     Args:
         source: the portrait, an image with a face.
+        marking: whether the frames are marked as AI-generated, and how.
         camera: the number of a camera, a video file, which plays in real time, or an rtsp, http or https URL.
         sink: window, virtual (a virtual camera for video calls), or a file to write (.mp4).
         face: of several in the portrait: largest, left, right, or a number counted from the left.
@@ -62,13 +65,13 @@ def command(
             openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch.
     """
     from export3d.animate.export import VIDEO_SUFFIXES, check_output
+    from export3d.animate.sinks import QUIT
+    from export3d.animate.sinks import sink as open_sink
     from export3d.cli.framing import Framing
     from export3d.errors import ConfigError
     from export3d.face.tracker import face_choice
     from export3d.photo.canvas import parse_size
     from export3d.video.capture import is_file
-    from export3d.video.sinks import QUIT
-    from export3d.video.sinks import sink as open_sink
 
     if seconds is not None and not seconds > 0:
         raise ConfigError(f"{seconds:g} seconds are not possible; use a positive number, or leave it out")
@@ -76,7 +79,8 @@ def command(
     read = Framing(face, frame, size, background).check()
     inputs = [source, *([Path(camera)] if is_file(camera) else []), *([weights] if weights else []), *read]
     pixels = None if size is None else parse_size(size)
-    shown_in = open_sink(sink)
+    marking.check()
+    shown_in = open_sink(sink, marking.marks())
     if sink not in ("window", "virtual"):
         check_output(sink, VIDEO_SUFFIXES, inputs)
 
@@ -86,6 +90,7 @@ def command(
     with shown_in as out:
         animator = Animator.from_pretrained(weights, device, pure, engine)
         portrait = animator.encode(source, face)
+        out.marks = out.marks.about(animator.statement(portrait))
         live = Live(
             animator, portrait, camera, head_motion=head_motion, size=pixels, frame=frame, background=background
         )
@@ -104,7 +109,7 @@ def command(
         f"{stats.captured} camera frames dropped"
     )
     if sink not in ("window", "virtual"):
-        tell(f"wrote {sink}")
+        tell(f"wrote {sink}{marking.remark}")
     if live.problem is not None:
         raise live.problem
     return 0

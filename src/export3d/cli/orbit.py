@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from export3d.cli.framing import Framing
+from export3d.cli.marking import Marking
 from export3d.cli.terminal import arkit_scores, tell, took, with_progress
 from export3d.engines.names import EngineName
 
@@ -16,6 +17,7 @@ from export3d.engines.names import EngineName
 def command(
     source: tyro.conf.Positional[Path],
     framing: Framing = Framing(),  # noqa: B008 - frozen
+    marking: Marking = Marking(),  # noqa: B008 - frozen
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     motion: Path | None = None,
@@ -34,6 +36,7 @@ def command(
     Args:
         source: the portrait, an image with a face.
         framing: which face, and what the frames show.
+        marking: whether the output is marked as AI-generated, and how.
         output: the video to write (.mp4, 25 fps).
         motion: take the expressions of this motion, but not its head motion: a motion file (from `export3d track`), a
             Live Link Face recording (.csv), or the name of a bundled motion: speech, expressions, turns. By default the
@@ -56,6 +59,7 @@ def command(
     from export3d.animate.export import VIDEO_SUFFIXES, check_output, write_video
     from export3d.animate.orbit import path_angles, round_frames
 
+    marking.check()
     read = framing.check()
     frames = len(path_angles(path, round_frames(seconds), yaw, pitch))
     mover = None if motion is None else motion_path(motion)
@@ -65,8 +69,9 @@ def command(
     from export3d.animate.animator import Animator
 
     animator = Animator.from_pretrained(weights, device, pure, engine)
+    portrait = framing.sources(animator, source)
     views = animator.orbit(
-        framing.sources(animator, source),
+        portrait,
         expressions,
         path=path,
         yaw_deg=yaw,
@@ -75,6 +80,7 @@ def command(
         scores=held,
         **framing.options(animator),
     )
-    count = write_video(output, with_progress(views, "rendering", len(expressions) if expressions else frames), FPS)
-    tell(f"wrote {output} {took(count, begun, animator.engine.name)}")
+    shown = with_progress(views, "rendering", len(expressions) if expressions else frames)
+    count = write_video(output, shown, FPS, marks=marking.marks(animator.statement(portrait, mover)))
+    tell(f"wrote {output}{marking.remark} {took(count, begun, animator.engine.name)}")
     return 0

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import tyro
 
+from export3d.cli.marking import Marking
 from export3d.cli.terminal import progress_bar, tell
 
 
 def command(
     portraits: tyro.conf.Positional[tuple[Path, ...]] = (),
+    marking: Marking = Marking(),  # noqa: B008 - frozen
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     limits: Annotated[tuple[float, float] | None, tyro.conf.arg(name="range", metavar="LOW HIGH")] = None,
@@ -25,6 +27,7 @@ def command(
 
     Args:
         portraits: images with a face; by default the bundled portrait.
+        marking: whether the sheets are marked as AI-generated, and how.
         output: folder for basis_NAME.png (one per portrait) and basis.md; created if missing.
         limits: instead of the natural range, set the coefficient lambda of each direction in turn to seven values from
             LOW to HIGH, as Fig. 8 and 12 of the paper do, such as 1 -10. These are values of lambda, not amounts added
@@ -43,6 +46,7 @@ def command(
     if limits is not None:
         check_limits(*limits)
     wanted = None if size is None else parse_size(size)
+    marking.check()
     folder = make_folder(output)
     chosen = portraits or (bundled_portrait(),)
 
@@ -51,9 +55,9 @@ def command(
 
     animator = Animator.from_pretrained(weights, device, pure)
     with progress_bar("portraits", len(chosen), "portrait") as bar:
-        summary = write_basis(animator, chosen, folder, bar.update, limits, wanted)
+        summary = write_basis(animator, chosen, folder, bar.update, limits, wanted, marking.marks())
     print(summary.markdown(), end="")
-    tell(f"wrote {folder / 'basis.md'} and a sheet for each of {', '.join(summary.portraits)}")
+    tell(f"wrote {folder / 'basis.md'} and a sheet for each of {', '.join(summary.portraits)}{marking.remark}")
     if check and summary.moving:
         tell(f"these directions turn the head by {STILL_DEG} degrees or more: v{', v'.join(map(str, summary.moving))}")
         return 1

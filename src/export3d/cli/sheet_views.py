@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from export3d.cli.marking import Marking
 from export3d.cli.terminal import arkit_scores, progress_bar, tell
 
 _EXPRESSIONS = tyro.conf.create_mutex_group(required=False, title="expressions (at most one of)")
@@ -14,6 +15,7 @@ _EXPRESSIONS = tyro.conf.create_mutex_group(required=False, title="expressions (
 
 def command(
     portraits: tyro.conf.Positional[tuple[Path, ...]] = (),
+    marking: Marking = Marking(),  # noqa: B008 - frozen
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
     motion: Annotated[Path | None, _EXPRESSIONS] = None,
@@ -29,6 +31,7 @@ def command(
 
     Args:
         portraits: images with a face; by default the bundled portrait.
+        marking: whether the sheets are marked as AI-generated, and how.
         output: folder for views_NAME.png, one per portrait; created if missing.
         motion: show the three frames of this motion whose expressions differ most: a motion file (from `export3d
             track`), a Live Link Face recording (.csv), or the name of a bundled motion: speech, expressions, turns. By
@@ -44,9 +47,12 @@ def command(
     from export3d.animate.drive import bundled_portrait, motion_path, read_motion
     from export3d.files import make_folder
     from export3d.photo.canvas import parse_size
+    from export3d.provenance.statement import Statement, digest_of_file
 
     mover = None if motion is None else read_motion(motion_path(motion)).motion
+    statement = Statement(motion=None if motion is None else digest_of_file(motion_path(motion)))
     wanted = None if size is None else parse_size(size)
+    marking.check()
     folder = make_folder(output)
     chosen = portraits or (bundled_portrait(),)
 
@@ -55,6 +61,6 @@ def command(
 
     animator = Animator.from_pretrained(weights, device, pure)
     with progress_bar("portraits", len(chosen), "portrait") as bar:
-        written = write_views(animator, chosen, folder, mover, held, bar.update, wanted)
-    tell(f"wrote {', '.join(map(str, written))}")
+        written = write_views(animator, chosen, folder, mover, held, bar.update, wanted, marking.marks(statement))
+    tell(f"wrote {', '.join(map(str, written))}{marking.remark}")
     return 0

@@ -16,17 +16,16 @@ import io
 import os
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export3d import files
-from export3d.errors import PolicyError, ShapeError, check_shape
+from export3d.errors import OutputError, PolicyError, ShapeError, check_shape
 from export3d.image import encode_png
 from export3d.policy import current_policy
 from export3d.provenance import signing
@@ -59,6 +58,11 @@ class Marks:
     label: bool = False
     wanted: bool = True
 
+    def about(self, statement: Statement) -> Marks:
+        """These marks with what a statement knows; what it does not know stays."""
+        known = {name: value for name, value in asdict(statement).items() if value is not None}
+        return replace(self, statement=replace(self.statement, **known))
+
     def agreed(self) -> Marks:
         """These marks, with what the policy adds.
 
@@ -90,6 +94,12 @@ def painter(marks: Marks) -> Painter | None:
     return (lambda frame: mark(with_label(frame))) if marks.label else mark
 
 
+def painted(image: Pixels, marks: Marks = MARKED) -> Pixels:
+    """An image, uint8 (H, W, 3), as `write_image` writes its pixels; raises `PolicyError` as `Marks.agreed`."""
+    paint = painter(marks)
+    return image if paint is None else paint(image)
+
+
 def video_writer(
     path: str | os.PathLike[str],
     fps: float | Fraction,
@@ -118,7 +128,7 @@ def video_writer(
         timed=timed,
         metadata=marks.statement.tags() if marks.wanted else None,
         paint=painter(marks),
-        seal=partial(_sign, statement=marks.statement) if marks.wanted else None,
+        seal=partial(_sign, statement=marks.statement, shown=Path(path)) if marks.wanted else None,
     )
 
 
@@ -134,20 +144,19 @@ def write_image(
     """
     paint = painter(marks)
     _check(image)
-    data = encode_png(image if paint is None else paint(image), _chunks(marks))
-    with files.replacing(path) as temporary:
-        temporary.write_bytes(data)
-        if paint is not None:
-            _sign(temporary, marks.statement)
+    if paint is None:
+        data = encode_png(image)
+    else:
+        data = encode_png(paint(image), {XMP_KEYWORD: marks.statement.xmp()})
+        if signing.available():
+            data = signing.signed(data, ".png", marks.statement)
+    files.write_bytes(path, data)
 
 
-def encoded_image(
-    image: Pixels,
-    kind: Literal["webp", "jpeg"],
-    quality: int,
-    marks: Marks = MARKED,
-) -> bytes:
-    """One uint8 (H, W, 3) image as the bytes of a WebP or JPEG file, for pages that hold their images themselves.
+def encoded_webp(image: Pixels, quality: int, marks: Marks = MARKED) -> bytes:
+    """One uint8 (H, W, 3) image as the bytes of a WebP file, for pages that hold their images themselves.
+
+    It is not signed: a page holds hundreds of such images, and the same results give the same page.
 
     Raises:
         PolicyError: as `Marks.agreed`.
@@ -157,18 +166,10 @@ def encoded_image(
     paint = painter(marks)
     _check(image)
     picture = Image.fromarray(np.ascontiguousarray(image if paint is None else paint(image)))
-    options = {"method": 2} if kind == "webp" else {"subsampling": 0}
-    if paint is not None:
-        options["xmp"] = marks.statement.xmp().encode()
+    options = {} if paint is None else {"xmp": marks.statement.xmp().encode()}
     buffer = io.BytesIO()
-    picture.save(buffer, kind.upper(), quality=quality, **options)
-    if paint is None:
-        return buffer.getvalue()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / f"image.{kind}"
-        file.write_bytes(buffer.getvalue())
-        _sign(file, marks.statement)
-        return file.read_bytes()
+    picture.save(buffer, "WEBP", quality=quality, method=2, **options)
+    return buffer.getvalue()
 
 
 def write_unmarked(path: str | os.PathLike[str], image: Pixels, *, reason: str, level: int = 6) -> None:
@@ -184,11 +185,16 @@ def write_unmarked(path: str | os.PathLike[str], image: Pixels, *, reason: str, 
         KeyError: another reason.  OutputError: it cannot be written.
         PolicyError: the image shows people, and the policy requires marks.
     """
-    UNMARKED[reason]
-    if reason != "chart" and current_policy().forbids_unmarked:
-        raise PolicyError(f"the policy of this machine requires marks on every output, which {reason} cannot carry")
+    check_unmarked(reason)
     _check(image)
     files.write_bytes(path, encode_png(image, {}, level))
+
+
+def check_unmarked(reason: str) -> None:
+    """Refuse before any work what `write_unmarked` would refuse; raises `PolicyError`."""
+    UNMARKED[reason]
+    if reason != "chart" and current_policy().forbids_unmarked:
+        raise PolicyError(f"the policy of this machine requires marks on every output, and {reason} have none")
 
 
 def _check(image: Pixels) -> None:
@@ -197,19 +203,23 @@ def _check(image: Pixels) -> None:
         raise ShapeError(f"a uint8 picture is needed, got {image.dtype}")
 
 
-def _chunks(marks: Marks) -> dict[str, str]:
-    return {XMP_KEYWORD: marks.statement.xmp()} if marks.wanted else {}
+def _sign(made: Path, statement: Statement, shown: Path) -> None:
+    """Sign a complete file in its place, if that is possible here; on failure the file is left as it was.
 
-
-def _sign(path: Path, statement: Statement) -> None:
-    """Sign a complete file in its place, if that is possible here; on failure the file is left as it was."""
+    Args:
+        made: the file, which has a temporary name.
+        statement: what is said of it.
+        shown: how messages call it.
+    """
     if not signing.available():
         return
-    handle, name = tempfile.mkstemp(prefix=f"{path.stem}.", suffix=path.suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=f"{made.stem}.", suffix=made.suffix, dir=made.parent)
     os.close(handle)
     signed = Path(name)
     try:
-        signing.sign(path, signed, statement)
-        signed.replace(path)
+        signing.sign(made, signed, statement)
+        signed.replace(made)
+    except OutputError as problem:
+        raise OutputError(str(problem).replace(str(signed), str(shown))) from problem
     finally:
         signed.unlink(missing_ok=True)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from export3d.animate.export import write_still
 from export3d.errors import OutputError
 from export3d.files import kind_at, reading, write_bytes
+from export3d.provenance.writing import painted
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class Recorder:
         path = self.run_dir / "sheets" / f"{images_seen:08d}.png"
         write_still(path, image)
         if self._board is not None:
-            self._board.add_image("sheet", image, images_seen, dataformats="HWC")
+            self._board.add_image("sheet", painted(image), images_seen, dataformats="HWC")
         return path
 
     def close(self) -> None:

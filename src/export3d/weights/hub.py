@@ -49,11 +49,13 @@ class HubModel(nn.Module):
         config: settings that rebuild the model; `to_dict` gives them as JSON-able values.
         info: counters and provenance from the weights file; empty for a new model.
         card: the model card of the weights, Markdown; None if there is none.
+        digest: SHA-256 of the weights file; None for a new model.
     """
 
     config: Any
     info: Mapping[str, Any] = MappingProxyType({})
     card: str | None = None
+    digest: str | None = None
 
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> Self:
@@ -110,6 +112,7 @@ class HubModel(nn.Module):
             raise CheckpointError(f"the settings in the sidecar of {path} give no model ({reason(error)})") from error
         load_into(model, {name: value.float() for name, value in tensors.items()}, what=str(path))
         model.info, model.card = info, card_of(path)
+        model.digest = read_sidecar(path)["file"]["sha256"]
         return model.eval()
 
     def save_pretrained(

@@ -324,7 +324,7 @@ def test_without_the_sheet_there_is_no_video_either(
     def fail(*_: object) -> None:
         raise OutputError("cannot write the sheet: the disk is full")
 
-    monkeypatch.setattr("export3d.animate.export.write_png", fail)
+    monkeypatch.setattr("export3d.animate.export.write_image", fail)
     with pytest.raises(OutputError, match="disk is full"):
         write_animation(animator, source, Driving(motion), tmp_path / "a.mp4", tmp_path / "a.png")
     assert list(tmp_path.iterdir()) == []

@@ -18,6 +18,7 @@ from export3d.animate.export import (
 )
 from export3d.errors import OutputError
 from export3d.files import make_folder
+from export3d.provenance.writing import NO_MARKS
 from export3d.video import probe, read_frames
 
 
@@ -92,10 +93,14 @@ def test_a_written_video_is_what_was_asked_for(tmp_path: Path) -> None:
     assert [int(frame.mean().round()) for frame in read] == pytest.approx([10 * k for k in range(10)], abs=2)
 
 
-def test_the_same_frames_give_the_same_bytes(tmp_path: Path) -> None:
-    for name in ("a.mp4", "b.mp4"):
-        write_video(tmp_path / name, frames(5))
-    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+def test_the_same_frames_give_the_same_pixels_and_without_marks_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_video(tmp_path / f"{name}.mp4", frames(5))
+        write_video(tmp_path / f"{name}_bare.mp4", frames(5), marks=NO_MARKS)
+    read = [np.stack(list(read_frames(tmp_path / f"{name}.mp4"))) for name in ("a", "b", "a_bare")]
+    assert np.array_equal(read[0], read[1])
+    assert not np.array_equal(read[0], read[2])
+    assert (tmp_path / "a_bare.mp4").read_bytes() == (tmp_path / "b_bare.mp4").read_bytes()
 
 
 def test_the_driving_sound_is_carried_over(tmp_path: Path, face_video: Path) -> None:
@@ -159,7 +164,7 @@ def test_no_frames_are_refused(tmp_path: Path) -> None:
 
 def test_stills_and_sheets_come_back_as_they_went(tmp_path: Path, rng: np.random.Generator) -> None:
     picture = rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)
-    write_still(tmp_path / "a.png", picture)
+    write_still(tmp_path / "a.png", picture, NO_MARKS)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "a.png")), picture)
     write_sheet(tmp_path / "b.png", [[picture, picture], [picture, picture]], ["source", "0.00 s"])
     with Image.open(tmp_path / "b.png") as sheet:

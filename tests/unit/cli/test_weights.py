@@ -47,7 +47,7 @@ def test_installed_weights_move_a_portrait_by_name(
 ) -> None:
     pytest.importorskip("mediapipe")
     assert main(["weights", "install", str(tiny_weights), "--name", "mine"]) == 0
-    common = [str(astronaut_path), "--motion", str(motion_file), "--device", "cpu"]
+    common = [str(astronaut_path), "--motion", str(motion_file), "--device", "cpu", "--no-mark"]
     assert main(["animate", *common, "-o", str(tmp_path / "a.mp4"), "--weights", "mine"]) == 0
     assert main(["animate", *common, "-o", str(tmp_path / "b.mp4"), "--weights", str(tiny_weights)]) == 0
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.animate.export import check_output, write_still
+from export3d.animate.export import check_output
 from export3d.data.shards import Record, read_shards
 from export3d.errors import InputError
 from export3d.evaluation.appearance.probes import (
@@ -34,6 +34,7 @@ from export3d.evaluation.appearance.tsne import tsne_figure
 from export3d.evaluation.reports.statistics import bootstrap
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.files import check_input, make_folder, write_bytes
+from export3d.provenance.writing import write_unmarked
 
 SPLITS = ("train", "val")
 HELD_OUT = "val"
@@ -129,7 +130,7 @@ def evaluate_expression(
                 "name encoders that were trained on such data"
             )
     report, embeddings = _measure(records, named, None if pairs is None else read_portrait_pairs(pairs), people)
-    write_still(output / "tsne.png", tsne_figure(embeddings, TSNE_FRAMES))
+    write_unmarked(output / "tsne.png", tsne_figure(embeddings, TSNE_FRAMES), reason="chart")
     write_bytes(output / "expression.json", report.to_json().encode())
     write_bytes(output / "expression.md", report.markdown().encode())
     return report

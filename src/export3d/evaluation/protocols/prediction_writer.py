@@ -1,4 +1,4 @@
-"""Saves predictions as `predictions.read_predictions` reads them."""
+"""Saves predictions as `predictions.read_predictions` reads them, without marks, since they are to be scored."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.animate.export import write_still
 from export3d.errors import OutputError, ShapeError, check_shape
 from export3d.evaluation.protocols.file_names import hidden, printable, unprintable
 from export3d.evaluation.protocols.png import MAX_SIDE, MIN_SIDE
 from export3d.evaluation.protocols.predictions import DRAFT, PREDICTION, SOURCE, TARGET, frame_name
 from export3d.files import kind_at, make_folder, write_failure
+from export3d.provenance.writing import check_unmarked, write_unmarked
 
 Picture = NDArray[np.uint8]
 
@@ -35,9 +35,11 @@ class PredictionWriter:
 
     Raises:
         OutputError: the folder cannot be created.
+        PolicyError: the policy requires marks.
     """
 
     def __init__(self, folder: Path | str) -> None:
+        check_unmarked("predictions")
         self.folder = make_folder(folder)
 
     def has(self, name: str) -> bool:
@@ -89,7 +91,7 @@ class ClipWriter:
         self.count = 0
         self._folder, self._size = folder, len(source)
         _check_picture(source, self._size, "the source")
-        write_still(folder / SOURCE, source, _COMPRESSION)
+        write_unmarked(folder / SOURCE, source, reason="predictions", level=_COMPRESSION)
 
     def add(self, targets: Picture | Sequence[Picture], predictions: Picture | Sequence[Picture]) -> None:
         """Append frames: as many predictions as targets, uint8 (N, R, R, 3) RGB, R being the source's.
@@ -102,7 +104,8 @@ class ClipWriter:
         for target, prediction in zip(targets, predictions):
             for picture, part in ((target, TARGET), (prediction, PREDICTION)):
                 _check_picture(picture, self._size, f"an image of the {part}")
-                write_still(self._folder / part / frame_name(self.count), picture, _COMPRESSION)
+                place = self._folder / part / frame_name(self.count)
+                write_unmarked(place, picture, reason="predictions", level=_COMPRESSION)
             self.count += 1
 
 

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from export3d.errors import ConfigError, MissingExtra, OutputError
+from export3d.provenance.writing import MARKED, Marks, Painter, painter, video_writer
 from export3d.video.reading import FPS
 from export3d.video.view import Pixels
 from export3d.video.writing import VideoWriter
@@ -31,7 +32,13 @@ _LINUX_DEVICE = "install v4l2loopback and run: sudo modprobe v4l2loopback"
 
 
 class Sink(Protocol):
-    """Takes live frames."""
+    """Takes live frames.
+
+    Attributes:
+        marks: how they are marked; may be changed before the first one.
+    """
+
+    marks: Marks
 
     def __enter__(self) -> Sink: ...
 
@@ -53,8 +60,8 @@ class Sink(Protocol):
         ...
 
 
-def sink(where: str) -> Sink:
-    """The sink "window", "virtual", or a file.
+def sink(where: str, marks: Marks = MARKED) -> Sink:
+    """The sink "window", "virtual", or a file; frames are marked in all of them.
 
     Raises:
         OutputError: there is no display.
@@ -62,14 +69,31 @@ def sink(where: str) -> Sink:
         ConfigError: a file that is no .mp4.
     """
     if where == "window":
-        return Window()
-    return VirtualCamera() if where == "virtual" else File(where)
+        return Window(marks)
+    return VirtualCamera(marks) if where == "virtual" else File(where, marks)
 
 
-class Window:
+class _Painting:
+    """Marks frames that are shown; a frame that is shown again is not marked again."""
+
+    def __init__(self, marks: Marks) -> None:
+        self.marks = marks
+        self._paint: Painter | None = None
+        self._last: tuple[Pixels, Pixels] | None = None
+
+    def _painted(self, frame: Pixels) -> Pixels:
+        if self._last is None or self._last[0] is not frame:
+            if self._paint is None:
+                self._paint = painter(self.marks) or (lambda shown: shown)
+            self._last = (frame, self._paint(frame))
+        return self._last[1]
+
+
+class Window(_Painting):
     """A window; raises `OutputError` where there is no display, and `MissingExtra` without tkinter."""
 
-    def __init__(self, title: str = "export3d live") -> None:
+    def __init__(self, marks: Marks = MARKED, title: str = "export3d live") -> None:
+        super().__init__(marks)
         try:
             import tkinter
         except ImportError as problem:
@@ -105,7 +129,7 @@ class Window:
         if not self._open:
             return QUIT
         factor = max(1, -(-_SMALLEST_WINDOW // max(frame.shape[:2])))
-        image = Image.fromarray(frame)
+        image = Image.fromarray(self._painted(frame))
         if factor > 1:
             image = image.resize((factor * image.width, factor * image.height), Image.Resampling.BILINEAR)
         if self._image is None:
@@ -129,7 +153,7 @@ class Window:
         self._open = False
 
 
-class VirtualCamera:
+class VirtualCamera(_Painting):
     """A virtual camera that video calls can choose.
 
     Raises:
@@ -137,7 +161,8 @@ class VirtualCamera:
         OutputError: on the first frame, if there is no virtual camera.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, marks: Marks = MARKED) -> None:
+        super().__init__(marks)
         try:
             import pyvirtualcam
         except ImportError as problem:
@@ -161,7 +186,7 @@ class VirtualCamera:
             except RuntimeError as problem:
                 remedy = _DEVICES.get(sys.platform, _LINUX_DEVICE)
                 raise OutputError(f"there is no virtual camera that is free; {remedy}") from problem
-        self._camera.send(np.ascontiguousarray(frame))
+        self._camera.send(np.ascontiguousarray(self._painted(frame)))
         return ""
 
 
@@ -173,8 +198,9 @@ class File:
         OutputError: the file cannot be written.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], marks: Marks = MARKED) -> None:
         self._path = Path(path)
+        self.marks = marks
         if self._path.suffix.lower() != ".mp4":
             raise ConfigError(f"there is no sink {str(path)!r}; use window, virtual, or a file that ends in .mp4")
         self._stack = ExitStack()
@@ -195,7 +221,9 @@ class File:
         self._end_ms = time_ms = round(1000.0 * time_s)
         if self._writer is None:
             height, width = frame.shape[:2]
-            self._writer = self._stack.enter_context(VideoWriter(self._path, FPS, (width, height), timed=True))
+            self._writer = self._stack.enter_context(
+                video_writer(self._path, FPS, (width, height), timed=True, marks=self.marks)
+            )
             self._stack.push(self._repeat_last)
         elif self._last is not None and (frame is self._last[0] or time_ms <= self._last[1]):
             return ""

@@ -12,8 +12,9 @@ from pathlib import Path
 import av
 import pytest
 
+from export3d.animate.sinks import QUIT, Sink, Window, sink
 from export3d.errors import BadVideo, ConfigError, OutputError
-from export3d.video.sinks import QUIT, Sink, Window, sink
+from export3d.provenance.writing import NO_MARKS
 from tests.made_videos import number, numbered
 
 
@@ -75,7 +76,7 @@ def display(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_a_window_shows_frames_takes_keys_and_says_that_it_was_closed(display: None) -> None:
-    with Window("title") as window:
+    with Window(NO_MARKS, "title") as window:
         assert window.show(numbered(5, 100, 60), 0.0, "12 fps") == ""
         window._root.focus_force()
         window._root.event_generate("<Key>", keysym="c")
