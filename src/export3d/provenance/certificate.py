@@ -148,13 +148,15 @@ def _check(certificate: x509.Certificate, path: Path | str) -> None:
 def _algorithm(key: PrivateKeyTypes) -> str:
     from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
-    if isinstance(key, ec.EllipticCurvePrivateKey):
-        return {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}[key.curve.name]
+    curves = {"secp256r1": "es256", "secp384r1": "es384", "secp521r1": "es512"}
+    if isinstance(key, ec.EllipticCurvePrivateKey) and key.curve.name in curves:
+        return curves[key.curve.name]
     if isinstance(key, ed25519.Ed25519PrivateKey):
         return "ed25519"
     if isinstance(key, rsa.RSAPrivateKey):
         return "ps256"
-    raise ValueError("C2PA signs with EC, Ed25519 and RSA keys")
+    kind = key.curve.name if isinstance(key, ec.EllipticCurvePrivateKey) else type(key).__name__
+    raise ValueError(f"C2PA does not sign with {kind}")
 
 
 def _made() -> bytes:

@@ -51,14 +51,14 @@ _TYPES = {
 }
 _SETTINGS = {
     "version": 1,
-    "core": {"allowed_network_hosts": []},
+    "core": {"allowed_network_hosts": [], "backing_store_memory_threshold_in_mb": 16},
     "verify": {"remote_manifest_fetch": False, "ocsp_fetch": False, "verify_after_sign": False},
     "builder": {"thumbnail": {"enabled": False}},
 }
 _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 """A PNG of one pixel, in base64."""
-_EDGE = 4_000_000
-"""Bytes at both ends of a file that are searched for a statement that cannot be read."""
+EDGE = 4_000_000
+"""Bytes at both ends of a file that are searched for metadata that no library finds."""
 _MANIFEST_STORE = b"jumdc2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
 """The description of C2PA's outermost box, in every container (ISO 19566-5)."""
 
@@ -109,7 +109,7 @@ def available() -> bool:
     except Exception as problem:  # the package raises many kinds of errors where its native library is missing
         log.debug("c2pa: %s", problem)
         log.warning(
-            "c2pa-python is not installed: files are not signed; for signed metadata, run: "
+            "c2pa-python is not installed, so signed metadata are neither written nor read; run: "
             "pip install 'export3d[provenance]'"
         )
         return False
@@ -145,7 +145,7 @@ def signed(data: bytes, suffix: str, statement: Statement) -> bytes:
 
 
 def sign(source: Path, target: Path, statement: Statement) -> None:
-    """Write a file with a signed statement; the memory needed does not depend on its size.
+    """Write a file with a signed statement; c2pa holds at most about 300 MB of it in memory.
 
     Args:
         source: a .mp4, .m4v, .mov, .png, .jpg or .webp file without a statement.
@@ -169,16 +169,17 @@ def read(path: Path) -> SignedStatement | None:
         raise MissingExtra("provenance", "c2pa-python")
     import c2pa
 
+    context = _context(_trusted_authorities())
     with files.reading(path, InputError), path.open("rb") as file:
         try:
-            reader = c2pa.Reader.try_create(None, file, context=_context(_trusted_authorities()))
+            reader = c2pa.Reader.try_create(None, file, context=context)
             if reader is not None:
                 with reader:
                     return _told(json.loads(reader.json()))
             problem = "none"
-        except c2pa.C2paError.RemoteManifest:
-            return SignedStatement("elsewhere")
         except (c2pa.C2paError, ValueError) as error:
+            if str(error).startswith("Remote"):
+                return SignedStatement("elsewhere")
             problem = files.reason(error)
         return SignedStatement("changed", problems=(f"unreadable: {problem}",)) if holds_statement(file) else None
 
@@ -187,9 +188,9 @@ def holds_statement(file: BinaryIO) -> bool:
     """Whether a C2PA statement, valid or not, is near the beginning or the end of a file."""
     size = file.seek(0, io.SEEK_END)
     file.seek(0)
-    begins = _MANIFEST_STORE in file.read(_EDGE)
-    file.seek(max(size - _EDGE, 0))
-    return begins or _MANIFEST_STORE in file.read(_EDGE)
+    begins = _MANIFEST_STORE in file.read(EDGE)
+    file.seek(max(size - EDGE, 0))
+    return begins or _MANIFEST_STORE in file.read(EDGE)
 
 
 def _sign(source: BinaryIO, target: BinaryIO, name: str, suffix: str, statement: Statement) -> None:
@@ -250,8 +251,8 @@ def _told(store: dict[str, Any]) -> SignedStatement:
     return SignedStatement(
         state,
         store.get("validation_state") == "Trusted",
-        " ".join(filter(None, (_text(tool.get("name")), _text(tool.get("version"))))) or None,
-        _text(manifest.get("signature_info", {}).get("issuer")),
+        " ".join(filter(None, (readable(tool.get("name")), readable(tool.get("version"))))) or None,
+        readable(manifest.get("signature_info", {}).get("issuer")),
         _source_type([data for label, data in assertions if label.startswith("c2pa.actions")]),
         _own_statement([data for label, data in assertions if label == ASSERTION], manifest.get("ingredients", [])),
         tuple(problems),
@@ -263,14 +264,14 @@ def _source_type(assertions: list[Any]) -> str | None:
     actions = [action for data in assertions if isinstance(data, dict) for action in data.get("actions", [])]
     urls = [str(action.get("digitalSourceType") or "") for action in actions if isinstance(action, dict)]
     names = [url.rpartition("/")[2] for url in urls if url]
-    return next((name for name in names if name in GENERATED), _text(next(iter(names), None)))
+    return next((name for name in names if name in GENERATED), readable(next(iter(names), None)))
 
 
 def _own_statement(assertions: list[Any], ingredients: list[Any]) -> dict[str, str] | None:
     """The values that this program's statements hold; None for a statement of another program."""
     if not assertions or not isinstance(assertions[0], dict):
         return None
-    told = {name: text for name in ("payload", "weights") if (text := _text(assertions[0].get(name)))}
+    told = {name: text for name in ("payload", "weights") if (text := readable(assertions[0].get(name)))}
     for ingredient in ingredients:
         digest = str(ingredient.get("instance_id")).removeprefix("urn:sha256:")
         if ingredient.get("title") in ("portrait", "motion") and len(digest) == 64:
@@ -278,7 +279,7 @@ def _own_statement(assertions: list[Any], ingredients: list[Any]) -> dict[str, s
     return told
 
 
-def _text(value: object) -> str | None:
+def readable(value: object) -> str | None:
     """A foreign text, fit for a terminal."""
     return "".join(filter(str.isprintable, value))[:100] or None if isinstance(value, str) else None
 
@@ -292,9 +293,15 @@ def _context(authorities: str | None = None) -> Any:
 
 def _trusted_authorities() -> str | None:
     """The certificates in the user's `trust.pem`, if there is one."""
+    from cryptography import x509
+
     try:
         path = files.home() / TRUST
-        return path.read_text("ascii") if files.kind_at(path, ConfigError) == "file" else None
-    except (OSError, UnicodeDecodeError, ConfigError) as problem:
-        log.warning("no authority is trusted, since %s cannot be read (%s)", TRUST, files.reason(problem))
+        if files.kind_at(path, ConfigError) is None:
+            return None
+        text = path.read_text("ascii")
+        x509.load_pem_x509_certificates(text.encode())
+        return text
+    except (OSError, ValueError, ConfigError) as problem:
+        log.warning("no authority is trusted: %s cannot be read (%s); correct it", TRUST, files.reason(problem))
         return None
