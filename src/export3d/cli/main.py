@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "orbit": ("export3d.cli.orbit", "show a portrait from a camera that travels around its head"),
     "sheet basis": ("export3d.cli.sheet_basis", "render the effect of every direction of the expression basis"),
     "sheet views": ("export3d.cli.sheet_views", "render expressions from several cameras, with depth"),
+    "verify": ("export3d.cli.verify", "search images and videos for marks of generated media"),
     "track": ("export3d.cli.track", "track a video's face into a motion file"),
     "compare-motion": ("export3d.cli.compare_motion", "correlate two motions (motion files or videos)"),
     "prepare": ("export3d.cli.prepare", "turn videos and portraits into training shards"),
