@@ -81,3 +81,24 @@ def sign_as(tmp_path: Path, unsigned: Path) -> Callable[..., Path]:
         return tmp_path / "foreign.png"
 
     return make
+
+
+@pytest.fixture(scope="session")
+def marked(tmp_path_factory: pytest.TempPathFactory, statement: Statement, astronaut_turns: list[np.ndarray]) -> Path:
+    """A folder with `marked.mp4`, `marked.png`, `marked.jpg` and `marked.webp`, with all marks."""
+    from PIL import Image
+
+    from export3d.provenance.watermark.embed import Watermark
+    from export3d.provenance.writing import Marks, video_writer, write_image
+
+    folder = tmp_path_factory.mktemp("marked")
+    with video_writer(folder / "marked.mp4", 25, 256, marks=Marks(statement)) as writer:
+        for frame in astronaut_turns:
+            writer.write(frame)
+    write_image(folder / "marked.png", astronaut_turns[0], Marks(statement))
+    pixels = Watermark(statement.payload).apply(astronaut_turns[0])
+    for kind in ("jpg", "webp"):
+        path = folder / f"marked.{kind}"
+        Image.fromarray(pixels).save(path, xmp=statement.xmp().encode(), quality=90)
+        path.write_bytes(signing.signed(path.read_bytes(), path.suffix, statement))
+    return folder
