@@ -42,6 +42,7 @@ OPTIONS: dict[str, list[str]] = {
         "portraits=()", "output", "motion=None", "scores=()", "size=None", "weights=None", "pure=False",
         "device='auto'",
     ],
+    "verify": ["files", "as_json=False"],
     "track": ["video", "output", "start=0.0", "seconds=None", "face='largest'", "note=''", "summary=False"],
     "compare-motion": ["a", "b", "minimum=()"],
     "prepare": [
@@ -105,6 +106,7 @@ def test_the_commands_are_these() -> None:
         "orbit",
         "sheet basis",
         "sheet views",
+        "verify",
         "track",
         "compare-motion",
         "prepare",

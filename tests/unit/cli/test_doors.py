@@ -21,6 +21,7 @@ LINES = (
     "orbit @FACE.png -o @o.mp4 --motion @speech.csv --weights @WEIGHTS --background @b.png",
     "sheet basis @FACE.png -o @o --weights @WEIGHTS",
     "sheet views @FACE.png -o @o --motion @speech.npz --weights @WEIGHTS",
+    "verify @FACE.png",
     "track @clip.mp4 -o @o.motion",
     "track @clip.csv -o o.motion",
     "compare-motion @speech.motion @clip.mp4",
