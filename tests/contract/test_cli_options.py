@@ -14,32 +14,33 @@ import pytest
 from export3d.cli.evaluate import ScoringOptions
 from export3d.cli.framing import Framing
 from export3d.cli.main import COMMANDS, entry, main
+from export3d.cli.marking import Marking
 from export3d.evaluation.protocols.settings import RunSettings
 
 OPTIONS: dict[str, list[str]] = {
     "animate": [
-        "source", "framing=...", "output", "driving=None", "motion=None", "driving_face='largest'", "relative=False",
+        "source", "framing=...", "marking=...", "output", "driving=None", "motion=None", "driving_face='largest'", "relative=False",
         "absolute=False", "start=0.0", "seconds=None", "head_motion='steady'", "scores=()", "sheet=None",
         "weights=None", "pure=False", "device='auto'", "batch=4", "engine='auto'",
     ],
     "live": [
-        "source", "camera='0'", "sink='window'", "face='largest'", "frame='crop'", "size=None", "background='keep'",
+        "source", "marking=...", "camera='0'", "sink='window'", "face='largest'", "frame='crop'", "size=None", "background='keep'",
         "head_motion='steady'", "seconds=None", "weights=None", "pure=False", "device='auto'", "engine='auto'",
     ],
     "edit": [
-        "source", "framing=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
+        "source", "framing=...", "marking=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
         "weights=None", "pure=False", "device='auto'", "engine='auto'",
     ],
     "orbit": [
-        "source", "framing=...", "output", "motion=None", "scores=()", "path='circle'", "yaw=30.0", "pitch=15.0",
+        "source", "framing=...", "marking=...", "output", "motion=None", "scores=()", "path='circle'", "yaw=30.0", "pitch=15.0",
         "seconds=4.0", "weights=None", "pure=False", "device='auto'", "engine='auto'",
     ],
     "sheet basis": [
-        "portraits=()", "output", "limits=None", "check=False", "size=None", "weights=None", "pure=False",
+        "portraits=()", "marking=...", "output", "limits=None", "check=False", "size=None", "weights=None", "pure=False",
         "device='auto'",
     ],
     "sheet views": [
-        "portraits=()", "output", "motion=None", "scores=()", "size=None", "weights=None", "pure=False",
+        "portraits=()", "marking=...", "output", "motion=None", "scores=()", "size=None", "weights=None", "pure=False",
         "device='auto'",
     ],
     "verify": ["files", "as_json=False"],
@@ -94,7 +95,10 @@ OPTIONS: dict[str, list[str]] = {
     "bench": [
         "weights=None", "device='auto'", "engine='auto'", "batch=4", "threads=None", "output=None", "against=None",
     ],
-    "demo": ["output='out'", "motion='speech'", "absolute=False", "weights=None", "pure=False", "device='auto'"],
+    "demo": [
+        "marking=...", "output='out'", "motion='speech'", "absolute=False", "weights=None", "pure=False",
+        "device='auto'",
+    ],
 }  # fmt: skip
 
 
@@ -143,10 +147,11 @@ def test_the_options_of_a_command_are_these(command: str) -> None:
 def test_the_settings_of_evaluate_are_these() -> None:
     fields = {
         kind.__name__: [f"{f.name}={f.default!r}" for f in dataclasses.fields(kind)]
-        for kind in (Framing, ScoringOptions, RunSettings)
+        for kind in (Framing, Marking, ScoringOptions, RunSettings)
     }
     assert fields == {
         "Framing": ["face='largest'", "frame=None", "size=None", "background='keep'"],
+        "Marking": ["label=False", "no_mark=False"],
         "ScoringOptions": [
             "backbone='auto'", "backbone_file=None", "heads_file=None", "faces=True", "landmarks='mediapipe'",
             "expression='arkit52'", "identity=()",
@@ -190,7 +195,7 @@ def test_help_is_fast_and_loads_no_torch() -> None:
         "main(['edit', '--help']); main(['sheet', 'views', '--help']);"
         "main(['sheet', 'basis', '--help']); main(['orbit', '--help']); main(['weights', '--help']);"
         "main(['pretrain', '--help']); main(['train', '--help']); main(['refine', '--help']);"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av')))"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av', 'c2pa', 'cryptography')))"
     )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

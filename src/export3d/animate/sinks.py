@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
@@ -18,7 +19,6 @@ from export3d.errors import ConfigError, MissingExtra, OutputError
 from export3d.provenance.writing import MARKED, Marks, Painter, painter, video_writer
 from export3d.video.reading import FPS
 from export3d.video.view import Pixels
-from export3d.video.writing import VideoWriter
 
 QUIT = "q"
 """The key that ends a run; what `Sink.show` returns once the window is closed."""
@@ -204,7 +204,7 @@ class File:
         if self._path.suffix.lower() != ".mp4":
             raise ConfigError(f"there is no sink {str(path)!r}; use window, virtual, or a file that ends in .mp4")
         self._stack = ExitStack()
-        self._writer: VideoWriter | None = None
+        self._write: Callable[[Pixels, int], None] | None = None
         self._last: tuple[Pixels, int] | None = None
         self._end_ms = 0
 
@@ -219,19 +219,18 @@ class File:
     def show(self, frame: Pixels, time_s: float, text: str = "") -> str:
         """See `Sink.show`; a frame that is not newer than the last one is left out, except at the end."""
         self._end_ms = time_ms = round(1000.0 * time_s)
-        if self._writer is None:
+        if self._write is None:
             height, width = frame.shape[:2]
-            self._writer = self._stack.enter_context(
-                video_writer(self._path, FPS, (width, height), timed=True, marks=self.marks)
-            )
+            writer = video_writer(self._path, FPS, (width, height), timed=True, marks=self.marks)
+            self._write = self._stack.enter_context(writer).write
             self._stack.push(self._repeat_last)
         elif self._last is not None and (frame is self._last[0] or time_ms <= self._last[1]):
             return ""
-        self._writer.write(frame, time_ms)
+        self._write(frame, time_ms)
         self._last = (frame, time_ms)
         return ""
 
     def _repeat_last(self, kind: type[BaseException] | None, *_: object) -> None:
         """Write the last frame once more, at the end: without it the file would end with the last change."""
-        if kind is None and self._writer is not None and self._last is not None and self._end_ms > self._last[1]:
-            self._writer.write(self._last[0], self._end_ms)
+        if kind is None and self._write is not None and self._last is not None and self._end_ms > self._last[1]:
+            self._write(self._last[0], self._end_ms)

@@ -28,7 +28,7 @@ def pick_engine(model: Export3D, name: EngineName = "auto") -> Engine:
     - `torch`: PyTorch in the device's fast number format, on a GPU as CUDA graphs.
     - `openvino`: OpenVINO for the costly parts, on a CPU (extra `fast`).
     - `auto`: `openvino` on x86 processors if it is installed and loads, else `torch`. It depends only on the machine
-      and on what is installed, never on a measurement: there the same input gives the same bytes.
+      and on what is installed, never on a measurement: there the same input gives the same pixels.
 
     Raises:
         ConfigError: there is no such engine, its package is damaged, or it does not run on the model's device.

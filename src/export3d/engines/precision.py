@@ -15,7 +15,7 @@ _WITHOUT_BF16 = {"SSE41", "AVX", "AVX2", "AVX2_VNNI", "AVX2_VNNI_2", "AVX512_COR
 def fast_dtype(device: torch.device) -> torch.dtype:
     """bfloat16 where the device computes in it, float32 elsewhere: emulated bfloat16 is slower than float32.
 
-    The choice follows from what the device has, never from a measurement: the same machine gives the same bytes.
+    The choice follows from what the device has, never from a measurement: the same machine gives the same pixels.
     """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

@@ -35,7 +35,8 @@ class VideoWriter:
 
     The format is 8-bit 4:2:0 in BT.709 limited range, tagged as such, with the index at the front (fast start). The
     file appears under its name when the block ends without an exception; otherwise nothing is left. The same frames
-    give the same bytes. Frames are encoded in a thread of their own while the caller makes the next ones.
+    give the same bytes, unless `seal` adds others. Frames are encoded in a thread of their own while the caller makes
+    the next ones.
 
     Args:
         path: output file, .mp4 (or .m4v, .mov).

@@ -1,7 +1,7 @@
 """The files of an evaluation: a folder per clip, so that a stopped run can continue, and the report on all clips.
 
     OUT/report.html, report.md, report.json, sheet.png
-    OUT/clips/KEY/scores.json, strip.webp, features.safetensors, and case.png where the clip may be shown on the sheet
+    OUT/clips/KEY/scores.json, strip.webp, features.safetensors; case.safetensors if the sheet may show it
 
 `scores.json` is written last, so a folder that has it is complete. It names the settings it was made with and is used
 only by a run with the same settings.
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.animate.export import check_output, encode_webp, write_sheet, write_still
+from export3d.animate.export import check_output, encode_webp, write_sheet
 from export3d.errors import InputError
 from export3d.evaluation.measures.frechet import Moments, frechet_distance
 from export3d.evaluation.measures.image import Measure
@@ -31,11 +31,13 @@ from export3d.evaluation.reports.html.clips import WORST
 from export3d.evaluation.reports.html.page import page
 from export3d.evaluation.reports.report import Report
 from export3d.evaluation.reports.tables import strict
-from export3d.files import make_folder, write_bytes
-from export3d.image import read_image
+from export3d.files import kind_at, make_folder, write_bytes
 
 Picture = NDArray[np.uint8]
 R = TypeVar("R", bound=Report)
+
+_CASE, _PICTURES = "case.safetensors", ("source", "driving", "ours")
+"""The images that the sheet shows of a clip: their file, and their names in it."""
 
 REPORTS = ("report.html", "report.json", "report.md", "sheet.png")
 
@@ -84,7 +86,8 @@ class Results:
         write_bytes(folder / "features.safetensors", save(arrays))
         value: dict[str, Any] = {"settings": self.digest, "result": asdict(result)}
         if shown is not None:
-            write_still(folder / "case.png", np.concatenate([shown.source, shown.driving, shown.ours], axis=1))
+            pictures = {name: getattr(shown, name) for name in _PICTURES}
+            write_bytes(folder / _CASE, save(pictures))  # without marks, since the sheet is marked as a whole
             value["shown"] = {"movement": shown.movement, "frame": shown.frame}
         write_bytes(folder / "scores.json", (json.dumps(strict(value), indent=1) + "\n").encode())
 
@@ -158,9 +161,12 @@ class Results:
 
     def _offer(self, gallery: Gallery, clip: ClipResult) -> None:
         shown = (self._read(clip.key) or {}).get("shown")
-        if shown is None:
+        case = self._folder(clip.key) / _CASE
+        if shown is None or kind_at(case) is None:
             return
-        pictures = np.split(read_image(self._folder(clip.key) / "case.png"), 3, axis=1)
+        from safetensors.numpy import load_file
+
+        pictures = load_file(case)
         gallery.offer(
             Case(
                 clip.key,
@@ -169,6 +175,6 @@ class Results:
                 clip.origin,
                 float(shown["movement"]),
                 int(shown["frame"]),
-                *(np.ascontiguousarray(picture) for picture in pictures),
+                *(pictures[name] for name in _PICTURES),
             )
         )
