@@ -19,25 +19,26 @@ from export3d.evaluation.protocols.settings import RunSettings
 
 OPTIONS: dict[str, list[str]] = {
     "animate": [
-        "source", "framing=...", "marking=...", "output", "driving=None", "motion=None", "driving_face='largest'", "relative=False",
-        "absolute=False", "start=0.0", "seconds=None", "head_motion='steady'", "scores=()", "sheet=None",
-        "weights=None", "pure=False", "device='auto'", "batch=4", "engine='auto'",
+        "source", "framing=...", "marking=...", "output", "driving=None", "motion=None", "driving_face='largest'",
+        "relative=False", "absolute=False", "start=0.0", "seconds=None", "head_motion='steady'", "scores=()",
+        "sheet=None", "weights=None", "pure=False", "device='auto'", "batch=4", "engine='auto'",
     ],
     "live": [
-        "source", "marking=...", "camera='0'", "sink='window'", "face='largest'", "frame='crop'", "size=None", "background='keep'",
-        "head_motion='steady'", "seconds=None", "weights=None", "pure=False", "device='auto'", "engine='auto'",
+        "source", "marking=...", "camera='0'", "sink='window'", "face='largest'", "frame='crop'", "size=None",
+        "background='keep'", "head_motion='steady'", "seconds=None", "weights=None", "pure=False", "device='auto'",
+        "engine='auto'",
     ],
     "edit": [
         "source", "framing=...", "marking=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
         "weights=None", "pure=False", "device='auto'", "engine='auto'",
     ],
     "orbit": [
-        "source", "framing=...", "marking=...", "output", "motion=None", "scores=()", "path='circle'", "yaw=30.0", "pitch=15.0",
-        "seconds=4.0", "weights=None", "pure=False", "device='auto'", "engine='auto'",
+        "source", "framing=...", "marking=...", "output", "motion=None", "scores=()", "path='circle'", "yaw=30.0",
+        "pitch=15.0", "seconds=4.0", "weights=None", "pure=False", "device='auto'", "engine='auto'",
     ],
     "sheet basis": [
-        "portraits=()", "marking=...", "output", "limits=None", "check=False", "size=None", "weights=None", "pure=False",
-        "device='auto'",
+        "portraits=()", "marking=...", "output", "limits=None", "check=False", "size=None", "weights=None",
+        "pure=False", "device='auto'",
     ],
     "sheet views": [
         "portraits=()", "marking=...", "output", "motion=None", "scores=()", "size=None", "weights=None", "pure=False",
