@@ -1,10 +1,26 @@
-"""Finding the mark."""
+"""Finding the mark, and the probability of finding it where there is none.
+
+Frames are averaged on the canonical scale, since the mark is static. The average is whitened: the local mean is
+subtracted and the rest divided by its local rms, so that strong edges do not outweigh the mark. It is then resized to each
+scale that a crop could have left, folded into one tile and compared, in the frequency domain and mostly by phase, with
+the patterns (symmetrical phase-only matched filter: T. Kalker, G. Depovere, J. Haitsma, M. Maes, SPIE 3657, 1999).
+
+The score of a hypothesis (scale, mirrored or not, position of the tile, payload) is
+
+    S = sum_p sum_f a_p w_f cos(phi_f - theta_pf + 2 pi f.x_p) / sqrt(sum_p a_p^2 sum_f w_f^2 / 2)
+
+where the folded image has weight w_f and phase phi_f at frequency f, and pattern p has amplitude a_p, phases theta_pf and
+position x_p. The phases are the key: independent, uniform, and independent of every image that does not carry the mark.
+E exp(u cos(theta)) <= exp(u^2 / 4) for uniform theta, so P(S >= s) <= exp(-s^2 / 2) whatever the image, a photo or a
+checkerboard. The union bound over all hypotheses gives `Finding.false_positive`.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,14 +30,33 @@ from export3d.errors import ShapeError
 from export3d.provenance.watermark import code, pattern
 from export3d.provenance.watermark.embed import check_frame
 
-SCALES = tuple(1.01**-step for step in range(30))
-FALSE_POSITIVE = 1e-7
-_HYPOTHESES = math.log(len(SCALES) * 2 * pattern.TILE**2) + 32 * math.log(2)
-_CANDIDATES = 12
+SMALLEST = 190
+"""Canonical pixels that the smallest crop leaves of the shorter side: 74 % of it."""
+SIZES = range(pattern.SHORTER_SIDE, SMALLEST - 1, -3)
+"""Shorter sides searched first; the best are then tried one pixel smaller and larger."""
+LARGEST_FALSE_POSITIVE = 1e-7
+"""Files with a larger `false_positive` count as unmarked."""
+LOG_HYPOTHESES = math.log(len(range(SMALLEST - 1, pattern.SHORTER_SIDE + 2)) * 2 * pattern.TILE**2) + 32 * math.log(2)
+_REFINED = 4
+_POSITIONS = 4
+_WEIGHT_EXPONENT = 0.3
+_WHITENING_RADIUS = 2
 
 
 @dataclass(frozen=True)
 class Finding:
+    """What the detector found in the frames of one file.
+
+    Attributes:
+        found: whether the frames carry the mark.
+        payload: the 32 bits, or None where no mark was found.
+        score: the best hypothesis's score S; about 8 in unmarked images.
+        false_positive: upper bound of the probability that an unmarked file reaches this score.
+        mirrored: whether the frames were mirrored after marking.
+        scale: shorter side of the frames, relative to that of the marked frames at the same magnification.
+        frames: number of frames examined.
+    """
+
     found: bool
     payload: int | None
     score: float
@@ -32,77 +67,99 @@ class Finding:
 
 
 def find_watermark(frames: Iterable[NDArray[np.uint8]]) -> Finding:
-    total, count = None, 0
+    """Search frames uint8 (H, W, 3) of one image or video, all of one size, for the mark of `embed.Watermark`.
+
+    Raises ShapeError for other arrays, for frames of different sizes and where there are no frames.
+    """
+    average, count = _average(frames)
+    score, payload, mirrored, size = _best(_whitened(average))
+    false_positive = min(1.0, math.exp(min(0.0, LOG_HYPOTHESES - score * score / 2)))
+    found = false_positive <= LARGEST_FALSE_POSITIVE
+    scale = size / pattern.SHORTER_SIDE
+    return Finding(found, payload if found else None, score, false_positive, found and mirrored, scale if found else 1.0, count)
+
+
+def _average(frames: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], int]:
+    """Mean luminance on the canonical scale, and the number of frames."""
+    total, shape, count = np.zeros(0), None, 0
     for frame in frames:
         check_frame(frame)
-        height, width = frame.shape[:2]
-        rows, columns = pattern.canonical_size(height, width)
-        size = (max(1, round(columns)), max(1, round(rows)))
-        grey = np.asarray(Image.fromarray(frame).convert("L").convert("F").resize(size, Image.Resampling.BICUBIC))
-        total = grey.copy() if total is None else total + grey
+        if shape is None:
+            shape = frame.shape
+            rows, columns = (max(1, round(side)) for side in pattern.canonical_size(*shape[:2]))
+            total = np.zeros((rows, columns))
+        if frame.shape != shape:
+            raise ShapeError(f"frame {count} is {frame.shape} and the first is {shape}; give frames of one size")
+        grey = Image.fromarray(frame).convert("L").convert("F")
+        total += np.asarray(grey.resize((total.shape[1], total.shape[0]), Image.Resampling.BICUBIC))
         count += 1
-    if total is None:
-        raise ShapeError("no frames")
-    white = whiten(total / count)
-    best = (0.0, 0, False, 1.0)
-    heap = []
-    for scale in SCALES:
-        folded = fold(white, scale)
-        for mirrored in (False, True):
-            values = phase_only(folded[:, ::-1] if mirrored else folded)
-            reference = correlation(values, 0)
-            for place in np.argpartition(-reference.ravel(), 4)[:4]:
-                heap.append((float(reference.flat[place]), int(place), scale, mirrored, values))
-    heap.sort(key=lambda item: -item[0])
-    for level, place, scale, mirrored, values in heap[:_CANDIDATES]:
-        row, column = divmod(place, pattern.TILE)
-        maps = pattern.from_band(values * np.conj(pattern.phases()[1:])) * _unit(values)
-        maps = np.roll(maps, (-row, -column), axis=(1, 2))[:, :: pattern.STEP, :: pattern.STEP]
-        payload, total_ = code.decode(maps.reshape(code.SYMBOLS, code.VALUES))
-        score = (pattern.REFERENCE_AMPLITUDE * level + total_) / math.sqrt(
-            pattern.REFERENCE_AMPLITUDE**2 + code.SYMBOLS
-        )
-        if score > best[0]:
-            best = (score, payload, mirrored, scale)
-    score, payload, mirrored, scale = best
-    chance = min(1.0, math.exp(min(0.0, _HYPOTHESES - score * score / 2)))
-    found = chance < FALSE_POSITIVE
-    return Finding(found, payload if found else None, score, chance, mirrored, scale, count)
+    if not count:
+        raise ShapeError("there are no frames to search for the watermark; give at least one")
+    return np.asarray(total / count, np.float32), count
 
 
-def _unit(values):
-    return 1 / math.sqrt(max(1e-12, (np.abs(values) ** 2).sum() / 2))
+def _whitened(grey: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The part of an image (H, W) in which the mark is weighted by its chance to show."""
+    detail = grey - _box_mean(grey)
+    rms = np.sqrt(np.maximum(_box_mean(detail * detail), 0))
+    return np.asarray(detail / (1 + rms) ** 1.5, np.float32)
 
 
-def correlation(values, index):
-    return pattern.from_band(values * np.conj(pattern.phases()[index])) * _unit(values)
+def _box_mean(image: NDArray[Any]) -> NDArray[np.float64]:
+    size = 2 * _WHITENING_RADIUS + 1
+    padded = np.pad(image.astype(np.float64), _WHITENING_RADIUS, mode="edge")
+    sums = np.pad(padded, ((1, 0), (1, 0))).cumsum(axis=0).cumsum(axis=1)
+    return np.asarray(sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]) / size**2
 
 
-def box(image, radius):
-    size = 2 * radius + 1
-    padded = np.pad(image, ((radius + 1, radius), (radius + 1, radius)), mode="edge").astype(np.float64)
-    sums = padded.cumsum(0).cumsum(1)
-    return (sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]) / size**2
+def _best(white: NDArray[np.float32]) -> tuple[float, int, bool, int]:
+    """Score, payload, mirrored, shorter side of the best hypothesis."""
+    levels = {}
+    for size in SIZES:
+        for mirrored, values in enumerate(spectra(fold(white, size))):
+            levels[size, mirrored] = float(correlation(values, pattern.phases()[0]).max())
+    best = (0.0, 0, False, pattern.SHORTER_SIDE)
+    for middle, mirrored in sorted(levels, key=levels.__getitem__)[-_REFINED:]:
+        for size in (middle - 1, middle, middle + 1):
+            score, payload = decode(spectra(fold(white, size))[mirrored])
+            best = max(best, (score, payload, bool(mirrored), size))
+    return best
 
 
-def whiten(grey):
-    high = grey - box(grey, 4)
-    level = np.sqrt(np.maximum(box(high * high, 4), 0))
-    return np.asarray(high / (level + 1.0), np.float32)
-
-
-def fold(white, scale):
+def fold(white: NDArray[np.float32], size: int) -> NDArray[np.float32]:
+    """The tile (TILE, TILE) into which an image sums up once its shorter side is resized to `size` pixels."""
     height, width = white.shape
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    resized = (
-        np.asarray(Image.fromarray(white).resize(size, Image.Resampling.BICUBIC)) if size != (width, height) else white
-    )
-    rows, columns = -size[1] % pattern.TILE, -size[0] % pattern.TILE
-    padded = np.pad(resized, ((0, rows), (0, columns)))
-    return padded.reshape(-1, pattern.TILE, padded.shape[1] // pattern.TILE, pattern.TILE).sum(axis=(0, 2))
+    scale = size / min(height, width)
+    columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
+    if (rows, columns) != (height, width):
+        white = np.asarray(Image.fromarray(white).resize((columns, rows), Image.Resampling.BICUBIC))
+    tile = pattern.TILE
+    padded = np.zeros((-(-rows // tile) * tile, -(-columns // tile) * tile), np.float32)
+    padded[:rows, :columns] = white
+    return np.asarray(padded.reshape(-1, tile, padded.shape[1] // tile, tile).sum(axis=(0, 2)))
 
 
-def phase_only(folded):
-    values = np.fft.rfft2(folded)[pattern.band()]
+def spectra(folded: NDArray[np.float32]) -> NDArray[np.complex64]:
+    """(2, frequencies of the band) w exp(i phi) of a folded image and of its mirror image."""
+    values = np.fft.rfft2(np.stack([folded, folded[:, ::-1]]))[:, *pattern.band()]
     size = np.abs(values)
-    return np.where(size > 1e-6, values / np.maximum(size, 1e-6), 0)
+    return np.asarray(values * np.maximum(size, 1e-12) ** (_WEIGHT_EXPONENT - 1))
+
+
+def correlation(values: NDArray[np.complex64], phases: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """(..., TILE, TILE) scores of the patterns with phases (..., frequencies) at every position."""
+    energy = float((np.abs(values) ** 2).sum()) / 2
+    return pattern.from_band(values * np.conj(phases)) / np.float32(math.sqrt(energy) if energy > 0 else 1)
+
+
+def decode(values: NDArray[np.complex64]) -> tuple[float, int]:
+    """The best score in one spectrum, and its payload."""
+    reference, *data = correlation(values, pattern.phases())
+    weight, best = pattern.REFERENCE_AMPLITUDE, (0.0, 0)
+    for position in np.argsort(-reference, axis=None)[:_POSITIONS].tolist():
+        row, column = divmod(position, pattern.TILE)
+        places = np.roll(data, (-row, -column), axis=(1, 2))[:, :: pattern.STEP, :: pattern.STEP]
+        payload, total = code.decode(places.reshape(code.SYMBOLS, code.VALUES))
+        score = (weight * float(reference[row, column]) + total) / math.sqrt(weight**2 + code.SYMBOLS)
+        best = max(best, (score, payload))
+    return best

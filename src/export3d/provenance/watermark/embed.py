@@ -12,9 +12,9 @@ from PIL import Image
 from export3d.errors import ShapeError
 from export3d.provenance.watermark import code, pattern
 
-FLAT_STRENGTH = 0.8
-STRENGTH_PER_ACTIVITY = 0.6
-STRONGEST = 6.0
+FLAT_STRENGTH = 1.0
+STRENGTH_PER_ACTIVITY = 0.4
+STRONGEST = 5.0
 LARGEST_ERROR = 255.0**2 / 10**4.12
 _ACTIVITY_GRID = 64
 

@@ -28,7 +28,7 @@ STEP = 8
 """Canonical pixels between the positions of a data pattern; (TILE / STEP) squared is the number of symbol values."""
 REFERENCE_AMPLITUDE = 1.5
 """Of the reference pattern against a data pattern: it must be found first, among more positions."""
-LOWEST, HIGHEST = 0.04, 0.25
+LOWEST, HIGHEST = 0.06, 0.27
 """Band of the patterns, cycles per canonical pixel."""
 _KEY = b"export3d watermark 1"
 
@@ -44,21 +44,21 @@ def band() -> tuple[NDArray[np.intp], NDArray[np.intp]]:
 
 
 @cache
-def phases() -> NDArray[np.complex128]:
+def phases() -> NDArray[np.complex64]:
     """(1 + 8, frequencies of the band) unit complex numbers: the reference's, then the data patterns'."""
     count = (1 + SYMBOLS) * band()[0].size
     numbers = np.frombuffer(hashlib.shake_256(_KEY).digest(4 * count), "<u4").reshape(1 + SYMBOLS, -1)
-    return np.asarray(np.exp(2j * np.pi * numbers / 2.0**32))
+    return np.asarray(np.exp(2j * np.pi * numbers / 2.0**32), np.complex64)
 
 
-def from_band(values: NDArray[Any]) -> NDArray[np.float64]:
+def from_band(values: NDArray[Any]) -> NDArray[np.float32]:
     """(..., TILE, TILE) sums over the band of |v| cos(2 pi f.x + arg v), for complex values (..., frequencies)."""
     rows, columns = band()
-    spectrum = np.zeros((*values.shape[:-1], TILE, TILE // 2 + 1), np.complex128)
+    spectrum = np.zeros((*values.shape[:-1], TILE, TILE // 2 + 1), np.complex64)
     spectrum[..., rows, columns] = values
     zero = columns == 0
     spectrum[..., -rows[zero] % TILE, 0] = np.conj(values[..., zero])
-    return np.asarray(np.fft.irfft2(spectrum, axes=(-2, -1))) * (TILE * TILE / 2)
+    return np.asarray(np.fft.irfft2(spectrum, axes=(-2, -1), norm="forward"), np.float32) / 2
 
 
 def tile(payload: int) -> NDArray[np.float32]:
