@@ -75,8 +75,8 @@ def find_watermark(frames: Iterable[NDArray[np.uint8]]) -> Finding:
     score, payload, mirrored, size = _best(_whitened(average))
     false_positive = min(1.0, math.exp(min(0.0, LOG_HYPOTHESES - score * score / 2)))
     found = false_positive <= LARGEST_FALSE_POSITIVE
-    scale = size / pattern.SHORTER_SIDE
-    return Finding(found, payload if found else None, score, false_positive, found and mirrored, scale if found else 1.0, count)
+    scale = size / pattern.SHORTER_SIDE if found else 1.0
+    return Finding(found, payload if found else None, score, false_positive, found and mirrored, scale, count)
 
 
 def _average(frames: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], int]:
@@ -114,22 +114,33 @@ def _box_mean(image: NDArray[Any]) -> NDArray[np.float64]:
 
 def _best(white: NDArray[np.float32]) -> tuple[float, int, bool, int]:
     """Score, payload, mirrored, shorter side of the best hypothesis."""
-    levels = {}
-    for size in SIZES:
-        for mirrored, values in enumerate(spectra(fold(white, size))):
-            levels[size, mirrored] = float(correlation(values, pattern.phases()[0]).max())
+    levels = _reference_levels(white, SIZES)
+    neighbours = {middle + step for middle, _ in _highest(levels) for step in (-1, 1)}
+    levels |= _reference_levels(white, sorted(neighbours))
     best = (0.0, 0, False, pattern.SHORTER_SIDE)
-    for middle, mirrored in sorted(levels, key=levels.__getitem__)[-_REFINED:]:
-        for size in (middle - 1, middle, middle + 1):
-            score, payload = decode(spectra(fold(white, size))[mirrored])
-            best = max(best, (score, payload, bool(mirrored), size))
+    for size, mirrored in _highest(levels):
+        score, payload = decode(spectra(fold(white, size))[mirrored])
+        best = max(best, (score, payload, bool(mirrored), size))
     return best
+
+
+def _reference_levels(white: NDArray[np.float32], sizes: Iterable[int]) -> dict[tuple[int, int], float]:
+    """The reference pattern's highest score by (shorter side, mirrored)."""
+    levels = {}
+    for size in sizes:
+        scores = correlation(spectra(fold(white, size)), pattern.phases()[0])
+        levels |= {(size, mirrored): float(score) for mirrored, score in enumerate(scores.max(axis=(1, 2)))}
+    return levels
+
+
+def _highest(levels: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
+    return sorted(levels, key=levels.__getitem__)[-_REFINED:]
 
 
 def fold(white: NDArray[np.float32], size: int) -> NDArray[np.float32]:
     """The tile (TILE, TILE) into which an image sums up once its shorter side is resized to `size` pixels."""
     height, width = white.shape
-    scale = size / min(height, width)
+    scale = size / pattern.SHORTER_SIDE
     columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
     if (rows, columns) != (height, width):
         white = np.asarray(Image.fromarray(white).resize((columns, rows), Image.Resampling.BICUBIC))
@@ -147,16 +158,16 @@ def spectra(folded: NDArray[np.float32]) -> NDArray[np.complex64]:
 
 
 def correlation(values: NDArray[np.complex64], phases: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """(..., TILE, TILE) scores of the patterns with phases (..., frequencies) at every position."""
-    energy = float((np.abs(values) ** 2).sum()) / 2
-    return pattern.from_band(values * np.conj(phases)) / np.float32(math.sqrt(energy) if energy > 0 else 1)
+    """(..., TILE, TILE) scores at every position, of spectra and pattern phases (..., frequencies) broadcast together."""
+    rms = np.sqrt((np.abs(values) ** 2).sum(axis=-1) / 2)[..., None, None]
+    return np.asarray(pattern.from_band(values * np.conj(phases)) / np.where(rms > 0, rms, 1), np.float32)
 
 
 def decode(values: NDArray[np.complex64]) -> tuple[float, int]:
     """The best score in one spectrum, and its payload."""
     reference, *data = correlation(values, pattern.phases())
     weight, best = pattern.REFERENCE_AMPLITUDE, (0.0, 0)
-    for position in np.argsort(-reference, axis=None)[:_POSITIONS].tolist():
+    for position in np.argpartition(reference, -_POSITIONS, axis=None)[-_POSITIONS:].tolist():
         row, column = divmod(position, pattern.TILE)
         places = np.roll(data, (-row, -column), axis=(1, 2))[:, :: pattern.STEP, :: pattern.STEP]
         payload, total = code.decode(places.reshape(code.SYMBOLS, code.VALUES))

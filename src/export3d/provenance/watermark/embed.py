@@ -54,8 +54,8 @@ def strength(frame: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(H, W) local rms of the mark, grey levels."""
     height, width = frame.shape[:2]
     luminance = Image.fromarray(frame).convert("L")
-    scale = pattern.SHORTER_SIDE / min(height, width)
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    rows, columns = pattern.canonical_size(height, width)
+    size = (max(1, round(columns)), max(1, round(rows)))
     if luminance.size != size:
         luminance = luminance.resize(size, Image.Resampling.BOX, reducing_gap=1.0)
     grey = np.asarray(luminance, np.float32)

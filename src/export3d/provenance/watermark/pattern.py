@@ -23,10 +23,12 @@ from PIL import Image
 from export3d.provenance.watermark.code import SYMBOLS, encode
 
 SHORTER_SIDE = 256
+LONGEST_SIDE = 4096
+"""Of an image more than sixteen times as long as wide; it bounds memory."""
 TILE = 128
 STEP = 8
 """Canonical pixels between the positions of a data pattern; (TILE / STEP) squared is the number of symbol values."""
-REFERENCE_AMPLITUDE = 1.5
+REFERENCE_AMPLITUDE = 2.0
 """Of the reference pattern against a data pattern: it must be found first, among more positions."""
 LOWEST, HIGHEST = 0.06, 0.27
 """Band of the patterns, cycles per canonical pixel."""
@@ -73,8 +75,8 @@ def tile(payload: int) -> NDArray[np.float32]:
 
 
 def canonical_size(height: int, width: int) -> tuple[float, float]:
-    """Height and width of an image in canonical pixels, of which the smaller is SHORTER_SIDE."""
-    scale = SHORTER_SIDE / min(height, width)
+    """Height and width of an image in canonical pixels: the smaller is SHORTER_SIDE, or the larger LONGEST_SIDE."""
+    scale = min(SHORTER_SIDE / min(height, width), LONGEST_SIDE / max(height, width))
     return height * scale, width * scale
 
 
