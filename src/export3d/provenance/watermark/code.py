@@ -1,8 +1,8 @@
 """Reed-Solomon (8, 4) over GF(256): 32 payload bits in eight symbols, any four of which determine the others.
 
-I. S. Reed, G. Solomon, "Polynomial Codes over Certain Finite Fields", J. SIAM 8 (1960). The payload's four bytes are the
-values at x = 0..3 of a polynomial of degree below four; symbols 4..7 are its values at x = 4..7. Two codewords differ in
-at least five symbols.
+I. S. Reed, G. Solomon, "Polynomial Codes over Certain Finite Fields", J. SIAM 8 (1960). The payload's four bytes are
+the values at x = 0..3 of a polynomial of degree below four; symbols 4..7 are its values at x = 4..7. Two codewords
+differ in at least five symbols.
 
 The decoder takes a score for each value of each symbol. It is ordered-statistics decoding (M. Fossorier, S. Lin, IEEE
 Trans. Information Theory 41, 1995): the likeliest values of every four of the most reliable symbols are completed to
@@ -36,7 +36,7 @@ def _products() -> NDArray[np.uint8]:
         powers[exponent] = powers[exponent + 255] = element
         logarithm[element] = exponent
         element = element << 1 ^ (_FIELD_POLYNOMIAL if element & 0x80 else 0)
-    table = powers[logarithm[:, None] + logarithm[None, :]]
+    table: NDArray[np.uint8] = powers[logarithm[:, None] + logarithm[None, :]]
     table[0] = table[:, 0] = 0
     return table
 
@@ -63,7 +63,7 @@ def _interpolation(points: tuple[int, ...]) -> NDArray[np.uint8]:
 def _codewords(points: tuple[int, ...], symbols: NDArray[Any]) -> NDArray[np.uint8]:
     """(N, 8) codewords with the given (N, 4) symbols at four points."""
     terms = _products()[symbols[:, :, None], _interpolation(points)[None]]
-    return np.bitwise_xor.reduce(terms, axis=1)
+    return np.asarray(np.bitwise_xor.reduce(terms, axis=1), np.uint8)
 
 
 def encode(payload: int) -> NDArray[np.uint8]:

@@ -1,18 +1,20 @@
 """Finding the mark, and the probability of finding it where there is none.
 
-Frames are averaged on the canonical scale, since the mark is static. The average is whitened: the local mean is
-subtracted and the rest divided by its local rms, so that strong edges do not outweigh the mark. It is then resized to each
-scale that a crop could have left, folded into one tile and compared, in the frequency domain and mostly by phase, with
-the patterns (symmetrical phase-only matched filter: T. Kalker, G. Depovere, J. Haitsma, M. Maes, SPIE 3657, 1999).
+Frames are whitened on the canonical scale: the local mean is subtracted and the rest divided by a power of its local
+rms, so that strong edges do not outweigh the mark. They are then averaged, since the mark is static. The first frame is
+also searched by itself: video codecs code it without reference to others, while later frames, where the whole image
+moves, carry the mark along with the motion. Each of the two is resized to the scales that a crop may have left, folded
+into one tile and compared with the patterns, in the frequency domain and mostly by phase (symmetrical phase-only matched
+filter: T. Kalker, G. Depovere, J. Haitsma, M. Maes, SPIE 3657, 1999).
 
 The score of a hypothesis (scale, mirrored or not, position of the tile, payload) is
 
     S = sum_p sum_f a_p w_f cos(phi_f - theta_pf + 2 pi f.x_p) / sqrt(sum_p a_p^2 sum_f w_f^2 / 2)
 
-where the folded image has weight w_f and phase phi_f at frequency f, and pattern p has amplitude a_p, phases theta_pf and
-position x_p. The phases are the key: independent, uniform, and independent of every image that does not carry the mark.
-E exp(u cos(theta)) <= exp(u^2 / 4) for uniform theta, so P(S >= s) <= exp(-s^2 / 2) whatever the image, a photo or a
-checkerboard. The union bound over all hypotheses gives `Finding.false_positive`.
+where the folded image has weight w_f and phase phi_f at frequency f, and pattern p has amplitude a_p, phases theta_pf
+and position x_p. The phases are the key: independent, uniform, and independent of every image that does not carry the
+mark. E exp(u cos(theta)) <= exp(u^2 / 4) for uniform theta, so P(S >= s) <= exp(-s^2 / 2) whatever the image, a photo
+or a checkerboard. The union bound over all hypotheses gives `Finding.false_positive`.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -36,7 +39,10 @@ SIZES = range(pattern.SHORTER_SIDE, SMALLEST - 1, -3)
 """Shorter sides searched first; the best are then tried one pixel smaller and larger."""
 LARGEST_FALSE_POSITIVE = 1e-7
 """Files with a larger `false_positive` count as unmarked."""
-LOG_HYPOTHESES = math.log(len(range(SMALLEST - 1, pattern.SHORTER_SIDE + 2)) * 2 * pattern.TILE**2) + 32 * math.log(2)
+LOG_HYPOTHESES = math.log(2 * (pattern.SHORTER_SIDE - SMALLEST + 3) * 2 * pattern.TILE**2) + 32 * math.log(2)
+"""Logarithm of the number of hypotheses: average or first frame, scale, mirrored or not, position, payload."""
+MOST_FRAMES = 250
+"""Frames that are read at most; more do not raise the score."""
 _REFINED = 4
 _POSITIONS = 4
 _WEIGHT_EXPONENT = 0.3
@@ -71,38 +77,37 @@ def find_watermark(frames: Iterable[NDArray[np.uint8]]) -> Finding:
 
     Raises ShapeError for other arrays, for frames of different sizes and where there are no frames.
     """
-    average, count = _average(frames)
-    score, payload, mirrored, size = _best(_whitened(average))
+    first, average, count = _whitened_frames(islice(frames, MOST_FRAMES))
+    score, payload, mirrored, size = max(_best(white) for white in ([first] if count == 1 else [first, average]))
     false_positive = min(1.0, math.exp(min(0.0, LOG_HYPOTHESES - score * score / 2)))
     found = false_positive <= LARGEST_FALSE_POSITIVE
     scale = size / pattern.SHORTER_SIDE if found else 1.0
     return Finding(found, payload if found else None, score, false_positive, found and mirrored, scale, count)
 
 
-def _average(frames: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], int]:
-    """Mean luminance on the canonical scale, and the number of frames."""
-    total, shape, count = np.zeros(0), None, 0
+def _whitened_frames(frames: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
+    """The first frame and the mean of all, on the canonical scale and whitened, and the number of frames."""
+    first, total, shape, count = np.zeros((1, 1), np.float32), np.zeros((1, 1)), (0, 0, 3), 0
     for frame in frames:
         check_frame(frame)
-        if shape is None:
-            shape = frame.shape
-            rows, columns = (max(1, round(side)) for side in pattern.canonical_size(*shape[:2]))
-            total = np.zeros((rows, columns))
-        if frame.shape != shape:
+        if count and frame.shape != shape:
             raise ShapeError(f"frame {count} is {frame.shape} and the first is {shape}; give frames of one size")
+        height, width = (max(1, round(side)) for side in pattern.canonical_size(*frame.shape[:2]))
         grey = Image.fromarray(frame).convert("L").convert("F")
-        total += np.asarray(grey.resize((total.shape[1], total.shape[0]), Image.Resampling.BICUBIC))
-        count += 1
+        white = _whitened(np.asarray(grey.resize((width, height), Image.Resampling.BICUBIC)), 1.0, 1.5)
+        if not count:
+            first, shape = white, frame.shape
+        total, count = total + white, count + 1
     if not count:
         raise ShapeError("there are no frames to search for the watermark; give at least one")
-    return np.asarray(total / count, np.float32), count
+    return first, _whitened(total / count, 0.1, 0.5), count
 
 
-def _whitened(grey: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The part of an image (H, W) in which the mark is weighted by its chance to show."""
-    detail = grey - _box_mean(grey)
+def _whitened(image: NDArray[Any], floor: float, exponent: float) -> NDArray[np.float32]:
+    """An image (H, W) without its local mean, divided by (floor + local rms) ** exponent."""
+    detail = image - _box_mean(image)
     rms = np.sqrt(np.maximum(_box_mean(detail * detail), 0))
-    return np.asarray(detail / (1 + rms) ** 1.5, np.float32)
+    return np.asarray(detail / (floor + rms) ** exponent, np.float32)
 
 
 def _box_mean(image: NDArray[Any]) -> NDArray[np.float64]:
@@ -126,7 +131,7 @@ def _best(white: NDArray[np.float32]) -> tuple[float, int, bool, int]:
 
 def _reference_levels(white: NDArray[np.float32], sizes: Iterable[int]) -> dict[tuple[int, int], float]:
     """The reference pattern's highest score by (shorter side, mirrored)."""
-    levels = {}
+    levels: dict[tuple[int, int], float] = {}
     for size in sizes:
         scores = correlation(spectra(fold(white, size)), pattern.phases()[0])
         levels |= {(size, mirrored): float(score) for mirrored, score in enumerate(scores.max(axis=(1, 2)))}
@@ -152,13 +157,14 @@ def fold(white: NDArray[np.float32], size: int) -> NDArray[np.float32]:
 
 def spectra(folded: NDArray[np.float32]) -> NDArray[np.complex64]:
     """(2, frequencies of the band) w exp(i phi) of a folded image and of its mirror image."""
-    values = np.fft.rfft2(np.stack([folded, folded[:, ::-1]]))[:, *pattern.band()]
+    rows, columns = pattern.band()
+    values = np.fft.rfft2(np.stack([folded, folded[:, ::-1]]))[:, rows, columns]
     size = np.abs(values)
     return np.asarray(values * np.maximum(size, 1e-12) ** (_WEIGHT_EXPONENT - 1))
 
 
 def correlation(values: NDArray[np.complex64], phases: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """(..., TILE, TILE) scores at every position, of spectra and pattern phases (..., frequencies) broadcast together."""
+    """(..., TILE, TILE) scores at every position, of spectra and pattern phases (..., frequencies)."""
     rms = np.sqrt((np.abs(values) ** 2).sum(axis=-1) / 2)[..., None, None]
     return np.asarray(pattern.from_band(values * np.conj(phases)) / np.where(rms > 0, rms, 1), np.float32)
 

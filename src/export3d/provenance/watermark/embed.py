@@ -47,7 +47,7 @@ class Watermark:
         if error > LARGEST_ERROR:
             added *= np.float32((LARGEST_ERROR / error) ** 0.5)
         marked = np.rint(added).astype(np.int16)[:, :, None] + frame
-        return np.clip(marked, 0, 255, out=marked).astype(np.uint8)
+        return np.asarray(np.clip(marked, 0, 255, out=marked), np.uint8)
 
 
 def strength(frame: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -4,10 +4,10 @@ An image's canonical scale gives its shorter side 256 canonical pixels, so resiz
 as it is. On it a tile of 128 x 128 canonical pixels repeats over the image (JAWS: T. Kalker, G. Depovere, J. Haitsma,
 M. Maes, "A video watermarking system for broadcast monitoring", SPIE 3657, 1999).
 
-The tile is the sum of a reference pattern and eight data patterns. Symbol p of the payload's codeword, 0..255, moves data
-pattern p cyclically against the reference by (8 (symbol // 16), 8 (symbol % 16)) canonical pixels; a translation of the
-image moves all of them together. Every pattern has the same band-shaped amplitude spectrum and its own phases, independent
-and uniform: they are the key, and the only random thing in the detector's statistic.
+The tile is the sum of a reference pattern and eight data patterns. Symbol p of the payload's codeword, 0..255, moves
+data pattern p cyclically against the reference by (8 (symbol // 16), 8 (symbol % 16)) canonical pixels; a translation
+of the image moves all of them together. Every pattern has the same flat amplitude spectrum inside a band and its own
+phases, independent and uniform: they are the key, and the only random numbers in the detector's statistic.
 """
 
 from __future__ import annotations
@@ -60,7 +60,8 @@ def from_band(values: NDArray[Any]) -> NDArray[np.float32]:
     spectrum[..., rows, columns] = values
     zero = columns == 0
     spectrum[..., -rows[zero] % TILE, 0] = np.conj(values[..., zero])
-    return np.asarray(np.fft.irfft2(spectrum, axes=(-2, -1), norm="forward"), np.float32) / 2
+    sums = np.fft.irfft2(spectrum, axes=(-2, -1), norm="forward").astype(np.float32)
+    return np.asarray(sums / np.float32(2))
 
 
 def tile(payload: int) -> NDArray[np.float32]:
