@@ -4,8 +4,8 @@ Frames are whitened on the canonical scale: the local mean is subtracted and the
 rms, so that strong edges do not outweigh the mark. They are then averaged, since the mark is static. The first frame is
 also searched by itself: video codecs code it without reference to others, while later frames, where the whole image
 moves, carry the mark along with the motion. Each of the two is resized to the scales that a crop may have left, folded
-into one tile and compared with the patterns, in the frequency domain and mostly by phase (symmetrical phase-only matched
-filter: T. Kalker, G. Depovere, J. Haitsma, M. Maes, SPIE 3657, 1999).
+into one tile and compared with the patterns, in the frequency domain and mostly by phase (symmetrical phase-only
+matched filter: T. Kalker, G. Depovere, J. Haitsma, M. Maes, SPIE 3657, 1999).
 
 The score of a hypothesis (scale, mirrored or not, position of the tile, payload) is
 
