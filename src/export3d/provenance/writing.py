@@ -118,7 +118,11 @@ def video_writer(
 
     Raises:
         PolicyError: as `Marks.agreed`.
+        ConfigError: the certificate that signs cannot be used; known here, before the frames are made.
     """
+    paint = painter(marks)
+    if paint is not None and signing.available():
+        signing.check()
     return VideoWriter(
         path,
         fps,
@@ -127,7 +131,7 @@ def video_writer(
         audio_start_s=audio_start_s,
         timed=timed,
         metadata=marks.statement.tags() if marks.wanted else None,
-        paint=painter(marks),
+        paint=paint,
         seal=partial(_sign, statement=marks.statement, shown=Path(path)) if marks.wanted else None,
     )
 

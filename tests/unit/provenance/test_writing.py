@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export3d.errors import OutputError, PolicyError, ShapeError
+from export3d.errors import ConfigError, OutputError, PolicyError, ShapeError
 from export3d.provenance import signing
 from export3d.provenance.label import with_label
 from export3d.provenance.statement import SOURCE_TYPE, Statement
@@ -31,7 +31,7 @@ from export3d.provenance.writing import (
     write_image,
     write_unmarked,
 )
-from export3d.video import read_frames
+from export3d.video import VideoWriter, read_frames
 
 MARKS = Marks(Statement(portrait="a" * 64, weights="b" * 64))
 
@@ -263,3 +263,12 @@ def test_two_writers_work_at_once(tmp_path: Path, astronaut_turns: list[np.ndarr
     found = [find_watermark(read_frames(tmp_path / f"{number}.mp4")).payload for number in range(2)]
     assert found == payloads
     assert [signing.read(tmp_path / f"{number}.mp4").payload for number in range(2)] == payloads  # type: ignore[union-attr]
+
+
+def test_an_unusable_certificate_is_known_before_the_frames(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXPORT3D_HOME", str(tmp_path))
+    (tmp_path / "signing.pem").write_text("no key")
+    (tmp_path / "signing.pem").chmod(0o600)
+    with pytest.raises(ConfigError, match=r"signing\.pem"):
+        video_writer(tmp_path / "a.mp4", 25, 64)
+    assert isinstance(video_writer(tmp_path / "a.mp4", 25, 64, marks=NO_MARKS), VideoWriter)
