@@ -176,8 +176,6 @@ def verify(path: str | os.PathLike[str]) -> Report:
     try:
         if signing.available():
             signed = signing.read(path)
-            if error is not None and signed is not None and not signed.generated:
-                signed = None  # bytes that look like a statement, in a file that is no image
         else:
             with path.open("rb") as file:
                 unchecked = signing.holds_statement(file)
