@@ -25,8 +25,11 @@ class Marking:
     no_mark: bool = False
 
     def check(self) -> None:
-        """Report what cannot be before any work starts."""
-        self.marks().agreed()
+        """Report what cannot be before any work starts: what a policy forbids, a certificate that cannot sign."""
+        from export3d.provenance import signing
+
+        if self.marks().agreed().wanted and signing.available():
+            signing.check()
 
     def marks(self, statement: Statement | None = None) -> Marks:
         """The marks of an output that was made from what the statement tells."""

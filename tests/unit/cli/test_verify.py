@@ -67,6 +67,19 @@ def test_a_name_that_is_no_text_is_printed(
     assert capsys.readouterr().err == ""
 
 
+def test_a_certificate_that_cannot_sign_is_refused_before_the_work(
+    tmp_path: Path, astronaut_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("EXPORT3D_HOME", str(tmp_path))
+    (tmp_path / "signing.pem").write_text("hello")
+    (tmp_path / "signing.pem").chmod(0o600)
+    words = ["--motion", "speech", "-o", str(tmp_path / "o.mp4")]
+    assert main(["animate", str(astronaut_path), *words]) == 2
+    assert "0 private keys" in capsys.readouterr().err
+    assert main(["animate", str(astronaut_path), *words, "--no-mark", "--seconds", "-1"]) == 2
+    assert "duration" in capsys.readouterr().err, "without marks, nothing is signed"
+
+
 @pytest.mark.slow
 def test_an_animated_portrait_stays_marked_when_its_metadata_are_lost(
     astronaut_path: Path, motion_file: Path, rigid_weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

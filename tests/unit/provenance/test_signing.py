@@ -15,9 +15,11 @@ import pytest
 
 from export3d import files
 from export3d.errors import InputError, MissingExtra, OutputError
+from export3d.image import read_image
 from export3d.provenance import signing
 from export3d.provenance.certificate import credentials
 from export3d.provenance.statement import SOURCE_TYPE, Statement
+from export3d.provenance.writing import write_image
 
 FORMATS = ("mp4", "png", "jpg", "webp")
 BEGIN = b"-----BEGIN CERTIFICATE-----"
@@ -210,8 +212,12 @@ def test_another_format_is_refused(unsigned: Path, tmp_path: Path, statement: St
         signing.sign(unsigned / "plain.png", tmp_path / "out.gif", statement)
 
 
-def test_without_the_library_one_line_says_so(
-    unsigned: Path, statement: Statement, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+def test_without_the_library_one_line_says_so_and_images_are_written_unsigned(
+    unsigned: Path,
+    tmp_path: Path,
+    statement: Statement,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     signing.available.cache_clear()
     monkeypatch.setitem(sys.modules, "c2pa", None)
@@ -223,8 +229,11 @@ def test_without_the_library_one_line_says_so(
             signing.signed((unsigned / "plain.png").read_bytes(), ".png", statement)
         with pytest.raises(MissingExtra):
             signing.read(unsigned / "plain.png")
+        write_image(tmp_path / "made.png", read_image(unsigned / "plain.png"))
     finally:
         signing.available.cache_clear()
+    monkeypatch.undo()
+    assert signing.read(tmp_path / "made.png") is None
 
 
 def test_the_libraries_are_loaded_at_the_first_use_only() -> None:
