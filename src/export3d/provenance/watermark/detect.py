@@ -30,8 +30,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export3d.errors import ShapeError
-from export3d.provenance.watermark import code, pattern
+from export3d.provenance.watermark import pattern
 from export3d.provenance.watermark.embed import check_frame
+from export3d.provenance.watermark.matching import correlation, decode, fold, spectra
+from export3d.provenance.watermark.warped import LOG_WARPS, best_warped
 
 SMALLEST = 190
 """Canonical pixels that the smallest crop leaves of the shorter side: 74 % of it."""
@@ -44,8 +46,6 @@ LOG_HYPOTHESES = math.log(2 * (pattern.SHORTER_SIDE - SMALLEST + 3) * 2 * patter
 MOST_FRAMES = 250
 """Frames that are read at most; more do not raise the score."""
 _REFINED = 4
-_POSITIONS = 4
-_WEIGHT_EXPONENT = 0.3
 _WHITENING_RADIUS = 2
 
 
@@ -79,10 +79,21 @@ def find_watermark(frames: Iterable[NDArray[np.uint8]]) -> Finding:
     """
     first, average, count = _whitened_frames(islice(frames, MOST_FRAMES))
     score, payload, mirrored, size = max(_best(white) for white in ([first] if count == 1 else [first, average]))
-    false_positive = min(1.0, math.exp(min(0.0, LOG_HYPOTHESES - score * score / 2)))
+    false_positive = _bound(score, LOG_HYPOTHESES)
+    if count > 1 and false_positive > LARGEST_FALSE_POSITIVE:
+        warped_score, warped_payload, warped_mirrored = best_warped(average)
+        warped_bound = _bound(warped_score, LOG_HYPOTHESES + LOG_WARPS)
+        if warped_bound <= LARGEST_FALSE_POSITIVE:
+            score, payload, mirrored, size = warped_score, warped_payload, warped_mirrored, pattern.SHORTER_SIDE
+            false_positive = warped_bound
     found = false_positive <= LARGEST_FALSE_POSITIVE
     scale = size / pattern.SHORTER_SIDE if found else 1.0
     return Finding(found, payload if found else None, score, false_positive, found and mirrored, scale, count)
+
+
+def _bound(score: float, log_hypotheses: float) -> float:
+    """Upper bound of the probability that any of the hypotheses reaches a score in an unmarked image."""
+    return min(1.0, math.exp(min(0.0, log_hypotheses - score * score / 2)))
 
 
 def _whitened_frames(frames: Iterable[NDArray[np.uint8]]) -> tuple[NDArray[np.float32], NDArray[np.float32], int]:
@@ -140,43 +151,3 @@ def _reference_levels(white: NDArray[np.float32], sizes: Iterable[int]) -> dict[
 
 def _highest(levels: dict[tuple[int, int], float]) -> list[tuple[int, int]]:
     return sorted(levels, key=levels.__getitem__)[-_REFINED:]
-
-
-def fold(white: NDArray[np.float32], size: int) -> NDArray[np.float32]:
-    """The tile (TILE, TILE) into which an image sums up once its shorter side is resized to `size` pixels."""
-    height, width = white.shape
-    scale = size / pattern.SHORTER_SIDE
-    columns, rows = max(1, round(width * scale)), max(1, round(height * scale))
-    if (rows, columns) != (height, width):
-        white = np.asarray(Image.fromarray(white).resize((columns, rows), Image.Resampling.BICUBIC))
-    tile = pattern.TILE
-    padded = np.zeros((-(-rows // tile) * tile, -(-columns // tile) * tile), np.float32)
-    padded[:rows, :columns] = white
-    return np.asarray(padded.reshape(-1, tile, padded.shape[1] // tile, tile).sum(axis=(0, 2)))
-
-
-def spectra(folded: NDArray[np.float32]) -> NDArray[np.complex64]:
-    """(2, frequencies of the band) w exp(i phi) of a folded image and of its mirror image."""
-    rows, columns = pattern.band()
-    values = np.fft.rfft2(np.stack([folded, folded[:, ::-1]]))[:, rows, columns]
-    size = np.abs(values)
-    return np.asarray(values * np.maximum(size, 1e-12) ** (_WEIGHT_EXPONENT - 1))
-
-
-def correlation(values: NDArray[np.complex64], phases: NDArray[np.complex64]) -> NDArray[np.float32]:
-    """(..., TILE, TILE) scores at every position, of spectra and pattern phases (..., frequencies)."""
-    rms = np.sqrt((np.abs(values) ** 2).sum(axis=-1) / 2)[..., None, None]
-    return np.asarray(pattern.from_band(values * np.conj(phases)) / np.where(rms > 0, rms, 1), np.float32)
-
-
-def decode(values: NDArray[np.complex64]) -> tuple[float, int]:
-    """The best score in one spectrum, and its payload."""
-    reference, *data = correlation(values, pattern.phases())
-    weight, best = pattern.REFERENCE_AMPLITUDE, (0.0, 0)
-    for position in np.argpartition(reference, -_POSITIONS, axis=None)[-_POSITIONS:].tolist():
-        row, column = divmod(position, pattern.TILE)
-        places = np.roll(data, (-row, -column), axis=(1, 2))[:, :: pattern.STEP, :: pattern.STEP]
-        payload, total = code.decode(places.reshape(code.SYMBOLS, code.VALUES))
-        score = (weight * float(reference[row, column]) + total) / math.sqrt(weight**2 + code.SYMBOLS)
-        best = max(best, (score, payload))
-    return best
