@@ -156,7 +156,13 @@ def sign(source: Path, target: Path, statement: Statement) -> None:
         MissingExtra: see `available`.  ConfigError: see `credentials`.  OutputError: the file cannot be signed.
     """
     with files.writing_to(target), source.open("rb") as unsigned, target.open("w+b") as file:
-        _sign(unsigned, file, str(target), target.suffix.lower(), statement)
+        watched = _Watched(file)
+        try:
+            _sign(unsigned, watched, str(target), target.suffix.lower(), statement)
+        except OutputError:
+            if watched.problem is not None:
+                raise watched.problem from None
+            raise
 
 
 def read(path: Path) -> SignedStatement | None:
@@ -184,6 +190,22 @@ def read(path: Path) -> SignedStatement | None:
         return SignedStatement("changed", problems=(f"unreadable: {problem}",)) if holds_statement(file) else None
 
 
+class _Watched:
+    """A file that remembers why it could not be written; the library does not pass that on."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.read, self.seek, self.tell, self.flush = file.read, file.seek, file.tell, file.flush
+        self.problem: OSError | None = None
+        self._write = file.write
+
+    def write(self, data: bytes) -> int:
+        try:
+            return self._write(data)
+        except OSError as problem:
+            self.problem = problem
+            raise
+
+
 def holds_statement(file: BinaryIO) -> bool:
     """Whether a C2PA statement, valid or not, is near the beginning or the end of a file."""
     size = file.seek(0, io.SEEK_END)
@@ -193,7 +215,7 @@ def holds_statement(file: BinaryIO) -> bool:
     return begins or _MANIFEST_STORE in file.read(EDGE)
 
 
-def _sign(source: BinaryIO, target: BinaryIO, name: str, suffix: str, statement: Statement) -> None:
+def _sign(source: BinaryIO, target: BinaryIO | _Watched, name: str, suffix: str, statement: Statement) -> None:
     if not available():
         raise MissingExtra("provenance", "c2pa-python")
     import c2pa
@@ -261,7 +283,8 @@ def _told(store: dict[str, Any]) -> SignedStatement:
 
 def _source_type(assertions: list[Any]) -> str | None:
     """The digital source type of the actions: of media that a model made, if any is; otherwise the first."""
-    actions = [action for data in assertions if isinstance(data, dict) for action in data.get("actions", [])]
+    lists = [data.get("actions") for data in assertions if isinstance(data, dict)]
+    actions = [action for each in lists if isinstance(each, list) for action in each]
     urls = [str(action.get("digitalSourceType") or "") for action in actions if isinstance(action, dict)]
     names = [url.rpartition("/")[2] for url in urls if url]
     return next((name for name in names if name in GENERATED), readable(next(iter(names), None)))

@@ -58,16 +58,19 @@ def signed_file(tmp_path: Path, unsigned: Path, statement: Statement) -> Callabl
 
 @pytest.fixture
 def sign_as(tmp_path: Path, unsigned: Path) -> Callable[..., Path]:
-    """Signs a PNG as another program does; `remote` is an address where it says that its statement is."""
+    """Signs a PNG as another program does.
 
-    def make(tool: str, source_type: str, remote: str | None = None) -> Path:
+    `remote` is an address where it says that its statement is, `more` are further assertions.
+    """
+
+    def make(tool: str, source_type: str, remote: str | None = None, more: list[dict] | None = None) -> Path:
         import c2pa
 
         own = credentials()
         created = {"action": "c2pa.created", "digitalSourceType": source_type}
         manifest = {
             "claim_generator_info": [{"name": tool, "version": "7"}],
-            "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [created]}}],
+            "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [created]}}, *(more or [])],
         }
         info = c2pa.C2paSignerInfo(own.algorithm, own.certificates, own.key, None)
         context = signing._context()

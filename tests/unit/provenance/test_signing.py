@@ -152,6 +152,26 @@ def test_the_statement_of_another_program_is_told_as_its_own(sign_as: Callable[.
     assert other.tool == "Another[31m generator 7", "no control characters reach a terminal"
 
 
+@pytest.mark.parametrize("data", [5, [1], "text", {"payload": 5, "weights": None}, {"payload": "xyz"}])
+def test_an_assertion_like_ours_with_other_contents_is_no_error(data: object, sign_as: Callable[..., Path]) -> None:
+    more = [{"label": signing.ASSERTION, "data": data}]
+    told = signing.read(sign_as("Another program", SOURCE_TYPE, more=more))
+    assert told is not None
+    assert (told.state, told.generated, told.payload) == ("unchanged", True, None)
+
+
+def test_a_signature_that_breaks_the_rules_is_not_called_a_change() -> None:
+    store = {
+        "active_manifest": "a",
+        "manifests": {"a": {"claim_generator": "an old program", "signature_info": {}}},
+        "validation_state": "Invalid",
+        "validation_results": {"activeManifest": {"failure": [{"code": "signingCredential.expired"}]}},
+    }
+    assert signing._told(store) == signing.SignedStatement(
+        "invalid", tool="an old program", problems=("signingCredential.expired",)
+    )
+
+
 def test_a_trusted_authority_makes_a_signature_trusted(signed_file: Callable[[str], Path]) -> None:
     path = signed_file("png")
     authority = BEGIN + credentials().certificates.split(BEGIN)[-1]
@@ -205,6 +225,13 @@ def test_what_cannot_be_signed_is_one_sentence(kind: str, tmp_path: Path, statem
     (tmp_path / f"in.{kind}").write_bytes(b"hello")
     with pytest.raises(OutputError, match="cannot be signed"):
         signing.sign(tmp_path / f"in.{kind}", tmp_path / f"out.{kind}", statement)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="Linux has a device that is always full")
+def test_a_full_disk_is_told_as_such(unsigned: Path, tmp_path: Path, statement: Statement) -> None:
+    (tmp_path / "full.mp4").symlink_to("/dev/full")
+    with pytest.raises(OutputError, match="no space left"):
+        signing.sign(unsigned / "plain.mp4", tmp_path / "full.mp4", statement)
 
 
 def test_another_format_is_refused(unsigned: Path, tmp_path: Path, statement: Statement) -> None:

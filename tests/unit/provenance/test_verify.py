@@ -106,6 +106,14 @@ def test_the_report_as_json_has_these_keys(marked: Path, statement: Statement) -
     }
 
 
+def test_the_page_lists_every_key() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "verify.md").read_text("utf-8")
+    told = verify(Path("missing.png")).as_dict()
+    keys = [f"{name}.{key}" for name, value in told.items() if isinstance(value, dict) for key in value]
+    assert len(keys) == 17
+    assert [key for key in [*keys, "file", "result", "error", "summary"] if f"`{key}`" not in page] == []
+
+
 def test_the_report_of_an_unreadable_file_has_the_same_keys(marked: Path, tmp_path: Path) -> None:
     def keys(told: dict) -> dict:
         return {name: sorted(value) if isinstance(value, dict) else None for name, value in told.items()}
