@@ -20,7 +20,7 @@ from torch.nn.functional import conv2d, pad
 from export3d.data.decoding import decode
 from export3d.data.shards import read_shards
 from export3d.evaluation.measures.frechet import Moments, frechet_distance, load_features, sample_rows
-from export3d.evaluation.measures.identity import DlibIdentity
+from export3d.face.identity import DlibIdentity
 from export3d.image import to_uint8
 
 SIZE = 256

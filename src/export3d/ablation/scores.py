@@ -44,7 +44,6 @@ from export3d.animate.animator import pick_device
 from export3d.animate.export import check_output
 from export3d.data.shards import read_index
 from export3d.errors import ConfigError, InputError
-from export3d.evaluation.measures.identity import PACKAGED
 from export3d.evaluation.protocols.cross import FRAMES, cross_identity
 from export3d.evaluation.protocols.pairs import choose_pairs, read_pairs
 from export3d.evaluation.protocols.same import same_identity
@@ -53,6 +52,7 @@ from export3d.evaluation.protocols.settings import Backbone, RunSettings, Scorin
 from export3d.evaluation.reports.clips import BASELINE, OURS
 from export3d.evaluation.reports.cross import Pair
 from export3d.evaluation.reports.tables import strict, titled
+from export3d.face.identity import PACKAGED
 from export3d.files import make_folder, write_bytes
 from export3d.pretrained import PACKAGED_ENCODER, load_pretrained
 from export3d.training.loop_config import LoopConfig

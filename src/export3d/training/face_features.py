@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from export3d.errors import ConfigError
-from export3d.evaluation.measures.identity import DlibIdentity
+from export3d.face.identity import DlibIdentity
 from export3d.perceptual import Perceptual
 
 NAME = "dlib"

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from export3d.data.contrastive import Crop, crop_around
 from export3d.errors import CheckpointError, check_shape
-from export3d.evaluation.measures.identity import DLIB_CORNERS, DLIB_SIZE, DLIB_TEMPLATE, DlibIdentity
 from export3d.expression.contrastive import ResNetSE18, unit
+from export3d.face.identity import DLIB_CORNERS, DLIB_SIZE, DLIB_TEMPLATE, DlibIdentity
 from export3d.layers import constant
 from export3d.render.decoder import PlaneDecoder
 from export3d.render.planes import plane_features

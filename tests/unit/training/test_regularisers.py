@@ -13,8 +13,8 @@ from torch import Tensor
 
 from export3d.animate.drive import bundled_portrait
 from export3d.errors import CheckpointError
-from export3d.evaluation.measures.identity import DlibIdentity
 from export3d.expression.contrastive import ResNetSE18
+from export3d.face.identity import DlibIdentity
 from export3d.image import read_image, to_tensor
 from export3d.render.decoder import PlaneDecoder
 from export3d.training.regularisers import (

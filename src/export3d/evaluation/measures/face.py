@@ -32,9 +32,10 @@ from export3d.evaluation.measures.face_readers import (
     load_expression,
     load_landmarks,
 )
-from export3d.evaluation.measures.identity import PACKAGED, csim, load_identity
+from export3d.evaluation.measures.identity import csim, load_identity
 from export3d.evaluation.measures.image import Measure
 from export3d.face.crop import CROP_SIZE, CropBox
+from export3d.face.identity import PACKAGED
 from export3d.face.landmarks import Face, FaceLandmarker, Landmarker
 from export3d.face.mesh import LANDMARKS
 from export3d.image import resize, to_tensor, to_uint8

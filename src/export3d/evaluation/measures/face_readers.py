@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from export3d.camera import head_angles, head_position
 from export3d.errors import CheckpointError, check_shape
-from export3d.evaluation.measures.identity import face_chip
 from export3d.evaluation.measures.networks import OnnxNetwork, by_name_or_file
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox
+from export3d.face.identity import face_chip
 from export3d.face.landmark_sets import EYE_CORNERS, IBUG68, MOUTH_CORNERS, NOSE_TIP
 from export3d.face.mesh import LANDMARKS, canonical_mesh
 

@@ -23,8 +23,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export3d.errors import ConfigError, MissingExtra, ShapeError, check_shape
-from export3d.evaluation.measures.identity import PACKAGED, DlibIdentity
 from export3d.evaluation.measures.image import Measure
+from export3d.face.identity import PACKAGED, DlibIdentity
 from export3d.perceptual import BACKBONES, Perceptual, load_perceptual
 
 Matrix = NDArray[np.float64]

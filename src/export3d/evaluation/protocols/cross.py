@@ -53,7 +53,7 @@ from export3d.engines.choice import pick_engine
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures import temporal
 from export3d.evaluation.measures.face_readers import ARKIT, load_expression
-from export3d.evaluation.measures.identity import PACKAGED, csim, load_identity
+from export3d.evaluation.measures.identity import csim, load_identity
 from export3d.evaluation.measures.image import Measure
 from export3d.evaluation.measures.rendered import MEASURES as RENDERED
 from export3d.evaluation.measures.rendered import on_grid, rendered_scores
@@ -74,6 +74,7 @@ from export3d.evaluation.reports.clips import OURS, REAL, ClipResult
 from export3d.evaluation.reports.cross import CrossReport, Pair, read_cross_report
 from export3d.evaluation.reports.figures import publishable
 from export3d.face.crop import CROP_SIZE, crop
+from export3d.face.identity import PACKAGED
 from export3d.face.smooth import Smoothing
 from export3d.face.tracker import Tracker
 from export3d.image import to_tensor, to_uint8

@@ -20,7 +20,6 @@ from torch import Tensor
 from export3d.evaluation.measures import sharpness, temporal
 from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
 from export3d.evaluation.measures.frechet import FrechetFeatures, load_features, sample_rows
-from export3d.evaluation.measures.identity import PACKAGED
 from export3d.evaluation.measures.image import PSNR, PSNR_256, SSIM, Measure, Metric, lpips, psnr
 from export3d.evaluation.measures.rendered import MEASURES as RENDERED
 from export3d.evaluation.measures.rendered import rendered_scores
@@ -28,6 +27,7 @@ from export3d.evaluation.measures.temporal import Flicker
 from export3d.evaluation.protocols.originals import resized
 from export3d.evaluation.protocols.settings import Scoring
 from export3d.face.crop import CROP_SIZE
+from export3d.face.identity import PACKAGED
 from export3d.face.mesh import LANDMARKS
 from export3d.image import contact_sheet, resize, to_tensor, to_uint8
 

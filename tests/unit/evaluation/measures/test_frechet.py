@@ -15,7 +15,7 @@ from torch.nn.functional import conv2d, interpolate, max_pool2d
 
 from export3d.errors import CheckpointError, ConfigError, ShapeError
 from export3d.evaluation.measures.frechet import Moments, frechet_distance, load_features, sample_rows
-from export3d.evaluation.measures.identity import DlibIdentity
+from export3d.face.identity import DlibIdentity
 from export3d.image import read_image, resize, to_tensor, to_uint8
 
 

@@ -14,13 +14,11 @@ from export3d.animate.drive import bundled_portrait
 from export3d.errors import CheckpointError, ConfigError, MissingExtra, ShapeError
 from export3d.evaluation.measures.identity import (
     _ARCFACE_POINTS,
-    _ASSET,
     ArcFaceIdentity,
-    DlibIdentity,
     csim,
-    face_chip,
     load_identity,
 )
+from export3d.face.identity import FILE, DlibIdentity, face_chip
 from export3d.image import read_image
 from export3d.perceptual import read_tensors
 
@@ -140,7 +138,7 @@ def test_many_faces_are_described_as_one_by_one(dlib: DlibIdentity, face: tuple)
 
 def test_the_network_is_the_one_with_an_affine_behind_each_convolution(dlib: DlibIdentity) -> None:
     """Folded into the weights, as it is for speed, it must give what the unfolded layers give."""
-    tensors = read_tensors(_ASSET)
+    tensors = read_tensors(FILE)
     name, x = "conv128_1.conv1", torch.randn(1, 128, 9, 9)
     scale, low = tensors[f"{name}.range"]
     weight = tensors[f"{name}.weight"] * scale + low
