@@ -183,18 +183,20 @@ def output_file(path: str | os.PathLike[str]) -> tuple[Path, int]:
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], mode: int | None = None) -> Iterator[Path]:
     """A temporary path beside `path`, renamed onto it when the block ends, removed when the block fails.
 
     The name starts with a dot and keeps the suffix (encoders choose the container by it). Data are flushed to the disk
     before the rename, so `path` holds either what it held before or the whole new file. Where `path` is a symbolic
-    link, the file it points to is replaced. A file that is replaced passes on its permissions.
+    link, the file it points to is replaced. A file that is replaced passes on its permissions, unless `mode` names
+    others.
 
     Raises:
         OutputError: see `output_file`; or the folder is not writable or the disk is full. An `OSError` inside the block
             is reported the same way.
     """
-    target, mode = output_file(path)
+    target, usual = output_file(path)
+    mode = usual if mode is None else mode
     try:
         handle, name = tempfile.mkstemp(prefix=f".{target.stem[:40]}.", suffix=target.suffix, dir=target.parent)
     except OSError as problem:
@@ -241,6 +243,46 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     """Write a whole file or nothing; raises `OutputError` like `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(data)
+
+
+@contextmanager
+def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Keep other processes and threads that lock the same path out of the block; waits until it is free.
+
+    The lock is on a file beside `path`, `.NAME.lock`, which stays there. The system frees it when a process ends,
+    however that happens.
+
+    Raises:
+        OutputError: the folder is missing or not writable.
+    """
+    path = Path(path)
+    lock = path.with_name(f".{path.name}.lock")
+    with writing_to(lock):
+        handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        with writing_to(lock):
+            _wait_for(handle)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _wait_for(handle: int) -> None:
+    """Lock an open file; closing it frees it."""
+    if sys.platform == "win32":
+        import msvcrt
+
+        while True:
+            try:
+                msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
+                return
+            except OSError as problem:  # after ten seconds
+                if problem.errno != errno.EDEADLOCK:
+                    raise
+    else:
+        import fcntl
+
+        fcntl.flock(handle, fcntl.LOCK_EX)
 
 
 @contextmanager

@@ -211,3 +211,41 @@ def test_what_lies_at_a_path_is_told_or_a_sentence_says_why_not(tmp_path: Path) 
 def test_a_folder_whose_name_is_no_text_gets_no_outputs(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not UTF-8"):
         files.make_folder(tmp_path / os.fsdecode(b"\xff"))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows knows other permissions")
+def test_a_private_file_is_private_whatever_was_there(tmp_path: Path) -> None:
+    target = tmp_path / "secret.json"
+    target.write_text("old")
+    target.chmod(0o644)
+    with files.replacing(target, 0o600) as temporary:
+        temporary.write_text("new")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert target.read_text() == "new"
+
+
+def test_a_lock_is_free_again_after_its_block_and_after_a_failure(tmp_path: Path) -> None:
+    for _ in range(2):
+        with pytest.raises(KeyError), files.locked(tmp_path / "list.json"):
+            raise KeyError
+
+
+def test_a_lock_keeps_others_out(tmp_path: Path) -> None:
+    code = "import sys; from export3d import files\nwith files.locked(sys.argv[1]): print('in', flush=True); input()"
+    target = tmp_path / "list.json"
+    command = [sys.executable, "-c", code, str(target)]
+    with files.locked(target):
+        other = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        with pytest.raises(subprocess.TimeoutExpired):
+            other.wait(0.3)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "in\n"
+    other.kill()
+    other.communicate()
+    with files.locked(target):  # freed by the end of the process
+        pass
+
+
+def test_a_lock_without_a_folder_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot write"), files.locked(tmp_path / "none" / "list.json"):
+        pass
