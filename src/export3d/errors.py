@@ -6,6 +6,7 @@
     │   ├── BadVideo
     │   ├── BadMotionFile
     │   └── NoFaceFound
+    ├── ConsentRefused        the policy asks for consent, and the register has none for a face
     ├── OutputError           an output cannot be written
     ├── ShapeError            a tensor has the wrong shape (a programming mistake)
     ├── ConfigError           settings that cannot work together
@@ -44,6 +45,10 @@ class BadMotionFile(InputError):
 
 class NoFaceFound(InputError):
     """No face where one is needed."""
+
+
+class ConsentRefused(Export3DError):
+    """A face may not be animated: the policy asks for consent, and the register holds none."""
 
 
 class OutputError(Export3DError):

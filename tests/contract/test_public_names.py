@@ -19,7 +19,7 @@ PUBLIC = {
 
 ERRORS = {
     "Export3DError", "InputError", "BadImage", "BadVideo", "BadMotionFile", "NoFaceFound", "OutputError", "ShapeError",
-    "ConfigError", "CheckpointError", "TrainingError", "PolicyError", "MissingExtra",
+    "ConfigError", "CheckpointError", "TrainingError", "PolicyError", "MissingExtra", "ConsentRefused",
 }  # fmt: skip
 
 

@@ -26,6 +26,7 @@ from export3d.animate.eyelids import closing_eyes
 from export3d.animate.head_motion import HeadMotion, report
 from export3d.animate.orbit import CameraPath, orbit_motion
 from export3d.camera import LABEL_SIZE, turned
+from export3d.consent.check import require_consent
 from export3d.engines.choice import pick_engine
 from export3d.engines.names import EngineName
 from export3d.errors import ConfigError, check_shape
@@ -151,18 +152,23 @@ class Animator:
         Raises:
             BadImage, NoFaceFound: naming the file.
             ConfigError: `face` is none of these.
+            ConsentRefused: the policy asks for consent, and the register has none for this face.
         """
         image, name, digest = _portrait(portrait)
-        return self._encode(image, self.tracker.track_image(image, name, face), name, digest)
+        track = self.tracker.track_image(image, name, face)
+        require_consent(image, [track], name)
+        return self._encode(image, track, name, digest)
 
     def encode_all(self, portrait: str | Path | Picture | Image.Image) -> list[Source]:
         """Track, crop and encode every face of a photo, from left to right.
 
         Raises:
             BadImage, NoFaceFound: naming the file.
+            ConsentRefused: the policy asks for consent, and the register has none for one of the faces.
         """
         image, name, digest = _portrait(portrait)
         tracks = self.tracker.track_faces(image, name)
+        require_consent(image, tracks, name)
         names = [name] if len(tracks) == 1 else [f"{name}, face {n}" for n in range(1, len(tracks) + 1)]
         return [self._encode(image, track, one, digest) for track, one in zip(tracks, names)]
 

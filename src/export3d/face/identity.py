@@ -83,17 +83,22 @@ class DlibIdentity:
         """Name and output (B, C, h, w) of the network's stages, first to last, of RGB (B, 3, H, W) from 0 to 255."""
         return self._network.stages((pictures - constant(_DLIB_MEAN_RGB, pictures.device).view(3, 1, 1)) / 256.0)
 
+    @staticmethod
+    def chip(picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Tensor:
+        """What the network sees of a face, (3, 150, 150), RGB 0 to 255; arguments as in `__call__`."""
+        return face_chip(picture, checked_landmarks(landmarks)[list(DLIB_CORNERS)], DLIB_TEMPLATE, DLIB_SIZE)
+
     def to(self, device: torch.device) -> None:
         """Move the network; all but `vectors` and `stages` expects it on the CPU."""
         self._network.to(device)
 
     @torch.inference_mode()
     def _vectors(self, pictures: Sequence[Picture], landmarks: NDArray[np.floating[Any]]) -> Vector:
-        points = checked_landmarks(landmarks, len(pictures))[:, list(DLIB_CORNERS)]
+        points = checked_landmarks(landmarks, len(pictures))
         out = np.empty((len(pictures), _DLIB_LENGTH), dtype=np.float32)
         for start in range(0, len(pictures), _DLIB_BATCH):
             part = slice(start, start + _DLIB_BATCH)
-            chips = [face_chip(p, at, DLIB_TEMPLATE, DLIB_SIZE) for p, at in zip(pictures[part], points[part])]
+            chips = [self.chip(picture, at) for picture, at in zip(pictures[part], points[part])]
             out[part] = self.vectors(torch.stack(chips)).numpy()
         return out
 
