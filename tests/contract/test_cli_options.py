@@ -92,6 +92,10 @@ OPTIONS: dict[str, list[str]] = {
     ],
     "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
     "export": ["output", "format='onnx'", "weights=None", "pure=False", "portrait=None", "face='largest'"],
+    "consent add": ["photo", "name", "note=''", "expires=''", "face='only'"],
+    "consent list": ["as_json=False"],
+    "consent remove": ["who"],
+    "consent check": ["photo", "face='largest'"],
     "weights": ["action='list'", "what=()", "name=None", "revision=None"],
     "bench": [
         "weights=None", "device='auto'", "engine='auto'", "batch=4", "threads=None", "output=None", "against=None",
@@ -126,6 +130,10 @@ def test_the_commands_are_these() -> None:
         "evaluate cross",
         "evaluate predictions",
         "evaluate-expression",
+        "consent add",
+        "consent list",
+        "consent remove",
+        "consent check",
         "weights",
         "bench",
         "export",
@@ -195,6 +203,7 @@ def test_help_is_fast_and_loads_no_torch() -> None:
         "main(['prepare', '--help']); main(['evaluate', 'same', '--help']); main(['evaluate-expression', '--help']);"
         "main(['edit', '--help']); main(['sheet', 'views', '--help']);"
         "main(['sheet', 'basis', '--help']); main(['orbit', '--help']); main(['weights', '--help']);"
+        "main(['consent', 'add', '--help']); main(['consent', 'list']);"
         "main(['pretrain', '--help']); main(['train', '--help']); main(['refine', '--help']);"
         "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av', 'c2pa', 'cryptography')))"
     )

@@ -6,6 +6,7 @@ Exit codes:
 - 1: a check failed (`compare-motion --min`, `sheet basis --check`, `weights verify`).
 - 2: a bad input, setting or output, or a path that the system refuses, reported in one sentence on standard error.
 - 3: `verify` found a file without marks.
+- 3: the answer is no (`consent check`: the face matches nobody).
 - 130: interrupted.
 - 141: the reader of the output closed the pipe (as `| head` does).
 - 143: ended by SIGTERM; as after an interruption, no partial output is left.
@@ -56,6 +57,10 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "evaluate cross": ("export3d.cli.evaluate_cross", "score weights on people driven by other people's clips"),
     "evaluate predictions": ("export3d.cli.evaluate_predictions", "score images that another model saved"),
     "evaluate-expression": ("export3d.cli.evaluate_expression", "measure the appearance left in expressions"),
+    "consent add": ("export3d.cli.consent:add", "add a photo of a person who agreed to be animated"),
+    "consent list": ("export3d.cli.consent:list_", "list the people who agreed to be animated"),
+    "consent remove": ("export3d.cli.consent:remove", "remove a person from those who agreed to be animated"),
+    "consent check": ("export3d.cli.consent:check", "tell whom of those who agreed a photo shows"),
     "weights": ("export3d.cli.weights", "list, verify, install and remove weights"),
     "bench": ("export3d.cli.bench", "measure how fast each stage runs on this machine"),
     "export": ("export3d.cli.export", "write a model as ONNX files, which run without PyTorch"),
@@ -63,7 +68,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
 }
 """Command name, of one or two words, to (module, one line of help).
 
-Each module has one function `command`.
+The function of a command is the module's `command`, or the one named after a colon.
 """
 
 
@@ -139,7 +144,8 @@ def _ending_on_signals() -> Iterator[None]:
 
 def entry(name: str) -> Callable[..., int | None]:
     """The function of a command; importing its module is fast."""
-    function: Callable[..., int | None] = importlib.import_module(COMMANDS[name][0]).command
+    module, _, named = COMMANDS[name][0].partition(":")
+    function: Callable[..., int | None] = getattr(importlib.import_module(module), named or "command")
     return function
 
 

@@ -1,0 +1,164 @@
+"""`export3d consent`: keeps the register of people who agreed to be animated, and checks photos against it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+from export3d.cli.terminal import tell
+from export3d.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from export3d.consent.register import Entry
+
+
+def add(photo: tyro.conf.Positional[Path], *, name: str, note: str = "", expires: str = "", face: str = "only") -> int:
+    """Add a photo of a person who agreed to be animated; the register keeps a face descriptor, not the photo.
+
+    Several photos of one person, added under one name, make the check more reliable.
+
+    Args:
+        photo: an image with the person's face, upright, frontal and in even light.
+        name: of the person.
+        note: what was agreed, how and when, such as "signed form of 2026-03-01".
+        expires: the last day of the consent (UTC), YYYY-MM-DD; by default it does not end.
+        face: of several: largest, left, right, or a number counted from the left.
+    """
+    from export3d.consent.register import LONGEST_NAME, LONGEST_NOTE, Register, checked_text, parsed_date
+
+    until = parsed_date(expires) if expires else None
+    name, note = checked_text(name, "name", LONGEST_NAME), checked_text(note, "note", LONGEST_NOTE)
+    register = Register()
+    register.entries()
+
+    from export3d.consent import descriptor
+    from export3d.consent.check import THRESHOLD, nearest
+
+    vector = _describe(photo, face)
+    own = [one for one in register.entries() if one.name == name]
+    entry = register.add(vector, descriptor.network(), name, note, until)
+    tell(f"added {name} as {entry.id} to {register.path} ({_photos(len(own) + 1)})")
+    match = nearest(vector, own)
+    if match is not None and not match.same_person:
+        tell(
+            f"this photo does not resemble the others of {name} (similarity {match.similarity:.3f}, threshold "
+            f"{THRESHOLD:.3f}); if it shows somebody else: export3d consent remove {entry.id}"
+        )
+    return 0
+
+
+def list_(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> int:
+    """List the people who agreed to be animated: one line per photo.
+
+    Args:
+        as_json: print JSON.
+    """
+    from export3d.consent.register import Register
+
+    register = Register()
+    entries = register.entries()
+    if as_json:
+        print(json.dumps([_facts(entry) for entry in entries], ensure_ascii=False, indent=1))
+        return 0
+    count = Counter(entry.name for entry in entries)
+    rows = [("id", "name", "photos", "added", "expires", "note")]
+    for entry in sorted(entries, key=lambda entry: (entry.name, entry.added)):
+        end = "" if entry.expires is None else f"{entry.expires}{' (expired)' if entry.expired else ''}"
+        rows.append((entry.id, entry.name, str(count[entry.name]), str(entry.added), end, entry.note))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows if entries else []:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    tell(f"{'1 person' if len(count) == 1 else f'{len(count)} people'}, {_photos(len(entries))} in {register.path}")
+    return 0
+
+
+def remove(who: tyro.conf.Positional[str]) -> int:
+    """Remove a person, or one photo of a person, from the register.
+
+    Args:
+        who: a name, for all photos of that person, or the id of one photo.
+    """
+    from export3d.consent.register import Register
+
+    register = Register()
+    gone = register.remove(who)
+    tell(f"removed {gone[0].name} ({_photos(len(gone))}) from {register.path}")
+    return 0
+
+
+def check(photo: tyro.conf.Positional[Path], *, face: str = "largest") -> int:
+    """Tell whom of the people who agreed a photo shows; exit code 3 if nobody.
+
+    Args:
+        photo: an image with a face.
+        face: of several: largest, left, right, or a number counted from the left.
+    """
+    from export3d.consent.register import Register
+
+    entries = Register().entries()
+
+    from export3d.consent.check import THRESHOLD, nearest
+    from export3d.consent.descriptor import network
+
+    vector = _describe(photo, face)
+    match = nearest(vector, [entry for entry in entries if not entry.expired])
+    if match is not None and match.same_person:
+        print(f"{photo}: {match.entry.name} (similarity {match.similarity:.3f}, threshold {THRESHOLD:.3f})")
+        return 0
+    best = f"highest similarity {match.similarity:.3f}" if match is not None else "no entry to compare with"
+    print(f"{photo}: nobody in the register ({best}, threshold {THRESHOLD:.3f})")
+    if other := sum(entry.network != network() for entry in entries):
+        tell(f"{_photos(other)} in the register were added by another release and cannot be compared; add them again")
+    old = nearest(vector, [entry for entry in entries if entry.expired])
+    if old is not None and old.same_person:
+        tell(f"the consent of {old.entry.name} expired on {old.entry.expires}")
+    return 3
+
+
+def subcommand_for(argv: Sequence[str]) -> str:
+    """The subcommand that options without one belong to."""
+    words = {word.partition("=")[0] for word in argv}
+    return "add" if words & {"--name", "--note", "--expires"} else "list" if not argv or "--json" in words else "check"
+
+
+def _describe(photo: Path, face: str) -> NDArray:
+    """The descriptor of a face of a photo; "only" refuses a photo with several."""
+    from export3d.consent.descriptor import describe
+    from export3d.face.tracker import Tracker, face_choice
+    from export3d.image import read_image
+
+    if face != "only":
+        face_choice(face)
+    image = read_image(photo)
+    with Tracker() as tracker:
+        if face != "only":
+            return describe(image, tracker.track_image(image, str(photo), face))
+        tracks = tracker.track_faces(image, str(photo))
+    if len(tracks) > 1:
+        raise InputError(
+            f"{photo} shows {len(tracks)} faces; choose one with --face left, right, largest, or a number counted from "
+            "the left"
+        )
+    return describe(image, tracks[0])
+
+
+def _photos(count: int) -> str:
+    return "1 photo" if count == 1 else f"{count} photos"
+
+
+def _facts(entry: Entry) -> dict[str, str | bool | None]:
+    return {
+        "id": entry.id,
+        "name": entry.name,
+        "note": entry.note,
+        "added": str(entry.added),
+        "expires": None if entry.expires is None else str(entry.expires),
+        "expired": entry.expired,
+    }
