@@ -5,8 +5,7 @@ Exit codes:
 - 0: success.
 - 1: a check failed (`compare-motion --min`, `sheet basis --check`, `weights verify`).
 - 2: a bad input, setting or output, or a path that the system refuses, reported in one sentence on standard error.
-- 3: `verify` found a file without marks.
-- 3: the answer is no (`consent check`: the face matches nobody).
+- 3: the answer is no (`verify`: a file is not marked; `consent check`: the face matches nobody).
 - 130: interrupted.
 - 141: the reader of the output closed the pipe (as `| head` does).
 - 143: ended by SIGTERM; as after an interruption, no partial output is left.
