@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def add(photo: tyro.conf.Positional[Path], *, name: str, note: str = "", expires: str = "", face: str = "only") -> int:
     """Add a photo of a person who agreed to be animated; the register keeps a face descriptor, not the photo.
 
-    Several photos of one person, added under one name, make the check more reliable.
+    A person with several photos, added under one name, is recognised more often.
 
     Args:
         photo: an image with the person's face, upright, frontal and in even light.
