@@ -1,0 +1,416 @@
+"""The invisible mark: what it costs, what it survives, what breaks it, and how often it is seen where none is.
+
+    python benchmarks/marks.py --cache CACHE [--portraits PHOTOS] [--sizes 256 512 photo]
+    python benchmarks/marks.py --cache CACHE --unmarked FOLDERS [--frames 20000] [--figure FILE.webp]
+    python benchmarks/marks.py --cache CACHE --sheet FILE.webp [--portraits PHOTOS]
+    python benchmarks/marks.py --quick
+
+First form: each portrait is animated for 2 s by the bundled motion `speech`, at 256 and 512 pixels and as a photo with
+a shorter side of 1,080, marked, and written by the package. Every attack of `marks_attacks.py` follows. The tables:
+PSNR and time per frame, the attacks, and their limits. Without `--portraits` only the bundled portrait is used.
+Second form: the detector's score on single frames without a mark: images, and evenly spaced frames of videos, at four
+sizes; the frames of CACHE before marking; and, if `imwatermark` (invisible-watermark) is installed, images that it
+marked. Third form: image, marked image, and their difference times ten.
+
+CACHE keeps rendered frames and results. A run that was interrupted goes on; results of another detector are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import io
+import json
+import logging
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from multiprocessing import Pool
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import cv2
+import numpy as np
+from marks_attacks import QUICK, Attack, Clip, Frames, Picture, attacks
+from PIL import Image
+
+from export3d import provenance
+from export3d.animate.animator import Animator
+from export3d.animate.drive import bundled_motion, bundled_portrait, read_motion
+from export3d.animate.export import encode_webp
+from export3d.files import write_bytes
+from export3d.image import contact_sheet, fitted, read_image
+from export3d.provenance.watermark.detect import find_watermark
+from export3d.provenance.watermark.embed import Watermark
+from export3d.video import VideoWriter, read_frames
+
+SIZES = ("256", "512", "photo")
+PHOTO_SIDE = 1080
+SECONDS, FPS = 2, 25
+UNMARKED_SIDES = (None, 256, 512, 720)
+"""Shorter sides of the frames without a mark; None: as the file has it."""
+IMAGES, VIDEOS = (".jpg", ".jpeg", ".png", ".webp"), (".mp4", ".mov", ".webm")
+
+
+class Cache:
+    """Rendered frames, and results of this version of the mark."""
+
+    def __init__(self, folder: Path) -> None:
+        source = Path(provenance.__file__).parent / "watermark"
+        code = b"".join(path.read_bytes() for path in sorted(source.glob("*.py")))
+        self.frames = folder / "frames"
+        self.results = folder / hashlib.sha256(code).hexdigest()[:12]
+        for made in (self.frames, self.results):
+            made.mkdir(parents=True, exist_ok=True)
+
+    def rendered(self, portrait: Path, size: str, animator: Callable[[], Animator]) -> Frames:
+        """Frames without a mark, of even width and height."""
+        file = self.frames / f"{portrait.stem}-{size}.npy"
+        if not file.exists():
+            np.save(file, np.stack(render(animator(), portrait, size)))
+        return list(np.load(file))
+
+
+def render(animator: Animator, portrait: Path, size: str, seconds: float = SECONDS) -> Frames:
+    """Frames of a portrait that `speech` moves; the photo is scaled to a shorter side of 1,080 pixels first."""
+    photo = read_image(portrait)
+    factor = PHOTO_SIDE / min(photo.shape[:2])
+    sides = [round(side * factor) for side in photo.shape[1::-1]]
+    photo = cv2.resize(photo, sides, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+    motion = read_motion(bundled_motion("speech"), seconds=seconds).motion
+    crop = {"256": {}, "512": {"size": 512}, "photo": {"size": "native", "frame": "photo"}}[size]
+    return list(animator.animate(animator.encode(photo), motion, **crop))
+
+
+def payload_of(name: str) -> int:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:4], "big")
+
+
+def psnr(a: Sequence[Picture], b: Sequence[Picture]) -> float:
+    error = np.mean([np.mean((x.astype(np.float32) - y) ** 2) for x, y in zip(a, b)])
+    return float(10 * np.log10(255.0**2 / error))
+
+
+def as_written(frames: Frames) -> Frames:
+    """The frames of the video file that the package writes."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "written.mp4"
+        with VideoWriter(path, FPS, frames[0].shape[1::-1]) as writer:
+            for frame in frames:
+                writer.write(frame)
+        return list(read_frames(path))
+
+
+# Attacks
+
+
+class Case:
+    """One portrait at one size."""
+
+    def __init__(self, name: str, size: str, clean: Frames) -> None:
+        self.name, self.size, self.clean = name, size, clean
+        self.payload = payload_of(f"{name}-{size}")
+        self.watermark = Watermark(self.payload)
+
+    @cached_property
+    def marked(self) -> Frames:
+        return [self.watermark.apply(frame) for frame in self.clean]
+
+    def clip(self, others: Sequence[Frames]) -> Clip:
+        marks: dict[int, Watermark] = {}
+
+        def remark(frame: Picture, number: int) -> Picture:
+            if number not in marks:
+                marks[number] = Watermark(payload_of(f"{self.name}-{self.size}-{number}"))
+            return marks[number].apply(frame)
+
+        return Clip(self.marked, as_written(self.marked), remark, self.watermark.apply, self.clean, others)
+
+    def cost(self) -> dict[str, float]:
+        """PSNR in dB, and milliseconds of processor time to mark a frame and to search the video."""
+        self.watermark.apply(self.clean[0])
+        start = time.process_time()
+        for frame in self.clean:
+            self.watermark.apply(frame)
+        marking = time.process_time() - start
+        start = time.process_time()
+        find_watermark(iter(self.marked))
+        searching = time.process_time() - start
+        worst = min(psnr([a], [b]) for a, b in zip(self.clean, self.marked))
+        return {
+            "psnr": psnr(self.clean, self.marked),
+            "worst": worst,
+            "mark_ms": 1e3 * marking / len(self.clean),
+            "find_ms": 1e3 * searching,
+        }
+
+    def outcome(self, attack: Attack, clip: Clip) -> dict[str, object]:
+        """Whether a mark was found, and how many of its 32 bits are right."""
+        found = find_watermark(np.ascontiguousarray(frame) for frame in attack.run(clip))
+        bits = None if found.payload is None else 32 - (found.payload ^ self.payload).bit_count()
+        return {"found": found.found, "bits": bits, "score": round(found.score, 2)}
+
+
+def measure(case: Case, cache: Cache | None, chosen: Sequence[Attack], others: Callable[[], list[Frames]]) -> dict:
+    """Results of one case; what the cache has is not measured again."""
+    file = cache.results / f"{case.name}-{case.size}.json" if cache else None
+    done = json.loads(file.read_text("utf-8")) if file and file.exists() else {"attacks": {}}
+    missing = [attack for attack in chosen if f"{attack.family}|{attack.strength}" not in done["attacks"]]
+    if not missing and "cost" in done:
+        return done
+    done.setdefault("cost", case.cost())
+    clip = case.clip(others()) if missing else None
+    for attack in missing:
+        assert clip is not None
+        done["attacks"][f"{attack.family}|{attack.strength}"] = case.outcome(attack, clip)
+        if file:
+            write_bytes(file, json.dumps(done).encode())
+    if file:
+        write_bytes(file, json.dumps(done).encode())
+    return done
+
+
+def show_cost(results: dict[str, list[dict]]) -> None:
+    print("| size | videos | PSNR, mean | PSNR, worst frame | marking a frame | searching the video |")
+    print("|---|---|---|---|---|---|")
+    for size, found in results.items():
+        costs = [one["cost"] for one in found]
+        mean = {key: float(np.mean([cost[key] for cost in costs])) for key in costs[0]}
+        print(
+            f"| {size} | {len(found)} | {mean['psnr']:.2f} dB | {min(cost['worst'] for cost in costs):.2f} dB "
+            f"| {mean['mark_ms']:.1f} ms | {mean['find_ms'] / 1e3:.2f} s |"
+        )
+
+
+def show_attacks(results: dict[str, list[dict]], chosen: Sequence[Attack]) -> None:
+    """A row per attack: in how many videos all 32 bits were read, by size; found at all; mean of right bits."""
+    print(f"\n| attack | strength | {' | '.join(results)} | all 32 bits | mark found | bits right, where found |")
+    print(f"|---|---|{'---|' * len(results)}---|---|---|")
+    for attack in chosen:
+        rows = {
+            size: [one["attacks"][f"{attack.family}|{attack.strength}"] for one in found]
+            for size, found in results.items()
+        }
+        every = [row for some in rows.values() for row in some]
+        by_size = " | ".join(f"{sum(row['bits'] == 32 for row in some)}/{len(some)}" for some in rows.values())
+        right, seen = sum(row["bits"] == 32 for row in every), [row["bits"] for row in every if row["bits"] is not None]
+        bits = f"{np.mean(seen):.1f}" if seen else "–"
+        print(
+            f"| {attack.family} | {attack.strength} | {by_size} | {right}/{len(every)} "
+            f"| {sum(row['found'] for row in every)}/{len(every)} | {bits} |"
+        )
+
+
+def show_limits(results: dict[str, list[dict]], chosen: Sequence[Attack]) -> None:
+    """Attacks that break the mark in some video: strengths at which all videos, some and none are read."""
+    families: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"all": [], "some": [], "none": []})
+    for attack in chosen:
+        key = f"{attack.family}|{attack.strength}"
+        read = [one["attacks"][key]["bits"] == 32 for found in results.values() for one in found]
+        families[attack.family]["all" if all(read) else "some" if any(read) else "none"].append(
+            attack.strength or "yes"
+        )
+    print("\n| attack that breaks the mark | read in all videos | in some | in none |\n|---|---|---|---|")
+    for family, parts in families.items():
+        if parts["some"] or parts["none"]:
+            print(f"| {family} | {' | '.join('; '.join(part) or '–' for part in parts.values())} |")
+
+
+def run_attacks(portraits: Sequence[Path], sizes: Sequence[str], cache: Cache, progress: bool = True) -> None:
+    animators: list[Animator] = []
+
+    def animator() -> Animator:
+        if not animators:
+            animators.append(Animator.from_pretrained(device="cpu"))
+        return animators[0]
+
+    chosen, results = attacks(), defaultdict(list)
+    for size in sizes:
+        for portrait in portraits:
+            case = Case(portrait.stem, size, cache.rendered(portrait, size, animator))
+
+            def others(own: Path = portrait, size: str = size) -> list[Frames]:
+                rest = [path for path in portraits if path.stem != own.stem]
+                made = [(path.stem, cache.rendered(path, size, animator)[::5]) for path in rest]
+                return [[Watermark(payload_of(f"{name}-{size}")).apply(f) for f in frames] for name, frames in made]
+
+            start = time.perf_counter()
+            results[size].append(measure(case, cache, chosen, others))
+            if progress:
+                logging.info("%s at %s: %.0f s", portrait.stem, size, time.perf_counter() - start)
+    show_cost(results)
+    show_attacks(results, chosen)
+    show_limits(results, chosen)
+
+
+def run_quick() -> None:
+    """The bundled portrait, half a second at 256 pixels, a few attacks."""
+    clean = render(Animator.from_pretrained(device="cpu"), bundled_portrait(), "256", seconds=0.5)
+    chosen = [attack for attack in attacks() if (attack.family, attack.strength) in QUICK]
+    results = {"256": [measure(Case("bundled", "256", clean), None, chosen, list)]}
+    show_cost(results)
+    show_attacks(results, chosen)
+
+
+# Frames without a mark
+
+
+def resized(frame: Picture, side: int | None) -> Picture:
+    if side is None:
+        return frame
+    factor = side / min(frame.shape[:2])
+    size = [round(length * factor) for length in frame.shape[1::-1]]
+    return cv2.resize(frame, size, interpolation=cv2.INTER_AREA if factor < 1 else cv2.INTER_CUBIC)
+
+
+def foreign(frame: Picture) -> Picture | None:
+    """An image that another tool marked (invisible-watermark, `dwtDct`), if that is installed."""
+    if importlib.util.find_spec("imwatermark") is None:
+        return None
+    from imwatermark import WatermarkEncoder
+
+    encoder = WatermarkEncoder()
+    encoder.set_watermark("bytes", b"mark")
+    return np.asarray(encoder.encode(cv2.cvtColor(resized(frame, 512), cv2.COLOR_RGB2BGR), "dwtDct"))[:, :, ::-1].copy()
+
+
+def unmarked_frames(folders: Sequence[Path], rendered: Path, count: int) -> Iterator[tuple[str, Picture]]:
+    """Kind and frame, always in the same order; `count` in all, if the folders have so many."""
+    files = sorted(path for folder in folders for path in (folder.rglob("*") if folder.is_dir() else [folder]))
+    images = [path for path in files if path.suffix.lower() in IMAGES]
+    videos = [path for path in files if path.suffix.lower() in VIDEOS]
+    made = 0
+    for path in images:
+        image, side = read_image(path), UNMARKED_SIDES[made % len(UNMARKED_SIDES)]
+        yield "image", resized(image, side)
+        other = foreign(image) if made % 5 == 0 else None
+        if other is not None:
+            yield "marked by another tool", other
+        made += 1 + (other is not None)
+    for file in sorted(rendered.glob("*.npy")):
+        frames = np.load(file, mmap_mode="r")
+        for frame in frames:
+            yield "rendered, --no-mark", np.array(frame)
+        made += len(frames)
+    for left, path in zip(range(len(videos), 0, -1), videos):
+        wanted = math.ceil((count - made) / left)
+        frames = list(islice(read_frames(path), 600))
+        for number in np.unique(np.linspace(0, len(frames) - 1, min(wanted, len(frames))).round().astype(int)):
+            yield "video frame", resized(frames[number], UNMARKED_SIDES[made % len(UNMARKED_SIDES)])
+            made += 1
+
+
+def searched(item: tuple[str, Picture]) -> str:
+    kind, frame = item
+    found = find_watermark([frame])
+    return json.dumps([kind, list(frame.shape[:2]), found.score, found.false_positive, found.found])
+
+
+def run_unmarked(folders: Sequence[Path], count: int, processes: int, cache: Cache, figure: Path | None) -> None:
+    """Go on where the cache ends, then print a table and save the histogram."""
+    file = cache.results / "unmarked.jsonl"
+    lines = file.read_text("utf-8").splitlines() if file.exists() else []
+    start = time.perf_counter()
+    if len(lines) < count:
+        frames = islice(unmarked_frames(folders, cache.frames, count), len(lines), count)
+        with Pool(processes) as pool, open(file, "a", encoding="utf-8") as out:
+            while some := list(islice(frames, 64)):
+                new = pool.map(searched, some)
+                out.write("\n".join(new) + "\n")
+                out.flush()
+                lines += new
+                logging.info("%d frames, %.0f s", len(lines), time.perf_counter() - start)
+    show_unmarked([json.loads(line) for line in lines[:count]], figure)
+
+
+def show_unmarked(rows: Sequence[list], figure: Path | None) -> None:
+    print("| frames without a mark | frames | largest score | smallest stated probability | found |")
+    print("|---|---|---|---|---|")
+    kinds = list(dict.fromkeys(row[0] for row in rows))
+    for kind in [*kinds, "all"]:
+        some = [row for row in rows if kind in ("all", row[0])]
+        print(
+            f"| {kind} | {len(some):,} | {max(row[2] for row in some):.2f} | {min(row[3] for row in some):.1e} "
+            f"| {sum(row[4] for row in some)} |"
+        )
+    if figure is not None:
+        draw_histogram(np.array([row[2] for row in rows]), figure)
+
+
+def draw_histogram(scores: np.ndarray, path: Path) -> None:
+    """How many frames score higher than s, beside the number that the detector's statistics expect."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    from export3d.provenance.watermark.detect import FALSE_POSITIVE, false_positive
+
+    place = np.linspace(scores.min() - 0.2, 14, 400)
+    expected = len(scores) * np.array([false_positive(float(s)) for s in place])
+    threshold = float(place[np.argmax(expected / len(scores) < FALSE_POSITIVE)])
+    shown, axes = plt.subplots(figsize=(7, 3.4), dpi=110)
+    bins = np.arange(np.floor(scores.min() * 5) / 5, 14.01, 0.1)
+    axes.hist(scores, bins, color="#7a9cc6", label=f"{len(scores):,} frames without a mark, by score")
+    axes.plot(np.sort(scores), np.arange(len(scores), 0, -1), color="#1f3b66", label="frames above this score")
+    axes.plot(place, expected, color="#c0392b", label="above it at most, by the detector's statistics")
+    axes.axvline(threshold, color="#555", linestyle="--", label=f"threshold, {threshold:.1f}")
+    axes.set(yscale="log", ylim=(1e-4, 2 * len(scores)), xlabel="score", ylabel="frames")
+    axes.legend(fontsize=8, loc="upper right")
+    shown.tight_layout()
+    buffer = io.BytesIO()
+    shown.savefig(buffer, format="png")
+    plt.close(shown)
+    write_bytes(path, encode_webp(np.asarray(Image.open(buffer).convert("RGB"))))
+
+
+# For looking at
+
+
+def write_sheet(path: Path, portraits: Sequence[Path], sizes: Sequence[str], cache: Cache) -> None:
+    """A row per portrait and size: the frame, the marked frame, ten times their difference around grey."""
+    rows = []
+    for portrait in portraits:
+        for size in sizes:
+            frame = cache.rendered(portrait, size, lambda: Animator.from_pretrained(device="cpu"))[0]
+            marked = Watermark(payload_of(f"{portrait.stem}-{size}")).apply(frame)
+            difference = np.clip(128 + 10 * (marked.astype(np.int16) - frame), 0, 255).astype(np.uint8)
+            rows.append([fitted(image, 400) for image in (frame, marked, difference)])
+    headings = [["frame", "marked", "difference x 10"], *[""] * (len(rows) - 1)]
+    write_bytes(path, encode_webp(contact_sheet(rows, headings)))
+
+
+def main(arguments: Iterable[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cache", type=Path)
+    parser.add_argument("--portraits", type=Path, nargs="+", default=[])
+    parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
+    parser.add_argument("--unmarked", type=Path, nargs="+")
+    parser.add_argument("--frames", type=int, default=20_000)
+    parser.add_argument("--processes", type=int, default=1, help="for --unmarked")
+    parser.add_argument("--figure", type=Path)
+    parser.add_argument("--sheet", type=Path)
+    parser.add_argument("--quick", action="store_true")
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if options.quick:
+        run_quick()
+        return
+    if options.cache is None:
+        parser.error("name a folder for frames and results: --cache FOLDER")
+    cache = Cache(options.cache)
+    portraits = options.portraits or [bundled_portrait()]
+    if options.unmarked:
+        run_unmarked(options.unmarked, options.frames, options.processes, cache, options.figure)
+    elif options.sheet:
+        write_sheet(options.sheet, portraits, options.sizes, cache)
+    else:
+        run_attacks(portraits, options.sizes, cache)
+
+
+if __name__ == "__main__":
+    main()
