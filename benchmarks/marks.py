@@ -22,11 +22,12 @@ import hashlib
 import importlib.util
 import io
 import json
-import logging
 import math
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from functools import cached_property
 from itertools import islice
 from multiprocessing import Pool
@@ -35,7 +36,7 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-from marks_attacks import QUICK, Attack, Clip, Frames, Picture, attacks
+from marks_attacks import COPIES, QUICK, Attack, Clip, Frames, Picture, attacks
 from PIL import Image
 
 from export3d import provenance
@@ -116,6 +117,9 @@ class Case:
         self.payload = payload_of(f"{name}-{size}")
         self.watermark = Watermark(self.payload)
 
+    def other_payload(self, number: int) -> int:
+        return payload_of(f"{self.name}-{self.size}-{number}")
+
     @cached_property
     def marked(self) -> Frames:
         return [self.watermark.apply(frame) for frame in self.clean]
@@ -125,7 +129,7 @@ class Case:
 
         def remark(frame: Picture, number: int) -> Picture:
             if number not in marks:
-                marks[number] = Watermark(payload_of(f"{self.name}-{self.size}-{number}"))
+                marks[number] = Watermark(self.other_payload(number))
             return marks[number].apply(frame)
 
         return Clip(self.marked, as_written(self.marked), remark, self.watermark.apply, self.clean, others)
@@ -149,10 +153,11 @@ class Case:
         }
 
     def outcome(self, attack: Attack, clip: Clip) -> dict[str, object]:
-        """Whether a mark was found, and how many of its 32 bits are right."""
+        """Whether a mark was found, how many of its 32 bits are right, and whether anybody wrote what was read."""
         found = find_watermark(np.ascontiguousarray(frame) for frame in attack.run(clip))
         bits = None if found.payload is None else 32 - (found.payload ^ self.payload).bit_count()
-        return {"found": found.found, "bits": bits, "score": round(found.score, 2)}
+        written = found.payload in [self.payload, *(self.other_payload(number) for number in range(1, COPIES))]
+        return {"found": found.found, "bits": bits, "written": written, "score": round(found.score, 2)}
 
 
 def measure(case: Case, cache: Cache | None, chosen: Sequence[Attack], others: Callable[[], list[Frames]]) -> dict:
@@ -186,9 +191,13 @@ def show_cost(results: dict[str, list[dict]]) -> None:
         )
 
 
+def whole(row: dict) -> bool:
+    return row["bits"] == 32
+
+
 def show_attacks(results: dict[str, list[dict]], chosen: Sequence[Attack]) -> None:
-    """A row per attack: in how many videos all 32 bits were read, by size; found at all; mean of right bits."""
-    print(f"\n| attack | strength | {' | '.join(results)} | all 32 bits | mark found | bits right, where found |")
+    """A row per attack: in how many videos all 32 bits were read, by size; found at all; payloads of others."""
+    print(f"\n| attack | strength | {' | '.join(results)} | all 32 bits read | mark found | another payload read |")
     print(f"|---|---|{'---|' * len(results)}---|---|---|")
     for attack in chosen:
         rows = {
@@ -196,12 +205,15 @@ def show_attacks(results: dict[str, list[dict]], chosen: Sequence[Attack]) -> No
             for size, found in results.items()
         }
         every = [row for some in rows.values() for row in some]
-        by_size = " | ".join(f"{sum(row['bits'] == 32 for row in some)}/{len(some)}" for some in rows.values())
-        right, seen = sum(row["bits"] == 32 for row in every), [row["bits"] for row in every if row["bits"] is not None]
-        bits = f"{np.mean(seen):.1f}" if seen else "–"
+        by_size = " | ".join(f"{sum(map(whole, some))}/{len(some)}" for some in rows.values())
+        right, other = (
+            sum(test(row) for row in every) for test in (whole, lambda row: row["found"] and not whole(row))
+        )
+        unknown = sum(row["found"] and not row["written"] for row in every)
+        others = f"{other}, {unknown} of them nobody's" if unknown else str(other)
         print(
             f"| {attack.family} | {attack.strength} | {by_size} | {right}/{len(every)} "
-            f"| {sum(row['found'] for row in every)}/{len(every)} | {bits} |"
+            f"| {sum(row['found'] for row in every)}/{len(every)} | {others} |"
         )
 
 
@@ -210,7 +222,7 @@ def show_limits(results: dict[str, list[dict]], chosen: Sequence[Attack]) -> Non
     families: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"all": [], "some": [], "none": []})
     for attack in chosen:
         key = f"{attack.family}|{attack.strength}"
-        read = [one["attacks"][key]["bits"] == 32 for found in results.values() for one in found]
+        read = [whole(one["attacks"][key]) for found in results.values() for one in found]
         families[attack.family]["all" if all(read) else "some" if any(read) else "none"].append(
             attack.strength or "yes"
         )
@@ -220,7 +232,7 @@ def show_limits(results: dict[str, list[dict]], chosen: Sequence[Attack]) -> Non
             print(f"| {family} | {' | '.join('; '.join(part) or '–' for part in parts.values())} |")
 
 
-def run_attacks(portraits: Sequence[Path], sizes: Sequence[str], cache: Cache, progress: bool = True) -> None:
+def run_attacks(portraits: Sequence[Path], sizes: Sequence[str], cache: Cache) -> None:
     animators: list[Animator] = []
 
     def animator() -> Animator:
@@ -240,8 +252,8 @@ def run_attacks(portraits: Sequence[Path], sizes: Sequence[str], cache: Cache, p
 
             start = time.perf_counter()
             results[size].append(measure(case, cache, chosen, others))
-            if progress:
-                logging.info("%s at %s: %.0f s", portrait.stem, size, time.perf_counter() - start)
+            spent = time.perf_counter() - start
+            print(f"{portrait.stem} at {size}: {spent:.0f} s", file=sys.stderr, flush=True)
     show_cost(results)
     show_attacks(results, chosen)
     show_limits(results, chosen)
@@ -315,15 +327,18 @@ def run_unmarked(folders: Sequence[Path], count: int, processes: int, cache: Cac
     file = cache.results / "unmarked.jsonl"
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     start = time.perf_counter()
-    if len(lines) < count:
-        frames = islice(unmarked_frames(folders, cache.frames, count), len(lines), count)
-        with Pool(processes) as pool, open(file, "a", encoding="utf-8") as out:
-            while some := list(islice(frames, 64)):
-                new = pool.map(searched, some)
-                out.write("\n".join(new) + "\n")
-                out.flush()
-                lines += new
-                logging.info("%d frames, %.0f s", len(lines), time.perf_counter() - start)
+    frames = (
+        islice(unmarked_frames(folders, cache.frames, count), len(lines), count) if len(lines) < count else iter(())
+    )
+    with ExitStack() as stack:
+        out = stack.enter_context(open(file, "a", encoding="utf-8"))
+        search = map if processes == 1 else stack.enter_context(Pool(processes)).map
+        while some := list(islice(frames, 64)):
+            new = list(search(searched, some))
+            out.write("\n".join(new) + "\n")
+            out.flush()
+            lines += new
+            print(f"{len(lines)} frames, {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
     show_unmarked([json.loads(line) for line in lines[:count]], figure)
 
 
@@ -348,11 +363,11 @@ def draw_histogram(scores: np.ndarray, path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    from export3d.provenance.watermark.detect import FALSE_POSITIVE, false_positive
+    from export3d.provenance.watermark.detect import LARGEST_FALSE_POSITIVE, LOG_HYPOTHESES
 
     place = np.linspace(scores.min() - 0.2, 14, 400)
-    expected = len(scores) * np.array([false_positive(float(s)) for s in place])
-    threshold = float(place[np.argmax(expected / len(scores) < FALSE_POSITIVE)])
+    expected = len(scores) * np.exp(np.minimum(LOG_HYPOTHESES - place**2 / 2, 0.0))
+    threshold = math.sqrt(2 * (LOG_HYPOTHESES - math.log(LARGEST_FALSE_POSITIVE)))
     shown, axes = plt.subplots(figsize=(7, 3.4), dpi=110)
     bins = np.arange(np.floor(scores.min() * 5) / 5, 14.01, 0.1)
     axes.hist(scores, bins, color="#7a9cc6", label=f"{len(scores):,} frames without a mark, by score")
@@ -396,7 +411,6 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--sheet", type=Path)
     parser.add_argument("--quick", action="store_true")
     options = parser.parse_args(None if arguments is None else list(arguments))
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     if options.quick:
         run_quick()
         return

@@ -21,6 +21,8 @@ Frames = list[Picture]
 Each = Callable[[Picture], Picture]
 
 FPS = 25
+COPIES = 8
+"""Files with different payloads that are averaged at most."""
 DENOISED = 10
 """Frames that the slow attack by non-local means denoises."""
 
@@ -110,7 +112,7 @@ def image_file(frame: Picture, kind: str, **options: int) -> Picture:
 
 def palette(frame: Picture, colours: int) -> Picture:
     """A frame of a GIF: few colours, dithered."""
-    return np.asarray(Image.fromarray(frame).quantize(colours).convert("RGB"))
+    return np.asarray(Image.fromarray(frame).quantize(colours, Image.Quantize.FASTOCTREE).convert("RGB"))
 
 
 def codecs() -> list[Attack]:
@@ -374,7 +376,7 @@ def other_pattern(clip: Clip) -> NDArray[np.float32]:
 
 def removal() -> list[Attack]:
     collusion = [
-        Attack("mean of files with different payloads", f"{n}", lambda c, n=n: averaged(c, n)) for n in (2, 4, 8)
+        Attack("mean of files with different payloads", f"{n}", lambda c, n=n: averaged(c, n)) for n in (2, 4, COPIES)
     ]
     own = [
         Attack(
