@@ -42,7 +42,6 @@ from PIL import Image
 from export3d import provenance
 from export3d.animate.animator import Animator
 from export3d.animate.drive import bundled_motion, bundled_portrait, read_motion
-from export3d.animate.export import encode_webp
 from export3d.files import write_bytes
 from export3d.image import contact_sheet, fitted, read_image
 from export3d.provenance.watermark.detect import find_watermark
@@ -218,18 +217,20 @@ def show_attacks(results: dict[str, list[dict]], chosen: Sequence[Attack]) -> No
 
 
 def show_limits(results: dict[str, list[dict]], chosen: Sequence[Attack]) -> None:
-    """Attacks that break the mark in some video: strengths at which all videos, some and none are read."""
+    """Two tables: attacks after which every video is read, and the limits of those that break the mark."""
     families: dict[str, dict[str, list[str]]] = defaultdict(lambda: {"all": [], "some": [], "none": []})
     for attack in chosen:
-        key = f"{attack.family}|{attack.strength}"
+        key, strength = f"{attack.family}|{attack.strength}", attack.strength or "yes"
         read = [whole(one["attacks"][key]) for found in results.values() for one in found]
-        families[attack.family]["all" if all(read) else "some" if any(read) else "none"].append(
-            attack.strength or "yes"
-        )
-    print("\n| attack that breaks the mark | read in all videos | in some | in none |\n|---|---|---|---|")
-    for family, parts in families.items():
-        if parts["some"] or parts["none"]:
-            print(f"| {family} | {' | '.join('; '.join(part) or '–' for part in parts.values())} |")
+        part = "all" if all(read) else "some" if any(read) else "none"
+        families[attack.family][part].append(f"{strength} ({sum(read)} of {len(read)})" if part == "some" else strength)
+    broken = {family: parts for family, parts in families.items() if parts["some"] or parts["none"]}
+    print("\n| attack | all 32 bits read in every video |\n|---|---|")
+    for family in [family for family in families if family not in broken]:
+        print(f"| {family} | {'; '.join(families[family]['all'])} |")
+    print("\n| attack that breaks the mark | read in every video | in some | in none |\n|---|---|---|---|")
+    for family, parts in broken.items():
+        print(f"| {family} | {' | '.join('; '.join(part) or '–' for part in parts.values())} |")
 
 
 def run_attacks(portraits: Sequence[Path], sizes: Sequence[str], cache: Cache) -> None:
@@ -380,10 +381,17 @@ def draw_histogram(scores: np.ndarray, path: Path) -> None:
     buffer = io.BytesIO()
     shown.savefig(buffer, format="png")
     plt.close(shown)
-    write_bytes(path, encode_webp(np.asarray(Image.open(buffer).convert("RGB"))))
+    write_webp(path, np.asarray(Image.open(buffer).convert("RGB")))
 
 
 # For looking at
+
+
+def write_webp(path: Path, image: Picture) -> None:
+    """Without the marks that the package's own writers add."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "WEBP", quality=82, method=6)
+    write_bytes(path, buffer.getvalue())
 
 
 def write_sheet(path: Path, portraits: Sequence[Path], sizes: Sequence[str], cache: Cache) -> None:
@@ -396,7 +404,7 @@ def write_sheet(path: Path, portraits: Sequence[Path], sizes: Sequence[str], cac
             difference = np.clip(128 + 10 * (marked.astype(np.int16) - frame), 0, 255).astype(np.uint8)
             rows.append([fitted(image, 400) for image in (frame, marked, difference)])
     headings = [["frame", "marked", "difference x 10"], *[""] * (len(rows) - 1)]
-    write_bytes(path, encode_webp(contact_sheet(rows, headings)))
+    write_webp(path, contact_sheet(rows, headings))
 
 
 def main(arguments: Iterable[str] | None = None) -> None:

@@ -93,6 +93,7 @@ def test_results_are_measured_once_and_limits_show_what_breaks(
     marks.show_limits({"256": [found]}, [kept, grey])
     shown = capsys.readouterr().out
     assert "| none | one frame | 1/1 | 1/1 | 1/1 | 0 |" in shown
+    assert "read in every video |\n|---|---|\n| none | one frame |\n" in shown
     assert shown.endswith("|---|---|---|---|\n| erased | – | – | half |\n")
 
 
