@@ -8,9 +8,9 @@
 First form: each portrait is animated for 2 s by the bundled motion `speech`, at 256 and 512 pixels and as a photo with
 a shorter side of 1,080, marked, and written by the package. Every attack of `marks_attacks.py` follows. The tables:
 PSNR and time per frame, the attacks, and their limits. Without `--portraits` only the bundled portrait is used.
-Second form: the detector's score on single frames without a mark: images, and evenly spaced frames of videos, at four
-sizes; the frames of CACHE before marking; and, if `imwatermark` (invisible-watermark) is installed, images that it
-marked. Third form: image, marked image, and their difference times ten.
+Second form: the detector's score where there is no mark. Images and evenly spaced frames of videos, at four sizes; some
+whole videos; the frames of CACHE before marking; and, if `imwatermark` (invisible-watermark) is installed, images that
+it marked. Third form: image, marked image, and their difference times ten.
 
 CACHE keeps rendered frames and results. A run that was interrupted goes on; results of another detector are left out.
 """
@@ -39,11 +39,11 @@ import numpy as np
 from marks_attacks import COPIES, QUICK, Attack, Clip, Frames, Picture, attacks
 from PIL import Image
 
-from export3d import provenance
 from export3d.animate.animator import Animator
 from export3d.animate.drive import bundled_motion, bundled_portrait, read_motion
 from export3d.files import write_bytes
 from export3d.image import contact_sheet, fitted, read_image
+from export3d.provenance import watermark
 from export3d.provenance.watermark.detect import find_watermark
 from export3d.provenance.watermark.embed import Watermark
 from export3d.video import VideoWriter, read_frames
@@ -53,17 +53,18 @@ PHOTO_SIDE = 1080
 SECONDS, FPS = 2, 25
 UNMARKED_SIDES = (None, 256, 512, 720)
 """Shorter sides of the frames without a mark; None: as the file has it."""
+WHOLE = "video of 50 frames"
 IMAGES, VIDEOS = (".jpg", ".jpeg", ".png", ".webp"), (".mp4", ".mov", ".webm")
 
 
 class Cache:
-    """Rendered frames, and results of this version of the mark."""
+    """Rendered frames, results of this version of the mark, and searches of this version of the detector."""
 
     def __init__(self, folder: Path) -> None:
-        source = Path(provenance.__file__).parent / "watermark"
-        code = b"".join(path.read_bytes() for path in sorted(source.glob("*.py")))
-        self.frames = folder / "frames"
-        self.results = folder / hashlib.sha256(code).hexdigest()[:12]
+        code = {path.name: path.read_bytes() for path in sorted(Path(watermark.__file__).parent.glob("*.py"))}
+        detector = [text for name, text in code.items() if name != "embed.py"]
+        mark, search = (hashlib.sha256(b"".join(parts)).hexdigest()[:12] for parts in (code.values(), detector))
+        self.frames, self.results, self.searches = folder / "frames", folder / mark, folder / f"unmarked-{search}.jsonl"
         for made in (self.frames, self.results):
             made.mkdir(parents=True, exist_ok=True)
 
@@ -291,46 +292,47 @@ def foreign(frame: Picture) -> Picture | None:
     return np.asarray(encoder.encode(cv2.cvtColor(resized(frame, 512), cv2.COLOR_RGB2BGR), "dwtDct"))[:, :, ::-1].copy()
 
 
-def unmarked_frames(folders: Sequence[Path], rendered: Path, count: int) -> Iterator[tuple[str, Picture]]:
-    """Kind and frame, always in the same order; `count` in all, if the folders have so many."""
+def unmarked(folders: Sequence[Path], rendered: Path, count: int) -> Iterator[tuple[str, Frames]]:
+    """Kind and frames that are searched together, always in the same order; `count` in all, if there are so many."""
     files = sorted(path for folder in folders for path in (folder.rglob("*") if folder.is_dir() else [folder]))
     images = [path for path in files if path.suffix.lower() in IMAGES]
     videos = [path for path in files if path.suffix.lower() in VIDEOS]
     made = 0
     for path in images:
         image, side = read_image(path), UNMARKED_SIDES[made % len(UNMARKED_SIDES)]
-        yield "image", resized(image, side)
+        yield "image", [resized(image, side)]
         other = foreign(image) if made % 5 == 0 else None
         if other is not None:
-            yield "marked by another tool", other
+            yield "image marked by another tool", [other]
         made += 1 + (other is not None)
-    for file in sorted(rendered.glob("*.npy")):
-        frames = np.load(file, mmap_mode="r")
-        for frame in frames:
-            yield "rendered, --no-mark", np.array(frame)
-        made += len(frames)
+    for file in sorted(rendered.glob("*-256.npy")):
+        frames = list(np.load(file))
+        yield WHOLE, frames
+        yield from (("frame rendered with --no-mark", [frame]) for frame in frames)
+        made += 1 + len(frames)
     for left, path in zip(range(len(videos), 0, -1), videos):
         wanted = math.ceil((count - made) / left)
         frames = list(islice(read_frames(path), 600))
+        if left % 10 == 0:
+            yield WHOLE, frames[: SECONDS * FPS]
+            made += 1
         for number in np.unique(np.linspace(0, len(frames) - 1, min(wanted, len(frames))).round().astype(int)):
-            yield "video frame", resized(frames[number], UNMARKED_SIDES[made % len(UNMARKED_SIDES)])
+            yield "frame of a video", [resized(frames[number], UNMARKED_SIDES[made % len(UNMARKED_SIDES)])]
             made += 1
 
 
-def searched(item: tuple[str, Picture]) -> str:
-    kind, frame = item
-    found = find_watermark([frame])
-    return json.dumps([kind, list(frame.shape[:2]), found.score, found.false_positive, found.found])
+def searched(item: tuple[str, Frames]) -> str:
+    kind, frames = item
+    found = find_watermark(frames)
+    return json.dumps([kind, list(frames[0].shape[:2]), found.score, found.false_positive, found.found])
 
 
 def run_unmarked(folders: Sequence[Path], count: int, processes: int, cache: Cache, figure: Path | None) -> None:
     """Go on where the cache ends, then print a table and save the histogram."""
-    file = cache.results / "unmarked.jsonl"
+    file = cache.searches
     lines = file.read_text("utf-8").splitlines() if file.exists() else []
     start = time.perf_counter()
-    frames = (
-        islice(unmarked_frames(folders, cache.frames, count), len(lines), count) if len(lines) < count else iter(())
-    )
+    frames = islice(unmarked(folders, cache.frames, count), len(lines), count) if len(lines) < count else iter(())
     with ExitStack() as stack:
         out = stack.enter_context(open(file, "a", encoding="utf-8"))
         search = map if processes == 1 else stack.enter_context(Pool(processes)).map
@@ -344,7 +346,7 @@ def run_unmarked(folders: Sequence[Path], count: int, processes: int, cache: Cac
 
 
 def show_unmarked(rows: Sequence[list], figure: Path | None) -> None:
-    print("| frames without a mark | frames | largest score | smallest stated probability | found |")
+    print("| without a mark | searches | largest score | smallest stated probability | found |")
     print("|---|---|---|---|---|")
     kinds = list(dict.fromkeys(row[0] for row in rows))
     for kind in [*kinds, "all"]:
@@ -354,7 +356,7 @@ def show_unmarked(rows: Sequence[list], figure: Path | None) -> None:
             f"| {sum(row[4] for row in some)} |"
         )
     if figure is not None:
-        draw_histogram(np.array([row[2] for row in rows]), figure)
+        draw_histogram(np.array([row[2] for row in rows if row[0] != WHOLE]), figure)
 
 
 def draw_histogram(scores: np.ndarray, path: Path) -> None:

@@ -109,7 +109,7 @@ def test_frames_without_a_mark_are_searched_once_and_counted(
     cache, figure = marks.Cache(tmp_path / "cache"), tmp_path / "scores.webp"
     marks.run_unmarked([photos], 2, 1, cache, None)
     marks.run_unmarked([photos], 3, 1, cache, figure)
-    kept = (cache.results / "unmarked.jsonl").read_text("utf-8").splitlines()
+    kept = cache.searches.read_text("utf-8").splitlines()
     assert len(kept) == 3
     assert "| all | 3 |" in capsys.readouterr().out
     with Image.open(figure) as drawn:
