@@ -12,11 +12,13 @@ from PIL import Image
 from export3d.errors import ShapeError
 from export3d.provenance.watermark import code, pattern
 
-FLAT_STRENGTH = 1.0
-STRENGTH_PER_ACTIVITY = 0.4
+FLAT_STRENGTH = 0.7
+"""Local rms of the mark where the image is flat, grey levels."""
+STRENGTH_PER_ACTIVITY = 0.3
+"""What a mean step of one grey level between neighbouring canonical pixels adds to it."""
 STRONGEST = 5.0
-LARGEST_ERROR = 255.0**2 / 10**4.12
-_ACTIVITY_GRID = 64
+LARGEST_ERROR = 255.0**2 / 10**4.25
+"""Mean squared error of a marked frame at most: 42.5 dB. At 41 dB, magnified skin looks grainy."""
 
 
 def check_frame(frame: Any) -> NDArray[np.uint8]:
