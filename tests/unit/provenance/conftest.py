@@ -40,8 +40,7 @@ def unsigned(tmp_path_factory: pytest.TempPathFactory, statement: Statement) -> 
     for name in ("plain.jpg", "plain.webp"):
         Image.fromarray(pixels).save(folder / name, xmp=statement.xmp().encode(), quality=95)
     with VideoWriter(folder / "plain.mp4", 25, 64, metadata=statement.tags()) as writer:
-        for shift in range(10):
-            writer.write(np.roll(pixels, shift, 0))
+        writer.write(pixels)
     return folder
 
 

@@ -242,9 +242,9 @@ def test_a_mark_that_begins_later_is_found(tmp_path: Path, astronaut_turns: list
 def test_an_unmarked_video_is_searched_to_its_end_and_no_further(
     tmp_path: Path, astronaut_turns: list[np.ndarray]
 ) -> None:
-    report = verify(video(tmp_path / "plain.mp4", astronaut_turns[:5]))
+    report = verify(video(tmp_path / "plain.mp4", astronaut_turns[:1]))
     assert report.mark is not None
-    assert (report.result, report.mark.frames) == ("unmarked", 5)
+    assert (report.result, report.mark.frames) == ("unmarked", 1)
 
 
 def test_the_time_for_a_video_is_bounded(face_video: Path, monkeypatch: pytest.MonkeyPatch) -> None:
