@@ -1,8 +1,8 @@
 """The key and the certificates that sign generated files: the user's own, or ones made at first use.
 
 Both are in one file, `signing.pem` in the user's folder (`files.home`): a private key, then the certificate for it and
-the certificates that issued that one, in PEM. One file cannot hold half of a pair, and a finished file is linked to its
-name only where there is none, so several processes that start at once end with the same certificate.
+the certificates that issued that one, in PEM. One file cannot hold half of a pair. It is made under a lock, so several
+processes that start at once end with the same certificate.
 
 Where the file is missing, a certificate authority is made, issues one certificate and is forgotten: C2PA accepts no
 certificate that signs itself. Such a certificate names nobody. It proves that a file is unchanged, not who made it. It
@@ -16,15 +16,14 @@ from __future__ import annotations
 import logging
 import os
 import re
-import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from export3d.errors import ConfigError
-from export3d.files import check_input, home, kind_at, reading, reason
+from export3d.errors import ConfigError, OutputError
+from export3d.files import check_input, home, kind_at, locked, make_folder, reading, reason, replacing
 
 if TYPE_CHECKING:
     from cryptography import x509
@@ -64,9 +63,9 @@ def credentials() -> Credentials:
     try:
         path = home() / FILE
         if kind_at(path, ConfigError) is None:
-            _keep(_made(), path)
-    except (OSError, ConfigError) as problem:
-        return _parsed(_of_this_run(reason(problem)), FILE)
+            _keep(path)
+    except (ConfigError, OutputError) as problem:
+        return _parsed(_of_this_run(str(problem).partition(";")[0]), FILE)
     check_input(path, ConfigError, "a signing key and its certificates")
     with reading(path, ConfigError), path.open("rb") as file:
         others = os.name == "posix" and os.fstat(file.fileno()).st_mode & 0o007
@@ -84,20 +83,13 @@ def _of_this_run(problem: str) -> bytes:
     return _made()
 
 
-def _keep(text: bytes, path: Path) -> None:
-    """Write a file that only its owner may read, unless another process was first."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.link(name, path)
-    except FileExistsError:
-        pass
-    finally:
-        Path(name).unlink(missing_ok=True)
+def _keep(path: Path) -> None:
+    """Make a file that only its owner may read, unless another process was first."""
+    make_folder(path.parent)
+    with locked(path):
+        if kind_at(path, ConfigError) is None:
+            with replacing(path, mode=0o600) as temporary:
+                temporary.write_bytes(_made())
 
 
 def _parsed(text: bytes, path: Path | str) -> Credentials:
