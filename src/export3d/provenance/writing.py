@@ -136,11 +136,7 @@ def video_writer(
     )
 
 
-def write_image(
-    path: str | os.PathLike[str],
-    image: Pixels,
-    marks: Marks = MARKED,
-) -> None:
+def write_image(path: str | os.PathLike[str], image: Pixels, marks: Marks = MARKED) -> None:
     """Write one uint8 (H, W, 3) image as PNG, whole or not at all.
 
     Raises:
