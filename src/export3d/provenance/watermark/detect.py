@@ -73,9 +73,14 @@ class Finding:
 
 
 def find_watermark(frames: Iterable[NDArray[np.uint8]]) -> Finding:
-    """Search frames uint8 (H, W, 3) of one image or video, all of one size, for the mark of `embed.Watermark`.
+    """Search the frames of one image or video for the mark of `embed.Watermark`.
 
-    Raises ShapeError for other arrays, for frames of different sizes and where there are no frames.
+    Args:
+        frames: uint8 (H, W, 3), RGB, all of one size; at most MOST_FRAMES are read. Two or more frames without a mark
+            at rest are searched for a mark in perspective as well, which takes three seconds.
+
+    Raises:
+        ShapeError: other arrays, frames of different sizes, or no frames.
     """
     first, average, count = _whitened_frames(islice(frames, MOST_FRAMES))
     score, payload, mirrored, size = max(_best(white) for white in ([first] if count == 1 else [first, average]))
