@@ -18,6 +18,7 @@ CACHE keeps rendered frames and results. A run that was interrupted goes on; res
 from __future__ import annotations
 
 import argparse
+import ast
 import hashlib
 import importlib.util
 import io
@@ -57,13 +58,22 @@ WHOLE = "video of 50 frames"
 IMAGES, VIDEOS = (".jpg", ".jpeg", ".png", ".webp"), (".mp4", ".mov", ".webm")
 
 
+def statements(path: Path) -> str:
+    """A Python file without comments and docstrings."""
+    tree = ast.parse(path.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            node.value.value = None
+    return ast.unparse(tree)
+
+
 class Cache:
     """Rendered frames, results of this version of the mark, and searches of this version of the detector."""
 
     def __init__(self, folder: Path) -> None:
-        code = {path.name: path.read_bytes() for path in sorted(Path(watermark.__file__).parent.glob("*.py"))}
+        code = {path.name: statements(path) for path in sorted(Path(watermark.__file__).parent.glob("*.py"))}
         detector = [text for name, text in code.items() if name != "embed.py"]
-        mark, search = (hashlib.sha256(b"".join(parts)).hexdigest()[:12] for parts in (code.values(), detector))
+        mark, search = (hashlib.sha256("".join(parts).encode()).hexdigest()[:12] for parts in (code.values(), detector))
         self.frames, self.results, self.searches = folder / "frames", folder / mark, folder / f"unmarked-{search}.jsonl"
         for made in (self.frames, self.results):
             made.mkdir(parents=True, exist_ok=True)

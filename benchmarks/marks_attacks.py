@@ -195,7 +195,7 @@ def bent(frame: Picture, share: float) -> Picture:
 
 
 def geometry() -> list[Attack]:
-    shares = (0.95, 0.9, 0.8, 0.7, 0.5)
+    shares = (0.95, 0.9, 0.8, 0.75, 0.7)
     return [
         *on_video("scaled down and back", {f"{f:.0%}": partial(scaled_back, factor=f) for f in (0.75, 0.5, 0.33)}),
         *on_video("scaled", {f"{f:g} times": partial(scaled, factor=f) for f in (1.5, 2.0, 0.5)}),
@@ -205,7 +205,7 @@ def geometry() -> list[Attack]:
             {f"{s:.0%}": partial(cropped, share=s, x=0.0, y=1.0) for s in shares},
         ),
         *on_video("mirrored", {"": lambda frame: frame[:, ::-1]}),
-        *on_video("rotated", {f"{d}°": partial(rotated, degrees=d) for d in (0.5, 1, 2, 5)}),
+        *on_video("rotated", {f"{d}°": partial(rotated, degrees=d) for d in (0.5, 1, 2)}),
         *on_video("turned", {"90°": lambda frame: np.rot90(frame), "180°": lambda frame: frame[::-1, ::-1]}),
         *on_video("wider", {f"{w - 1:.0%}": partial(scaled, factor=1.0, wide=w) for w in (1.01, 1.02, 1.05)}),
         *on_video(
@@ -299,7 +299,7 @@ def pixels() -> list[Attack]:
         *[Attack(f"non-local means, {DENOISED} frames", name, run) for name, run in filtered.items()],
         *on_video("caption and logo, of the height", {f"{s:.0%}": partial(captioned, share=s) for s in (0.15, 0.3)}),
         *on_video("letterboxed, bars of the height", {f"{s:.0%}": partial(letterboxed, share=s) for s in (0.1, 0.39)}),
-        *on_video("picture in picture, of each side", {f"{s:.0%}": partial(inset, share=s) for s in (0.5, 0.33)}),
+        *on_video("picture in picture, of each side", {f"{s:.0%}": partial(inset, share=s) for s in (0.8, 0.5)}),
     ]
 
 
