@@ -1,6 +1,6 @@
 """The invisible mark: what it costs, what it survives, what breaks it, and how often it is seen where none is.
 
-    python benchmarks/marks.py --cache CACHE [--portraits PHOTOS] [--sizes 256 512 photo]
+    python benchmarks/marks.py --cache CACHE [--portraits PHOTOS] [--sizes 256 512 photo] [--bars]
     python benchmarks/marks.py --cache CACHE --unmarked FOLDERS [--frames 20000] [--figure FILE.webp]
     python benchmarks/marks.py --cache CACHE --sheet FILE.webp [--portraits PHOTOS]
     python benchmarks/marks.py --quick
@@ -37,7 +37,7 @@ from tempfile import TemporaryDirectory
 
 import cv2
 import numpy as np
-from marks_attacks import COPIES, QUICK, Attack, Clip, Frames, Picture, attacks
+from marks_attacks import BARS, COPIES, QUICK, Attack, Clip, Frames, Picture, attacks
 from PIL import Image
 
 from export3d.animate.animator import Animator
@@ -244,7 +244,7 @@ def show_limits(results: dict[str, list[dict]], chosen: Sequence[Attack]) -> Non
         print(f"| {family} | {' | '.join('; '.join(part) or '–' for part in parts.values())} |")
 
 
-def run_attacks(portraits: Sequence[Path], sizes: Sequence[str], cache: Cache) -> None:
+def run_attacks(portraits: Sequence[Path], sizes: Sequence[str], chosen: Sequence[Attack], cache: Cache) -> None:
     animators: list[Animator] = []
 
     def animator() -> Animator:
@@ -252,7 +252,7 @@ def run_attacks(portraits: Sequence[Path], sizes: Sequence[str], cache: Cache) -
             animators.append(Animator.from_pretrained(device="cpu"))
         return animators[0]
 
-    chosen, results = attacks(), defaultdict(list)
+    results = defaultdict(list)
     for size in sizes:
         for portrait in portraits:
             case = Case(portrait.stem, size, cache.rendered(portrait, size, animator))
@@ -271,10 +271,14 @@ def run_attacks(portraits: Sequence[Path], sizes: Sequence[str], cache: Cache) -
     show_limits(results, chosen)
 
 
+def named(names: set[tuple[str, str]]) -> list[Attack]:
+    return [attack for attack in attacks() if (attack.family, attack.strength) in names]
+
+
 def run_quick() -> None:
     """The bundled portrait, half a second at 256 pixels, a few attacks."""
     clean = render(Animator.from_pretrained(device="cpu"), bundled_portrait(), "256", seconds=0.5)
-    chosen = [attack for attack in attacks() if (attack.family, attack.strength) in QUICK]
+    chosen = named(QUICK)
     results = {"256": [measure(Case("bundled", "256", clean), None, chosen, list)]}
     show_cost(results)
     show_attacks(results, chosen)
@@ -424,6 +428,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument("--cache", type=Path)
     parser.add_argument("--portraits", type=Path, nargs="+", default=[])
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=SIZES)
+    parser.add_argument("--bars", action="store_true", help="only what the mark is made to survive")
     parser.add_argument("--unmarked", type=Path, nargs="+")
     parser.add_argument("--frames", type=int, default=20_000)
     parser.add_argument("--processes", type=int, default=1, help="for --unmarked")
@@ -443,7 +448,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     elif options.sheet:
         write_sheet(options.sheet, portraits, options.sizes, cache)
     else:
-        run_attacks(portraits, options.sizes, cache)
+        run_attacks(portraits, options.sizes, named(BARS) if options.bars else attacks(), cache)
 
 
 if __name__ == "__main__":

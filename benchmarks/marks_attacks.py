@@ -415,3 +415,21 @@ QUICK = {
     ("cropped in the middle, part of each side", "90%"),
 }
 """Family and strength of the attacks of `--quick`."""
+BARS = QUICK | {
+    ("none", "the video as written"),
+    ("H.264 again", "CRF 33"),
+    ("one frame as JPEG", "quality 75"),
+    ("scaled down and back", "75%"),
+    ("scaled", "0.5 times"),
+    ("cropped to a corner, part of each side", "90%"),
+    ("rotated", "1°"),
+    ("perspective, corners moved", "3%"),
+    ("brightness", "+20%"),
+    ("brightness", "-20%"),
+    ("saturation", "0%"),
+    ("frame rate", "15"),
+    ("chain", "crop 90%, scale 75%, CRF 28"),
+    ("chain", "scale 75% and back, CRF 28"),
+    ("chain", "filmed off a screen, perspective 3%"),
+}
+"""Family and strength of the attacks of `--bars`: what the mark is made to survive."""
