@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import secrets
 import unicodedata
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ LONGEST_NAME, LONGEST_NOTE = 200, 2000
 """Characters."""
 _LARGEST = 256_000_000
 """Bytes of a register that is read; an entry takes about 1,000."""
+_ID = re.compile("[0-9a-f]{8}")
 _BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -78,7 +80,7 @@ class Register:
         Raises:
             InputError: the file cannot be read or is damaged.
         """
-        if kind_at(self.path) is None:
+        if kind_at(self.path) is None and not self.path.is_symlink():  # a broken link is a register that is lost
             return []
         check_input(self.path, InputError, "the register of consent")
         with reading(self.path):
@@ -222,6 +224,11 @@ def _entry(item: dict[str, Any]) -> Entry:
         raise ValueError("other keys")
     if any(not isinstance(value, str) for key, value in item.items() if key != "expires"):
         raise ValueError("no text")
+    if not _ID.fullmatch(item["id"]) or not item["name"]:
+        raise ValueError("no id or no name")
+    for key, longest in (("name", LONGEST_NAME), ("note", LONGEST_NOTE)):  # nothing that could disguise a listing
+        if checked_text(item[key], key, longest) != item[key]:
+            raise ValueError("a text that add does not write")
     vector = np.frombuffer(base64.b64decode(item["descriptor"], validate=True), dtype="<f4").astype(np.float32)
     if not abs(float(np.linalg.norm(vector)) - 1.0) < 1e-3:  # NaN too
         raise ValueError("no unit vector")

@@ -111,7 +111,8 @@ def damages() -> dict[str, str | bytes]:
     changes: dict[str, object] = {
         "a number as name": {"name": 7}, "no date": {"expires": "soon"}, "no base64": {"descriptor": "%"},
         "three bytes": {"descriptor": "AAAA"}, "not a number": {"descriptor": "AADAfw=="},
-        "of no length": {"descriptor": "AAAAAA=="}, "one key more": {"photo": "x"},
+        "of no length": {"descriptor": "AAAAAA=="}, "one key more": {"photo": "x"}, "no name": {"name": ""},
+        "a terminal's command as name": {"name": "A\x1b[2J"}, "two lines": {"note": "a\nb"}, "another id": {"id": "x"},
     }  # fmt: skip
     files: dict[str, str | bytes] = {
         "text": "hello", "no UTF-8": b"\xff\xfe{}", "a list": "[]", "no version": '{"entries": []}',
@@ -135,6 +136,14 @@ def test_a_damaged_register_is_never_an_empty_one(content: str | bytes, register
     assert register.path.read_bytes() == data
 
 
+def test_the_entry_that_is_damaged_above_is_whole_without_the_damage(register: Register) -> None:
+    content = json.loads(damages()["twice"])
+    content["entries"].pop()
+    register.path.parent.mkdir()
+    register.path.write_text(json.dumps(content))
+    assert [entry.name for entry in register.entries()] == ["A"]
+
+
 def test_other_things_at_its_place_are_named(register: Register) -> None:
     register.path.parent.mkdir()
     register.path.touch()
@@ -147,6 +156,17 @@ def test_other_things_at_its_place_are_named(register: Register) -> None:
     register.path.mkdir()
     with pytest.raises(InputError, match="is a folder"):
         register.entries()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_a_link_is_followed_and_a_broken_one_is_no_empty_register(register: Register, tmp_path: Path) -> None:
+    register.path.parent.mkdir()
+    register.path.symlink_to(tmp_path / "elsewhere.json")
+    with pytest.raises(InputError, match=r"consent\.json does not exist"):
+        register.entries()
+    Register(tmp_path / "elsewhere.json").add(VECTOR, "n", "A")
+    register.add(VECTOR, "n", "B")
+    assert [entry.name for entry in Register(tmp_path / "elsewhere.json").entries()] == ["A", "B"]
 
 
 def test_consent_lasts_through_its_last_day(register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
