@@ -32,6 +32,7 @@ from export3d.engines.names import EngineName
 from export3d.errors import ConfigError, check_shape
 from export3d.expression import sliders
 from export3d.image import from_pillow, read_image, to_tensor, to_uint8
+from export3d.memory import give_back_memory
 from export3d.model import Encoded, Export3D, Planes
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import SPACES, Motion
@@ -492,6 +493,7 @@ class Animator:
             for one in view.sources
         ]
         next(self._drawn(view, parts, batch))
+        give_back_memory()  # of compiling
 
     def _stream(self, view: _View, motions: Sequence[Motion], batch: int) -> Iterator[Picture]:
         count = len(motions[0])
