@@ -33,6 +33,8 @@ _TWISTS = (-4, -2, 0, 2, 4)
 _SHIFT = 12
 """Largest b0: the image may have moved by 5 % of its shorter side, cropped or not."""
 _REFINED = 6
+_DECISIVE = 16.0
+"""A score, well above what a finding needs, that ends the search."""
 _STEPS = (2.0, 1.0, 0.5)
 _FARTHEST = 16
 """Corners move by multiples of the last step up to this far."""
@@ -49,6 +51,8 @@ def best_warped(white: NDArray[np.float32]) -> tuple[float, int, bool]:
         image = images[mirrored]
         score, payload = decode(spectra(fold(_rectified(image, _refined(image, corners)), pattern.SHORTER_SIDE))[0])
         best = max(best, (score, payload, bool(mirrored)))
+        if score > _DECISIVE:
+            break
     return best
 
 

@@ -81,17 +81,17 @@ def test_all_bits_survive_h264_at_crf_28(astronaut_turns, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(128, 128), (256, 256), (300, 533), (600, 400)])
-def test_psnr_is_at_least_41_5_db_and_the_mark_reads(size, astronaut):
+def test_psnr_is_at_least_42_5_db_and_the_mark_reads(size, astronaut):
     frame = resized(astronaut, *size)
     marked = Watermark(PAYLOAD).apply(frame)
-    assert psnr_db(frame, marked) > 41.5
+    assert psnr_db(frame, marked) >= 42.5
     assert find_watermark([marked]).payload == PAYLOAD
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_psnr_is_at_least_41_5_db_on_the_busiest_image(seed):
+def test_psnr_is_at_least_42_5_db_on_the_busiest_image(seed):
     noise = np.random.default_rng(seed).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    assert psnr_db(noise, Watermark(seed).apply(noise)) > 41.5
+    assert psnr_db(noise, Watermark(seed).apply(noise)) >= 42.5
 
 
 def test_flat_areas_change_by_few_levels():
