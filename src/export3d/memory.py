@@ -14,17 +14,17 @@ _LARGEST_MMAP = 2**25
 """glibc's DEFAULT_MMAP_THRESHOLD_MAX; versions of it refuse more."""
 
 
-def keep_freed_memory() -> None:
-    """Keep large blocks that are freed for the next ones; glibc alone, elsewhere nothing happens.
+def keep_freed_memory(largest_block: int = _LARGEST) -> None:
+    """Keep freed blocks of up to so many bytes for the next ones; glibc alone, elsewhere nothing happens.
 
-    By default glibc returns them to the system, which clears every page anew for the next frame's tensors: a fifth of
-    the time of super-resolution in PyTorch. The process stays as large as its largest batch.
+    By default glibc returns large blocks to the system, which clears every page anew for the next frame's tensors: a
+    fifth of the time of super-resolution in PyTorch. The process stays as large as its largest batch.
     """
     mallopt = _mallopt()
     if mallopt is None:
         return
     # alone, the threshold of trimming would keep that of mapping at 128 kB
-    if any(mallopt(_MMAP_THRESHOLD, size) == 1 for size in (_LARGEST, _LARGEST_MMAP)):
+    if any(mallopt(_MMAP_THRESHOLD, size) == 1 for size in (largest_block, min(largest_block, _LARGEST_MMAP))):
         mallopt(_TRIM_THRESHOLD, _LARGEST)
     share_arenas()
 
