@@ -13,7 +13,15 @@ from export3d.animate.animator import Animator, Source, pick_device
 from export3d.animate.drive import Driving, rebase
 from export3d.animate.export import write_animation
 from export3d.camera import Camera, from_pose, head_angles, head_position, project
-from export3d.errors import BadMotionFile, CheckpointError, ConfigError, NoFaceFound, OutputError, ShapeError
+from export3d.errors import (
+    BadMotionFile,
+    CheckpointError,
+    ConfigError,
+    Export3DError,
+    NoFaceFound,
+    OutputError,
+    ShapeError,
+)
 from export3d.face.crop import crop
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import Motion
@@ -124,6 +132,30 @@ def test_rendering_twice_gives_the_same_bytes(animator: Animator, source: Source
     assert first.shape == (animator.size, animator.size, 3)
     assert first.dtype == np.uint8
     assert first.tobytes() == animator.render(source, source.expression, label).tobytes()
+
+
+def test_planes_are_shown_from_any_camera(animator: Animator, source: Source) -> None:
+    planes = animator.planes(source, source.expression)
+    for yaw in (0.0, 20.0):
+        camera = Camera.orbit(yaw_deg=yaw).label
+        shown = animator.render_planes(source, planes, camera)
+        np.testing.assert_array_equal(shown, animator.render(source, source.expression, camera))
+    with pytest.raises(ShapeError, match="expression"):
+        animator.planes(source, np.zeros(51))
+    with pytest.raises(ShapeError, match="camera"):
+        animator.render_planes(source, planes, np.zeros(24))
+
+
+def test_warming_up_closes_the_tracker_and_changes_no_frame(
+    animator: Animator, source: Source, motion: Motion, astronaut_path: Path
+) -> None:
+    cold = list(animator.animate(source, motion[:3], batch=2))
+    tracker = animator.tracker
+    animator.warm_up(source, 2)
+    np.testing.assert_array_equal(cold, list(animator.animate(source, motion[:3], batch=2)))
+    with pytest.raises(Export3DError, match="closed"):
+        tracker.track_image(source.photo)
+    assert animator.encode(astronaut_path).crop == source.crop, "with a new tracker"
 
 
 def test_expression_and_camera_change_the_picture(animator: Animator, source: Source) -> None:

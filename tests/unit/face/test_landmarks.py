@@ -58,6 +58,16 @@ def test_a_region_between_pixels_is_moved_to_whole_pixels(landmarker, astronaut)
     np.testing.assert_array_equal(exact.landmarks, moved.landmarks)
 
 
+@pytest.mark.parametrize("side", [447, 640, 896, 1343])
+def test_a_large_square_is_copied_or_reduced_by_a_whole_factor(landmarker, astronaut, side):
+    """A square half as large shows the same face in the same place of the image."""
+    large = np.asarray(Image.fromarray(astronaut).resize((2048, 2048), Image.Resampling.BICUBIC))
+    middle = (860.0, 470.0)
+    (face,) = landmarker.detect(large, CropBox(middle, side))
+    (again,) = landmarker.detect(large, CropBox(middle, 447.0 + side / 2))
+    assert np.abs(face.landmarks - again.landmarks)[:, :2].mean() < 0.01 * face.size
+
+
 def test_several_faces_come_largest_first(landmarker, head):
     faces = landmarker.detect(collage(head, (60, 100, 400), (620, 60, 600)))
     assert len(faces) == 2
