@@ -36,6 +36,7 @@ SMALLEST_FACE = 32.0
 SOFT_FACE = 60.0
 """Height from forehead to chin, pixels, below which a warning says that the result will be blurry."""
 _SHAPE_FRAMES = 10
+_TRIM_FRAMES = 500
 _SEVERAL_SHARE = 0.05
 _SMALL_SHARE = 1 / 6
 _CUT_SHARE = 0.03
@@ -278,6 +279,8 @@ class Tracker:
         for frame in frames:
             crowd.step(frame)
             total += 1
+            if total % _TRIM_FRAMES == 0:
+                give_back_memory()  # decoded frames, between which landmarks that stay were allocated
             if progress is not None:
                 progress(total)
         if not total:
