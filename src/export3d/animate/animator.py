@@ -489,14 +489,15 @@ class Animator:
         without delay.
         """
         view = self._view(source, size, frame, background)
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None
+        give_back_memory()  # of loading
         parts = [
             (self._planes(one, np.repeat(one.expression[None], batch, 0)), np.repeat(one.camera[None], batch, 0))
             for one in view.sources
         ]
         next(self._drawn(view, parts, batch))
-        if self._tracker is not None:
-            self._tracker.close()
-            self._tracker = None
         give_back_memory()  # of compiling
 
     def _stream(self, view: _View, motions: Sequence[Motion], batch: int) -> Iterator[Picture]:

@@ -32,7 +32,7 @@ from types import FrameType
 from export3d.cli.terminal import asked_to_end, end
 from export3d.errors import Export3DError
 from export3d.files import reason
-from export3d.memory import share_arenas
+from export3d.memory import spare_memory
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` excludes the program name (default: this process's)."""
     # PyTorch's idle threads would spin, on cores that decoding, tracking, encoding and OpenVINO need
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    share_arenas()
+    spare_memory()
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()
