@@ -105,7 +105,7 @@ class Report:
         stated = self.signed.payload if self.signed is not None else None
         if stated is None and self.metadata is not None:
             stated = self.metadata.payload
-        if stated is None or self.mark is None or not self.mark.found:
+        if stated is None or self.mark is None or self.mark.payload is None:
             return None
         return self.mark.payload == stated
 
@@ -327,8 +327,9 @@ def _of_mark(report: Report) -> str:
         False: " It does not belong to the metadata's statement: pixels and metadata are from different files.",
         None: "",
     }[report.mark_belongs]
+    number = "its number cannot be read" if mark.payload is None else f"number {_digits(mark.payload)}"
     return (
-        f"Invisible mark: made by export3d, number {_digits(mark.payload)}, in {images}. The probability of a mark in "
+        f"Invisible mark: made by export3d, {number}, in {images}. The probability of a mark in "
         f"an unmarked file is at most {chance}.{belongs}"
     )
 

@@ -41,7 +41,9 @@ SIZES = range(pattern.SHORTER_SIDE, SMALLEST - 1, -3)
 """Shorter sides searched first; the best are then tried one pixel smaller and larger."""
 LARGEST_FALSE_POSITIVE = 1e-7
 """Files with a larger `false_positive` count as unmarked."""
-LOG_HYPOTHESES = math.log(2 * (pattern.SHORTER_SIDE - SMALLEST + 3) * 2 * pattern.TILE**2) + 32 * math.log(2)
+_LARGEST_MISREADING = 1e-4
+_LOG_PAYLOADS = 32 * math.log(2)
+LOG_HYPOTHESES = math.log(2 * (pattern.SHORTER_SIDE - SMALLEST + 3) * 2 * pattern.TILE**2) + _LOG_PAYLOADS
 """Logarithm of the number of hypotheses: average or first frame, scale, mirrored or not, position, payload."""
 MOST_FRAMES = 250
 """Frames that are read at most; more do not raise the score."""
@@ -55,7 +57,8 @@ class Finding:
 
     Attributes:
         found: whether the frames carry the mark.
-        payload: the 32 bits, or None where no mark was found.
+        payload: the 32 bits; None where no mark was found, or where the data patterns are too weak to tell them: noise
+            alone would show some payload as well with a probability of more than 1e-4.
         score: the best hypothesis's score S; about 8 in unmarked images.
         false_positive: upper bound of the probability that an unmarked file reaches this score.
         mirrored: whether the frames were mirrored after marking.
@@ -83,17 +86,20 @@ def find_watermark(frames: Iterable[NDArray[np.uint8]]) -> Finding:
         ShapeError: other arrays, frames of different sizes, or no frames.
     """
     first, average, count = _whitened_frames(islice(frames, MOST_FRAMES))
-    score, payload, mirrored, size = max(_best(white) for white in ([first] if count == 1 else [first, average]))
+    score, payload, data_score, mirrored, size = max(
+        _best(white) for white in ([first] if count == 1 else [first, average])
+    )
     false_positive = _bound(score, LOG_HYPOTHESES)
     if count > 1 and false_positive > LARGEST_FALSE_POSITIVE:
-        warped_score, warped_payload, warped_mirrored = best_warped(average)
-        warped_bound = _bound(warped_score, LOG_HYPOTHESES + LOG_WARPS)
+        warped = best_warped(average)
+        warped_bound = _bound(warped[0], LOG_HYPOTHESES + LOG_WARPS)
         if warped_bound <= LARGEST_FALSE_POSITIVE:
-            score, payload, mirrored, size = warped_score, warped_payload, warped_mirrored, pattern.SHORTER_SIDE
-            false_positive = warped_bound
+            score, payload, data_score, mirrored = warped
+            false_positive, size = warped_bound, pattern.SHORTER_SIDE
     found = false_positive <= LARGEST_FALSE_POSITIVE
     scale = size / pattern.SHORTER_SIDE if found else 1.0
-    return Finding(found, payload if found else None, score, false_positive, found and mirrored, scale, count)
+    legible = found and _bound(data_score, _LOG_PAYLOADS) <= _LARGEST_MISREADING
+    return Finding(found, payload if legible else None, score, false_positive, found and mirrored, scale, count)
 
 
 def _bound(score: float, log_hypotheses: float) -> float:
@@ -133,15 +139,14 @@ def _box_mean(image: NDArray[Any]) -> NDArray[np.float64]:
     return np.asarray(sums[size:, size:] - sums[:-size, size:] - sums[size:, :-size] + sums[:-size, :-size]) / size**2
 
 
-def _best(white: NDArray[np.float32]) -> tuple[float, int, bool, int]:
-    """Score, payload, mirrored, shorter side of the best hypothesis."""
+def _best(white: NDArray[np.float32]) -> tuple[float, int, float, bool, int]:
+    """Score, payload, score of the data patterns alone, mirrored, shorter side of the best hypothesis."""
     levels = _reference_levels(white, SIZES)
     neighbours = {middle + step for middle, _ in _highest(levels) for step in (-1, 1)}
     levels |= _reference_levels(white, sorted(neighbours))
-    best = (0.0, 0, False, pattern.SHORTER_SIDE)
+    best = (0.0, 0, 0.0, False, pattern.SHORTER_SIDE)
     for size, mirrored in _highest(levels):
-        score, payload = decode(spectra(fold(white, size))[mirrored])
-        best = max(best, (score, payload, bool(mirrored), size))
+        best = max(best, (*decode(spectra(fold(white, size))[mirrored]), bool(mirrored), size))
     return best
 
 

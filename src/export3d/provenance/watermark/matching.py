@@ -43,14 +43,14 @@ def correlation(values: NDArray[np.complex64], phases: NDArray[np.complex64]) ->
     return np.asarray(pattern.from_band(values * np.conj(phases)) / np.where(rms > 0, rms, 1), np.float32)
 
 
-def decode(values: NDArray[np.complex64]) -> tuple[float, int]:
-    """The best score in one spectrum, and its payload."""
+def decode(values: NDArray[np.complex64]) -> tuple[float, int, float]:
+    """The best score in one spectrum, its payload, and the score of the data patterns alone."""
     reference, *data = correlation(values, pattern.phases())
-    weight, best = pattern.REFERENCE_AMPLITUDE, (0.0, 0)
+    weight, best = pattern.REFERENCE_AMPLITUDE, (0.0, 0, 0.0)
     for position in np.argpartition(reference, -_POSITIONS, axis=None)[-_POSITIONS:].tolist():
         row, column = divmod(position, pattern.TILE)
         places = np.roll(data, (-row, -column), axis=(1, 2))[:, :: pattern.STEP, :: pattern.STEP]
         payload, total = code.decode(places.reshape(code.SYMBOLS, code.VALUES))
         score = (weight * float(reference[row, column]) + total) / math.sqrt(weight**2 + code.SYMBOLS)
-        best = max(best, (score, payload))
+        best = max(best, (score, payload, total / math.sqrt(code.SYMBOLS)))
     return best

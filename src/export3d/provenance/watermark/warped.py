@@ -42,16 +42,16 @@ LOG_WARPS = 8 * math.log(2 * _FARTHEST / _STEPS[-1] + 1)
 """Logarithm of the number of such displacements of four corners."""
 
 
-def best_warped(white: NDArray[np.float32]) -> tuple[float, int, bool]:
-    """Score, payload, mirrored of the best hypothesis in a whitened image on the canonical scale."""
+def best_warped(white: NDArray[np.float32]) -> tuple[float, int, float, bool]:
+    """Score, payload, score of the data patterns alone, mirrored of the best hypothesis in a whitened canonical image."""
     images = (white, np.ascontiguousarray(white[:, ::-1]))
     coarse = [(*found, mirrored) for mirrored in (0, 1) for found in _coarse(images[mirrored])]
-    best = (0.0, 0, False)
+    best = (0.0, 0, 0.0, False)
     for _, corners, mirrored in sorted(coarse, key=lambda found: -found[0])[:_REFINED]:
         image = images[mirrored]
-        score, payload = decode(spectra(fold(_rectified(image, _refined(image, corners)), pattern.SHORTER_SIDE))[0])
-        best = max(best, (score, payload, bool(mirrored)))
-        if score > _DECISIVE:
+        read = decode(spectra(fold(_rectified(image, _refined(image, corners)), pattern.SHORTER_SIDE))[0])
+        best = max(best, (*read, bool(mirrored)))
+        if read[0] > _DECISIVE:
             break
     return best
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from export3d.errors import ConfigError, ShapeError
+from export3d.provenance.watermark import pattern
 from export3d.provenance.watermark.detect import LARGEST_FALSE_POSITIVE, find_watermark
 from export3d.provenance.watermark.embed import Watermark
 from export3d.video.reading import read_frames
@@ -81,17 +82,17 @@ def test_all_bits_survive_h264_at_crf_28(astronaut_turns, tmp_path):
 
 
 @pytest.mark.parametrize("size", [(128, 128), (256, 256), (300, 533), (600, 400)])
-def test_psnr_is_at_least_42_5_db_and_the_mark_reads(size, astronaut):
+def test_psnr_is_at_least_43_3_db_and_the_mark_reads(size, astronaut):
     frame = resized(astronaut, *size)
     marked = Watermark(PAYLOAD).apply(frame)
-    assert psnr_db(frame, marked) >= 42.5
+    assert psnr_db(frame, marked) >= 43.3
     assert find_watermark([marked]).payload == PAYLOAD
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_psnr_is_at_least_42_5_db_on_the_busiest_image(seed):
+def test_psnr_is_at_least_43_3_db_on_the_busiest_image(seed):
     noise = np.random.default_rng(seed).integers(0, 256, (256, 256, 3), dtype=np.uint8)
-    assert psnr_db(noise, Watermark(seed).apply(noise)) >= 42.5
+    assert psnr_db(noise, Watermark(seed).apply(noise)) >= 43.3
 
 
 def test_flat_areas_change_by_few_levels():
@@ -176,3 +177,11 @@ def test_no_frames_and_frames_of_two_sizes_are_refused():
 def test_a_payload_outside_32_bits_is_refused():
     with pytest.raises(ConfigError, match="32 bits"):
         Watermark(2**32)
+
+
+def test_a_reference_pattern_without_data_is_found_and_gives_no_payload(face: np.ndarray) -> None:
+    """What is left where the patterns of many files were averaged: no payload is better than any."""
+    reference = np.tile(pattern.from_band(pattern.phases()[0]), (2, 2))[..., None]
+    finding = find_watermark([np.clip(np.rint(face + 3.0 * reference / reference.std()), 0, 255).astype(np.uint8)])
+    assert finding.found
+    assert finding.payload is None
