@@ -43,7 +43,7 @@ LOG_WARPS = 8 * math.log(2 * _FARTHEST / _STEPS[-1] + 1)
 
 
 def best_warped(white: NDArray[np.float32]) -> tuple[float, int, float, bool]:
-    """Score, payload, score of the data patterns alone, mirrored of the best hypothesis in a whitened canonical image."""
+    """Score, payload, score of the data patterns alone, mirrored of the best hypothesis in a whitened image."""
     images = (white, np.ascontiguousarray(white[:, ::-1]))
     coarse = [(*found, mirrored) for mirrored in (0, 1) for found in _coarse(images[mirrored])]
     best = (0.0, 0, 0.0, False)
