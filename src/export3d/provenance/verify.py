@@ -256,7 +256,11 @@ def _xmp_packets(data: bytes) -> Iterator[str]:
         at = data.find(b"</x:xmpmeta>", begin)
         if begin < 0 or at < 0:
             return
-        yield html.unescape(data[begin : min(at, begin + _LONGEST_PACKET)].decode("utf-8", "replace"))
+        text = data[begin : min(at, begin + _LONGEST_PACKET)].decode("utf-8", "replace")
+        try:
+            yield html.unescape(text)
+        except ValueError:  # a reference of thousands of digits
+            yield text
 
 
 def _tags(path: Path) -> list[str]:
@@ -272,8 +276,10 @@ def _payload(text: str) -> int | None:
     """The payload of a statement of this program in plain metadata."""
     for found in islice(_OWN_JSON.finditer(text), 20):
         try:
-            return Statement(**json.loads(found[0])).payload
-        except (ValueError, TypeError, Export3DError):
+            told = json.loads(found[0])
+            if "version" in told:  # every statement has one
+                return Statement(**told).payload
+        except (ValueError, TypeError, RecursionError, Export3DError):
             continue
     return None
 

@@ -314,3 +314,20 @@ def test_metadata_that_never_end_take_no_time(tmp_path: Path, astronaut: np.ndar
     before = time.process_time()
     assert verify(tmp_path / "open.png").result == "unmarked"
     assert time.process_time() - before < 5.0
+
+
+@pytest.mark.parametrize("text", ["&#" + "9" * 5000 + ";", '{"a":' + "[" * 994 + "}"], ids=["digits", "nested"])
+def test_numbers_and_lists_without_end_in_metadata_are_passed_over(text: str, unsigned: Path, tmp_path: Path) -> None:
+    pixels = read_image(unsigned / "plain.png")
+    xmp = Statement().xmp().replace("<rdf:RDF", text + "<rdf:RDF")
+    (tmp_path / "odd.png").write_bytes(encode_png(pixels, {XMP_KEYWORD: xmp}))
+    assert verify(tmp_path / "odd.png").result == "marked"
+
+
+def test_braces_in_foreign_metadata_are_no_statement(unsigned: Path, tmp_path: Path, statement: Statement) -> None:
+    pixels = Watermark(statement.payload).apply(read_image(unsigned / "plain.png"))
+    xmp = '<x:xmpmeta>digitalsourcetype/trainedAlgorithmicMedia { } {"portrait": null}</x:xmpmeta>'
+    (tmp_path / "other.png").write_bytes(encode_png(pixels, {XMP_KEYWORD: xmp}))
+    metadata = verify(tmp_path / "other.png").metadata
+    assert metadata is not None
+    assert (metadata.generated, metadata.payload) == (True, None)
