@@ -76,7 +76,7 @@ def home() -> Path:
         ConfigError: the user's home folder is unknown.
     """
     if chosen := os.environ.get("EXPORT3D_HOME"):
-        return Path(chosen).expanduser()
+        return chosen_path("EXPORT3D_HOME", chosen, ConfigError)
     try:
         if sys.platform == "darwin":
             return Path.home() / "Library" / "Application Support" / "export3d"
@@ -85,6 +85,14 @@ def home() -> Path:
         return (named if named.is_absolute() else Path.home() / default) / "export3d"
     except RuntimeError as error:
         raise ConfigError("there is no home folder; set EXPORT3D_HOME to a folder") from error
+
+
+def chosen_path(variable: str, text: str, error: type[Export3DError]) -> Path:
+    """The path that an environment variable names, `~` replaced; raises `error` where `~NAME` is no user's folder."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as problem:
+        raise error(f"{variable} is {text}, and there is no such home folder; give a full path") from problem
 
 
 def paths_in(folder: Path, error: type[Export3DError] = InputError) -> list[Path]:

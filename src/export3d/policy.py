@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from export3d.errors import ConfigError, PolicyError
-from export3d.files import check_input, home, kind_at, reading, reason, sniff
+from export3d.files import check_input, chosen_path, home, kind_at, reading, reason, sniff
 
 FILE = "policy.toml"
 Marks = Literal["default", "required"]
@@ -93,7 +93,7 @@ def read_policy(path: Path) -> Policy:
 def _policy_file() -> Path | None:
     """The policy file, which may be missing if it was named; None if there is none."""
     if chosen := os.environ.get("EXPORT3D_POLICY"):
-        return Path(chosen).expanduser()
+        return chosen_path("EXPORT3D_POLICY", chosen, PolicyError)
     try:
         path = home() / FILE
     except ConfigError:  # no home folder: nobody can have put a policy there

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from export3d.errors import PolicyError
+from export3d.errors import ConfigError, PolicyError
+from export3d.files import home
 from export3d.policy import Policy, current_policy
 
 
@@ -101,3 +102,11 @@ def test_a_label_for_all_forbids_outputs_without_marks() -> None:
         True,
         True,
     ]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="~NAME is the folder of a user")
+@pytest.mark.parametrize("variable", ["EXPORT3D_POLICY", "EXPORT3D_HOME"])
+def test_a_home_folder_of_nobody_is_one_sentence(variable: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, "~nobody-has-this-name/x")
+    with pytest.raises((ConfigError, PolicyError), match=f"{variable} is ~nobody.*; give a full path"):
+        current_policy() if variable == "EXPORT3D_POLICY" else home()
