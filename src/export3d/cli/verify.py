@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,10 +39,17 @@ def command(
         report = verify(path)
         reports.append(report)
         if not as_json and report.result == "unreadable":
-            tell(report.sentences()[0])
+            tell(_shown(report.sentences()[0]))
         elif not as_json:
-            print("\n  ".join([str(path).encode("utf-8", "replace").decode(), *report.sentences()]))
+            print("\n  ".join(map(_shown, [str(path), *report.sentences()])))
     if as_json:
         print(json.dumps([report.as_dict() for report in reports], indent=2))
     worst = max((report.result for report in reports), key=list(CODES).index)
     return CODES[worst]
+
+
+def _shown(text: str) -> str:
+    """A text with names from elsewhere, fit for any terminal: without control characters, in its encoding."""
+    encoding = sys.stdout.encoding
+    printable = "".join(each if each.isprintable() else "\ufffd" for each in text)
+    return printable.encode(encoding, "replace").decode(encoding)

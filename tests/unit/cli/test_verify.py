@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +67,26 @@ def test_a_name_that_is_no_text_is_printed(
     assert main(["verify", str(path)]) == 0
     assert main(["verify", "--json", str(path)]) == 0
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_names_cannot_control_the_terminal(
+    encoding: str,
+    tmp_path: Path,
+    files: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file of which only the metadata can be read is named twice, one that is no image on standard error."""
+    whole = Path(files["marked"]).read_bytes()
+    (tmp_path / "\x1b[31mé\udcff.png").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "\x1b[31mé.txt").write_text("hello")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer := io.BytesIO(), encoding))
+    assert main(["verify", *map(str, sorted(tmp_path.glob("\x1b*")))]) == 2
+    printed = buffer.getvalue().decode(encoding)
+    assert printed.count("[31m") == 2
+    assert "not an image" in (error := capsys.readouterr().err)
+    assert "\x1b" not in printed + error
 
 
 def test_a_certificate_that_cannot_sign_is_refused_before_the_work(
