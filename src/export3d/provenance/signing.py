@@ -39,6 +39,8 @@ GENERATED = frozenset({"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithm
 ASSERTION = "io.github.export3d.statement"
 TRUST = "trust.pem"
 """In the user's folder: certificates of authorities whose signatures are trusted; there need be none."""
+_MOST_TRUSTED = 10_000_000
+"""Bytes of that file that are read; the certificates of all authorities of the web take a tenth."""
 
 _TYPES = {
     ".mp4": "video/mp4",
@@ -322,7 +324,8 @@ def _trusted_authorities() -> str | None:
         path = files.home() / TRUST
         if files.kind_at(path, ConfigError) is None:
             return None
-        text = path.read_text("ascii")
+        files.check_input(path, ConfigError, "certificates of authorities in PEM")
+        text = files.sniff(path, _MOST_TRUSTED).decode("ascii")
         x509.load_pem_x509_certificates(text.encode())
         return text
     except (OSError, ValueError, ConfigError) as problem:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -191,6 +192,20 @@ def test_a_damaged_list_of_authorities_trusts_nobody(
     assert told is not None
     assert (told.state, told.trusted) == ("unchanged", False)
     assert signing.TRUST in caplog.text
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes with a name")
+def test_a_pipe_in_place_of_the_authorities_is_not_waited_for(
+    signed_file: Callable[[str], Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    path = signed_file("png")
+    os.mkfifo(files.home() / signing.TRUST)
+    writer = Thread(target=(files.home() / signing.TRUST).write_bytes, args=[b"\n"], daemon=True)
+    writer.start()  # lets a reader that waits go on, so that the test ends
+    told = signing.read(path)
+    assert told is not None
+    assert not told.trusted
+    assert "not a regular file" in caplog.text
 
 
 @pytest.fixture
