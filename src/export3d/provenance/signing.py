@@ -22,10 +22,12 @@ import base64
 import io
 import json
 import logging
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO, Literal, TypeVar
 
 from export3d import files
 from export3d.errors import ConfigError, InputError, MissingExtra, OutputError
@@ -33,6 +35,7 @@ from export3d.provenance.certificate import credentials
 from export3d.provenance.statement import SOURCE_TYPE, Statement
 
 log = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 GENERATED = frozenset({"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic"})
 """Names in IPTC's vocabulary of digital source types for media that a trained model made, wholly or in part."""
@@ -158,13 +161,7 @@ def sign(source: Path, target: Path, statement: Statement) -> None:
         MissingExtra: see `available`.  ConfigError: see `credentials`.  OutputError: the file cannot be signed.
     """
     with files.writing_to(target), source.open("rb") as unsigned, target.open("w+b") as file:
-        watched = _Watched(file)
-        try:
-            _sign(unsigned, watched, str(target), target.suffix.lower(), statement)
-        except OutputError:
-            if watched.problem is not None:
-                raise watched.problem from None
-            raise
+        _sign(unsigned, file, str(target), target.suffix.lower(), statement)
 
 
 def read(path: Path) -> SignedStatement | None:
@@ -179,11 +176,11 @@ def read(path: Path) -> SignedStatement | None:
 
     context = _context(_trusted_authorities())
     with files.reading(path, InputError), path.open("rb") as file:
+        stream = _Stream(file)
         try:
-            reader = c2pa.Reader.try_create(None, file, context=context)
-            if reader is not None:
-                with reader:
-                    return _told(json.loads(reader.json()))
+            store = _uninterrupted(lambda: _store(stream, context), stream)
+            if store is not None:
+                return _told(store)
             problem = "none"
         except (c2pa.C2paError, ValueError) as error:
             if str(error).startswith("Remote"):
@@ -192,20 +189,57 @@ def read(path: Path) -> SignedStatement | None:
         return SignedStatement("changed", problems=(f"unreadable: {problem}",)) if holds_statement(file) else None
 
 
-class _Watched:
-    """A file that remembers why it could not be written; the library does not pass that on."""
+class _Stream:
+    """A file for the library, which does not pass on why a file could not be written."""
 
     def __init__(self, file: BinaryIO) -> None:
-        self.read, self.seek, self.tell, self.flush = file.read, file.seek, file.tell, file.flush
+        self.seek, self.tell, self.flush = file.seek, file.tell, file.flush
         self.problem: OSError | None = None
-        self._write = file.write
+        self._read, self._write = file.read, file.write
+        self._ended = False
+
+    def read(self, size: int) -> bytes:
+        self._check()
+        return self._read(size)
 
     def write(self, data: bytes) -> int:
+        self._check()
         try:
             return self._write(data)
         except OSError as problem:
             self.problem = problem
             raise
+
+    def end(self) -> None:
+        """Let every further use fail, so that the library stops."""
+        self._ended = True
+
+    def _check(self) -> None:
+        if self._ended:
+            raise OSError("nobody waits for the result any more")
+
+
+def _uninterrupted(call: Callable[[], Result], *streams: _Stream) -> Result:
+    """What the library is called for, in a thread: an exception of a signal in its callbacks ends the process."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(call)
+        try:
+            return waiting.result()
+        finally:
+            for stream in streams:
+                stream.end()
+
+
+def _store(stream: _Stream, context: Any) -> dict[str, Any] | None:
+    """All that c2pa's reader tells of a file; None if it finds no statement."""
+    import c2pa
+
+    reader = c2pa.Reader.try_create(None, stream, context=context)
+    if reader is None:
+        return None
+    with reader:
+        store: dict[str, Any] = json.loads(reader.json())
+        return store
 
 
 def holds_statement(file: BinaryIO) -> bool:
@@ -217,7 +251,7 @@ def holds_statement(file: BinaryIO) -> bool:
     return begins or _MANIFEST_STORE in file.read(EDGE)
 
 
-def _sign(source: BinaryIO, target: BinaryIO | _Watched, name: str, suffix: str, statement: Statement) -> None:
+def _sign(source: BinaryIO, target: BinaryIO, name: str, suffix: str, statement: Statement) -> None:
     if not available():
         raise MissingExtra("provenance", "c2pa-python")
     import c2pa
@@ -225,11 +259,18 @@ def _sign(source: BinaryIO, target: BinaryIO | _Watched, name: str, suffix: str,
     if suffix not in _TYPES:
         raise OutputError(f"{name} cannot be signed: {suffix} is not one of {', '.join(_TYPES)}")
     own = credentials()
-    try:
+    unsigned, written = _Stream(source), _Stream(target)
+
+    def work() -> None:
         signer = c2pa.Signer.from_info(c2pa.C2paSignerInfo(own.algorithm, own.certificates, own.key, None))
         with signer, c2pa.Builder(_manifest(statement), context=_context()) as builder:
-            builder.sign(signer, _TYPES[suffix], source, target)
+            builder.sign(signer, _TYPES[suffix], unsigned, written)
+
+    try:
+        _uninterrupted(work, unsigned, written)
     except c2pa.C2paError as problem:
+        if written.problem is not None:
+            raise written.problem from None
         raise OutputError(
             f"{name} cannot be signed ({files.reason(problem)}); check the signing certificate"
         ) from problem

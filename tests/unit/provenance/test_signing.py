@@ -294,3 +294,55 @@ def test_signing_and_reading_print_nothing(
     path.write_bytes(path.read_bytes()[:-1000])
     signing.read(path)
     assert tuple(capfd.readouterr()) == ("", "")
+
+
+INTERRUPTED = """
+import io, os, signal, sys
+from pathlib import Path
+from export3d.provenance import signing
+from export3d.provenance.statement import Statement
+
+class Interrupting(io.BytesIO):
+    sent = False
+
+    def send(self):
+        if not self.sent:
+            self.sent = True
+            os.kill(os.getpid(), number)
+
+    def readinto(self, buffer):
+        self.send()
+        return super().readinto(buffer)
+
+    def read(self, size=-1):
+        self.send()
+        return super().read(size)
+
+class Opened(type(Path())):
+    def open(self, *_, **__):
+        return Interrupting(Path(self).read_bytes())
+
+def end(*_):
+    raise SystemExit(143)
+
+signal.signal(signal.SIGTERM, end)
+plain, signed = sys.argv[1:]
+for number in (signal.SIGINT, signal.SIGTERM):
+    for work in (
+        lambda: signing._sign(Interrupting(Path(plain).read_bytes()), io.BytesIO(), "it", ".png", Statement()),
+        lambda: signing.read(Opened(signed)),
+    ):
+        try:
+            work()
+        except (KeyboardInterrupt, SystemExit) as stop:
+            print(type(stop).__name__)
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="os.kill delivers no signals elsewhere")
+def test_a_signal_while_signing_or_reading_is_an_exception(unsigned: Path, signed_file: Callable[[str], Path]) -> None:
+    words = [sys.executable, "-c", INTERRUPTED, str(unsigned / "plain.png"), str(signed_file("png"))]
+    run = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.split() == ["KeyboardInterrupt"] * 2 + ["SystemExit"] * 2
+    assert run.stderr == ""
