@@ -302,15 +302,19 @@ def _manifest(statement: Statement) -> dict[str, Any]:
 
 
 def _told(store: dict[str, Any]) -> SignedStatement:
-    """The active manifest of what c2pa's reader gives as JSON."""
-    manifest = store["manifests"][store["active_manifest"]]
+    """The active manifest of what c2pa's reader gives as JSON, which leaves out a manifest that it cannot read."""
+    manifest = store["manifests"].get(store["active_manifest"], {})
     failures = store.get("validation_results", {}).get("activeManifest", {}).get("failure", [])
     problems = dict.fromkeys(str(failure.get("code")) for failure in failures)
     problems.pop("signingCredential.untrusted", None)
-    if store.get("validation_state") != "Invalid":
+    if manifest and store.get("validation_state") != "Invalid":
         state: Literal["unchanged", "changed", "invalid"] = "unchanged"
     else:
-        state = "changed" if any(code.endswith((".mismatch", ".missing")) for code in problems) else "invalid"
+        state = (
+            "changed"
+            if not manifest or any(code.endswith((".mismatch", ".missing")) for code in problems)
+            else "invalid"
+        )
     assertions = [(str(each.get("label")), each.get("data")) for each in manifest.get("assertions", [])]
     tool = (manifest.get("claim_generator_info") or [{"name": manifest.get("claim_generator")}])[0]
     return SignedStatement(

@@ -123,6 +123,18 @@ def test_a_changed_byte_anywhere_is_told(kind: str, signed_file: Callable[[str],
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+def test_a_manifest_that_the_reader_leaves_out_is_told(kind: str, signed_file: Callable[[str], Path]) -> None:
+    path = signed_file(kind)
+    data = bytearray(path.read_bytes())
+    data[data.find(b"gweights") + 20] = 0xFF  # no text any more
+    path.write_bytes(data)
+    told = signing.read(path)
+    assert told is not None
+    assert (told.state, told.tool) == ("changed", None)
+    assert any(code.endswith(".mismatch") for code in told.problems)
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_damaged_statement_is_not_taken_for_none(kind: str, signed_file: Callable[[str], Path]) -> None:
     path = signed_file(kind)
     data = path.read_bytes()
