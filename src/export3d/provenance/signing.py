@@ -64,8 +64,8 @@ _PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK
 """A PNG of one pixel, in base64."""
 EDGE = 4_000_000
 """Bytes at both ends of a file that are searched for metadata that no library finds."""
-_MANIFEST_STORE = b"jumdc2pa\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71"
-"""The description of C2PA's outermost box, in every container (ISO 19566-5)."""
+_BOXES = tuple(b"jumd" + kind + b"\x00\x11\x00\x10\x80\x00\x00\xaa\x00\x38\x9b\x71" for kind in (b"c2pa", b"c2cs"))
+"""How C2PA's outermost box and that of a signature begin, in every container (ISO 19566-5)."""
 
 
 @dataclass(frozen=True)
@@ -245,10 +245,12 @@ def _store(stream: _Stream, context: Any) -> dict[str, Any] | None:
 def holds_statement(file: BinaryIO) -> bool:
     """Whether a C2PA statement, valid or not, is near the beginning or the end of a file."""
     size = file.seek(0, io.SEEK_END)
-    file.seek(0)
-    begins = _MANIFEST_STORE in file.read(EDGE)
-    file.seek(max(size - EDGE, 0))
-    return begins or _MANIFEST_STORE in file.read(EDGE)
+    for begin in (0, max(size - EDGE, 0)):
+        file.seek(begin)
+        data = file.read(EDGE)
+        if any(box in data for box in _BOXES):
+            return True
+    return False
 
 
 def _sign(source: BinaryIO, target: BinaryIO, name: str, suffix: str, statement: Statement) -> None:

@@ -135,6 +135,18 @@ def test_a_manifest_that_the_reader_leaves_out_is_told(kind: str, signed_file: C
 
 
 @pytest.mark.parametrize("kind", FORMATS)
+def test_no_changed_byte_hides_a_statement(kind: str, signed_file: Callable[[str], Path]) -> None:
+    path = signed_file(kind)
+    whole = path.read_bytes()
+    begin = whole.find(b"jumdc2pa")
+    for at in range(begin, begin + 20, 4):
+        changed = bytearray(whole)
+        changed[at] ^= 1
+        path.write_bytes(changed)
+        assert signing.read(path) is not None, at - begin
+
+
+@pytest.mark.parametrize("kind", FORMATS)
 def test_a_damaged_statement_is_not_taken_for_none(kind: str, signed_file: Callable[[str], Path]) -> None:
     path = signed_file(kind)
     data = path.read_bytes()
