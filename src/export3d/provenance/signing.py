@@ -40,6 +40,7 @@ Result = TypeVar("Result")
 GENERATED = frozenset({"trainedAlgorithmicMedia", "compositeWithTrainedAlgorithmicMedia", "compositeSynthetic"})
 """Names in IPTC's vocabulary of digital source types for media that a trained model made, wholly or in part."""
 ASSERTION = "io.github.export3d.statement"
+_ACTIONS = "c2pa.actions"
 TRUST = "trust.pem"
 """In the user's folder: certificates of authorities whose signatures are trusted; there need be none."""
 _MOST_TRUSTED = 10_000_000
@@ -79,7 +80,8 @@ class SignedStatement:
         trusted: the certificate is of an authority in the user's `trust.pem`.
         tool: name and version of the program that signed, as it says itself.
         signer: name of the organisation in the certificate.
-        source_type: IPTC's name of how the file came to be, such as "trainedAlgorithmicMedia".
+        source_type: IPTC's name of how the file, or a file from which it was edited, came to be, such as
+            "trainedAlgorithmicMedia".
         statement: of this program's files: "payload" (8 hexadecimal digits), "weights", "portrait" and "motion"
             (SHA-256), where known.
         problems: C2PA's codes of what does not hold.
@@ -317,17 +319,33 @@ def _told(store: dict[str, Any]) -> SignedStatement:
             if not manifest or any(code.endswith((".mismatch", ".missing")) for code in problems)
             else "invalid"
         )
-    assertions = [(str(each.get("label")), each.get("data")) for each in manifest.get("assertions", [])]
     tool = (manifest.get("claim_generator_info") or [{"name": manifest.get("claim_generator")}])[0]
+    history = _history(store)
     return SignedStatement(
         state,
         store.get("validation_state") == "Trusted",
         " ".join(filter(None, (readable(tool.get("name")), readable(tool.get("version"))))) or None,
         readable(manifest.get("signature_info", {}).get("issuer")),
-        _source_type([data for label, data in assertions if label.startswith("c2pa.actions")]),
-        _own_statement([data for label, data in assertions if label == ASSERTION], manifest.get("ingredients", [])),
+        _source_type([data for each in history for label, data in _assertions(each) if label.startswith(_ACTIONS)]),
+        next(filter(None, map(_own_statement, history)), None),
         tuple(problems),
     )
+
+
+def _history(store: dict[str, Any]) -> list[dict[str, Any]]:
+    """The active manifest, then those of the files from which this one was edited, the latest first."""
+    history: list[dict[str, Any]] = []
+    name = store["active_manifest"]
+    while name in store["manifests"] and len(history) < len(store["manifests"]):
+        history.append(store["manifests"][name])
+        inputs = history[-1].get("ingredients", [])
+        name = next((one.get("active_manifest") for one in inputs if one.get("relationship") == "parentOf"), None)
+    return history
+
+
+def _assertions(manifest: dict[str, Any]) -> list[tuple[str, Any]]:
+    """Label and data of the assertions of a manifest."""
+    return [(str(each.get("label")), each.get("data")) for each in manifest.get("assertions", [])]
 
 
 def _source_type(assertions: list[Any]) -> str | None:
@@ -339,12 +357,13 @@ def _source_type(assertions: list[Any]) -> str | None:
     return next((name for name in names if name in GENERATED), readable(next(iter(names), None)))
 
 
-def _own_statement(assertions: list[Any], ingredients: list[Any]) -> dict[str, str] | None:
+def _own_statement(manifest: dict[str, Any]) -> dict[str, str] | None:
     """The values that this program's statements hold; None for a statement of another program."""
-    if not assertions or not isinstance(assertions[0], dict):
+    data = next((data for label, data in _assertions(manifest) if label == ASSERTION), None)
+    if not isinstance(data, dict):
         return None
-    told = {name: text for name in ("payload", "weights") if (text := readable(assertions[0].get(name)))}
-    for ingredient in ingredients:
+    told = {name: text for name in ("payload", "weights") if (text := readable(data.get(name)))}
+    for ingredient in manifest.get("ingredients", []):
         digest = str(ingredient.get("instance_id")).removeprefix("urn:sha256:")
         if ingredient.get("title") in ("portrait", "motion") and len(digest) == 64:
             told[ingredient["title"]] = digest

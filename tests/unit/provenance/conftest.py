@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -59,22 +60,37 @@ def signed_file(tmp_path: Path, unsigned: Path, statement: Statement) -> Callabl
 def sign_as(tmp_path: Path, unsigned: Path) -> Callable[..., Path]:
     """Signs a PNG as another program does.
 
-    `remote` is an address where it says that its statement is, `more` are further assertions.
+    `remote` is an address where it says that its statement is, `more` are further assertions; `parent` is a signed file
+    that it says it edited.
     """
 
-    def make(tool: str, source_type: str, remote: str | None = None, more: list[dict] | None = None) -> Path:
+    def make(
+        tool: str,
+        source_type: str | None,
+        remote: str | None = None,
+        more: list[dict] | None = None,
+        parent: Path | None = None,
+    ) -> Path:
         import c2pa
 
         own = credentials()
         created = {"action": "c2pa.created", "digitalSourceType": source_type}
+        opened = {"action": "c2pa.opened", "parameters": {"ingredientIds": ["parent"]}}
         manifest = {
             "claim_generator_info": [{"name": tool, "version": "7"}],
-            "assertions": [{"label": "c2pa.actions.v2", "data": {"actions": [created]}}, *(more or [])],
+            "assertions": [
+                {"label": "c2pa.actions.v2", "data": {"actions": [opened if parent else created]}},
+                *(more or []),
+            ],
         }
         info = c2pa.C2paSignerInfo(own.algorithm, own.certificates, own.key, None)
         context = signing._context()
         without_metadata = read_image(unsigned / "plain.png")
         with c2pa.Signer.from_info(info) as signer, c2pa.Builder(manifest, context=context) as builder:
+            if parent is not None:
+                about = {"title": "parent", "label": "parent", "relationship": "parentOf"}
+                with parent.open("rb") as source:
+                    builder.add_ingredient(json.dumps(about), "image/png", source)
             if remote is not None:
                 builder.set_no_embed()
                 builder.set_remote_url(remote)

@@ -177,6 +177,21 @@ def test_the_statement_of_another_program_is_told_as_its_own(sign_as: Callable[.
     assert other.tool == "Another[31m generator 7", "no control characters reach a terminal"
 
 
+def test_what_was_edited_from_a_generated_file_stays_generated(
+    sign_as: Callable[..., Path], signed_file: Callable[[str], Path], tmp_path: Path, statement: Statement
+) -> None:
+    once = sign_as("Editor", None, parent=signed_file("png")).rename(tmp_path / "once.png")
+    for path in (once, sign_as("Another editor", None, parent=once)):
+        told = signing.read(path)
+        assert told is not None
+        assert (told.state, told.source_type, told.payload) == (
+            "unchanged",
+            "trainedAlgorithmicMedia",
+            statement.payload,
+        )
+    assert told.tool == "Another editor 7"
+
+
 @pytest.mark.parametrize("data", [5, [1], "text", {"payload": 5, "weights": None}, {"payload": "xyz"}])
 def test_an_assertion_like_ours_with_other_contents_is_no_error(data: object, sign_as: Callable[..., Path]) -> None:
     more = [{"label": signing.ASSERTION, "data": data}]
