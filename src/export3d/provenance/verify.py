@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import io
 import json
+import math
 import os
 import re
 import time
@@ -327,16 +328,19 @@ def _of_mark(report: Report) -> str:
     images = "the image" if mark.frames == 1 else f"{mark.frames} frames"
     if not mark.found:
         return f"Invisible mark: none in {images}."
-    chance = f"{max(mark.false_positive, 1e-30):.0e}"
+    chance = f"{10.0 ** math.ceil(math.log10(max(mark.false_positive, 1e-30))):.0e}"
     belongs = {
         True: " It belongs to the metadata's statement.",
-        False: " It does not belong to the metadata's statement: pixels and metadata are from different files.",
+        False: (
+            " It does not belong to the metadata's statement: pixels and metadata are from different files, or the "
+            "pixels were marked before."
+        ),
         None: "",
     }[report.mark_belongs]
     number = "its number cannot be read" if mark.payload is None else f"number {_digits(mark.payload)}"
     return (
-        f"Invisible mark: made by export3d, {number}, in {images}. The probability of a mark in "
-        f"an unmarked file is at most {chance}.{belongs}"
+        f"Invisible mark: that of export3d, {number}, in {images}. An unmarked file shows one by chance with a "
+        f"probability of at most {chance}; anyone can add one on purpose.{belongs}"
     )
 
 

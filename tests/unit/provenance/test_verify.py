@@ -19,7 +19,8 @@ from export3d.image import encode_png, read_image
 from export3d.provenance import signing
 from export3d.provenance import verify as room
 from export3d.provenance.statement import XMP_KEYWORD, Statement
-from export3d.provenance.verify import verify
+from export3d.provenance.verify import Report, verify
+from export3d.provenance.watermark.detect import Finding
 from export3d.provenance.watermark.embed import Watermark
 from export3d.video import VideoWriter
 
@@ -74,6 +75,12 @@ def test_the_sentences_say_what_was_found_and_what_it_does_not_prove(marked: Pat
     assert "Anyone can write" in plain
     assert f"{statement.payload:08x}" in mark
     assert "at most 1e-" in mark
+    assert "anyone can add one on purpose" in mark
+
+
+def test_the_stated_probability_is_a_bound(tmp_path: Path) -> None:
+    finding = Finding(True, 1, 9.0, 1.4e-9, False, 1.0, 1)
+    assert "at most 1e-08;" in Report(tmp_path, mark=finding).sentences()[3]
 
 
 def test_the_report_as_json_has_these_keys(marked: Path, statement: Statement) -> None:
@@ -159,7 +166,7 @@ def test_pixels_of_another_file_do_not_belong_to_the_statement(
     path.write_bytes(signing.signed(encode_png(Watermark(1234).apply(astronaut), {}), ".png", statement))
     report = verify(path)
     assert report.mark_belongs is False
-    assert "from different files" in report.sentences()[3]
+    assert "from different files, or the pixels were marked before" in report.sentences()[3]
 
 
 def test_without_the_library_the_other_marks_are_read(marked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
