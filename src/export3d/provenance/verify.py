@@ -14,6 +14,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -23,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d import files
-from export3d.errors import ConfigError, Export3DError, InputError
+from export3d.errors import BadImage, BadVideo, ConfigError, Export3DError, InputError
 from export3d.image import read_image
 from export3d.provenance import signing
 from export3d.provenance.signing import EDGE, GENERATED, SignedStatement, readable
@@ -171,7 +172,7 @@ def verify(path: str | os.PathLike[str]) -> Report:
     error = mark = signed = None
     unchecked = False
     try:
-        mark = _search_video(path) if video else find_watermark([read_image(path)])
+        mark = _search_video(path) if video else _search_image(path)
     except Export3DError as problem:
         error = str(problem)
     try:
@@ -189,7 +190,21 @@ def verify(path: str | os.PathLike[str]) -> Report:
 # --- pixels -----------------------------------------------------------------------------------------------------------
 
 
+def _search_image(path: Path) -> Finding:
+    return find_watermark([read_image(path)])
+
+
 def _search_video(path: Path) -> Finding:
+    """The mark in a video; also in a GIF, PNG or WebP of one image, which is no video although its kind is."""
+    try:
+        return _search_parts(path)
+    except BadVideo:
+        with suppress(BadImage):
+            return _search_image(path)
+        raise
+
+
+def _search_parts(path: Path) -> Finding:
     """The mark in the first of up to three parts of a video that shows it; of none, the best.
 
     The parts are 50 frames each of the first 2 s, the next 10 s and the next 50 s.

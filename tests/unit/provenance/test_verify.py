@@ -261,6 +261,20 @@ def test_the_time_for_a_video_is_bounded(face_video: Path, monkeypatch: pytest.M
     assert report.mark.frames == 1
 
 
+@pytest.mark.parametrize("kind", ["gif", "png"])
+def test_an_animation_of_one_image_is_searched_as_an_image(kind: str, tmp_path: Path, astronaut: np.ndarray) -> None:
+    path = tmp_path / f"one.{kind}"
+    marked = Watermark(1234).apply(astronaut)
+    Image.fromarray(marked).save(path)
+    if kind == "png":
+        control = struct.pack(">I", 8) + b"acTL" + struct.pack(">II", 1, 0)
+        data = path.read_bytes()
+        path.write_bytes(data[:33] + control + struct.pack(">I", zlib.crc32(control[4:])) + data[33:])
+    report = verify(path)
+    assert report.mark is not None
+    assert (report.result, report.error, report.mark.payload) == ("marked", None, 1234)
+
+
 def test_a_video_that_is_cut_off_gives_the_frames_it_has(marked: Path, tmp_path: Path, statement: Statement) -> None:
     data = (marked / "marked.mp4").read_bytes()
     (tmp_path / "cut.mp4").write_bytes(data[: len(data) * 2 // 3])
