@@ -50,6 +50,6 @@ def command(
 
 def _shown(text: str) -> str:
     """A text with names from elsewhere, fit for any terminal: without control characters, in its encoding."""
-    encoding = sys.stdout.encoding
+    encoding = sys.stdout.encoding or "utf-8"
     printable = "".join(each if each.isprintable() else "\ufffd" for each in text)
     return printable.encode(encoding, "replace").decode(encoding)

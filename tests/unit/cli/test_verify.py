@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import sys
@@ -87,6 +88,12 @@ def test_names_cannot_control_the_terminal(
     assert printed.count("[31m") == 2
     assert "not an image" in (error := capsys.readouterr().err)
     assert "\x1b" not in printed + error
+
+
+def test_standard_output_may_be_text_in_memory(files: dict[str, str]) -> None:
+    with contextlib.redirect_stdout(io.StringIO()) as text:
+        assert main(["verify", files["marked"]]) == 0
+    assert "marked as generated" in text.getvalue()
 
 
 def test_a_certificate_that_cannot_sign_is_refused_before_the_work(
