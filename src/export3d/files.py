@@ -12,6 +12,7 @@ import os
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -254,43 +255,46 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 
 
 @contextmanager
-def locked(path: str | os.PathLike[str]) -> Iterator[None]:
+def locked(path: str | os.PathLike[str], timeout_s: float = 60.0) -> Iterator[None]:
     """Keep other processes and threads that lock the same path out of the block; waits until it is free.
 
     The lock is on a file beside `path`, `.NAME.lock`, which stays there. The system frees it when a process ends,
-    however that happens.
+    however that happens. A process that is stopped keeps it.
 
     Raises:
-        OutputError: the folder is missing or not writable.
+        OutputError: the folder is missing or not writable, or the lock is not free after `timeout_s`.
     """
     path = Path(path)
     lock = path.with_name(f".{path.name}.lock")
     with writing_to(lock):
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        with writing_to(lock):
-            _wait_for(handle)
+        end = time.monotonic() + timeout_s
+        while not _locks(handle, lock):
+            if time.monotonic() >= end:
+                raise OutputError(
+                    f"cannot write {path}: another program has kept it locked for {timeout_s:g} s; end that program, "
+                    "which may be stopped, and try again"
+                )
+            time.sleep(0.01)
         yield
     finally:
         os.close(handle)
 
 
-def _wait_for(handle: int) -> None:
-    """Lock an open file; closing it frees it."""
-    if sys.platform == "win32":
-        import msvcrt
+def _locks(handle: int, lock: Path) -> bool:
+    """Whether an open file could be locked; closing it frees it."""
+    with writing_to(lock), suppress(PermissionError if sys.platform == "win32" else BlockingIOError):  # another has it
+        if sys.platform == "win32":
+            import msvcrt
 
-        while True:
-            try:
-                msvcrt.locking(handle, msvcrt.LK_LOCK, 1)
-                return
-            except OSError as problem:  # after ten seconds
-                if problem.errno != errno.EDEADLOCK:
-                    raise
-    else:
-        import fcntl
+            msvcrt.locking(handle, msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
 
-        fcntl.flock(handle, fcntl.LOCK_EX)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return True
+    return False
 
 
 @contextmanager

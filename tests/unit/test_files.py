@@ -246,6 +246,13 @@ def test_a_lock_keeps_others_out(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_that_stays_taken_is_told_after_a_while(tmp_path: Path) -> None:
+    """As by a process that is stopped."""
+    late = pytest.raises(OutputError, match=r"list\.json: another program has kept it locked for 0\.1 s; end that")
+    with files.locked(tmp_path / "list.json"), late, files.locked(tmp_path / "list.json", timeout_s=0.1):
+        pass
+
+
 def test_a_lock_without_a_folder_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="cannot write"), files.locked(tmp_path / "none" / "list.json"):
         pass
