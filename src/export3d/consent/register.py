@@ -30,7 +30,10 @@ LONGEST_NAME, LONGEST_NOTE = 200, 2000
 _LARGEST = 256_000_000
 """Bytes of a register that is read; an entry takes about 1,000."""
 _ID = re.compile("[0-9a-f]{8}")
-_BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of characters that only change how others are shown."""
+_JOINERS = {"\u200c", "\u200d", *map(chr, range(0xE0020, 0xE0080))}
+"""Those of them that scripts and emoji need."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,12 +186,12 @@ def checked_text(text: str, what: str, longest: int) -> str:
     """A name or note without spaces around it, in Unicode's composed form.
 
     Raises:
-        ConfigError: it is too long, or has control characters, which could disguise it in a terminal.
+        ConfigError: it is too long, or has control or invisible characters, which could disguise it in a terminal.
     """
     text = unicodedata.normalize("NFC", text.strip())
     if len(text) > longest:
         raise ConfigError(f"the {what} has {len(text):,} characters; give at most {longest:,}")
-    odd = next((c for c in text if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") or c in _BIDI), None)
+    odd = next((c for c in text if unicodedata.category(c) in _UNSEEN and c not in _JOINERS), None)
     if odd is not None:
         raise ConfigError(f"the {what} contains the control character U+{ord(odd):04X}; give plain text on one line")
     return text

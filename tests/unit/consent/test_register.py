@@ -185,11 +185,20 @@ def test_other_dates_are_refused(text: str) -> None:
         parsed_date(text)
 
 
-@pytest.mark.parametrize("name", ["", " ", "A\nB", "A\x1b[31m", "A\u202eB", "\ud800", "A" * (LONGEST_NAME + 1)])
+@pytest.mark.parametrize(
+    "name",
+    ["", " ", "A\nB", "A\x1b[31m", "A\u202eB", "A\u200f", "A\u200bB", "\ud800", "A" * (LONGEST_NAME + 1)],
+)
 def test_names_that_cannot_be_are_refused(name: str, register: Register) -> None:
     with pytest.raises(ConfigError, match=r"^the name "):
         register.add(VECTOR, "n", name)
     assert not register.path.parent.exists()
+
+
+def test_joiners_of_scripts_and_emoji_stay_in_names(register: Register) -> None:
+    for name in ("\u0645\u06cc\u200c\u0631\u0648\u062f", "\U0001f469\u200d\U0001f680"):
+        assert register.add(VECTOR, "n", name).name == name
+        assert register.remove(name)
 
 
 def test_a_person_is_removed_whole_or_photo_by_photo(register: Register) -> None:
