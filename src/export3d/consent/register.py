@@ -159,7 +159,8 @@ class Register:
             gone = [one for one in before if one.id == which] or [one for one in before if one.name == which]
             if not gone:
                 raise ConfigError(f"nobody in the register has the name or id {which!r}; see export3d consent list")
-            self._write([one for one in before if one not in gone])
+            ids = {one.id for one in gone}
+            self._write([one for one in before if one.id not in ids])
         return gone
 
     def _write(self, entries: Sequence[Entry]) -> None:
