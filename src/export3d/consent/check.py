@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from export3d.consent import descriptor
 from export3d.consent.register import Entry, Register
-from export3d.errors import ConsentRefused
+from export3d.errors import ConsentRefused, InputError
 from export3d.policy import Policy, current_policy
 
 if TYPE_CHECKING:
@@ -46,8 +46,18 @@ class Match:
 
 
 def nearest(vector: NDArray[np.float32], entries: Sequence[Entry]) -> Match | None:
-    """The most similar of the entries that this release's network made; None if there are none."""
+    """The most similar of the entries that this release's network made; None if there are none.
+
+    Raises:
+        InputError: one of them has a descriptor of another length.
+    """
     own = [entry for entry in entries if entry.network == descriptor.network()]
+    for entry in own:
+        if entry.descriptor.shape != vector.shape:
+            raise InputError(
+                f"the register of consent is damaged: the descriptor of entry {entry.id} has {entry.descriptor.size} "
+                f"numbers, not {vector.size}; remove it (export3d consent remove {entry.id}) and add the photo again"
+            )
     found = [Match(entry, float(entry.descriptor @ vector)) for entry in own]
     return max(found, key=lambda match: match.similarity, default=None)
 

@@ -101,6 +101,12 @@ def test_the_nearest_entry_is_named_and_other_networks_are_not_compared() -> Non
     assert nearest(near, entries[2:]) is None
 
 
+def test_a_descriptor_of_another_length_is_damage() -> None:
+    vector = np.eye(3, dtype=np.float32)[0]
+    with pytest.raises(InputError, match="entry 00000000 has 1 numbers, not 3; remove it"):
+        nearest(vector, [entry_of(vector), entry_of(vector[:1])])
+
+
 # --- the policy -------------------------------------------------------------------------------------------------------
 
 
