@@ -327,8 +327,7 @@ class Animator:
                 source's pixels, which have one size only.
             BadImage: the background cannot be read, or no person to cut out is found.
         """
-        if batch < 1:
-            raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
+        _check_batch(batch)
         motion.require_space(self.space)
         view = self._view(source, size, frame, background)
         motions = [
@@ -368,8 +367,7 @@ class Animator:
         Raises:
             BadMotionFile, ConfigError, BadImage: as there.
         """
-        if batch < 1:
-            raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
+        _check_batch(batch)
         view = self._view(source, size, frame, background)
         views = [
             orbit_motion(
@@ -488,6 +486,7 @@ class Animator:
         The tracker is closed until the next portrait: it holds 40 MB. Args and raises: as `animate`, which then starts
         without delay.
         """
+        _check_batch(batch)
         view = self._view(source, size, frame, background)
         if self._tracker is not None:
             self._tracker.close()
@@ -564,6 +563,11 @@ class _View:
 
     sources: tuple[Source, ...]
     compositor: Compositor | None = None
+
+
+def _check_batch(batch: int) -> None:
+    if batch < 1:
+        raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
 
 
 def _portrait(portrait: str | Path | Picture | Image.Image) -> tuple[Picture, str, str | None]:

@@ -272,8 +272,13 @@ def test_another_expression_space_is_refused_before_the_first_frame(
 
 
 def test_impossible_settings_are_refused(animator: Animator, source: Source, motion: Motion) -> None:
-    with pytest.raises(ConfigError, match="at least 1"):
-        animator.animate(source, motion, batch=0)
+    for batch in (0, -1):
+        for use in (
+            lambda batch=batch: animator.animate(source, motion, batch=batch),
+            lambda batch=batch: animator.warm_up(source, batch),
+        ):
+            with pytest.raises(ConfigError, match=f"at least 1 frame, got {batch}"):
+                use()
     with pytest.raises(ShapeError, match="expression"):
         animator.render(source, np.zeros(64), source.camera)
     with pytest.raises(ShapeError, match="camera"):
