@@ -65,7 +65,7 @@ def list_(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> in
     register = Register()
     entries = register.entries()
     if as_json:
-        print(json.dumps([_facts(entry) for entry in entries], ensure_ascii=False, indent=1))
+        print(json.dumps([_facts(entry) for entry in entries], indent=1))
         return 0
     count = Counter(entry.name for entry in entries)
     rows = [("id", "name", "photos", "added", "expires", "note")]

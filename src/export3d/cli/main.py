@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import io
 import logging
 import os
 import select
@@ -76,6 +77,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     # PyTorch's idle threads would spin, on cores that decoding, tracking, encoding and OpenVINO need
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     spare_memory()
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of people and files that the terminal's encoding lacks
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = _main(list(sys.argv[1:] if argv is None else argv))
         sys.stdout.flush()

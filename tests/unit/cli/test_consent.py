@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -174,3 +177,19 @@ def test_a_damaged_register_closes_every_door(portrait: Path, tiny_weights: Path
         assert main(argv) == 2
         assert f"{register} is damaged" in capsys.readouterr().err
     assert list(out.iterdir()) == []
+
+
+def test_names_that_a_terminal_cannot_show_are_escaped(home: Path) -> None:
+    home.mkdir()
+    Register().add(np.full(128, 128**-0.5, np.float32), "n", "Zoë")
+    listed = {}
+    for options in ([], ["--json"]):
+        done = subprocess.run(
+            [sys.executable, "-m", "export3d", "consent", "list", *options],
+            capture_output=True,
+            check=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )
+        listed[bool(options)] = done.stdout
+    assert rb"Zo\xeb" in listed[False]
+    assert json.loads(listed[True])[0]["name"] == "Zoë"
