@@ -115,7 +115,8 @@ def check(photo: tyro.conf.Positional[Path], *, face: str = "largest") -> int:
     best = f"highest similarity {match.similarity:.3f}" if match is not None else "no entry to compare with"
     print(f"{photo}: nobody in the register ({best}, threshold {THRESHOLD:.3f})")
     if other := sum(entry.network != network() for entry in entries):
-        tell(f"{_photos(other)} in the register were added by another release and cannot be compared; add them again")
+        again = "add it again" if other == 1 else "add them again"
+        tell(f"cannot compare {_photos(other)} of the register, added by another release; {again}")
     old = nearest(vector, [entry for entry in entries if entry.expired])
     if old is not None and old.same_person:
         tell(f"the consent of {old.entry.name} expired on {old.entry.expires}")

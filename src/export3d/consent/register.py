@@ -95,8 +95,10 @@ class Register:
             version = content["version"]
             if isinstance(version, int) and version > VERSION:
                 raise InputError(f"the register of consent {self.path} was written by a newer release; update export3d")
-            if version != VERSION:
-                raise ValueError("it has no version")
+            if version != VERSION or version is True or set(content) != {"version", "entries"}:
+                raise ValueError("another version or other keys")
+            if not isinstance(content["entries"], list):
+                raise ValueError("no list")
             found = [_entry(item) for item in content["entries"]]
             if len({one.id for one in found}) < len(found):
                 raise ValueError("two entries have one id")

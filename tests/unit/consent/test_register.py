@@ -118,6 +118,8 @@ def damages() -> dict[str, str | bytes]:
         "text": "hello", "no UTF-8": b"\xff\xfe{}", "a list": "[]", "no version": '{"entries": []}',
         "no entries": '{"version": 1}', "nested": "[" * 100_000, "cut": json.dumps({"version": 1, "entries": []})[:-4],
         "twice": json.dumps({"version": 1, "entries": [entry, entry]}),
+        "no list": '{"version": 1, "entries": {}}', "text for a list": '{"version": 1, "entries": ""}',
+        "a part more": '{"version": 1, "entries": [], "people": []}', "true": '{"version": true, "entries": []}',
     }  # fmt: skip
     for name, change in changes.items():
         assert isinstance(change, dict)
