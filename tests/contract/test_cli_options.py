@@ -92,7 +92,7 @@ OPTIONS: dict[str, list[str]] = {
     ],
     "evaluate-expression": ["data", "output", "encoder=()", "pairs=None", "people=()"],
     "export": ["output", "format='onnx'", "weights=None", "pure=False", "portrait=None", "face='largest'"],
-    "consent add": ["photo", "name", "note=''", "expires=''", "face='only'"],
+    "consent add": ["photo", "name", "note=''", "expires=None", "face='only'"],
     "consent list": ["as_json=False"],
     "consent remove": ["who"],
     "consent check": ["photo", "face='largest'"],

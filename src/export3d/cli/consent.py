@@ -19,7 +19,9 @@ if TYPE_CHECKING:
     from export3d.consent.register import Entry
 
 
-def add(photo: tyro.conf.Positional[Path], *, name: str, note: str = "", expires: str = "", face: str = "only") -> int:
+def add(
+    photo: tyro.conf.Positional[Path], *, name: str, note: str = "", expires: str | None = None, face: str = "only"
+) -> int:
     """Add a photo of a person who agreed to be animated; the register keeps a face descriptor, not the photo.
 
     A person with several photos, added under one name, is recognised more often.
@@ -33,7 +35,7 @@ def add(photo: tyro.conf.Positional[Path], *, name: str, note: str = "", expires
     """
     from export3d.consent.register import LONGEST_NAME, LONGEST_NOTE, Register, checked_text, parsed_date
 
-    until = parsed_date(expires) if expires else None
+    until = None if expires is None else parsed_date(expires)
     name, note = checked_text(name, "name", LONGEST_NAME), checked_text(note, "note", LONGEST_NOTE)
     register = Register()
     register.entries()

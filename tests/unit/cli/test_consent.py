@@ -103,6 +103,7 @@ def test_another_face_under_the_same_name_is_told(portrait: Path, tmp_path: Path
         (["--name", "A\x07"], "control character U+0007"),
         (["--name", "A", "--note", "x" * 2001], "the note has 2,001 characters"),
         (["--name", "A", "--expires", "2031-13-01"], "write YYYY-MM-DD"),
+        (["--name", "A", "--expires", ""], "'' is not a day"),
         (["--name", "A", "--expires", "2001-01-01"], "expired already"),
         (["--name", "A", "--face", "nose"], "there is no face 'nose'"),
         (["--name", "A", "--face", "2"], "shows only one face"),
