@@ -258,14 +258,14 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
 def locked(path: str | os.PathLike[str], timeout_s: float = 60.0) -> Iterator[None]:
     """Keep other processes and threads that lock the same path out of the block; waits until it is free.
 
-    The lock is on a file beside `path`, `.NAME.lock`, which stays there. The system frees it when a process ends,
-    however that happens. A process that is stopped keeps it.
+    The lock is on a file beside `path`, `.NAME.lock`, which stays there; symbolic links are followed first, as in
+    `replacing`. The system frees it when a process ends, however that happens. A process that is stopped keeps it.
 
     Raises:
         OutputError: the folder is missing or not writable, or the lock is not free after `timeout_s`.
     """
-    path = Path(path)
-    lock = path.with_name(f".{path.name}.lock")
+    target = Path(os.path.realpath(path))
+    lock = target.with_name(f".{target.name}.lock")
     with writing_to(lock):
         handle = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
     try:

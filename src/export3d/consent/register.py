@@ -167,7 +167,8 @@ class Register:
 
     def _write(self, entries: Sequence[Entry]) -> None:
         """Replace the file; only while it is locked."""
-        for left in self.path.parent.glob(f".{self.path.stem}.*{self.path.suffix}"):  # of a writer that was killed
+        path = self.path.resolve()
+        for left in path.parent.glob(f".{path.stem}.*{path.suffix}"):  # of a writer that was killed
             left.unlink(missing_ok=True)
         content = {"version": VERSION, "entries": [_item(entry) for entry in entries]}
         with replacing(self.path, 0o600) as temporary:

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from export3d.consent.register import LONGEST_NAME, Entry, Register, parsed_date, today
-from export3d.errors import ConfigError, InputError
+from export3d.errors import ConfigError, InputError, OutputError
+from export3d.files import locked
 
 VECTOR = np.full(128, 128**-0.5, np.float32)
 WRITER = """
@@ -169,6 +170,20 @@ def test_a_link_is_followed_and_a_broken_one_is_no_empty_register(register: Regi
     Register(tmp_path / "elsewhere.json").add(VECTOR, "n", "A")
     register.add(VECTOR, "n", "B")
     assert [entry.name for entry in Register(tmp_path / "elsewhere.json").entries()] == ["A", "B"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_writers_by_different_links_wait_for_each_other(register: Register, tmp_path: Path) -> None:
+    register.add(VECTOR, "n", "A")
+    link = tmp_path / "link.json"
+    link.symlink_to(register.path)
+    late = pytest.raises(OutputError, match="locked for 0 s")
+    with locked(register.path), late, locked(link, timeout_s=0.0):
+        pass
+    left = register.path.with_name(".consent.abc123.json")
+    left.write_text("half a regis")
+    Register(link).add(VECTOR, "n", "B")
+    assert not left.exists()
 
 
 def test_consent_lasts_through_its_last_day(register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
