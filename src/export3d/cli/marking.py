@@ -17,7 +17,7 @@ class Marking:
     """How the output is marked.
 
     Attributes:
-        label: also show the label "AI-generated" in a lower corner.
+        label: also show the label "AI-generated" in the lower right corner.
         no_mark: write no marks at all: no metadata, no invisible mark, no label; a policy can forbid this.
     """
 

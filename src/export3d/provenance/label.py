@@ -1,4 +1,4 @@
-"""The visible label: "AI-generated" in the lower left corner of a frame."""
+"""The visible label: "AI-generated" in the lower right corner of a frame, where a contact sheet has its last image."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _plate(height: int, width: int) -> tuple[NDArray[np.float32], NDArray[np.flo
     ImageDraw.Draw(canvas).text((pad - box[0], pad - box[1]), TEXT, fill=255, font=font)
     letters = np.asarray(canvas, np.float32) / 255.0
     margin = max(1, round(0.5 * size)) if min(height, width) > max(shape) else 0
-    top, left = max(height - shape[0] - margin, 0), min(margin, max(width - shape[1], 0))
+    top, left = max(height - shape[0] - margin, 0), max(width - shape[1] - margin, 0)
     letters = letters[: height - top, : width - left]
     keep = (1.0 - _PLATE_ALPHA) * (1.0 - letters)
     ink = _INK * letters + _PLATE_ALPHA * _PLATE * (1.0 - letters)

@@ -9,13 +9,13 @@ from export3d.provenance.label import with_label
 
 
 @pytest.mark.parametrize("side", [128, 256, 512, 1080, 1920])
-def test_the_label_is_white_on_dark_in_the_lower_left_corner(side: int) -> None:
+def test_the_label_is_white_on_dark_in_the_lower_right_corner(side: int) -> None:
     for grey in (0, 128, 255):
         frame = np.full((side, side, 3), grey, np.uint8)
         made = with_label(frame)
         rows, columns = np.nonzero((made != frame).any(axis=-1))
         assert rows.min() > 0.8 * side, "the lower edge"
-        assert columns.max() < 0.55 * side, "the left half"
+        assert columns.min() > 0.45 * side, "the right half"
         plate = made[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
         assert plate.max() >= 240, "letters"
         assert np.median(plate) <= 125, "plate"
