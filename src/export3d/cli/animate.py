@@ -81,7 +81,7 @@ def command(
     if absolute and head_motion != "steady":
         raise ConfigError("--absolute takes over the driver's framing; leave out --head-motion")
     read = framing.check()
-    face_choice(driving_face, video=True)
+    face_choice(driving_face, one=True)
     if motion is not None and driving_face != "largest":
         raise ConfigError(
             "--driving-face chooses a face of a driving video; a motion file holds one face, so leave it out"

@@ -36,7 +36,7 @@ def command(
     from export3d.face.tracker import face_choice
 
     check_output(output, (".motion",), [video])
-    face_choice(face, video=True)
+    face_choice(face, one=True)
     if video.suffix.lower() == ".csv":
         from export3d.animate.drive import part
         from export3d.motion.livelink import load_live_link_face

@@ -177,7 +177,7 @@ class Tracker:
             if len(found) > 1:
                 faces = [face if alike(face, found[0]) else found[0], *found[1:]]
                 logger.warning(
-                    "%s shows several faces; the largest is used (animate, edit and orbit take --face to choose)", name
+                    "%s shows several faces; the largest is used (commands with --face can choose another)", name
                 )
         return self._still(faces[0], faces, image, name, crowd)
 
@@ -240,7 +240,7 @@ class Tracker:
         from export3d.video import read_frames  # needs PyAV, which images do not
         from export3d.video.ahead import ahead
 
-        face_choice(face, video=True)
+        face_choice(face, one=True)
         with closing(ahead(read_frames(path, fps, start_s=start_s, seconds=seconds))) as frames:
             track = self.track_frames(frames, fps, str(path), progress, face)
         give_back_memory()
@@ -273,7 +273,7 @@ class Tracker:
                 number.
             ConfigError: `face` is none of these.
         """
-        wanted = face_choice(face, video=True)
+        wanted = face_choice(face, one=True)
         crowd = Crowd(self._landmarker)
         total = 0
         for frame in frames:
@@ -317,10 +317,10 @@ def _number(choice: str | int, count: int, name: str, option: str = "--face") ->
     return number - 1
 
 
-def face_choice(face: str | int, video: bool = False) -> str | int:
+def face_choice(face: str | int, one: bool = False) -> str | int:
     """Check the choice of a face: "largest", "left", "right", or a number from 1, which may be given as text.
 
-    The message differs for a video, of which only one face can be tracked.
+    The message differs where several faces cannot be taken, as in a driving video.
 
     Raises:
         ConfigError: anything else.
@@ -331,7 +331,7 @@ def face_choice(face: str | int, video: bool = False) -> str | int:
     number = int(face) if isinstance(face, str) and face.isdecimal() and len(face) < 10 else face
     if number in ("largest", "left", "right") or (isinstance(number, int) and number >= 1):
         return number
-    others = "" if video else ", or all (in Python encode_all)"
+    others = "" if one else ", or all (in Python encode_all)"
     raise ConfigError(
         f"there is no face {face!r}; use largest, left, right or a number from 1, counted from left to right{others}"
     )

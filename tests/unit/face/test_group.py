@@ -64,7 +64,7 @@ def test_the_largest_face_is_the_default_and_the_choice_is_mentioned(tracker, th
     np.testing.assert_allclose(middles([largest]), middles(tracks[:1]), atol=1.0)
     assert set(largest.others) == {track.crop for track in tracks[1:]}
     assert [record.getMessage() for record in caplog.records] == [
-        "group.png shows several faces; the largest is used (animate, edit and orbit take --face to choose)"
+        "group.png shows several faces; the largest is used (commands with --face can choose another)"
     ]
 
 
