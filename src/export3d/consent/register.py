@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.errors import ConfigError, InputError
+from export3d.errors import ConfigError, InputError, OutputError
 from export3d.files import check_input, home, kind_at, locked, make_folder, reading, replacing
 
 VERSION = 1
@@ -29,6 +29,8 @@ LONGEST_NAME, LONGEST_NOTE = 200, 2000
 """Characters."""
 _LARGEST = 256_000_000
 """Bytes of a register that is read; an entry takes about 1,000."""
+_SAME_PHOTO = 0.9999
+"""Similarity from which two descriptors of one name are of one photo, added twice."""
 _ID = re.compile("[0-9a-f]{8}")
 _UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of characters that only change how others are shown."""
@@ -111,7 +113,7 @@ class Register:
     def add(
         self, descriptor: NDArray[np.float32], network: str, name: str, note: str = "", expires: date | None = None
     ) -> Entry:
-        """Add one photo of a person.
+        """Add one photo of a person; an entry of this name with the same photo is replaced and keeps its id.
 
         Args:
             descriptor, network: see `Entry`.
@@ -122,7 +124,7 @@ class Register:
         Raises:
             ConfigError: a name, note or date that cannot be.
             InputError: the register is damaged; it stays as it is.
-            OutputError: it cannot be written; it stays as it is.
+            OutputError: it cannot be written, or would be larger than what `entries` reads; it stays as it is.
         """
         name, note = checked_text(name, "name", LONGEST_NAME), checked_text(note, "note", LONGEST_NOTE)
         if not name:
@@ -135,16 +137,18 @@ class Register:
             taken, number = {one.id for one in before}, secrets.token_hex(4)
             while number in taken:
                 number = secrets.token_hex(4)
+            vector = np.asarray(descriptor, np.float32)
+            same = [one.id for one in before if one.name == name and _same_photo(one, vector, network)]
             entry = Entry(
-                id=number,
+                id=same[0] if same else number,
                 name=name,
                 note=note,
                 added=today(),
                 expires=expires,
                 network=network,
-                descriptor=np.asarray(descriptor, np.float32),
+                descriptor=vector,
             )
-            self._write([*before, entry])
+            self._write([*(one for one in before if one.id not in same), entry])
         return entry
 
     def remove(self, which: str) -> list[Entry]:
@@ -171,8 +175,14 @@ class Register:
         for left in path.parent.glob(f".{path.stem}.*{path.suffix}"):  # of a writer that was killed
             left.unlink(missing_ok=True)
         content = {"version": VERSION, "entries": [_item(entry) for entry in entries]}
+        data = (json.dumps(content, ensure_ascii=False, indent=1) + "\n").encode()
+        if len(data) > _LARGEST:
+            raise OutputError(
+                f"the register of consent {self.path} is full: it would be larger than {_LARGEST / 1e6:.0f} MB; remove "
+                "entries that have expired"
+            )
         with replacing(self.path, 0o600) as temporary:
-            temporary.write_text(json.dumps(content, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+            temporary.write_bytes(data)
 
     def _damaged(self, why: str) -> InputError:
         return InputError(
@@ -211,6 +221,12 @@ def parsed_date(text: str) -> date:
         if str(day := date.fromisoformat(text)) == text:
             return day
     raise ConfigError(f"{text!r} is not a day; write YYYY-MM-DD, such as 2031-12-31")
+
+
+def _same_photo(entry: Entry, vector: NDArray[np.float32], network: str) -> bool:
+    if entry.network != network or entry.descriptor.shape != vector.shape:
+        return False
+    return float(entry.descriptor @ vector) >= _SAME_PHOTO
 
 
 def _item(entry: Entry) -> dict[str, Any]:

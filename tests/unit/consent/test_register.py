@@ -53,6 +53,34 @@ def test_what_is_added_is_read_again(register: Register) -> None:
     assert not read.expired
 
 
+def test_the_same_photo_under_the_same_name_replaces_its_entry(register: Register) -> None:
+    axis, last = np.eye(128, dtype=np.float32), today()
+    first, _, other = (
+        register.add(vector, "n", name) for vector, name in ((VECTOR, "A"), (axis[0], "A"), (VECTOR, "B"))
+    )
+    almost = VECTOR + 0.005 * axis[1]
+    again = register.add(almost / np.linalg.norm(almost), "n", "A", "form 2", last)
+    assert (again.id, again.note, again.expires) == (first.id, "form 2", last)
+    assert [one.name for one in register.entries()] == ["A", "B", "A"]
+    assert register.entries()[1:] == [other, again]
+    register.add(VECTOR, "another network", "A")
+    far = VECTOR + 0.05 * axis[1]
+    register.add(far / np.linalg.norm(far), "n", "A")
+    assert len(register.entries()) == 5
+
+
+def test_a_register_that_would_be_too_large_to_read_is_refused(
+    register: Register, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    register.add(VECTOR, "n", "A")
+    before = register.path.read_bytes()
+    monkeypatch.setattr("export3d.consent.register._LARGEST", len(before))
+    with pytest.raises(OutputError, match=r"consent\.json is full: it would be larger than .* MB; remove entries"):
+        register.add(VECTOR, "n", "B")
+    assert register.path.read_bytes() == before
+    assert len(register.entries()) == 1
+
+
 @pytest.mark.slow
 def test_two_writers_lose_nothing(register: Register) -> None:
     writers = [writer(register, name, 100) for name in "ab"]
@@ -214,8 +242,8 @@ def test_names_that_cannot_be_are_refused(name: str, register: Register) -> None
 
 def test_removing_many_photos_compares_no_pairs(register: Register, monkeypatch: pytest.MonkeyPatch) -> None:
     """20,000 photos of one name took 210 s."""
-    for _ in range(3):
-        register.add(VECTOR, "n", "A")
+    for axis in np.eye(3, dtype=np.float32):
+        register.add(axis, "n", "A")
     compared: list[Entry] = []
     monkeypatch.setattr(Entry, "__eq__", lambda one, other: compared.append(one) or one is other)
     assert len(register.remove("A")) == 3
@@ -229,8 +257,9 @@ def test_joiners_of_scripts_and_emoji_stay_in_names(register: Register) -> None:
 
 
 def test_a_person_is_removed_whole_or_photo_by_photo(register: Register) -> None:
-    first, second, other = (register.add(VECTOR, "n", name) for name in ("A", "A", "B"))
-    third = register.add(VECTOR, "n", "A")
+    first, second, other, third = (
+        register.add(axis, "n", name) for axis, name in zip(np.eye(4, dtype=np.float32), "AABA", strict=True)
+    )
     assert register.remove(first.id) == [first]
     assert register.remove("A") == [second, third]
     assert register.entries() == [other]
