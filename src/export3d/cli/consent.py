@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -44,14 +45,32 @@ def add(
     from export3d.consent.check import THRESHOLD, nearest
 
     vector = _describe(photo, face)
-    own = [one for one in register.entries() if one.name == name]
+    before = register.entries()
+    own, other = (nearest(vector, [one for one in before if (one.name == name) is same]) for same in (True, False))
     entry = register.add(vector, descriptor.network(), name, note, until)
-    tell(f"added {name} as {entry.id} to {register.path} ({_photos(len(own) + 1)})")
-    match = nearest(vector, own)
-    if match is not None and not match.same_person:
+    all_own = [one for one in register.entries() if one.name == name]
+    place = f"{name} as {entry.id} to {register.path} ({_photos(len(all_own))})"
+    replaced = any(one.id == entry.id for one in before)
+    tell(f"added {place}; replaced the entry of the same photo" if replaced else f"added {place}")
+    if own is not None and not own.same_person:
         tell(
-            f"this photo does not resemble the others of {name} (similarity {match.similarity:.3f}, threshold "
+            f"this photo does not resemble the others of {name} (similarity {own.similarity:.3f}, threshold "
             f"{THRESHOLD:.3f}); if it shows somebody else: export3d consent remove {entry.id}"
+        )
+    if other is not None and other.same_person:
+        tell(
+            f"warning: this face matches {other.entry.name} (similarity {other.similarity:.3f}), who is registered "
+            f"under another name: if they are one person, remove {entry.id} and add the photo as {other.entry.name}, "
+            "so that removing the name revokes the whole consent"
+        )
+    longer = [
+        one for one in all_own if one.network == entry.network and (one.expires or date.max) > (until or date.max)
+    ]
+    if longer:
+        ends = ", ".join(f"{one.id} ({f'until {one.expires}' if one.expires else 'no end'})" for one in longer)
+        tell(
+            f"{name} has other photos that count longer: {ends}; to end these too, remove them or add them again with "
+            "--expires"
         )
     return 0
 
@@ -92,6 +111,11 @@ def remove(who: tyro.conf.Positional[str]) -> int:
     register = Register()
     gone = register.remove(who)
     tell(f"removed {gone[0].name} ({_photos(len(gone))}) from {register.path}")
+    if others := [one for one in register.entries() if one.name != gone[0].name]:
+        from export3d.consent.check import names_matching
+
+        if names := names_matching(gone, others):
+            tell(f"warning: this face is still allowed, because photos under other names match it: {', '.join(names)}")
     return 0
 
 
@@ -106,7 +130,7 @@ def check(photo: tyro.conf.Positional[Path], *, face: str = "largest") -> int:
 
     entries = Register().entries()
 
-    from export3d.consent.check import THRESHOLD, nearest
+    from export3d.consent.check import THRESHOLD, closeness, nearest
     from export3d.consent.descriptor import network
 
     vector = _describe(photo, face)
@@ -114,8 +138,7 @@ def check(photo: tyro.conf.Positional[Path], *, face: str = "largest") -> int:
     if match is not None and match.same_person:
         print(f"{photo}: {match.entry.name} (similarity {match.similarity:.3f}, threshold {THRESHOLD:.3f})")
         return 0
-    best = f"highest similarity {match.similarity:.3f}" if match is not None else "no entry to compare with"
-    print(f"{photo}: nobody in the register ({best}, threshold {THRESHOLD:.3f})")
+    print(f"{photo}: nobody in the register ({closeness(match)})")
     if other := sum(entry.network != network() for entry in entries):
         again = "add it again" if other == 1 else "add them again"
         tell(f"cannot compare {_photos(other)} of the register, added by another release; {again}")
@@ -138,7 +161,7 @@ def _describe(photo: Path, face: str) -> NDArray:
     from export3d.image import read_image
 
     if face != "only":
-        face_choice(face)
+        face_choice(face, one=True)
     image = read_image(photo)
     with Tracker() as tracker:
         if face != "only":

@@ -62,6 +62,26 @@ def nearest(vector: NDArray[np.float32], entries: Sequence[Entry]) -> Match | No
     return max(found, key=lambda match: match.similarity, default=None)
 
 
+def closeness(match: Match | None) -> str:
+    """How similar the nearest entry is, in messages that do not name the person."""
+    best = "no entry to compare with" if match is None else f"highest similarity {match.similarity:.3f}"
+    return f"{best}, threshold {THRESHOLD:.3f}"
+
+
+def names_matching(faces: Sequence[Entry], entries: Sequence[Entry]) -> list[str]:
+    """Names, sorted, of the entries that count today and match one of the faces; no errors for damaged entries."""
+    vectors: dict[int, list[NDArray[np.float32]]] = {}
+    for face in faces:
+        if face.network == descriptor.network():
+            vectors.setdefault(face.descriptor.size, []).append(face.descriptor)
+    stacks = {size: np.stack(equal) for size, equal in vectors.items()}
+    own = [one for one in entries if one.network == descriptor.network() and not one.expired]
+    compared = (
+        (one.name, stacks[one.descriptor.size] @ one.descriptor) for one in own if one.descriptor.size in stacks
+    )
+    return sorted({name for name, similarities in compared if similarities.max() >= THRESHOLD})
+
+
 def require_consent(
     photo: Picture, tracks: Sequence[Track], name: str = "the portrait", policy: Policy | None = None
 ) -> None:
@@ -88,8 +108,9 @@ def require_consent(
         if match is None or not match.same_person:
             which = f"face {number} in {name}" if len(tracks) > 1 else f"the face in {name}"
             raise ConsentRefused(
-                f"{which} matches nobody in the register of consent ({register.path}), and the policy allows nobody "
-                "else; if the person agrees, add a photo of them: export3d consent add PHOTO --name NAME"
+                f"{which} matches nobody in the register of consent ({register.path}; {closeness(match)}), and "
+                "the policy allows nobody else; if the person agrees, add a photo of them: export3d consent add PHOTO "
+                "--name NAME"
             )
 
 

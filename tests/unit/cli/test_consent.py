@@ -18,6 +18,8 @@ from export3d.consent.register import Register
 from export3d.image import write_png
 from tests.group_photo import group_photo
 
+AXIS = np.eye(128, dtype=np.float32)[0]
+"""A descriptor that no face has."""
 Capture = pytest.CaptureFixture[str]
 
 pytest.importorskip("mediapipe")
@@ -48,9 +50,9 @@ def asking(home: Path) -> None:
 def test_a_person_is_added_listed_recognised_and_removed(portrait: Path, home: Path, capsys: Capture) -> None:
     assert main(["consent", "check", str(portrait)]) == 3
     assert "nobody in the register (no entry to compare with, threshold 0." in capsys.readouterr().out
-    for note in ("form 1", "form 2"):
-        assert main(["consent", "add", str(portrait), "--name", "Eileen", "--note", note]) == 0
-    assert "(2 photos)" in capsys.readouterr().err
+    assert main(["consent", "add", str(portrait), "--name", "Eileen", "--note", "form 1"]) == 0
+    assert "(1 photo)" in capsys.readouterr().err
+    Register().add(AXIS, "n", "Eileen", "form 2")
     assert main(["consent", "list"]) == 0
     out = capsys.readouterr().out.splitlines()
     assert [row.split()[1:3] for row in out[1:]] == [["Eileen", "2"]] * 2
@@ -64,6 +66,41 @@ def test_a_person_is_added_listed_recognised_and_removed(portrait: Path, home: P
     assert main(["consent", "remove", facts[0]["id"]]) == 0
     assert main(["consent", "remove", "Eileen"]) == 0
     assert Register().entries() == []
+
+
+@pytest.mark.slow
+def test_the_same_photo_replaces_its_entry_and_others_that_end_later_are_told(portrait: Path, capsys: Capture) -> None:
+    first = ["consent", "add", str(portrait), "--name", "Eileen", "--note", "form 1"]
+    assert main(first) == 0
+    (before,) = Register().entries()
+    last = str(register.today())
+    capsys.readouterr()
+    assert main([*first[:-1], "form 2", "--expires", last]) == 0
+    (said,) = capsys.readouterr().err.splitlines()
+    assert said.endswith("(1 photo); replaced the entry of the same photo")
+    (after,) = Register().entries()
+    assert (after.id, after.note, str(after.expires)) == (before.id, "form 2", last)
+    for name, network, axis, end in (
+        ("Eileen", "another", 0, None), ("Eileen", after.network, 1, after.expires), ("Anna", after.network, 2, None)
+    ):  # fmt: skip
+        Register().add(np.eye(128, dtype=np.float32)[axis], network, name, expires=end)
+    longer = Register().add(AXIS, after.network, "Eileen")
+    assert main([*first, "--expires", last]) == 0
+    assert f"Eileen has other photos that count longer: {longer.id} (no end); to end" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_face_that_is_registered_under_another_name_is_told(portrait: Path, capsys: Capture) -> None:
+    for name in ("Anna", "Ana"):
+        assert main(["consent", "add", str(portrait), "--name", name]) == 0
+    told = "warning: this face matches Anna (similarity 1.000), who is registered under another name: if they are one"
+    assert capsys.readouterr().err.count(told) == 1
+    Register().add(AXIS, Register().entries()[0].network, "Zoe")
+    for name, sentence in (("Anna", "photos under other names match it: Ana\n"), ("Ana", "")):
+        assert main(["consent", "remove", name]) == 0
+        said = capsys.readouterr().err
+        assert said.endswith(sentence)
+        assert ("still allowed" in said) is bool(sentence)
 
 
 def test_the_register_holds_no_photo(portrait: Path, home: Path) -> None:
@@ -105,7 +142,8 @@ def test_another_face_under_the_same_name_is_told(portrait: Path, tmp_path: Path
         (["--name", "A", "--expires", "2031-13-01"], "write YYYY-MM-DD"),
         (["--name", "A", "--expires", ""], "'' is not a day"),
         (["--name", "A", "--expires", "2001-01-01"], "expired already"),
-        (["--name", "A", "--face", "nose"], "there is no face 'nose'"),
+        (["--name", "A", "--face", "nose"], "there is no face 'nose'; use largest, left, right or a number from 1, "),
+        (["--name", "A", "--face", "all"], "a number from 1, counted from left to right\n"),
         (["--name", "A", "--face", "2"], "shows only one face"),
     ],
 )
@@ -130,6 +168,9 @@ def test_a_photo_without_a_face_or_with_several_is_refused(
         assert sentence in capsys.readouterr().err
     assert not home.exists()
     assert main(["consent", "add", str(tmp_path / "group.png"), "--name", "A", "--face", "left"]) == 0
+    capsys.readouterr()
+    assert main(["consent", "check", str(tmp_path / "group.png")]) == 0
+    assert "the largest is used (commands with --face can choose another)" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("asking")

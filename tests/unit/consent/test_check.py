@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from export3d.consent import check, descriptor
-from export3d.consent.check import THRESHOLD, is_bundled, nearest, require_consent
+from export3d.consent.check import THRESHOLD, is_bundled, names_matching, nearest, require_consent
 from export3d.consent.descriptor import describe
 from export3d.consent.register import Entry, Register, today
 from export3d.errors import ConsentRefused, InputError
@@ -107,6 +107,17 @@ def test_a_descriptor_of_another_length_is_damage() -> None:
         nearest(vector, [entry_of(vector), entry_of(vector[:1])])
 
 
+def test_the_names_that_match_a_face_are_those_that_count() -> None:
+    axis = np.eye(3, dtype=np.float32)
+    entries = [
+        entry_of(axis[0], "C"), entry_of(axis[0], "B"), entry_of(axis[0], "B"), entry_of(axis[1], "D"),
+        entry_of(axis[0], "E", network="another"), entry_of(axis[0], "F", expires=today() - timedelta(days=1)),
+        entry_of(axis[0, :1], "G"),
+    ]  # fmt: skip
+    assert names_matching([entry_of(axis[2]), entry_of(axis[0])], entries) == ["B", "C"]
+    assert names_matching([entry_of(axis[0], network="another"), entry_of(axis[2])], entries) == []
+
+
 # --- the policy -------------------------------------------------------------------------------------------------------
 
 
@@ -134,14 +145,15 @@ def test_who_is_not_in_the_register_is_refused_in_a_sentence(
 ) -> None:
     tracks = [tracker.track_image(stranger)]
     sentence = (
-        r"^the face in me\.jpg matches nobody in the register of consent \(.*consent\.json\), .*export3d consent add"
+        r"^the face in me\.jpg matches nobody in the register of consent \(.*consent\.json; {}, threshold 0\.950\), "
     )
-    with pytest.raises(ConsentRefused, match=sentence):
+    with pytest.raises(ConsentRefused, match=sentence.format("no entry to compare with") + ".*export3d consent add"):
         require_consent(stranger, tracks, "me.jpg")
     register = Register(policy)
-    register.add(describe(*astronaut_face), descriptor.network(), "A")
-    with pytest.raises(ConsentRefused, match=sentence):
+    register.add(describe(*astronaut_face), descriptor.network(), "Eileen")
+    with pytest.raises(ConsentRefused, match=sentence.format(r"highest similarity 0\.\d{3}")) as refused:
         require_consent(stranger, tracks, "me.jpg")
+    assert "Eileen" not in str(refused.value)
     own = register.add(describe(stranger, tracks[0]), descriptor.network(), "B", expires=today())
     require_consent(stranger, tracks, "me.jpg")
     register.remove(own.id)
