@@ -35,7 +35,8 @@ MIN_SIDE = 16
 MAX_PIXELS = 100_000_000
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_READABLE = "PNG, JPEG, WebP, HEIC, AVIF, TIFF, BMP or GIF"
+READABLE = "PNG, JPEG, WebP, HEIC, AVIF, TIFF, BMP or GIF"
+"""Kinds of image files that are read."""
 
 
 def read_image(path: str | os.PathLike[str]) -> Pixels:
@@ -259,7 +260,7 @@ def _opened(path: Path) -> Image.Image:
         kind = files.foreign_kind(head)
         ours = kind is None or kind.endswith("image")
         what = "not an image that can be read" if ours else f"not an image but {kind}"
-        raise BadImage(f"{path} is {what}; give a {_READABLE} file") from problem
+        raise BadImage(f"{path} is {what}; give a {READABLE} file") from problem
 
 
 def _without_profile(path: Path) -> io.BytesIO:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -36,7 +37,7 @@ def command(
 
     reports = []
     for path in files:
-        report = verify(path)
+        report = verify(path, partial(tell, _shown(f"searching {path} for the invisible mark")))
         reports.append(report)
         if not as_json and report.result == "unreadable":
             tell(_shown(report.sentences()[0]))

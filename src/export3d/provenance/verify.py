@@ -13,9 +13,9 @@ import math
 import os
 import re
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
@@ -25,18 +25,42 @@ from numpy.typing import NDArray
 
 from export3d import files
 from export3d.errors import BadImage, BadVideo, ConfigError, Export3DError, InputError
-from export3d.image import read_image
+from export3d.image import READABLE, read_image
 from export3d.provenance import signing
 from export3d.provenance.signing import EDGE, GENERATED, SignedStatement, readable
 from export3d.provenance.statement import SOURCE_TYPE, Statement
 from export3d.provenance.watermark.detect import Finding, find_watermark
-from export3d.video.kinds import is_video
+from export3d.video.kinds import READ, is_video
 from export3d.video.reading import opened, read_frames
 
 _FRAMES = 50
 """Frames of a video that are averaged for one look at the mark."""
 _DEADLINE_S = 30.0
 """Time after which no further frames of a video are read, seconds."""
+_LEAST_CHANCE = 1e-30
+"""Lowest probability that is stated: the detector's bound may round to zero."""
+_EXPIRED = "signingCredential.expired"
+_WORDS = {
+    "assertion.dataHash.mismatch": "pixels, sound or plain metadata changed",
+    "assertion.bmffHash.mismatch": "pixels, sound or plain metadata changed",
+    "assertion.boxesHash.mismatch": "pixels, sound or plain metadata changed",
+    "assertion.hashedURI.mismatch": "what the signed metadata say changed",
+    "assertion.missing": "a part of the signed metadata is missing",
+    "assertion.required.missing": "a part of the signed metadata is missing",
+    "assertion.cbor.invalid": "a part of the signed metadata is damaged",
+    "assertion.json.invalid": "a part of the signed metadata is damaged",
+    "assertion.action.malformed": "a part of the signed metadata is damaged",
+    "claim.cbor.invalid": "a part of the signed metadata is damaged",
+    "claim.malformed": "a part of the signed metadata is damaged",
+    "claim.missing": "a part of the signed metadata is missing",
+    "claimSignature.missing": "the signature is missing",
+    "claimSignature.mismatch": "the signature does not fit the signed metadata",
+    "claimSignature.outsideValidity": "the file was signed when the certificate was not valid",
+    "signingCredential.invalid": "the certificate is not suitable for signing",
+    "signingCredential.ocsp.revoked": "the certificate was revoked",
+    _EXPIRED: "the certificate has expired or is not yet valid",
+}
+"""C2PA's codes of what does not hold, in words."""
 _WHOLLY = SOURCE_TYPE.rpartition("/")[2]
 _MOST_PACKETS, _LONGEST_PACKET = 10, 1_000_000
 _SOURCE_TYPE = re.compile(r"digitalsourcetype/(\w{1,60})")
@@ -120,8 +144,8 @@ class Report:
             "error": self.error,
             "signed": {
                 "state": signed.state if signed else "unchecked" if self.unchecked else "none",
-                "generated": signed is not None and signed.generated,
-                "trusted": signed is not None and signed.trusted,
+                "generated": signed.generated if signed else None if self.unchecked else False,
+                "trusted": signed.trusted if signed else None if self.unchecked else False,
                 "tool": signed.tool if signed else None,
                 "signer": signed.signer if signed else None,
                 "source_type": signed.source_type if signed else None,
@@ -137,7 +161,7 @@ class Report:
             "mark": {
                 "found": mark is not None and mark.found,
                 "payload": _digits(mark.payload) if mark else None,
-                "false_positive": mark.false_positive if mark else None,
+                "false_positive": max(mark.false_positive, _LEAST_CHANCE) if mark else None,
                 "frames": mark.frames if mark else 0,
                 "belongs": self.mark_belongs,
             },
@@ -157,11 +181,12 @@ class Report:
         return [whole, _of_signed(self), _of_metadata(self.metadata), _of_mark(self)]
 
 
-def verify(path: str | os.PathLike[str]) -> Report:
+def verify(path: str | os.PathLike[str], searching: Callable[[], None] = lambda: None) -> Report:
     """Search a file for marks; never raises for what the file is or holds.
 
     Args:
         path: an image that `image.read_image` reads, or a video that `video.read_frames` reads.
+        searching: called before the frames of a video are searched, which takes seconds.
     """
     path = Path(path)
     try:
@@ -172,9 +197,13 @@ def verify(path: str | os.PathLike[str]) -> Report:
     error = mark = signed = None
     unchecked = False
     try:
+        if video:
+            searching()
         mark = _search_video(path) if video else _search_image(path)
     except Export3DError as problem:
         error = str(problem)
+        if error.endswith(f"{READABLE} file"):
+            error += f", or a video ({READ})"
     try:
         if signing.available():
             signed = signing.read(path)
@@ -207,10 +236,12 @@ def _search_video(path: Path) -> Finding:
 def _search_parts(path: Path) -> Finding:
     """The mark in the first of up to three parts of a video that shows it; of none, the best.
 
-    The parts are 50 frames each of the first 2 s, the next 10 s and the next 50 s.
+    The parts are 50 frames each of the first 2 s, the next 10 s and the next 50 s. The frames of all that were searched
+    count.
     """
     deadline = time.monotonic() + _DEADLINE_S
     best: Finding | None = None
+    frames = 0
     for part in _parts(path):
         try:
             first = next(part, None)
@@ -219,12 +250,13 @@ def _search_parts(path: Path) -> Finding:
         if first is None:
             break
         finding = find_watermark(_until(deadline, chain([first], part)))
+        frames += finding.frames
         if best is None or finding.found or finding.false_positive < best.false_positive:
             best = finding
         if best.found or time.monotonic() > deadline:
             break
     assert best is not None, "a video that can be read has a frame"
-    return best
+    return replace(best, frames=frames)
 
 
 def _parts(path: Path) -> Iterator[Iterator[NDArray[np.uint8]]]:
@@ -315,10 +347,13 @@ def _of_signed(report: Report) -> str:
         return "Signed metadata: damaged. The file was changed after it was signed."
     claim = _claim(signed.source_type) if signed.source_type else "something that it does not name"
     text = f"Signed metadata: {signed.tool or 'an unnamed program'} signed this file as {claim}"
+    problems = ", ".join(dict.fromkeys(_WORDS.get(code, code) for code in signed.problems))
     if signed.state == "changed":
-        return f"{text}, but the file was changed after it was signed ({', '.join(signed.problems)})."
+        return f"{text}, but the file was changed after it was signed ({problems})."
+    if signed.problems == (_EXPIRED,):
+        return f"{text}. It is unchanged, as far as can be told, but {problems}."
     if signed.state == "invalid":
-        return f"{text}, but the signature breaks the rules of C2PA ({', '.join(signed.problems)})."
+        return f"{text}, but the signature breaks the rules of C2PA ({problems})."
     signer = signed.signer or "an unnamed signer"
     if signed.trusted:
         return f"{text}, and it is unchanged since. An authority that you trust certifies the signer, {signer}."
@@ -342,8 +377,11 @@ def _of_mark(report: Report) -> str:
         return f"Invisible mark: not searched, since the pixels cannot be read ({report.error})."
     images = "the image" if mark.frames == 1 else f"{mark.frames} frames"
     if not mark.found:
-        return f"Invisible mark: none in {images}."
-    chance = f"{10.0 ** math.ceil(math.log10(max(mark.false_positive, 1e-30))):.0e}"
+        return (
+            f"Invisible mark: none in {images}. A screenshot or a picture in a picture must be cut out first, and a "
+            "turned file turned upright."
+        )
+    chance = f"{10.0 ** math.ceil(math.log10(max(mark.false_positive, _LEAST_CHANCE))):.0e}"
     belongs = {
         True: " It belongs to the metadata's statement.",
         False: (
@@ -354,7 +392,7 @@ def _of_mark(report: Report) -> str:
     }[report.mark_belongs]
     number = "its number cannot be read" if mark.payload is None else f"number {_digits(mark.payload)}"
     return (
-        f"Invisible mark: that of export3d, {number}, in {images}. An unmarked file shows one by chance with a "
+        f"Invisible mark: that of export3d, {number}, found in a search of {images}. An unmarked file shows one by chance with a "
         f"probability of at most {chance}; anyone can add one on purpose.{belongs}"
     )
 

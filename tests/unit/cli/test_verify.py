@@ -55,6 +55,16 @@ def test_json_is_a_list_with_one_report_per_file(files: dict[str, str], capsys: 
     assert stderr == ""
 
 
+def test_the_search_of_a_video_is_announced_on_standard_error(
+    face_video: Path, files: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("export3d.provenance.verify._DEADLINE_S", -1.0)
+    main(["verify", "--json", str(face_video), files["marked"], str(face_video.parent)])
+    stdout, stderr = capsys.readouterr()
+    assert len(json.loads(stdout)) == 3
+    assert stderr == f"export3d: searching {face_video} for the invisible mark\n"
+
+
 def test_no_file_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["verify"]) == 2
     assert capsys.readouterr().out == ""

@@ -9,6 +9,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -83,12 +84,36 @@ def test_the_stated_probability_is_a_bound(tmp_path: Path) -> None:
     assert "at most 1e-08;" in Report(tmp_path, mark=finding).sentences()[3]
 
 
+def test_the_stated_probability_is_never_zero(tmp_path: Path) -> None:
+    report = Report(tmp_path, mark=Finding(True, 1, 90.0, 0.0, False, 1.0, 1))
+    assert report.as_dict()["mark"]["false_positive"] == 1e-30
+    assert "at most 1e-30;" in report.sentences()[3]
+
+
+@pytest.mark.parametrize(
+    ("state", "problems", "words"),
+    [
+        ("changed", ("assertion.bmffHash.mismatch",), "changed after it was signed (pixels, sound or plain metadata"),
+        ("changed", ("claimSignature.mismatch", "odd.code"), "does not fit the signed metadata, odd.code)"),
+        ("invalid", ("signingCredential.expired",), "unchanged, as far as can be told, but the certificate has expired"),
+        ("invalid", ("signingCredential.expired", "odd.code"), "breaks the rules of C2PA (the certificate has expired"),
+    ],
+)
+def test_problems_are_told_in_words_and_codes_in_json(
+    state: Literal["changed", "invalid"], problems: tuple[str, ...], words: str, tmp_path: Path
+) -> None:
+    report = Report(tmp_path, signed=signing.SignedStatement(state, tool="it", problems=problems))
+    assert words in (text := report.sentences()[1])
+    assert not any(code in text for code in problems if code != "odd.code")
+    assert report.as_dict()["signed"]["problems"] == list(problems)
+
+
 def test_the_report_as_json_has_these_keys(marked: Path, statement: Statement) -> None:
     told = json.loads(json.dumps(verify(path := marked / "marked.mp4").as_dict()))
     payload = f"{statement.payload:08x}"
     summary, chance = told.pop("summary"), told["mark"].pop("false_positive")
     assert len(summary) == 4
-    assert 0.0 <= chance < 1e-7
+    assert 0.0 < chance < 1e-7
     assert told == {
         "file": str(path),
         "result": "marked",
@@ -155,7 +180,7 @@ def test_a_changed_byte_of_the_pixels_is_told(kind: str, marked: Path, tmp_path:
     report = verify(path)
     assert report.signed is not None
     assert (report.result, report.signed.state) == ("marked", "changed")
-    assert "changed after it was signed" in report.sentences()[1]
+    assert "changed after it was signed (pixels, sound or plain metadata changed" in report.sentences()[1]
     assert (report.error is None) == (report.mark is not None)
 
 
@@ -177,7 +202,8 @@ def test_without_the_library_the_other_marks_are_read(marked: Path, monkeypatch:
     finally:
         signing.available.cache_clear()
     assert (report.result, report.signed, report.unchecked, report.mark_belongs) == ("marked", None, True, True)
-    assert report.as_dict()["signed"]["state"] == "unchecked"
+    told = report.as_dict()["signed"]
+    assert (told["state"], told["generated"], told["trusted"]) == ("unchecked", None, None)
     assert "not installed" in report.sentences()[1]
 
 
@@ -189,6 +215,7 @@ def test_a_file_without_marks_is_not_called_real(astronaut_path: Path) -> None:
     assert report.result == "unmarked"
     assert "does not show that it is real" in report.sentences()[0]
     assert [text.split(":")[1].split()[0].strip(".") for text in report.sentences()[1:]] == ["none", "none", "none"]
+    assert "screenshot" in report.sentences()[3]
 
 
 @pytest.mark.parametrize("kind", FORMATS)
@@ -243,7 +270,9 @@ def test_a_mark_that_begins_later_is_found(tmp_path: Path, astronaut_turns: list
     plain, marked = astronaut_turns * 2 + astronaut_turns[:4], [mark(frame) for frame in astronaut_turns * 2]
     report = verify(video(tmp_path / "later.mp4", [*plain, *marked]))
     assert report.mark is not None
-    assert (report.mark.payload, report.mark.frames) == (99, 10)
+    in_the_first_two_seconds = 50
+    assert (report.mark.payload, report.mark.frames) == (99, in_the_first_two_seconds + 10)
+    assert f"search of {report.mark.frames} frames" in report.sentences()[3]
 
 
 def test_an_unmarked_video_is_searched_to_its_end_and_no_further(
@@ -295,7 +324,7 @@ def png(width: int, height: int, pixels: bytes) -> bytes:
 
 
 UNREADABLE = {
-    "text.png": (b"hello, this is text", "not an image"),
+    "text.png": (b"hello, this is text", "or a video"),
     "empty.png": (b"", "empty"),
     "playlist.mp4": (b"#EXTM3U\n#EXTINF:1,\nfile:///etc/passwd\n", "not an image"),
     "concat.mp4": (b"ffconcat version 1.0\nfile secret.mp4\n", "not an image"),
