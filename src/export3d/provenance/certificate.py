@@ -35,7 +35,7 @@ FILE = "signing.pem"
 _LIMIT = 100_000
 """Bytes; a key and a chain of certificates have a few thousand."""
 _VALID = timedelta(days=365 * 40)
-_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----[^-]+-----END \1-----")
+_BLOCK = re.compile(rb"-----BEGIN ([A-Z0-9 ]{1,40})-----(?:-?[^-])+-----END \1-----")
 _REMEDY = "correct it, or remove it and a new one is made"
 
 
@@ -58,7 +58,8 @@ def credentials() -> Credentials:
     """The key and certificates in the user's folder, made there if there are none.
 
     Raises:
-        ConfigError: the file is damaged, expired, encrypted, readable by others, or key and certificate do not match.
+        ConfigError: the file is damaged, expired, encrypted, readable by others, the certificate lacks an extension
+            that C2PA asks for, or key and certificate do not match.
     """
     try:
         path = home() / FILE
@@ -103,12 +104,14 @@ def _parsed(text: bytes, path: Path | str) -> Credentials:
         raise ConfigError(f"{path} holds {len(keys)} private keys in PEM, not one; {_REMEDY}")
     if b"ENCRYPTED" in keys[0]:
         raise ConfigError(
-            f"the signing key in {path} is encrypted; decrypt it (openssl pkey) and store it with mode 600"
+            f"the signing key in {path} is encrypted; decrypt it (openssl pkey -in KEY.pem -out PLAIN.pem), put it "
+            "there in place of the encrypted one, and run chmod 600"
         )
     try:
         key = serialization.load_pem_private_key(keys[0], None)
         chain = [x509.load_pem_x509_certificate(block) for label, block in blocks if label == "CERTIFICATE"]
         own = [certificate for certificate in chain if certificate.public_key() == key.public_key()]
+        missing = next(map(_missing, own), None)
         algorithm = _algorithm(key)
     except Exception as problem:  # parsers fail on damaged bytes in many ways
         raise ConfigError(
@@ -117,6 +120,11 @@ def _parsed(text: bytes, path: Path | str) -> Credentials:
     if not own:
         raise ConfigError(f"no certificate in {path} belongs to its private key; {_REMEDY}")
     _check(own[0], path)
+    if missing:
+        raise ConfigError(
+            f"the signing certificate in {path} has no {missing}, which C2PA asks for; use one that has it, or remove "
+            "the file and a new one is made"
+        )
     ordered = [own[0], *(certificate for certificate in chain if certificate is not own[0])]
     return Credentials(
         algorithm,
@@ -135,6 +143,19 @@ def _check(certificate: x509.Certificate, path: Path | str) -> None:
             f"the signing certificate in {path} signs itself, which C2PA refuses; use one that an authority issued, "
             "or remove the file and a new one is made"
         )
+
+
+def _missing(certificate: x509.Certificate) -> str | None:
+    """The first extension that C2PA asks for and the certificate lacks."""
+    from cryptography import x509
+
+    found = {type(extension.value): extension.value for extension in certificate.extensions}
+    usage = found.get(x509.KeyUsage)
+    if not (isinstance(usage, x509.KeyUsage) and usage.digital_signature):
+        return "key usage (keyUsage) for digital signatures"
+    if x509.ExtendedKeyUsage not in found:
+        return "extended key usage (extendedKeyUsage), such as e-mail protection"
+    return None if x509.AuthorityKeyIdentifier in found else "authority key identifier (authorityKeyIdentifier)"
 
 
 def _algorithm(key: PrivateKeyTypes) -> str:

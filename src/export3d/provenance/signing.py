@@ -31,7 +31,7 @@ from typing import Any, BinaryIO, Literal, TypeVar
 
 from export3d import files
 from export3d.errors import ConfigError, InputError, MissingExtra, OutputError
-from export3d.provenance.certificate import credentials
+from export3d.provenance.certificate import FILE, credentials
 from export3d.provenance.statement import SOURCE_TYPE, Statement
 
 log = logging.getLogger(__name__)
@@ -132,7 +132,10 @@ def check() -> None:
     try:
         signed(base64.b64decode(_PIXEL), ".png", Statement())
     except OutputError as problem:
-        raise ConfigError(str(problem)) from problem
+        raise ConfigError(
+            f"the certificate in {files.home() / FILE} cannot sign ({files.reason(problem.__cause__ or problem)}); "
+            "correct it, or remove it and a new one is made"
+        ) from problem
 
 
 def signed(data: bytes, suffix: str, statement: Statement) -> bytes:
@@ -391,9 +394,14 @@ def _trusted_authorities() -> str | None:
         if files.kind_at(path, ConfigError) is None:
             return None
         files.check_input(path, ConfigError, "certificates of authorities in PEM")
-        text = files.sniff(path, _MOST_TRUSTED).decode("ascii")
-        x509.load_pem_x509_certificates(text.encode())
-        return text
-    except (OSError, ValueError, ConfigError) as problem:
-        log.warning("no authority is trusted: %s cannot be read (%s); correct it", TRUST, files.reason(problem))
+        with files.reading(path, ConfigError):
+            data = files.sniff(path, _MOST_TRUSTED)
+    except ConfigError as problem:
+        log.warning("no authority is trusted: %s", problem)
+        return None
+    try:
+        x509.load_pem_x509_certificates(data)
+        return data.decode("ascii")
+    except ValueError:
+        log.warning("no authority is trusted: %s cannot be read as certificates in PEM; correct or remove it", path)
         return None

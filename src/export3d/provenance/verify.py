@@ -392,8 +392,8 @@ def _of_mark(report: Report) -> str:
     }[report.mark_belongs]
     number = "its number cannot be read" if mark.payload is None else f"number {_digits(mark.payload)}"
     return (
-        f"Invisible mark: that of export3d, {number}, found in a search of {images}. An unmarked file shows one by chance with a "
-        f"probability of at most {chance}; anyone can add one on purpose.{belongs}"
+        f"Invisible mark: that of export3d, {number}, found in a search of {images}. An unmarked file shows one by "
+        f"chance with a probability of at most {chance}; anyone can add one on purpose.{belongs}"
     )
 
 

@@ -32,27 +32,38 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "home"
 
 
-def issued(public, name: str = "a company", issuer: str = "an authority", days: int = 30):
-    """A certificate for a key, issued by a new authority."""
+def issued(
+    public,
+    name: str = "a company",
+    issuer: str = "an authority",
+    days: int = 30,
+    without: str = "",
+    purpose=ExtendedKeyUsageOID.EMAIL_PROTECTION,
+):
+    """A certificate for a key, issued by a new authority, perhaps without an extension."""
     names = [x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, each)]) for each in (issuer, name)]
     others = "content_commitment key_encipherment data_encipherment key_agreement encipher_only decipher_only"
     usage = dict.fromkeys([*others.split(" "), "key_cert_sign", "crl_sign"], False)
     authority = ec.generate_private_key(ec.SECP256R1())
-    return (
+    builder = (
         x509.CertificateBuilder(*names, public, x509.random_serial_number())
         .not_valid_before(NOW + timedelta(days=min(days, 0) - 1))
         .not_valid_after(NOW + timedelta(days=days))
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(x509.KeyUsage(digital_signature=True, **usage), critical=True)
-        .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.EMAIL_PROTECTION]), critical=False)
-        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()), critical=False)
-        .sign(authority, hashes.SHA256())
     )
+    for extension in (
+        x509.BasicConstraints(ca=False, path_length=None),
+        x509.KeyUsage(digital_signature=True, **usage),
+        x509.ExtendedKeyUsage([purpose]),
+        x509.AuthorityKeyIdentifier.from_issuer_public_key(authority.public_key()),
+    ):
+        if type(extension).__name__ != without:
+            builder = builder.add_extension(extension, critical=isinstance(extension, x509.KeyUsage))
+    return builder.sign(authority, hashes.SHA256())
 
 
-def pem(key, *certificates, password: bytes | None = None) -> bytes:
+def pem(key, *certificates, password: bytes | None = None, form=serialization.PrivateFormat.PKCS8) -> bytes:
     encryption = serialization.BestAvailableEncryption(password) if password else serialization.NoEncryption()
-    text = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)
+    text = key.private_bytes(serialization.Encoding.PEM, form, encryption)
     return text + b"".join(each.public_bytes(serialization.Encoding.PEM) for each in certificates)
 
 
@@ -142,7 +153,22 @@ def unusable() -> dict[str, tuple[bytes, str]]:
         "two keys": (whole + pem(other), "2 private keys"),
         "damaged": (bytes(damaged), "damaged"),
         "cut": (whole[: len(whole) // 2], "no certificate|damaged"),
-        "encrypted": (pem(key, issued(key.public_key()), password=b"secret"), "encrypted"),
+        "encrypted": (pem(key, issued(key.public_key()), password=b"secret"), "openssl pkey -in"),
+        "encrypted in the old form": (
+            pem(
+                key,
+                issued(key.public_key()),
+                password=b"secret",
+                form=serialization.PrivateFormat.TraditionalOpenSSL,
+            ),
+            "is encrypted",
+        ),
+        "no key usage": (pem(key, issued(key.public_key(), without="KeyUsage")), "keyUsage"),
+        "no purpose": (pem(key, issued(key.public_key(), without="ExtendedKeyUsage")), "extendedKeyUsage"),
+        "no issuer's key": (
+            pem(key, issued(key.public_key(), without="AuthorityKeyIdentifier")),
+            "authorityKeyIdentifier",
+        ),
         "of another key": (pem(key, issued(other.public_key())), "belongs to its private key"),
         "expired": (pem(key, issued(key.public_key(), days=-10)), "valid from .* only"),
         "signs itself": (pem(key, issued(key.public_key(), name="me", issuer="me")), "signs itself"),
@@ -179,10 +205,8 @@ def test_a_key_that_others_may_read_is_refused(folder: Path) -> None:
 
 def test_a_certificate_that_c2pa_refuses_is_known_before_the_work(folder: Path) -> None:
     key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "a web server")])
-    issuer = x509.Name([x509.NameAttribute(NameOID.ORGANIZATION_NAME, "an authority")])
-    plain = x509.CertificateBuilder(issuer, name, key.public_key(), x509.random_serial_number())
-    plain = plain.not_valid_before(NOW - timedelta(days=1)).not_valid_after(NOW + timedelta(days=1))
-    keep(folder, pem(key, plain.sign(key, hashes.SHA256())))
-    with pytest.raises(ConfigError, match="certificate"):
+    plain = issued(key.public_key(), purpose=ExtendedKeyUsageOID.SERVER_AUTH)
+    path = keep(folder, pem(key, plain))
+    with pytest.raises(ConfigError, match="certificate is invalid") as refused:
         signing.check()
+    assert str(path) in str(refused.value)

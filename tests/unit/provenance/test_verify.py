@@ -95,7 +95,11 @@ def test_the_stated_probability_is_never_zero(tmp_path: Path) -> None:
     [
         ("changed", ("assertion.bmffHash.mismatch",), "changed after it was signed (pixels, sound or plain metadata"),
         ("changed", ("claimSignature.mismatch", "odd.code"), "does not fit the signed metadata, odd.code)"),
-        ("invalid", ("signingCredential.expired",), "unchanged, as far as can be told, but the certificate has expired"),
+        (
+            "invalid",
+            ("signingCredential.expired",),
+            "unchanged, as far as can be told, but the certificate has expired",
+        ),
         ("invalid", ("signingCredential.expired", "odd.code"), "breaks the rules of C2PA (the certificate has expired"),
     ],
 )
