@@ -73,3 +73,15 @@ def test_options_of_another_subcommand_are_refused(words: list[str], tmp_path: P
 def test_a_missing_split_is_one_sentence(tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", "same", str(tmp_path), "--split", "test", "-o", str(tmp_path / "out")]) == 2
     assert "has no split 'test'; prepare clips for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["same", "cross"])
+def test_images_that_the_policy_forbids_are_refused_before_clips_are_prepared(
+    name: str, face_video: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    (tmp_path / "policy.toml").write_text('marks = "required"\n')
+    monkeypatch.setenv("EXPORT3D_POLICY", str(tmp_path / "policy.toml"))
+    words = ["--clips", str(face_video.parent), "-o", str(tmp_path / "out"), "--save", str(tmp_path / "images")]
+    assert main(["evaluate", name, *words]) == 2
+    assert "predictions have none" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["policy.toml"]

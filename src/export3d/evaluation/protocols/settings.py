@@ -64,7 +64,7 @@ class RunSettings:
             figures are of reference; the report names others.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: a number is out of range.  PolicyError: images are to be saved, and the policy requires marks.
     """
 
     save: Path | None = None
@@ -76,3 +76,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.batch < 1 or self.workers < 0:
             raise ConfigError("the batch must be at least 1, and the number of workers at least 0")
+        if self.save is not None:
+            from export3d.provenance.writing import check_unmarked
+
+            check_unmarked("predictions")  # before clips are prepared, which takes minutes
