@@ -117,7 +117,7 @@ def available() -> bool:
         log.debug("c2pa: %s", problem)
         log.warning(
             "c2pa-python is not installed, so signed metadata are neither written nor read; run: "
-            "pip install 'export3d[provenance]'"
+            "pip install -c constraints.txt '.[provenance]'"
         )
         return False
     return bool(c2pa)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -221,6 +222,20 @@ def test_a_trusted_authority_makes_a_signature_trusted(signed_file: Callable[[st
     assert (told.state, told.trusted) == ("unchanged", True)
 
 
+@pytest.mark.skipif(None in map(shutil.which, ("bash", "openssl")), reason="the recipe needs bash and OpenSSL")
+def test_the_pages_recipe_makes_a_trusted_certificate(signed_file: Callable[[str], Path], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "verify.md").read_text("utf-8")
+    (recipe,) = [code for code in page.split("```")[1::2] if "openssl req" in code]
+    before = credentials()
+    subprocess.run(["bash", "-e", "-c", recipe], cwd=tmp_path, capture_output=True, check=True)
+    assert credentials() != before
+    (kept,) = files.home().glob("signing-*.pem")
+    assert before.key in kept.read_bytes()
+    told = signing.read(signed_file("png"))
+    assert told is not None
+    assert (told.state, told.trusted, told.signer) == ("unchanged", True, "My studio")
+
+
 @pytest.mark.parametrize("text", [b"", b"hello", b"\xff\xfe", BEGIN + b"\nAA\n-----END CERTIFICATE-----"])
 def test_a_damaged_list_of_authorities_trusts_nobody(
     text: bytes, signed_file: Callable[[str], Path], caplog: pytest.LogCaptureFixture
@@ -307,7 +322,7 @@ def test_without_the_library_one_line_says_so_and_images_are_written_unsigned(
     try:
         assert not signing.available()
         assert not signing.available()
-        assert [record.message.count("export3d[provenance]") for record in caplog.records] == [1]
+        assert [record.message.count("'.[provenance]'") for record in caplog.records] == [1]
         with pytest.raises(MissingExtra):
             signing.signed((unsigned / "plain.png").read_bytes(), ".png", statement)
         with pytest.raises(MissingExtra):
