@@ -79,11 +79,11 @@ class MissingExtra(Export3DError, ImportError):
     """An optional dependency is missing.
 
     >>> str(MissingExtra("face", "mediapipe"))
-    "mediapipe is not installed; run: pip install 'export3d[face]'"
+    "mediapipe is not installed; run: pip install -c constraints.txt '.[face]'"
     """
 
     def __init__(self, extra: str, package: str, remedy: str | None = None) -> None:
-        remedy = remedy or f"run: pip install 'export3d[{extra}]'"
+        remedy = remedy or f"run: pip install -c constraints.txt '.[{extra}]'"
         super().__init__(f"{package} is not installed; {remedy}")
         self.extra = extra
 

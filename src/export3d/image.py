@@ -280,7 +280,8 @@ def _opened_heic(path: Path) -> Image.Image:
         from pillow_heif import HeifImageFile
     except ImportError as problem:
         raise BadImage(
-            f"{path} is a HEIC image, which needs pillow-heif; run: pip install 'export3d[heic]', or export it as JPEG"
+            f"{path} is a HEIC image, which needs pillow-heif; run: pip install -c constraints.txt '.[heic]', or "
+            "export it as JPEG"
         ) from problem
     image: Image.Image = HeifImageFile(path)
     return image

@@ -30,7 +30,7 @@ def test_programming_mistakes_are_also_value_errors() -> None:
 def test_a_missing_extra_says_what_to_install() -> None:
     error = MissingExtra("face", "mediapipe")
     assert error.extra == "face"
-    assert "pip install 'export3d[face]'" in str(error)
+    assert "pip install -c constraints.txt '.[face]'" in str(error)
 
 
 def test_a_shape_that_fits_passes() -> None:

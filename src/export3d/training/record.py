@@ -134,7 +134,9 @@ def _summary_writer(folder: Path, images_seen: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        log.info("tensorboard is not installed: metrics go to log.jsonl only; run: pip install 'export3d[train]'")
+        log.info(
+            "tensorboard is not installed: metrics go to log.jsonl only; run: pip install -c constraints.txt '.[train]'"
+        )
         return None
     return SummaryWriter(folder, purge_step=images_seen + 1 if images_seen else None)
 

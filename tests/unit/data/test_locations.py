@@ -150,7 +150,7 @@ def test_without_the_extra_its_name_is_told(url: str, package: str) -> None:
         f"try:\n    fetch({url!r})\nexcept MissingExtra as error:\n    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=120)
-    assert done.stdout == f"{package} is not installed; run: pip install 'export3d[remote]'\n"
+    assert done.stdout == f"{package} is not installed; run: pip install -c constraints.txt '.[remote]'\n"
 
 
 def test_other_protocols_are_told_apart(tmp_path: Path) -> None:

@@ -184,7 +184,7 @@ with video_writer(sys.argv[1] + "/a.mp4", 25, 512) as writer:
     np.save(tmp_path / "frame.npy", astronaut)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("pip install 'export3d[provenance]'") == 1
+    assert done.stderr.count("pip install -c constraints.txt '.[provenance]'") == 1
     assert find_watermark(read_frames(tmp_path / "a.mp4")).payload == MARKED.statement.payload
     assert find_watermark([pixels(tmp_path / "a.png")]).payload == MARKED.statement.payload
     for name in ("a.mp4", "a.png"):

@@ -64,7 +64,7 @@ def test_without_tensorboard_the_log_is_written_and_the_remedy_logged(tmp_path, 
     with Recorder(tmp_path, {}, tensorboard=True) as record:
         record.line("train", 4, 0.5, lr=0.25)
     assert len(read_log(tmp_path / "log.jsonl")) == 1
-    assert "pip install 'export3d[train]'" in caplog.text
+    assert "pip install -c constraints.txt '.[train]'" in caplog.text
     assert not (tmp_path / "tensorboard").exists()
 
 
