@@ -34,7 +34,7 @@ def command(
     from export3d.face.tracker import face_choice
 
     check_export_folder(output)
-    face_choice(face)
+    face_choice(face, one=True)
     require_onnx()
 
     from export3d.animate.animator import Animator

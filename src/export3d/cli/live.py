@@ -75,7 +75,7 @@ def command(
 
     if seconds is not None and not seconds > 0:
         raise ConfigError(f"{seconds:g} seconds are not possible; use a positive number, or leave it out")
-    face_choice(face)
+    face_choice(face, one=True)
     read = Framing(face, frame, size, background).check()
     inputs = [source, *([Path(camera)] if is_file(camera) else []), *([weights] if weights else []), *read]
     pixels = None if size is None else parse_size(size)
