@@ -294,7 +294,7 @@ def test_the_main_image_of_a_heic_is_used(
 def test_a_heic_without_its_reader_is_called_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
     (tmp_path / "a.jpg").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(999))
-    refused(tmp_path / "a.jpg", "a HEIC image, which needs pillow-heif; run: pip install 'export3d.heic.', or export")
+    refused(tmp_path / "a.jpg", "a HEIC image, which needs pillow-heif; run: pip install -c constraints.txt '..heic.'")
 
 
 def test_a_truncated_heic_is_refused(portrait: np.ndarray, tmp_path: Path) -> None:

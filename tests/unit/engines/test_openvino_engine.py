@@ -168,7 +168,7 @@ def test_without_openvino_auto_is_torch_and_openvino_names_the_extra(
     monkeypatch.setattr(choice, "find_spec", lambda name: None)
     monkeypatch.setitem(sys.modules, "openvino", None)
     assert type(pick_engine(model)) is TorchEngine
-    with pytest.raises(MissingExtra, match=r"pip install 'export3d\[fast\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -c constraints.txt '\.\[fast\]'"):
         pick_engine(model, "openvino")
 
 

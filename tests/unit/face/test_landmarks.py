@@ -162,7 +162,7 @@ def test_a_damaged_model_is_refused():
 
 def test_missing_mediapipe_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'export3d\[face\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -c constraints.txt '\.\[face\]'"):
         FaceLandmarker()
 
 

@@ -166,7 +166,7 @@ def test_other_arrays_are_refused(astronaut):
 
 def test_without_mediapipe_the_extra_is_named(monkeypatch, astronaut):
     monkeypatch.setitem(sys.modules, "mediapipe", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'export3d\[face\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -c constraints.txt '\.\[face\]'"):
         person_matte(astronaut, FACE)
 
 

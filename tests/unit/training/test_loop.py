@@ -591,7 +591,7 @@ def test_a_decay_over_images_reaches_its_end(tiny, tmp_path):
 
 def test_without_accelerate_the_remedy_is_named(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "accelerate", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'export3d\[train\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -c constraints.txt '\.\[train\]'"):
         train(tiny.TinyTask(), tmp_path, tiny.tiny_config())
 
 

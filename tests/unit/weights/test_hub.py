@@ -366,7 +366,7 @@ def test_a_repository_that_lacks_a_file_is_one_sentence(hub: FakeHub, folder: Pa
 
 def test_without_the_client_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(MissingExtra, match=r"pip install 'export3d\[hub\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install -c constraints.txt '\.\[hub\]'"):
         Export3D.from_pretrained("owner/faces")
     with pytest.raises(MissingExtra, match="hub"):
         Export3D(tiny()).push_to_hub("owner/faces")

@@ -176,7 +176,7 @@ def test_a_missing_or_foreign_onnx_file_is_refused(tmp_path: Path) -> None:
 
 def test_without_onnxruntime_the_extra_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
-    with pytest.raises(MissingExtra, match=r"export3d\[evaluate\]"):
+    with pytest.raises(MissingExtra, match=r"'\.\[evaluate\]'"):
         ArcFaceIdentity(tmp_path / "arcface.onnx")
 
 
