@@ -88,13 +88,13 @@ def test_stopping_and_leaving_early_end_all_threads(rigid: Animator, portrait: S
 
 
 @pytest.mark.slow
-def test_one_core_is_left_to_tracking(rigid: Animator, portrait: Source, film: Path) -> None:
-    torch.set_num_threads(3)
+def test_half_the_cores_are_left_to_tracking_and_planes(rigid: Animator, portrait: Source, film: Path) -> None:
+    torch.set_num_threads(4)
     try:
         for _ in (live := Live(rigid, portrait, str(film))):
             assert torch.get_num_threads() == 2
             live.stop()
-        assert torch.get_num_threads() == 3
+        assert torch.get_num_threads() == 4
     finally:
         torch.set_num_threads(1)
 
