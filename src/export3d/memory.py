@@ -10,6 +10,7 @@ from typing import Any
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _ARENA_MAX = -1, -3, -8
 """Parameters of mallopt(3)."""
 SPARED_BLOCK = 2**22
+"""Bytes; a decoded frame of 1920 x 1080 is larger, one of 1280 x 720 smaller."""
 _LARGEST = 2**31 - 1
 _LARGEST_MMAP = 2**25
 """glibc's DEFAULT_MMAP_THRESHOLD_MAX; versions of it refuse more."""
