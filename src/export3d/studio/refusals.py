@@ -1,0 +1,51 @@
+"""Refusals: a sentence with the status of HTTP that fits it."""
+
+from __future__ import annotations
+
+import errno
+
+from export3d.errors import ConsentRefused, Export3DError, PolicyError
+
+FULL_DISK = "the server's disk is full; try again later, or remove uploads and results that you no longer need"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Refused(Export3DError):
+    """A request that is not answered.
+
+    Attributes:
+        status: of HTTP: 401 token, 403 origin or consent, 404 gone, 409, 411, 413 too large, 414, 415, 421 wrong host,
+            429 too many, 503 starting or full, 507 disk full.
+        retry_s: when it may be asked for again, seconds; 0: that would not help.
+    """
+
+    def __init__(self, status: int, sentence: str, retry_s: int = 0) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.retry_s = retry_s
+
+
+def gone(what: str) -> Refused:
+    """The refusal for an id that names nothing (any more)."""
+    return Refused(404, f"there is no such {what} (any more); files are removed after a while, so send it again")
+
+
+def refusal(problem: BaseException) -> Refused | None:
+    """The refusal that a failure means; None for a bug."""
+    if isinstance(problem, Refused):
+        return problem
+    if disk_full(problem):
+        return Refused(507, FULL_DISK)
+    if isinstance(problem, Export3DError):
+        status = 403 if isinstance(problem, (ConsentRefused, PolicyError)) else 400
+        return Refused(status, " ".join(str(problem).split()))
+    return None
+
+
+def disk_full(problem: BaseException | None) -> bool:
+    """Whether a failure is one of a full disk, or was raised from one."""
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in _FULL:
+            return True
+        problem = problem.__cause__
+    return False
