@@ -18,8 +18,9 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from fractions import Fraction
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -90,8 +91,14 @@ def painter(marks: Marks) -> Painter | None:
     marks = marks.agreed()
     if not marks.wanted:
         return None
-    mark = Watermark(marks.statement.payload).apply
+    mark = _watermark(marks.statement.payload).apply
     return (lambda frame: mark(with_label(frame))) if marks.label else mark
+
+
+@lru_cache(maxsize=8)
+def _watermark(payload: int) -> Watermark:
+    """Kept, because the pattern of a new payload takes longer than marking a frame."""
+    return Watermark(payload)
 
 
 def painted(image: Pixels, marks: Marks = MARKED) -> Pixels:
@@ -161,14 +168,24 @@ def encoded_webp(image: Pixels, quality: int, marks: Marks = MARKED) -> bytes:
     Raises:
         PolicyError: as `Marks.agreed`.
     """
+    return _encoded(image, marks, "WEBP", quality=quality, method=2)
+
+
+def encoded_jpeg(image: Pixels, quality: int, marks: Marks = MARKED) -> bytes:
+    """As `encoded_webp`, the bytes of a JPEG file: larger, and encoded several times as fast, for what is shown live."""
+    return _encoded(image, marks, "JPEG", quality=quality, subsampling=0)
+
+
+def _encoded(image: Pixels, marks: Marks, kind: str, **options: Any) -> bytes:
     from PIL import Image
 
     paint = painter(marks)
     _check(image)
     picture = Image.fromarray(np.ascontiguousarray(image if paint is None else paint(image)))
-    options = {} if paint is None else {"xmp": marks.statement.xmp().encode()}
+    if paint is not None:
+        options["xmp"] = marks.statement.xmp().encode()
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=quality, method=2, **options)
+    picture.save(buffer, kind, **options)
     return buffer.getvalue()
 
 
