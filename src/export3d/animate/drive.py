@@ -9,7 +9,7 @@ driving face. Same-identity scores are measured this way.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -34,7 +34,7 @@ from export3d.animate.head_motion import (
     with_neck,
 )
 from export3d.animate.rest import at_rest
-from export3d.errors import BadMotionFile, check_shape
+from export3d.errors import BadMotionFile, ConfigError, check_shape
 from export3d.face.mesh import canonical_mesh
 from export3d.files import kind_at
 from export3d.motion.arkit import ARKIT52, with_scores
@@ -80,8 +80,11 @@ class Driving:
         video: the driving video, or None for a motion file.
         crop: the face crop within the video, or None.
         shot_crops: the face crop of each shot by its number; empty for a video without cuts.
-        start_s: time of the video at which the motion begins, seconds.
+        start_s: time of the video, or of the sound, at which the motion begins, seconds.
         quarter_turns: turns by 90 degrees counter-clockwise after which the video is upright; the crop is of these.
+        sound: a file whose sound goes with the motion, in place of the video's.
+        faces: the driving face at the moments that a contact sheet shows (`export.sheet_frames`), uint8 (H, W, 3), in
+            place of the video.
     """
 
     motion: Motion
@@ -90,9 +93,19 @@ class Driving:
     start_s: float = 0.0
     quarter_turns: int = 0
     shot_crops: Mapping[int, CropBox] = field(default_factory=dict)
+    sound: Path | None = None
+    faces: Sequence[NDArray[np.uint8]] = ()
 
     def pictures(self, frames: list[int], size: int = 256) -> list[NDArray[np.uint8]]:
-        """The driving face at these frame numbers (ascending), in the crop of its shot; [] for a motion file."""
+        """The driving face at these frame numbers (ascending), in the crop of its shot; [] for a motion file.
+
+        Raises:
+            ConfigError: the motion has `faces`, but not as many as these frames.
+        """
+        if self.faces:
+            if len(self.faces) != len(frames):
+                raise ConfigError(f"a contact sheet of this motion shows {len(frames)} faces, got {len(self.faces)}")
+            return list(self.faces)
         if self.video is None or self.crop is None:
             return []
         from export3d.face.crop import upright

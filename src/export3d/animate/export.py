@@ -132,10 +132,10 @@ def write_animation(
     marks: Marks = MARKED,
     watch: Callable[[Iterable[Picture]], Iterable[Picture]] = iter,
 ) -> int:
-    """Animate and write: the video, with the driving video's sound, and on request a contact sheet.
+    """Animate and write: the video, with the driving sound, and on request a contact sheet.
 
     The sheet shows the source in its first column (the photo above, as we render it at rest below), then
-    moments evenly spaced in time: the driving face above, where there is a driving video, ours below. Large frames are
+    moments evenly spaced in time: the driving face above, where it is known, ours below. Large frames are
     scaled down.
 
     Args:
@@ -149,7 +149,8 @@ def write_animation(
     Returns:
         the number of frames. Where anything fails, neither file is left.
     """
-    output = check_output(output, VIDEO_SUFFIXES, [driving.video] if driving.video else [])
+    heard = driving.sound or driving.video
+    output = check_output(output, VIDEO_SUFFIXES, [heard] if heard else [])
     if sheet is not None:
         check_output(sheet, STILL_SUFFIXES, outputs=[output])
     numbers = sheet_frames(len(driving.motion))
@@ -173,7 +174,7 @@ def write_animation(
         background=background,
     )
     existed = kind_at(output, OutputError)
-    count = write_video(output, frames(), driving.motion.fps, driving.video, driving.start_s, marks)
+    count = write_video(output, frames(), driving.motion.fps, heard, driving.start_s, marks)
     if sheet is not None:
         first = source[0] if isinstance(source, Sequence) else source
         shown = fitted(first.photo if frame == "photo" else first.image, SHEET_HEIGHT)
