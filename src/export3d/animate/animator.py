@@ -60,6 +60,8 @@ BATCH = 4
 
 Another number changes the last bit of some pixels; in bfloat16 it changes pixels at edges by up to 16 of 255.
 """
+_KEPT_VIEWS = 3
+"""Views that an animator keeps, as of a head that is turned while the same photo is animated."""
 _MUCH_OUTSIDE = 0.15
 """Share of a face crop outside the photo above which the user is told."""
 
@@ -114,7 +116,7 @@ class Animator:
         self.size = model.config.image_size
         self.space = model.config.space
         self._tracker: Tracker | None = None
-        self._last: tuple[tuple[Any, ...], _View] | None = None
+        self._kept_views: dict[tuple[Any, ...], _View] = {}
 
     @classmethod
     def from_pretrained(
@@ -282,16 +284,26 @@ class Animator:
         turn = np.array([yaw_deg, pitch_deg, roll_deg], dtype=np.float64)
         if not np.isfinite(turn).all():
             raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
-        if scores and self.space != "arkit52":
-            raise ConfigError(f"these weights take expressions in {self.space}, which has no ARKit scores to set")
+        self._check_scores(scores)
         view = self._view(source, size, frame, background, long_side=None)
         parts = []
         for one in view.sources:
-            expression = with_scores(one.expression, scores) if scores else one.expression
-            shift = sliders.shift(self.model.expression, expression, basis)[None] if basis else None
             camera = turned(one.camera, turn).astype(np.float32) if turn.any() else one.camera
-            parts.append((self._planes(one, expression[None], shift), camera[None]))
+            parts.append((self.edited_planes(one, scores, basis), camera[None]))
         return next(self._drawn(view, parts))
+
+    def edited_planes(
+        self, source: Source, scores: Mapping[str, float] | None = None, basis: Mapping[int, float] | None = None
+    ) -> Planes:
+        """The planes of a changed face, which `render_planes` shows from any camera; args and errors as `edit`."""
+        self._check_scores(scores)
+        expression = with_scores(source.expression, scores) if scores else source.expression
+        shift = sliders.shift(self.model.expression, expression, basis)[None] if basis else None
+        return self._planes(source, expression[None], shift)
+
+    def _check_scores(self, scores: Mapping[str, float] | None) -> None:
+        if scores and self.space != "arkit52":
+            raise ConfigError(f"these weights take expressions in {self.space}, which has no ARKit scores to set")
 
     def animate(
         self,
@@ -403,14 +415,16 @@ class Animator:
         size: Size | None = None,
         frame: Frame = "crop",
         background: str = "keep",
+        rays: int | None = None,
     ) -> Picture:
         """One frame, uint8 (H, W, 3), of the source's `planes` seen by a camera (25,).
 
-        Another thread may compute the next planes meanwhile. `size`, `frame`, `background`: see `animate`.
+        Another thread may compute the next planes meanwhile. `size`, `frame`, `background`: see `animate`. `rays`: along
+        each side, for a rendered image that is made faster and interpolated; None: the model's number.
         """
         label = np.asarray(camera, dtype=np.float32)
         check_shape(label, str(LABEL_SIZE), "camera")
-        return next(self._drawn(self._view(source, size, frame, background), [(planes, label[None])]))
+        return next(self._drawn(self._view(source, size, frame, background), [(planes, label[None])], rays=rays))
 
     def views(
         self, source: Source, expression: ArrayLike, cameras: ArrayLike, *, size: Size | None = None
@@ -441,7 +455,7 @@ class Animator:
         background: str,
         long_side: int | None = LONG_SIDE,
     ) -> _View:
-        """What frames of these sources show; the last one is kept, since a photo's matte and background take time."""
+        """What frames of these sources show; the last few are kept: a photo's matte and background take time."""
         sources = (source,) if isinstance(source, Source) else tuple(source)
         if not sources or any(one.photo is not sources[0].photo for one in sources):
             raise ConfigError("faces that move together must come from one call of encode_all")
@@ -459,7 +473,10 @@ class Animator:
         if size is None:
             size = NATIVE if frame == "photo" else max(self.size, SMALLEST)
         wanted = (*map(id, sources), size, frame, str(background), long_side)
-        if self._last is None or self._last[0] != wanted:
+        view = self._kept_views.pop(wanted, None)
+        if view is None:
+            for oldest in list(self._kept_views)[: 1 - _KEPT_VIEWS]:
+                del self._kept_views[oldest]
             made = scene(
                 sources[0].photo,
                 [(one.crop, to_tensor(one.image)[None].to(self.device)) for one in sources],
@@ -469,8 +486,26 @@ class Animator:
                 background=str(background),
                 long_side=long_side,
             )
-            self._last = (wanted, _View(sources, made))
-        return self._last[1]
+            view = _View(sources, made)
+        self._kept_views[wanted] = view
+        return view
+
+    def forget(self, source: Source) -> None:
+        """Let go of what is kept of a source for its next frames."""
+        kept = self._kept_views.items()
+        self._kept_views = {wanted: view for wanted, view in kept if all(one is not source for one in view.sources)}
+
+    def framing(
+        self, frame: Frame | None = None, size: Size | str | None = None, background: str = "keep", relative: bool = True
+    ) -> dict[str, Any]:
+        """Keyword arguments of `animate`, `edit` and `orbit`, with the default of the commands for what is None.
+
+        That is the whole photo at its own size. With weights that do not move the source's pixels, and for absolute
+        motion, it is the crop.
+        """
+        moves = self.model.moves_pixels
+        frame = frame or ("photo" if moves and relative else "crop")
+        return {"frame": frame, "size": NATIVE if size is None and moves else size, "background": background}
 
     def warm_up(
         self,
@@ -525,7 +560,9 @@ class Animator:
         )
         return self.engine.planes(source.features, asked, moved, eyes)
 
-    def _drawn(self, view: _View, parts: Sequence[tuple[Planes, NDArray]], batch: int = 1) -> Iterator[Picture]:
+    def _drawn(
+        self, view: _View, parts: Sequence[tuple[Planes, NDArray]], batch: int = 1, rays: int | None = None
+    ) -> Iterator[Picture]:
         """Each source's planes, one or as many as its cameras (T, 25), to T frames."""
         for start in range(0, len(parts[0][1]), batch):
             at = slice(start, start + batch)
@@ -534,7 +571,11 @@ class Animator:
                 for planes, cameras in parts:
                     labels = self._tensor(cameras[at])
                     several = planes if len(planes.triplane) > 1 else planes.expand(len(labels))
-                    made.append(self.engine.frame_and_origin(several, labels))
+                    rendered = None
+                    if rays is not None:
+                        full = self.model.config.render.resolution
+                        rendered = self.engine.render(several, labels, rays).enlarged(full)
+                    made.append(self.engine.frame_and_origin(several, labels, rendered))
                 frames = self._finished(view, made)
             yield from frames
 

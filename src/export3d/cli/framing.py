@@ -55,6 +55,4 @@ class Framing:
             raise ConfigError(
                 "--absolute takes over the driver's framing, which only a crop can show; use --frame crop"
             )
-        frame = self.frame or ("photo" if animator.model.moves_pixels and relative else "crop")
-        size = "native" if self.size is None and animator.model.moves_pixels else self.size
-        return {"frame": frame, "size": size, "background": self.background}
+        return animator.framing(self.frame, self.size, self.background, relative)

@@ -128,8 +128,10 @@ class CudaEngine(PartsEngine):
         self._frame_part = RecordedPart(parts.Chain([*views, finish], outputs), self.dtype, record)
 
     @torch.inference_mode()
-    def render(self, planes: Planes, camera: Tensor) -> Rendered:
-        """See `Export3D.render`."""
+    def render(self, planes: Planes, camera: Tensor, rays: int | None = None) -> Rendered:
+        """See `Export3D.render`; with another number of rays than the configured one it is not recorded."""
+        if rays is not None:
+            return self.model.render(planes, camera, rays)
         made = self._renderer({"triplane": planes.triplane, "camera": camera})
         return Rendered(made["feature"], made["depth"], made["opacity"])
 

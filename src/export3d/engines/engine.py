@@ -50,9 +50,9 @@ class Engine:
         return self.model.planes(source, expression, shift, eyes)
 
     @torch.inference_mode()
-    def render(self, planes: Planes, camera: Tensor) -> Rendered:
+    def render(self, planes: Planes, camera: Tensor, rays: int | None = None) -> Rendered:
         """See `Export3D.render`."""
-        return self.model.render(planes, camera)
+        return self.model.render(planes, camera, rays)
 
     @torch.inference_mode()
     def views(self, planes: Planes, camera: Tensor) -> Views:

@@ -83,9 +83,9 @@ class OpenVinoEngine(PartsEngine):
         self._finish = _Compiled(parts.Finish(model), self.dtype)
 
     @torch.inference_mode()
-    def render(self, planes: Planes, camera: Tensor) -> Rendered:
+    def render(self, planes: Planes, camera: Tensor, rays: int | None = None) -> Rendered:
         """See `Export3D.render`."""
-        return self._fast.render(planes, camera)
+        return self._fast.render(planes, camera, rays)
 
     def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
         return self._fast.planes(source, expression, shift, eyes)

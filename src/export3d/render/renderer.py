@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import export3d.render.inference as inference
 from export3d.errors import ConfigError, check_shape
+from export3d.image import resize
 from export3d.render.compiled import compiled_pass
 from export3d.render.compositing import composite
 from export3d.render.decoder import PlaneDecoder
@@ -68,6 +69,12 @@ class Rendered:
     def raw(self) -> Tensor:
         """(B, 3, R, R) the raw rendered image."""
         return self.feature[:, :3]
+
+    def enlarged(self, size: int) -> Rendered:
+        """The same with `size` rays along each side, interpolated; itself if it has as many."""
+        if self.feature.shape[-1] == size:
+            return self
+        return Rendered(*(resize(x, size) for x in (self.feature, self.depth, self.opacity)))
 
 
 @cache
