@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import math
 import os
 import warnings
 from collections.abc import Iterator, Sequence
@@ -39,7 +40,7 @@ READABLE = "PNG, JPEG, WebP, HEIC, AVIF, TIFF, BMP or GIF"
 """Kinds of image files that are read."""
 
 
-def read_image(path: str | os.PathLike[str]) -> Pixels:
+def read_image(path: str | os.PathLike[str], *, most_pixels: int = MAX_PIXELS, reduced_to: int | None = None) -> Pixels:
     """An image as a viewer shows it: upright, in sRGB, without transparency, 8 bits per channel.
 
     EXIF rotation is applied, embedded colour profiles are converted to sRGB, transparency is laid over white, 16-bit
@@ -48,13 +49,16 @@ def read_image(path: str | os.PathLike[str]) -> Pixels:
 
     Args:
         path: a PNG, JPEG, WebP, HEIC (extra `heic`), AVIF, TIFF, BMP or GIF file.
+        most_pixels: images with more are refused.
+        reduced_to: images with more pixels are reduced by a whole factor to at most so many, which takes less memory
+            than the whole image does.
 
     Returns:
         uint8 (H, W, 3) RGB.
 
     Raises:
-        BadImage: missing, a folder, empty, truncated, no image, smaller than 16 pixels a side or larger than 100
-            megapixels (known from the header, before anything is decoded), or HEIC without the extra.
+        BadImage: missing, a folder, empty, truncated, no image, smaller than 16 pixels a side or larger than
+            `most_pixels` (known from the header, before anything is decoded), or HEIC without the extra.
     """
     path = files.check_input(path, BadImage, "an image")
     with warnings.catch_warnings():
@@ -64,15 +68,22 @@ def read_image(path: str | os.PathLike[str]) -> Pixels:
                 frames = getattr(image, "n_frames", 1) if image.format not in ("MPO", "HEIF") else 1
             if frames > 1:
                 log.warning("%s is an animation of %d frames; the first one is used", path, frames)
-            return from_pillow(image, path)
+            return from_pillow(image, path, most_pixels=most_pixels, reduced_to=reduced_to)
 
 
-def from_pillow(image: Image.Image, name: str | os.PathLike[str] = "the image") -> Pixels:
+def from_pillow(
+    image: Image.Image,
+    name: str | os.PathLike[str] = "the image",
+    *,
+    most_pixels: int = MAX_PIXELS,
+    reduced_to: int | None = None,
+) -> Pixels:
     """A Pillow image of any mode as `read_image` returns it; the image itself stays as it is.
 
     Args:
         image: opened or made with Pillow. Its EXIF rotation and colour profile are applied, if it has them.
         name: what messages call it.
+        most_pixels, reduced_to: see `read_image`.
 
     Returns:
         uint8 (H, W, 3) RGB, sRGB.
@@ -82,10 +93,13 @@ def from_pillow(image: Image.Image, name: str | os.PathLike[str] = "the image") 
     """
     with _reported(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        _check_size(name, image.width, image.height)
+        _check_size(name, image.width, image.height, most_pixels)
+        factor = math.ceil(math.sqrt(image.width * image.height / (reduced_to or most_pixels)))
+        if factor > 1:
+            image.draft(None, (image.width // factor, image.height // factor))  # JPEG alone, while it is decoded
         image.load()
-        upright = _upright(_flat(image, name), _orientation(image))
-        return np.array(upright, dtype=np.uint8)
+        flat = _reduced(_flat(_reduced(image, reduced_to), name), reduced_to)
+        return np.array(_upright(flat, _orientation(image)), dtype=np.uint8)
 
 
 def to_tensor(image: Pixels) -> Tensor:
@@ -287,11 +301,19 @@ def _opened_heic(path: Path) -> Image.Image:
     return image
 
 
-def _check_size(path: str | os.PathLike[str], width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImage(f"{path} is {width} x {height}, more than {MAX_PIXELS // 10**6} megapixels; shrink it first")
+def _check_size(path: str | os.PathLike[str], width: int, height: int, most_pixels: int) -> None:
+    if width * height > most_pixels:
+        raise BadImage(f"{path} is {width} x {height}, more than {most_pixels // 10**6} megapixels; shrink it first")
     if min(width, height) < MIN_SIDE:
         raise BadImage(f"{path} is {width} x {height}, too small; give one of at least 64 x 64 pixels")
+
+
+def _reduced(image: Image.Image, most_pixels: int | None) -> Image.Image:
+    """An image reduced by a whole factor to at most so many pixels; of modes without a mean, as it is."""
+    if most_pixels is None or image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        return image
+    factor = math.ceil(math.sqrt(image.width * image.height / most_pixels))
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:
@@ -332,7 +354,7 @@ def _flat(image: Image.Image, name: str | os.PathLike[str]) -> Image.Image:
         alpha = image.getchannel("A")
     if profile and image.mode != "LAB":  # its values need no profile
         image = _in_srgb(image.convert("L") if grey else image, profile, name)
-    image = image.convert("RGB")
+    image = image if image.mode == "RGB" else image.convert("RGB")
     if alpha is None:
         return image
     image.putalpha(alpha)
