@@ -229,6 +229,24 @@ def _check_length(path: Path, time: Fraction) -> None:
 @contextmanager
 def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, VideoStream, str]]:
     """Open a file: its container, its video stream and the demuxer's name; every failure raises `BadVideo`."""
+    with opened_container(path) as (container, demuxer):
+        streams = videos(container)
+        if not streams:
+            has = "only sound" if container.streams.audio else "no frames"
+            raise BadVideo(f"{path} holds {has}; give a video that shows a face")
+        stream = default_stream(streams)
+        if stream.codec_context is None:
+            raise BadVideo(f"{path} uses a codec that cannot be decoded here; {_REMEDY}")
+        if max(stream.width, stream.height) > MAX_SIDE:
+            raise BadVideo(f"{path} is {stream.width} x {stream.height}; make it at most {MAX_SIDE} pixels a side")
+        stream.thread_type = "AUTO"  # type: ignore[assignment]
+        stream.codec_context.options = {"max_pixels": str(MAX_SIDE * MAX_SIDE)}
+        yield container, stream, demuxer
+
+
+@contextmanager
+def opened_container(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, str]]:
+    """Open a file, which may hold sound alone: its container and the demuxer's name; failures raise `BadVideo`."""
     import av
 
     path = files.check_input(path, BadVideo, "a video")
@@ -249,18 +267,14 @@ def opened(path: str | os.PathLike[str]) -> Iterator[tuple[InputContainer, Video
             "copy or record it again"
         ) from problem
     with container:
-        streams = [stream for stream in container.streams.video if not _is_cover(stream)]
-        if not streams:
-            has = "only sound" if container.streams.audio else "no frames"
-            raise BadVideo(f"{path} holds {has}; give a video that shows a face")
-        stream = default_stream(streams)
-        if stream.codec_context is None:
-            raise BadVideo(f"{path} uses a codec that cannot be decoded here; {_REMEDY}")
-        if max(stream.width, stream.height) > MAX_SIDE:
-            raise BadVideo(f"{path} is {stream.width} x {stream.height}; make it at most {MAX_SIDE} pixels a side")
-        stream.thread_type = "AUTO"  # type: ignore[assignment]
-        stream.codec_context.options = {"max_pixels": str(MAX_SIDE * MAX_SIDE)}
-        yield container, stream, demuxer
+        yield container, demuxer
+
+
+def videos(container: InputContainer) -> list[VideoStream]:
+    """The video streams of a file, without the cover images of audio files."""
+    from av.stream import Disposition
+
+    return [stream for stream in container.streams.video if not stream.disposition & Disposition.attached_pic]
 
 
 def default_stream(streams: Sequence[AnyStream]) -> AnyStream:
@@ -268,13 +282,6 @@ def default_stream(streams: Sequence[AnyStream]) -> AnyStream:
     from av.stream import Disposition
 
     return next((stream for stream in streams if stream.disposition & Disposition.default), streams[0])
-
-
-def _is_cover(stream: Stream) -> bool:
-    """Whether a video stream is the cover image of an audio file."""
-    from av.stream import Disposition
-
-    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def timed_frames(container: InputContainer, stream: VideoStream, path: Path) -> Iterator[Timed]:

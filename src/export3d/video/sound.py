@@ -1,4 +1,4 @@
-"""Carries the sound of one video into another: AAC is copied, other codecs are re-encoded."""
+"""Carries the sound of a video into another file: AAC is copied, other codecs are re-encoded."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from fractions import Fraction
 from itertools import chain
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.video.reading import default_stream, opened, opened_frames
+from export3d import files
+from export3d.errors import BadVideo
+from export3d.video.animated_image import is_animated
+from export3d.video.reading import default_stream, opened_container, opened_frames, videos
 
 if TYPE_CHECKING:
     from av import Packet
@@ -52,15 +56,18 @@ def carried_sound(path: str | os.PathLike[str], output: OutputContainer, start_s
     """The sound of a video, ready to be muxed into `output`; None if there is none.
 
     Of several tracks it is the one that players choose: the first that the container marks as default. Time 0 is
-    `start_s` seconds after the first frame of the video. A track that cannot be decoded is left out with a warning.
+    `start_s` seconds after the first frame of the video, or of a file of sound alone after its own time 0. A track that
+    cannot be decoded is left out with a warning.
     """
-    with opened_frames(path) as film:
-        start = next(film.timed).time + Fraction(start_s).limit_denominator(1_000_000)
-    if not film.has_audio:
+    start = _first_frame(path) + Fraction(start_s).limit_denominator(1_000_000)
+    if is_animated(Path(path)):
         yield None
         return
-    with opened(path) as (container, _, demuxer):
+    with opened_container(path) as (container, demuxer):
         tracks = [track for track in container.streams.audio if track.codec_context is not None]
+        if not container.streams.audio:
+            yield None
+            return
         if not tracks:
             log.warning("%s: the sound cannot be decoded and is left out", path)
             yield None
@@ -87,6 +94,36 @@ def carried_sound(path: str | os.PathLike[str], output: OutputContainer, start_s
                 output.mux(piece)
 
         yield Sound(pieces, put)
+
+
+def write_sound(path: str | os.PathLike[str], video: str | os.PathLike[str], start_s: float, seconds: float) -> None:
+    """Write the sound of a part of a video to an MP4 file of sound alone, whose time 0 is `start_s`.
+
+    The file of a video without sound is empty.
+
+    Raises:
+        BadVideo: the video cannot be read.  OutputError: the file cannot be written.
+    """
+    import av
+
+    with (
+        files.replacing(path) as temporary,
+        av.open("file:" + str(temporary.absolute()), "w", format="mp4") as container,
+        carried_sound(video, container, start_s) as sound,
+    ):
+        if sound is not None:
+            container.start_encoding()
+            sound.finish(Fraction(seconds).limit_denominator(1_000_000))
+
+
+def _first_frame(path: str | os.PathLike[str]) -> Fraction:
+    """The time of a video's first frame, seconds; 0 in a file of sound alone."""
+    if not is_animated(files.check_input(path, BadVideo, "a video")):
+        with opened_container(path) as (container, _):
+            if container.streams.audio and not videos(container):
+                return Fraction(0)
+    with opened_frames(path) as film:
+        return next(film.timed).time
 
 
 def _copied_packets(container: InputContainer, track: Any, start: Fraction) -> Iterator[tuple[Packet, Fraction]]:
