@@ -108,15 +108,20 @@ class Driving:
             return list(self.faces)
         if self.video is None or self.crop is None:
             return []
-        from export3d.face.crop import upright
-        from export3d.photo.extension import extended_crop
+        from export3d.face.crop import crop, reaches_beyond, upright
         from export3d.video import read_frames
 
         wanted, out = set(frames), []
         for number, frame in enumerate(read_frames(self.video, FPS, start_s=self.start_s)):
             if number in wanted:
                 box = self.shot_crops.get(int(self.motion.shot[number]), self.crop)
-                out.append(extended_crop(upright(frame, self.quarter_turns), box, size))
+                frame = upright(frame, self.quarter_turns)
+                if reaches_beyond(frame, box):
+                    from export3d.photo.extension import extended_crop
+
+                    out.append(extended_crop(frame, box, size))
+                else:  # the same, without loading PyTorch
+                    out.append(crop(frame, box, size))
             if number >= max(wanted, default=-1):
                 break
         return out
@@ -199,15 +204,18 @@ def _ready_to_track() -> Tracker:
     return Tracker()
 
 
-def read_motion(path: str | Path, start_s: float = 0.0, seconds: float | None = None) -> Driving:
+def read_motion(
+    path: str | Path, start_s: float = 0.0, seconds: float | None = None, *, suffix: str | None = None
+) -> Driving:
     """Read a motion file, resampled to 25 fps, or a part of it (see `driving`).
 
-    The ending says what it is: .csv a Live Link Face recording, .mat and .npz Deep3DFaceRecon coefficients, all else a
-    `.motion` file. Raises `BadMotionFile` for anything else.
+    The ending, or `suffix` in its place, says what it is: .csv a Live Link Face recording, .mat and .npz
+    Deep3DFaceRecon coefficients, all else a `.motion` file. Raises `BadMotionFile` for anything else.
     """
     path = Path(path)
     readers = {".csv": load_live_link_face, ".mat": load_bfm64, ".npz": load_bfm64}
-    return Driving(part(readers.get(path.suffix.lower(), Motion.load)(path).resampled(FPS), path, start_s, seconds))
+    reader = readers.get((path.suffix if suffix is None else suffix).lower(), Motion.load)
+    return Driving(part(reader(path).resampled(FPS), path, start_s, seconds))
 
 
 def part(motion: Motion, path: str | Path, start_s: float = 0.0, seconds: float | None = None) -> Motion:

@@ -23,12 +23,12 @@ from export3d.errors import ConfigError, OutputError
 from export3d.files import kind_at, make_folder, output_file, write_failure
 from export3d.image import contact_sheet, fitted
 from export3d.memory import give_back_memory
-from export3d.photo.canvas import Frame, Size
 from export3d.provenance.writing import MARKED, Marks, encoded_webp, video_writer, write_image
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Source
     from export3d.animate.drive import Driving
+    from export3d.photo.canvas import Frame, Size
 
 Picture = NDArray[np.uint8]
 
