@@ -1,0 +1,103 @@
+// The portrait: by button, drop, paste or webcam; and which of its faces turns.
+import { photoFromCamera } from "./camera.js";
+import { announce, byId, make, say } from "./dom.js";
+import { setOwnScores } from "./sliders.js";
+import { stopGlancing } from "./stage.js";
+import { text } from "./strings.js";
+import { kindOf, uploadFile } from "./uploads.js";
+
+const portraits = new Map(); // by id: {id, name, faces, values, picture}
+let head;
+
+export function startPhoto(theHead, bundled, takeMotion) {
+  head = theHead;
+  portraits.set("bundled", { ...bundled, id: "bundled", name: text.bundledName });
+  byId("photo-button").onclick = () => byId("photo-file").click();
+  byId("photo-file").onchange = ({ target }) => {
+    if (target.files[0]) usePhoto(target.files[0]);
+    target.value = "";
+  };
+  byId("photo-camera").onclick = async () => {
+    const photo = await photoFromCamera();
+    if (photo) usePhoto(photo, text.cameraPhotoName);
+  };
+  addEventListener("paste", ({ clipboardData }) => {
+    const file = [...(clipboardData?.files ?? [])].find((each) => each.type.startsWith("image/"));
+    if (file) usePhoto(file);
+  });
+  startDrop(takeMotion);
+  head.addEventListener("change", () => head.moving || showFaces());
+}
+
+/** The portrait on the stage. */
+export const portrait = () => portraits.get(head.now.portrait);
+
+/** Tracked scores that arrive with the first picture of a portrait or face. */
+export function learn(id, values) {
+  const known = portraits.get(id);
+  if (!known || !values) return;
+  known.values = values;
+  if (id === head.now.portrait) setOwnScores(values);
+}
+
+async function usePhoto(file, name = file.name) {
+  const status = byId("photo-status");
+  const answer = await uploadFile("photo", file, status, byId("photo-error"), name);
+  if (!answer) return;
+  portraits.set(answer.id, { ...answer, picture: answer.thumbnail ?? URL.createObjectURL(file) });
+  stopGlancing();
+  head.change({ portrait: answer.id, face: "largest", yaw: 0, pitch: 0, roll: 0, scores: {}, basis: {} });
+  setOwnScores(answer.values ?? {});
+  announce(text.photoReady(answer.name));
+}
+
+function startDrop(takeMotion) {
+  const cover = byId("drop-here");
+  const files = (event) => [...(event.dataTransfer?.types ?? [])].includes("Files");
+  addEventListener("dragover", (event) => {
+    event.preventDefault();
+    cover.hidden = !files(event) || event.target.closest?.(".drop") !== null;
+  });
+  addEventListener("dragleave", (event) => (cover.hidden = !event.relatedTarget || cover.hidden));
+  addEventListener("drop", (event) => {
+    event.preventDefault();
+    cover.hidden = true;
+    if (event.target.closest?.(".drop")) return; // a place of its own
+    const file = event.dataTransfer.files[0];
+    if (!file) return say(byId("photo-error"), text.noFileDropped);
+    const kind = kindOf(file);
+    if (kind === "photo") usePhoto(file);
+    else if (kind) takeMotion(file, kind);
+    else say(byId("photo-error"), text.unknownDrop(file.name));
+  });
+}
+
+/** A photo with several faces: each face is a button on the photo. */
+function showFaces() {
+  const { id, faces, picture, width, height } = portrait();
+  const place = byId("faces");
+  place.hidden = !(faces?.length > 1 && picture);
+  if (place.hidden) return;
+  say(byId("faces-title"), text.facesTitle(faces.length));
+  const photo = byId("faces-photo");
+  if (photo.dataset.portrait !== id) {
+    photo.dataset.portrait = id;
+    photo.replaceChildren(make("img", { src: picture, alt: text.facesPhoto }));
+    for (const { number, box } of faces) {
+      const button = make("button", { type: "button", "aria-label": text.faceNumber(number), onclick: () => chooseFace(number) }, String(number));
+      const [x, y, w, h] = box;
+      const percent = { left: x / width, top: y / height, width: w / width, height: h / height };
+      for (const side in percent) button.style[side] = `${100 * percent[side]}%`;
+      photo.append(button);
+    }
+  }
+  const { face } = head.now;
+  const largest = faces.reduce((a, b) => (b.box[2] * b.box[3] > a.box[2] * a.box[3] ? b : a)).number;
+  [...photo.querySelectorAll("button")].forEach((button, index) => {
+    button.setAttribute("aria-pressed", faces[index].number === (face === "largest" ? largest : face));
+  });
+}
+
+function chooseFace(number) {
+  head.change({ face: number, yaw: 0, pitch: 0, roll: 0, scores: {}, basis: {} });
+}
