@@ -496,7 +496,11 @@ class Animator:
         self._kept_views = {wanted: view for wanted, view in kept if all(one is not source for one in view.sources)}
 
     def framing(
-        self, frame: Frame | None = None, size: Size | str | None = None, background: str = "keep", relative: bool = True
+        self,
+        frame: Frame | None = None,
+        size: Size | str | None = None,
+        background: str = "keep",
+        relative: bool = True,
     ) -> dict[str, Any]:
         """Keyword arguments of `animate`, `edit` and `orbit`, with the default of the commands for what is None.
 
