@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 from export3d.errors import ConsentRefused, Export3DError, PolicyError
+from export3d.studio.engine import EngineStopped
 
 FULL_DISK = "the server's disk is full; try again later, or remove uploads and results that you no longer need"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -36,6 +37,8 @@ def refusal(problem: BaseException) -> Refused | None:
         return problem
     if disk_full(problem):
         return Refused(507, FULL_DISK)
+    if isinstance(problem, EngineStopped):
+        return Refused(503, str(problem), 5)
     if isinstance(problem, Export3DError):
         status = 403 if isinstance(problem, (ConsentRefused, PolicyError)) else 400
         return Refused(status, " ".join(str(problem).split()))
