@@ -179,7 +179,7 @@ class Head(_Request):
 
     n: Annotated[int, Field(ge=0, le=2**53)]
     portrait: _one_of(BUNDLED)  # type: ignore[valid-type]
-    face: Face = "largest"
+    face: Face | Literal["all"] = "largest"
     yaw: Angle = 0.0
     pitch: Angle = 0.0
     roll: Angle = 0.0
@@ -188,6 +188,7 @@ class Head(_Request):
     quality: Literal["fast", "full"] = "full"
     frame: Literal["photo", "crop"] = "crop"
     background: Annotated[str, AfterValidator(_background)] = "keep"
+    label: bool | None = None
 
 
 Verb = Animate | Orbit | Edit | Track
@@ -209,6 +210,11 @@ def parse_head(text: bytes | str) -> Head:
         return Head.model_validate_json(text)
     except ValidationError as problem:
         raise InputError(sentence(problem)) from None
+
+
+def schema_of_verbs() -> dict[str, Any]:
+    """The JSON schema of the verbs."""
+    return _VERB.json_schema()
 
 
 def sentence(problem: ValidationError) -> str:

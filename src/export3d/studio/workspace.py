@@ -105,6 +105,10 @@ class Workspace:
             found.used = time.monotonic()
         return found
 
+    def has(self, name: str) -> bool:
+        """Whether there is an entry of this id; it does not count as used."""
+        return name in self._entries
+
     @contextmanager
     def holding(self, *names: str) -> Iterator[None]:
         """Keep entries for the duration of the block, whatever else is removed."""

@@ -1,0 +1,309 @@
+"""Jobs: a bounded queue that one engine works off, with progress, previews and results."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from export3d.studio.engine import Engine
+from export3d.studio.intake import Intake
+from export3d.studio.metrics import Metrics
+from export3d.studio.refusals import Refused, gone, refusal
+from export3d.studio.requests import LONGEST_S, MOTIONS, Animate, Edit, Track, Verb, is_id
+from export3d.studio.uploads import Uploads
+from export3d.studio.workspace import Workspace
+
+log = logging.getLogger(__name__)
+
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+ENDED = ("done", "failed", "cancelled")
+WAITING = 24
+"""Jobs that wait at most, of all clients."""
+OF_ONE = 3
+"""Jobs that wait or run at most, of one client."""
+_EVERY_S = 0.1
+"""Progress is told no more often."""
+TYPES = {".mp4": "video/mp4", ".png": "image/png", ".motion": "application/octet-stream"}
+
+
+@dataclass(eq=False)
+class Job:
+    """One request for a result.
+
+    Attributes:
+        id: names it; who knows it may see and cancel it.
+        request: the verb.
+        client: who asked.
+        state: queued, running, then one of done, failed and cancelled.
+        stage, done, total: what is going on: tracking, rendering or writing, and how many frames of it are done.
+        preview: the newest preview, JPEG; `previews` counts them.
+        error: why it failed, one sentence.
+    """
+
+    id: str
+    request: Verb
+    client: str
+    folder: Path
+    state: State = "queued"
+    stage: str = ""
+    done: int = 0
+    total: int | None = None
+    preview: bytes | None = None
+    previews: int = 0
+    error: str | None = None
+    stage_since: float = 0.0
+    changes: int = 0
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def results(self) -> Path:
+        """The folder of its files."""
+        return self.folder / "results"
+
+    @property
+    def left_s(self) -> float | None:
+        """Seconds that the stage will still take; None: unknown."""
+        if self.state != "running" or not self.done or not self.total:
+            return None
+        elapsed = time.monotonic() - self.stage_since
+        return round(elapsed / self.done * max(self.total - self.done, 0), 1)
+
+    def tell(self, **changes: Any) -> None:
+        """Change attributes and wake those who follow the job."""
+        if changes.get("stage", self.stage) != self.stage:
+            self.stage_since = time.monotonic()
+        for name, value in changes.items():
+            setattr(self, name, value)
+        self.changes += 1
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+
+class Jobs:
+    """All jobs and the task that works them off, one after the other."""
+
+    def __init__(
+        self, workspace: Workspace, uploads: Uploads, engine: Engine, intake: Intake, metrics: Metrics
+    ) -> None:
+        self._workspace, self._uploads, self._engine = workspace, uploads, engine
+        self._intake, self._metrics = intake, metrics
+        self._jobs: dict[str, Job] = {}
+        self._waiting: deque[Job] = deque()
+        self._running: tuple[Job, asyncio.Task[None]] | None = None
+        self._work = asyncio.Event()
+
+    def submit(self, request: Verb, client: str) -> Job:
+        """Queue a job.
+
+        Raises:
+            Refused: an upload is gone or of another kind, the queue is full, or the client has too many jobs.
+        """
+        self._files(request)
+        own = [job for job in self._jobs.values() if job.client == client and job.state in ("queued", "running")]
+        if len(own) >= OF_ONE:
+            raise Refused(429, f"{OF_ONE} of your jobs are not finished yet; wait for one, or cancel it", 10)
+        if len(self._waiting) >= WAITING:
+            raise Refused(503, f"the queue is full, {WAITING} jobs wait; try again in a minute", 60)
+        entry = self._workspace.new()
+        job = Job(entry.id, request, client, entry.folder)
+        job.results.mkdir()
+        self._jobs = {key: one for key, one in self._jobs.items() if self._workspace.has(key)}
+        self._jobs[job.id] = job
+        self._waiting.append(job)
+        self._work.set()
+        return job
+
+    def get(self, name: str) -> Job:
+        """The job of an id; raises `Refused` (404)."""
+        job = self._jobs.get(name)
+        if job is None or self._workspace.entry(name) is None:
+            raise gone("job")
+        return job
+
+    def end(self, name: str) -> Job:
+        """Cancel a job; remove it if it has ended."""
+        job = self.get(name)
+        if job.state == "queued":
+            self._waiting.remove(job)
+            self._finish(job, "cancelled")
+            for other in self._waiting:
+                other.tell()
+        elif job.state == "running":
+            if self._running is not None and self._running[0] is job:
+                self._running[1].cancel()
+        else:
+            del self._jobs[name]
+            self._workspace.remove(name)
+        return job
+
+    def shown(self, job: Job) -> dict[str, Any]:
+        """What the API tells of a job."""
+        position = self._waiting.index(job) + 1 if job in self._waiting else 0
+        return {
+            "id": job.id,
+            "verb": job.request.verb,
+            "state": job.state,
+            "position": position,
+            "stage": job.stage or None,
+            "done": job.done,
+            "total": job.total,
+            "left_s": job.left_s,
+            "preview": job.previews,
+            "error": job.error,
+            "files": self._results(job),
+        }
+
+    def _results(self, job: Job) -> list[dict[str, Any]]:
+        """What the API tells of the files of a job; nothing of one that was removed."""
+        if job.state != "done" or not self._workspace.has(job.id):
+            return []
+        paths = sorted(job.results.iterdir(), key=lambda path: list(TYPES).index(path.suffix))
+        return [
+            {
+                "name": path.name,
+                "bytes": path.stat().st_size,
+                "type": TYPES[path.suffix],
+                "url": f"/api/jobs/{job.id}/files/{path.name}",
+            }
+            for path in paths
+        ]
+
+    def file(self, job: Job, name: str) -> Path:
+        """A result by its name; raises `Refused` (404) for every other name."""
+        if job.state == "done":
+            for path in job.results.iterdir():
+                if path.name == name:
+                    return path
+        raise gone("file")
+
+    async def events(self, job: Job) -> AsyncIterator[dict[str, Any]]:
+        """What the API tells of a job, again at each change, until it has ended."""
+        told = -1
+        while True:
+            changed, state = job.changed, job.state
+            if job.changes != told:
+                told = job.changes
+                yield self.shown(job)
+            if state in ENDED:
+                return
+            await asyncio.sleep(_EVERY_S)
+            await changed.wait()
+
+    @property
+    def waiting(self) -> int:
+        """Jobs in the queue."""
+        return len(self._waiting)
+
+    async def work(self) -> None:
+        """Work off the queue until this task is cancelled."""
+        while True:
+            while not self._waiting:
+                self._work.clear()
+                await self._work.wait()
+            job = self._waiting.popleft()
+            for other in self._waiting:
+                other.tell()
+            task = asyncio.create_task(self._run(job))
+            self._running = (job, task)
+            try:
+                await asyncio.wait([task])
+            except asyncio.CancelledError:
+                task.cancel()
+                await asyncio.wait([task])
+                raise
+            finally:
+                self._running = None
+
+    async def _run(self, job: Job) -> None:
+        held = [value for value in job.request.model_dump().values() if isinstance(value, str) and is_id(value)]
+        with self._workspace.holding(job.id, *held):
+            try:
+                await self._make(job)
+            except asyncio.CancelledError:
+                self._engine.cancel(job.id)
+                self._finish(job, "cancelled")
+            except Exception as problem:
+                refused = refusal(problem)
+                if refused is None:
+                    log.error("a job failed because of a bug", exc_info=problem)
+                sentence = "something went wrong in the server; its terminal shows what"
+                self._finish(job, "failed", sentence if refused is None else str(refused))
+            else:
+                self._finish(job, "done")
+
+    def _finish(self, job: Job, state: State, error: str | None = None) -> None:
+        self._metrics.jobs[state] += 1
+        job.tell(state=state, error=error, preview=None)
+
+    def _files(self, request: Verb) -> dict[str, Any]:
+        """The uploads of a request, as the engine is told of them; raises `Refused` where one is gone."""
+        if isinstance(request, Track):
+            self._uploads.get(request.driving, "video")
+            return {}
+        found: dict[str, Any] = {"portrait": self._uploads.portrait(request.portrait)}
+        names = {}
+        if is_id(request.background):
+            behind = self._uploads.get(request.background, "background", "photo")
+            found["background"] = str(behind.path)
+            names[str(behind.path)] = behind.name
+        motion = None if isinstance(request, Edit) else request.motion
+        if motion is not None and motion not in MOTIONS:
+            moved = self._uploads.get(motion, "motion")
+            found |= {"motion": str(moved.path), "motion_digest": moved.digest}
+            names[str(moved.path)] = moved.name
+        if isinstance(request, Animate) and request.driving is not None:
+            self._uploads.get(request.driving, "video")
+        return found | {"names": names}
+
+    async def _make(self, job: Job) -> None:
+        request = job.request
+        told = request.model_dump() | self._files(request)
+        if isinstance(request, (Animate, Track)) and request.driving is not None:
+            told |= await self._track(job, request)
+        if isinstance(request, Track):
+            Path(told["motion"]).rename(job.results / "motion.motion")
+            return
+        job.tell(state="running", stage="rendering", done=0, total=None)
+        async for event in self._engine.submit({**told, "id": job.id, "out": str(job.results)}):
+            if event["op"] == "progress":
+                if event.get("preview"):
+                    job.tell(preview=event["preview"], previews=job.previews + 1)
+                job.tell(stage=event["stage"], done=event["done"], total=event["total"])
+            elif event["op"] == "failed":
+                raise Refused(403 if event.get("kind") == "ConsentRefused" else 400, event["error"])
+            elif event["op"] == "cancelled":
+                raise asyncio.CancelledError
+
+    async def _track(self, job: Job, request: Animate | Track) -> dict[str, Any]:
+        """Track the driving video in a child; what the engine is told of it."""
+        assert request.driving is not None  # see `_make`
+        video = self._uploads.get(request.driving, "video")
+        left = max(float(video.shown["seconds"]) - request.start, 0.0)
+        total = round(25.0 * min(left, LONGEST_S if request.seconds is None else request.seconds))
+        job.tell(state="running", stage="tracking", done=0, total=total)
+        folder = job.folder / "driving"
+        folder.mkdir()
+        made = await self._intake.track(
+            video.path,
+            folder,
+            video.name,
+            start=request.start,
+            seconds=request.seconds,
+            face=request.driving_face,
+            progress=lambda done: job.tell(done=done),
+        )
+        sound = made["sound"]
+        return {
+            "motion": str(made["motion"]),
+            "sound": None if sound is None else str(sound),
+            "faces": [str(path) for path in made["pictures"]],
+            "motion_digest": video.digest,
+            "start": 0.0,
+            "seconds": None,
+        }

@@ -1,0 +1,189 @@
+"""What users send: streamed into the workspace, then looked at by a child process, never decoded here."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from export3d.studio.engine import Engine, Portrait
+from export3d.studio.guard import UPLOAD_BYTES
+from export3d.studio.intake import Intake
+from export3d.studio.metrics import Metrics
+from export3d.studio.refusals import Refused, gone
+from export3d.studio.requests import BUNDLED, shown_name
+from export3d.studio.workspace import Entry, Workspace
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+Kind = Literal["photo", "video", "motion", "background"]
+KINDS: tuple[str, ...] = get_args(Kind)
+AT_ONCE = 8
+"""Uploads that arrive or wait to be looked at."""
+BUNDLED_PORTRAIT: Portrait = {
+    "id": BUNDLED,
+    "path": str(ASSETS / "astronaut.png"),
+    "digest": None,
+    "name": "astronaut.png",
+}
+"""What the engine is told of the portrait in the package."""
+_STEP = 16_000_000
+"""Room is made for uploads of unknown length in such steps, bytes."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """A file that a user sent.
+
+    Attributes:
+        id: names it in requests; who knows it may use it.
+        kind: what it is.
+        name: the user's name of it, to be shown.
+        path: the video as it was sent, or what was decoded from the file.
+        digest: SHA-256 of the file as it was sent, for the statement in what is made of it.
+        shown: what the API tells of it.
+    """
+
+    id: str
+    kind: Kind
+    name: str
+    path: Path
+    digest: str
+    shown: dict[str, Any]
+
+    def portrait(self) -> Portrait:
+        """What the engine is told of a photo."""
+        return {"id": self.id, "path": str(self.path), "digest": self.digest, "name": self.name}
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A file that has arrived whole: its entry, path, shown name and SHA-256."""
+
+    entry: Entry
+    path: Path
+    name: str
+    digest: str
+
+
+class Uploads:
+    """The uploads of all users."""
+
+    def __init__(self, workspace: Workspace, intake: Intake, engine: Engine, metrics: Metrics) -> None:
+        self._workspace, self._intake, self._engine, self._metrics = workspace, intake, engine, metrics
+        self.before_encoding: Callable[[], object] = lambda: None
+        """Called before a photo is given to the engine."""
+        self._known: dict[str, Upload] = {}
+        self._arriving = 0
+
+    async def receive(self, kind: str, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> Upload:
+        """Take in a file.
+
+        Args:
+            kind: photo, video, motion or background.
+            name: the user's name of the file, shown in messages and kept nowhere else.
+            parts: its bytes as they come.
+            announced: how many will come, if known.
+
+        Raises:
+            Export3DError: the file is refused, in one sentence; nothing of it is kept.
+        """
+        if kind not in KINDS:
+            raise Refused(400, f"there is no kind {kind!r} of upload; the kinds are {', '.join(KINDS)}")
+        try:
+            async with self.arriving(name, parts, announced) as arrived:
+                upload = await self._look(kind, arrived)
+        except BaseException:
+            self._metrics.uploads["refused"] += 1
+            raise
+        self._metrics.uploads["done"] += 1
+        self._known = {key: one for key, one in self._known.items() if self._workspace.has(key)}
+        self._known[upload.id] = upload
+        return upload
+
+    @asynccontextmanager
+    async def arriving(self, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> AsyncIterator[Arrived]:
+        """Write what arrives to an entry of the workspace, which goes if the block fails."""
+        if self._arriving >= AT_ONCE:
+            raise Refused(503, "too many uploads at once; try again in a few seconds", 5)
+        self._arriving += 1
+        try:
+            entry = self._workspace.new(min(announced, UPLOAD_BYTES))
+            try:
+                with self._workspace.holding(entry.id):
+                    path = entry.folder / "original"
+                    digest = await self._write(path, parts, announced)
+                    yield Arrived(entry, path, shown_name(name), digest)
+            except BaseException:
+                self._workspace.remove(entry.id)
+                raise
+        finally:
+            self._arriving -= 1
+
+    async def verify(self, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> dict[str, Any]:
+        """The marks in a file, which is not kept; see `Intake.verify`."""
+        async with self.arriving(name, parts, announced) as arrived:
+            try:
+                return await self._intake.verify(arrived.path, arrived.name)
+            finally:
+                self._workspace.remove(arrived.entry.id)
+
+    def get(self, name: str, *kinds: Kind) -> Upload:
+        """The upload of an id, of one of these kinds; raises `Refused` (404, or 400 for another kind)."""
+        upload = self._known.get(name)
+        if upload is None or self._workspace.entry(name) is None:
+            raise gone("upload")
+        if kinds and upload.kind not in kinds:
+            raise Refused(400, f"{upload.name} was uploaded as a {upload.kind}, not as a {' or '.join(kinds)}")
+        return upload
+
+    def portrait(self, name: str) -> Portrait:
+        """What the engine is told of a request's portrait."""
+        return BUNDLED_PORTRAIT if name == BUNDLED else self.get(name, "photo").portrait()
+
+    def remove(self, name: str) -> None:
+        """Forget an upload and remove its files."""
+        self.get(name)
+        del self._known[name]
+        self._workspace.remove(name)
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The users' names by id."""
+        return {upload.id: upload.name for upload in self._known.values()}
+
+    async def _write(self, path: Path, parts: AsyncIterator[bytes], announced: int) -> str:
+        """Write the parts; returns their SHA-256."""
+        got, room, digest = 0, announced, hashlib.sha256()
+        with path.open("xb") as file:
+            async for part in parts:
+                got += len(part)
+                if got > UPLOAD_BYTES:
+                    raise Refused(413, f"the file is larger than {UPLOAD_BYTES / 1e6:g} MB; send a smaller one")
+                if got > room:
+                    self._workspace.make_room(_STEP)
+                    room = got + _STEP
+                await asyncio.to_thread(file.write, part)
+                digest.update(part)
+        if not got:
+            raise Refused(400, "the upload is empty (0 bytes); choose another file")
+        return digest.hexdigest()
+
+    async def _look(self, kind: str, arrived: Arrived) -> Upload:
+        """Have a child decode the file, and the engine find the faces of a photo."""
+        entry, path, name = arrived.entry, arrived.path, arrived.name
+        made = dict(await getattr(self._intake, kind)(path, entry.folder, name))
+        file = Path(made.pop("file", path))
+        made.pop("digest", None)
+        if kind == "video":
+            made["filmstrip"] = f"/api/uploads/{entry.id}/{Path(made['filmstrip']).name}"
+        else:
+            path.unlink()
+        upload = Upload(entry.id, cast(Kind, kind), name, file, arrived.digest, {})
+        if kind == "photo":
+            self.before_encoding()
+            made |= await self._engine.encode(upload.portrait())
+        return replace(upload, shown={"id": entry.id, "kind": kind, "name": name, **made})
