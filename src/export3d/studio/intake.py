@@ -10,6 +10,7 @@ Nothing heavy is imported here: neither PyTorch nor a decoder.
 from __future__ import annotations
 
 import asyncio
+import errno
 import importlib.util
 import json
 import logging
@@ -20,19 +21,20 @@ import stat
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from export3d import files
-from export3d.errors import InputError
+from export3d.errors import InputError, OutputError
 from export3d.provenance.signing import TRUST
 from export3d.studio.intake_process import LIMITS, QUIET_S
 
 log = logging.getLogger(__name__)
 
-AT_ONCE = 2
-"""Children at a time; others wait in order."""
+AT_ONCE, LONG_AT_ONCE = 2, 1
+"""Children at a time, and of them those that take long; others wait in order."""
+_LONG = ("track", "verify")
 LONGEST_NAME = 60
 _PACKAGES = (
     "export3d",
@@ -58,6 +60,7 @@ class Intake:
 
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(AT_ONCE)
+        self._free_for_long = asyncio.Semaphore(LONG_AT_ONCE)
 
     async def photo(self, path: Path, folder: Path, name: str) -> dict[str, Any]:
         """An image as `folder/photo.png`: upright, sRGB, without metadata, of at most 12 megapixels.
@@ -124,7 +127,7 @@ class Intake:
         **options: Any,
     ) -> dict[str, Any]:
         """What a child answers; the files that it wrote are then in `folder`."""
-        async with self._free:
+        async with self._free_for_long if verb in _LONG else nullcontext(), self._free:
             own = Path(tempfile.mkdtemp(prefix=".intake-", dir=folder))
             try:
                 answer = await self._run(verb, path.absolute(), own, name, progress, options)
@@ -165,10 +168,7 @@ class Intake:
                 answer = await _answer(child, progress, str(path), f"{own}{os.sep}", title)
                 code = 0 if answer else await child.wait()
         except TimeoutError:
-            raise InputError(
-                f"{title} takes more than {LIMITS[verb].wall_s} s to read, longer than the studio waits; make it "
-                "smaller or shorter"
-            ) from None
+            raise InputError(f"{title} takes too long to read; make it smaller or shorter") from None
         except ValueError as problem:  # no JSON, or a line that is too long
             raise InputError(f"{title} cannot be read; save it again with another program") from problem
         finally:
@@ -176,6 +176,8 @@ class Intake:
         if "bug" in answer:
             log.error("the intake failed at a file: %s", answer["bug"])
         if "error" in answer:
+            if answer.get("errno") in (errno.ENOSPC, errno.EDQUOT):
+                raise OutputError(answer["error"]) from OSError(answer["errno"], os.strerror(answer["errno"]))
             raise InputError(answer["error"])
         if "result" not in answer:
             raise InputError(_died(title, code))
@@ -226,7 +228,7 @@ def _died(title: str, code: int) -> str:
     """The sentence for a child that ended without an answer."""
     if hasattr(signal, "SIGXCPU") and -code in (signal.SIGXCPU, signal.SIGKILL, signal.SIGALRM):
         return f"{title} takes more time or memory than the studio gives to one file; make it smaller or shorter"
-    return f"{title} cannot be read: its decoder failed; save it again with another program"
+    return f"{title} cannot be read, since its decoder failed; save it again with another program"
 
 
 def _package_folders() -> list[Path]:

@@ -44,17 +44,17 @@ THUMBNAILS, THUMBNAIL_SIZE = 10, (160, 72)
 """Their number, and their largest width and height."""
 
 _MB = 1 << 20
-_SHORT = Limits(memory=700 * _MB, seconds=9, wall_s=9, file=64 * _MB)
+_SHORT = Limits(memory=500 * _MB, seconds=9, wall_s=9, file=64 * _MB)
 LIMITS = {
     "photo": _SHORT,
     "background": _SHORT,
     "video": _SHORT,
     "motion": _SHORT,
     "verify": replace(_SHORT, seconds=60, wall_s=60),
-    "track": replace(_SHORT, seconds=900, wall_s=900),
+    "track": replace(_SHORT, memory=600 * _MB, seconds=900, wall_s=900),
 }
 """What to do with a file, and its limits. Checking and tracking decode hundreds of frames; both answer as jobs do."""
-QUIET_S = 30.0
+QUIET_S = 60.0
 """Tracking that has not finished another frame for so long is ended."""
 
 Say = Callable[[dict[str, Any]], None]
@@ -143,8 +143,8 @@ def main(text: str) -> None:
     job = json.loads(text)
     verb, path, folder = job.pop("verb"), Path(job.pop("path")), Path(job.pop("folder"))
     readable = [Path(name) for name in job.pop("readable")]
-    limit(LIMITS[verb], job.pop("parent"))
     confine([path, *readable], folder)
+    limit(LIMITS[verb], job.pop("parent"))
     lines = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what native libraries print
 
@@ -158,7 +158,7 @@ def main(text: str) -> None:
         if _out_of_memory(problem):
             say({"error": f"{path} needs more memory than the studio gives to one file; make it smaller"})
         elif isinstance(problem, Export3DError):
-            say({"error": str(problem)[:1000]})
+            say({"error": str(problem)[:1000], "errno": getattr(problem.__cause__, "errno", None)})
         else:
             import traceback
 

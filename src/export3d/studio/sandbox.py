@@ -2,8 +2,9 @@
 
 `limit` sets the limits of the system (setrlimit) and lets the process end with its parent. `confine` uses Landlock
 (Linux 5.13 and later, https://docs.kernel.org/userspace-api/landlock.html): the process may read the packages it runs
-from and its input, write to one folder, start no program, and from Linux 6.7 on open no TCP connection. Both hold for
-the rest of the process's life. Where the system lacks one of these, it is left out: `confine` says whether it worked.
+from and its input, write to one folder, start no program, and from Linux 6.7 on open no TCP connection. Where an
+ordinary user may have a network namespace, its own is empty. All this holds for the rest of the process's life. Where
+the system lacks a part, that part is left out: `confine` says whether files are out of reach.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _PR_SET_PDEATHSIG, _PR_SET_NO_NEW_PRIVS = 1, 38
+_NEW_USER, _NEW_NETWORK = 0x10000000, 0x40000000
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 """Numbers of the system calls, the same on all processors but alpha."""
 _PATH_BENEATH = 1
@@ -33,7 +35,7 @@ _READ = _READ_FILE | _READ_DIR
 _WRITE = _READ | _WRITE_FILE | _TRUNCATE | _REMOVE_FILE | _MAKE_REG
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
 _SYSTEM = (
-    *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime"),
+    *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/openssl.cnf"),
     *("/dev/null", "/dev/zero", "/dev/urandom", "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat"),
     *("/proc/sys/vm/overcommit_memory", "/sys/devices/system/cpu"),
 )
@@ -93,6 +95,7 @@ def confine(readable: Iterable[Path], folder: Path) -> bool:
     if sys.platform != "linux":
         return False
     libc = ctypes.CDLL(None, use_errno=True)
+    libc.unshare(_NEW_USER | _NEW_NETWORK)
     version = libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), ctypes.c_uint32(1))
     if version < 1:
         return False
