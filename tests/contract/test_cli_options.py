@@ -28,6 +28,10 @@ OPTIONS: dict[str, list[str]] = {
         "background='keep'", "head_motion='steady'", "seconds=None", "weights=None", "pure=False", "device='auto'",
         "engine='auto'",
     ],
+    "studio": [
+        "port=7860", "share_on=None", "no_browser=False", "folder=None", "weights=None", "pure=False", "device='auto'",
+        "engine='auto'",
+    ],
     "edit": [
         "source", "framing=...", "marking=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
         "weights=None", "pure=False", "device='auto'", "engine='auto'",
@@ -111,6 +115,7 @@ def test_the_commands_are_these() -> None:
     assert list(COMMANDS) == [
         "animate",
         "live",
+        "studio",
         "edit",
         "orbit",
         "sheet basis",
@@ -200,12 +205,13 @@ def test_help_is_fast_and_loads_no_torch() -> None:
     code = (
         "import sys; from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
         "main(['track', '--help']); main(['compare-motion', '--help']); main(['demo', '--help']);"
-        "main(['prepare', '--help']); main(['evaluate', 'same', '--help']); main(['evaluate-expression', '--help']);"
+        "main(['prepare', '--help']); main(['studio', '--help']); main(['evaluate', 'same', '--help']); main(['evaluate-expression', '--help']);"
         "main(['edit', '--help']); main(['sheet', 'views', '--help']);"
         "main(['sheet', 'basis', '--help']); main(['orbit', '--help']); main(['weights', '--help']);"
         "main(['consent', 'add', '--help']); main(['consent', 'list']);"
         "main(['pretrain', '--help']); main(['train', '--help']); main(['refine', '--help']);"
-        "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av', 'c2pa', 'cryptography')))"
+        "sys.exit(any(name in sys.modules for name in ('torch', 'mediapipe', 'cv2', 'av', 'c2pa', 'cryptography',"
+        "'fastapi', 'gradio')))"
     )
     start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

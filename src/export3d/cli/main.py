@@ -38,6 +38,7 @@ from export3d.memory import spare_memory
 COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
     "live": ("export3d.cli.live", "animate a portrait by a camera, in real time"),
+    "studio": ("export3d.cli.studio", "open the studio: a web page that turns, edits and animates a portrait"),
     "edit": ("export3d.cli.edit", "edit a portrait by sliders, ARKit scores and head angles"),
     "orbit": ("export3d.cli.orbit", "show a portrait from a camera that travels around its head"),
     "sheet basis": ("export3d.cli.sheet_basis", "render the effect of every direction of the expression basis"),

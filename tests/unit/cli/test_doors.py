@@ -17,6 +17,7 @@ LINES = (
     "animate @FACE.png --motion @speech.motion -o @o.mp4 --sheet @o.png --weights @WEIGHTS --background @b.png",
     "animate FACE --driving @clip.mp4 -o o.mp4 --weights WEIGHTS",
     "live @FACE.png --camera @clip.mp4 --sink @o.mp4 --weights @WEIGHTS --background @b.png",
+    "studio --port 0 --no-browser --folder @folder",
     "edit @FACE.jpg -o @o.png --weights @WEIGHTS --background @b.jpg",
     "orbit @FACE.png -o @o.mp4 --motion @speech.csv --weights @WEIGHTS --background @b.png",
     "sheet basis @FACE.png -o @o --weights @WEIGHTS",
