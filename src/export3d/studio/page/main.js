@@ -8,7 +8,7 @@ import { refresh as refreshMotion, startMotion, takeMotion } from "./motion.js";
 import { output, startOutput } from "./output.js";
 import { learn, portrait, startPhoto } from "./photo.js";
 import { HeadSocket } from "./socket.js";
-import { setOwnScores, startSliders } from "./sliders.js";
+import { startSliders } from "./sliders.js";
 import { show, startStage, stopGlancing, waiting } from "./stage.js";
 import { Head } from "./state.js";
 import { text } from "./strings.js";
@@ -35,7 +35,7 @@ async function ready() {
 
 function startSocket() {
   const socket = new HeadSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/api/head`);
-  const ask = (live) => socket.ask({ ...head.now, quality: live ? "fast" : "full", frame: "crop", background: "keep" });
+  const ask = (live) => socket.ask({ ...head.now, quality: live ? "fast" : "full", label: output().label });
   const refusal = byId("head-error");
   let shown = null; // the portrait whose picture the stage has
   head.addEventListener("change", ({ detail }) => {
@@ -46,7 +46,7 @@ function startSocket() {
     say(refusal);
     waiting();
     shown = detail.request.portrait;
-    if (detail.answer.values) learn(detail.request.portrait, detail.answer.values);
+    if (detail.answer.values) learn(detail.request, detail.answer.values);
     show(detail.blob, detail);
   });
   socket.addEventListener("refused", ({ detail }) => {
@@ -106,12 +106,6 @@ async function start() {
   startMotion(head, info);
   startHistory();
   startButtons();
-  let looking = head.now.portrait;
-  head.addEventListener("change", ({ detail }) => {
-    if (detail.live || looking === head.now.portrait) return;
-    looking = head.now.portrait;
-    setOwnScores(portrait()?.values ?? {});
-  });
   head.addEventListener("change", closeOnChange);
   startSocket();
 }

@@ -13,13 +13,13 @@ import { uploadFile } from "./uploads.js";
 
 const sheet = byId("motion");
 let head;
-let most = 60; // seconds of a recording
+let longest = 60; // seconds of a result
 let own = null; // {answer, bar, kind}: the motion that the user brought
 const part = {}; // elements by name
 
 export function startMotion(theHead, { motions, limits }) {
   head = theHead;
-  most = Math.min(most, limits.video_seconds ?? most);
+  longest = limits.result_seconds ?? longest;
   part.motions = make("div");
   part.own = make("div");
   part.status = make("p", { class: "note", role: "status" });
@@ -96,7 +96,7 @@ export async function takeMotion(file, kind, name = file.name) {
   if (own) forget();
   const video = kind === "video" ? make("video", { src: URL.createObjectURL(file), controls: true, playsinline: true, class: "driving", "aria-label": text.drivingVideo }) : null;
   video?.addEventListener("error", () => video.remove()); // the browser cannot play it; the filmstrip shows it
-  const bar = trimBar(answer.seconds, answer.filmstrip, (at) => video && (video.currentTime = at));
+  const bar = trimBar(answer.seconds, longest, answer.filmstrip, (at) => video && (video.currentTime = at));
   const facts = [text.seconds(answer.seconds), answer.width && `${answer.width} × ${answer.height}`, kind === "video" && (answer.sound ? text.withSound : text.silent)];
   const remove = make("button", { type: "button", class: "small", onclick: () => (forget(), listMotions("speech")) }, text.removeMotion);
   const line = make("div", { class: "line" }, make("p", { class: "note" }, facts.filter(Boolean).join(" · ")), remove);
@@ -112,7 +112,7 @@ function forget() {
 }
 
 async function recordVideo() {
-  const recording = await videoFromCamera(Math.floor(most));
+  const recording = await videoFromCamera(longest);
   if (recording) takeMotion(recording.blob, "video", recording.name);
 }
 

@@ -6,7 +6,8 @@ import { stopGlancing } from "./stage.js";
 import { text } from "./strings.js";
 import { kindOf, uploadFile } from "./uploads.js";
 
-const portraits = new Map(); // by id: {id, name, faces, values, picture}
+const portraits = new Map(); // by id: {id, name, width, height, faces, picture}
+const scores = new Map(); // tracked scores by portrait and face
 let head;
 
 export function startPhoto(theHead, bundled, takeMotion) {
@@ -26,28 +27,38 @@ export function startPhoto(theHead, bundled, takeMotion) {
     if (file) usePhoto(file);
   });
   startDrop(takeMotion);
-  head.addEventListener("change", () => head.moving || showFaces());
+  let key = faceKey(head.now);
+  head.addEventListener("change", () => {
+    if (key === faceKey(head.now)) return;
+    key = faceKey(head.now);
+    showFaces();
+    showOwnScores();
+  });
 }
 
 /** The portrait on the stage. */
 export const portrait = () => portraits.get(head.now.portrait);
 
-/** Tracked scores that arrive with the first picture of a portrait or face. */
-export function learn(id, values) {
-  const known = portraits.get(id);
-  if (!known || !values) return;
-  known.values = values;
-  if (id === head.now.portrait) setOwnScores(values);
+const faceKey = ({ portrait: id, face }) => `${id} ${face}`;
+
+/** Tracked scores, which arrive with the first picture of a portrait or face. */
+export function learn(request, values) {
+  scores.set(faceKey(request), values);
+  showOwnScores();
+}
+
+function showOwnScores() {
+  setOwnScores(scores.get(faceKey(head.now)) ?? {});
 }
 
 async function usePhoto(file, name = file.name) {
   const status = byId("photo-status");
   const answer = await uploadFile("photo", file, status, byId("photo-error"), name);
   if (!answer) return;
-  portraits.set(answer.id, { ...answer, picture: answer.thumbnail ?? URL.createObjectURL(file) });
+  portraits.set(answer.id, { ...answer, picture: URL.createObjectURL(file) });
+  scores.set(faceKey({ portrait: answer.id, face: "largest" }), answer.values);
   stopGlancing();
   head.change({ portrait: answer.id, face: "largest", yaw: 0, pitch: 0, roll: 0, scores: {}, basis: {} });
-  setOwnScores(answer.values ?? {});
   announce(text.photoReady(answer.name));
 }
 
@@ -82,7 +93,7 @@ function showFaces() {
   const photo = byId("faces-photo");
   if (photo.dataset.portrait !== id) {
     photo.dataset.portrait = id;
-    photo.replaceChildren(make("img", { src: picture, alt: text.facesPhoto }));
+    photo.replaceChildren(facesPicture(picture, width > height, photo));
     for (const { number, box } of faces) {
       const button = make("button", { type: "button", "aria-label": text.faceNumber(number), onclick: () => chooseFace(number) }, String(number));
       const [x, y, w, h] = box;
@@ -96,6 +107,15 @@ function showFaces() {
   [...photo.querySelectorAll("button")].forEach((button, index) => {
     button.setAttribute("aria-pressed", faces[index].number === (face === "largest" ? largest : face));
   });
+}
+
+/** The photo behind the buttons. Without it (a format or an orientation that the browser does not know) they stand in a row. */
+function facesPicture(url, lies, photo) {
+  const picture = make("img", { src: url, alt: text.facesPhoto });
+  photo.classList.remove("plain");
+  picture.onerror = () => photo.classList.add("plain");
+  picture.onload = () => photo.classList.toggle("plain", picture.naturalWidth > picture.naturalHeight !== lies);
+  return picture;
 }
 
 function chooseFace(number) {

@@ -1,20 +1,19 @@
 // The face tab: head angles, ARKit scores by group, and the directions of the basis.
-import { byId, checkbox, make } from "./dom.js";
+import { byId, make } from "./dom.js";
 import { stopGlancing } from "./stage.js";
 import { text } from "./strings.js";
 
+// One slider for two opposite movements, positive toward the right of the picture or up. Left is the person's own.
 const OPPOSITES = {
-  // One slider for two opposite movements, positive toward the right of the picture or up. Left is the person's own.
   jaw: { high: ["jawLeft"], low: ["jawRight"] },
   mouth: { high: ["mouthLeft"], low: ["mouthRight"] },
   gazeSideways: { high: ["eyeLookOutLeft", "eyeLookInRight"], low: ["eyeLookInLeft", "eyeLookOutRight"] },
-  gazeVertical: { high: ["eyeLookUpLeft", "eyeLookUpRight"], low: ["eyeLookDownLeft", "eyeLookDownRight"] },
+  gazeVertical: { high: ["eyeLookUp"], low: ["eyeLookDown"] },
 };
 
 let head;
 let controls;
 let own = {}; // the portrait's tracked scores
-let together = true;
 let rows = [];
 const sheet = byId("face");
 
@@ -32,55 +31,43 @@ export function setOwnScores(values) {
 }
 
 function build() {
-  rows = [];
-  const open = new Set([...sheet.querySelectorAll("details[open]")].map((each) => each.dataset.group));
   const groups = controls.groups.map(({ name, scores }, index) => {
-    const list = make("details", { class: "group", "data-group": name, open: open.size ? open.has(name) : index < 2 });
+    const list = make("details", { class: "group", open: index < 2 });
     list.append(make("summary", {}, text.groups[name] ?? name), ...scoreRows(scores).map(scoreSlider));
     return list;
   });
-  const basis = make("details", { class: "group", "data-group": "basis", open: open.has("basis") });
+  const basis = make("details", { class: "group" });
   basis.append(make("summary", {}, text.basisTitle), make("p", { class: "note" }, text.basisNote));
   basis.append(...controls.basis.map(basisSlider));
   sheet.replaceChildren(
     make("h2", {}, text.headTitle),
     ...controls.head.map(angleSlider),
     make("h2", {}, text.expressionTitle),
-    checkbox(text.together, together, (event) => ((together = event.target.checked), build())),
     ...groups,
-    basis,
+    controls.basis.length ? basis : "",
   );
   refresh();
 }
 
-/** Scores of a group as rows: two sides together, two opposite movements on one slider. */
+/** Scores of a group as rows: opposite movements on one slider, and for two sides also one slider of both. */
 function scoreRows(scores) {
-  const left = new Set(scores);
   const found = [];
-  for (const [key, { high, low }] of Object.entries(OPPOSITES)) {
-    const whole = [...high, ...low];
-    if (!whole.every((name) => left.has(name)) || (!together && whole.length > 2)) continue;
-    whole.forEach((name) => left.delete(name));
-    found.push({ key, high, low, label: text.scores[key] });
-  }
-  for (const name of left) {
+  const opposites = Object.entries(OPPOSITES).filter(([, { high, low }]) => [...high, ...low].every((name) => scores.includes(name)));
+  for (const name of scores) {
+    const opposite = opposites.find(([, { high, low }]) => [...high, ...low].includes(name));
+    if (opposite) {
+      const [key, ends] = opposite;
+      if (!found.some((row) => row.key === key)) found.push({ key, ...ends, label: text.scores[key] });
+      continue;
+    }
     const [, base, side] = name.match(/^(.*?)(Left|Right)?$/);
     const label = text.scores[base] ?? name;
-    const other = side === "Left" ? `${base}Right` : null;
-    if (together && other && left.has(other)) {
-      left.delete(other);
-      found.push({ key: base, high: [name, other], low: [], label });
-    } else found.push({ key: name, high: [name], low: [], label: side ? `${label}, ${text.sides[side]}` : label });
+    const pair = [`${base}Left`, `${base}Right`];
+    if (name === pair[0] && scores.includes(pair[1])) found.push({ key: base, high: pair, low: [], label });
+    found.push({ key: name, high: [name], low: [], label: side ? `${label}, ${text.sides[side]}` : label });
   }
-  return found.sort((a, b) => rank(a) - rank(b));
+  return found;
 }
-
-const ORDER = [
-  "jawOpen", "jaw", "jawForward", "mouthSmile", "mouthPucker", "mouthFunnel", "mouthFrown", "mouth", "mouthStretch",
-  "browInnerUp", "browOuterUp", "browDown", "eyeBlink", "eyeWide", "eyeSquint", "gazeSideways", "gazeVertical",
-]; // the most used first; prettier-ignore
-
-const rank = ({ key }) => (ORDER.indexOf(key.replace(/(Left|Right)$/, "")) + ORDER.length + 1) % (ORDER.length + 1);
 
 const mean = (names, values) => names.reduce((sum, name) => sum + (values[name] ?? 0), 0) / (names.length || 1);
 
@@ -113,9 +100,8 @@ function angleSlider({ name, min, max }) {
 }
 
 function basisSlider({ number, low, high, title }) {
-  const reach = Math.max(0.5, Math.round(10 * (high - low)) / 10); // from either end to the other
   return slider({
-    key: `basis-${number}`, label: text.basis(number, title), min: -reach, max: reach, step: 0.05,
+    key: `basis-${number}`, label: text.basis(number, title), min: low, max: high, step: 0.01,
     read: ({ basis }) => basis[number] ?? 0,
     own: () => 0,
     changed: ({ basis }) => number in basis,

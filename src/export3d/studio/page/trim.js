@@ -5,9 +5,12 @@ import { text } from "./strings.js";
 const SHORTEST_S = 0.2;
 const STEP_S = 0.1;
 
-/** A bar for `seconds`; `moved(at)` is told where a handle went. `bar.span` is [start, end] in seconds. */
-export function trimBar(seconds, filmstrip, moved = () => {}) {
-  const span = [0, seconds];
+/**
+ * A bar for a video of `seconds`, of which at most `most` are used; `moved(at)` is told where a handle went.
+ * `bar.span` is [start, end] in seconds.
+ */
+export function trimBar(seconds, most, filmstrip, moved = () => {}) {
+  const span = [0, Math.min(most, seconds)];
   const words = make("p", { class: "note" });
   const track = make("div", { class: filmstrip ? "trim" : "trim plain" });
   const window = make("div", { class: "trim-window" });
@@ -28,7 +31,9 @@ export function trimBar(seconds, filmstrip, moved = () => {}) {
 
   function place(side, to) {
     const shortest = Math.min(SHORTEST_S, seconds);
-    const [low, high] = side ? [span[0] + shortest, seconds] : [0, span[1] - shortest];
+    const [low, high] = side
+      ? [span[0] + shortest, Math.min(seconds, span[0] + most)]
+      : [Math.max(0, span[1] - most), span[1] - shortest];
     span[side] = Math.min(high, Math.max(low, to));
     refresh();
     moved(span[side]);

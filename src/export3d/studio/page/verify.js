@@ -14,7 +14,7 @@ export function verifyPart() {
     const report = file && (await verifyFile(file, status, refusal));
     if (!report) return;
     answer.dataset.result = report.result;
-    const sentences = report.sentences ?? [report.error].filter(Boolean);
+    const sentences = report.summary;
     answer.replaceChildren(make("h3", {}, TITLES[report.result](file.name)), ...sentences.map((each) => make("p", {}, each)));
   };
   const input = make("input", { type: "file", id: "verify-file", accept: "image/*,video/*,.mkv", hidden: true, "aria-label": text.verifyChoose });
