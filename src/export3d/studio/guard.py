@@ -378,7 +378,7 @@ def security_headers(scope: Scope) -> Iterable[tuple[bytes, bytes]]:
     yield b"referrer-policy", b"no-referrer"
     yield b"cross-origin-opener-policy", b"same-origin"
     yield b"cross-origin-resource-policy", b"same-origin"
-    yield b"permissions-policy", b"camera=(self), microphone=(), geolocation=(), payment=(), usb=()"
+    yield b"permissions-policy", b"camera=(self), microphone=(self), geolocation=(), payment=(), usb=()"
     yield b"cache-control", b"no-cache" if scope["path"].startswith("/page/") else b"no-store"
 
 
