@@ -419,8 +419,8 @@ class Animator:
     ) -> Picture:
         """One frame, uint8 (H, W, 3), of the source's `planes` seen by a camera (25,).
 
-        Another thread may compute the next planes meanwhile. `size`, `frame`, `background`: see `animate`. `rays`: along
-        each side, for a rendered image that is made faster and interpolated; None: the model's number.
+        Another thread may compute the next planes meanwhile. `size`, `frame`, `background`: see `animate`. `rays`:
+        along each side, for a rendered image that is made faster and interpolated; None: the model's number.
         """
         label = np.asarray(camera, dtype=np.float32)
         check_shape(label, str(LABEL_SIZE), "camera")

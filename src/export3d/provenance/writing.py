@@ -172,7 +172,7 @@ def encoded_webp(image: Pixels, quality: int, marks: Marks = MARKED) -> bytes:
 
 
 def encoded_jpeg(image: Pixels, quality: int, marks: Marks = MARKED) -> bytes:
-    """As `encoded_webp`, the bytes of a JPEG file: larger, and encoded several times as fast, for what is shown live."""
+    """As `encoded_webp`, for a JPEG file: larger, and encoded several times as fast, for what is shown live."""
     return _encoded(image, marks, "JPEG", quality=quality, subsampling=0)
 
 

@@ -3,7 +3,8 @@
 engine = Engine()
 info = await engine.start()
 answer = await engine.head({"key": connection, "yaw": 12.0, "quality": "fast"}, portrait)
-async for event in engine.submit({"id": "1", "verb": "animate", "portrait": portrait, "motion": "speech", "out": folder}):
+job = {"id": "1", "verb": "animate", "portrait": portrait, "motion": "speech", "out": folder}
+async for event in engine.submit(job):
     ...
 await engine.stop()
 
@@ -193,10 +194,10 @@ class Engine:
     async def submit(self, job: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]:
         """Run a job; its events as they come, the last one `done`, `failed` or `cancelled`.
 
-        `{"op": "progress", "id", "stage", "done", "total", "preview"}`: `stage` is "preparing", "rendering" or "writing";
-        `preview` is a marked image of `IMAGE_TYPE`, about twice a second, or None. `{"op": "done", "id", "files"}`: names
-        in the folder `out`. `{"op": "failed", "id", "error", "kind"}`: a sentence, and the name of its class; nothing is
-        left in `out`. Whoever stops listening cancels the job.
+        `{"op": "progress", "id", "stage", "done", "total", "preview"}`: `stage` is "preparing", "rendering" or
+        "writing"; `preview` is a marked image of `IMAGE_TYPE`, about twice a second, or None. `{"op": "done", "id",
+        "files"}`: names in the folder `out`. `{"op": "failed", "id", "error", "kind"}`: a sentence, and the name of its
+        class; nothing is left in `out`. Whoever stops listening cancels the job.
 
         Args:
             job: `id`; `names`, what the user calls other files of the job, by path; and see `work.Work.job`.
