@@ -31,7 +31,7 @@ from export3d.memory import give_back_memory
 from export3d.model import Planes
 from export3d.motion.arkit import columns_of
 from export3d.motion.motion import Motion
-from export3d.photo.canvas import NATIVE, Size
+from export3d.photo.canvas import NATIVE, SMALLEST, Frame, Size
 from export3d.provenance.statement import digest_of_file
 from export3d.provenance.writing import Marks, encoded_jpeg
 
@@ -188,7 +188,8 @@ class Work:
         planes = self._planes.get(key, lambda: self.animator.edited_planes(source, scores, basis))
         self._planes.surplus()
         fast = message.get("quality") == "fast"
-        frame, background = message.get("frame") or "crop", message.get("background") or "keep"
+        frame: Frame = message.get("frame") or "crop"
+        background = message.get("background") or "keep"
         picture = self.animator.render_planes(
             source,
             planes,
@@ -211,8 +212,8 @@ class Work:
                 as the arguments of `Animator`; `frame`, `size` and `background`, None as in `Animator.framing`;
                 `label`, False for none; `out`, the folder. For `animate` and `orbit` also `motion`, a motion file or
                 the name of a bundled one, and `motion_digest`, the SHA-256 of what the user sent. For `animate` also
-                `start` and `seconds` of that motion, `sound`, a file, `pictures`, PNG files of the driving face (see
-                `Driving.faces`), and `sheet`, whether there is one.
+                `start` and `seconds` of that motion, `sound`, a file, `faces`, PNG files (see `Driving`), and `sheet`,
+                whether there is one.
             between: called between two frames.
             tell: see `Tell`.
 
@@ -264,15 +265,17 @@ class Work:
         for source in gone:
             self.animator.forget(source)
 
-    def _head_size(self, source: Source, fast: bool, frame: str, background: str) -> Size | None:
-        """Pixels across the crop; None: the model's own image, which takes the least time."""
-        native = int(source.crop.side)
-        small, most = self.animator.size, self.animator.size if fast else _SHARP
-        if frame == "crop" and background == "keep" and (fast or native <= small):
+    def _head_size(self, source: Source, fast: bool, frame: Frame, background: str) -> Size | None:
+        """Pixels across the crop; None: the model's own image, which takes the least time.
+
+        A number shows exactly the crop, as the model's own image does; "native" would move it to whole pixels.
+        """
+        size = min(int(source.crop.side) // 2 * 2, self.animator.size if fast else _SHARP)
+        if (
+            frame == "crop" and background == "keep" and size <= self.animator.size
+        ) or not self.animator.model.moves_pixels:
             return None
-        if not self.animator.model.moves_pixels:
-            return None
-        return most if native >= most >= 256 else NATIVE
+        return size if size >= SMALLEST else NATIVE
 
     def _values(self, source: Source) -> dict[str, float]:
         if self.animator.space != "arkit52":
@@ -296,7 +299,7 @@ class Work:
 
     def _animate(self, message: Message, sources: list[Source], out: Path, between: Between, tell: Tell) -> None:
         driving = read_motion(motion_path(message["motion"]), message.get("start") or 0.0, message.get("seconds"))
-        faces = [read_image(path) for path in message.get("pictures") or ()]
+        faces = [read_image(path) for path in message.get("faces") or ()]
         driving = Driving(driving.motion, sound=message.get("sound"), faces=faces)
         if message.get("scores"):
             driving.motion.require_space("arkit52")
