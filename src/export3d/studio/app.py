@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -27,6 +28,7 @@ from export3d.errors import Export3DError
 from export3d.policy import Policy, current_policy
 from export3d.studio.api_page import api_page
 from export3d.studio.engine import Engine
+from export3d.studio.gradio_api import GradioApi
 from export3d.studio.guard import UPLOAD_BYTES, Guard, Rates, Scope
 from export3d.studio.head import HeadSocket
 from export3d.studio.intake import Intake
@@ -37,6 +39,8 @@ from export3d.studio.refusals import Refused, refusal
 from export3d.studio.requests import LONGEST_S, VERBS, command_line, parse_verb, schema_of_verbs
 from export3d.studio.uploads import BUNDLED_PORTRAIT, Uploads
 from export3d.studio.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 PAGE = Path(__file__).parent / "page"
 _SWEEP_S = 30.0
@@ -84,6 +88,7 @@ class Studio:
         self.uploads = Uploads(self.workspace, self.intake, self.engine, self.metrics)
         self.uploads.before_encoding = self.write_policy
         self.jobs = Jobs(self.workspace, self.uploads, self.engine, self.intake, self.metrics)
+        self.gradio = GradioApi(self.uploads, self.jobs, self.workspace.folder)
         self.metrics.gauges |= {
             "queue_jobs": ("Jobs that wait.", lambda: self.jobs.waiting),
             "workspace_bytes": ("Size of uploads and results.", lambda: self.workspace.bytes),
@@ -111,7 +116,8 @@ class Studio:
     @asynccontextmanager
     async def running(self, app: FastAPI) -> AsyncIterator[None]:
         """Start the engine and the queue; at the end stop both and remove the folder."""
-        tasks = [asyncio.create_task(work) for work in (self._start_engine(), self.jobs.work(), self._sweep())]
+        works = (self._start_engine(), self.jobs.work(), self._sweep(), self._serve_gradio())
+        tasks = [asyncio.create_task(work) for work in works]
         try:
             yield
         finally:
@@ -136,6 +142,13 @@ class Studio:
             self.told(None)
         except Export3DError as problem:
             self.told(problem)
+
+    async def _serve_gradio(self) -> None:
+        try:
+            async with self.gradio.running():
+                await asyncio.Event().wait()
+        except Exception:
+            log.exception("Gradio does not start; its clients are not served")
 
     async def _sweep(self) -> None:
         while True:
@@ -233,11 +246,14 @@ def _add_uploads(app: FastAPI, studio: Studio) -> None:
         studio.uploads.remove(upload_id)
         studio.engine.forget(upload_id)
 
+    async def verified(name: str, parts: AsyncIterator[bytes], announced: int) -> dict[str, Any]:
+        return await studio.uploads.verify(await studio.uploads.keep(name, parts, announced))
+
     @app.post("/api/verify", tags=["uploads"], openapi_extra=_FILE_BODY)
     async def verify(request: Request, name: str = "") -> dict[str, Any]:
         """Search an image or a video for marks of generated media."""
         async with _sent(request, name) as (parts, announced, given):
-            return await _unless_left(request, studio.uploads.verify(given, parts, announced))
+            return await _unless_left(request, verified(given, parts, announced))
 
 
 def _add_jobs(app: FastAPI, studio: Studio) -> None:
@@ -322,6 +338,16 @@ def _add_pages(app: FastAPI, studio: Studio) -> None:
     async def page() -> FileResponse:
         return FileResponse(PAGE / "index.html")
 
+    @app.post("/gradio/gradio_api/upload", include_in_schema=False)
+    async def gradio_upload(request: Request) -> list[str]:
+        async with _sent(request, "") as (parts, announced, name):
+            return await _unless_left(request, studio.gradio.upload(name, parts, announced))
+
+    @app.get("/gradio/gradio_api/file={path:path}", include_in_schema=False)
+    async def gradio_file(path: str) -> FileResponse:
+        return FileResponse(studio.gradio.file(path))
+
+    app.mount("/gradio", studio.gradio)
     app.mount("/page", StaticFiles(directory=PAGE))
 
 

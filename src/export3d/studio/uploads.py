@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -21,8 +20,10 @@ from export3d.studio.workspace import Entry, Workspace
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 Kind = Literal["photo", "video", "motion", "background"]
 KINDS: tuple[str, ...] = get_args(Kind)
+ORIGINAL = "original"
+"""Name of a file as it was sent, in its folder."""
 AT_ONCE = 8
-"""Uploads that arrive or wait to be looked at."""
+"""Uploads that arrive."""
 BUNDLED_PORTRAIT: Portrait = {
     "id": BUNDLED,
     "path": str(ASSETS / "astronaut.png"),
@@ -60,11 +61,10 @@ class Upload:
 
 
 @dataclass(frozen=True)
-class Arrived:
-    """A file that has arrived whole: its entry, path, shown name and SHA-256."""
+class Kept:
+    """A file that has arrived and was not looked at: its entry, shown name and SHA-256."""
 
     entry: Entry
-    path: Path
     name: str
     digest: str
 
@@ -77,6 +77,7 @@ class Uploads:
         self.before_encoding: Callable[[], object] = lambda: None
         """Called before a photo is given to the engine."""
         self._known: dict[str, Upload] = {}
+        self._kept: dict[str, Kept] = {}
         self._arriving = 0
 
     async def receive(self, kind: str, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> Upload:
@@ -93,43 +94,54 @@ class Uploads:
         """
         if kind not in KINDS:
             raise Refused(400, f"there is no kind {kind!r} of upload; the kinds are {', '.join(KINDS)}")
+        return await self.adopt(await self.keep(name, parts, announced), cast(Kind, kind))
+
+    async def keep(self, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> str:
+        """Take in a file of any kind, which nobody has looked at; returns its id."""
+        if self._arriving >= AT_ONCE:
+            raise Refused(503, "too many uploads at once; try again in a few seconds", 5)
+        self._arriving += 1
+        entry = None
         try:
-            async with self.arriving(name, parts, announced) as arrived:
-                upload = await self._look(kind, arrived)
+            entry = self._workspace.new(min(announced, UPLOAD_BYTES))
+            with self._workspace.holding(entry.id):
+                digest = await self._write(entry.folder / ORIGINAL, parts, announced)
         except BaseException:
             self._metrics.uploads["refused"] += 1
+            if entry is not None:
+                self._workspace.remove(entry.id)
+            raise
+        finally:
+            self._arriving -= 1
+        self._kept = {key: one for key, one in self._kept.items() if self._workspace.has(key)}
+        self._kept[entry.id] = Kept(entry, shown_name(name), digest)
+        return entry.id
+
+    async def adopt(self, name: str, kind: Kind) -> Upload:
+        """Have a kept file looked at as one of a kind, and make it an upload; one that it is already is returned."""
+        if name in self._known:
+            return self.get(name, kind)
+        kept = self._take(name)
+        try:
+            with self._workspace.holding(name):
+                upload = await self._look(kind, kept)
+        except BaseException:
+            self._metrics.uploads["refused"] += 1
+            self._workspace.remove(name)
             raise
         self._metrics.uploads["done"] += 1
         self._known = {key: one for key, one in self._known.items() if self._workspace.has(key)}
         self._known[upload.id] = upload
         return upload
 
-    @asynccontextmanager
-    async def arriving(self, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> AsyncIterator[Arrived]:
-        """Write what arrives to an entry of the workspace, which goes if the block fails."""
-        if self._arriving >= AT_ONCE:
-            raise Refused(503, "too many uploads at once; try again in a few seconds", 5)
-        self._arriving += 1
+    async def verify(self, name: str) -> dict[str, Any]:
+        """The marks in a kept file, which is then removed; see `Intake.verify`."""
+        kept = self._take(name)
         try:
-            entry = self._workspace.new(min(announced, UPLOAD_BYTES))
-            try:
-                with self._workspace.holding(entry.id):
-                    path = entry.folder / "original"
-                    digest = await self._write(path, parts, announced)
-                    yield Arrived(entry, path, shown_name(name), digest)
-            except BaseException:
-                self._workspace.remove(entry.id)
-                raise
+            with self._workspace.holding(name):
+                return await self._intake.verify(kept.entry.folder / ORIGINAL, kept.name)
         finally:
-            self._arriving -= 1
-
-    async def verify(self, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> dict[str, Any]:
-        """The marks in a file, which is not kept; see `Intake.verify`."""
-        async with self.arriving(name, parts, announced) as arrived:
-            try:
-                return await self._intake.verify(arrived.path, arrived.name)
-            finally:
-                self._workspace.remove(arrived.entry.id)
+            self._workspace.remove(name)
 
     def get(self, name: str, *kinds: Kind) -> Upload:
         """The upload of an id, of one of these kinds; raises `Refused` (404, or 400 for another kind)."""
@@ -172,9 +184,14 @@ class Uploads:
             raise Refused(400, "the upload is empty (0 bytes); choose another file")
         return digest.hexdigest()
 
-    async def _look(self, kind: str, arrived: Arrived) -> Upload:
+    def _take(self, name: str) -> Kept:
+        if self._workspace.entry(name) is None or name not in self._kept:
+            raise gone("upload")
+        return self._kept.pop(name)
+
+    async def _look(self, kind: Kind, kept: Kept) -> Upload:
         """Have a child decode the file, and the engine find the faces of a photo."""
-        entry, path, name = arrived.entry, arrived.path, arrived.name
+        entry, name, path = kept.entry, kept.name, kept.entry.folder / ORIGINAL
         made = dict(await getattr(self._intake, kind)(path, entry.folder, name))
         file = Path(made.pop("file", path))
         made.pop("digest", None)
@@ -182,7 +199,7 @@ class Uploads:
             made["filmstrip"] = f"/api/uploads/{entry.id}/{Path(made['filmstrip']).name}"
         else:
             path.unlink()
-        upload = Upload(entry.id, cast(Kind, kind), name, file, arrived.digest, {})
+        upload = Upload(entry.id, kind, name, file, kept.digest, {})
         if kind == "photo":
             self.before_encoding()
             made |= await self._engine.encode(upload.portrait())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from export3d.errors import BadImage
 from export3d.studio import app as app_module
 from export3d.studio.app import Settings, Studio
 from export3d.studio.engine import Picture
+from export3d.studio.gradio_api import GradioApi
 from export3d.studio.guard import Guard
 
 PIXEL = b"\xff\xd8jpeg"
@@ -123,6 +125,7 @@ def make_app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callab
     """A function that makes a server with doubles, in a folder of the test."""
     monkeypatch.setattr(app_module, "Engine", DoubleEngine)
     monkeypatch.setattr(app_module, "Intake", DoubleIntake)
+    monkeypatch.setattr(GradioApi, "running", lambda self: nullcontext())
     made: list[Studio] = []
 
     def make(**settings: Any) -> Guard:
