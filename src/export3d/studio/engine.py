@@ -200,7 +200,8 @@ class Engine:
         class; nothing is left in `out`. Whoever stops listening cancels the job.
 
         Args:
-            job: `id`; `names`, what the user calls other files of the job, by path; and see `work.Work.job`.
+            job: `id`; `names`, what the user calls other files of the job, by path; and see `work.Work.job`. The folder
+                `out` holds nothing else.
         """
         name = job["id"]
         events: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -214,6 +215,8 @@ class Engine:
             while not ended:
                 event = await events.get()
                 ended = event["op"] in ("done", "failed", "cancelled")
+                if event.get("kind") == EngineStopped.__name__:
+                    _empty(Path(job["out"]))  # a child that dies cannot
                 yield event
         finally:
             self._events.pop(name, None)
@@ -309,7 +312,8 @@ class Engine:
         if self._stopping:
             problem = EngineStopped("the engine has stopped; start the studio again")
         else:
-            problem = EngineStopped(f"the engine ended unexpectedly ({how}) and starts again; try once more")
+            then = "start the studio again" if self.info is None else "it starts again, so try once more"
+            problem = EngineStopped(f"the engine ended unexpectedly ({how}); {then}")
             log.warning("the engine ended unexpectedly (%s)", how)
         for answer in self._answers.values():
             if not answer.done():
@@ -335,6 +339,12 @@ class Engine:
 
 def _plain(portrait: Portrait) -> dict[str, Any]:
     return {**portrait, "path": str(portrait["path"])}
+
+
+def _empty(folder: Path) -> None:
+    with suppress(OSError):
+        for path in folder.iterdir():
+            path.unlink(missing_ok=True)
 
 
 def _failed(job: str, problem: Export3DError) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections import deque
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -31,6 +32,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
+
+_PAUSE_S = 0.2
+"""A job pauses for so long after each frame at most, while heads are dragged."""
+_NEXT_S = 0.02
+"""Whoever drags a head asks for the next image within this time after the last one."""
 
 
 class Cancelled(Exception):
@@ -85,8 +91,9 @@ class _Loop:
         """Until the parent says stop, or has gone (`_Gone`)."""
         while not self._stopped:
             self._receive(wait=not self._waiting and not self._jobs)
-            self._answer()
-            if self._jobs:
+            if self._waiting:
+                self._answer()
+            elif self._jobs:
                 self._run(self._jobs.popleft())
 
     def _receive(self, wait: bool) -> None:
@@ -121,20 +128,22 @@ class _Loop:
             self._cancelled.add(job)
 
     def _answer(self) -> None:
-        """Answer what is waiting now, so that a job goes on between two rounds of requests."""
-        for key in list(self._waiting):
-            self._receive(wait=False)
-            message = self._waiting.pop(key)
-            does = self._work.head if message["op"] == "head" else self._work.encode
-            _send(self._pipe, {"op": "answer", "call": message["call"], **_attempt(does, message)})
+        """Answer the request that has waited longest."""
+        message = self._waiting.pop(next(iter(self._waiting)))
+        does = self._work.head if message["op"] == "head" else self._work.encode
+        _send(self._pipe, {"op": "answer", "call": message["call"], **_attempt(does, message)})
 
     def _run(self, job: Message) -> None:
         self._cancelled.clear()  # of jobs that had ended
 
         def between() -> None:
-            """Between two frames of a job."""
+            """Between two frames of a job: answers requests, but for no longer than `_PAUSE_S`."""
+            end = time.monotonic() + _PAUSE_S
             self._receive(wait=False)
-            self._answer()
+            while self._waiting and time.monotonic() < end:
+                self._answer()
+                self._pipe.poll(_NEXT_S)
+                self._receive(wait=False)
             if self._stopped or job["id"] in self._cancelled:
                 raise Cancelled
 
