@@ -117,8 +117,10 @@ def _read_bfm(path: Path, names: Sequence[str]) -> dict[str, Array]:
     else:
         whole = [np.atleast_2d(a) for a in arrays.values() if a.ndim in (1, 2) and a.shape[-1] == 257]
         if len(whole) != 1:
+            found = ", ".join(name[:20] for name in sorted(arrays)[:5]) or "no arrays"
+            more = f" and {len(arrays) - 5} more" if len(arrays) > 5 else ""
             raise BadMotionFile(
-                f"{path} holds no coefficients of the 257 layout (found {', '.join(sorted(arrays)) or 'no arrays'}); "
+                f"{path} holds no coefficients of the 257 layout (found {found}{more}); "
                 f"save one (T, 257) array, or {', '.join(names)}"
             )
         parts = {name: whole[0][:, _BFM_LAYOUT[name]] for name in names}

@@ -80,7 +80,7 @@ class Motion:
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
-            raise ConfigError(f"unknown expression space {self.space!r}; known are {', '.join(SPACES)}")
+            raise ConfigError(f"unknown expression space {self.space[:20]!r}; known are {', '.join(SPACES)}")
         fps = float(self.fps)
         if not (math.isfinite(fps) and 0.0 < fps <= MAX_FPS):
             raise ConfigError(f"fps must be above 0 and at most {MAX_FPS:g}, got {self.fps}")
@@ -236,7 +236,7 @@ class Motion:
             raise BadMotionFile(f"{path} is a safetensors file but not a motion (no {FORMAT!r} inside); {remedy}")
         if header.get("version") != VERSION:
             raise BadMotionFile(
-                f"{path} is a motion of version {header.get('version')!r} but this program reads {VERSION}; "
+                f"{path} is a motion of version {str(header.get('version'))[:20]!r} but this program reads {VERSION}; "
                 "update export3d or make a new one"
             )
         try:

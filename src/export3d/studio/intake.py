@@ -66,7 +66,7 @@ class Intake:
         """An image as `folder/photo.png`: upright, sRGB, without metadata, of at most 12 megapixels.
 
         Returns:
-            `width`, `height`, `digest` (SHA-256 of the upload) and `file`. Faces are the engine's subject.
+            `width`, `height` and `file`. Faces are the engine's subject.
         """
         return {**await self._child("photo", path, folder, name), "file": folder / "photo.png"}
 

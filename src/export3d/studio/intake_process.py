@@ -34,6 +34,8 @@ MOST_PIXELS = 50_000_000
 """Of an image that is taken."""
 KEPT_PIXELS = 12_000_000
 """Larger images are reduced to this many: no output shows more, and the engine's memory stays small."""
+MOST_RATIO = 20
+"""Of an image's sides."""
 MOST_VIDEO_PIXELS = 3840 * 2160
 """Of a frame."""
 MOST_SECONDS = 600.0
@@ -57,17 +59,21 @@ LIMITS = {
 QUIET_S = 60.0
 """Tracking that has not finished another frame for so long is ended."""
 
+LONGEST_SENTENCE = 500
+
 Say = Callable[[dict[str, Any]], None]
 
 
 def photo(path: Path, folder: Path, say: Say) -> dict[str, Any]:
     """An image, upright and in sRGB without metadata, as `photo.png`."""
     from export3d.image import read_image, write_png
-    from export3d.provenance.statement import digest_of_file
 
     image = read_image(path, most_pixels=MOST_PIXELS, reduced_to=KEPT_PIXELS)
+    height, width = image.shape[:2]
+    if max(height, width) > MOST_RATIO * min(height, width):
+        raise BadImage(f"{path} is {MOST_RATIO} times as long as wide or more; cut it to the part that is needed")
     write_png(folder / "photo.png", image, level=1)
-    return {"width": image.shape[1], "height": image.shape[0], "digest": digest_of_file(path, BadImage)}
+    return {"width": width, "height": height}
 
 
 def video(path: Path, folder: Path, say: Say) -> dict[str, Any]:
@@ -158,11 +164,17 @@ def main(text: str) -> None:
         if _out_of_memory(problem):
             say({"error": f"{path} needs more memory than the studio gives to one file; make it smaller"})
         elif isinstance(problem, Export3DError):
-            say({"error": str(problem)[:1000], "errno": getattr(problem.__cause__, "errno", None)})
+            say({"error": _one_line(str(problem)), "errno": getattr(problem.__cause__, "errno", None)})
         else:
             import traceback
 
             say({"bug": traceback.format_exc()[-4000:]})
+
+
+def _one_line(sentence: str) -> str:
+    """A sentence that may quote the file, without line breaks and of at most `LONGEST_SENTENCE` characters."""
+    line = " ".join("".join(each if each.isprintable() else " " for each in sentence).split())
+    return line if len(line) <= LONGEST_SENTENCE else f"{line[:LONGEST_SENTENCE]}…"
 
 
 def _out_of_memory(problem: BaseException | None) -> bool:

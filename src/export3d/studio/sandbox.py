@@ -34,7 +34,7 @@ _SCOPES, _SCOPES_SINCE = 0b11, 6
 _READ = _READ_FILE | _READ_DIR
 _WRITE = _READ | _WRITE_FILE | _TRUNCATE | _REMOVE_FILE | _MAKE_REG
 _OF_FILES = _EXECUTE | _WRITE_FILE | _READ_FILE | _TRUNCATE
-_SYSTEM = (
+SYSTEM = (
     *("/usr", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/localtime", "/etc/ssl/openssl.cnf"),
     *("/dev/null", "/dev/zero", "/dev/urandom", "/proc/self", "/proc/cpuinfo", "/proc/meminfo", "/proc/stat"),
     *("/proc/sys/vm/overcommit_memory", "/sys/devices/system/cpu"),
@@ -108,7 +108,7 @@ def confine(readable: Iterable[Path], folder: Path) -> bool:
     if rules < 0:
         return False
     try:
-        for path in (*map(Path, _SYSTEM), *readable):
+        for path in (*map(Path, SYSTEM), *readable):
             _allow(libc, rules, path, _READ & rights)
         _allow(libc, rules, Path("/dev/null"), _WRITE & rights)
         _allow(libc, rules, folder, _WRITE & rights)
