@@ -285,7 +285,7 @@ def test_the_still_is_saved_with_its_marks(page: Page, tmp_path: Path) -> None:
 def test_an_orbit_is_refused_with_a_sentence_beside_its_button(page: Page) -> None:
     page.click("#tab-motion")
     page.locator('input[name="make"][value="orbit"]').check()
-    page.get_by_label("Seconds per round").fill("600")
+    page.get_by_label("Round, s").fill("600")
     page.click("#animate")
     alert = page.locator("#motion [role=alert]")
     sync_api.expect(alert).to_contain_text("seconds")
@@ -304,6 +304,24 @@ def test_a_photo_that_cannot_be_used_is_answered_with_a_sentence(page: Page, nam
     sync_api.expect(alert).to_contain_text(name)
     assert alert.get_attribute("role") == "alert"
     assert page.locator("#stage").get_attribute("data-portrait") == "bundled"
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_a_photo_can_be_dropped_and_pasted(page: Page, astronaut_path: Path, way: str) -> None:
+    page.evaluate(
+        """([way, body]) => {
+            const bytes = Uint8Array.from(atob(body), (sign) => sign.charCodeAt(0));
+            const data = new DataTransfer();
+            data.items.add(new File([bytes], "me.png", {type: "image/png"}));
+            const event = way === "drop"
+                ? new DragEvent("drop", {dataTransfer: data, bubbles: true, cancelable: true})
+                : new ClipboardEvent("paste", {clipboardData: data, bubbles: true});
+            document.body.dispatchEvent(event);
+        }""",
+        [way, base64.b64encode(astronaut_path.read_bytes()).decode()],
+    )
+    page.wait_for_selector('#stage:not([data-portrait="bundled"])')
+    assert page.locator("#photo-error").inner_text() == ""
 
 
 def test_a_face_of_a_group_is_chosen_on_the_photo(page: Page, astronaut: np.ndarray) -> None:

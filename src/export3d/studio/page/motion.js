@@ -14,7 +14,8 @@ import { uploadFile } from "./uploads.js";
 const sheet = byId("motion");
 let head;
 let longest = 60; // seconds of a result
-let own = null; // {answer, bar, kind}: the motion that the user brought
+let own = null; // {answer, kind}: the motion that the user brought
+const bars = new Map(); // trim bars by motion
 const part = {}; // elements by name
 
 export function startMotion(theHead, { motions, limits }) {
@@ -22,6 +23,7 @@ export function startMotion(theHead, { motions, limits }) {
   longest = limits.result_seconds ?? longest;
   part.motions = make("div");
   part.own = make("div");
+  part.trim = make("div");
   part.status = make("p", { class: "note", role: "status" });
   part.refusal = make("p", { class: "refusal", role: "alert" });
   part.summary = make("span");
@@ -32,6 +34,7 @@ export function startMotion(theHead, { motions, limits }) {
     part.motions,
     ...ownMotionButtons(),
     part.own,
+    part.trim,
     followFields(),
     orbitFields(),
     (part.hold = checkbox(text.holdSliders, true)),
@@ -42,6 +45,7 @@ export function startMotion(theHead, { motions, limits }) {
     part.command,
   );
   part.bundled = motions;
+  for (const { name, seconds } of motions) bars.set(name, trimBar(seconds, longest, null));
   listMotions("speech");
   head.addEventListener("change", () => head.moving || refresh());
 }
@@ -56,7 +60,8 @@ function ownMotionButtons() {
   };
   const choose = make("button", { type: "button", onclick: () => part.file.click() }, text.chooseMotion);
   const record = make("button", { type: "button", onclick: recordVideo }, text.record);
-  return [make("div", { class: "buttons" }, choose, record, part.file), make("p", { class: "note" }, text.chooseMotionNote), part.status];
+  const note = make("p", { class: "note" }, text.chooseMotionNote);
+  return [make("div", { class: "buttons" }, choose, record, part.file), note, part.status];
 }
 
 function followFields() {
@@ -78,11 +83,12 @@ function orbitFields() {
   return part.orbit;
 }
 
-/** The list of motions, with the user's own at its end. */
+/** The list of motions, with the user's own at its end. An orbit may keep the expression, and takes no video. */
 function listMotions(value) {
-  const still = chosen("make") === "orbit" ? [["none", text.ownExpression]] : [];
+  const orbit = chosen("make") === "orbit";
+  const still = orbit ? [["none", text.ownExpression]] : [];
   const bundled = part.bundled.map(({ name, title, seconds }) => [name, text.motionTitles[name] ?? title, text.seconds(seconds)]);
-  const brought = own ? [["own", own.answer.name, text.seconds(own.answer.seconds)]] : [];
+  const brought = own && !(orbit && own.kind === "video") ? [["own", own.answer.name, text.seconds(own.answer.seconds)]] : [];
   part.motions.replaceChildren(radios(text.motionTitle, "motion", [...still, ...bundled, ...brought], value, refresh, "tiles"));
   part.listed = chosen("make");
   refresh();
@@ -96,18 +102,20 @@ export async function takeMotion(file, kind, name = file.name) {
   if (own) forget();
   const video = kind === "video" ? make("video", { src: URL.createObjectURL(file), controls: true, playsinline: true, class: "driving", "aria-label": text.drivingVideo }) : null;
   video?.addEventListener("error", () => video.remove()); // the browser cannot play it; the filmstrip shows it
-  const bar = trimBar(answer.seconds, longest, answer.filmstrip, (at) => video && (video.currentTime = at));
+  bars.set("own", trimBar(answer.seconds, longest, answer.filmstrip, (at) => video && (video.currentTime = at)));
   const facts = [text.seconds(answer.seconds), answer.width && `${answer.width} × ${answer.height}`, kind === "video" && (answer.sound ? text.withSound : text.silent)];
   const remove = make("button", { type: "button", class: "small", onclick: () => (forget(), listMotions("speech")) }, text.removeMotion);
   const line = make("div", { class: "line" }, make("p", { class: "note" }, facts.filter(Boolean).join(" · ")), remove);
-  part.own.replaceChildren(...[video, bar, line].filter(Boolean));
-  own = { answer, bar, kind };
+  part.own.replaceChildren(...[video, line].filter(Boolean));
+  own = { answer, kind };
+  if (kind === "video") document.querySelector('input[name="make"][value="animate"]').checked = true;
   listMotions("own");
 }
 
 function forget() {
   endUpload(own.answer.id).catch(() => {});
   part.own.replaceChildren();
+  bars.delete("own");
   own = null;
 }
 
@@ -124,6 +132,8 @@ export function refresh() {
   part.orbit.hidden = !orbit;
   part.follow.hidden = orbit;
   part.own.hidden = !usesOwn;
+  part.trim.hidden = orbit;
+  if (!orbit) part.trim.replaceChildren(bars.get(chosen("motion")));
   part.faceField.hidden = !(usesOwn && own?.kind === "video");
   part.headMotion.disabled = chosen("way") === "absolute";
   part.hold.hidden = !Object.keys(head.now.scores).length;
@@ -139,21 +149,18 @@ function request() {
   const { portrait: id, face } = head.now;
   const common = { portrait: id, face: ticked(part.all) ? "all" : face, ...output(), scores: ticked(part.hold) ? head.now.scores : {} };
   const motion = chosen("motion");
-  const mover = motion === "none" ? {} : motion !== "own" ? { motion } : own.kind === "video" ? { driving: own.answer.id } : { motion: own.answer.id };
+  const mover = motion === "none" ? {} : motion !== "own" ? { motion } : { [own.kind === "video" ? "driving" : "motion"]: own.answer.id };
   if (chosen("make") === "orbit") {
     const numbers = { yaw: part.yaw.valueAsNumber, pitch: part.pitch.valueAsNumber, seconds: part.seconds.valueAsNumber };
     return { verb: "orbit", ...common, ...mover, path: part.path.value, ...numbers };
   }
   const relative = chosen("way") === "relative";
   const made = { verb: "animate", ...common, ...mover, relative, head_motion: relative ? part.headMotion.value : "steady", sheet: true };
-  if (motion !== "own") return made;
-  const [from, to] = own.bar.span;
-  const seconds = to < own.answer.seconds ? round(to - from) : null;
-  const trimmed = { ...made, start: round(from), seconds };
-  return own.kind === "video" ? { ...trimmed, driving_face: part.drivingFace.value } : trimmed;
+  const { span, whole } = bars.get(motion);
+  const [start, end] = span.map((seconds) => Math.round(100 * seconds) / 100);
+  const trimmed = { ...made, start, seconds: span[1] < whole ? Math.round(100 * (end - start)) / 100 : null };
+  return made.driving ? { ...trimmed, driving_face: part.drivingFace.value } : trimmed;
 }
-
-const round = (seconds) => Math.round(100 * seconds) / 100;
 
 function start() {
   const made = request();

@@ -7,7 +7,7 @@ const STEP_S = 0.1;
 
 /**
  * A bar for a video of `seconds`, of which at most `most` are used; `moved(at)` is told where a handle went.
- * `bar.span` is [start, end] in seconds.
+ * `bar.span` is [start, end] and `bar.whole` the length, in seconds.
  */
 export function trimBar(seconds, most, filmstrip, moved = () => {}) {
   const span = [0, Math.min(most, seconds)];
@@ -68,6 +68,5 @@ export function trimBar(seconds, most, filmstrip, moved = () => {}) {
 
   refresh();
   const bar = make("div", { class: "field", role: "group", "aria-label": text.trimTitle }, make("p", { class: "label" }, text.trimTitle), track, words);
-  bar.span = span;
-  return bar;
+  return Object.assign(bar, { span, whole: seconds });
 }
