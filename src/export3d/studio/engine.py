@@ -114,6 +114,7 @@ class Engine:
         self.restarts = 0
         self._process: BaseProcess | None = None
         self._pipe: Connection | None = None
+        self._listening: threading.Thread | None = None
         self._ready: asyncio.Future[dict[str, Any]] | None = None
         self._again: asyncio.Task[None] | None = None
         self._calls = itertools.count()
@@ -154,16 +155,14 @@ class Engine:
         self._stopping = True
         if self._again is not None:
             self._again.cancel()
-        process, pipe = self._process, self._pipe
-        if process is None:
+        process, listening = self._process, self._listening
+        if process is None or listening is None:
             return
-        if pipe is not None:
-            with suppress(OSError):
-                pipe.send({"op": "stop"})
-        await asyncio.to_thread(process.join, _LEAVING_S)
-        if process.is_alive():
+        self._tell({"op": "stop"})
+        await asyncio.to_thread(listening.join, _LEAVING_S)
+        if listening.is_alive():
             process.kill()
-            await asyncio.to_thread(process.join)
+            await asyncio.to_thread(listening.join)
         self._process = None
 
     async def encode(self, portrait: Portrait, face: str | int = "largest") -> dict[str, Any]:
@@ -273,7 +272,8 @@ class Engine:
         await asyncio.to_thread(process.start)
         theirs.close()
         self._process, self._pipe = process, ours
-        threading.Thread(target=self._listen, args=(loop, ours, process), name="engine", daemon=True).start()
+        self._listening = threading.Thread(target=self._listen, args=(loop, ours, process), name="engine", daemon=True)
+        self._listening.start()
         try:
             return await asyncio.wait_for(asyncio.shield(ready), _START_S)
         except TimeoutError:
@@ -281,12 +281,12 @@ class Engine:
             raise EngineStopped(f"the engine did not start within {_START_S:.0f} seconds; restart the studio") from None
 
     def _listen(self, loop: asyncio.AbstractEventLoop, pipe: Connection, process: BaseProcess) -> None:
-        """In a thread: what the child says, until it ends."""
-        with suppress(RuntimeError):  # the event loop is closed
-            with suppress(EOFError, OSError):
-                while True:
-                    loop.call_soon_threadsafe(self._heard, pipe.recv())
-            process.join()
+        """In a thread: what the child says, until it ends. Nobody else waits for the process."""
+        with suppress(EOFError, OSError, RuntimeError):  # the last one: the event loop is closed
+            while True:
+                loop.call_soon_threadsafe(self._heard, pipe.recv())
+        process.join()
+        with suppress(RuntimeError):
             loop.call_soon_threadsafe(self._died, pipe, process.exitcode)
 
     def _heard(self, message: dict[str, Any]) -> None:
