@@ -47,7 +47,7 @@ function startSocket() {
     waiting();
     shown = detail.request.portrait;
     if (detail.answer.values) learn(detail.request, detail.answer.values);
-    show(detail.blob, detail);
+    show(detail.blob, detail.request);
   });
   socket.addEventListener("refused", ({ detail }) => {
     waiting();

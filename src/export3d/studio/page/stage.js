@@ -152,10 +152,10 @@ function hint() {
   say(byId("stage-hint"), glancing ? first : text.stageKeys);
 }
 
-/** Show a picture; the stage's data tell which angles it has. */
-export async function show(blob, { answer, request }) {
+/** Show a picture; the stage's data tell what it shows. */
+export async function show(blob, request) {
   const bitmap = await createImageBitmap(blob);
-  if (Number(stage.dataset.n ?? 0) > answer.n) return; // a newer one was faster
+  if (Number(stage.dataset.n ?? 0) > request.n) return; // a newer one was faster
   if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) {
     canvas.width = bitmap.width;
     canvas.height = bitmap.height;
@@ -163,8 +163,8 @@ export async function show(blob, { answer, request }) {
   canvas.getContext("2d").drawImage(bitmap, 0, 0);
   if (request.quality === "full") surround(bitmap);
   bitmap.close();
-  const { yaw, pitch, roll, portrait } = request;
-  Object.assign(stage.dataset, { n: answer.n, quality: answer.quality ?? request.quality, yaw, pitch, roll, portrait });
+  const { n, quality, yaw, pitch, roll, portrait, face } = request;
+  Object.assign(stage.dataset, { n, quality, yaw, pitch, roll, portrait, face });
   stage.classList.add("shown");
 }
 
