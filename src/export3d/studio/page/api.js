@@ -1,7 +1,8 @@
 // The server's verbs. Every refusal arrives as one sentence and leaves as a `Refusal`.
 import { text } from "./strings.js";
 
-const CLIENT = crypto.getRandomValues(new Uint32Array(4)).join("-");
+/** This tab, for limits per client. */
+export const CLIENT = crypto.getRandomValues(new Uint32Array(4)).join("-");
 const HEADERS = { "X-Export3D-Client": CLIENT };
 
 export class Refusal extends Error {

@@ -34,7 +34,7 @@ async function ready() {
 }
 
 function startSocket() {
-  const socket = new HeadSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/api/head`);
+  const socket = new HeadSocket(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/api/head?client=${api.CLIENT}`);
   const ask = (live) => socket.ask({ ...head.now, quality: live ? "fast" : "full", label: output().label });
   const refusal = byId("head-error");
   let shown = null; // the portrait whose picture the stage has
