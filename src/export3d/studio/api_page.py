@@ -15,7 +15,8 @@ def api_page(description: Mapping[str, Any]) -> str:
         '<!doctype html><html lang="en"><meta charset="utf-8">',
         '<meta name="viewport" content="width=device-width, initial-scale=1">',
         f"<title>{escape(info['title'])}: API</title>",
-        '<link rel="stylesheet" href="/page/api.css">',
+        '<link rel="stylesheet" href="/page/page.css"><link rel="stylesheet" href="/page/api.css">'
+        '<link rel="icon" href="/page/icon.svg">',
         f"<main><h1>{escape(info['title'])}: API</h1><p>Version {escape(info['version'])}. ",
         f'{escape(info["description"])} As data: <a href="/openapi.json">openapi.json</a>. '
         'Gradio\'s client finds the same verbs at <code>/gradio</code>. <a href="/">Back to the studio</a></p>',
@@ -53,14 +54,13 @@ def _row(name: str, schema: Mapping[str, Any], where: str) -> str:
 
 def _words(schema: Mapping[str, Any]) -> str:
     """What values a field takes."""
+    if "description" in schema:
+        return str(schema["description"])
     if "const" in schema:
         return json.dumps(schema["const"])
     if "enum" in schema:
         return " or ".join(map(json.dumps, schema["enum"]))
     if "anyOf" in schema:
         return " or ".join(map(_words, schema["anyOf"]))
-    limits = [str(schema[key]) for key in ("minimum", "maximum") if key in schema]
-    words = str(schema.get("type", "any"))
-    if limits:
-        words += f" {limits[0]} to {limits[1]}" if len(limits) == 2 else f" from {limits[0]}"
-    return f"{words}: {schema['description']}" if "description" in schema else words
+    limits = [f"{schema[key]:g}" for key in ("minimum", "maximum") if key in schema]
+    return " ".join([str(schema.get("type", "any")), *([" to ".join(limits)] if len(limits) == 2 else [])])

@@ -193,7 +193,7 @@ def create_app(settings: Settings, told: Callable[[Export3DError | None], None] 
     app = FastAPI(
         title="export3d studio",
         version=version("export3d"),
-        description='Turn, edit and animate a portrait. Errors are `{"error": sentence}`.',
+        description='Turn, edit and animate a portrait. Errors are {"error": sentence} with a fitting status.',
         docs_url=None,
         redoc_url=None,
         lifespan=studio.running,
@@ -295,7 +295,7 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
 
     @app.get("/api/jobs/{job_id}/files/{name}", tags=["jobs"], response_class=FileResponse)
     async def file(job_id: str, name: str, download: bool = False) -> FileResponse:
-        """A result; parts of it by Range. `download=1` asks browsers to save it."""
+        """A result; parts of it by Range. download=1 asks browsers to save it."""
         path = jobs.file(jobs.get(job_id), name)
         how = "attachment" if download else "inline"
         return FileResponse(path, media_type=TYPES[path.suffix], filename=path.name, content_disposition_type=how)

@@ -48,7 +48,12 @@ class GradioApi:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Load Gradio and run its queue."""
-        app = await asyncio.to_thread(self._load)
+        loading = asyncio.ensure_future(asyncio.to_thread(self._load))
+        try:
+            app = await asyncio.shield(loading)
+        except asyncio.CancelledError:
+            await asyncio.wait([loading])  # it makes folders in the workspace, which is removed next
+            raise
         async with app.router.lifespan_context(app):
             app.get_blocks().run_startup_events()
             await app.get_blocks().run_extra_startup_events()

@@ -51,7 +51,8 @@ def _one_of(*words: str) -> Any:
             raise ValueError(f"must be {' or '.join(['an id that an upload returned', *map(repr, words)])}")
         return text
 
-    return Annotated[str, AfterValidator(check)]
+    about = " or ".join(["id of an upload", *words])
+    return Annotated[str, AfterValidator(check), Field(description=about)]
 
 
 def _face(value: Any) -> Any:
@@ -70,10 +71,6 @@ def _background(text: str) -> str:
     return text
 
 
-def _driver(name: str) -> Any:
-    return Field(default=None, description=f"id of an uploaded {name}")
-
-
 Id = _one_of()
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Angle = Annotated[float, Field(ge=-_LARGEST_TURN, le=_LARGEST_TURN, allow_inf_nan=False)]
@@ -85,14 +82,17 @@ Scores = Annotated[
         Annotated[str, Field(max_length=40), AfterValidator(_score_name)],
         Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)],
     ],
-    Field(max_length=60),
+    Field(max_length=60, description="0 to 1 by ARKit name"),
 ]
 Basis = Annotated[
     dict[
         Annotated[str, Field(pattern=rf"^([1-9]|{DIRECTIONS})$")],
         Annotated[float, Field(ge=-20.0, le=20.0, allow_inf_nan=False)],
     ],
-    Field(max_length=DIRECTIONS),
+    Field(max_length=DIRECTIONS, description=f"-20 to 20 by direction, 1 to {DIRECTIONS}"),
+]
+Background = Annotated[
+    str, AfterValidator(_background), Field(description="keep, blur, a colour #rrggbb, or id of an upload")
 ]
 Start = Annotated[float, Field(ge=0.0, le=600.0, allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0.04, le=LONGEST_S, allow_inf_nan=False)]
@@ -110,7 +110,7 @@ class _Framed(_Request):
     face: Face | Literal["all"] = "largest"
     frame: Literal["photo", "crop"] | None = None
     size: Size | None = None
-    background: Annotated[str, AfterValidator(_background)] = "keep"
+    background: Background = "keep"
     label: bool | None = None
 
 
@@ -118,8 +118,8 @@ class Animate(_Framed):
     """Animate a portrait with a driving video or a motion: a video with sound, poster, sheet and motion file."""
 
     verb: Literal["animate"]
-    driving: Id | None = _driver("video")  # type: ignore[valid-type]
-    motion: _one_of(*MOTIONS) | None = _driver("motion, or the name of a bundled one")  # type: ignore[valid-type]
+    driving: Id | None = None  # type: ignore[valid-type]
+    motion: _one_of(*MOTIONS) | None = None  # type: ignore[valid-type]
     driving_face: Face = "largest"
     start: Start = 0.0
     seconds: Seconds | None = None
@@ -145,7 +145,7 @@ class Orbit(_Framed):
     """Show a portrait from a camera that travels around its head."""
 
     verb: Literal["orbit"]
-    motion: _one_of(*MOTIONS) | None = _driver("motion, or the name of a bundled one")  # type: ignore[valid-type]
+    motion: _one_of(*MOTIONS) | None = None  # type: ignore[valid-type]
     scores: Scores = {}
     path: Literal["circle", "swing", "spiral"] = "circle"
     yaw: Angle = 30.0
@@ -187,7 +187,7 @@ class Head(_Request):
     basis: Basis = {}
     quality: Literal["fast", "full"] = "full"
     frame: Literal["photo", "crop"] = "crop"
-    background: Annotated[str, AfterValidator(_background)] = "keep"
+    background: Background = "keep"
     label: bool | None = None
 
 
