@@ -140,10 +140,25 @@ def test_planes_are_shown_from_any_camera(animator: Animator, source: Source) ->
         camera = Camera.orbit(yaw_deg=yaw).label
         shown = animator.render_planes(source, planes, camera)
         np.testing.assert_array_equal(shown, animator.render(source, source.expression, camera))
+    edited = animator.edited_planes(source, {"jawOpen": 0.4}, {2: 1.0})
+    np.testing.assert_array_equal(
+        animator.render_planes(source, edited, source.camera), animator.edit(source, {"jawOpen": 0.4}, {2: 1.0})
+    )
     with pytest.raises(ShapeError, match="expression"):
         animator.planes(source, np.zeros(51))
     with pytest.raises(ShapeError, match="camera"):
         animator.render_planes(source, planes, np.zeros(24))
+
+
+def test_fewer_rays_show_nearly_the_same(animator: Animator, source: Source) -> None:
+    planes = animator.planes(source, source.expression)
+    camera = Camera.orbit(yaw_deg=20.0).label
+    own = animator.model.config.render.resolution
+    full, same, fast = (animator.render_planes(source, planes, camera, rays=rays) for rays in (None, own, own // 2))
+    np.testing.assert_array_equal(full, same)
+    apart = np.abs(fast.astype(int) - full)
+    assert 0.0 < apart.mean() < 2.0
+    assert np.abs((fast.astype(float) - full).mean(axis=(0, 1))).max() < 0.5, "the colours do not jump"
 
 
 def test_warming_up_closes_the_tracker_and_changes_no_frame(
@@ -332,6 +347,28 @@ def test_a_driving_video_gives_sound_and_a_second_row(
     assert probe(tmp_path / "a.mp4").has_audio
     with Image.open(tmp_path / "a.png") as sheet:
         assert sheet.height > 2 * animator.size
+
+
+def test_sound_and_faces_can_come_without_the_video(
+    animator: Animator, source: Source, motion: Motion, face_video: Path, tmp_path: Path
+) -> None:
+    from PIL import Image
+
+    from export3d.animate.export import sheet_frames
+    from export3d.video import probe
+
+    shape = (animator.size, animator.size, 3)
+    faces = [np.full(shape, 30 * number, np.uint8) for number in range(len(sheet_frames(len(motion))))]
+    moved_by = Driving(motion, sound=face_video, faces=faces)
+    write_animation(animator, source, moved_by, tmp_path / "a.mp4", tmp_path / "a.png")
+    assert probe(tmp_path / "a.mp4").has_audio
+    with Image.open(tmp_path / "a.png") as sheet:
+        assert sheet.height > 2 * animator.size
+        middles, y = [round((column + 0.5) * sheet.width / 9) for column in range(1, 9)], sheet.height // 4
+        shown = [np.array(sheet.convert("L"))[y - 5 : y + 10, x - 10 : x + 10].mean() for x in middles]
+    np.testing.assert_allclose(shown, [30.0 * number for number in range(8)], atol=4.0)
+    with pytest.raises(ConfigError, match="faces"):
+        Driving(motion, faces=faces[1:]).pictures(sheet_frames(len(motion)))
 
 
 def test_a_part_of_a_driving_video_shows_its_own_frames(face_video: Path) -> None:

@@ -140,10 +140,32 @@ def test_a_video_and_its_sheet_take_the_photo_apart_once(
     made = []
     scene = module.scene
     monkeypatch.setattr(module, "scene", lambda *args, **kwargs: made.append(1) or scene(*args, **kwargs))
-    monkeypatch.setattr(animator, "_last", None)
+    animator.forget(source)
     outputs = (tmp_path / "a.mp4", tmp_path / "a.png")
     write_animation(animator, source, Driving(motion[:1]), *outputs, size="native", frame="photo")
     assert len(made) == 1
+
+
+@pytest.mark.slow
+def test_a_head_and_a_video_keep_their_views_and_are_forgotten_with_their_source(
+    animator: Animator, source: Source, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = []
+    scene = module.scene
+    monkeypatch.setattr(module, "scene", lambda *args, **kwargs: made.append(1) or scene(*args, **kwargs))
+    planes = animator.planes(source, source.expression)
+
+    def views(*colours: str) -> int:
+        made.clear()
+        for colour in colours:
+            animator.render_planes(source, planes, source.camera, size="native", background=colour)
+        return len(made)
+
+    animator.forget(source)
+    assert views("#000000", "#111111", "#000000", "#222222", "#111111", "#000000") == 3
+    assert views("#333333", "#000000", "#222222") == 2, "#222222 was not used for longest"
+    animator.forget(source)
+    assert views("#000000") == 1
 
 
 @pytest.mark.slow

@@ -24,6 +24,7 @@ from export3d.provenance.writing import (
     MARKED,
     NO_MARKS,
     Marks,
+    encoded_jpeg,
     encoded_webp,
     painted,
     painter,
@@ -84,6 +85,14 @@ def test_a_webp_of_a_page_carries_the_mark_and_xmp(astronaut: np.ndarray) -> Non
     assert find_watermark([pixels(data)]).payload == MARKS.statement.payload
     assert SOURCE_TYPE.encode() in data
     assert data == encoded_webp(astronaut, 82, MARKS)
+
+
+def test_a_jpeg_that_is_shown_live_carries_the_mark_and_xmp(astronaut: np.ndarray) -> None:
+    small = np.ascontiguousarray(astronaut[:256, 96:352])
+    data = encoded_jpeg(small, 90, MARKS)
+    assert find_watermark([pixels(data)]).payload == MARKS.statement.payload
+    assert SOURCE_TYPE.encode() in data
+    assert np.abs(pixels(encoded_jpeg(small, 90, NO_MARKS)).astype(int) - small).mean() < 3.0
 
 
 def test_without_marks_there_is_nothing(tmp_path: Path, astronaut: np.ndarray) -> None:

@@ -79,6 +79,7 @@ def test_heads_and_jobs(
         await animating(engine, portrait, face_video, motion_file, tmp_path)
         await other_jobs(engine, portrait, tmp_path)
         await cancelling(engine, portrait, tmp_path)
+        await dying(engine, portrait, tmp_path)
 
     with_engine(use)
 
@@ -183,30 +184,27 @@ async def cancelling(engine: Engine, portrait: Portrait, tmp_path: Path) -> None
     assert not list(out.iterdir())
 
 
-def test_a_child_that_is_killed_is_started_again(with_engine: Run, portrait: Portrait, tmp_path: Path) -> None:
-    async def use(engine: Engine) -> None:
-        out = tmp_path / "out"
-        out.mkdir()
-        job = {"id": "a", "verb": "animate", "portrait": portrait, "motion": "speech", "frame": "crop", "out": out}
-        first, seen = engine.pid, []
-        async for event in engine.submit(job):
-            seen.append(event)
-            if event.get("done") == 1:
-                assert first is not None
-                os.kill(first, signal.SIGKILL)
-        assert (seen[-1]["op"], seen[-1]["kind"]) == ("failed", "EngineStopped")
-        assert "signal 9" in seen[-1]["error"]
-        assert not engine.alive
-        while not engine.alive:
-            with suppress(EngineStopped):
-                await engine.encode(portrait)
-            await asyncio.sleep(0.1)
-        assert engine.restarts == 1
-        assert engine.pid != first
-        assert await engine.head({"key": 1}, portrait) is not None, "the portrait is encoded again"
-        assert not list(out.iterdir())
-
-    with_engine(use)
+async def dying(engine: Engine, portrait: Portrait, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    out.mkdir()
+    job = {"id": "a", "verb": "animate", "portrait": portrait, "motion": "speech", "frame": "crop", "out": out}
+    first, seen = engine.pid, []
+    async for event in engine.submit(job):
+        seen.append(event)
+        if event.get("done") == 1:
+            assert first is not None
+            os.kill(first, signal.SIGKILL)
+    assert (seen[-1]["op"], seen[-1]["kind"]) == ("failed", "EngineStopped")
+    assert "signal 9" in seen[-1]["error"]
+    assert not engine.alive
+    while not engine.alive:
+        with suppress(EngineStopped):
+            await engine.encode(portrait)
+        await asyncio.sleep(0.1)
+    assert engine.restarts == 1
+    assert engine.pid != first
+    assert await engine.head({"key": 1}, portrait) is not None, "the portrait is encoded again"
+    assert not list(out.iterdir())
 
 
 def test_weights_that_cannot_be_used_are_named(tmp_path: Path) -> None:
