@@ -16,6 +16,7 @@ import pytest
 from export3d import video
 from export3d.errors import BadVideo, ConfigError, OutputError, ShapeError
 from export3d.video import VideoInfo, VideoWriter, probe, read_frames, reading
+from export3d.video.sound import write_sound
 from export3d.video.view import SWS_QUALITY, View
 from tests.made_videos import animation, beep, clip, heard, number, numbered, onset
 
@@ -1121,3 +1122,26 @@ def test_times_on_the_slow_twin_and_the_reader_agree_on_many_rhythms() -> None:
         got = [timed.index(frame) for frame in shown]
         ticks = range(int(times[0]), int(times[-1]) + last, 40)
         assert got == [max(i for i, t in enumerate(times) if t <= now) for now in ticks]
+
+
+# --- sound alone ---
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "aac"), ("a.mkv", "flac")])
+def test_sound_that_is_handed_on_alone_stays_in_time(tmp_path: Path, name: str, codec: str) -> None:
+    """A part is written without the video and carried from there: the same as carried from the video."""
+    driving = clip(tmp_path / name, 75, sound=beep(1.2, 3.0), sound_codec=codec)
+    write_sound(tmp_path / "sound.mp4", driving, 0.5, 1.5)
+    with av.open(str(tmp_path / "sound.mp4")) as container:
+        assert not container.streams.video
+        assert float(container.duration or 0) / 1e6 == pytest.approx(1.5, abs=0.05)
+    handed = carried(clip(tmp_path / "silent.mp4", 30), tmp_path / "none.mp4")
+    with VideoWriter(tmp_path / "out.mp4", 25, (80, 48), audio_from=tmp_path / "sound.mp4") as writer:
+        for frame in read_frames(handed):
+            writer.write(frame)
+    assert onset(tmp_path / "out.mp4") == pytest.approx(0.7, abs=0.012)
+
+
+def test_a_video_without_sound_gives_an_empty_file_of_sound(tmp_path: Path) -> None:
+    write_sound(tmp_path / "sound.mp4", clip(tmp_path / "a.mp4", 5), 0.0, 1.0)
+    assert (tmp_path / "sound.mp4").stat().st_size == 0

@@ -128,7 +128,11 @@ class Intake:
     ) -> dict[str, Any]:
         """What a child answers; the files that it wrote are then in `folder`."""
         async with self._free_for_long if verb in _LONG else nullcontext(), self._free:
-            own = Path(tempfile.mkdtemp(prefix=".intake-", dir=folder))
+            title = Path(shown_name(name))
+            try:
+                own = Path(tempfile.mkdtemp(prefix=".intake-", dir=folder))
+            except OSError as problem:
+                raise files.write_failure(title, problem) from problem
             try:
                 answer = await self._run(verb, path.absolute(), own, name, progress, options)
                 for made in sorted(own.iterdir()):
@@ -136,7 +140,7 @@ class Intake:
                         made.replace(folder / made.name)
                 return answer
             except OSError as problem:
-                raise files.write_failure(Path(shown_name(name)), problem) from problem
+                raise files.write_failure(title, problem) from problem
             finally:
                 shutil.rmtree(own, ignore_errors=True)
 
@@ -215,13 +219,20 @@ async def _answer(
 
 
 async def _end(child: asyncio.subprocess.Process) -> None:
-    """Kill a child and all that it may have started, and wait for it."""
+    """Kill a child and all that it may have started, and wait for it, also where the waiting is cancelled."""
     with suppress(ProcessLookupError, PermissionError):
         if hasattr(os, "killpg"):
             os.killpg(child.pid, signal.SIGKILL)
         elif child.returncode is None:
             child.kill()
-    await asyncio.shield(child.wait())
+    ended, cancelled = asyncio.ensure_future(child.wait()), None
+    while not ended.done():
+        try:
+            await asyncio.shield(ended)
+        except asyncio.CancelledError as problem:
+            cancelled = problem
+    if cancelled is not None:
+        raise cancelled
 
 
 def _died(title: str, code: int) -> str:
