@@ -276,6 +276,21 @@ def test_a_job_can_be_cancelled(page: Page) -> None:
     assert page.locator(".card").count() == 0
 
 
+def test_a_full_queue_is_said_and_tried_again_until_the_user_stops(page: Page) -> None:
+    for _ in range(4):
+        page.click("#tab-motion")
+        page.click("#animate")
+    status = page.locator("#motion [role=status]")
+    sync_api.expect(status).to_contain_text("Trying again in")
+    status.get_by_role("button").click()
+    sync_api.expect(status).to_be_empty()
+    page.click("#tab-results")
+    assert page.locator(".card").count() == 3
+    for button in page.locator(".card").get_by_text("Cancel").all()[::-1]:
+        button.click()
+    sync_api.expect(page.locator('.card[data-state="cancelled"]')).to_have_count(3)
+
+
 def test_the_still_is_saved_with_its_marks(page: Page, tmp_path: Path) -> None:
     page.locator("#slider-yaw").fill("10")
     _settled(page, yaw=10)
@@ -365,7 +380,7 @@ def test_a_lost_connection_is_said_and_mended(page: Page, studio: str) -> None:
         socket.connect_to_server()
         sockets.append(socket)
 
-    page.route_web_socket("**/api/head", pass_on)
+    page.route_web_socket(re.compile("/api/head"), pass_on)
     page.reload()
     page.wait_for_selector("#stage.shown")
     sockets[0].close()

@@ -78,13 +78,13 @@ export const pause = (seconds, signal) =>
   });
 
 /** Do `action` until it succeeds or is refused for good; `wait(refusal, seconds)` is told before each new attempt. */
-export async function persist(action, wait, signal) {
-  for (let attempt = 0; ; attempt++) {
+export async function persist(action, wait, signal, attempts = Infinity) {
+  for (let attempt = 1; ; attempt++) {
     try {
       return await action();
     } catch (problem) {
-      if (!(problem instanceof Refusal) || !problem.passing) throw problem;
-      const seconds = problem.after || Math.min(10, 2 + attempt);
+      if (!(problem instanceof Refusal) || !problem.passing || attempt >= attempts) throw problem;
+      const seconds = problem.after || Math.min(10, 1 + attempt);
       wait(problem, seconds);
       await pause(seconds, signal);
       if (signal?.aborted) throw problem;

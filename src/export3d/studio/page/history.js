@@ -87,7 +87,7 @@ function finish(made, job) {
   });
   made.buttons.replaceChildren(show, ...downloads, removal(job));
   if (job.verb === "edit") downloads[0].click(); // "Save image" saves
-  else view(job.id, main, job.title);
+  else if (!byId("results").hidden && !viewed()) view(job.id, main, job.title); // whoever turns the head goes on
 }
 
 function removal(job) {

@@ -51,10 +51,13 @@ function showOwnScores() {
   setOwnScores(scores.get(faceKey(head.now)) ?? {});
 }
 
+let newest = 0;
+
 async function usePhoto(file, name = file.name) {
+  const turn = ++newest;
   const status = byId("photo-status");
   const answer = await uploadFile("photo", file, status, byId("photo-error"), name);
-  if (!answer) return;
+  if (!answer || turn !== newest) return; // a photo that was chosen later counts
   portraits.set(answer.id, { ...answer, picture: URL.createObjectURL(file) });
   scores.set(faceKey({ portrait: answer.id, face: "largest" }), answer.values);
   stopGlancing();

@@ -3,6 +3,8 @@ import * as api from "./api.js";
 import { say, sizeText } from "./dom.js";
 import { text } from "./strings.js";
 
+const ATTEMPTS = 5;
+
 let most = Infinity;
 const kept = new Set(); // ids, removed from the server when the page closes
 
@@ -33,6 +35,8 @@ async function sending(file, name, status, refusal, send) {
     return await api.persist(
       () => (watch(0), send(watch)),
       (problem, seconds) => say(status, text.again(problem.message, seconds)),
+      undefined,
+      ATTEMPTS,
     );
   } catch (problem) {
     say(refusal, problem.message);
