@@ -81,6 +81,7 @@ class Studio:
         self._temporary = os.environ.get("TMPDIR")
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.workspace.spool)  # also of the engine and of forms
         self.own_policy = current_policy()
+        self._policy_text = ""
         self.engine = Engine(
             self.write_policy(), settings.weights, pure=settings.pure, device=settings.device, engine=settings.engine
         )
@@ -109,8 +110,9 @@ class Studio:
         """Write the policy that the engine obeys; returns the file."""
         policy, path = self.policy, self.workspace.folder / "policy.toml"
         text = f'marks = "{policy.marks}"\nlabel = {str(policy.label).lower()}\nconsent = "{policy.consent}"\n'
-        if not path.exists() or path.read_text() != text:
+        if text != self._policy_text:
             files.write_bytes(path, text.encode())
+            self._policy_text = text
         return path
 
     @asynccontextmanager
@@ -231,7 +233,7 @@ def _add_uploads(app: FastAPI, studio: Studio) -> None:
     @app.post("/api/uploads", status_code=201, tags=["uploads"], openapi_extra=_FILE_BODY)
     async def upload(request: Request, kind: str = "photo", name: str = "") -> dict[str, Any]:
         """Send a photo, a driving video, a motion file or a background: raw bytes, or a form with one file."""
-        async with _sent(request, name) as (parts, announced, given):
+        async with _sent(studio, request, name) as (parts, announced, given):
             made = await _unless_left(request, studio.uploads.receive(kind, given, parts, announced))
         return made.shown
 
@@ -252,7 +254,7 @@ def _add_uploads(app: FastAPI, studio: Studio) -> None:
     @app.post("/api/verify", tags=["uploads"], openapi_extra=_FILE_BODY)
     async def verify(request: Request, name: str = "") -> dict[str, Any]:
         """Search an image or a video for marks of generated media."""
-        async with _sent(request, name) as (parts, announced, given):
+        async with _sent(studio, request, name) as (parts, announced, given):
             return await _unless_left(request, verified(given, parts, announced))
 
 
@@ -340,7 +342,7 @@ def _add_pages(app: FastAPI, studio: Studio) -> None:
 
     @app.post("/gradio/gradio_api/upload", include_in_schema=False)
     async def gradio_upload(request: Request) -> list[str]:
-        async with _sent(request, "") as (parts, announced, name):
+        async with _sent(studio, request, "") as (parts, announced, name):
             return await _unless_left(request, studio.gradio.upload(name, parts, announced))
 
     @app.get("/gradio/gradio_api/file={path:path}", include_in_schema=False)
@@ -364,23 +366,25 @@ def _verb_body() -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def _sent(request: Request, name: str) -> AsyncIterator[tuple[AsyncIterator[bytes], int, str]]:
+async def _sent(studio: Studio, request: Request, name: str) -> AsyncIterator[tuple[AsyncIterator[bytes], int, str]]:
     """The bytes of the file in a request, their number if it is known, and the file's name."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-        length = request.headers.get("content-length", "0")
-        yield request.stream(), int(length) if length.isdigit() else 0, name
-        return
-    try:
-        form = await request.form(max_files=1, max_fields=10, max_part_size=1000)
-    except (HTTPException, MultiPartException) as problem:
-        raise Refused(400, "the form cannot be read; send one file, and at most ten short fields") from problem
-    try:
-        sent = next((value for value in form.values() if isinstance(value, UploadFile)), None)
-        if sent is None:
-            raise Refused(400, "the form holds no file; send one, or the file's bytes as the body")
-        yield _parts(sent), sent.size or 0, name or sent.filename or ""
-    finally:
-        await form.close()
+    length = request.headers.get("content-length", "")
+    announced = int(length) if length.isdigit() else 0
+    with studio.uploads.arriving(announced):
+        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+            yield request.stream(), announced, name
+            return
+        try:
+            form = await request.form(max_files=1, max_fields=10, max_part_size=1000)
+        except (HTTPException, MultiPartException) as problem:
+            raise Refused(400, "the form cannot be read; send one file, and at most ten short fields") from problem
+        try:
+            sent = next((value for value in form.values() if isinstance(value, UploadFile)), None)
+            if sent is None:
+                raise Refused(400, "the form holds no file; send one, or the file's bytes as the body")
+            yield _parts(sent), sent.size or 0, name or sent.filename or ""
+        finally:
+            await form.close()
 
 
 async def _parts(sent: UploadFile) -> AsyncIterator[bytes]:

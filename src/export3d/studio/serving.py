@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
 import signal
 import socket
@@ -49,12 +50,24 @@ class Patience(H11Protocol):
         if upgraded or self.conn.their_state is not h11.IDLE:
             self._stop()
         elif self._timer is None:
-            self._timer = self.loop.call_later(_HEADERS_S, self.transport.abort)
+            self._timer = self.loop.call_later(
+                _HEADERS_S, self._refuse, 408, "the request came too slowly; send it again"
+            )
 
     def _stop(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, f"this is no HTTP request, or its headers are longer than {_HEADER_BYTES} bytes")
+
+    def _refuse(self, status: int, sentence: str) -> None:
+        """Answer where there is no request to answer to, and hang up."""
+        body = json.dumps({"error": sentence})
+        head = f"HTTP/1.1 {status} \r\ncontent-type: application/json\r\ncontent-length: {len(body)}"
+        self.transport.write(f"{head}\r\nconnection: close\r\n\r\n{body}".encode())
+        self.transport.close()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -22,8 +23,8 @@ Kind = Literal["photo", "video", "motion", "background"]
 KINDS: tuple[str, ...] = get_args(Kind)
 ORIGINAL = "original"
 """Name of a file as it was sent, in its folder."""
-AT_ONCE = 8
-"""Uploads that arrive."""
+AT_ONCE = 16
+"""Uploads that arrive or are looked at."""
 BUNDLED_PORTRAIT: Portrait = {
     "id": BUNDLED,
     "path": str(ASSETS / "astronaut.png"),
@@ -96,11 +97,20 @@ class Uploads:
             raise Refused(400, f"there is no kind {kind!r} of upload; the kinds are {', '.join(KINDS)}")
         return await self.adopt(await self.keep(name, parts, announced), cast(Kind, kind))
 
-    async def keep(self, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> str:
-        """Take in a file of any kind, which nobody has looked at; returns its id."""
+    @contextmanager
+    def arriving(self, announced: int) -> Iterator[None]:
+        """Let so many bytes come in, within the block; raises `Refused` (503, 507) where there is no room."""
         if self._arriving >= AT_ONCE:
             raise Refused(503, "too many uploads at once; try again in a few seconds", 5)
+        self._workspace.make_room(min(announced, UPLOAD_BYTES))
         self._arriving += 1
+        try:
+            yield
+        finally:
+            self._arriving -= 1
+
+    async def keep(self, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> str:
+        """Take in a file of any kind, which nobody has looked at; returns its id."""
         entry = None
         try:
             entry = self._workspace.new(min(announced, UPLOAD_BYTES))
@@ -111,8 +121,6 @@ class Uploads:
             if entry is not None:
                 self._workspace.remove(entry.id)
             raise
-        finally:
-            self._arriving -= 1
         self._kept = {key: one for key, one in self._kept.items() if self._workspace.has(key)}
         self._kept[entry.id] = Kept(entry, shown_name(name), digest)
         return entry.id

@@ -1,0 +1,89 @@
+"""The socket: a port in use, clients that send no request, and the headers of the others."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="the extra studio is not installed")
+
+import uvicorn
+
+from export3d.errors import ConfigError
+from export3d.studio import serving
+from export3d.studio.guard import Receive, Scope, Send
+from export3d.studio.serving import Patience, listen
+
+
+async def answer_ok(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.fixture
+def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """The port of a server that has little patience."""
+    monkeypatch.setattr(serving, "_HEADERS_S", 0.3)
+    config = uvicorn.Config(
+        answer_ok, http=Patience, log_config=None, lifespan="off", h11_max_incomplete_event_size=serving._HEADER_BYTES
+    )
+    server = uvicorn.Server(config)
+    with listen("127.0.0.1", 0) as sock:
+        thread = threading.Thread(target=lambda: asyncio.run(server.serve([sock])))
+        thread.start()
+        yield sock.getsockname()[1]
+        server.should_exit = True
+        thread.join()
+
+
+def talk(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
+    """What the server says to these bytes until it hangs up."""
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        for part in parts:
+            client.sendall(part)
+            time.sleep(pause_s)
+        said = b""
+        while part := client.recv(4096):
+            said += part
+    return said
+
+
+def test_a_request_is_answered(port: int) -> None:
+    assert talk(port, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").endswith(b"ok")
+
+
+@pytest.mark.parametrize("parts", [[], [b"GET / HTTP/1.1\r\n"], [b"GET", b" /", b" HT"]], ids=["none", "half", "slow"])
+def test_who_sends_no_request_is_hung_up_on(port: int, parts: list[bytes]) -> None:
+    begun = time.monotonic()
+    said = talk(port, *parts, pause_s=0.05)
+    assert said.startswith(b"HTTP/1.1 408")
+    assert "slowly" in json.loads(said.partition(b"\r\n\r\n")[2])["error"]
+    assert time.monotonic() - begun < 2.0
+
+
+def test_a_second_request_must_come_too(port: int) -> None:
+    said = talk(port, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", b"GET /", pause_s=0.1)
+    assert (said.count(b"HTTP/1.1 200"), said.count(b"HTTP/1.1 408")) == (1, 1)
+
+
+@pytest.mark.parametrize("text", [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\na: " + b"b" * 20_000])
+def test_what_is_no_request_is_told_so(port: int, text: bytes) -> None:
+    said = talk(port, text)
+    assert said.startswith(b"HTTP/1.1 400")
+    assert "headers" in json.loads(said.partition(b"\r\n\r\n")[2])["error"]
+
+
+def test_ports_and_addresses_that_cannot_be(port: int) -> None:
+    for host, number, words in (
+        ("127.0.0.1", port, "in use"),
+        ("127.0.0.1", 70_000, "not possible"),
+        ("192.0.2.1", 0, "no address"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            listen(host, number)
