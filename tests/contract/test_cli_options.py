@@ -205,7 +205,8 @@ def test_help_is_fast_and_loads_no_torch() -> None:
     code = (
         "import sys; from export3d.cli.main import main; main(['--help']); main(['animate', '--help']);"
         "main(['track', '--help']); main(['compare-motion', '--help']); main(['demo', '--help']);"
-        "main(['prepare', '--help']); main(['studio', '--help']); main(['evaluate', 'same', '--help']); main(['evaluate-expression', '--help']);"
+        "main(['studio', '--help']); main(['prepare', '--help']);"
+        "main(['evaluate', 'same', '--help']); main(['evaluate-expression', '--help']);"
         "main(['edit', '--help']); main(['sheet', 'views', '--help']);"
         "main(['sheet', 'basis', '--help']); main(['orbit', '--help']); main(['weights', '--help']);"
         "main(['consent', 'add', '--help']); main(['consent', 'list']);"

@@ -21,7 +21,7 @@ from export3d.errors import ConfigError, Export3DError
 from export3d.studio.app import Settings, create_app
 from export3d.studio.guard import MESSAGE_BYTES
 
-_HEADERS_S = 10.0
+_HEADERS_S = 8.0
 """The headers of a request must arrive within so many seconds."""
 _HEADER_BYTES = 16_384
 _LEAVING_S = 2
