@@ -39,6 +39,7 @@ MAY = {
     "cli/bench.py": {".save()"},  # a report, JSON
     "engines/onnx_graph.py": {".save()"},  # a network
     "weights/blob.py": {".save()"},  # weights
+    "studio/work.py": {".save()"},  # a .motion file
     "studio/intake_process.py": {"write_png", ".save()"},  # the user's own images and frames, decoded; a .motion file
     "training/record.py": {"add_image"},  # shows in TensorBoard what provenance/writing.py has painted
 }

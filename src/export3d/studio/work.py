@@ -26,6 +26,7 @@ from export3d.animate.orbit import round_frames
 from export3d.camera import turned
 from export3d.errors import ConfigError, ConsentRefused
 from export3d.expression.sliders import natural_range
+from export3d.files import kind_at
 from export3d.image import fitted, read_image
 from export3d.memory import give_back_memory
 from export3d.model import Planes
@@ -227,7 +228,7 @@ class Work:
         between()
         try:
             verbs[message["verb"]](message, sources, out, between, tell)
-            names = [name for name in (VIDEO, POSTER, SHEET, MOTION, STILL) if (out / name).is_file()]
+            names = [name for name in (VIDEO, POSTER, SHEET, MOTION, STILL) if kind_at(out / name)]
         except BaseException:
             for name in (VIDEO, POSTER, SHEET, MOTION, STILL):
                 (out / name).unlink(missing_ok=True)
