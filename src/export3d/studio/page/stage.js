@@ -10,7 +10,7 @@ const SETTLE_MS = 250;
 
 const stage = byId("stage");
 const canvas = byId("picture");
-const wide = matchMedia("(min-width: 900px)");
+const wide = matchMedia("(min-width: 900px), (min-width: 640px) and (orientation: landscape)"); // as in page.css
 
 let head;
 let limits;
@@ -65,7 +65,6 @@ function down(event) {
   if (event.button) return;
   stopGlancing();
   stage.setPointerCapture(event.pointerId);
-  stage.focus({ preventScroll: true });
   fingers.set(event.pointerId, { x: event.clientX, y: event.clientY });
   grab();
   stage.classList.add("held");
