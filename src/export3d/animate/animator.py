@@ -490,10 +490,11 @@ class Animator:
         self._kept_views[wanted] = view
         return view
 
-    def forget(self, source: Source) -> None:
-        """Let go of what is kept of a source for its next frames."""
-        kept = self._kept_views.items()
-        self._kept_views = {wanted: view for wanted, view in kept if all(one is not source for one in view.sources)}
+    def forget(self, source: Source, above: int = 0) -> None:
+        """Let go of what is kept of a source for its next frames, if they have more than `above` pixels."""
+        for wanted, view in list(self._kept_views.items()):
+            if view.compositor and view.compositor.pixels > above and any(one is source for one in view.sources):
+                del self._kept_views[wanted]
 
     def framing(
         self,

@@ -78,6 +78,12 @@ class Compositor:
             for number, (box, source) in enumerate(faces)
         ]
 
+    @property
+    def pixels(self) -> int:
+        """Of a frame; what is kept for them takes 4 to 50 bytes for each."""
+        height, width, _ = self._still.shape
+        return int(height * width)
+
     def frame(self, parts: Sequence[tuple[Tensor, Origin]]) -> Picture:
         """Each face's image (1, 3, h, h) in [-1, 1] and its origin to a frame, uint8 (H, W, 3)."""
         frame = self._still.copy()

@@ -76,7 +76,9 @@ _SHARP = 512
 """Pixels across the face crop of a head at rest, where the photo has as many."""
 _QUALITY = 90
 _PREVIEW_HEIGHT, _PREVIEW_S = 360, 0.5
-_SOURCES, _SOURCE_BYTES = 8, 200_000_000
+_SMALL_VIEW = 1 << 20
+"""Pixels of a frame up to which what makes it is kept after a job: that of a head is, that of a whole photo is not."""
+_SOURCES, _SOURCE_BYTES = 8, 100_000_000
 """Portraits that are kept, and bytes of their photos; the last one is always kept."""
 _PLANES = 8
 _ONE = 1
@@ -234,6 +236,8 @@ class Work:
                 (out / name).unlink(missing_ok=True)
             raise
         finally:
+            for source in sources:
+                self.animator.forget(source, above=_SMALL_VIEW)
             give_back_memory()
         return {"files": names}
 
@@ -251,6 +255,7 @@ class Work:
                 if face == "all"
                 else [self.animator.encode(portrait["path"], face)]
             )
+            give_back_memory()  # of decoding and tracking
             sent = portrait.get("digest")
             return made if sent is None else [replace(one, digest=sent) for one in made]
 
