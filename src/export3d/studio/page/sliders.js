@@ -137,16 +137,22 @@ function slider(row) {
 
 function refresh() {
   for (const row of rows) {
-    const { input, output, back, min, max, unit = "" } = row;
-    const value = row.read(head.now);
-    const shown = unit ? `${value.toFixed(1).replace(/\.0$/, "")}${unit}` : value.toFixed(2);
-    if (document.activeElement !== input || Math.abs(input.value - value) > row.step) input.value = value;
-    input.setAttribute("aria-valuetext", shown);
-    output.textContent = shown;
-    back.disabled = !row.changed(head.now);
-    const part = (at) => (Math.min(max, Math.max(min, at)) - min) / (max - min);
-    input.style.setProperty("--own", part(row.own()));
-    input.style.setProperty("--from", Math.min(part(row.own()), part(value)));
-    input.style.setProperty("--to", Math.max(part(row.own()), part(value)));
+    const [value, own, changed] = [row.read(head.now), row.own(), row.changed(head.now)];
+    const state = `${value} ${own} ${changed}`;
+    if (row.state === state) continue; // a drag leaves most sliders alone
+    row.state = state;
+    draw(row, value, own, changed);
   }
+}
+
+function draw({ input, output, back, min, max, step, unit }, value, own, changed) {
+  const shown = unit ? `${value.toFixed(1).replace(/\.0$/, "")}${unit}` : value.toFixed(2);
+  if (document.activeElement !== input || Math.abs(input.value - value) > step) input.value = value;
+  input.setAttribute("aria-valuetext", shown);
+  output.textContent = shown;
+  back.disabled = !changed;
+  const part = (at) => (Math.min(max, Math.max(min, at)) - min) / (max - min);
+  input.style.setProperty("--own", part(own));
+  input.style.setProperty("--from", Math.min(part(own), part(value)));
+  input.style.setProperty("--to", Math.max(part(own), part(value)));
 }
