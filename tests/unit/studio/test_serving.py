@@ -87,3 +87,12 @@ def test_ports_and_addresses_that_cannot_be(port: int) -> None:
     ):
         with pytest.raises(ConfigError, match=words):
             listen(host, number)
+
+
+def test_small_messages_are_sent_at_once() -> None:
+    """The answer about a head goes out as two messages; waiting for the first one's receipt would cost 40 ms."""
+    with listen("127.0.0.1", 0) as server, socket.create_connection(server.getsockname()):
+        server.setblocking(True)
+        accepted, _ = server.accept()
+        with accepted:
+            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
