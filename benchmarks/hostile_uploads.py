@@ -177,7 +177,8 @@ def check_trace(path: Path) -> int:
     denied = sockets = 0
     for pid, call, arguments, result in _calls(path):
         if call == "execve" and "export3d.studio.intake_process" in arguments and result >= 0:
-            job = json.loads(json.loads('"' + _FILE.findall(arguments.partition("intake_process")[2])[0] + '"'))
+            text = next(each for each in _FILE.findall(arguments) if each.startswith("{"))
+            job = json.loads(json.loads(f'"{text}"'))
             jobs[pid] = job
             continue
         if call in ("clone", "clone3", "fork", "vfork") and pid in jobs and result > 0:
@@ -200,7 +201,7 @@ def check_trace(path: Path) -> int:
         elif call in ("open", "openat") and "O_PATH" not in arguments:
             for name in names:
                 opened[name] += 1
-                if not _inside(name, [job["folder"], job["path"], *job["readable"], *map(str, SYSTEM)]):
+                if not _inside(name, [job["folder"], job["path"], *job["readable"], *sys.path, *map(str, SYSTEM)]):
                     offences.append(f"{call}({arguments[:100]})")
     print(
         f"{len({id(job) for job in jobs.values()})} children opened {sum(opened.values())} files, {len(opened)} names"
