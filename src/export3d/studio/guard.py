@@ -220,7 +220,7 @@ class Guard:
             raise Refused(421, "this server does not answer to that host name; open it by the address it printed")
         self._check_origin(scope, headers, host)
         address = (scope.get("client") or ("unknown", 0))[0]
-        query = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=50)
+        query = _query(scope)
         named = headers.get(CLIENT_HEADER, b"").decode("latin-1") or query.get("client", [""])[0]
         client = f"{address} {named}" if _CLIENT.fullmatch(named) else address
         scope.setdefault("state", {})["client"] = client
@@ -280,7 +280,7 @@ class Guard:
         """Whether a request is for the page, by the URL with the token that was printed."""
         if self.token is None or scope["path"] != "/" or scope["method"] != "GET" or not scope["query_string"]:
             return False
-        given = parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=50).get("token", [""])[0]
+        given = _query(scope).get("token", [""])[0]
         return self._is_ours(headers.get(b"host", b"").decode("latin-1").lower()) and _same(given, self.token)
 
     async def _give_cookie(self, send: Send) -> None:
@@ -413,6 +413,14 @@ def _without_ours(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, b
     """An app's headers without those that the guard sets."""
     ours = {name for name, _ in security_headers({"headers": [], "path": ""})}
     return [(name, value) for name, value in headers if name.lower() not in ours]
+
+
+def _query(scope: Scope) -> dict[str, list[str]]:
+    """The parameters in a URL."""
+    try:
+        return parse_qs(scope["query_string"].decode("latin-1"), max_num_fields=50)
+    except ValueError as problem:
+        raise Refused(414, "the URL has more than 50 parameters; leave some out") from problem
 
 
 def _same(given: str, token: str) -> bool:
