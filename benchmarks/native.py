@@ -31,7 +31,7 @@ from export3d.evaluation.measures.sharpness import sharpness
 from export3d.face.landmarks import FaceLandmarker
 from export3d.image import read_image
 from export3d.motion.motion import Motion
-from export3d.photo.canvas import Frame
+from export3d.photo.options import Frame
 
 Picture = NDArray[np.uint8]
 

@@ -222,6 +222,16 @@ def test_help_is_fast_and_loads_no_torch() -> None:
         assert name in done.stdout
 
 
+def test_animate_begins_to_track_before_it_imports_pytorch(tmp_path: Path) -> None:
+    code = (
+        "import sys; import export3d.animate.drive as drive; from export3d.cli.main import main\n"
+        "drive.driving_meanwhile = lambda *_, **__: sys.exit(20 + ('torch' in sys.modules))\n"
+        "sys.exit(main('animate a.png --driving a.mp4 -o out.mp4 --size 256 --background #ffffff'.split()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 20, done.stderr
+
+
 def test_the_module_runs_like_the_command() -> None:
     done = subprocess.run([sys.executable, "-m", "export3d", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("export3d 0.")

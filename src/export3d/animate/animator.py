@@ -36,9 +36,10 @@ from export3d.memory import give_back_memory
 from export3d.model import Encoded, Export3D, Planes
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import SPACES, Motion
-from export3d.photo.canvas import LONG_SIDE, MARGIN, NATIVE, SMALLEST, Frame, Size
+from export3d.photo.canvas import LONG_SIDE, MARGIN
 from export3d.photo.compositor import Compositor
 from export3d.photo.extension import extended_crop, share_outside
+from export3d.photo.options import NATIVE, SMALLEST, Frame, Size
 from export3d.photo.palette import Palette, palette
 from export3d.photo.scene import scene
 from export3d.pretrained import load_pretrained

@@ -22,7 +22,7 @@ from export3d.errors import ConfigError, NoFaceFound
 from export3d.expression.sliders import check_limits, coefficients, natural_range
 from export3d.files import write_bytes
 from export3d.motion.arkit import ARKIT52
-from export3d.photo.canvas import Size
+from export3d.photo.options import Size
 from export3d.provenance.writing import MARKED, Marks
 
 if TYPE_CHECKING:

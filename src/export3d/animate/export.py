@@ -28,7 +28,7 @@ from export3d.provenance.writing import MARKED, Marks, encoded_webp, video_write
 if TYPE_CHECKING:
     from export3d.animate.animator import Animator, Source
     from export3d.animate.drive import Driving
-    from export3d.photo.canvas import Frame, Size
+    from export3d.photo.options import Frame, Size
 
 Picture = NDArray[np.uint8]
 

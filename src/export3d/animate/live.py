@@ -29,7 +29,7 @@ from export3d.errors import Export3DError, NoFaceFound
 from export3d.face.landmarks import LONG_SIDE, Face
 from export3d.face.people import Person
 from export3d.model import Planes
-from export3d.photo.canvas import Frame, Size
+from export3d.photo.options import Frame, Size
 from export3d.video.capture import TIMEOUT_S, Capture, Newest
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from export3d.errors import ConfigError, check_shape
 from export3d.image import resize
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import AWAY, Motion
-from export3d.photo.canvas import Size
+from export3d.photo.options import Size
 from export3d.provenance.writing import MARKED, Marks
 from export3d.render.rays import camera_rays
 

@@ -33,8 +33,7 @@ class Framing:
     def check(self) -> list[Path]:
         """Report what cannot be before any work starts; returns the files that are read."""
         from export3d.face.tracker import face_choice
-        from export3d.photo.background import check_background
-        from export3d.photo.canvas import parse_size
+        from export3d.photo.options import check_background, parse_size
 
         if self.face != "all":
             face_choice(self.face)

@@ -70,7 +70,7 @@ def command(
     from export3d.cli.framing import Framing
     from export3d.errors import ConfigError
     from export3d.face.tracker import face_choice
-    from export3d.photo.canvas import parse_size
+    from export3d.photo.options import parse_size
     from export3d.video.capture import is_file
 
     if seconds is not None and not seconds > 0:

@@ -41,7 +41,7 @@ def command(
     from export3d.animate.drive import bundled_portrait
     from export3d.expression.sliders import check_limits
     from export3d.files import make_folder
-    from export3d.photo.canvas import parse_size
+    from export3d.photo.options import parse_size
 
     if limits is not None:
         check_limits(*limits)

@@ -46,7 +46,7 @@ def command(
 
     from export3d.animate.drive import bundled_portrait, motion_path, read_motion
     from export3d.files import make_folder
-    from export3d.photo.canvas import parse_size
+    from export3d.photo.options import parse_size
     from export3d.provenance.statement import Statement, digest_of_file
 
     mover = None if motion is None else read_motion(motion_path(motion)).motion

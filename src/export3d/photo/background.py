@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,8 +11,6 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from export3d import files
-from export3d.errors import BadImage, ConfigError
 from export3d.face.crop import CropBox
 from export3d.image import read_image
 from export3d.photo.fields import (
@@ -29,35 +25,12 @@ from export3d.photo.fields import (
     on_grid,
     strips,
 )
+from export3d.photo.options import check_background, colour
 
 _MARGIN = 0.012
 """Width of the margin around the people whose pixels are filled in too, over the mean of height and width."""
 _BLUR = 0.02
 """Standard deviation of the blur, over the mean of height and width."""
-
-
-def check_background(background: str) -> Path | None:
-    """The image file that the text names; None for `keep`, `blur` and a colour `#rrggbb`.
-
-    Raises:
-        ConfigError: the text is none of these.
-        BadImage: there is no such file.
-
-    >>> check_background("#20a040")
-    >>> check_background("#20a04")
-    Traceback (most recent call last):
-    ...
-    export3d.errors.ConfigError: background '#20a04' is no colour; write six hexadecimal digits, such as #20a040
-    """
-    if background in ("keep", "blur") or _colour(background) is not None:
-        return None
-    if not background or "\0" in background:
-        raise ConfigError("the background is empty; give keep, blur, a colour such as #20a040, or an image file")
-    if "." not in background and Path(background).name == background and not files.kind_at(background, BadImage):
-        raise ConfigError(
-            f"background {background!r} is neither keep nor blur, a colour such as #20a040, nor an image file"
-        )
-    return files.check_input(background, BadImage, "an image")
 
 
 def plate(image: Pixels, matte: Pixels) -> Pixels:
@@ -125,22 +98,13 @@ def replaced(
         return plate(image, matte)
     if background == "blur":
         return _blurred(plate(image, matte))
-    colour = _colour(background)
-    if colour is not None:
-        return np.broadcast_to(np.array(colour, np.uint8), (height, width, 3)).copy()
+    wanted = colour(background)
+    if wanted is not None:
+        return np.broadcast_to(np.array(wanted, np.uint8), (height, width, 3)).copy()
     picture = Image.fromarray(read_image(background))
     (top, bottom, _), (left, right, _) = (part.indices(length) for part, length in zip(window, matte.shape))
     shown = np.asarray(ImageOps.fit(picture, (right - left, bottom - top), Image.Resampling.LANCZOS))
     return np.pad(shown, ((top, height - bottom), (left, width - right), (0, 0)), "edge")
-
-
-def _colour(text: str) -> tuple[int, int, int] | None:
-    """Red, green and blue of `#rrggbb`; None for what does not begin with #."""
-    if not text.startswith("#"):
-        return None
-    if not re.fullmatch("#[0-9a-fA-F]{6}", text):
-        raise ConfigError(f"background {text!r} is no colour; write six hexadecimal digits, such as #20a040")
-    return int(text[1:3], 16), int(text[3:5], 16), int(text[5:7], 16)
 
 
 def _widened(person: Tensor, margin: float) -> Tensor:

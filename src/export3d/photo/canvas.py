@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,16 +13,12 @@ from PIL import Image
 from export3d.errors import ConfigError
 from export3d.face.crop import CropBox, reaches_beyond
 from export3d.photo.extension import extended, extended_crop
+from export3d.photo.options import NATIVE, Frame, Size, parse_size
 
 log = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
-Frame = Literal["photo", "crop"]
-Size = int | Literal["native"]
 
-NATIVE: Literal["native"] = "native"
-SMALLEST, LARGEST = 256, 1024
-"""Sizes that can be asked for, pixels across the face crop."""
 LONG_SIDE = 1920
 """Longest side of the frames of a video of native size, pixels."""
 MOST_PIXELS = 36_000_000
@@ -58,26 +53,6 @@ class Canvas:
         """A square of the photo on the grid."""
         x, y = (np.array(box.centre) - self.corner) * self.scale
         return CropBox((float(x), float(y)), box.side * self.scale)
-
-
-def parse_size(text: str | int) -> Size:
-    """A size as it is written: "native", or a number of pixels from 256 to 1024.
-
-    Raises:
-        ConfigError: anything else.
-    """
-    if str(text) == NATIVE:
-        return NATIVE
-    try:
-        size = int(text) if int(text) == float(text) and "_" not in str(text) else 0
-    except (ValueError, TypeError, OverflowError):
-        size = 0
-    if not SMALLEST <= size <= LARGEST:
-        raise ConfigError(
-            f"the size {text!r} is not possible; give {NATIVE} or a number from {SMALLEST} to {LARGEST}, the pixels "
-            "across the face crop"
-        )
-    return size
 
 
 def canvas(

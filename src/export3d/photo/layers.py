@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 
 from export3d.errors import BadImage
 from export3d.face.crop import CropBox
-from export3d.photo.background import check_background, replaced, surrounding
+from export3d.photo.background import replaced, surrounding
 from export3d.photo.fields import strips
 from export3d.photo.matte import foreground, person_matte, person_share
+from export3d.photo.options import check_background
 
 Picture = NDArray[np.uint8]
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from export3d.face.crop import CropBox
-from export3d.photo.canvas import Frame, Picture, Size, canvas
+from export3d.photo.canvas import Picture, canvas
 from export3d.photo.compositor import Compositor
 from export3d.photo.layers import layers
+from export3d.photo.options import Frame, Size
 
 
 def scene(

@@ -6,7 +6,8 @@ from PIL import Image
 
 from export3d.errors import BadImage, ConfigError, ShapeError
 from export3d.image import write_png
-from export3d.photo.background import check_background, plate, replaced
+from export3d.photo.background import plate, replaced
+from export3d.photo.options import check_background
 
 
 @pytest.fixture

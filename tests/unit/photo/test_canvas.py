@@ -8,7 +8,8 @@ import pytest
 from export3d.errors import ConfigError
 from export3d.face.crop import CropBox
 from export3d.photo import canvas as module
-from export3d.photo.canvas import canvas, parse_size
+from export3d.photo.canvas import canvas
+from export3d.photo.options import parse_size
 
 
 def photo(height: int = 301, width: int = 405) -> np.ndarray:

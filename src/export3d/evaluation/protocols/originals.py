@@ -21,7 +21,7 @@ from export3d.face.crop import CropBox, crop
 from export3d.files import kind_at
 from export3d.image import read_image
 from export3d.model import Export3D
-from export3d.photo.canvas import LARGEST, SMALLEST
+from export3d.photo.options import LARGEST, SMALLEST
 from export3d.video import read_frames
 
 Picture = NDArray[np.uint8]
