@@ -10,9 +10,9 @@ for frame in animator.animate(source, driving_motion("driving.mp4")):
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,12 +21,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from export3d.animate.drive import hold, motion_path, rebase, references
+from export3d.animate.drive import FPS, hold, motion_path, rebase, references
 from export3d.animate.eyelids import closing_eyes
 from export3d.animate.head_motion import HeadMotion, report
 from export3d.animate.orbit import CameraPath, orbit_motion
 from export3d.camera import LABEL_SIZE, turned
 from export3d.consent.check import require_consent
+from export3d.engines.at_once import AT_ONCE, at_once
 from export3d.engines.choice import pick_engine
 from export3d.engines.names import EngineName
 from export3d.errors import ConfigError, check_shape
@@ -533,29 +534,44 @@ class Animator:
             self._tracker.close()
             self._tracker = None
         give_back_memory()  # of loading
-        parts = [
-            (self._planes(one, np.repeat(one.expression[None], batch, 0)), np.repeat(one.camera[None], batch, 0))
+        count = 2 * self._together(batch)
+        rest = [
+            Motion(np.repeat(one.expression[None], count, 0), np.repeat(one.camera[None], count, 0), FPS, self.space)
             for one in view.sources
         ]
-        next(self._drawn(view, parts, batch))
+        for _ in self._stream(view, rest, batch):
+            pass
         give_back_memory()  # of compiling
 
+    def _together(self, batch: int) -> int:
+        """Frames that go through the network together: on a processor, `batch` is that of two threads."""
+        return -(-batch // AT_ONCE) if self.device.type == "cpu" else batch
+
     def _stream(self, view: _View, motions: Sequence[Motion], batch: int) -> Iterator[Picture]:
-        count = len(motions[0])
-        for start in range(0, count, batch):
-            at = np.arange(start, min(start + batch, count))
-            missing = batch - len(at)
+        together, count = self._together(batch), len(motions[0])
+
+        def frames(start: int) -> list[Picture]:
+            at = np.arange(start, min(start + together, count))
+            missing = together - len(at)
             if start and missing < BATCH:  # OpenVINO would be compiled again for a last batch of another size
                 at = np.pad(at, (0, missing), mode="edge")
-            frames = self._drawn(
-                view,
-                [
-                    (self._planes(one, motion.expression[at]), motion.camera[at])
-                    for one, motion in zip(view.sources, motions)
-                ],
-                batch,
-            )
-            yield from islice(frames, count - start)
+            parts = [
+                (self._planes(one, motion.expression[at]), motion.camera[at])
+                for one, motion in zip(view.sources, motions)
+            ]
+            return self._frames(view, parts)[: count - start]
+
+        return self._several(frames, range(0, count, together))
+
+    def _several(self, frames: Callable[[int], list[Picture]], starts: Sequence[int]) -> Iterator[Picture]:
+        """The frames of several batches; on a processor, two batches are made at a time."""
+        if self.device.type != "cpu":
+            for start in starts:
+                yield from frames(start)
+            return
+        with closing(at_once(frames, starts)) as batches:
+            for made in batches:
+                yield from made
 
     @torch.inference_mode()
     def _planes(self, source: Source, expression: NDArray, shift: NDArray | None = None) -> Planes:
@@ -570,20 +586,27 @@ class Animator:
         self, view: _View, parts: Sequence[tuple[Planes, NDArray]], batch: int = 1, rays: int | None = None
     ) -> Iterator[Picture]:
         """Each source's planes, one or as many as its cameras (T, 25), to T frames."""
-        for start in range(0, len(parts[0][1]), batch):
-            at = slice(start, start + batch)
-            with torch.inference_mode():
-                made = []
-                for planes, cameras in parts:
-                    labels = self._tensor(cameras[at])
-                    several = planes if len(planes.triplane) > 1 else planes.expand(len(labels))
-                    rendered = None
-                    if rays is not None:
-                        full = self.model.config.render.resolution
-                        rendered = self.engine.render(several, labels, rays).enlarged(full)
-                    made.append(self.engine.frame_and_origin(several, labels, rendered))
-                frames = self._finished(view, made)
-            yield from frames
+        together = self._together(batch)
+
+        def frames(start: int) -> list[Picture]:
+            at = slice(start, start + together)
+            return self._frames(view, [(planes, cameras[at]) for planes, cameras in parts], rays)
+
+        return self._several(frames, range(0, len(parts[0][1]), together))
+
+    @torch.inference_mode()
+    def _frames(self, view: _View, parts: Sequence[tuple[Planes, NDArray]], rays: int | None = None) -> list[Picture]:
+        """Each source's planes, one or as many as its cameras (B, 25), to B frames."""
+        made = []
+        for planes, cameras in parts:
+            labels = self._tensor(cameras)
+            several = planes if len(planes.triplane) > 1 else planes.expand(len(labels))
+            rendered = None
+            if rays is not None:
+                full = self.model.config.render.resolution
+                rendered = self.engine.render(several, labels, rays).enlarged(full)
+            made.append(self.engine.frame_and_origin(several, labels, rendered))
+        return self._finished(view, made)
 
     @staticmethod
     def _finished(view: _View, made: Sequence[tuple[Tensor, Origin | None]]) -> list[Picture]:

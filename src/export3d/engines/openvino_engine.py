@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from export3d.engines import parts
+from export3d.engines.at_once import threads_beside
 from export3d.engines.engine import views_of
 from export3d.engines.torch_engine import PartsEngine
 from export3d.errors import ConfigError, MissingExtra
@@ -118,7 +121,7 @@ class _Generator(nn.Module):
 
 
 class _Compiled:
-    """A part of the model in OpenVINO, compiled per batch size and number of PyTorch's threads.
+    """A part of the model in OpenVINO, compiled per batch size, number of PyTorch's threads, and threads side by side.
 
     The last `_KEPT` are kept: each holds the weights and its own memory.
     """
@@ -127,14 +130,13 @@ class _Compiled:
         openvino = load_openvino()
         self._openvino, self._core = openvino, openvino.Core()
         self._part, self._precision = part.eval(), "bf16" if dtype == torch.bfloat16 else "f32"
-        self._requests: dict[tuple[int, int], Any] = {}
+        self._requests: dict[tuple[int, int, int], SimpleQueue[Any]] = {}
         self._lock = threading.Lock()
 
     def __call__(self, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part's outputs, float32, for its inputs by name; others are ignored."""
         inputs = [given[name].float().contiguous() for name in self._part.inputs]
-        with self._lock:
-            request = self._request(inputs)
+        with self._request(inputs) as request:
             for number, tensor in enumerate(inputs):
                 request.set_input_tensor(number, self._shared(tensor.numpy()))
             made: dict[str, Tensor] = {}
@@ -148,30 +150,43 @@ class _Compiled:
     def _shared(self, array: np.ndarray) -> Any:
         return self._openvino.Tensor(array, shared_memory=True)
 
-    def _request(self, inputs: list[Tensor]) -> Any:
-        key = len(inputs[0]), torch.get_num_threads()
-        if key in self._requests:
-            self._requests[key] = self._requests.pop(key)  # the last one used is the last one dropped
-        else:
-            for oldest in list(self._requests)[: 1 - _KEPT]:
-                del self._requests[oldest]
-            # in a thread: a signal handler that raises inside OpenVINO's calls to Python would be lost
-            with ThreadPoolExecutor(1, "convert") as thread:
-                self._requests[key] = thread.submit(self._compiled, inputs, key[1]).result()
-            give_back_memory()
-        return self._requests[key]
+    @contextmanager
+    def _request(self, inputs: list[Tensor]) -> Iterator[Any]:
+        """A request of the compiled part that nobody else uses meanwhile."""
+        key = len(inputs[0]), torch.get_num_threads(), threads_beside()
+        with self._lock:
+            if key in self._requests:
+                self._requests[key] = self._requests.pop(key)  # the last one used is the last one dropped
+            else:
+                for oldest in list(self._requests)[: 1 - _KEPT]:
+                    del self._requests[oldest]
+                # in a thread: a signal handler that raises inside OpenVINO's calls to Python would be lost
+                with ThreadPoolExecutor(1, "convert") as thread:
+                    self._requests[key] = thread.submit(self._compiled, inputs, *key[1:]).result()
+                give_back_memory()
+            free = self._requests[key]
+        request = free.get()
+        try:
+            yield request
+        finally:
+            free.put(request)
 
-    def _compiled(self, inputs: list[Tensor], threads: int) -> Any:
+    def _compiled(self, inputs: list[Tensor], threads: int, beside: int) -> SimpleQueue[Any]:
+        """As many requests as threads use the part at a time."""
         model = _read(self._part, inputs)  # not kept: it holds the weights once more
         give_back_memory()  # of tracing
         model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, inputs)})
         settings = {
             "INFERENCE_PRECISION_HINT": self._precision,
-            "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": 1,
+            "INFERENCE_NUM_THREADS": threads * beside,
+            "NUM_STREAMS": beside,
             "ENABLE_CPU_PINNING": False,  # it would pin the threads of PyTorch too
         }
-        return self._core.compile_model(model, "CPU", settings).create_infer_request()
+        compiled = self._core.compile_model(model, "CPU", settings)
+        requests: SimpleQueue[Any] = SimpleQueue()
+        for _ in range(beside):
+            requests.put(compiled.create_infer_request())
+        return requests
 
 
 def _read(part: parts.Part, inputs: list[Tensor]) -> Any:

@@ -32,7 +32,7 @@ from export3d.memory import give_back_memory
 from export3d.model import Planes
 from export3d.motion.arkit import columns_of
 from export3d.motion.motion import Motion
-from export3d.photo.canvas import NATIVE, SMALLEST, Frame, Size
+from export3d.photo.options import NATIVE, SMALLEST, Frame, Size
 from export3d.provenance.statement import digest_of_file
 from export3d.provenance.writing import Marks, encoded_jpeg
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from export3d.engines import choice
+from export3d.engines.at_once import at_once
 from export3d.engines.choice import pick_engine
 from export3d.engines.engine import Engine
 from export3d.engines.openvino_engine import OpenVinoEngine, _Compiled
@@ -224,16 +225,30 @@ def test_the_batch_sizes_used_last_are_kept() -> None:
     compiled = _Compiled(Doubled(), torch.float32)
 
     def kept() -> list[int]:
-        return [batch for batch, _ in compiled._requests]
+        return [batch for batch, _, _ in compiled._requests]
 
     for batch in (1, 2, 3, 4, 1, 5):
         x = torch.randn(batch, 3)
         assert torch.equal(compiled({"x": x})["y"], 2.0 * x)
     assert kept() == [3, 4, 1, 5]
-    first = compiled._requests[3, torch.get_num_threads()]
+    first = compiled._requests[3, torch.get_num_threads(), 1]
     compiled({"x": torch.randn(3, 3)})
     assert kept() == [4, 1, 5, 3]
-    assert compiled._requests[3, torch.get_num_threads()] is first
+    assert compiled._requests[3, torch.get_num_threads(), 1] is first
+
+
+@needs_openvino
+def test_two_threads_side_by_side_share_a_compiled_part() -> None:
+    compiled, before = _Compiled(Doubled(), torch.float32), torch.get_num_threads()
+    batches = [torch.full((2, 3), float(number)) for number in range(20)]
+    torch.set_num_threads(2)
+    try:
+        doubled = list(at_once(lambda x: compiled({"x": x})["y"], batches))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(y, 2.0 * x) for x, y in zip(batches, doubled, strict=True))
+    assert list(compiled._requests) == [(2, 1, 2)]
+    assert compiled._requests[2, 1, 2].qsize() == 2, "requests that are free again"
 
 
 @needs_openvino
