@@ -105,7 +105,7 @@ class Tree:
         command = [self.python, "-m", "export3d", "animate", portrait, "--driving", str(clip), "-o", str(output)]
         about = self.ask("about")
         command += ["--engine", self.engine] if about["engines"] else []
-        command += ["--frame", "crop"] if about["frames"] else []  # what older commits show
+        command += ["--frame", "crop", "--size", "256"] if about["frames"] else []  # what older commits show
         before, start = _children(), time.perf_counter()
         command += ["--device", "cpu", *self._weights()]
         done = subprocess.run(command, env=self.env, capture_output=True, text=True, cwd=clip.parent, check=False)
