@@ -185,11 +185,19 @@ def works(studio: Studio) -> str:
 def left(pids: list[int]) -> list[str]:
     """Processes of a killed studio that do not end."""
     end = time.monotonic() + GONE_S
-    alive = [pid for pid in pids if psutil.pid_exists(pid)]
+    alive = list(filter(runs, pids))
     while alive and time.monotonic() < end:
         time.sleep(0.1)
-        alive = [pid for pid in alive if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"]
+        alive = list(filter(runs, alive))
     return [f"process {pid} goes on" for pid in alive]
+
+
+def runs(pid: int) -> bool:
+    """Whether a process is there, and not only its exit code."""
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def strike(studio: Studio, kind: str, when: str, files: dict[str, bytes]) -> tuple[list[str], list[str]]:
