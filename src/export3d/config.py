@@ -141,12 +141,12 @@ def base() -> ModelConfig:
 
 
 def core() -> ModelConfig:
-    """`base` without the parts that move the source (variant `pure`), at 128 pixels.
+    """`base` without the parts that move the source (variant `pure`).
 
     EAdaLN alone changes the expression, the renderer alone the pose. The aligned input view and the stem's features
     beside the tokens remain. The super-resolution is wider than that of `base`, since it alone makes the image.
     """
-    config = variant(base(), "pure").sized(128)
+    config = variant(base(), "pure")
     superres = SuperResConfig(mid_channels=64, high_channels=32)
     return replace(config, render=replace(config.render, fine=0), superres=superres)
 
