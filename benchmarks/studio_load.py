@@ -252,7 +252,7 @@ class Client:
     async def leave(self) -> None:
         """Go away in the middle of an upload, a job or a connection."""
         way = self.random.choice(("upload", "job", "socket"))
-        self.record.answers[f"leave a {way}", "–"] += 1
+        self.record.answers[f"leave: {way}", "–"] += 1
         if way == "upload":
 
             async def slowly() -> AsyncIterator[bytes]:
