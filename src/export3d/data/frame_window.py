@@ -28,11 +28,11 @@ from torch import Tensor
 from export3d.data.decoding import decode, decoders
 from export3d.data.frame_layout import Arrays, Clip, layout
 from export3d.data.frames import FrameStore
-from export3d.data.locations import Place, as_place
 from export3d.data.packed_frames import is_packed
 from export3d.data.pairs import share_of
 from export3d.data.shards import Record, Shard, read_index, read_shard
 from export3d.errors import ConfigError, InputError
+from export3d.locations import Place, as_place
 
 PARTS = 8
 """Blocks in the window."""

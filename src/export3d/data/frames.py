@@ -32,7 +32,6 @@ from torch import Tensor
 
 from export3d.data.decoding import decode, decoders
 from export3d.data.frame_layout import Arrays, Clip, clips_from_json, layout
-from export3d.data.locations import Place, inside
 from export3d.data.packed_frames import (
     DAMAGE,
     PACKED_FORMAT,
@@ -46,6 +45,7 @@ from export3d.data.packed_frames import (
 from export3d.data.shards import Index, Record, has_split, read_index, read_shards
 from export3d.errors import ConfigError, InputError, check_shape
 from export3d.files import kind_at, make_folder, replacing, write_bytes, write_failure
+from export3d.locations import Place, inside
 
 CACHE_FORMAT = "export3d.frames"
 MAX_PART_BYTES = 50 * 10**6

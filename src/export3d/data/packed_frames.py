@@ -19,9 +19,9 @@ from safetensors import SafetensorError
 
 from export3d.data.decoding import decode_exactly
 from export3d.data.frame_layout import Arrays, Clip, clips_from_json, layout
-from export3d.data.locations import as_place
 from export3d.errors import InputError
 from export3d.files import kind_at
+from export3d.locations import as_place
 from export3d.motion.motion import SPACES
 
 PACKED_FORMAT = "export3d.packed"

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from export3d.data.frames import FrameStore
-from export3d.data.locations import as_place, inside
 from export3d.data.packed_frames import is_packed
 from export3d.data.shards import INDEX_NAME, has_split
 from export3d.errors import ConfigError, InputError
 from export3d.files import kind_at, write_failure
+from export3d.locations import as_place, inside
 
 SPLITS = ("train", "val", "pseudo/train")
 """Splits of a prepared folder that are packed, where they exist."""

@@ -28,10 +28,10 @@ from export3d.data.clips import Limits, Refusal, records_of
 from export3d.data.manifest import PARTS_FOLDER, VERSION, Job, find_files, make_jobs, read_manifest, split_folders
 from export3d.data.shard_writer import update, write_tar
 from export3d.data.shards import INDEX_NAME, Entry, Index, Record, Reject, read_index, read_tar
-from export3d.data.workers import Crash, run_jobs
 from export3d.errors import ConfigError, Export3DError, InputError, MissingExtra, OutputError
 from export3d.face.tracker import Tracker
 from export3d.files import kind_at, make_folder, paths_in, write_bytes
+from export3d.workers.run import Crash, run_jobs
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,6 @@ from export3d.camera import head_angles, head_rotation
 from export3d.data.clips import FPS, Limits, encode_clip
 from export3d.data.shard_writer import update
 from export3d.data.shards import INDEX_NAME, Record, Reject, read_index, read_shards
-from export3d.data.workers import Crash, run_jobs
 from export3d.errors import ConfigError, InputError
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE
@@ -37,6 +36,7 @@ from export3d.face.morphable import MorphableFace
 from export3d.face.repose import Puppet
 from export3d.files import check_folder, kind_at, write_bytes
 from export3d.motion.arkit import ARKIT52
+from export3d.workers.run import Crash, run_jobs
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ Only the tars named in the index belong to the split. New tars are written first
 new index replaces the old one atomically, then tars that are no longer named are deleted. A process killed at any
 moment therefore leaves either the old split or the new one. Reading never executes code: the files are JSON and
 safetensors, and tar members are only read into memory. A split is written to a folder, and read from that folder or
-from a URL that serves an unmodified copy of it (`data.locations`).
+from a URL that serves an unmodified copy of it (`locations`).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 
 from export3d.camera import LABEL_SIZE
-from export3d.data.locations import Place, as_place, fetch, inside
 from export3d.errors import InputError, ShapeError, check_shape
 from export3d.files import kind_at
+from export3d.locations import Place, as_place, fetch, inside
 
 FORMAT = "export3d.shards"
 VERSION = 1

@@ -19,11 +19,11 @@ from torch import Tensor
 from export3d.data.frame_layout import Clip
 from export3d.data.frame_window import RotatingSampler, Rotation, rows_of_block
 from export3d.data.frames import FrameStore
-from export3d.data.locations import Place, as_place, inside
 from export3d.data.packed_frames import is_packed
 from export3d.data.pairs import Draw, PairSampler, share_of
 from export3d.data.shards import Entry, has_split, read_index
 from export3d.errors import ConfigError, InputError
+from export3d.locations import Place, as_place, inside
 
 GROUP = 4
 """Consecutive samples that show one source at one camera."""

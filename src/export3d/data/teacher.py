@@ -23,13 +23,13 @@ from torch import Tensor
 from export3d.camera import from_pose, head_angles, head_position, projected
 from export3d.data.clips import FPS, Limits, encode_clip
 from export3d.data.decoding import decode
-from export3d.data.locations import Place, as_place, inside
 from export3d.data.shard_writer import update
 from export3d.data.shards import INDEX_NAME, WHOLE, Entry, Index, Record, read_index, read_shard
 from export3d.data.taught import GROUP, KEY
 from export3d.errors import CheckpointError, ConfigError, InputError
 from export3d.files import check_folder, kind_at
 from export3d.image import to_uint8
+from export3d.locations import Place, as_place, inside
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
 from export3d.pretrained import load_pretrained

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from export3d.data.frame_window import Rotation, rows_of_block
 from export3d.data.frames import FrameStore
-from export3d.data.locations import as_place, inside
 from export3d.data.shards import has_split
 from export3d.errors import ConfigError, InputError
 from export3d.files import make_folder
+from export3d.locations import as_place, inside
 
 
 def load_frames(

@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore, space_of
-from export3d.data.locations import as_place
 from export3d.data.training_frames import load_frames
 from export3d.discriminator import Discriminator, discriminator_config
 from export3d.errors import ConfigError
 from export3d.image import resize
+from export3d.locations import as_place
 from export3d.losses import adversarial, discrimination, r1_penalty
 from export3d.model import Export3D, Output
 from export3d.pretrained import adapt_resolution, load_pretrained

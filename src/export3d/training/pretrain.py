@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from export3d.data.contrastive import ContrastConfig, ContrastSampler, RotatingContrast, cropped
 from export3d.data.frame_window import Rotation, rows_of_block
 from export3d.data.frames import FrameStore
-from export3d.data.locations import as_place, inside
 from export3d.data.shards import has_split
 from export3d.errors import ConfigError, InputError
 from export3d.evaluation.appearance.probes import retrieval_accuracy, spread_frames
@@ -29,6 +28,7 @@ from export3d.expression.directions import measure_ranges, settle
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.files import make_folder
 from export3d.image import contact_sheet, to_uint8
+from export3d.locations import as_place, inside
 from export3d.pretrained import save_encoder
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from export3d.config import VARIANTS, ModelConfig, preset, variant
 from export3d.data.frame_window import RotatingSampler, Rotation
 from export3d.data.frames import FrameStore, space_of
-from export3d.data.locations import as_place
 from export3d.data.pairs import PairSampler, share_of
 from export3d.data.taught import GROUP, MixedSampler, TaughtSampler, load_taught
 from export3d.data.training_frames import load_frames
 from export3d.errors import ConfigError, InputError
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.image import resize
+from export3d.locations import as_place
 from export3d.losses import between, face_weight
 from export3d.model import Export3D, Output
 from export3d.pretrained import inherit, load_encoder, load_pretrained

@@ -23,9 +23,9 @@ from export3d.data.manifest import coefficients_of, find_files, read_manifest
 from export3d.data.prepare import Report, prepare
 from export3d.data.shard_writer import verify
 from export3d.data.shards import read_index, read_shards
-from export3d.data.workers import Crash
 from export3d.errors import ConfigError, InputError, OutputError
 from export3d.face.tracker import Tracker
+from export3d.workers.run import Crash
 
 Draw = Callable[..., Path]
 

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from export3d.data.shards import Entry
-from export3d.data.workers import Crash, run_jobs
 from export3d.errors import InputError
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.results import Results
+from export3d.workers.run import Crash, run_jobs
 
 Progress = Callable[[int, int], None]
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export3d.data.workers import Crash
 from export3d.errors import InputError
 from export3d.evaluation.protocols import runner
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.same import same_identity
 from export3d.evaluation.protocols.saved import score_predictions
 from export3d.evaluation.protocols.settings import RunSettings, Scoring
+from export3d.workers.run import Crash
 
 PLAIN = Scoring(backbone="none", faces=False)
 FILES = ["clips", "report.html", "report.json", "report.md", "sheet.png"]

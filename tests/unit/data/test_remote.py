@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from export3d.cli.main import main
-from export3d.data import locations
+from export3d import locations
 from export3d.data.frames import FrameStore
 from export3d.data.shard_writer import update
 from export3d.data.shards import Record, has_split, read_index, read_shards
@@ -145,7 +145,7 @@ def test_a_url_that_was_not_prepared_gets_the_remedy(server: FileServer, capsys:
 def test_without_the_extra_its_name_is_told(url: str, package: str) -> None:
     program = (
         f"import sys; sys.modules[{package!r}] = None\n"
-        "from export3d.data.locations import fetch\n"
+        "from export3d.locations import fetch\n"
         "from export3d.errors import MissingExtra\n"
         f"try:\n    fetch({url!r})\nexcept MissingExtra as error:\n    print(error)\n"
     )

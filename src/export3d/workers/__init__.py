@@ -1,0 +1,1 @@
+"""Jobs in several processes of this machine, or of many."""
