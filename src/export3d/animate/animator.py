@@ -40,7 +40,7 @@ from export3d.motion.motion import SPACES, Motion
 from export3d.photo.canvas import LONG_SIDE, MARGIN
 from export3d.photo.compositor import Compositor
 from export3d.photo.extension import extended_crop, share_outside
-from export3d.photo.options import NATIVE, SMALLEST, Frame, Size
+from export3d.photo.options import NATIVE, SMALLEST, Frame, Size, parse_size
 from export3d.photo.palette import Palette, palette
 from export3d.photo.scene import scene
 from export3d.pretrained import load_pretrained
@@ -509,9 +509,14 @@ class Animator:
 
         That is the whole photo at its own size. With weights that do not move the source's pixels, and for absolute
         motion, it is the crop.
+
+        Raises:
+            ConfigError: the size is not possible.
         """
         moves = self.model.moves_pixels
         frame = frame or ("photo" if moves and relative else "crop")
+        if size is not None:
+            size = parse_size(size)
         return {"frame": frame, "size": NATIVE if size is None and moves else size, "background": background}
 
     def warm_up(

@@ -57,6 +57,13 @@ def test_frames_of_the_models_size_are_the_same_as_ever(animator: Animator, sour
     assert large.shape == (200, 200, 3), "the astronaut's own pixels"
 
 
+def test_the_models_size_is_the_models_own_image_also_where_it_is_text(animator: Animator, source: Source) -> None:
+    """The bundled portrait's crop has fewer pixels: put together from the photo, it would be smaller."""
+    still = animator.edit(source, {"jawOpen": 0.5}, **animator.framing("crop", "256"))
+    np.testing.assert_array_equal(still, animator.edit(source, {"jawOpen": 0.5}))
+    assert still.shape == (256, 256, 3)
+
+
 def test_a_replaced_background_is_seen_where_nobody_is(animator: Animator, source: Source) -> None:
     made = animator.edit(source, yaw_deg=10.0, size="native", frame="photo", background="#10e030")
     assert np.array_equal(made[5:40, 110:140], np.broadcast_to((16, 224, 48), (35, 30, 3)))
