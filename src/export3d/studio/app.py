@@ -27,7 +27,7 @@ from export3d.engines.names import EngineName
 from export3d.errors import Export3DError
 from export3d.policy import Policy, current_policy
 from export3d.studio.api_page import api_page
-from export3d.studio.engine import Engine
+from export3d.studio.engine import Engine, EngineLike
 from export3d.studio.gradio_api import GradioApi
 from export3d.studio.guard import UPLOAD_BYTES, Guard, Rates, Scope
 from export3d.studio.head import HeadSocket
@@ -74,7 +74,9 @@ class Settings:
 class Studio:
     """Everything a running server has."""
 
-    def __init__(self, settings: Settings, told: Callable[[Export3DError | None], None]) -> None:
+    def __init__(
+        self, settings: Settings, told: Callable[[Export3DError | None], None], engine: EngineLike | None = None
+    ) -> None:
         self.settings, self.told = settings, told
         self.metrics = Metrics()
         self.workspace = Workspace(settings.folder)
@@ -82,8 +84,9 @@ class Studio:
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.workspace.spool)  # also of the engine and of forms
         self.own_policy = current_policy()
         self._policy_text = ""
-        self.engine = Engine(
-            self.write_policy(), settings.weights, pure=settings.pure, device=settings.device, engine=settings.engine
+        policy = self.write_policy()
+        self.engine: EngineLike = engine or Engine(
+            policy, settings.weights, pure=settings.pure, device=settings.device, engine=settings.engine
         )
         self.intake = Intake()
         self.uploads = Uploads(self.workspace, self.intake, self.engine, self.metrics)
@@ -180,18 +183,23 @@ class Studio:
         }
 
 
-def create_app(settings: Settings, told: Callable[[Export3DError | None], None] = lambda problem: None) -> Guard:
+def create_app(
+    settings: Settings,
+    told: Callable[[Export3DError | None], None] = lambda problem: None,
+    engine: EngineLike | None = None,
+) -> Guard:
     """The server as an ASGI application.
 
     Args:
         settings: how it is run.
         told: called once: with None when the engine renders, or with the reason why it never will.
+        engine: what renders, not yet started; None: a child process, as the settings say.
 
     Raises:
         OutputError: its folder cannot be made.
         PolicyError: the machine's policy cannot be read.
     """
-    studio = Studio(settings, told)
+    studio = Studio(settings, told, engine)
     app = FastAPI(
         title="export3d studio",
         version=version("export3d"),

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Protocol, TypedDict
 
 from export3d import errors
 from export3d.engines.names import EngineName
@@ -81,6 +81,48 @@ class Picture:
     height: int
     ms: float
     values: dict[str, float]
+
+
+class EngineLike(Protocol):
+    """What the server needs of an engine, wherever it renders. `Engine` says what each method does and raises.
+
+    Attributes:
+        info: what `start` returned; None until then.
+        restarts: how often it was started again.
+    """
+
+    restarts: int
+
+    @property
+    def info(self) -> dict[str, Any] | None: ...
+
+    @property
+    def alive(self) -> bool:
+        """Whether it answers requests now."""
+        ...
+
+    @property
+    def pid(self) -> int | None:
+        """Its process on this machine; None where there is none."""
+        ...
+
+    def memory(self) -> int:
+        """Resident memory on this machine, bytes; 0 where it has none or the system does not tell."""
+        ...
+
+    async def start(self) -> dict[str, Any]: ...
+
+    async def stop(self) -> None: ...
+
+    async def encode(self, portrait: Portrait, face: str | int = "largest") -> dict[str, Any]: ...
+
+    async def head(self, request: Mapping[str, Any], portrait: Portrait) -> Picture | None: ...
+
+    def submit(self, job: Mapping[str, Any]) -> AsyncIterator[dict[str, Any]]: ...
+
+    def cancel(self, job: str) -> None: ...
+
+    def forget(self, portrait: str) -> None: ...
 
 
 class Engine:

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import WebSocket, WebSocketDisconnect
 
-from export3d.studio.engine import Engine
+from export3d.studio.engine import EngineLike
 from export3d.studio.metrics import Metrics
 from export3d.studio.refusals import Refused, refusal
 from export3d.studio.requests import Head, is_id, parse_head
@@ -22,7 +22,7 @@ _SLOWEST_S = 10.0
 class HeadSocket:
     """One connection. It reads on while the engine renders, and drops every question but the newest."""
 
-    def __init__(self, socket: WebSocket, engine: Engine, uploads: Uploads, metrics: Metrics) -> None:
+    def __init__(self, socket: WebSocket, engine: EngineLike, uploads: Uploads, metrics: Metrics) -> None:
         self._socket, self._engine, self._uploads, self._metrics = socket, engine, uploads, metrics
         self._newest: str | None = None
         self._asked = asyncio.Event()

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from export3d.studio.engine import Engine
+from export3d.studio.engine import EngineLike
 from export3d.studio.intake import Intake
 from export3d.studio.metrics import Metrics
 from export3d.studio.refusals import Refused, gone, refusal
@@ -89,7 +89,7 @@ class Jobs:
     """All jobs and the task that works them off, one after the other."""
 
     def __init__(
-        self, workspace: Workspace, uploads: Uploads, engine: Engine, intake: Intake, metrics: Metrics
+        self, workspace: Workspace, uploads: Uploads, engine: EngineLike, intake: Intake, metrics: Metrics
     ) -> None:
         self._workspace, self._uploads, self._engine = workspace, uploads, engine
         self._intake, self._metrics = intake, metrics

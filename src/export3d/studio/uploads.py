@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-from export3d.studio.engine import Engine, Portrait
+from export3d.studio.engine import EngineLike, Portrait
 from export3d.studio.guard import UPLOAD_BYTES
 from export3d.studio.intake import Intake
 from export3d.studio.metrics import Metrics
@@ -73,7 +73,7 @@ class Kept:
 class Uploads:
     """The uploads of all users."""
 
-    def __init__(self, workspace: Workspace, intake: Intake, engine: Engine, metrics: Metrics) -> None:
+    def __init__(self, workspace: Workspace, intake: Intake, engine: EngineLike, metrics: Metrics) -> None:
         self._workspace, self._intake, self._engine, self._metrics = workspace, intake, engine, metrics
         self.before_encoding: Callable[[], object] = lambda: None
         """Called before a photo is given to the engine."""
