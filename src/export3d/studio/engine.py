@@ -284,6 +284,9 @@ class Engine:
         try:
             await self._send({**message, "call": call})
             found: dict[str, Any] = await answer
+        except asyncio.CancelledError:
+            self._tell({"op": "drop", "call": call})
+            raise
         finally:
             self._answers.pop(call, None)
         if "error" in found:

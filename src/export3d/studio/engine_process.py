@@ -4,6 +4,7 @@ Messages are dicts of plain values. To the child:
 
 - `{"op": "head", "call", "key", "portrait", …}`: see `work.Work.head`. A newer one of the same `key` replaces it.
 - `{"op": "encode", "call", "portrait", "face"}`: see `work.Work.encode`.
+- `{"op": "drop", "call"}`: nobody waits for this head or portrait any more.
 - `{"op": "job", "id", "verb", …}`: see `work.Work.job`; jobs run one after the other.
 - `{"op": "cancel", "id"}`, `{"op": "forget", "id"}` (a portrait's), `{"op": "stop"}`.
 
@@ -110,6 +111,8 @@ class _Loop:
                 if older is not None:
                     _send(self._pipe, {"op": "answer", "call": older["call"], "replaced": True})
                 self._waiting[key] = message
+            elif op == "drop":
+                self._waiting = {key: one for key, one in self._waiting.items() if one["call"] != message["call"]}
             elif op == "job":
                 self._jobs.append(message)
             elif op == "cancel":

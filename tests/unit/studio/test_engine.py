@@ -76,6 +76,7 @@ def test_heads_and_jobs(
         assert engine.memory() > 50_000_000
         await encoding(engine, portrait, tmp_path)
         await heads(engine, portrait)
+        await leaving(engine, portrait)
         await animating(engine, portrait, face_video, motion_file, tmp_path)
         await other_jobs(engine, portrait, tmp_path)
         await cancelling(engine, portrait, tmp_path)
@@ -118,6 +119,21 @@ async def heads(engine: Engine, portrait: Portrait) -> None:
     assert None in newest, "a newer request replaces one that waits"
     with pytest.raises(Exception, match="jawUp"):
         await engine.head({"key": 1, "scores": {"jawUp": 0.5}}, portrait)
+
+
+async def leaving(engine: Engine, portrait: Portrait) -> None:
+    """Whoever stays waits for one picture, not for those of all who have left."""
+    begun = time.monotonic()
+    await engine.head({"key": 0, "yaw": 1.0}, portrait)
+    one = time.monotonic() - begun
+    left = [asyncio.create_task(engine.head({"key": key, "yaw": 2.0}, portrait)) for key in range(100, 160)]
+    await asyncio.sleep(0)
+    for task in left:
+        task.cancel()
+    begun = time.monotonic()
+    assert await engine.head({"key": 0, "yaw": 3.0}, portrait) is not None
+    assert time.monotonic() - begun < 20.0 * one
+    assert (await asyncio.gather(*left, return_exceptions=True))[0].__class__ is asyncio.CancelledError
 
 
 async def animating(engine: Engine, portrait: Portrait, video: Path, motion: Path, tmp_path: Path) -> None:
