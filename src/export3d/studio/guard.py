@@ -41,7 +41,7 @@ SMALL_BYTES = 64_000
 MESSAGE_BYTES = 16_000
 """Largest message of a WebSocket."""
 _URL_BYTES = 4_000
-_IDLE_S, _SLOWEST, _GRACE_S = 8.0, 10_000.0, 8.0
+_IDLE_S, SLOWEST, _GRACE_S = 8.0, 10_000.0, 8.0
 """A body may pause for so many seconds, and after the grace period must come with so many bytes per second."""
 _DRAIN_S = 5.0
 """How long a body that is too large is thrown away before the answer, which its sender would not read otherwise."""
@@ -330,7 +330,7 @@ class _Body:
             await self._drain()
             raise self._too_large()
         elapsed = time.monotonic() - self._since
-        if not self.done and elapsed > _GRACE_S and self._got < _SLOWEST * (elapsed - _GRACE_S):
+        if not self.done and elapsed > _GRACE_S and self._got < SLOWEST * (elapsed - _GRACE_S):
             raise self._too_slow()
         return message
 

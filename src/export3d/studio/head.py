@@ -17,6 +17,8 @@ from export3d.studio.uploads import Uploads
 
 _SLOWEST_S = 10.0
 """A client that takes longer to read one picture is cut."""
+_LEAVING_S = 1.0
+"""It may not be there to read the farewell either."""
 
 
 class HeadSocket:
@@ -47,7 +49,9 @@ class HeadSocket:
                 self._asked.set()
             with suppress(WebSocketDisconnect, TimeoutError):
                 answering.result()
-            await self._socket.close()
+            with suppress(WebSocketDisconnect, TimeoutError):
+                async with asyncio.timeout(_LEAVING_S):
+                    await self._socket.close()
         finally:
             answering.cancel()
 

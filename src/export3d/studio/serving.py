@@ -12,32 +12,50 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import Frame
 
 from export3d.errors import ConfigError, Export3DError
 from export3d.studio.app import Settings, create_app
-from export3d.studio.guard import MESSAGE_BYTES
+from export3d.studio.guard import MESSAGE_BYTES, SLOWEST, Bucket, Rates
 
 _HEADERS_S = 8.0
 """The headers of a request must arrive within so many seconds."""
 _HEADER_BYTES = 16_384
+_CONNECTIONS, _FROM_ONE = 512, 256
+"""Open connections, of all and of one address: files and children need the process's other descriptors."""
+_STALLED_S = 60.0
+"""A client that takes nothing of what is sent to it is cut after so many seconds."""
 _LEAVING_S = 2
 """Connections that are open at the end are cut after so many seconds."""
 
 
 class Patience(H11Protocol):
-    """HTTP whose clients may not take for ever to send their headers."""
+    """HTTP whose clients are not too many, and may not take for ever to send their headers, or a body nobody reads."""
 
     _timer: asyncio.TimerHandle | None = None
+    _got = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._watch()
+        if self._is_full():
+            self._refuse(503, "too many connections are open; try again in a few seconds")
+        else:
+            self._watch()
+
+    def _is_full(self) -> bool:
+        if len(self.connections) <= _FROM_ONE or self.client is None:
+            return False
+        own = sum(one.client is not None and one.client[0] == self.client[0] for one in self.connections)
+        return own > _FROM_ONE or len(self.connections) > _CONNECTIONS
 
     def data_received(self, data: bytes) -> None:
+        self._got += len(data)
         super().data_received(data)
         self._watch()
 
@@ -47,12 +65,24 @@ class Patience(H11Protocol):
 
     def _watch(self) -> None:
         upgraded = self.transport.get_protocol() is not self
-        if upgraded or self.conn.their_state is not h11.IDLE:
+        if upgraded or not (self.conn.their_state is h11.IDLE or self._is_unread()):
             self._stop()
-        elif self._timer is None:
-            self._timer = self.loop.call_later(
-                _HEADERS_S, self._refuse, 408, "the request came too slowly; send it again"
-            )
+        elif self._timer is None and not self.transport.is_closing():
+            self._got = 0
+            self._timer = self.loop.call_later(_HEADERS_S, self._late)
+
+    def _is_unread(self) -> bool:
+        """Whether a body comes after its answer has gone out."""
+        return self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+
+    def _late(self) -> None:
+        self._timer = None
+        if not self._is_unread():
+            self._refuse(408, "the request came too slowly; send it again")
+        elif self._got < SLOWEST * _HEADERS_S:
+            self.transport.close()
+        else:
+            self._watch()
 
     def _stop(self) -> None:
         if self._timer is not None:
@@ -72,6 +102,29 @@ class Patience(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._stop()  # between two requests uvicorn's own timer runs
+        if self._is_unread():
+            self._watch()
+
+
+class Calm(WebSocketsSansIOProtocol):
+    """A WebSocket whose client may not send endless pings and parts of messages, which reach no application."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._bucket = Bucket(*Rates.messages)
+
+    def handle_ping(self) -> None:
+        if self._is_calm():
+            super().handle_ping()
+
+    def handle_cont(self, event: Frame) -> None:
+        if self._is_calm():
+            super().handle_cont(event)
+
+    def _is_calm(self) -> bool:
+        if not self.transport.is_closing() and not self._bucket.take():
+            self.transport.abort()
+        return not self.transport.is_closing()
 
 
 class _Server(uvicorn.Server):
@@ -112,6 +165,8 @@ def listen(host: str, port: int) -> socket.socket:
             raise ConfigError(f"the port {port} needs an administrator; choose one above 1023") from problem
         raise ConfigError(f"this machine has no address {host}; give one of its own, or 0.0.0.0 for all") from problem
     made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # asyncio does so only where the protocol is named
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, round(1000 * _STALLED_S))
     made.setblocking(False)
     return made
 
@@ -139,7 +194,7 @@ def serve(settings: Settings, sock: socket.socket, ready: Callable[[], object] =
     config = uvicorn.Config(
         create_app(settings, told),
         http=Patience,
-        ws="websockets-sansio",
+        ws=Calm,
         loop="asyncio",
         lifespan="on",
         log_config=None,

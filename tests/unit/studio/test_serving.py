@@ -18,10 +18,15 @@ import uvicorn
 from export3d.errors import ConfigError
 from export3d.studio import serving
 from export3d.studio.guard import Receive, Scope, Send
-from export3d.studio.serving import Patience, listen
+from export3d.studio.serving import Calm, Patience, listen
 
 
 async def answer_ok(scope: Scope, receive: Receive, send: Send) -> None:
+    if scope["type"] == "websocket":
+        await send({"type": "websocket.accept"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+        return
     await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
     await send({"type": "http.response.body", "body": b"ok"})
 
@@ -31,7 +36,12 @@ def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """The port of a server that has little patience."""
     monkeypatch.setattr(serving, "_HEADERS_S", 0.3)
     config = uvicorn.Config(
-        answer_ok, http=Patience, log_config=None, lifespan="off", h11_max_incomplete_event_size=serving._HEADER_BYTES
+        answer_ok,
+        http=Patience,
+        ws=Calm,
+        log_config=None,
+        lifespan="off",
+        h11_max_incomplete_event_size=serving._HEADER_BYTES,
     )
     server = uvicorn.Server(config)
     with listen("127.0.0.1", 0) as sock:
@@ -70,6 +80,69 @@ def test_who_sends_no_request_is_hung_up_on(port: int, parts: list[bytes]) -> No
 def test_a_second_request_must_come_too(port: int) -> None:
     said = talk(port, b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", b"GET /", pause_s=0.1)
     assert (said.count(b"HTTP/1.1 200"), said.count(b"HTTP/1.1 408")) == (1, 1)
+
+
+def test_a_body_that_nobody_reads_must_come_too(port: int) -> None:
+    begun = time.monotonic()
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 60000\r\n\r\n")
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            while time.monotonic() - begun < 5.0:
+                client.sendall(b"a")
+                time.sleep(0.05)
+
+
+def test_a_large_body_that_nobody_reads_may_come(port: int) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 100000\r\n\r\n")
+        for _ in range(10):
+            client.sendall(b"a" * 10_000)
+            time.sleep(0.06)
+        client.sendall(b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        said = b""
+        while part := client.recv(4096):
+            said += part
+    assert said.count(b"HTTP/1.1 200") == 2
+
+
+def test_connections_are_not_without_number(port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_FROM_ONE", 2)
+    request = b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", port)), socket.create_connection(("127.0.0.1", port)):
+        said = talk(port, pause_s=0.1)
+        assert said.startswith(b"HTTP/1.1 503")
+        assert "connections" in json.loads(said.partition(b"\r\n\r\n")[2])["error"]
+    time.sleep(0.1)
+    assert talk(port, request).endswith(b"ok")
+
+
+@pytest.mark.parametrize("frame", [b"\x89\x80\0\0\0\0", b"\x00\x80\0\0\0\0"], ids=["ping", "empty part"])
+def test_frames_that_are_no_messages_have_a_rate(port: int, frame: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
+        client.sendall(
+            b"GET / HTTP/1.1\r\nhost: a\r\nupgrade: websocket\r\nconnection: upgrade\r\n"
+            b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-version: 13\r\n\r\n"
+        )
+        assert client.recv(4096).startswith(b"HTTP/1.1 101")
+        client.sendall(b"\x01\x80\0\0\0\0" + frame * 20)
+        time.sleep(0.1)
+        with pytest.raises(OSError, match=r"reset|Broken pipe"):
+            for _ in range(100):
+                client.sendall(frame * 20)
+                time.sleep(0.01)
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such limit")
+def test_who_takes_no_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serving, "_STALLED_S", 0.5)
+    with listen("127.0.0.1", 0) as server, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(server.getsockname())
+        server.setblocking(True)
+        accepted, _ = server.accept()
+        with accepted, pytest.raises(TimeoutError, match="timed out"):
+            while True:
+                accepted.sendall(b"a" * 65_536)
 
 
 @pytest.mark.parametrize("text", [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\na: " + b"b" * 20_000])
