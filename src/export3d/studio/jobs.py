@@ -7,6 +7,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -60,6 +61,8 @@ class Job:
     stage_since: float = 0.0
     changes: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
+    held: ExitStack = field(default_factory=ExitStack)
+    """Keeps its folder and its uploads until it ends."""
 
     @property
     def results(self) -> Path:
@@ -113,6 +116,8 @@ class Jobs:
         entry = self._workspace.new()
         job = Job(entry.id, request, client, entry.folder)
         job.results.mkdir()
+        uploads = [value for value in request.model_dump().values() if isinstance(value, str) and is_id(value)]
+        job.held.enter_context(self._workspace.holding(job.id, *uploads))
         self._jobs = {key: one for key, one in self._jobs.items() if self._workspace.has(key)}
         self._jobs[job.id] = job
         self._waiting.append(job)
@@ -129,17 +134,16 @@ class Jobs:
     def end(self, name: str) -> Job:
         """Cancel a job; remove it if it has ended."""
         job = self.get(name)
-        if job.state == "queued":
+        if job in self._waiting:
             self._waiting.remove(job)
             self._finish(job, "cancelled")
             for other in self._waiting:
                 other.tell()
-        elif job.state == "running":
-            if self._running is not None and self._running[0] is job:
-                self._running[1].cancel()
-        else:
+        elif job.state in ENDED:
             del self._jobs[name]
             self._workspace.remove(name)
+        elif self._running is not None and self._running[0] is job:
+            self._running[1].cancel()
         return job
 
     def shown(self, job: Job) -> dict[str, Any]:
@@ -163,7 +167,7 @@ class Jobs:
         """What the API tells of the files of a job; nothing of one that was removed."""
         if job.state != "done" or not self._workspace.has(job.id):
             return []
-        paths = sorted(job.results.iterdir(), key=lambda path: list(TYPES).index(path.suffix))
+        paths = sorted(_files_in(job.results), key=lambda path: list(TYPES).index(path.suffix))
         return [
             {
                 "name": path.name,
@@ -177,7 +181,7 @@ class Jobs:
     def file(self, job: Job, name: str) -> Path:
         """A result by its name; raises `Refused` (404) for every other name."""
         if job.state == "done":
-            for path in job.results.iterdir():
+            for path in _files_in(job.results):
                 if path.name == name:
                     return path
         raise gone("file")
@@ -218,27 +222,28 @@ class Jobs:
                 await asyncio.wait([task])
                 raise
             finally:
+                if job.state not in ENDED:  # cancelled before it began
+                    self._finish(job, "cancelled")
                 self._running = None
 
     async def _run(self, job: Job) -> None:
-        held = [value for value in job.request.model_dump().values() if isinstance(value, str) and is_id(value)]
-        with self._workspace.holding(job.id, *held):
-            try:
-                await self._make(job)
-            except asyncio.CancelledError:
-                self._engine.cancel(job.id)
-                self._finish(job, "cancelled")
-            except Exception as problem:
-                refused = refusal(problem)
-                if refused is None:
-                    log.error("a job failed because of a bug", exc_info=problem)
-                sentence = "something went wrong in the server; its terminal shows what"
-                self._finish(job, "failed", sentence if refused is None else str(refused))
-            else:
-                self._finish(job, "done")
+        try:
+            await self._make(job)
+        except asyncio.CancelledError:
+            self._engine.cancel(job.id)
+            self._finish(job, "cancelled")
+        except Exception as problem:
+            refused = refusal(problem)
+            if refused is None:
+                log.error("a job failed because of a bug", exc_info=problem)
+            sentence = "something went wrong in the server; its terminal shows what"
+            self._finish(job, "failed", sentence if refused is None else str(refused))
+        else:
+            self._finish(job, "done")
 
     def _finish(self, job: Job, state: State, error: str | None = None) -> None:
         self._metrics.jobs[state] += 1
+        job.held.close()
         job.tell(state=state, error=error, preview=None)
 
     def _files(self, request: Verb) -> dict[str, Any]:
@@ -307,3 +312,10 @@ class Jobs:
             "start": 0.0,
             "seconds": None,
         }
+
+
+def _files_in(folder: Path) -> list[Path]:
+    """The files in a folder; none where somebody removed it."""
+    with suppress(FileNotFoundError):
+        return list(folder.iterdir())
+    return []

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +20,8 @@ from fastapi.testclient import TestClient
 from export3d.studio.app import Studio
 from export3d.studio.guard import UPLOAD_BYTES
 from export3d.studio.jobs import OF_ONE
+from export3d.studio.requests import parse_verb
+from export3d.studio.workspace import KEPT_S
 
 ANIMATE = {"verb": "animate", "portrait": "bundled", "motion": "speech"}
 
@@ -171,6 +176,45 @@ def test_jobs_are_cancelled_queued_and_limited(client: TestClient, studio: Studi
     assert ended(client, jobs[0])["state"] == "cancelled"
     assert studio.engine.cancelled == [jobs[0]["id"]]  # type: ignore[attr-defined]
     assert client.get("/health").json()["queue"] >= 1
+
+
+def test_what_a_waiting_job_needs_stays(client: TestClient, studio: Studio) -> None:
+    studio.engine.step = 30.0  # type: ignore[attr-defined]
+    client.post("/api/jobs", json=ANIMATE)
+    photo, unused = sent(client), sent(client)
+    job = client.post("/api/jobs", json={**ANIMATE, "portrait": photo["id"]}).json()
+    for name in (photo["id"], unused["id"], job["id"]):
+        entry = studio.workspace.entry(name)
+        assert entry is not None
+        entry.used -= 2 * KEPT_S
+    studio.workspace.expire()
+    assert [studio.workspace.has(one["id"]) for one in (photo, unused, job)] == [True, False, True]
+    client.delete(f"/api/jobs/{job['id']}")
+    studio.workspace.expire()
+    entry = studio.workspace.entry(photo["id"])
+    assert entry is not None
+    assert entry.holders == 0
+
+
+def test_a_job_is_cancelled_at_the_moment_it_begins(studio: Studio) -> None:
+    async def use() -> None:
+        job = studio.jobs.submit(parse_verb(json.dumps(ANIMATE)), "somebody")
+        work = asyncio.create_task(studio.jobs.work())
+        await asyncio.sleep(0)
+        assert (job.state, studio.jobs.waiting) == ("queued", 0)
+        studio.jobs.end(job.id)
+        await asyncio.sleep(0.05)
+        assert job.state == "cancelled"
+        work.cancel()
+
+    asyncio.run(use())
+
+
+def test_results_that_somebody_removed_are_gone(client: TestClient, studio: Studio) -> None:
+    job = ended(client, client.post("/api/jobs", json=ANIMATE).json())
+    shutil.rmtree(studio.workspace.folder)
+    assert client.get(f"/api/jobs/{job['id']}").json()["files"] == []
+    refused(client.get(f"/api/jobs/{job['id']}/files/video.mp4"), 404, "file")
 
 
 def test_a_job_that_fails_says_why_and_the_next_one_runs(client: TestClient, studio: Studio) -> None:
