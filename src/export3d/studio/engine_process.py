@@ -55,7 +55,9 @@ def main(pipe: Connection, settings: Message) -> None:
         pipe: to the parent.
         settings: `policy`, the policy file that applies; `weights`, `pure`, `device` and `engine`, see `Animator`.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches both processes; the parent says when to stop
+    for name in ("SIGINT", "SIGHUP"):  # a terminal sends them to both processes; the parent says when to stop
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     logging.basicConfig(format="engine: %(message)s")
     if settings["policy"] is not None:
         os.environ["EXPORT3D_POLICY"] = str(settings["policy"])

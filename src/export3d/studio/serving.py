@@ -128,7 +128,7 @@ class Calm(WebSocketsSansIOProtocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, for which Ctrl-C is the usual end."""
+    """uvicorn's server, for which Ctrl-C is the usual end. A terminal that is closed ends it too."""
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -141,14 +141,18 @@ class _Server(uvicorn.Server):
             asked.append(number)
             self.handle_exit(number, frame)
 
-        previous = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
+        ends = [signal.SIGINT, signal.SIGTERM]
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup asks
+            ends.append(signal.SIGHUP)
+        previous = {number: signal.signal(number, end) for number in ends}
         try:
             yield
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if signal.SIGTERM in asked:
-            signal.raise_signal(signal.SIGTERM)
+        for number in asked[:1]:
+            if number != signal.SIGINT:
+                signal.raise_signal(number)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -6,6 +6,7 @@ which folders are left over and removes them. Names of users are never part of a
 
 from __future__ import annotations
 
+import atexit
 import fcntl
 import os
 import secrets
@@ -78,6 +79,7 @@ class Workspace:
         self.spool = self.folder / "spool"
         """For files without a name yet."""
         self.spool.mkdir()
+        atexit.register(self.close)  # where Ctrl-C comes before the server runs
 
     def new(self, expected: int = 0) -> Entry:
         """A new entry with an empty folder.
@@ -161,6 +163,7 @@ class Workspace:
 
     def close(self) -> None:
         """Remove the folder."""
+        atexit.unregister(self.close)
         self._entries.clear()
         if self._lock >= 0:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -150,6 +153,31 @@ def test_what_is_no_request_is_told_so(port: int, text: bytes) -> None:
     said = talk(port, text)
     assert said.startswith(b"HTTP/1.1 400")
     assert "headers" in json.loads(said.partition(b"\r\n\r\n")[2])["error"]
+
+
+LIVING = """
+from export3d.studio.serving import _Server, listen
+import uvicorn
+
+async def app(scope, receive, send):
+    for word in ("startup", "shutdown"):
+        await receive()
+        await send({"type": f"lifespan.{word}.complete"})
+        print(word, flush=True)
+
+_Server(uvicorn.Config(app, lifespan="on", log_config=None)).run([listen("127.0.0.1", 0)])
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system's terminals send no such signal")
+@pytest.mark.parametrize("number", ["SIGTERM", "SIGHUP"])
+def test_the_server_ends_in_order_by_every_signal_of_a_terminal(number: str) -> None:
+    child = subprocess.Popen([sys.executable, "-c", LIVING], stdout=subprocess.PIPE, text=True)
+    assert child.stdout is not None
+    assert child.stdout.readline() == "startup\n"
+    child.send_signal(signal.Signals[number])
+    assert child.communicate(timeout=20)[0] == "shutdown\n"
+    assert child.returncode == -signal.Signals[number]
 
 
 def test_ports_and_addresses_that_cannot_be(port: int) -> None:

@@ -94,6 +94,15 @@ def test_what_a_killed_server_left_is_swept_and_a_living_one_stays(workspace: Wo
     assert workspace.folder.is_dir()
 
 
+def test_nothing_is_left_where_ctrl_c_comes_early(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from export3d.studio.workspace import Workspace;"
+        "w = Workspace(Path(sys.argv[1])); raise KeyboardInterrupt"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, check=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_link_with_our_name_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
