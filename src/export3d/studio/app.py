@@ -29,7 +29,7 @@ from export3d.policy import Policy, current_policy
 from export3d.studio.api_page import api_page
 from export3d.studio.engine import Engine, EngineLike
 from export3d.studio.gradio_api import GradioApi
-from export3d.studio.guard import UPLOAD_BYTES, Guard, Rates, Scope
+from export3d.studio.guard import UPLOAD_BYTES, Guard, Rates, Scope, refusal_or_bug
 from export3d.studio.head import HeadSocket
 from export3d.studio.intake import Intake
 from export3d.studio.intake_process import MOST_PIXELS, MOST_SECONDS
@@ -220,9 +220,7 @@ def create_app(
 
 def _add_failures(app: FastAPI) -> None:
     async def tell(request: Request, problem: Exception) -> Response:
-        refused = refusal(problem)
-        if refused is None:
-            raise problem
+        refused = refusal_or_bug(problem)
         headers = {"Retry-After": str(refused.retry_s)} if refused.retry_s else None
         return JSONResponse({"error": str(refused)}, refused.status, headers)
 
@@ -233,6 +231,7 @@ def _add_failures(app: FastAPI) -> None:
         return JSONResponse({"error": sentence}, problem.status_code)
 
     app.add_exception_handler(Export3DError, tell)
+    app.add_exception_handler(Exception, tell)
     app.add_exception_handler(OSError, tell)
     app.add_exception_handler(HTTPException, tell_http)
 

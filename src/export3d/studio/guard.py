@@ -172,7 +172,12 @@ class Guard:
             if begun:
                 raise
             begun = instead = True
-            await answer(protected, _told(problem), scope["method"] == "HEAD")
+            await answer(protected, refusal_or_bug(problem), scope["method"] == "HEAD")
+        except asyncio.CancelledError:  # at the end of the server, which has waited for a while
+            if not begun:
+                begun = instead = True
+                await answer(protected, Refused(503, "the studio has ended; start it again"))
+            raise
         finally:
             self._open -= 1
 
@@ -354,7 +359,7 @@ class _Body:
         return self.refused
 
 
-def _told(problem: Exception) -> Refused:
+def refusal_or_bug(problem: Exception) -> Refused:
     """The refusal for a failure; a bug is logged and told without details."""
     refused = refusal(problem)
     if refused is None:

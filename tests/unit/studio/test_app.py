@@ -18,7 +18,7 @@ pytest.importorskip("fastapi", reason="the extra studio is not installed")
 from fastapi.testclient import TestClient
 
 from export3d.studio.app import Studio
-from export3d.studio.guard import UPLOAD_BYTES
+from export3d.studio.guard import UPLOAD_BYTES, Guard
 from export3d.studio.jobs import OF_ONE
 from export3d.studio.requests import parse_verb
 from export3d.studio.workspace import KEPT_S
@@ -223,6 +223,19 @@ def test_a_job_that_fails_says_why_and_the_next_one_runs(client: TestClient, stu
     assert (job["state"], job["error"], job["files"]) == ("failed", "no face found in me.jpg", [])
     studio.engine.failure = None  # type: ignore[attr-defined]
     assert ended(client, client.post("/api/jobs", json=ANIMATE).json())["state"] == "done"
+
+
+@pytest.mark.parametrize("bug", [ZeroDivisionError("secret"), PermissionError(errno.EACCES, "secret")])
+def test_a_bug_in_a_route_is_a_sentence_too(
+    app: Guard, studio: Studio, bug: Exception, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(name: str) -> None:
+        raise bug
+
+    monkeypatch.setattr(studio.jobs, "get", broken)
+    client = TestClient(app, base_url="http://127.0.0.1:7860", raise_server_exceptions=False)
+    refused(client.get("/api/jobs/1"), 500, "its terminal shows what")
+    assert "secret" in caplog.text
 
 
 def test_a_request_for_what_is_gone_is_refused(client: TestClient) -> None:

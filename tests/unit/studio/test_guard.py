@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -195,7 +196,8 @@ async def _asked(parts: list[tuple[float, bytes]], app: Any, path: str = "/api/j
         "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"",
         "headers": [(b"host", HOST.encode())], "client": ("127.0.0.1", 1), "state": {},
     }  # fmt: skip
-    await Guard(app)(scope, receive, send)
+    with suppress(asyncio.CancelledError):
+        await Guard(app)(scope, receive, send)
     return answers[0]["status"], json.loads(answers[1]["body"])
 
 
@@ -219,6 +221,17 @@ def test_slow_clients_are_cut(parts: list[tuple[float, bytes]], monkeypatch: pyt
     status, body = asyncio.run(_asked(parts, _reader))
     assert (status, "slowly" in body["error"]) == (408, True)
     assert time.monotonic() - begun < 1.0
+
+
+def test_a_server_that_ends_says_so_to_those_who_wait() -> None:
+    async def use() -> tuple[int, dict[str, str]]:
+        asking = asyncio.ensure_future(_asked([], _reader))
+        await asyncio.sleep(0.05)
+        asking.cancel()
+        return await asking
+
+    status, body = asyncio.run(use())
+    assert (status, "has ended" in body["error"]) == (503, True)
 
 
 def test_a_bug_of_the_app_is_a_sentence_without_details(caplog: pytest.LogCaptureFixture) -> None:
