@@ -201,6 +201,8 @@ class Engine:
         if process is None or listening is None:
             return
         self._tell({"op": "stop"})
+        if self._ready is not None and not self._ready.done():
+            process.kill()  # it does not listen while it starts
         await asyncio.to_thread(listening.join, _LEAVING_S)
         if listening.is_alive():
             process.kill()

@@ -21,7 +21,7 @@ from PIL import Image
 from export3d.errors import CheckpointError, NoFaceFound
 from export3d.provenance import signing
 from export3d.provenance.watermark.detect import find_watermark
-from export3d.studio.engine import Engine, EngineStopped, Portrait
+from export3d.studio.engine import _LEAVING_S, Engine, EngineStopped, Portrait
 from export3d.video import probe, read_frames
 
 pytest.importorskip("mediapipe")
@@ -231,6 +231,22 @@ def test_weights_that_cannot_be_used_are_named(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):
             await engine.encode({"id": "1", "path": "a.png", "digest": None, "name": "a.png"})
         await engine.stop()
+
+    asyncio.run(use())
+
+
+def test_a_child_that_starts_is_not_waited_for(rigid_weights: Path) -> None:
+    async def use() -> None:
+        engine = Engine(weights=rigid_weights, engine="reference")
+        starting = asyncio.create_task(engine.start())
+        while engine._process is None:
+            await asyncio.sleep(0.01)
+        process, begun = engine._process, time.monotonic()
+        await engine.stop()
+        assert process.exitcode == -signal.SIGKILL
+        assert time.monotonic() - begun < _LEAVING_S
+        with pytest.raises(EngineStopped):
+            await starting
 
     asyncio.run(use())
 
