@@ -391,6 +391,21 @@ def test_a_lost_connection_is_said_and_mended(page: Page, studio: str) -> None:
     assert len(sockets) == 2
 
 
+def test_a_studio_with_another_token_is_told_from_a_lost_connection(page: Page) -> None:
+    sockets = []
+
+    def pass_on(socket: Any) -> None:
+        socket.connect_to_server()
+        sockets.append(socket)
+
+    page.route_web_socket(re.compile("/api/head"), pass_on)
+    page.reload()
+    page.wait_for_selector("#stage.shown")
+    page.route("**/api/info", lambda route: route.fulfill(status=401, json={"error": "the token is wrong"}))
+    sockets[0].close()
+    page.wait_for_selector("#head-error:has-text('the token is wrong')")
+
+
 @pytest.mark.parametrize(
     ("width", "scheme"), [(1280, "light"), (1280, "dark"), (400, "light"), (400, "dark"), (1920, "light")]
 )

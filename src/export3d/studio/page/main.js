@@ -56,6 +56,8 @@ function startSocket() {
   socket.addEventListener("state", ({ detail }) => {
     connection(detail.open ? "connected" : "lost");
     if (detail.open && !shown) waiting(text.firstPicture);
+    // A browser does not tell why a WebSocket was refused: a studio that was started again has another token.
+    if (!detail.open) api.info().catch((problem) => problem.passing || say(refusal, problem.message));
   });
   ask(false);
 }
