@@ -35,7 +35,7 @@ from export3d.studio.intake import Intake
 from export3d.studio.intake_process import MOST_PIXELS, MOST_SECONDS
 from export3d.studio.jobs import TYPES, Jobs
 from export3d.studio.metrics import Metrics
-from export3d.studio.refusals import Refused, refusal
+from export3d.studio.refusals import Refused
 from export3d.studio.requests import LONGEST_S, VERBS, command_line, parse_verb, schema_of_verbs
 from export3d.studio.uploads import BUNDLED_PORTRAIT, Uploads
 from export3d.studio.workspace import Workspace

@@ -51,7 +51,8 @@ class Patience(H11Protocol):
     def _is_full(self) -> bool:
         if len(self.connections) <= _FROM_ONE or self.client is None:
             return False
-        own = sum(one.client is not None and one.client[0] == self.client[0] for one in self.connections)
+        clients = (getattr(one, "client", None) for one in self.connections)
+        own = sum(client is not None and client[0] == self.client[0] for client in clients)
         return own > _FROM_ONE or len(self.connections) > _CONNECTIONS
 
     def data_received(self, data: bytes) -> None:
@@ -150,9 +151,9 @@ class _Server(uvicorn.Server):
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        for number in asked[:1]:
-            if number != signal.SIGINT:
-                signal.raise_signal(number)
+        for other in asked[:1]:
+            if other != signal.SIGINT:
+                signal.raise_signal(other)
 
 
 def listen(host: str, port: int) -> socket.socket:

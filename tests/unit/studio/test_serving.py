@@ -67,6 +67,17 @@ def talk(port: int, *parts: bytes, pause_s: float = 0.0) -> bytes:
     return said
 
 
+def was_cut(sending: socket.socket, part: bytes, pause_s: float = 0.05) -> bool:
+    """Whether the connection breaks while parts are sent to it."""
+    for _ in range(200):
+        try:
+            sending.sendall(part)
+        except OSError:
+            return True
+        time.sleep(pause_s)
+    return False
+
+
 def test_a_request_is_answered(port: int) -> None:
     assert talk(port, b"GET / HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n").endswith(b"ok")
 
@@ -89,10 +100,8 @@ def test_a_body_that_nobody_reads_must_come_too(port: int) -> None:
     begun = time.monotonic()
     with socket.create_connection(("127.0.0.1", port), timeout=5) as client:
         client.sendall(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 60000\r\n\r\n")
-        with pytest.raises(OSError, match=r"reset|Broken pipe"):
-            while time.monotonic() - begun < 5.0:
-                client.sendall(b"a")
-                time.sleep(0.05)
+        assert was_cut(client, b"a")
+    assert time.monotonic() - begun < 5.0
 
 
 def test_a_large_body_that_nobody_reads_may_come(port: int) -> None:
@@ -127,12 +136,8 @@ def test_frames_that_are_no_messages_have_a_rate(port: int, frame: bytes) -> Non
             b"sec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\nsec-websocket-version: 13\r\n\r\n"
         )
         assert client.recv(4096).startswith(b"HTTP/1.1 101")
-        client.sendall(b"\x01\x80\0\0\0\0" + frame * 20)
-        time.sleep(0.1)
-        with pytest.raises(OSError, match=r"reset|Broken pipe"):
-            for _ in range(100):
-                client.sendall(frame * 20)
-                time.sleep(0.01)
+        client.sendall(b"\x01\x80\0\0\0\0")
+        assert was_cut(client, frame * 20)
 
 
 @pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such limit")
@@ -143,9 +148,8 @@ def test_who_takes_no_answer_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
         client.connect(server.getsockname())
         server.setblocking(True)
         accepted, _ = server.accept()
-        with accepted, pytest.raises(TimeoutError, match="timed out"):
-            while True:
-                accepted.sendall(b"a" * 65_536)
+        with accepted:
+            assert was_cut(accepted, b"a" * 65_536, pause_s=0.0)
 
 
 @pytest.mark.parametrize("text", [b"\x16\x03\x01\x02\x00\x01\r\n\r\n", b"GET / HTTP/1.1\r\na: " + b"b" * 20_000])
