@@ -115,7 +115,8 @@ class Uploads:
         try:
             entry = self._workspace.new(min(announced, UPLOAD_BYTES))
             with self._workspace.holding(entry.id):
-                digest = await self._write(entry.folder / ORIGINAL, parts, announced)
+                digest = await self._write(entry, parts)
+                entry.expected = 0
         except BaseException:
             self._metrics.uploads["refused"] += 1
             if entry is not None:
@@ -175,17 +176,17 @@ class Uploads:
         """The users' names by id."""
         return {upload.id: upload.name for upload in self._known.values()}
 
-    async def _write(self, path: Path, parts: AsyncIterator[bytes], announced: int) -> str:
+    async def _write(self, entry: Entry, parts: AsyncIterator[bytes]) -> str:
         """Write the parts; returns their SHA-256."""
-        got, room, digest = 0, announced, hashlib.sha256()
-        with path.open("xb") as file:
+        got, digest = 0, hashlib.sha256()
+        with (entry.folder / ORIGINAL).open("xb") as file:
             async for part in parts:
                 got += len(part)
                 if got > UPLOAD_BYTES:
                     raise Refused(413, f"the file is larger than {UPLOAD_BYTES / 1e6:g} MB; send a smaller one")
-                if got > room:
+                if got > entry.expected:
                     self._workspace.make_room(_STEP)
-                    room = got + _STEP
+                    entry.expected = got + _STEP
                 await asyncio.to_thread(file.write, part)
                 digest.update(part)
         if not got:

@@ -40,16 +40,23 @@ class Entry:
         folder: its own.
         used: when it was last asked for (`time.monotonic`).
         holders: how many jobs and requests need it now.
+        expected: bytes that it will have when all of it has come.
     """
 
     id: str
     folder: Path
     used: float = field(default_factory=time.monotonic)
     holders: int = 0
+    expected: int = 0
 
     @property
     def bytes(self) -> int:
-        """Size of its files."""
+        """Size of its files, those that are still coming included."""
+        return max(self.size, self.expected)
+
+    @property
+    def size(self) -> int:
+        """Size of its files now."""
         total = 0
         for folder, _, names in os.walk(self.folder):
             for name in names:
@@ -92,7 +99,7 @@ class Workspace:
         """
         self.make_room(expected)
         name = secrets.token_hex(16)
-        entry = Entry(name, self.folder / name)
+        entry = Entry(name, self.folder / name, expected=expected)
         try:
             entry.folder.mkdir(mode=0o700)
         except OSError as problem:
@@ -147,7 +154,8 @@ class Workspace:
             free = shutil.disk_usage(self.folder).free
         except OSError as problem:
             raise write_failure(self.folder, problem) from problem
-        if total + expected > self.quota or free - expected < SPARE:
+        promised = self.bytes - sum(entry.size for entry in self._entries.values())
+        if total + expected > self.quota or free - promised - expected < SPARE:
             raise Refused(507, FULL_DISK)
 
     def expire(self) -> None:

@@ -56,6 +56,19 @@ def test_what_is_held_stays_and_the_quota_holds(workspace: Workspace) -> None:
     assert workspace.entry(first) is None
 
 
+def test_what_is_still_coming_counts_as_if_it_were_there(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = workspace.new(600)
+    with workspace.holding(first.id), pytest.raises(Refused, match="full"):
+        workspace.new(600)
+    assert workspace.bytes == 600
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**12, 10**12, module.SPARE + 700))
+    with workspace.holding(first.id), pytest.raises(Refused, match="full"):
+        workspace.new(200)
+    (first.folder / "file").write_bytes(bytes(600))
+    assert workspace.new(200).expected == 200
+
+
 def test_a_full_disk_is_a_sentence(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage(10**12, 10**12, 1000))
