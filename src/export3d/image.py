@@ -50,8 +50,8 @@ def read_image(path: str | os.PathLike[str], *, most_pixels: int = MAX_PIXELS, r
     Args:
         path: a PNG, JPEG, WebP, HEIC (extra `heic`), AVIF, TIFF, BMP or GIF file.
         most_pixels: images with more are refused.
-        reduced_to: images with more pixels are reduced by a whole factor to at most so many, which takes less memory
-            than the whole image does.
+        reduced_to: images with more pixels are scaled down to so many, which takes less memory than the whole image
+            does.
 
     Returns:
         uint8 (H, W, 3) RGB.
@@ -94,9 +94,8 @@ def from_pillow(
     with _reported(name), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         _check_size(name, image.width, image.height, most_pixels)
-        factor = math.ceil(math.sqrt(image.width * image.height / (reduced_to or most_pixels)))
-        if factor > 1:
-            image.draft(None, (image.width // factor, image.height // factor))  # JPEG alone, while it is decoded
+        if reduced_to is not None:
+            image.draft(None, _size_within(image, reduced_to))  # JPEG alone, while it is decoded: not below that size
         image.load()
         flat = _reduced(_flat(_reduced(image, reduced_to), name), reduced_to)
         return np.array(_upright(flat, _orientation(image)), dtype=np.uint8)
@@ -309,11 +308,23 @@ def _check_size(path: str | os.PathLike[str], width: int, height: int, most_pixe
 
 
 def _reduced(image: Image.Image, most_pixels: int | None) -> Image.Image:
-    """An image reduced by a whole factor to at most so many pixels; of modes without a mean, as it is."""
+    """An image scaled down to at most so many pixels; of modes without a mean, as it is."""
     if most_pixels is None or image.mode not in ("L", "LA", "RGB", "RGBA", "CMYK", "YCbCr"):
         return image
-    factor = math.ceil(math.sqrt(image.width * image.height / most_pixels))
-    return image.reduce(factor) if factor > 1 else image
+    from PIL.Image import Resampling
+
+    size = _size_within(image, most_pixels)
+    if size == image.size:
+        return image
+    factor = min(image.width // size[0], image.height // size[1])
+    whole = image.reduce(factor) if factor > 1 else image  # apart, so that less is held at a time
+    return whole.resize(size, Resampling.LANCZOS)
+
+
+def _size_within(image: Image.Image, most_pixels: int) -> tuple[int, int]:
+    """The largest size of an image's shape that has at most so many pixels, and is not larger than the image."""
+    scale = min(1.0, math.sqrt(most_pixels / (image.width * image.height)))
+    return max(int(image.width * scale), 1), max(int(image.height * scale), 1)
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

@@ -704,18 +704,27 @@ def test_an_image_is_scaled_down_to_a_height_and_never_up() -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "gif"])
 def test_a_reduced_image_shows_what_the_whole_one_shows(astronaut: np.ndarray, tmp_path: Path, suffix: str) -> None:
-    """To the mean of 2 x 2 pixels, by whichever way each kind of file is reduced; the rotation is still applied."""
+    """Pixel by pixel, by whichever way each kind of file is reduced; the rotation is still applied."""
     path = tmp_path / f"a.{suffix}"
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(astronaut[:256]).save(path, **({} if suffix == "gif" else {"exif": exif, "quality": 95}))
-    whole, reduced = read_image(path), read_image(path, reduced_to=40_000)
+    whole, reduced = read_image(path), read_image(path, reduced_to=512 * 256 // 4)
     assert reduced.shape == (whole.shape[0] // 2, whole.shape[1] // 2, 3)
     if suffix == "gif":
         assert reduced.shape == (128, 256, 3)
         return
     means = whole.reshape(reduced.shape[0], 2, reduced.shape[1], 2, 3).mean((1, 3))
     assert np.abs(means - reduced).mean() < 1.5
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif"])
+def test_an_image_a_little_too_large_is_reduced_a_little(astronaut: np.ndarray, tmp_path: Path, suffix: str) -> None:
+    """A whole factor would leave a quarter of its pixels."""
+    path = tmp_path / f"a.{suffix}"
+    Image.fromarray(astronaut).save(path)
+    assert read_image(path, reduced_to=500 * 500).shape == (500, 500, 3)
+    assert read_image(path, reduced_to=512 * 512).shape == (512, 512, 3)
 
 
 def test_an_image_with_too_many_pixels_for_the_caller_is_refused(tmp_path: Path) -> None:

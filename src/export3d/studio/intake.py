@@ -63,7 +63,7 @@ class Intake:
         self._free_for_long = asyncio.Semaphore(LONG_AT_ONCE)
 
     async def photo(self, path: Path, folder: Path, name: str) -> dict[str, Any]:
-        """An image as `folder/photo.png`: upright, sRGB, without metadata, of at most 12 megapixels.
+        """An image as `folder/photo.png`: upright, sRGB, without metadata, of at most 8 megapixels.
 
         Returns:
             `width`, `height` and `file`. Faces are the engine's subject.

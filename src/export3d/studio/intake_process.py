@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 MOST_PIXELS = 50_000_000
 """Of an image that is taken."""
-KEPT_PIXELS = 12_000_000
-"""Larger images are reduced to this many: no output shows more, and the engine's memory stays small."""
+KEPT_PIXELS = 8_000_000
+"""Larger images are scaled down to this many, which keeps the studio's memory below 2 GB while a still is made."""
 MOST_RATIO = 20
 """Of an image's sides."""
 MOST_VIDEO_PIXELS = 3840 * 2160

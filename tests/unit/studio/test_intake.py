@@ -74,6 +74,13 @@ def test_a_photo_comes_upright_and_without_metadata(astronaut: np.ndarray, folde
         assert not image.getexif()
 
 
+def test_a_phone_s_photo_is_kept_at_eight_megapixels(folder: Path) -> None:
+    """A whole factor would leave 3 of its 12."""
+    Image.new("RGB", (4032, 3024), (90, 100, 110)).save(folder / "original", "JPEG")
+    made = given(folder / "original", "photo", "me.jpg", folder)
+    assert (made["width"], made["height"]) == (3265, 2449)
+
+
 def test_a_video_is_described_and_shown_in_ten_thumbnails(folder: Path) -> None:
     path = clip(folder / "a.mp4", 50, sound=beep(0.5, 2.0))
     made = given(path, "video", "clip.mp4", folder)
