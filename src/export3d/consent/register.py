@@ -79,6 +79,14 @@ class Register:
     def __init__(self, path: Path | None = None) -> None:
         self.path = home() / "consent.json" if path is None else path
 
+    @property
+    def state(self) -> tuple[int, ...]:
+        """What changes whenever the file does; empty where it cannot be found."""
+        with suppress(OSError):
+            found = self.path.stat()
+            return found.st_ino, found.st_mtime_ns, found.st_size
+        return ()
+
     def entries(self) -> list[Entry]:
         """All entries, oldest first, expired ones too.
 

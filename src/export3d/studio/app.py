@@ -84,13 +84,14 @@ class Studio:
         os.environ["TMPDIR"] = tempfile.tempdir = str(self.workspace.spool)  # also of the engine and of forms
         self.own_policy = current_policy()
         self._policy_text = ""
+        self._register: tuple[tuple[int, ...], bool] = ((), False)
         policy = self.write_policy()
         self.engine: EngineLike = engine or Engine(
             policy, settings.weights, pure=settings.pure, device=settings.device, engine=settings.engine
         )
         self.intake = Intake()
         self.uploads = Uploads(self.workspace, self.intake, self.engine, self.metrics)
-        self.uploads.before_encoding = self.write_policy
+        self.uploads.before_portrait = self.write_policy
         self.jobs = Jobs(self.workspace, self.uploads, self.engine, self.intake, self.metrics)
         self.gradio = GradioApi(self.uploads, self.jobs, self.workspace.folder)
         self.metrics.gauges |= {
@@ -103,11 +104,19 @@ class Studio:
     @property
     def policy(self) -> Policy:
         """The policy of this server; the register of consent may have grown since it was last asked for."""
-        registered = bool(Register().entries())
+        registered = self._registered()
         if self.settings.shared_on is not None:
             return self.own_policy.for_server(registered)
         consent = "register" if registered else self.own_policy.consent
         return Policy(marks="required", label=self.own_policy.label, consent=consent)
+
+    def _registered(self) -> bool:
+        """Whether the register of consent has an entry; it is read when its file has changed."""
+        register = Register()
+        state = register.state
+        if not state or state != self._register[0]:
+            self._register = (state, bool(register.entries()))
+        return self._register[1]
 
     def write_policy(self) -> Path:
         """Write the policy that the engine obeys; returns the file."""

@@ -22,10 +22,12 @@ import signal
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING, Any
 
-from export3d.errors import Export3DError
+from export3d.errors import ConfigError, Export3DError
+from export3d.files import home
 
 if TYPE_CHECKING:
     from export3d.studio.work import Work
@@ -195,4 +197,6 @@ def _names(message: Message) -> dict[str, str]:
         names[str(portrait["path"])] = str(portrait["name"])
     if message.get("out") is not None:
         names[f"{message['out']}{os.sep}"] = ""
+    with suppress(ConfigError):  # the register of consent
+        names[f"{home()}{os.sep}"] = ""
     return dict(sorted(names.items(), key=lambda item: -len(item[0])))

@@ -270,7 +270,7 @@ class Jobs:
         request = job.request
         told = request.model_dump() | self._files(request)
         if isinstance(request, (Animate, Track)) and request.driving is not None:
-            told |= await self._track(job, request)
+            told |= await self._track(job, request) | self._files(request)  # the policy may have changed meanwhile
         if isinstance(request, Track):
             Path(told["motion"]).rename(job.results / "motion.motion")
             return

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import os
+from contextlib import suppress
 
-from export3d.errors import ConsentRefused, Export3DError, PolicyError
+from export3d.errors import ConfigError, ConsentRefused, Export3DError, PolicyError
+from export3d.files import home
 from export3d.studio.engine import EngineStopped
 
 FULL_DISK = "the server's disk is full; try again later, or remove uploads and results that you no longer need"
@@ -41,7 +44,10 @@ def refusal(problem: BaseException) -> Refused | None:
         return Refused(503, str(problem), 5)
     if isinstance(problem, Export3DError):
         status = 403 if isinstance(problem, (ConsentRefused, PolicyError)) else 400
-        return Refused(status, " ".join(str(problem).split()))
+        sentence = " ".join(str(problem).split())
+        with suppress(ConfigError):  # the register and the policy lie there
+            sentence = sentence.replace(f"{home()}{os.sep}", "")
+        return Refused(status, sentence)
     return None
 
 

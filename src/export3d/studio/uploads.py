@@ -75,8 +75,8 @@ class Uploads:
 
     def __init__(self, workspace: Workspace, intake: Intake, engine: EngineLike, metrics: Metrics) -> None:
         self._workspace, self._intake, self._engine, self._metrics = workspace, intake, engine, metrics
-        self.before_encoding: Callable[[], object] = lambda: None
-        """Called before a photo is given to the engine."""
+        self.before_portrait: Callable[[], object] = lambda: None
+        """Called before the engine is told of a portrait."""
         self._known: dict[str, Upload] = {}
         self._kept: dict[str, Kept] = {}
         self._arriving = 0
@@ -163,6 +163,7 @@ class Uploads:
 
     def portrait(self, name: str) -> Portrait:
         """What the engine is told of a request's portrait."""
+        self.before_portrait()
         return BUNDLED_PORTRAIT if name == BUNDLED else self.get(name, "photo").portrait()
 
     def remove(self, name: str) -> None:
@@ -210,6 +211,6 @@ class Uploads:
             path.unlink()
         upload = Upload(entry.id, kind, name, file, kept.digest, {})
         if kind == "photo":
-            self.before_encoding()
+            self.before_portrait()
             made |= await self._engine.encode(upload.portrait())
         return replace(upload, shown={"id": entry.id, "kind": kind, "name": name, **made})

@@ -24,6 +24,7 @@ from export3d.animate.drive import BUNDLED, FPS, Driving, bundled_motion, bundle
 from export3d.animate.export import write_animation, write_still, write_video
 from export3d.animate.orbit import round_frames
 from export3d.camera import turned
+from export3d.consent.register import Register, today
 from export3d.errors import ConfigError, ConsentRefused
 from export3d.expression.sliders import natural_range
 from export3d.files import kind_at
@@ -33,6 +34,7 @@ from export3d.model import Planes
 from export3d.motion.arkit import columns_of
 from export3d.motion.motion import Motion
 from export3d.photo.options import NATIVE, SMALLEST, Frame, Size
+from export3d.policy import current_policy
 from export3d.provenance.statement import digest_of_file
 from export3d.provenance.writing import Marks, encoded_jpeg
 
@@ -137,6 +139,7 @@ class Work:
             _SOURCES, _SOURCE_BYTES, lambda sources: sources[0].photo.nbytes
         )
         self._planes: _Kept[tuple[Any, ...], Planes] = _Kept(_PLANES)
+        self._consent: tuple[Any, ...] | None = None
         self.info = _info(self.animator, packaged=settings["weights"] is None)
         self._warm_up()
 
@@ -248,6 +251,10 @@ class Work:
     def _encoded(self, message: Message) -> list[Source]:
         """The sources of a portrait, one unless all faces are asked for; kept."""
         portrait, face = message["portrait"], message.get("face", "largest")
+        consent = _consent()
+        if consent != self._consent:  # of portraits that are kept it may have ended
+            self._let_go(self._sources.remove(lambda key: True))
+            self._consent = consent
 
         def encoded() -> list[Source]:
             made = (
@@ -403,6 +410,11 @@ def _threads() -> int:
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(cores // 2, 1)
+
+
+def _consent() -> tuple[Any, ...]:
+    """What changes whenever another portrait may be animated, or one no longer."""
+    return ("register", Register().state, today()) if current_policy().consent == "register" else ("open",)
 
 
 def _one_or_all(sources: list[Source]) -> Source | list[Source]:

@@ -11,12 +11,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra studio is not installed")
 
 from fastapi.testclient import TestClient
 
+from export3d.consent.register import Register
 from export3d.studio.app import Studio
 from export3d.studio.guard import UPLOAD_BYTES, Guard
 from export3d.studio.jobs import OF_ONE
@@ -60,6 +62,35 @@ def test_a_photo_becomes_an_upload(client: TestClient, studio: Studio) -> None:
     assert not upload.path.exists()
     assert studio.engine.forgotten == [made["id"]]  # type: ignore[attr-defined]
     refused(client.delete(f"/api/uploads/{made['id']}"), 404, "upload")
+
+
+def test_the_register_is_looked_at_for_every_head_and_job(
+    client: TestClient, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for portraits that were sent before it had an entry."""
+    monkeypatch.setenv("EXPORT3D_HOME", str(tmp_path / "home"))
+    policy, register = studio.workspace.folder / "policy.toml", Register()
+    photo = client.post("/api/uploads?name=me.jpg", content=b"x").json()["id"]
+    assert 'consent = "open"' in policy.read_text()
+    register.add(np.eye(1, 128, dtype=np.float32)[0], "network", "Ada")
+    with client.websocket_connect("ws://127.0.0.1:7860/api/head") as socket:
+        socket.send_json({"n": 1, "portrait": photo})
+        assert "error" not in socket.receive_json()
+    assert 'consent = "register"' in policy.read_text()
+    register.remove("Ada")
+    ended(client, client.post("/api/jobs", json={"verb": "edit", "portrait": photo}).json())
+    assert 'consent = "open"' in policy.read_text()
+
+
+def test_a_damaged_register_is_told_without_its_folder(
+    client: TestClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EXPORT3D_HOME", str(tmp_path))
+    (tmp_path / "consent.json").write_text("{}")
+    answer = client.post("/api/uploads?name=me.jpg", content=b"x")
+    refused(answer, 400, "the register of consent consent.json is damaged")
+    assert str(tmp_path) not in answer.text
+    refused(client.get("/api/info"), 400, "the register of consent consent.json is damaged")
 
 
 def test_a_form_with_a_file_is_an_upload_too(client: TestClient) -> None:

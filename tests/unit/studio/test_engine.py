@@ -18,7 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from export3d.errors import CheckpointError, NoFaceFound
+from export3d.consent.descriptor import describe, network
+from export3d.consent.register import Register
+from export3d.errors import CheckpointError, ConsentRefused, NoFaceFound
+from export3d.face.tracker import Tracker
+from export3d.image import write_png
 from export3d.provenance import signing
 from export3d.provenance.watermark.detect import find_watermark
 from export3d.studio.engine import _LEAVING_S, Engine, EngineStopped, Portrait
@@ -83,6 +87,40 @@ def test_heads_and_jobs(
         await dying(engine, portrait, tmp_path)
 
     with_engine(use)
+
+
+def test_a_portrait_that_is_kept_needs_consent_that_still_counts(
+    rigid_weights: Path, astronaut: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("EXPORT3D_HOME", str(tmp_path))
+    policy, path = tmp_path / "policy.toml", tmp_path / "photo.png"
+    policy.write_text('consent = "open"\n')
+    write_png(path, np.ascontiguousarray(astronaut[:-2]))  # the bundled portrait itself needs no consent
+    portrait: Portrait = {"id": "1", "path": path, "digest": SENT, "name": "me.png"}
+    track = Tracker().track_image(astronaut)
+    register = Register()
+
+    async def use(engine: Engine) -> None:
+        await engine.start()
+        try:
+            request = {"key": 1, "quality": "fast"}
+            assert await engine.head(request, portrait) is not None
+            policy.write_text('consent = "register"\n')
+            with pytest.raises(ConsentRefused, match=r"me\.png matches nobody .*\(consent\.json;") as refused:
+                await engine.head(request, portrait)
+            assert str(tmp_path) not in str(refused.value)
+            register.add(describe(astronaut, track), network(), "Eileen")
+            assert await engine.head(request, portrait) is not None
+            register.remove("Eileen")
+            with pytest.raises(ConsentRefused):
+                await engine.head(request, portrait)
+            job = {"id": "1", "verb": "edit", "portrait": portrait, "out": str(tmp_path / "out")}
+            assert (await events(engine, job))[-1]["kind"] == "ConsentRefused"
+        finally:
+            await engine.stop()
+
+    asyncio.run(asyncio.wait_for(use(Engine(policy, rigid_weights, engine="reference")), 120))
 
 
 async def encoding(engine: Engine, portrait: Portrait, tmp_path: Path) -> None:
