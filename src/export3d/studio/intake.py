@@ -61,6 +61,7 @@ class Intake:
     def __init__(self) -> None:
         self._free = asyncio.Semaphore(AT_ONCE)
         self._free_for_long = asyncio.Semaphore(LONG_AT_ONCE)
+        self._warned = False
 
     async def photo(self, path: Path, folder: Path, name: str) -> dict[str, Any]:
         """An image as `folder/photo.png`: upright, sRGB, without metadata, of at most 8 megapixels.
@@ -177,6 +178,9 @@ class Intake:
             raise InputError(f"{title} cannot be read; save it again with another program") from problem
         finally:
             await _end(child)
+        if answer.get("confined") is False and not self._warned:
+            self._warned = True
+            log.warning("this system does not confine what decodes uploads: it has no Landlock (Linux 5.13 or later)")
         if "bug" in answer:
             log.error("the intake failed at a file: %s", answer["bug"])
         if "error" in answer:

@@ -2,8 +2,8 @@
 
 JOB is a JSON object. The child limits and confines itself before it imports a decoder, reads the one file, writes
 files of fixed names to its folder, and prints JSON objects, one per line: `{"progress": n}` any number of times, then
-`{"result": {...}}`, `{"error": sentence}` or, where our own code failed, `{"bug": traceback}`. Messages name the file
-by its path, for which the parent puts the user's name.
+`{"result": {...}}`, `{"error": sentence}` or, where our own code failed, `{"bug": traceback}`; each with `confined`,
+what `sandbox.confine` returned. Messages name the file by its path, for which the parent puts the user's name.
 
 Faces are not detected here: the engine tracks a portrait when it encodes it (`Engine.encode`).
 """
@@ -149,13 +149,13 @@ def main(text: str) -> None:
     job = json.loads(text)
     verb, path, folder = job.pop("verb"), Path(job.pop("path")), Path(job.pop("folder"))
     readable = [Path(name) for name in job.pop("readable")]
-    confine([path, *readable], folder)
+    confined = confine([path, *readable], folder)
     limit(LIMITS[verb], job.pop("parent"))
     lines = os.fdopen(os.dup(1), "w", encoding="ascii")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what native libraries print
 
     def say(message: dict[str, Any]) -> None:
-        lines.write(json.dumps(message) + "\n")
+        lines.write(json.dumps({**message, "confined": confined}) + "\n")
         lines.flush()
 
     try:

@@ -18,6 +18,7 @@ from export3d.animate.export import sheet_frames
 from export3d.errors import InputError, OutputError
 from export3d.image import read_image
 from export3d.motion.motion import Motion
+from export3d.studio import intake as intake_module
 from export3d.studio.intake import Intake, shown_name
 from tests.made_videos import beep, clip
 
@@ -72,6 +73,27 @@ def test_a_photo_comes_upright_and_without_metadata(astronaut: np.ndarray, folde
     with Image.open(made["file"]) as image:
         assert not image.info
         assert not image.getexif()
+
+
+def test_a_system_that_does_not_confine_children_is_told_once(
+    astronaut_path: Path,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    without = "import export3d.studio.sandbox as sandbox\nsandbox.confine = lambda readable, folder: False\n"
+    (tmp_path / "sitecustomize.py").write_text(without)
+    packages = intake_module._package_folders()
+    monkeypatch.setattr(intake_module, "_package_folders", lambda: [tmp_path, *packages])
+
+    async def twice() -> None:
+        intake = Intake()
+        for _ in range(2):
+            await intake.photo(astronaut_path, folder, "me.png")
+
+    asyncio.run(twice())
+    assert caplog.text.count("does not confine") == 1
 
 
 def test_a_phone_s_photo_is_kept_at_eight_megapixels(folder: Path) -> None:
