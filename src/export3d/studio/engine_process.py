@@ -24,6 +24,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from export3d.errors import ConfigError, Export3DError
@@ -36,6 +37,7 @@ log = logging.getLogger(__name__)
 
 Message = dict[str, Any]
 
+_MOTIONS = Path(__file__).resolve().parents[1] / "assets" / "motions"
 _PAUSE_S = 0.2
 """A job pauses for so long after each frame at most, while heads are dragged."""
 _NEXT_S = 0.02
@@ -190,13 +192,14 @@ def _failure(problem: Exception, message: Message) -> Message:
 
 
 def _names(message: Message) -> dict[str, str]:
-    """What the user calls the files of a request, longest path first; a folder is left out."""
+    """What the user calls the files of a request, longest path first; our folders are left out."""
     names = {str(path): str(name) for path, name in message.get("names", {}).items()}
     portrait = message.get("portrait")
     if portrait is not None:
         names[str(portrait["path"])] = str(portrait["name"])
     if message.get("out") is not None:
         names[f"{message['out']}{os.sep}"] = ""
+    names[f"{_MOTIONS}{os.sep}"] = ""
     with suppress(ConfigError):  # the register of consent
         names[f"{home()}{os.sep}"] = ""
     return dict(sorted(names.items(), key=lambda item: -len(item[0])))

@@ -37,6 +37,7 @@ from export3d.photo.options import NATIVE, SMALLEST, Frame, Size
 from export3d.policy import current_policy
 from export3d.provenance.statement import digest_of_file
 from export3d.provenance.writing import Marks, encoded_jpeg
+from export3d.studio.requests import LONGEST_S
 
 Picture = NDArray[np.uint8]
 Message = Mapping[str, Any]
@@ -311,7 +312,8 @@ class Work:
         )
 
     def _animate(self, message: Message, sources: list[Source], out: Path, between: Between, tell: Tell) -> None:
-        driving = read_motion(motion_path(message["motion"]), message.get("start") or 0.0, message.get("seconds"))
+        seconds = min(message.get("seconds") or LONGEST_S, LONGEST_S)
+        driving = read_motion(motion_path(message["motion"]), message.get("start") or 0.0, seconds)
         faces = [read_image(path) for path in message.get("faces") or ()]
         driving = Driving(driving.motion, sound=message.get("sound"), faces=faces)
         if message.get("scores"):
@@ -338,7 +340,7 @@ class Work:
 
     def _orbit(self, message: Message, sources: list[Source], out: Path, between: Between, tell: Tell) -> None:
         chosen, seconds = message.get("motion"), message.get("seconds", 4.0)
-        motion = None if chosen is None else read_motion(motion_path(chosen)).motion
+        motion = None if chosen is None else read_motion(motion_path(chosen), seconds=LONGEST_S).motion
         marks = self._marks(message, sources, chosen)
         watch = _Watch(round_frames(seconds) if motion is None else len(motion), marks, between, tell)
         views = self.animator.orbit(

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from export3d.animate.drive import bundled_motion
 from export3d.consent.descriptor import describe, network
 from export3d.consent.register import Register
 from export3d.errors import CheckpointError, ConsentRefused, NoFaceFound
 from export3d.face.tracker import Tracker
 from export3d.image import write_png
+from export3d.motion.motion import Motion
 from export3d.provenance import signing
 from export3d.provenance.watermark.detect import find_watermark
 from export3d.studio.engine import _LEAVING_S, Engine, EngineStopped, Portrait
@@ -85,6 +88,33 @@ def test_heads_and_jobs(
         await other_jobs(engine, portrait, tmp_path)
         await cancelling(engine, portrait, tmp_path)
         await dying(engine, portrait, tmp_path)
+
+    with_engine(use)
+
+
+def test_of_a_long_motion_the_first_minute_is_used(with_engine: Run, portrait: Portrait, tmp_path: Path) -> None:
+    short = Motion.load(bundled_motion("speech"))
+    turns = 2000 // len(short) + 1
+    long = replace(short, expression=np.tile(short.expression, (turns, 1)), camera=np.tile(short.camera, (turns, 1)))
+    long.save(tmp_path / "long.motion")
+
+    async def use(engine: Engine) -> None:
+        for number, verb in enumerate(("animate", "orbit")):
+            job = {"id": str(number), "verb": verb, "portrait": portrait, "frame": "crop", "out": str(tmp_path / verb)}
+            (tmp_path / verb).mkdir()
+            async for event in engine.submit({**job, "motion": str(tmp_path / "long.motion")}):
+                if event.get("total"):
+                    assert event["total"] == 60 * 25
+                    engine.cancel(job["id"])
+
+    with_engine(use)
+
+
+def test_a_bundled_motion_is_called_by_its_name_alone(with_engine: Run, portrait: Portrait, tmp_path: Path) -> None:
+    async def use(engine: Engine) -> None:
+        job = {"id": "1", "verb": "animate", "portrait": portrait, "motion": "speech", "start": 60.0}
+        failed = (await events(engine, {**job, "out": str(tmp_path)}))[-1]
+        assert failed["error"].startswith("speech.motion is")
 
     with_engine(use)
 
