@@ -227,8 +227,10 @@ class Engine:
             portrait: whose head.
 
         Raises:
-            Export3DError: as `encode`.
+            Export3DError: as `encode`; `EngineStopped` also where it does not render yet, or not now.
         """
+        if not self.alive:
+            raise EngineStopped("the studio is starting; wait a few seconds")
         answer = await self._ask({**request, "op": "head", "portrait": _plain(portrait)})
         if answer.get("replaced"):
             return None

@@ -11,7 +11,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from export3d.studio.engine import EngineLike
 from export3d.studio.metrics import Metrics
-from export3d.studio.refusals import Refused, refusal
+from export3d.studio.refusals import refusal
 from export3d.studio.requests import Head, is_id, parse_head
 from export3d.studio.uploads import Uploads
 
@@ -83,8 +83,6 @@ class HeadSocket:
                 await self._socket.send_bytes(image)
 
     async def _picture(self, request: Head) -> tuple[dict[str, Any], bytes]:
-        if not self._engine.alive:
-            raise Refused(503, "the studio is starting; wait a few seconds", 2)
         told = {**request.model_dump(), "key": id(self)}
         if is_id(request.background):
             told["background"] = str(self._uploads.get(request.background, "background", "photo").path)
