@@ -29,8 +29,8 @@ OPTIONS: dict[str, list[str]] = {
         "engine='auto'",
     ],
     "studio": [
-        "port=7860", "share_on=None", "no_browser=False", "folder=None", "weights=None", "pure=False", "device='auto'",
-        "engine='auto'",
+        "port=7860", "share_on=None", "no_browser=False", "folder=None", "backend=None", "weights=None", "pure=False",
+        "device='auto'", "engine='auto'",
     ],
     "edit": [
         "source", "framing=...", "marking=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",

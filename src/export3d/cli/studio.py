@@ -9,7 +9,7 @@ from pathlib import Path
 
 from export3d.cli.terminal import tell
 from export3d.engines.names import EngineName
-from export3d.errors import MissingExtra
+from export3d.errors import ConfigError, MissingExtra
 
 
 def command(
@@ -18,6 +18,7 @@ def command(
     share_on: str | None = None,
     no_browser: bool = False,
     folder: Path | None = None,
+    backend: str | None = None,
     weights: Path | None = None,
     pure: bool = False,
     device: str = "auto",
@@ -31,13 +32,21 @@ def command(
             the token in the URL that is printed. By default only this machine is served.
         no_browser: do not open a browser.
         folder: where uploads and results are kept until the end; by default the system's temporary folder.
+        backend: the URL that another machine's `export3d serve` or `studio --share-on` printed, with its token: that
+            machine renders, and this one only serves the page. Photos and videos are sent there.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
         engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
             openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch.
     """
-    for package in ("fastapi", "uvicorn", "websockets", "python_multipart", "gradio", "mediapipe"):
+    if backend is not None and (weights, pure, device, engine) != (None, False, "auto", "auto"):
+        raise ConfigError(
+            "--backend renders elsewhere, with the weights of that machine; leave out --weights, --pure, --device and "
+            "--engine"
+        )
+    renders = "mediapipe" if backend is None else "httpx"
+    for package in ("fastapi", "uvicorn", "websockets", "python_multipart", "gradio", renders):
         if find_spec(package) is None:
             raise MissingExtra("studio", package.replace("_", "-"))
     import secrets
@@ -68,6 +77,7 @@ def command(
             pure=pure,
             device=device,
             engine=engine,
+            backend=backend,
         )
         serve(settings, sock, ready)
     return 0

@@ -58,6 +58,7 @@ class Settings:
         shared_on: the host that others reach it by; None: loopback only.
         token: what others must know.
         weights, pure, device, engine: see `Animator.from_pretrained`.
+        backend: the URL of another studio that renders, with its token; None: this machine renders.
         rates: limits of rates.
     """
 
@@ -68,6 +69,7 @@ class Settings:
     pure: bool = False
     device: str = "auto"
     engine: EngineName = "auto"
+    backend: str | None = None
     rates: Rates = field(default_factory=Rates)
 
 
@@ -86,13 +88,12 @@ class Studio:
         self._policy_text = ""
         self._register: tuple[tuple[int, ...], bool] = ((), False)
         policy = self.write_policy()
-        self.engine: EngineLike = engine or Engine(
-            policy, settings.weights, pure=settings.pure, device=settings.device, engine=settings.engine
-        )
+        self.engine = engine or self._own_engine(policy)
         self.intake = Intake()
-        self.uploads = Uploads(self.workspace, self.intake, self.engine, self.metrics)
+        elsewhere = settings.backend is not None
+        self.uploads = Uploads(self.workspace, self.intake, self.engine, self.metrics, originals=elsewhere)
         self.uploads.before_portrait = self.write_policy
-        self.jobs = Jobs(self.workspace, self.uploads, self.engine, self.intake, self.metrics)
+        self.jobs = Jobs(self.workspace, self.uploads, self.engine, self.intake, self.metrics, tracks=not elsewhere)
         self.gradio = GradioApi(self.uploads, self.jobs, self.workspace.folder)
         self.metrics.gauges |= {
             "queue_jobs": ("Jobs that wait.", lambda: self.jobs.waiting),
@@ -100,6 +101,15 @@ class Studio:
             "engine_up": ("Whether the engine answers.", lambda: float(self.engine.alive)),
             "engine_resident_bytes": ("Memory of the engine.", self.engine.memory),
         }
+
+    def _own_engine(self, policy: Path) -> EngineLike:
+        """The engine that the settings ask for."""
+        settings = self.settings
+        if settings.backend is None:
+            return Engine(policy, settings.weights, settings.pure, settings.device, settings.engine)
+        from export3d.studio.remote_engine import RemoteEngine
+
+        return RemoteEngine(settings.backend, policy)
 
     @property
     def policy(self) -> Policy:
@@ -172,11 +182,13 @@ class Studio:
     def info(self) -> dict[str, Any]:
         """What a page needs to know first."""
         known = self.engine.info or {}
-        label = "forced" if self.policy.label else "on"
+        elsewhere = known.get("policy", {}).get("label")  # of the machine that renders, if that is another one
+        label = "forced" if self.policy.label or elsewhere == "forced" else "on"
         return {
             "version": version("export3d"),
             "ready": self.engine.alive,
             "shared": self.settings.shared_on is not None,
+            "elsewhere": self.settings.backend is not None,
             "size": known.get("size", 256),
             "limits": {
                 "upload_bytes": UPLOAD_BYTES,
@@ -187,7 +199,7 @@ class Studio:
             "motions": known.get("motions", []),
             "bundled": {"id": "bundled", "width": 512, "height": 512, "faces": 1},
             "controls": known.get("controls", {"head": [], "groups": [], "basis": []}),
-            "policy": {"label": label},
+            "policy": {"label": label, "consent": self.policy.consent},
             "verbs": list(VERBS),
         }
 

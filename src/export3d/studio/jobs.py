@@ -89,11 +89,23 @@ class Job:
 
 
 class Jobs:
-    """All jobs and the task that works them off, one after the other."""
+    """All jobs and the task that works them off, one after the other.
+
+    Args:
+        workspace, uploads, engine, intake, metrics: of the server.
+        tracks: track driving videos here; otherwise the engine is given them.
+    """
 
     def __init__(
-        self, workspace: Workspace, uploads: Uploads, engine: EngineLike, intake: Intake, metrics: Metrics
+        self,
+        workspace: Workspace,
+        uploads: Uploads,
+        engine: EngineLike,
+        intake: Intake,
+        metrics: Metrics,
+        tracks: bool = True,
     ) -> None:
+        self._tracks = tracks
         self._workspace, self._uploads, self._engine = workspace, uploads, engine
         self._intake, self._metrics = intake, metrics
         self._jobs: dict[str, Job] = {}
@@ -248,11 +260,15 @@ class Jobs:
 
     def _files(self, request: Verb) -> dict[str, Any]:
         """The uploads of a request, as the engine is told of them; raises `Refused` where one is gone."""
+        found: dict[str, Any] = {}
+        names: dict[str, str] = {}
+        if isinstance(request, (Animate, Track)) and request.driving is not None:
+            video = self._uploads.get(request.driving, "video")
+            found["driving"] = str(video.path)
+            names[str(video.path)] = video.name
         if isinstance(request, Track):
-            self._uploads.get(request.driving, "video")
-            return {}
-        found: dict[str, Any] = {"portrait": self._uploads.portrait(request.portrait)}
-        names = {}
+            return found | {"names": names}
+        found["portrait"] = self._uploads.portrait(request.portrait)
         if is_id(request.background):
             behind = self._uploads.get(request.background, "background", "photo")
             found["background"] = str(behind.path)
@@ -262,16 +278,14 @@ class Jobs:
             moved = self._uploads.get(motion, "motion")
             found |= {"motion": str(moved.path), "motion_digest": moved.digest}
             names[str(moved.path)] = moved.name
-        if isinstance(request, Animate) and request.driving is not None:
-            self._uploads.get(request.driving, "video")
         return found | {"names": names}
 
     async def _make(self, job: Job) -> None:
         request = job.request
         told = request.model_dump() | self._files(request)
-        if isinstance(request, (Animate, Track)) and request.driving is not None:
+        if self._tracks and isinstance(request, (Animate, Track)) and request.driving is not None:
             told |= await self._track(job, request) | self._files(request)  # the policy may have changed meanwhile
-        if isinstance(request, Track):
+        if self._tracks and isinstance(request, Track):
             Path(told["motion"]).rename(job.results / "motion.motion")
             return
         job.tell(state="running", stage="rendering", done=0, total=None)

@@ -44,7 +44,7 @@ class Upload:
         id: names it in requests; who knows it may use it.
         kind: what it is.
         name: the user's name of it, to be shown.
-        path: the video as it was sent, or what was decoded from the file.
+        path: the video as it was sent, or what was decoded from the file; with `originals` always the file as sent.
         digest: SHA-256 of the file as it was sent, for the statement in what is made of it.
         shown: what the API tells of it.
     """
@@ -71,10 +71,18 @@ class Kept:
 
 
 class Uploads:
-    """The uploads of all users."""
+    """The uploads of all users.
 
-    def __init__(self, workspace: Workspace, intake: Intake, engine: EngineLike, metrics: Metrics) -> None:
+    Args:
+        workspace, intake, engine, metrics: of the server.
+        originals: keep files as they were sent, for an engine elsewhere, instead of what was decoded from them.
+    """
+
+    def __init__(
+        self, workspace: Workspace, intake: Intake, engine: EngineLike, metrics: Metrics, originals: bool = False
+    ) -> None:
         self._workspace, self._intake, self._engine, self._metrics = workspace, intake, engine, metrics
+        self._originals = originals
         self.before_portrait: Callable[[], object] = lambda: None
         """Called before the engine is told of a portrait."""
         self._known: dict[str, Upload] = {}
@@ -208,7 +216,8 @@ class Uploads:
         if kind == "video":
             made["filmstrip"] = f"/api/uploads/{entry.id}/{Path(made['filmstrip']).name}"
         else:
-            path.unlink()
+            (file if self._originals else path).unlink()
+            file = path if self._originals else file
         upload = Upload(entry.id, kind, name, file, kept.digest, {})
         if kind == "photo":
             self.before_portrait()

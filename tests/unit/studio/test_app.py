@@ -323,7 +323,7 @@ def test_the_server_tells_about_itself(client: TestClient) -> None:
     info = client.get("/api/info").json()
     assert info["ready"]
     assert info["limits"]["upload_bytes"] == UPLOAD_BYTES
-    assert info["policy"] == {"label": "on"}
+    assert info["policy"] == {"label": "on", "consent": "open"}
     assert client.get("/health").json() == {"status": "ok", "engine": "up", "queue": 0}
     text = client.get("/metrics").text
     assert 'export3d_uploads_total{outcome="done"} 1' in text

@@ -28,7 +28,7 @@ async function ready() {
   for (;;) {
     const info = await api.persist(api.info, ({ status }) => connection(status ? "starting" : "gone"));
     if (info.ready) return info;
-    connection("starting");
+    connection(info.elsewhere ? "away" : "starting");
     await api.pause(0.5);
   }
 }

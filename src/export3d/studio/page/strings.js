@@ -16,6 +16,7 @@ export const text = {
   connected: "Ready",
   connecting: "Connecting …",
   starting: "The studio is starting …",
+  away: "The machine that renders is starting or does not answer. Trying again …",
   firstPicture: "Preparing the portrait …",
   gone: "The studio does not answer. Trying again …",
   lost: "Connection lost. Trying again …",
