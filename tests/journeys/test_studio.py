@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import signal
@@ -19,8 +18,12 @@ import pytest
 from export3d.provenance.verify import verify
 from export3d.video import probe
 
-httpx = pytest.importorskip("httpx", reason="needs the extra studio")
+pytest.importorskip("httpx", reason="needs the extra studio")
 pytest.importorskip("fastapi", reason="needs the extra studio")
+
+import httpx
+
+from tests.running_studio import Studio
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,42 +32,10 @@ pytestmark = [
 ROOT = Path(__file__).parents[2]
 
 
-class Studio:
-    """A studio that was started as a user starts it."""
-
-    def __init__(self, folder: Path, weights: Path) -> None:
-        self.folder = folder
-        command = [sys.executable, "-m", "export3d", "studio", "--port", "0", "--no-browser", "--folder", str(folder)]
-        self.process = subprocess.Popen(
-            [*command, "--engine", "torch", "--weights", str(weights)],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            start_new_session=True,
-        )
-        assert self.process.stderr is not None
-        self.said = ""
-        while "ready at" not in self.said:
-            line = self.process.stderr.readline()
-            assert line, self.said
-            self.said += line
-        found = re.search(r"http://\S+:\d+", self.said)
-        assert found is not None
-        self.url = found[0]
-
-    def leave(self, number: int) -> int:
-        """Send a signal and wait for the end."""
-        self.process.send_signal(number)
-        code = self.process.wait(20)
-        assert self.process.stderr is not None
-        self.process.stderr.close()
-        return code
-
-
 @pytest.fixture(scope="module")
 def studio(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Studio]:
     folder = tmp_path_factory.mktemp("studio")
-    studio = Studio(folder, tiny_weights)
+    studio = Studio(folder, "--engine", "torch", "--weights", tiny_weights)
     yield studio
     if studio.process.poll() is None:
         assert studio.leave(signal.SIGINT) == 0, "Ctrl-C is its usual end"
@@ -155,7 +126,7 @@ def test_a_killed_studio_leaves_nothing_to_the_next_one(studio: Studio, tiny_wei
     (before,) = studio.folder.iterdir()
     assert studio.leave(signal.SIGKILL) == -signal.SIGKILL
     assert before.is_dir()
-    following = Studio(studio.folder, tiny_weights)
+    following = Studio(studio.folder, "--engine", "torch", "--weights", tiny_weights)
     (after,) = following.folder.iterdir()
     assert after != before
     assert httpx.get(f"{following.url}/health").json()["status"] == "ok"

@@ -24,7 +24,7 @@ from typing import Any, TypeVar, get_args
 from export3d.errors import ConfigError, ConsentRefused, Export3DError
 from export3d.files import reason
 from export3d.policy import read_policy
-from export3d.studio.backend import AWAY, Backend
+from export3d.studio.backend import AWAY, NOT_LET_IN, Backend
 from export3d.studio.engine import EngineStopped, Picture, Portrait
 from export3d.studio.head_line import HeadLine
 from export3d.studio.refusals import Refused, refusal
@@ -119,11 +119,13 @@ class RemoteEngine:
         try:
             self.info = await self._backend.call("GET", "/api/info")
         except EngineStopped as problem:
-            cause = problem.__cause__
-            why = f"no studio answers at {url} ({reason(cause)})" if cause else f"{url} does not let this studio in"
+            why = f"no studio answers at {url}" + (f" ({reason(cause)})" if (cause := problem.__cause__) else "")
+            why = f"{url} does not let this studio in" if str(problem) == NOT_LET_IN else why
             raise ConfigError(f"{why}; give --backend the whole URL that the other studio printed") from problem
-        if not (isinstance(self.info, dict) and {"controls", "policy", "ready"} <= self.info.keys()):
-            raise ConfigError(f"{url} is no studio; give --backend the URL that `export3d serve` or `studio` printed")
+        except Refused as problem:
+            raise ConfigError(f"the backend {url} cannot be used: {problem}") from problem
+        if not (isinstance(self.info, dict) and {"controls", "policy", "ready", "version"} <= self.info.keys()):
+            raise ConfigError(f"{url} is no studio of this version; start one there, or correct --backend")
         if self.info["version"] != version("export3d"):
             log.warning("the backend runs export3d %s, this studio %s", self.info["version"], version("export3d"))
         await self._back(_START_S)
