@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 
 class FileServer:
@@ -37,7 +38,7 @@ def serving(folder: Path) -> Iterator[FileServer]:
 
         def do_GET(self) -> None:
             state.asked.append(self.path)
-            path = folder / self.path.lstrip("/")
+            path = folder / unquote(self.path.lstrip("/"))
             fault = state.faults.pop(0) if state.faults and path.suffix == ".tar" else 200
             if isinstance(fault, int) and fault != 200:
                 return self.send_error(fault)

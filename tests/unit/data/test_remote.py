@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from export3d.cli.main import main
 from export3d import locations
+from export3d.cli.main import main
 from export3d.data.frames import FrameStore
 from export3d.data.shard_writer import update
 from export3d.data.shards import Record, has_split, read_index, read_shards
