@@ -31,6 +31,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from export3d.cli.terminal import asked_to_end, end
+from export3d.cli.working import with_address
 from export3d.errors import Export3DError
 from export3d.files import reason
 from export3d.memory import spare_memory
@@ -192,7 +193,7 @@ def _run(name: str, argv: list[str]) -> int:
     try:
         result = tyro.cli(
             function,
-            args=argv,
+            args=with_address(argv),
             prog=f"export3d {name}",
             description=(inspect.getdoc(function) or "").split("\n\nArgs:")[0],
             config=(

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from export3d.cli.terminal import job_progress, tell
+from export3d.cli.working import who_works
 from export3d.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from export3d.data.prepare import Report
+    from export3d.workers.run import Workers
 
 _TOLD = 10
 """Number of skipped files that are printed one by one; the report lists all of them."""
@@ -24,6 +26,7 @@ def command(
     manifest: Path | None = None,
     coefficients: Path | None = None,
     workers: int | None = None,
+    ray: str | None = None,
     val_fraction: float | None = None,
     resume: bool = True,
     pseudo_clips: bool = False,
@@ -41,6 +44,8 @@ def command(
         coefficients: folder of Deep3DFaceRecon files named like the clips, a frame for each of theirs at 25 fps; they
             replace the tracked expression scores.
         workers: number of processes; by default one per core; 0 uses this process.
+        ray: prepare on a Ray cluster instead (extra cluster): its address, HOST:PORT or auto; without one, the
+            processors of this machine.
         val_fraction: without a manifest, the share of the videos to hold out (split val); by default a tenth, and at
             least one if there are four or more.
         resume: by default finished files are kept; --no-resume prepares everything again.
@@ -54,16 +59,17 @@ def command(
         raise ConfigError("--pseudo-clips needs a morphable face; give its files with --face-model and --landmark-map")
     if pseudo_clips and coefficients is not None:
         raise ConfigError("pseudo-clips have tracked scores and cannot join --coefficients; leave one of them out")
+    crew = who_works(workers, ray)
     from export3d.data.prepare import prepare
 
     with job_progress("preparing", unit="file") as progress:
-        report = prepare(clips, output, manifest, workers, resume, val_fraction, None, progress, coefficients)
+        report = prepare(clips, output, manifest, crew, resume, val_fraction, None, progress, coefficients)
     _tell_skipped(report)
     print(report.summary())
     if manifest is None:
         _tell_held_out(report)
     if face_model is not None and landmark_map is not None:
-        _make_pseudo_clips(output, face_model, landmark_map, workers)
+        _make_pseudo_clips(output, face_model, landmark_map, crew)
     return 0
 
 
@@ -96,14 +102,14 @@ def _tell_held_out(report: Report) -> None:
         tell("no video is held out, so training reports no figures on unseen videos")
 
 
-def _make_pseudo_clips(output: Path, face_model: Path, landmark_map: Path, workers: int | None) -> None:
+def _make_pseudo_clips(output: Path, face_model: Path, landmark_map: Path, crew: Workers | None) -> None:
     import os
 
     from export3d.data.pseudo_clips import pseudo_clips
 
-    processes = (os.cpu_count() or 1) if workers is None else workers
+    workers = (os.cpu_count() or 1) if crew is None else crew
     made = output / "pseudo" / "train"
     with job_progress("reposing", unit="portrait") as progress:
-        report = pseudo_clips(output / "train", made, face_model, landmark_map, workers=processes, progress=progress)
+        report = pseudo_clips(output / "train", made, face_model, landmark_map, workers=workers, progress=progress)
     print(report.summary())
     tell(f"to train on them too: export3d train {output} --pseudo {made}")

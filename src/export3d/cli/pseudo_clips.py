@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from export3d.cli.terminal import job_progress
+from export3d.cli.working import who_works
 
 
 def command(
@@ -19,7 +20,8 @@ def command(
     frames: int = 13,
     seed: int = 0,
     limit: int | None = None,
-    workers: int = 1,
+    workers: int | None = None,
+    ray: str | None = None,
     exclude: Path | None = None,
 ) -> int:
     """Make clips from still portraits, so that many people show the same known changes of expression.
@@ -34,18 +36,23 @@ def command(
         frames: frames per clip, including the portrait itself.
         seed: determines the expressions and head turns of each portrait.
         limit: use at most this many portraits.
-        workers: number of processes; 0 uses this process.
+        workers: number of processes; by default 1; 0 uses this process.
+        ray: work on a Ray cluster instead (extra cluster): its address, HOST:PORT or auto; without one, the
+            processors of this machine.
         exclude: text file with the keys of portraits to leave out, one per line.
     """
     from export3d.data.pseudo_clips import pseudo_clips
     from export3d.errors import InputError
     from export3d.files import check_input, reading
 
+    crew = who_works(workers, ray)
     shut: list[str] = []
     if exclude is not None:
         with reading(check_input(exclude, InputError, "a text file with one key per line")):
             shut = exclude.read_text(encoding="utf-8").split()
     with job_progress("reposing", unit="portrait") as progress:
-        report = pseudo_clips(split, output, face_model, landmark_map, frames, seed, limit, workers, shut, progress)
+        report = pseudo_clips(
+            split, output, face_model, landmark_map, frames, seed, limit, 1 if crew is None else crew, shut, progress
+        )
     print(report.summary())
     return 0

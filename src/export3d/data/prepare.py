@@ -31,7 +31,8 @@ from export3d.data.shards import INDEX_NAME, Entry, Index, Record, Reject, read_
 from export3d.errors import ConfigError, Export3DError, InputError, MissingExtra, OutputError
 from export3d.face.tracker import Tracker
 from export3d.files import kind_at, make_folder, paths_in, write_bytes
-from export3d.workers.run import Crash, run_jobs
+from export3d.workers.outcome import Crash
+from export3d.workers.run import Workers, run_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ def prepare(
     inputs: Iterable[Path | str],
     out: Path | str,
     manifest: Path | str | None = None,
-    workers: int | None = None,
+    workers: Workers | None = None,
     resume: bool = True,
     val_fraction: float | None = None,
     limits: Limits | None = None,
@@ -99,8 +100,8 @@ def prepare(
         manifest: CSV with the columns file (relative to the CSV), person, split, and optionally terms and others, which
             are kept as provenance. Without a manifest, the person is the stem of the file name, and the split is `val`
             for held-out videos and `train` otherwise.
-        workers: number of processes (default: one per core); 0 uses this process. Processes are spawned, so a script
-            that calls this function needs `if __name__ == "__main__":`.
+        workers: number of processes (default: one per core), 0 for this one, or a `Cluster`. Processes are spawned, so
+            a script that calls this function needs `if __name__ == "__main__":`.
         resume: keep finished files; False prepares the given files again.
         val_fraction: without a manifest, the share of the videos to hold out, chosen by file name. By default a tenth,
             and at least one if there are four or more. Adding videos never moves a video to another split.
@@ -120,7 +121,7 @@ def prepare(
     began = time.monotonic()
     out, limits = Path(out), limits or Limits()
     workers = (os.cpu_count() or 1) if workers is None else workers
-    if not 0.0 <= (val_fraction or 0.0) < 1.0 or workers < 0:
+    if not 0.0 <= (val_fraction or 0.0) < 1.0 or (isinstance(workers, int) and workers < 0):
         raise ConfigError("val_fraction must be at least 0 and below 1, and workers not negative")
     if manifest is not None and val_fraction:
         raise ConfigError("the manifest already assigns the splits; leave val_fraction out")
@@ -143,7 +144,7 @@ def prepare(
         work = [job for job in todo if job.split == split]
         _clean(out / split / PARTS_FOLDER, () if not resume else mine)
         work.sort(key=lambda job: (-job.path.stat().st_size, job.key))
-        for job, outcome in run_jobs(work, functools.partial(_start, limits), min(workers, len(work))):
+        for job, outcome in run_jobs(work, functools.partial(_start, limits), workers):
             done += 1
             if isinstance(outcome, Crash):
                 detail = f"the process that prepared it died (exit code {outcome.exit_code}); the next run tries again"

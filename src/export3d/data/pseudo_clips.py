@@ -36,7 +36,8 @@ from export3d.face.morphable import MorphableFace
 from export3d.face.repose import Puppet
 from export3d.files import check_folder, kind_at, write_bytes
 from export3d.motion.arkit import ARKIT52
-from export3d.workers.run import Crash, run_jobs
+from export3d.workers.outcome import Crash
+from export3d.workers.run import Workers, run_jobs
 
 logger = logging.getLogger(__name__)
 
@@ -189,7 +190,7 @@ def pseudo_clips(
     frames: int = 13,
     seed: int = 0,
     limit: int | None = None,
-    workers: int = 1,
+    workers: Workers = 1,
     exclude: Iterable[str] = (),
     progress: Progress | None = None,
 ) -> PseudoReport:
@@ -205,7 +206,7 @@ def pseudo_clips(
         frames: frames per clip, the portrait included.
         seed: determines the changes and turns of each portrait.
         limit: use at most this many portraits.
-        workers: number of processes; 0 uses this one.
+        workers: number of processes, 0 for this one, or a `Cluster`.
         exclude: keys of portraits to leave out.
         progress: called with (portraits done, portraits, key of the last).
 
@@ -215,7 +216,7 @@ def pseudo_clips(
     """
     began = time.monotonic()
     split, out = Path(split), check_folder(out)
-    if frames < 2 or workers < 0:
+    if frames < 2 or (isinstance(workers, int) and workers < 0):
         raise ConfigError("pseudo-clips need at least two frames, and workers must not be negative")
     index = read_index(split)
     if index.space != "arkit52":
@@ -246,7 +247,7 @@ def pseudo_clips(
     start = functools.partial(_start, str(face_model), str(landmark_map))
     update(out, [])
     write_bytes(out / BANK_NAME, bank.to_json().encode())
-    for number, (job, outcome) in enumerate(run_jobs(todo, start, min(workers, len(todo))), 1):
+    for number, (job, outcome) in enumerate(run_jobs(todo, start, workers), 1):
         if isinstance(outcome, Record):
             records.append(outcome)
         else:

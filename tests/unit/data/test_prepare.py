@@ -25,7 +25,7 @@ from export3d.data.shard_writer import verify
 from export3d.data.shards import read_index, read_shards
 from export3d.errors import ConfigError, InputError, OutputError
 from export3d.face.tracker import Tracker
-from export3d.workers.run import Crash
+from export3d.workers.outcome import Crash
 
 Draw = Callable[..., Path]
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from export3d.errors import Export3DError, MissingExtra, OutputError
-from export3d.workers.run import Crash, run_jobs
+from export3d.workers.outcome import Crash
+from export3d.workers.run import run_jobs
 
 
 def start() -> Callable[[str], str]:

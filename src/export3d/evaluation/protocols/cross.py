@@ -239,7 +239,7 @@ def _score_pairs(
     finished = finished_clips(plan.results, plan.run.save, {pair.name: pair.folder for pair in pairs})
     length = {entry.key: entry.frames for entry in index.entries}
     frames = {pair.name: min(plan.frames, length[pair.driver]) for pair in pairs}
-    scored, skipped = score_all(pairs, finished, functools.partial(_Work, plan), frames, plan.run.workers, progress)
+    scored, skipped = score_all(pairs, finished, functools.partial(_Work, plan), frames, plan.run.crew, progress)
     if not scored:
         raise InputError(f"no pair of {plan.split} could be scored: {next(iter(skipped.values()))}")
     return scored, skipped
@@ -263,7 +263,7 @@ class _Work:
     """Scores pairs, one at a time; a call returns why a pair could not be scored, or an empty string."""
 
     def __init__(self, plan: _Plan) -> None:
-        share_threads(plan.run.workers)
+        share_threads(plan.run.crew)
         self._plan = plan
         self._model = load_pretrained(plan.weights).to(plan.device)
         self._engine = pick_engine(self._model, plan.run.engine)

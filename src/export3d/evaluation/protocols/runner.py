@@ -12,7 +12,8 @@ from export3d.data.shards import Entry
 from export3d.errors import InputError
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.results import Results
-from export3d.workers.run import Crash, run_jobs
+from export3d.workers.outcome import Crash
+from export3d.workers.run import Workers, run_jobs
 
 Progress = Callable[[int, int], None]
 
@@ -44,7 +45,7 @@ def score_all(
     kept: Set[str],
     start: Callable[[], Callable[[Any], str]],
     frames: Mapping[str, int],
-    workers: int,
+    workers: Workers,
     progress: Progress | None,
 ) -> tuple[list[str], dict[str, str]]:
     """Score all clips but those that an earlier run has finished.
@@ -54,7 +55,7 @@ def score_all(
         kept: names of the jobs that are finished.
         start: see `run_jobs`; a job returns why it could not be scored, or an empty string.
         frames: number per job, for `progress`.
-        workers: processes; 0 scores in this one.
+        workers: processes, 0 for this one, or a cluster.
         progress: called with (frames done, frames).
 
     Returns:
@@ -67,7 +68,7 @@ def score_all(
     skipped: dict[str, str] = {}
     if progress is not None:
         progress(done, total)
-    for job, outcome in run_jobs(waiting, start, min(workers, len(waiting))):
+    for job, outcome in run_jobs(waiting, start, workers):
         if isinstance(outcome, Crash):
             skipped[_name(job)] = f"the process that scored it died (exit code {outcome.exit_code})"
         elif outcome:
@@ -78,9 +79,9 @@ def score_all(
     return [name for name in names if name not in skipped], skipped
 
 
-def share_threads(workers: int) -> None:
-    """Divide the processor's threads among worker processes; each would otherwise use all of them."""
-    if workers > 1:
+def share_threads(workers: Workers) -> None:
+    """Divide the processor's threads among worker processes; each would otherwise use all of them. Ray divides them."""
+    if isinstance(workers, int) and workers > 1:
         torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
 

@@ -174,7 +174,7 @@ def _score_videos(plan: _Plan, videos: Sequence[Entry], progress: Progress | Non
     """See `score_all`; raises `InputError` if no clip could be scored."""
     finished = finished_clips(plan.results, plan.run.save, {entry.key: entry.key for entry in videos})
     frames = {entry.key: max(1, -(-(entry.frames - 1) // plan.every)) for entry in videos}
-    scored, skipped = score_all(videos, finished, functools.partial(_Work, plan), frames, plan.run.workers, progress)
+    scored, skipped = score_all(videos, finished, functools.partial(_Work, plan), frames, plan.run.crew, progress)
     if not scored:
         reason = next(iter(skipped.values()), "it holds no video")
         raise InputError(f"nothing in {plan.split} can be scored: {reason}; name a prepared split with clips")
@@ -185,7 +185,7 @@ class _Work:
     """Scores clips of a split, one at a time; a call returns why a clip could not be scored, or an empty string."""
 
     def __init__(self, plan: _Plan) -> None:
-        share_threads(plan.run.workers)
+        share_threads(plan.run.crew)
         self._plan = plan
         self._device = torch.device(plan.device)
         self._scorer = ClipScorer(plan.scoring, plan.device, resized=plan.size is not None)

@@ -9,6 +9,8 @@ from typing import Literal
 
 from export3d.engines.names import EngineName
 from export3d.errors import ConfigError
+from export3d.workers.cluster import Cluster
+from export3d.workers.run import Workers
 
 Backbone = Literal["auto", "alex", "squeeze", "vgg16", "none"]
 
@@ -57,6 +59,7 @@ class RunSettings:
     Attributes:
         save: folder to save the images to, as `export3d evaluate predictions` reads them.
         workers: number of processes; 0 scores in this one.
+        ray: score on a Ray cluster instead (extra cluster): its address, see `Cluster`.
         device: cpu, cuda, or auto.
         batch: frames rendered together.
         engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
@@ -69,6 +72,7 @@ class RunSettings:
 
     save: Path | None = None
     workers: int = 0
+    ray: str | None = None
     device: str = "auto"
     batch: int = 4
     engine: EngineName = "reference"
@@ -76,7 +80,14 @@ class RunSettings:
     def __post_init__(self) -> None:
         if self.batch < 1 or self.workers < 0:
             raise ConfigError("the batch must be at least 1, and the number of workers at least 0")
+        if self.workers and self.ray:
+            raise ConfigError("--workers and --ray both say who works; leave one of them out")
         if self.save is not None:
             from export3d.provenance.writing import check_unmarked
 
             check_unmarked("predictions")  # before clips are prepared, which takes minutes
+
+    @property
+    def crew(self) -> Workers:
+        """Who scores."""
+        return self.workers if self.ray is None else Cluster(self.ray)

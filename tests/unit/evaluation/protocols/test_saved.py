@@ -14,7 +14,7 @@ from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.same import same_identity
 from export3d.evaluation.protocols.saved import score_predictions
 from export3d.evaluation.protocols.settings import RunSettings, Scoring
-from export3d.workers.run import Crash
+from export3d.workers.outcome import Crash
 
 PLAIN = Scoring(backbone="none", faces=False)
 FILES = ["clips", "report.html", "report.json", "report.md", "sheet.png"]

@@ -1,0 +1,33 @@
+"""Who works: the options --workers and --ray."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from export3d.errors import ConfigError
+from export3d.workers.cluster import LOCAL, Cluster, is_address
+
+
+def who_works(workers: int | None, ray: str | None) -> int | Cluster | None:
+    """The processes or the cluster that was asked for; None: neither.
+
+    Raises:
+        ConfigError: both were, or the cluster's address is none.
+    """
+    if ray is None:
+        return workers
+    if workers is not None:
+        raise ConfigError("--workers and --ray both say who works; leave one of them out")
+    return Cluster(ray)
+
+
+def with_address(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments in which every `--ray` has an address: this machine, where none follows.
+
+    >>> with_address(["--ray", "videos", "-o", "data"])
+    ['--ray', 'local', 'videos', '-o', 'data']
+    """
+    full: list[str] = []
+    for word, following in zip(arguments, [*arguments[1:], ""]):
+        full += [word, LOCAL] if word == "--ray" and not is_address(following) else [word]
+    return full

@@ -1,0 +1,176 @@
+"""Jobs on the machines of a Ray cluster (extra `cluster`), by Ray Data.
+
+Ray Data holds one actor per processor and gives each the next jobs as it becomes free. If an actor or its machine dies,
+its jobs go to others. A job may therefore run twice; its outcome is taken once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import socket
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from export3d.errors import ConfigError, MissingExtra
+from export3d.files import reason
+from export3d.workers.outcome import Crash, Failure
+
+J = TypeVar("J")
+R = TypeVar("R")
+
+LOCAL, RUNNING = "local", "auto"
+_ADDRESS = re.compile(r"(ray://)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
+_ANSWER_S = 5.0
+_MOST_BLOCKS = 2_000
+_ATTEMPTS = (3, 2)
+"""Of a job whose process dies: beside others, which it may take along, then with an actor to itself."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A Ray cluster.
+
+    Attributes:
+        address: `local`, the processors of this machine, under a Ray that ends with this process; `auto`, the Ray that
+            runs on this machine; or HOST:PORT of a cluster's head.
+
+    Raises:
+        ConfigError: this is no address.
+    """
+
+    address: str = LOCAL
+
+    def __post_init__(self) -> None:
+        if not is_address(self.address):
+            raise ConfigError(
+                f"{self.address} is not the address of a Ray cluster; give HOST:PORT, {RUNNING} or {LOCAL}"
+            )
+
+
+def is_address(text: str) -> bool:
+    """Whether a text has the form of a cluster's address.
+
+    >>> is_address("10.0.0.7:6379"), is_address("auto"), is_address("videos")
+    (True, True, False)
+    """
+    return text in (LOCAL, RUNNING) or _ADDRESS.fullmatch(text) is not None
+
+
+def run_on_cluster(
+    jobs: Sequence[J], start: Callable[[], Callable[[J], R]], cluster: Cluster
+) -> Iterator[tuple[J, R | Crash]]:
+    """See `run.run_jobs`. The cluster's machines need export3d in the same version, and the files that the jobs name.
+
+    Raises:
+        MissingExtra: Ray is not installed.  ConfigError: no cluster answers.
+    """
+    _connect(cluster)
+    waiting = dict(enumerate(jobs))
+    for attempts in _ATTEMPTS:
+        # One dying process takes the jobs along that wait for it; the last time, none waits.
+        beside = 2 if attempts == _ATTEMPTS[0] else 1
+        for number, outcome in _outcomes(dict(waiting), start, attempts, beside):
+            if isinstance(outcome, Failure):
+                raise outcome.error()
+            if number in waiting:
+                yield waiting.pop(number), outcome
+        if not waiting:
+            return
+    for job in waiting.values():
+        yield job, Crash(None)
+
+
+def _outcomes(
+    jobs: Mapping[int, Any], start: Callable[[], Callable[[Any], Any]], attempts: int, beside: int
+) -> Iterator[tuple[int, Any]]:
+    """(number, outcome) of every job whose process survived it."""
+    import ray
+    from ray import cloudpickle
+    from ray.data import ActorPoolStrategy
+
+    # The start travels with each job: what an actor was made with is lost with the machine that holds it.
+    rows = [{"number": number, "job": cloudpickle.dumps((start, job))} for number, job in jobs.items()]
+    processors = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    pool = ActorPoolStrategy(
+        min_size=min(processors, len(rows)), max_size=len(rows), max_tasks_in_flight_per_actor=beside
+    )
+    blocks = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
+    done = blocks.map_batches(
+        _Actor,
+        batch_size=1,
+        compute=pool,
+        num_cpus=1,
+        ray_remote_args_fn=lambda: {"max_task_retries": attempts - 1},
+    )
+    for row in done.iter_rows():
+        yield int(row["number"]), cloudpickle.loads(row["outcome"])
+
+
+class _Actor:
+    """One process: loads with its first job what all need, and keeps it."""
+
+    def __init__(self) -> None:
+        self._work: Callable[[Any], Any] | None = None
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        from ray import cloudpickle
+
+        outcomes = []
+        for given in batch["job"]:
+            try:
+                start, job = cloudpickle.loads(given)
+                self._work = self._work or start()
+                outcome = self._work(job)
+            except Exception as error:  # sent to the driver, which raises it
+                outcome = Failure.of(error)
+            outcomes.append(cloudpickle.dumps(outcome))
+        return {"number": batch["number"], "outcome": outcomes}
+
+
+def _connect(cluster: Cluster) -> None:
+    """Join a cluster, or start one on this machine. A Ray that this process already uses is used further."""
+    if find_spec("ray") is None:
+        raise MissingExtra("cluster", "Ray")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+
+    if not ray.is_initialized():
+        _check_answers(cluster.address)
+        try:
+            ray.init(
+                address=cluster.address,
+                include_dashboard=False if cluster.address == LOCAL else None,
+                log_to_driver=False,
+                logging_level="ERROR",
+            )
+        except (ConnectionError, RuntimeError, ValueError) as problem:
+            raise ConfigError(
+                f"no Ray cluster can be used at {cluster.address} ({reason(problem)}); start one with `ray start "
+                f"--head`, or give {LOCAL}"
+            ) from problem
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.max_errored_blocks = -1  # of jobs whose process died; `run_on_cluster` knows which are missing
+    context.log_internal_stack_trace_to_stdout = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+
+
+def _check_answers(address: str) -> None:
+    """Ray waits for minutes for an address where nothing listens."""
+    found = _ADDRESS.fullmatch(address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found["host"].strip("[]"), int(found["port"])), _ANSWER_S).close()
+    except (OSError, OverflowError) as problem:
+        raise ConfigError(
+            f"no Ray cluster answers at {address} ({reason(problem)}); check the address, or start one with `ray start "
+            "--head`"
+        ) from problem

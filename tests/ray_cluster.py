@@ -1,0 +1,62 @@
+"""A Ray cluster on this machine: a few nodes, each as if it were a machine of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+
+class Nodes:
+    """Nodes of one processor each. The folder's path must be short: sockets lie in it."""
+
+    def __init__(self, count: int, folder: str) -> None:
+        from ray.cluster_utils import Cluster
+
+        settings: dict[str, Any] = {"num_cpus": 1, "include_dashboard": False, "object_store_memory": 100 * 2**20}
+        self._cluster = Cluster(initialize_head=True, head_node_args={**settings, "temp_dir": folder})
+        settings.pop("include_dashboard")
+        self._others = [self._cluster.add_node(**settings) for _ in range(count - 1)]
+        self._cluster.wait_for_nodes()
+
+    @property
+    def address(self) -> str:
+        return str(self._cluster.address)
+
+    def remove_one(self) -> None:
+        """Kill a node that is not the head, with all that runs on it."""
+        self._cluster.remove_node(self._others.pop(), allow_graceful=False)
+
+    def __enter__(self) -> Nodes:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import ray
+
+        ray.shutdown()
+        self._cluster.shutdown()
+
+
+def ray_processes() -> set[int]:
+    """Processes of any Ray."""
+    return _processes("gcs_server", "raylet", "ray::")
+
+
+def actors() -> set[int]:
+    """Processes that hold an actor of Ray Data."""
+    return _processes("ray::MapWorker")
+
+
+def _processes(*words: str) -> set[int]:
+    found = set()
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                command = (folder / "cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
+            except OSError:
+                continue
+            if any(word in command for word in words):
+                found.add(int(folder.name))
+    return found
