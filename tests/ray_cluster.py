@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -39,9 +40,9 @@ class Nodes:
         self._cluster.shutdown()
 
 
-def ray_processes() -> set[int]:
-    """Processes of any Ray."""
-    return _processes("gcs_server", "raylet", "ray::")
+def processes_of(folder: str) -> set[int]:
+    """Ray's processes whose sockets and logs lie in a folder."""
+    return _processes(folder)
 
 
 def actors() -> set[int]:
@@ -49,14 +50,11 @@ def actors() -> set[int]:
     return _processes("ray::MapWorker")
 
 
-def _processes(*words: str) -> set[int]:
+def _processes(words: str) -> set[int]:
     found = set()
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                command = (folder / "cmdline").read_bytes().partition(b"\0")[0].decode(errors="replace")
-            except OSError:
-                continue
-            if any(word in command for word in words):
-                found.add(int(folder.name))
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            with suppress(OSError):
+                if words.encode() in (process / "cmdline").read_bytes():
+                    found.add(int(process.name))
     return found

@@ -20,9 +20,14 @@ from export3d.video import VideoWriter
 from export3d.workers.cluster import Cluster
 from export3d.workers.outcome import Crash
 from export3d.workers.run import run_jobs
-from tests.ray_cluster import Nodes, actors, ray_processes
+from tests.ray_cluster import Nodes, actors, processes_of
 
-pytestmark = pytest.mark.slow
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings(
+        "ignore::DeprecationWarning:ray", "ignore::ResourceWarning", "ignore::FutureWarning:ray"
+    ),
+]
 
 CLIPS, FRAMES = 60, 5
 LIMITS = Limits(min_frames=FRAMES)
@@ -31,12 +36,11 @@ LIMITS = Limits(min_frames=FRAMES)
 @pytest.fixture(scope="module")
 def nodes() -> Iterator[Nodes]:
     """Three nodes of one processor each, this process connected to them; afterwards nothing of them runs."""
-    before = ray_processes()
     with TemporaryDirectory(prefix="ray", dir="/tmp") as folder:
         with Nodes(3, folder) as made:
             yield made
         end = time.monotonic() + 20.0
-        while left := ray_processes() - before:
+        while left := processes_of(folder):
             assert time.monotonic() < end, f"{left} still run"
             time.sleep(0.2)
 

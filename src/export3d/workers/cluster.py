@@ -10,7 +10,9 @@ import logging
 import os
 import re
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, TypeVar
@@ -26,8 +28,10 @@ LOCAL, RUNNING = "local", "auto"
 _ADDRESS = re.compile(r"(ray://)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 _ANSWER_S = 5.0
 _MOST_BLOCKS = 2_000
-_ATTEMPTS = (3, 2)
-"""Of a job whose process dies: beside others, which it may take along, then with an actor to itself."""
+_IN_FLIGHT = 2
+"""Jobs that an actor has: one runs, one waits."""
+_ATTEMPTS = 3
+"""Of a job whose process or machine is lost."""
 
 
 @dataclass(frozen=True)
@@ -69,45 +73,42 @@ def run_on_cluster(
         MissingExtra: Ray is not installed.  ConfigError: no cluster answers.
     """
     _connect(cluster)
-    waiting = dict(enumerate(jobs))
-    for attempts in _ATTEMPTS:
-        # One dying process takes the jobs along that wait for it; the last time, none waits.
-        beside = 2 if attempts == _ATTEMPTS[0] else 1
-        for number, outcome in _outcomes(dict(waiting), start, attempts, beside):
-            if isinstance(outcome, Failure):
-                raise outcome.error()
-            if number in waiting:
-                yield waiting.pop(number), outcome
-        if not waiting:
-            return
-    for job in waiting.values():
-        yield job, Crash(None)
-
-
-def _outcomes(
-    jobs: Mapping[int, Any], start: Callable[[], Callable[[Any], Any]], attempts: int, beside: int
-) -> Iterator[tuple[int, Any]]:
-    """(number, outcome) of every job whose process survived it."""
     import ray
     from ray import cloudpickle
     from ray.data import ActorPoolStrategy
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    name = f"attempts-{uuid.uuid4().hex}"
+    attempts = ray.remote(_Attempts).options(name=name, num_cpus=0, scheduling_strategy=here).remote()
     # The start travels with each job: what an actor was made with is lost with the machine that holds it.
-    rows = [{"number": number, "job": cloudpickle.dumps((start, job))} for number, job in jobs.items()]
+    rows = [{"number": number, "job": cloudpickle.dumps((name, start, job))} for number, job in enumerate(jobs)]
     processors = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     pool = ActorPoolStrategy(
-        min_size=min(processors, len(rows)), max_size=len(rows), max_tasks_in_flight_per_actor=beside
+        min_size=min(processors, len(rows)), max_size=len(rows), max_tasks_in_flight_per_actor=_IN_FLIGHT
     )
     blocks = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
-    done = blocks.map_batches(
-        _Actor,
-        batch_size=1,
-        compute=pool,
-        num_cpus=1,
-        ray_remote_args_fn=lambda: {"max_task_retries": attempts - 1},
-    )
-    for row in done.iter_rows():
-        yield int(row["number"]), cloudpickle.loads(row["outcome"])
+    waiting = dict(enumerate(jobs))
+    try:
+        for row in blocks.map_batches(_Actor, batch_size=1, compute=pool, num_cpus=1).iter_rows():
+            outcome = cloudpickle.loads(row["outcome"])
+            if isinstance(outcome, Failure):
+                raise outcome.error()
+            if row["number"] in waiting:
+                yield waiting.pop(row["number"]), outcome
+    finally:
+        ray.kill(attempts)
+
+
+class _Attempts:
+    """Counts how often each job was begun: Ray itself repeats for ever a job that kills its process."""
+
+    def __init__(self) -> None:
+        self._begun: Counter[int] = Counter()
+
+    def begin(self, number: int) -> int:
+        self._begun[number] += 1
+        return self._begun[number]
 
 
 class _Actor:
@@ -119,16 +120,22 @@ class _Actor:
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         from ray import cloudpickle
 
-        outcomes = []
-        for given in batch["job"]:
-            try:
-                start, job = cloudpickle.loads(given)
-                self._work = self._work or start()
-                outcome = self._work(job)
-            except Exception as error:  # sent to the driver, which raises it
-                outcome = Failure.of(error)
-            outcomes.append(cloudpickle.dumps(outcome))
-        return {"number": batch["number"], "outcome": outcomes}
+        numbers = [int(number) for number in batch["number"]]
+        outcomes = [cloudpickle.dumps(self._outcome(*one)) for one in zip(numbers, batch["job"])]
+        return {"number": numbers, "outcome": outcomes}
+
+    def _outcome(self, number: int, given: bytes) -> Any:
+        import ray
+        from ray import cloudpickle
+
+        try:
+            name, start, job = cloudpickle.loads(given)
+            if ray.get(ray.get_actor(name).begin.remote(number)) > _ATTEMPTS:
+                return Crash(None)
+            self._work = self._work or start()
+            return self._work(job)
+        except Exception as error:  # sent to the driver, which raises it
+            return Failure.of(error)
 
 
 def _connect(cluster: Cluster) -> None:
@@ -157,7 +164,6 @@ def _connect(cluster: Cluster) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.max_errored_blocks = -1  # of jobs whose process died; `run_on_cluster` knows which are missing
     context.log_internal_stack_trace_to_stdout = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
 
