@@ -52,12 +52,12 @@ OPTIONS: dict[str, list[str]] = {
     "track": ["video", "output", "start=0.0", "seconds=None", "face='largest'", "note=''", "summary=False"],
     "compare-motion": ["a", "b", "minimum=()"],
     "prepare": [
-        "clips=()", "output", "manifest=None", "coefficients=None", "workers=None", "val_fraction=None", "resume=True",
-        "pseudo_clips=False", "face_model=None", "landmark_map=None",
+        "clips=()", "output", "manifest=None", "coefficients=None", "workers=None", "ray=None",
+        "val_fraction=None", "resume=True", "pseudo_clips=False", "face_model=None", "landmark_map=None",
     ],
     "pseudo-clips": [
-        "split", "output", "face_model", "landmark_map", "frames=13", "seed=0", "limit=None", "workers=1",
-        "exclude=None",
+        "split", "output", "face_model", "landmark_map", "frames=13", "seed=0", "limit=None", "workers=None",
+        "ray=None", "exclude=None",
     ],
     "pack": ["data", "output", "size=256", "every=1", "quality=92"],
     "teach": [
@@ -170,7 +170,9 @@ def test_the_settings_of_evaluate_are_these() -> None:
             "backbone='auto'", "backbone_file=None", "heads_file=None", "faces=True", "landmarks='mediapipe'",
             "expression='arkit52'", "identity=()",
         ],
-        "RunSettings": ["save=None", "workers=0", "device='auto'", "batch=4", "engine='reference'"],
+        "RunSettings": [
+            "save=None", "workers=0", "ray=None", "device='auto'", "batch=4", "engine='reference'",
+        ],
     }  # fmt: skip
 
 
