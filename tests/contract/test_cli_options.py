@@ -19,9 +19,10 @@ from export3d.evaluation.protocols.settings import RunSettings
 
 OPTIONS: dict[str, list[str]] = {
     "animate": [
-        "source", "framing=...", "marking=...", "output", "driving=None", "motion=None", "driving_face='largest'",
+        "source=None", "framing=...", "marking=...", "output", "driving=None", "motion=None", "driving_face='largest'",
         "relative=False", "absolute=False", "start=0.0", "seconds=None", "head_motion='steady'", "scores=()",
-        "sheet=None", "weights=None", "pure=False", "device='auto'", "batch=4", "engine='auto'",
+        "sheet=None", "weights=None", "pure=False", "device='auto'", "batch_size=4", "engine='auto'",
+        "batch=None", "workers=None",
     ],
     "live": [
         "source", "marking=...", "camera='0'", "sink='window'", "face='largest'", "frame='crop'", "size=None",

@@ -1,4 +1,4 @@
-"""`export3d animate`: animates a portrait with a driving video or a motion file."""
+"""`export3d animate`: animates a portrait with a driving video or a motion file, or all that a list names."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from typing import Annotated, Literal
 
 import tyro
 
+from export3d.cli.animate_batch import animate_list
 from export3d.cli.framing import Framing
 from export3d.cli.marking import Marking
 from export3d.cli.terminal import arkit_scores, frame_counter, tell, took, with_progress
 from export3d.engines.names import EngineName
+from export3d.errors import ConfigError
 
-_MOVER = tyro.conf.create_mutex_group(required=True, title="driving motion (exactly one of)")
+_MOVER = tyro.conf.create_mutex_group(required=False, title="driving motion (exactly one of)")
 _WAY = tyro.conf.create_mutex_group(required=False, title="how the motion is applied")
 
 
 def command(
-    source: tyro.conf.Positional[Path],
+    source: tyro.conf.Positional[Path | None] = None,
     framing: Framing = Framing(),  # noqa: B008 - frozen
     marking: Marking = Marking(),  # noqa: B008 - frozen
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="PATH")],
     driving: Annotated[Path | None, _MOVER] = None,
     motion: Annotated[Path | None, _MOVER] = None,
     driving_face: str = "largest",
@@ -37,16 +39,19 @@ def command(
     weights: Path | None = None,
     pure: bool = False,
     device: str = "auto",
-    batch: int = 4,
+    batch_size: int = 4,
     engine: EngineName = "auto",
+    batch: Annotated[str | None, tyro.conf.arg(metavar="LIST.csv")] = None,
+    workers: int | None = None,
 ) -> int:
-    """Animate a portrait with a driving video or a motion file.
+    """Animate a portrait with a driving video or a motion file, or all that a list names.
 
     Args:
-        source: the portrait, an image with a face.
+        source: the portrait, an image with a face; with --batch, that of the rows that name none.
         framing: which face, and what the frames show.
         marking: whether the output is marked as AI-generated, and how.
-        output: the video to write (.mp4, 25 fps, with the driving video's sound).
+        output: the video to write (.mp4, 25 fps, with the driving video's sound); with --batch, the folder or URL for
+            the videos and the report.
         driving: a video of a face.
         motion: a motion file (from `export3d track`), a Live Link Face recording (.csv), or the name of a bundled
             motion: speech, expressions, turns.
@@ -63,16 +68,43 @@ def command(
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.
         device: cpu, cuda, or auto.
-        batch: number of frames to render together.
+        batch_size: number of frames to render together.
         engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
             openvino (extra fast), or auto: openvino on x86 processors where it is installed, else torch.
+        batch: a list of animations: a CSV file or its URL, with the columns portrait, motion or driving, output, and
+            options of a row; the other options hold for all rows. Repeating the command makes what is missing.
+        workers: with --batch, the number of processes (1 by default); 0 uses this process.
     """
     begun = time.perf_counter()
     held = arkit_scores(scores)
+    if batch is not None:
+        if sheet is not None:
+            raise ConfigError("--sheet names one file, and --batch makes many; give the list a column sheet")
+        shared = {
+            "portrait": source,
+            "driving": driving,
+            "motion": motion,
+            "driving_face": driving_face,
+            "relative": "yes" if relative else None,
+            "absolute": "yes" if absolute else None,
+            "start": start,
+            "seconds": seconds,
+            "head_motion": head_motion,
+            "set": " ".join(scores),
+            **framing.cells(),
+            **marking.cells(),
+        }
+        return animate_list(batch, output, shared, workers, weights, pure, device, batch_size, engine)
+    if workers is not None:
+        raise ConfigError("--workers is for --batch; leave it out")
+    if source is None:
+        raise ConfigError("the portrait is missing; give an image with a face, or a list of them with --batch")
+    mover = driving or motion
+    if mover is None:
+        raise ConfigError("the driving motion is missing; give --driving VIDEO or --motion FILE")
 
     from export3d.animate.drive import FPS, driving_meanwhile, motion_path, read_motion
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_animation
-    from export3d.errors import ConfigError
     from export3d.face.tracker import face_choice
     from export3d.video.reading import frame_range
 
@@ -86,8 +118,6 @@ def command(
         raise ConfigError(
             "--driving-face chooses a face of a driving video; a motion file holds one face, so leave it out"
         )
-    mover = driving or motion
-    assert mover is not None  # tyro accepts exactly one of them
     if motion is not None:
         mover = motion_path(motion)
     inputs = [path for path in (source, mover, weights, *read) if path is not None]
@@ -108,7 +138,7 @@ def command(
         portrait = framing.sources(animator, source)
         options = framing.options(animator, relative=not absolute)
         if given is None:
-            animator.warm_up(portrait, batch, **options)  # while the video is being tracked
+            animator.warm_up(portrait, batch_size, **options)  # while the video is being tracked
         moved_by = driven()
     if held:
         moved_by.motion.require_space("arkit52")
@@ -119,7 +149,7 @@ def command(
         output,
         sheet,
         relative=not absolute,
-        batch=batch,
+        batch=batch_size,
         head_motion=head_motion,
         scores=held,
         marks=marking.marks(animator.statement(portrait, mover)),

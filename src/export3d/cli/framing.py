@@ -30,6 +30,10 @@ class Framing:
     size: str | None = None
     background: str = "keep"
 
+    def cells(self) -> dict[str, str | None]:
+        """As cells of a list of animations."""
+        return {"face": self.face, "frame": self.frame, "size": self.size, "background": self.background}
+
     def check(self) -> list[Path]:
         """Report what cannot be before any work starts; returns the files that are read."""
         from export3d.face.tracker import face_choice

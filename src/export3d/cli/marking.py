@@ -24,6 +24,10 @@ class Marking:
     label: bool = False
     no_mark: bool = False
 
+    def cells(self) -> dict[str, str | None]:
+        """As cells of a list of animations."""
+        return {"label": "yes" if self.label else None, "no_mark": "yes" if self.no_mark else None}
+
     def check(self) -> None:
         """Report what cannot be before any work starts: what a policy forbids, a certificate that cannot sign."""
         from export3d.provenance import signing

@@ -446,7 +446,7 @@ def test_a_batch_of_nothing_is_refused(
     astronaut_path: Path, tiny_weights: Path, short_motion: Path, out: Path, capsys: Capture
 ) -> None:
     arguments = ["animate", str(astronaut_path), "--motion", str(short_motion), "-o", str(out / "a.mp4")]
-    refused(main([*arguments, "--weights", str(tiny_weights), "--batch", "0"]), capsys, out, "at least 1")
+    refused(main([*arguments, "--weights", str(tiny_weights), "--batch-size", "0"]), capsys, out, "at least 1")
 
 
 def test_an_interrupted_animation_leaves_nothing(
