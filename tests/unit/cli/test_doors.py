@@ -69,9 +69,16 @@ def meanings(tmp_path: Path, astronaut_path: Path, tiny_weights: Path) -> dict[s
     """What words of the command lines stand for."""
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("".join(f"[{stage}.loop]\nmax_images = 1\n" for stage in ("pretrain", "train", "refine")))
+    listed = tmp_path / "list.csv"
+    listed.write_text(f"portrait,motion,output\n{astronaut_path},speech,o.mp4\n")
     faces = dict.fromkeys(("FACE", "FACE.png", "FACE.jpg"), str(astronaut_path))
     motions = dict.fromkeys(("speech.motion", "speech.csv", "speech.npz"), "speech")
-    return faces | motions | {"WEIGHTS": str(tiny_weights), "b.png": "keep", "b.jpg": "keep", recipe.name: str(recipe)}
+    return (
+        faces
+        | motions
+        | {"WEIGHTS": str(tiny_weights), "b.png": "keep", "b.jpg": "keep"}
+        | {path.name: str(path) for path in (recipe, listed)}
+    )
 
 
 def test_every_command_is_here() -> None:
