@@ -1,0 +1,203 @@
+"""Lists of animations, made with random weights: all but the pictures is as with trained ones."""
+
+from __future__ import annotations
+
+import csv
+import json
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from export3d.animate.batch import BatchReport, animate_batch
+from export3d.cli.main import main
+from export3d.errors import CheckpointError, ConfigError, OutputError
+from export3d.locations import names, read
+from export3d.motion.motion import Motion
+
+Make = Callable[..., BatchReport]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, astronaut_path: Path, motion_file: Path, face_video: Path) -> Path:
+    """Inputs: face.png, a grey wall.png, take.motion of two frames, clip.mp4 with sound."""
+    (tmp_path / "face.png").write_bytes(astronaut_path.read_bytes())
+    Image.fromarray(np.full((300, 300, 3), 128, np.uint8)).save(tmp_path / "wall.png")
+    Motion.load(motion_file)[:2].save(tmp_path / "take.motion")
+    (tmp_path / "clip.mp4").write_bytes(face_video.read_bytes())
+    return tmp_path
+
+
+@pytest.fixture
+def make(folder: Path, rigid_weights: Path) -> Make:
+    """Writes a list and makes it, in this process, without marks."""
+
+    def run(*lines: str, out: Path | str = folder / "out", **options: object) -> BatchReport:
+        (folder / "list.csv").write_text("\n".join(lines) + "\n")
+        shared = {"no_mark": "yes", "frame": "crop", "size": "256"}
+        given: dict[str, object] = {"weights": rigid_weights, "device": "cpu", "workers": 0} | options
+        return animate_batch(folder / "list.csv", out, shared, **given)  # type: ignore[arg-type]
+
+    return run
+
+
+HEADER = "portrait,motion,driving,output,seconds,sheet"
+LINES = (
+    HEADER,
+    "face.png,take.motion,,one.mp4,,",
+    "face.png,,clip.mp4,people/two.mp4,0.16,people/two.png",
+    "face.png,speech,,three.mp4,0.08,",
+)
+
+
+def times(out: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in out.rglob("*.mp4")}
+
+
+def test_a_row_is_what_the_command_makes(make: Make, folder: Path, rigid_weights: Path) -> None:
+    report = make(*LINES)
+    assert [(row.row, row.output, row.state) for row in report.rows] == [
+        (2, "one.mp4", "made"), (3, "people/two.mp4", "made"), (4, "three.mp4", "made"),
+    ]  # fmt: skip
+    assert [row.frames for row in report.rows] == [2, 4, 2]
+    common = f"--weights {rigid_weights} --device cpu --frame crop --size 256 --no-mark".split()
+    (folder / "alone").mkdir()
+    for row in (
+        f"--motion {folder}/take.motion -o {folder}/alone/one.mp4",
+        f"--driving {folder}/clip.mp4 --seconds 0.16 -o {folder}/alone/two.mp4 --sheet {folder}/alone/two.png",
+        f"--motion speech --seconds 0.08 -o {folder}/alone/three.mp4",
+    ):
+        assert main(["animate", str(folder / "face.png"), *row.split(), *common]) == 0
+    made = {path.name: path.read_bytes() for path in (folder / "out").rglob("*.*") if path.suffix in (".mp4", ".png")}
+    assert made == {path.name: path.read_bytes() for path in (folder / "alone").iterdir()}
+
+
+def test_two_processes_make_the_same_files(make: Make, folder: Path) -> None:
+    make(*LINES, out=folder / "a")
+    make(*LINES, out=folder / "b", workers=2)
+    for name in ("one.mp4", "people/two.mp4", "people/two.png", "three.mp4"):
+        assert (folder / "a" / name).read_bytes() == (folder / "b" / name).read_bytes()
+
+
+def test_a_second_run_makes_what_is_missing_or_has_changed(make: Make, folder: Path) -> None:
+    make(*LINES)
+    first = times(folder / "out")
+    report = make(*LINES)
+    assert (report.kept, times(folder / "out")) == (3, first)
+    (folder / "out" / "three.mp4").unlink()
+    (folder / "out" / "people" / "two.png").unlink()
+    report = make(*LINES)
+    assert report.kept == 1
+    assert (folder / "out" / "people" / "two.png").is_file()
+    second = times(folder / "out")
+    assert [name for name in first if first[name] == second[name]] == ["one.mp4"]
+    report = make(HEADER, "face.png,take.motion,,one.mp4,0.04,", *LINES[2:])
+    assert (report.kept, report.rows[0].frames) == (2, 1)
+    assert [name for name in first if times(folder / "out")[name] != second[name]] == ["one.mp4"]
+    Motion.load(folder / "take.motion")[:1].save(folder / "take.motion")
+    assert make(HEADER, "face.png,take.motion,,one.mp4,0.04,", *LINES[2:]).kept == 2
+
+
+def test_other_weights_make_everything_again(make: Make, tiny_weights: Path) -> None:
+    make(*LINES[:2])
+    assert make(*LINES[:2], weights=tiny_weights).kept == 0
+    assert make(*LINES[:2], weights=tiny_weights).kept == 1
+
+
+def test_the_video_of_a_changed_row_is_not_taken_for_that_of_an_earlier_one(make: Make, folder: Path) -> None:
+    """The list changes, the run is stopped before its report, and the list changes back."""
+    make(*LINES[:2])
+    report = (folder / "out" / "report.json").read_bytes()
+    assert make(HEADER, "face.png,speech,,one.mp4,0.08,").kept == 0
+    changed = json.loads((folder / "out" / "report.json").read_text())["rows"][0]
+    (folder / "out" / "report.json").write_bytes(report)
+    (folder / "out" / ".batch").mkdir()
+    (folder / "out" / ".batch" / "one.json").write_text(json.dumps(changed))
+    assert make(*LINES[:2]).kept == 0
+
+
+def test_a_row_that_cannot_be_made_is_refused_and_the_others_go_on(
+    folder: Path, rigid_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "list.csv").write_text(
+        f"{HEADER}\nwall.png,take.motion,,wall.mp4,,\nface.png,,wall.png,still.mp4,,\nface.png,take.motion,,one.mp4,,\n"
+    )
+    out = folder / "out"
+    command = ["animate", "--batch", str(folder / "list.csv"), "-o", str(out), "--weights", str(rigid_weights)]
+    command += ["--device", "cpu", "--frame", "crop", "--size", "256", "--workers", "0"]
+    assert main(command) == 1
+    stdout, stderr = capsys.readouterr()
+    assert "1 of 3 videos are in" in stdout
+    assert "row 2 (wall.mp4) was refused: " in stderr
+    with (out / "report.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [(row["row"], row["output"], row["state"]) for row in table] == [
+        ("2", "wall.mp4", "refused"), ("3", "still.mp4", "refused"), ("4", "one.mp4", "made"),
+    ]  # fmt: skip
+    assert "wall.png" in table[0]["reason"]
+    assert "wall.png" in table[1]["reason"]
+    assert json.loads((out / "report.json").read_text())["refused"] == 2
+    assert sorted(path.name for path in out.iterdir()) == ["one.mp4", "report.csv", "report.json"]
+    assert main(["verify", str(out / "one.mp4")]) == 0, "it is marked"
+    assert main(command) == 1
+    assert "0 made" in capsys.readouterr().out
+
+
+def test_results_go_to_a_url_and_are_found_there(make: Make, folder: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    make(*LINES)
+    make(*LINES, out=url)
+    assert names(url, depth=2) == [
+        "one.mp4", "people/two.mp4", "people/two.png", "report.csv", "report.json", "three.mp4",
+    ]  # fmt: skip
+    for name in ("one.mp4", "people/two.mp4", "people/two.png"):
+        assert read(f"{url}/{name}") == (folder / "out" / name).read_bytes()
+    assert make(*LINES, out=url).kept == 3
+
+
+def test_inputs_come_from_urls(make: Make, folder: Path) -> None:
+    from export3d.locations import upload
+
+    url = f"memory://{uuid.uuid4().hex}"
+    for name in ("face.png", "clip.mp4", "wall.png"):
+        upload(folder / name, f"{url}/{name}")
+    lines = (HEADER, f"{url}/face.png,,{url}/clip.mp4,a.mp4,0.08,", f"{url}/wall.png,speech,,b.mp4,,")
+    first, second = make(*lines).rows
+    assert (first.state, first.frames) == ("made", 2)
+    assert (second.state, f"{url}/wall.png" in second.reason) == ("refused", True)
+    upload(folder / "wall.png", f"{url}/face.png")
+    assert make(*lines).kept == 0
+
+
+def test_what_all_rows_need_ends_the_run(make: Make, folder: Path) -> None:
+    with pytest.raises(CheckpointError, match="nothing"):
+        make(*LINES, weights="nothing")
+    with pytest.raises(ConfigError, match="cuda:99"):
+        make(*LINES, device="cuda:99")
+    with pytest.raises(ConfigError, match="at least 1 frame"):
+        make(*LINES, batch=0)
+
+
+def test_inputs_and_reports_of_others_are_not_replaced(make: Make, folder: Path) -> None:
+    with pytest.raises(OutputError, match=r"clip\.mp4 would overwrite an input"):
+        make(HEADER, "face.png,,clip.mp4,clip.mp4,,", out=folder)
+    (folder / "out").mkdir()
+    (folder / "out" / "report.json").write_text('{"splits": {}}')
+    with pytest.raises(OutputError, match="not a report of animations"):
+        make(*LINES)
+
+
+def test_options_that_need_a_list_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    face, out = str(folder / "face.png"), str(folder / "out")
+    for line, words in (
+        ([face, "--motion", "speech", "--workers", "2"], "--workers is for --batch"),
+        ([face, "--motion", "speech", "--batch", "8"], "--batch-size"),
+        (["--batch", "list.csv", "--sheet", "a.png"], "give the list a column sheet"),
+        (["--motion", "speech"], "the portrait is missing"),
+        ([face], "the driving motion is missing"),
+    ):
+        assert main(["animate", *line, "-o", out]) == 2
+        assert words in capsys.readouterr().err
