@@ -10,6 +10,7 @@ import tyro
 from export3d.cli.terminal import job_progress, tell
 from export3d.cli.working import who_works
 from export3d.errors import ConfigError, InputError
+from export3d.locations import as_place, inside
 
 if TYPE_CHECKING:
     from export3d.data.prepare import Report
@@ -20,10 +21,10 @@ _TOLD = 10
 
 
 def command(
-    clips: tyro.conf.Positional[tuple[Path, ...]] = (),
+    clips: tyro.conf.Positional[tuple[str, ...]] = (),
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
-    manifest: Path | None = None,
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])],
+    manifest: str | None = None,
     coefficients: Path | None = None,
     workers: int | None = None,
     ray: str | None = None,
@@ -38,8 +39,9 @@ def command(
     report.csv lists skipped files with the reason. Repeating the command continues an interrupted run.
 
     Args:
-        clips: videos, portraits, and folders of them; with a manifest, by default all of its files.
-        output: folder for the shards, one subfolder per split, and the report.
+        clips: videos, portraits, and folders of them, or their URLs (s3, http, …); with a manifest, by default all of
+            its files.
+        output: folder or URL (s3, …) for the shards, one subfolder per split, and the report.
         manifest: CSV with the columns file, person, split, and optionally terms; paths are relative to it.
         coefficients: folder of Deep3DFaceRecon files named like the clips, a frame for each of theirs at 25 fps; they
             replace the tracked expression scores.
@@ -81,8 +83,8 @@ def _tell_skipped(report: Report) -> None:
             raise InputError(f"none of {count} files can be used; the first: {report.rejects[0].detail}")
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
         raise InputError(
-            f"none of the files can be used ({reasons}; see {report.out / 'report.csv'}); give videos or portraits of "
-            "one face that is close, well lit and not turned away"
+            f"none of the files can be used ({reasons}; see {inside(report.out, 'report.csv')}); give videos or "
+            "portraits of one face that is close, well lit and not turned away"
         )
     for reject in report.rejects[:_TOLD]:
         tell(f"skipped ({reject.reason}): {reject.detail}")
@@ -102,14 +104,14 @@ def _tell_held_out(report: Report) -> None:
         tell("no video is held out, so training reports no figures on unseen videos")
 
 
-def _make_pseudo_clips(output: Path, face_model: Path, landmark_map: Path, crew: Workers | None) -> None:
+def _make_pseudo_clips(output: str, face_model: Path, landmark_map: Path, crew: Workers | None) -> None:
     import os
 
     from export3d.data.pseudo_clips import pseudo_clips
 
     workers = (os.cpu_count() or 1) if crew is None else crew
-    made = output / "pseudo" / "train"
+    split, made = (inside(as_place(output), name) for name in ("train", "pseudo/train"))
     with job_progress("reposing", unit="portrait") as progress:
-        report = pseudo_clips(output / "train", made, face_model, landmark_map, workers=workers, progress=progress)
+        report = pseudo_clips(split, made, face_model, landmark_map, workers=workers, progress=progress)
     print(report.summary())
     tell(f"to train on them too: export3d train {output} --pseudo {made}")

@@ -12,9 +12,9 @@ from export3d.cli.working import who_works
 
 
 def command(
-    split: tyro.conf.Positional[Path],
+    split: tyro.conf.Positional[str],
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])],
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])],
     face_model: Path,
     landmark_map: Path,
     frames: int = 13,
@@ -29,8 +29,8 @@ def command(
     The output is a split like any other. Repeating the command continues an interrupted run.
 
     Args:
-        split: a prepared split with portraits and videos (the folder that holds index.json).
-        output: folder of the new split.
+        split: a prepared split with portraits and videos (the folder that holds index.json), or its URL.
+        output: folder of the new split, or its URL.
         face_model: morphable face model, ict_face.npz.
         landmark_map: positions of MediaPipe's landmarks on that model, mediapipe_to_ict.npz.
         frames: frames per clip, including the portrait itself.

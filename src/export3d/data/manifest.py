@@ -1,21 +1,39 @@
-"""Chooses the files to prepare: videos and portraits from folders or a manifest, split by person."""
+"""Chooses the files to prepare: videos and portraits from folders, URLs or a manifest, split by person."""
 
 from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import json
 import logging
 import os
+import posixpath
 import re
+import tempfile
 from collections import Counter
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
+from typing import NamedTuple
 
 from export3d.data.clips import Limits, media_kind
 from export3d.data.shards import INDEX_NAME, Reject, read_index
 from export3d.errors import InputError
 from export3d.files import check_input, kind_at, paths_in, reading, reason
+from export3d.locations import (
+    Place,
+    as_place,
+    file_size,
+    inside,
+    kind_of,
+    local_copy,
+    name_of,
+    names,
+    read,
+    read_part,
+)
 from export3d.motion.bfm64 import SUFFIXES
 
 logger = logging.getLogger(__name__)
@@ -29,6 +47,9 @@ _VIDEO_SUFFIXES = {".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mp
 _IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".avif", ".heic", ".heif"}
 _SPLIT_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _VAL_FRACTION = 0.1
+_DEEPEST = 99
+_AT_ONCE = 16
+"""Files at URLs that are looked at together."""
 _FEW = 4
 """With fewer videos than this, all are used for training and none is held out."""
 
@@ -38,17 +59,19 @@ class Job:
     """One source file to prepare.
 
     Attributes:
-        path: the file.
+        path: the file, or its URL.
+        size: of the file, bytes.
         file: name of the file in the report.
         split, person, terms: from the manifest, or the defaults.
         origin: other columns of the manifest, kept as provenance.
         key: key of the record.
         fingerprint, place: see `shards.Entry`.
-        parts: folder for the job's output.
+        parts: folder or URL for the job's output.
         coefficients: file or folder of the file's expression coefficients; None: expressions are tracked.
     """
 
-    path: Path
+    path: Place
+    size: int
     file: str
     split: str
     person: str
@@ -57,20 +80,23 @@ class Job:
     key: str = ""
     fingerprint: str = ""
     place: str = ""
-    parts: Path = Path()
+    parts: Place = Path()
     coefficients: Path | None = None
 
 
-def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
-    """The rows of a manifest by the resolved path of their file; `InputError` if any row is invalid."""
-    check_input(path, InputError, "a CSV file with the columns file, person, split")
+def read_manifest(path: Place) -> dict[Place, dict[str, str]]:
+    """The rows of a manifest by the resolved path or the URL of their file; `InputError` if any row is invalid."""
+    if isinstance(path, Path):
+        check_input(path, InputError, "a CSV file with the columns file, person, split")
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.DictReader(stream)
-            missing = {"file", "person", "split"} - set(reader.fieldnames or ())
-            if missing:
-                raise InputError(f"{path} lacks the columns {', '.join(sorted(missing))}; add them to its first line")
-            rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
+        data = read(path)
+        if data is None:
+            raise InputError(f"{path} does not exist; give a CSV file with the columns file, person, split")
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
+        missing = {"file", "person", "split"} - set(reader.fieldnames or ())
+        if missing:
+            raise InputError(f"{path} lacks the columns {', '.join(sorted(missing))}; add them to its first line")
+        rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the manifest {path} ({reason(error)}); give a CSV file in UTF-8") from error
     split_of: dict[str, str] = {}
@@ -82,27 +108,49 @@ def read_manifest(path: Path) -> dict[Path, dict[str, str]]:
                 f"{path} line {number} puts {row['person']} into {row['split']} and into {split_of[row['person']]}; "
                 "a person belongs to one split"
             )
-    with reading(path):  # a NUL character in a name
-        return {Path(os.path.realpath(path.parent / row["file"])): row for row in rows}
+    with reading(str(path)):  # a NUL character in a name
+        return {_beside(path, row["file"]): row for row in rows}
 
 
-def find_files(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> tuple[list[tuple[Path, str]], int]:
-    """Find the files to prepare: (path, name in the report) of each, and the number of other files in the folders.
+def _beside(manifest: Place, file: str) -> Place:
+    """The file that a manifest names: a URL, or a path relative to the manifest."""
+    place = as_place(file)
+    if isinstance(place, str):
+        return place
+    if isinstance(manifest, Path):
+        return Path(os.path.realpath(manifest.parent / place))
+    scheme, path = manifest.split("://", 1)
+    return f"{scheme}://{posixpath.normpath(posixpath.join(posixpath.dirname(path), file))}"
+
+
+def find_files(
+    inputs: Sequence[Place], rows: dict[Place, dict[str, str]] | None
+) -> tuple[list[tuple[Place, str]], int]:
+    """Find the files to prepare: (place, name in the report) of each, and the number of other files in the folders.
 
     Raises:
         InputError: an input does not exist, or nothing is found.
     """
-    files: dict[Path, str] = {}
+    files: dict[Place, str] = {}
     ignored = 0
     if not inputs and rows:
         files = {path: row["file"] for path, row in rows.items()}
     for given in inputs:
-        kind = kind_at(given)
-        if kind == "file":
+        kind = kind_of(given)
+        if isinstance(given, str) and kind is not None:
+            found = {name_of(given): given} if kind == "file" else {n: inside(given, n) for n in _names_in(given)}
+            for name, place in found.items():
+                if kind == "file" or PurePath(name).suffix.lower() in _VIDEO_SUFFIXES | _IMAGE_SUFFIXES:
+                    files.setdefault(place, name)
+                else:
+                    ignored += 1
+        elif isinstance(given, str):
+            raise InputError(f"{given} does not exist; check the address")
+        elif kind == "file":
             files.setdefault(given.resolve(), given.name)
         elif kind == "folder":
             for path in _files_in(given):
-                if path.suffix.lower() in _VIDEO_SUFFIXES | _IMAGE_SUFFIXES or _kind(path) is not None:
+                if path.suffix.lower() in _VIDEO_SUFFIXES | _IMAGE_SUFFIXES or _is_media(path):
                     files.setdefault(path.resolve(), path.relative_to(given).as_posix())
                 else:
                     ignored += 1
@@ -112,6 +160,11 @@ def find_files(inputs: list[Path], rows: dict[Path, dict[str, str]] | None) -> t
     if not files:
         raise InputError("there is nothing to prepare; give videos, images or folders of them")
     return list(files.items()), ignored
+
+
+def _names_in(url: str) -> list[str]:
+    """Names of the files below a URL, sorted, without hidden ones."""
+    return [name for name in names(url, _DEEPEST) if not any(part.startswith(".") for part in name.split("/"))]
 
 
 def _files_in(folder: Path) -> list[Path]:
@@ -136,9 +189,9 @@ def _files_in(folder: Path) -> list[Path]:
 
 
 def make_jobs(
-    files: list[tuple[Path, str]],
-    rows: dict[Path, dict[str, str]] | None,
-    out: Path,
+    files: Sequence[tuple[Place, str]],
+    rows: dict[Place, dict[str, str]] | None,
+    out: Place,
     limits: Limits,
     val_fraction: float | None,
     coefficients: Path | None = None,
@@ -146,31 +199,38 @@ def make_jobs(
     """Make one job per file, with unique keys and fingerprints; also returns the files that cannot be prepared.
 
     With a folder of coefficients, a file without its own is one of the latter.
+
+    Raises:
+        InputError: no file can be read any more, as when the connection is lost.
     """
-    held_out = _held_out(files, out, _VAL_FRACTION if val_fraction is None else val_fraction) if rows is None else set()
+    looks = _looks([place for place, _ in files])
+    held_out = set[str]()
+    if rows is None:
+        videos = [place for place, look in looks.items() if isinstance(look, _Look) and look.kind == "video"]
+        held_out = _held_out(videos, out, _VAL_FRACTION if val_fraction is None else val_fraction)
     drafts: list[Job] = []
     rejects: list[Reject] = []
     contents: dict[str, str] = {}
     for path, name in files:
         if rows is None:
-            split = "val" if path.stem in held_out else "train"
-            job = Job(path, name, split, path.stem, "unstated")
+            split = "val" if _stem(path) in held_out else "train"
+            job = Job(path, 0, name, split, _stem(path), "unstated")
         elif path in rows:
             row = dict(rows[path])
-            job = Job(path, row.pop("file"), row.pop("split"), row.pop("person"), row.pop("terms", ""), row)
+            job = Job(path, 0, row.pop("file"), row.pop("split"), row.pop("person"), row.pop("terms", ""), row)
         else:
             rejects.append(Reject(name, "", "not in the manifest", f"{name} has no line in the manifest"))
             continue
-        try:
-            content = _content_digest(path)
-        except OSError as error:
-            rejects.append(Reject(job.file, job.split, "unreadable", f"{job.file} cannot be opened ({error.strerror})"))
+        look = looks[path]
+        if isinstance(look, InputError):
+            detail = str(look).replace(str(path), job.file)
+            rejects.append(Reject(job.file, job.split, "unreadable", detail))
             continue
-        first = contents.setdefault(content, job.file)
+        first = contents.setdefault(look.digest, job.file)
         if first != job.file:
             rejects.append(Reject(job.file, job.split, "duplicate", f"{job.file} has the same contents as {first}"))
             continue
-        facts = [VERSION, content, job.split, job.person, job.terms, job.origin, asdict(limits)]
+        facts = [VERSION, look.digest, job.split, job.person, job.terms, job.origin, asdict(limits)]
         if coefficients is not None:
             try:
                 own = coefficients_of(coefficients, job.file)
@@ -181,7 +241,8 @@ def make_jobs(
                 continue
         fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
         place = _place(path)
-        drafts.append(replace(job, fingerprint=fingerprint, place=place, parts=out / job.split / PARTS_FOLDER))
+        parts = parts_of(out, job.split)
+        drafts.append(replace(job, size=look.size, fingerprint=fingerprint, place=place, parts=parts))
     return _with_keys(drafts, out), rejects
 
 
@@ -208,17 +269,24 @@ def coefficients_of(folder: Path, file: str) -> Path:
     return found[0]
 
 
-def split_folders(out: Path) -> list[Path]:
-    """Folders of the splits in `out`, sorted by name."""
-    return [path.parent for path in sorted(out.glob(f"*/{INDEX_NAME}"))]
+def parts_of(out: Place, split: str) -> Place:
+    """Where the output of a split's finished jobs lies."""
+    return inside(inside(out, split), PARTS_FOLDER)
 
 
-def _held_out(files: list[tuple[Path, str]], out: Path, share: float) -> set[str]:
+def split_folders(out: Place) -> list[Place]:
+    """Folders or URLs of the splits in `out`, sorted by name."""
+    if isinstance(out, Path):
+        return [path.parent for path in sorted(out.glob(f"*/{INDEX_NAME}"))]
+    return [inside(out, name.rpartition("/")[0]) for name in names(out, 2) if name.endswith(f"/{INDEX_NAME}")]
+
+
+def _held_out(videos: Sequence[Place], out: Place, share: float) -> set[str]:
     """Stems of the videos held out for validation. Images are not held out: they have no second frame."""
-    indices = {folder.name: read_index(folder) for folder in split_folders(out)}
+    indices = {name_of(folder): read_index(folder) for folder in split_folders(out)}
     used = {entry.place for index in indices.values() for entry in index.entries}
     refused = {reject.place for index in indices.values() for reject in index.rejects} - used
-    stems = {path.stem for path, _ in files if _place(path) not in refused and _kind(path) == "video"}
+    stems = {_stem(path) for path in videos if _place(path) not in refused}
     if not share or len(stems) < _FEW:
         return set()
     before = {entry.person: name for name, index in indices.items() for entry in index.entries}
@@ -228,12 +296,12 @@ def _held_out(files: list[tuple[Path, str]], out: Path, share: float) -> set[str
     return held | set(others[: max(0, missing)])
 
 
-def _with_keys(jobs: list[Job], out: Path) -> list[Job]:
+def _with_keys(jobs: list[Job], out: Place) -> list[Job]:
     """Name each job's record after its file; files of the same name get a part of their fingerprint as a suffix."""
-    wanted = [re.sub(r"[^A-Za-z0-9_-]+", "_", job.path.stem)[:100] or "clip" for job in jobs]
+    wanted = [re.sub(r"[^A-Za-z0-9_-]+", "_", _stem(job.path))[:100] or "clip" for job in jobs]
     counts = Counter((job.split, name.lower()) for job, name in zip(jobs, wanted))
     taken = {
-        (folder.name, re.sub(r"-\d\d$", "", entry.key).lower()): entry.place
+        (name_of(folder), re.sub(r"-\d\d$", "", entry.key).lower()): entry.place
         for folder in split_folders(out)
         for entry in read_index(folder).entries
     }
@@ -246,32 +314,78 @@ def _with_keys(jobs: list[Job], out: Path) -> list[Job]:
     return named
 
 
-def _place(path: Path) -> str:
+def _place(path: Place) -> str:
     return hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
 
 
-def _kind(path: Path) -> str | None:
+def _is_media(path: Path) -> bool:
     try:
-        return media_kind(path)
+        return media_kind(path) is not None
     except OSError:
-        return None
+        return False
 
 
-def _content_digest(path: Path) -> str:
-    """A digest of a file's size, first and last megabyte: enough to distinguish files without reading them whole."""
-    digest = hashlib.sha256()
-    size = path.stat().st_size
-    digest.update(size.to_bytes(8, "little"))
-    with path.open("rb") as stream:
-        digest.update(stream.read(_PROBE_BYTES))
-        stream.seek(max(0, size - _PROBE_BYTES))
-        digest.update(stream.read(_PROBE_BYTES))
-    return digest.hexdigest()
+def _stem(path: Place) -> str:
+    return PurePath(name_of(path)).stem
+
+
+class _Look(NamedTuple):
+    """What tells a file from others: its size in bytes, a digest of its contents, and its kind (`media_kind`)."""
+
+    size: int
+    digest: str
+    kind: str | None
+
+
+def _looks(places: Sequence[Place]) -> dict[Place, _Look | InputError]:
+    """A look at each file, or why there is none; `InputError` if no URL of a whole batch can be read."""
+    looks: dict[Place, _Look | InputError] = {place: _look(place) for place in places if isinstance(place, Path)}
+    urls = [place for place in places if isinstance(place, str)]
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        for start in range(0, len(urls), _AT_ONCE):
+            batch = urls[start : start + _AT_ONCE]
+            found = list(pool.map(_look, batch))
+            problems = [look for look in found if isinstance(look, InputError)]
+            if len(problems) == len(batch):
+                raise problems[0]
+            looks.update(zip(batch, found))
+    return looks
+
+
+def _look(place: Place) -> _Look | InputError:
+    try:
+        size, digest, head = _contents(place)
+        with tempfile.TemporaryDirectory() as folder:
+            if isinstance(place, Path):
+                kind = media_kind(place)
+            elif head.startswith(b"GIF8"):  # counted to its end
+                with local_copy(place) as copy:
+                    kind = media_kind(copy)
+            else:
+                start = Path(folder, "start")
+                start.write_bytes(head)
+                kind = media_kind(start)
+    except OSError as error:
+        return InputError(f"{place} cannot be opened ({reason(error)}); check its permissions")
+    except InputError as error:
+        return error
+    return _Look(size, digest, kind)
+
+
+def _contents(place: Place) -> tuple[int, str, bytes]:
+    """A file's size, a digest of it and of the first and last megabyte, and the first megabyte.
+
+    The digest distinguishes files without reading them whole.
+    """
+    size = file_size(place)
+    head = read_part(place, 0, _PROBE_BYTES)
+    tail = head if size <= _PROBE_BYTES else read_part(place, size - _PROBE_BYTES, _PROBE_BYTES)
+    return size, hashlib.sha256(size.to_bytes(8, "little") + head + tail).hexdigest(), head
 
 
 def _coefficients_digest(path: Path) -> list[str]:
     files = paths_in(path) if kind_at(path) == "folder" else [path]
-    return [f"{file.name} {_content_digest(file)}" for file in files if kind_at(file) == "file"]
+    return [f"{file.name} {_contents(file)[1]}" for file in files if kind_at(file) == "file"]
 
 
 def _fraction(name: str) -> float:

@@ -15,22 +15,43 @@ import io
 import json
 import logging
 import os
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from export3d.data.clips import Limits, Refusal, records_of
-from export3d.data.manifest import PARTS_FOLDER, VERSION, Job, find_files, make_jobs, read_manifest, split_folders
+from export3d.data.manifest import (
+    PARTS_FOLDER,
+    VERSION,
+    Job,
+    find_files,
+    make_jobs,
+    parts_of,
+    read_manifest,
+    split_folders,
+)
 from export3d.data.shard_writer import update, write_tar
 from export3d.data.shards import INDEX_NAME, Entry, Index, Record, Reject, read_index, read_tar
 from export3d.errors import ConfigError, Export3DError, InputError, MissingExtra, OutputError
 from export3d.face.tracker import Tracker
-from export3d.files import kind_at, make_folder, paths_in, write_bytes
+from export3d.files import kind_at
+from export3d.locations import (
+    Place,
+    as_place,
+    exists,
+    inside,
+    local_copy,
+    make_place,
+    name_of,
+    names,
+    read,
+    remove,
+    write,
+)
 from export3d.workers.outcome import Crash
 from export3d.workers.run import Workers, run_jobs
 
@@ -39,6 +60,8 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 
 REPORT_JSON, REPORT_CSV = "report.json", "report.csv"
+_MOST_LOST = 5
+"""When so many URLs in a row cannot be read, the connection is lost and the run ends."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +69,7 @@ class Report:
     """The result of `prepare`.
 
     Attributes:
-        out: the output folder.
+        out: the output folder or its URL.
         splits: figures of each split: records, videos, images, frames, minutes, people, bytes.
         rejects: every file or stretch that was rejected, in this run or an earlier one.
         done: number of files processed in this run.
@@ -55,7 +78,7 @@ class Report:
         seconds: duration of this run.
     """
 
-    out: Path
+    out: Place
     splits: dict[str, dict[str, Any]]
     rejects: tuple[Reject, ...]
     done: int
@@ -76,7 +99,7 @@ class Report:
             for name, figures in self.splits.items()
         ]
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
-        lines.append(f"refused: {reasons} (see {self.out / REPORT_CSV})" if reasons else "nothing was refused")
+        lines.append(f"refused: {reasons} (see {inside(self.out, REPORT_CSV)})" if reasons else "nothing was refused")
         lines.append(f"{self.done} files in {self.seconds:.0f} s, {self.skipped} already done")
         return "\n".join(lines)
 
@@ -95,11 +118,12 @@ def prepare(
     """Prepare videos and still portraits.
 
     Args:
-        inputs: files, and folders to search recursively. With a manifest, an empty list means all of its files.
-        out: output folder; receives one folder of shards per split, `report.json` and `report.csv`.
-        manifest: CSV with the columns file (relative to the CSV), person, split, and optionally terms and others, which
-            are kept as provenance. Without a manifest, the person is the stem of the file name, and the split is `val`
-            for held-out videos and `train` otherwise.
+        inputs: files, and folders to search recursively, or their URLs (`locations`; web servers list no folders). With
+            a manifest, an empty list means all of its files.
+        out: output folder or URL; receives one folder of shards per split, `report.json` and `report.csv`.
+        manifest: CSV with the columns file (relative to the CSV, or a URL), person, split, and optionally terms and
+            others, which are kept as provenance. Without a manifest, the person is the stem of the file name, and the
+            split is `val` for held-out videos and `train` otherwise.
         workers: number of processes (default: one per core), 0 for this one, or a `Cluster`. Processes are spawned, so
             a script that calls this function needs `if __name__ == "__main__":`.
         resume: keep finished files; False prepares the given files again.
@@ -114,51 +138,57 @@ def prepare(
         Figures and rejects of everything in `out`.
 
     Raises:
-        InputError: an input does not exist, the manifest is invalid, or `out` holds expressions of another space.
+        InputError: an input does not exist, the manifest is invalid, or `out` holds expressions of another space; or
+            one URL after another cannot be read.
         OutputError: `out` cannot be written; finished files are kept.
         ConfigError: invalid settings.
     """
     began = time.monotonic()
-    out, limits = Path(out), limits or Limits()
+    out, limits = as_place(out), limits or Limits()
     workers = (os.cpu_count() or 1) if workers is None else workers
     if not 0.0 <= (val_fraction or 0.0) < 1.0 or (isinstance(workers, int) and workers < 0):
         raise ConfigError("val_fraction must be at least 0 and below 1, and workers not negative")
     if manifest is not None and val_fraction:
         raise ConfigError("the manifest already assigns the splits; leave val_fraction out")
-    rows = None if manifest is None else read_manifest(Path(manifest))
-    paths = [Path(path) for path in inputs]
+    rows = None if manifest is None else read_manifest(as_place(manifest))
+    paths = [as_place(path) for path in inputs]
     files, ignored = find_files(paths, rows)
     fitted = None if coefficients is None else _folder(Path(coefficients))
     space = "arkit52" if fitted is None else "bfm64"
     _check_space(out, space)
-    make_folder(out)
+    out = make_place(out)
     jobs, outside = make_jobs(files, rows, out, limits, val_fraction, fitted)
-    finished = _finished(out) if resume else set()
+    finished = _finished(out, jobs) if resume else set()
     todo = [job for job in jobs if job.fingerprint not in finished]
-    done = 0
-    crashed: list[Reject] = []
+    done = lost = 0
+    unfinished: list[Reject] = []
     # The smallest split first, so that validation data is ready long before the training data.
     sizes = Counter(job.split for job in jobs)
     for split in sorted(sizes, key=lambda name: (sizes[name], name)):
         mine = [job for job in jobs if job.split == split]
         work = [job for job in todo if job.split == split]
-        _clean(out / split / PARTS_FOLDER, () if not resume else mine)
-        work.sort(key=lambda job: (-job.path.stat().st_size, job.key))
+        _clean(parts_of(out, split), () if not resume else mine)
+        work.sort(key=lambda job: (-job.size, job.key))
         for job, outcome in run_jobs(work, functools.partial(_start, limits), workers):
             done += 1
             if isinstance(outcome, Crash):
                 detail = f"the process that prepared it died (exit code {outcome.exit_code}); the next run tries again"
-                crashed.append(Reject(job.file, split, "crashed", detail, job.fingerprint, job.place))
+                unfinished.append(Reject(job.file, split, "crashed", detail, job.fingerprint, job.place))
+            elif isinstance(outcome, Reject):
+                unfinished.append(outcome)
             else:
                 for message in outcome:
                     logger.info("%s", message)
             if progress is not None:
                 progress(done, len(todo), job.file)
-        _pack(out / split, mine, space)
-        if rows is None and split == "val" and _all_refused(out / split, mine):  # hold out other videos instead
+            lost = lost + 1 if isinstance(outcome, Reject) else 0
+            if isinstance(outcome, Reject) and lost == _MOST_LOST:
+                raise InputError(outcome.detail)
+        _pack(inside(out, split), mine, space)
+        if rows is None and split == "val" and _all_refused(inside(out, split), mine):  # hold out other videos instead
             return prepare(paths, out, None, workers, resume, val_fraction, limits, progress, fitted)
     _forget_moved(out, jobs)
-    report = _report(out, [*outside, *crashed], done, len(jobs) - len(todo), ignored, time.monotonic() - began)
+    report = _report(out, [*outside, *unfinished], done, len(jobs) - len(todo), ignored, time.monotonic() - began)
     _write_report(report, limits)
     return report
 
@@ -169,7 +199,7 @@ def _folder(path: Path) -> Path:
     return path
 
 
-def _check_space(out: Path, space: str) -> None:
+def _check_space(out: Place, space: str) -> None:
     """`InputError` if a split in `out` holds expressions of another space."""
     for folder in split_folders(out):
         index = read_index(folder)
@@ -182,23 +212,31 @@ def _check_space(out: Path, space: str) -> None:
 # --- one job, in a worker ---------------------------------------------------------------------------------------------
 
 
-def _start(limits: Limits) -> Callable[[Job], list[str]]:
+def _start(limits: Limits) -> Callable[[Job], list[str] | Reject]:
     """Load the tracker of a process; returns the function that processes one job."""
     tracker = Tracker()
     return functools.partial(_do, tracker, limits)
 
 
-def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str]:
+def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str] | Reject:
     """Prepare one file and write its part; returns the messages that were logged.
 
     A failure to write the output ends the run, and so does a package that is not installed. Any failure caused by the
-    input becomes a reject.
+    input becomes a reject. That of a URL which cannot be read now is returned and not kept.
     """
+    try:
+        with local_copy(job.path) as path:
+            return _do_local(tracker, limits, job, path)
+    except InputError as error:
+        return Reject(job.file, job.split, "not read", f"{error}; run again", job.fingerprint, job.place)
+
+
+def _do_local(tracker: Tracker, limits: Limits, job: Job, path: Path) -> list[str]:
     records: list[Record] = []
     refusals: list[Refusal] = []
     with _caught_log() as messages:
         try:
-            records, refusals = records_of(job.path, job.key, _provenance(job), tracker, limits, job.coefficients)
+            records, refusals = records_of(path, job.key, _provenance(job), tracker, limits, job.coefficients)
         except Refusal as refusal:
             refusals = [refusal]
         except (OutputError, MissingExtra):
@@ -208,12 +246,14 @@ def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str]:
         except Exception as error:  # decoders and networks may raise anything on an unusual file
             logger.exception("%s", job.file)
             refusals = [Refusal("failed", f"{type(error).__name__}: {error}")]
-    rejects = [Reject(job.file, job.split, r.reason, r.detail, job.fingerprint, job.place) for r in refusals]
-    make_folder(job.parts)
+    rejects = [
+        Reject(job.file, job.split, r.reason, r.detail.replace(str(path), str(job.path)), job.fingerprint, job.place)
+        for r in refusals
+    ]
     if records:
-        write_tar(job.parts / f"{job.fingerprint}.tar", records)
+        write_tar(inside(job.parts, f"{job.fingerprint}.tar"), records)
     marker = {"keys": [record.key for record in records], "rejects": [asdict(reject) for reject in rejects]}
-    write_bytes(job.parts / f"{job.fingerprint}.json", json.dumps(marker).encode())
+    write(inside(job.parts, f"{job.fingerprint}.json"), json.dumps(marker).encode())
     return messages
 
 
@@ -257,27 +297,33 @@ def _lines(index: Index) -> list[Entry | Reject]:
     return [*index.entries, *index.rejects]
 
 
-def _finished(out: Path) -> set[str]:
+def _finished(out: Place, jobs: Sequence[Job]) -> set[str]:
     """Fingerprints of finished files: in an index, or as a complete part."""
-    done = {path.stem for path in out.glob(f"*/{PARTS_FOLDER}/*.json") if not path.name.startswith(".")}
+    done = {print for parts in {job.parts for job in jobs} for print in _complete(parts)}
     for folder in split_folders(out):
         done |= {line.fingerprint for line in _lines(read_index(folder))}
     return done
 
 
-def _clean(parts: Path, jobs: Sequence[Job]) -> None:
+def _complete(parts: Place) -> set[str]:
+    """Fingerprints of the complete parts."""
+    return {name.removesuffix(".json") for name in names(parts) if name.endswith(".json") and name[0] != "."}
+
+
+def _clean(parts: Place, jobs: Sequence[Job]) -> None:
     """Delete parts that are incomplete or belong to none of the jobs."""
-    keep = {job.fingerprint for job in jobs if kind_at(parts / f"{job.fingerprint}.json")}
-    for path in paths_in(parts) if kind_at(parts) == "folder" else ():
-        if path.stem not in keep:
-            path.unlink(missing_ok=True)
+    keep = _complete(parts) & {job.fingerprint for job in jobs}
+    for name in names(parts):
+        if PurePath(name).stem not in keep:
+            remove(inside(parts, name))
 
 
-def _pack(split: Path, jobs: Sequence[Job], space: str) -> None:
+def _pack(split: Place, jobs: Sequence[Job], space: str) -> None:
     """Convert the parts of a split's jobs to shards and drop old records of the same files."""
-    parts = split / PARTS_FOLDER
-    complete = [job for job in jobs if kind_at(parts / f"{job.fingerprint}.json")]
-    index = read_index(split) if kind_at(split / INDEX_NAME) else Index(space, 0)
+    parts = inside(split, PARTS_FOLDER)
+    there = set(names(parts))
+    complete = [job for job in jobs if f"{job.fingerprint}.json" in there]
+    index = read_index(split) if exists(inside(split, INDEX_NAME)) else Index(space, 0)
     current = {job.place: job.fingerprint for job in jobs}
     anew = {job.fingerprint for job in complete}
     stale = {
@@ -289,25 +335,25 @@ def _pack(split: Path, jobs: Sequence[Job], space: str) -> None:
         return
     rejects = []
     for job in complete:
-        marker = json.loads((parts / f"{job.fingerprint}.json").read_text(encoding="utf-8"))
+        marker = json.loads(read(inside(parts, f"{job.fingerprint}.json")) or b"")
         rejects += [Reject(**reject) for reject in marker["rejects"]]
 
     def records() -> Iterator[Record]:
         for job in complete:
-            path = parts / f"{job.fingerprint}.tar"
-            if kind_at(path):
-                yield from read_tar(path)
+            if f"{job.fingerprint}.tar" in there:
+                yield from read_tar(inside(parts, f"{job.fingerprint}.tar"))
 
     update(split, records(), rejects, drop=stale, space=space)
-    shutil.rmtree(parts, ignore_errors=True)
+    with contextlib.suppress(OutputError):  # the next run removes them
+        remove(parts)
 
 
-def _all_refused(split: Path, jobs: Sequence[Job]) -> bool:
+def _all_refused(split: Place, jobs: Sequence[Job]) -> bool:
     index = read_index(split)
     return not index.entries and {job.place for job in jobs} <= {reject.place for reject in index.rejects}
 
 
-def _forget_moved(out: Path, jobs: Sequence[Job]) -> None:
+def _forget_moved(out: Place, jobs: Sequence[Job]) -> None:
     """Remove records of files that have moved to another split: a person must never be in two splits.
 
     Splits that become empty are deleted.
@@ -315,21 +361,21 @@ def _forget_moved(out: Path, jobs: Sequence[Job]) -> None:
     home = {job.place: job.split for job in jobs}
     for folder in split_folders(out):
         index = read_index(folder)
-        gone = {line.fingerprint for line in _lines(index) if home.get(line.place, folder.name) != folder.name}
+        gone = {line.fingerprint for line in _lines(index) if home.get(line.place, name_of(folder)) != name_of(folder)}
         if gone:
             update(folder, [], drop=gone, space=index.space)
             if not _lines(read_index(folder)):
-                shutil.rmtree(folder)
+                remove(folder)
 
 
-def _report(out: Path, more_rejects: list[Reject], done: int, skipped: int, ignored: int, seconds: float) -> Report:
+def _report(out: Place, more_rejects: list[Reject], done: int, skipped: int, ignored: int, seconds: float) -> Report:
     splits: dict[str, dict[str, Any]] = {}
     rejects: list[Reject] = []
     for folder in split_folders(out):
         index = read_index(folder)
         videos = [entry for entry in index.entries if entry.kind == "video"]
         frames = sum(entry.frames for entry in videos)
-        splits[folder.name] = {
+        splits[name_of(folder)] = {
             "records": len(index.entries),
             "videos": len(videos),
             "images": len(index.entries) - len(videos),
@@ -358,9 +404,9 @@ def _write_report(report: Report, limits: Limits) -> None:
     writer = csv.DictWriter(table, ["file", "split", "reason", "detail"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(_public(reject) for reject in report.rejects)
-    write_bytes(report.out / REPORT_CSV, table.getvalue().encode(errors="backslashreplace"))
+    write(inside(report.out, REPORT_CSV), table.getvalue().encode(errors="backslashreplace"))
     text = json.dumps(value, indent=1, ensure_ascii=False) + "\n"
-    write_bytes(report.out / REPORT_JSON, text.encode(errors="backslashreplace"))
+    write(inside(report.out, REPORT_JSON), text.encode(errors="backslashreplace"))
 
 
 def _public(reject: Reject) -> dict[str, str]:

@@ -34,7 +34,8 @@ from export3d.face.crop import CROP_SIZE
 from export3d.face.landmarks import FaceLandmarker
 from export3d.face.morphable import MorphableFace
 from export3d.face.repose import Puppet
-from export3d.files import check_folder, kind_at, write_bytes
+from export3d.files import check_folder
+from export3d.locations import Place, as_place, exists, inside, name_of, write
 from export3d.motion.arkit import ARKIT52
 from export3d.workers.outcome import Crash
 from export3d.workers.run import Workers, run_jobs
@@ -200,8 +201,8 @@ def pseudo_clips(
     therefore valid whenever a run is stopped, and the next run continues.
 
     Args:
-        split: the prepared split; its videos provide the expressions, its stills the people.
-        out: folder of the new split, with the bank as `bank.json`.
+        split: the prepared split, a folder or its URL; its videos provide the expressions, its stills the people.
+        out: folder or URL of the new split, with the bank as `bank.json`.
         face_model, landmark_map: see `MorphableFace.load`.
         frames: frames per clip, the portrait included.
         seed: determines the changes and turns of each portrait.
@@ -215,13 +216,15 @@ def pseudo_clips(
         OutputError: `out` cannot be written.
     """
     began = time.monotonic()
-    split, out = Path(split), check_folder(out)
+    split, out = as_place(split), as_place(out)
+    if isinstance(out, Path):
+        check_folder(out)
     if frames < 2 or (isinstance(workers, int) and workers < 0):
         raise ConfigError("pseudo-clips need at least two frames, and workers must not be negative")
     index = read_index(split)
     if index.space != "arkit52":
         raise InputError(f"{split} holds expressions in {index.space}; pseudo-clips are made of tracked arkit52 scores")
-    if split.resolve() == out.resolve():
+    if _real(split) == _real(out):
         raise ConfigError(f"{out} is the input split itself; choose another folder")
     portraits = {entry.key for entry in index.entries if entry.kind == "image"} - set(exclude)
     wanted = sorted(portraits, key=lambda key: hashlib.sha256(key.encode()).digest())[:limit]
@@ -237,7 +240,7 @@ def pseudo_clips(
             moving.append((record.key, record.expression[record.found]))
     bank = Bank.of(sorted((name, scores) for name, scores in moving if len(scores)))
     done = set()
-    if kind_at(out / INDEX_NAME):
+    if exists(inside(out, INDEX_NAME)):
         old = read_index(out)
         done = {entry.fingerprint for entry in old.entries} | {reject.fingerprint for reject in old.rejects}
     jobs = [_Job(stills[key], frames, seed, bank) for key in wanted]
@@ -246,13 +249,13 @@ def pseudo_clips(
     rejects: list[Reject] = []
     start = functools.partial(_start, str(face_model), str(landmark_map))
     update(out, [])
-    write_bytes(out / BANK_NAME, bank.to_json().encode())
+    write(inside(out, BANK_NAME), bank.to_json().encode())
     for number, (job, outcome) in enumerate(run_jobs(todo, start, workers), 1):
         if isinstance(outcome, Record):
             records.append(outcome)
         else:
             reason, detail = ("crashed", "the process died") if isinstance(outcome, Crash) else outcome
-            rejects.append(Reject(job.still.key, out.name, reason, detail, job.fingerprint))
+            rejects.append(Reject(job.still.key, name_of(out), reason, detail, job.fingerprint))
         if number % _BATCH == 0 or number == len(todo):
             update(out, records, rejects)
             records, rejects = [], []
@@ -261,6 +264,10 @@ def pseudo_clips(
     index = read_index(out)
     refused = dict(Counter(reject.reason for reject in index.rejects).most_common())
     return PseudoReport(len(index.entries), len(todo), len(jobs) - len(todo), refused, time.monotonic() - began)
+
+
+def _real(place: Place) -> Place:
+    return place.rstrip("/") if isinstance(place, str) else place.resolve()
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,10 @@
-"""Writes and verifies a folder of shards: complete shards first, then the index."""
+"""Writes and verifies a split, a folder or its URL: complete shards first, then the index."""
 
 from __future__ import annotations
 
 import hashlib
 import io
 import json
-import os
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -26,26 +25,32 @@ from export3d.data.shards import (
     read_tar,
 )
 from export3d.errors import InputError, ShapeError
-from export3d.files import kind_at, make_folder, replacing, write_bytes
+from export3d.locations import Place, as_place, exists, inside, name_of, names, read, remove, write
 
 
-def write_tar(path: Path, records: Iterable[Record]) -> None:
-    """Write records to one tar, atomically; the same records give the same bytes.
+def write_tar(place: Place, records: Iterable[Record]) -> None:
+    """Write records to one tar, whole or not at all; the same records give the same bytes.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: it cannot be written.
     """
-    with replacing(path) as temporary, tarfile.open(temporary, mode="w:", format=tarfile.USTAR_FORMAT) as archive:
+    write(place, _tar(records))
+
+
+def _tar(records: Iterable[Record]) -> bytes:
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:", format=tarfile.USTAR_FORMAT) as archive:
         for record in records:
             for extension, data in _members(record).items():
                 member = tarfile.TarInfo(f"{record.key}.{extension}")
                 member.size = len(data)
                 member.mode = 0o644
                 archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
 
 
 def update(
-    folder: Path,
+    folder: Path | str,
     records: Iterable[Record],
     rejects: Iterable[Reject] = (),
     *,
@@ -58,7 +63,7 @@ def update(
     Only tars that lose a record are rewritten; new records go to new tars. A record replaces one with the same key.
 
     Args:
-        folder: folder of the split; created if missing.
+        folder: folder of the split, created if missing, or its URL.
         records: new records, each with `person`, `terms` and `fingerprint` in its `info`.
         rejects: appended to the rejects in the index.
         drop: fingerprints whose records and rejects are removed.
@@ -71,9 +76,8 @@ def update(
     Raises:
         OutputError: the folder cannot be written; the split is unchanged.  InputError: the existing split is damaged.
     """
-    folder, gone = Path(folder), set(drop)
-    make_folder(folder)
-    old = read_index(folder) if kind_at(folder / INDEX_NAME) else Index(space, 0)
+    folder, gone = as_place(folder), set(drop)
+    old = read_index(folder) if exists(inside(folder, INDEX_NAME)) else Index(space, 0)
     if old.entries and old.space != space:
         raise InputError(f"{folder} holds expressions in {old.space}, not {space}; choose another folder")
     known = {entry.key: entry for entry in old.entries}
@@ -84,7 +88,7 @@ def update(
         builder.add(record)
     stale = {entry.shard for entry in old.entries if entry.fingerprint in gone}
     for name in sorted(stale):
-        for record in read_tar(folder / name):
+        for record in read_tar(inside(folder, name)):
             entry = known.get(record.key)
             if entry is not None and entry.fingerprint not in gone:
                 builder.add(record)
@@ -100,29 +104,31 @@ def update(
         (*(shard for shard in old.shards if shard.file not in stale), *builder.shards),
         (*(reject for reject in old.rejects if reject.fingerprint not in gone), *rejects),
     )
-    write_bytes(folder / INDEX_NAME, index.to_json().encode())
+    write(inside(folder, INDEX_NAME), index.to_json().encode())
     named = {shard.file for shard in index.shards}
-    for path in [*folder.glob("*.tar"), *folder.glob(".*.tar"), *folder.glob(".*.json")]:
-        if path.name not in named:
-            path.unlink(missing_ok=True)
+    for name in names(folder):
+        leftover = name.endswith(".tar") or (name.startswith(".") and name.endswith(".json"))
+        if leftover and name not in named:
+            remove(inside(folder, name))
     return index
 
 
-def verify(folder: Path) -> list[str]:
+def verify(folder: Path | str) -> list[str]:
     """The problems of a split, one sentence each; empty if every checksum and count agrees with its index.
 
     Raises:
         InputError: the index cannot be read.
     """
-    folder = Path(folder)
+    folder = as_place(folder)
     index = read_index(folder)
     problems: list[str] = []
     for shard in index.shards:
-        path = folder / shard.file
-        if kind_at(path) != "file":
+        path = inside(folder, shard.file)
+        data = read(path)
+        if data is None:
             problems.append(f"{shard.file} is missing")
             continue
-        if _sha256(path) != shard.sha256:
+        if hashlib.sha256(data).hexdigest() != shard.sha256:
             problems.append(f"{shard.file} does not match its checksum")
             continue
         expected = {entry.key: entry for entry in index.entries if entry.shard == shard.file}
@@ -144,7 +150,7 @@ def verify(folder: Path) -> list[str]:
 class _ShardBuilder:
     """Collects records and closes a tar whenever the next record would make it too large."""
 
-    def __init__(self, folder: Path, max_bytes: int) -> None:
+    def __init__(self, folder: Place, max_bytes: int) -> None:
         self.entries: list[Entry] = []
         self.shards: list[Shard] = []
         self.expression_size = 0
@@ -168,20 +174,19 @@ class _ShardBuilder:
     def close(self) -> None:
         if not self._pending:
             return
-        draft = self._folder / ".shard.tar"
-        write_tar(draft, self._pending)
-        digest = _sha256(draft)
+        data = _tar(self._pending)
+        digest = hashlib.sha256(data).hexdigest()
         # Named after its checksum: a new tar never overwrites one that the current index still names.
-        path = self._folder / f"{self._folder.name}-{digest[:12]}.tar"
-        os.replace(draft, path)
+        name = f"{name_of(self._folder)}-{digest[:12]}.tar"
+        write(inside(self._folder, name), data)
         frames = sum(record.frames for record in self._pending)
-        self.shards.append(Shard(path.name, len(self._pending), frames, path.stat().st_size, digest))
+        self.shards.append(Shard(name, len(self._pending), frames, len(data), digest))
         for record in self._pending:
             info = record.info
             self.entries.append(
                 Entry(
                     record.key,
-                    path.name,
+                    name,
                     record.kind,
                     record.frames,
                     str(info.get("person", record.key)),
@@ -207,8 +212,3 @@ def _members(record: Record) -> dict[str, bytes]:
         "track.safetensors": save_tensors(track),
         record.suffix: record.media,
     }
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

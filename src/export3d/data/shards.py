@@ -10,8 +10,7 @@ still portrait, stored as three adjacent members of one tar:
 Only the tars named in the index belong to the split. New tars are written first (temporary name, then rename), then the
 new index replaces the old one atomically, then tars that are no longer named are deleted. A process killed at any
 moment therefore leaves either the old split or the new one. Reading never executes code: the files are JSON and
-safetensors, and tar members are only read into memory. A split is written to a folder, and read from that folder or
-from a URL that serves an unmodified copy of it (`locations`).
+safetensors, and tar members are only read into memory. A split lies in a folder or at a URL (`locations`).
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import re
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -248,18 +248,24 @@ def _index_text(path: Place) -> str | None:
         return None
 
 
-def read_tar(path: Path) -> Iterator[Record]:
-    """The records of one tar, in order.
+def read_tar(path: Path | str) -> Iterator[Record]:
+    """The records of one tar, a file or its URL, in order.
 
     Raises:
         InputError: the file is missing or damaged, or holds anything but records.
     """
-    path = Path(path)
+    place = as_place(path)
+    if isinstance(place, str):
+        data = fetch(place)
+        if data is None:
+            raise InputError(f"cannot read shard {place} (it does not exist); prepare the data again")
+        yield from _read(io.BytesIO(data), place)
+        return
     try:
-        with path.open("rb") as stream:
-            yield from _read(stream, path)
+        with place.open("rb") as stream:
+            yield from _read(stream, place)
     except OSError as error:
-        raise InputError(f"cannot read shard {path} ({error}); prepare the data again") from error
+        raise InputError(f"cannot read shard {place} ({error}); prepare the data again") from error
 
 
 def _read(stream: IO[bytes], path: Place) -> Iterator[Record]:
@@ -298,6 +304,25 @@ def read_shard(folder: Place, shard: Shard) -> Iterator[Record]:
     if data is None:
         raise InputError(f"{path} is missing, although the index names it; copy the prepared folder there again")
     yield from _read(io.BytesIO(data), path)
+
+
+def read_record(folder: Place, entry: Entry) -> Record:
+    """The record of one line of an index (`InputError` as `read_tar`). The last tar from a URL is kept in memory."""
+    path = inside(folder, entry.shard)
+    records = read_tar(path) if isinstance(path, Path) else _read(io.BytesIO(_downloaded(path)), path)
+    found = next((record for record in records if record.key == entry.key), None)
+    if found is None:
+        raise InputError(f"{path} lacks record {entry.key}, which the index names; prepare the data again")
+    return found
+
+
+@lru_cache(maxsize=1)
+def _downloaded(url: str) -> bytes:
+    """A tar of a split; its name is made of its contents."""
+    data = fetch(url)
+    if data is None:
+        raise InputError(f"{url} is missing, although the index names it; copy the prepared folder there again")
+    return data
 
 
 def read_shards(folder: Path | str, index: Index | None = None) -> Iterator[Record]:
