@@ -172,7 +172,7 @@ def test_the_settings_of_evaluate_are_these() -> None:
             "expression='arkit52'", "identity=()",
         ],
         "RunSettings": [
-            "save=None", "workers=0", "ray=None", "device='auto'", "batch=4", "engine='reference'",
+            "save=None", "workers=0", "ray=None", "ray_gpus=0.0", "device='auto'", "batch=4", "engine='reference'",
         ],
     }  # fmt: skip
 

@@ -8,17 +8,19 @@ from export3d.errors import ConfigError
 from export3d.workers.cluster import LOCAL, Cluster, is_address
 
 
-def who_works(workers: int | None, ray: str | None) -> int | Cluster | None:
+def who_works(workers: int | None, ray: str | None, ray_gpus: float = 0.0) -> int | Cluster | None:
     """The processes or the cluster that was asked for; None: neither.
 
     Raises:
         ConfigError: both were, or the cluster's address is none.
     """
     if ray is None:
+        if ray_gpus:
+            raise ConfigError("--ray-gpus is for the workers of a cluster; add --ray")
         return workers
     if workers is not None:
         raise ConfigError("--workers and --ray both say who works; leave one of them out")
-    return Cluster(ray)
+    return Cluster(ray, ray_gpus)
 
 
 def with_address(arguments: Sequence[str]) -> list[str]:

@@ -41,18 +41,22 @@ class Cluster:
     Attributes:
         address: `local`, the processors of this machine, under a Ray that ends with this process; `auto`, the Ray that
             runs on this machine; or HOST:PORT of a cluster's head.
+        gpus: share of a GPU that each worker holds; 0 for workers on processors, which see no GPU.
 
     Raises:
-        ConfigError: this is no address.
+        ConfigError: this is no address, or no share.
     """
 
     address: str = LOCAL
+    gpus: float = 0.0
 
     def __post_init__(self) -> None:
         if not is_address(self.address):
             raise ConfigError(
                 f"{self.address} is not the address of a Ray cluster; give HOST:PORT, {RUNNING} or {LOCAL}"
             )
+        if self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus)):
+            raise ConfigError(f"a worker cannot hold {self.gpus} GPUs; give a share from 0 to 1, or a whole number")
 
 
 def is_address(text: str) -> bool:
@@ -72,7 +76,7 @@ def run_on_cluster(
     Raises:
         MissingExtra: Ray is not installed.  ConfigError: no cluster answers.
     """
-    _connect(cluster)
+    actors = _connect(cluster)
     import ray
     from ray import cloudpickle
     from ray.data import ActorPoolStrategy
@@ -83,14 +87,14 @@ def run_on_cluster(
     attempts = ray.remote(_Attempts).options(name=name, num_cpus=0, scheduling_strategy=here).remote()
     # The start travels with each job: what an actor was made with is lost with the machine that holds it.
     rows = [{"number": number, "job": cloudpickle.dumps((name, start, job))} for number, job in enumerate(jobs)]
-    processors = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     pool = ActorPoolStrategy(
-        min_size=min(processors, len(rows)), max_size=len(rows), max_tasks_in_flight_per_actor=_IN_FLIGHT
+        min_size=min(actors, len(rows)), max_size=len(rows), max_tasks_in_flight_per_actor=_IN_FLIGHT
     )
     blocks = ray.data.from_items(rows, override_num_blocks=min(len(rows), _MOST_BLOCKS))
     waiting = dict(enumerate(jobs))
     try:
-        for row in blocks.map_batches(_Actor, batch_size=1, compute=pool, num_cpus=1).iter_rows():
+        done = blocks.map_batches(_Actor, batch_size=1, compute=pool, num_cpus=1, num_gpus=cluster.gpus or None)
+        for row in done.iter_rows():
             outcome = cloudpickle.loads(row["outcome"])
             if isinstance(outcome, Failure):
                 raise outcome.error()
@@ -138,8 +142,11 @@ class _Actor:
             return Failure.of(error)
 
 
-def _connect(cluster: Cluster) -> None:
-    """Join a cluster, or start one on this machine. A Ray that this process already uses is used further."""
+def _connect(cluster: Cluster) -> int:
+    """Join a cluster, or start one on this machine; how many workers it holds now.
+
+    A Ray that this process already uses is used further.
+    """
     if find_spec("ray") is None:
         raise MissingExtra("cluster", "Ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -166,6 +173,13 @@ def _connect(cluster: Cluster) -> None:
     context.print_on_execution_start = False
     context.log_internal_stack_trace_to_stdout = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    there = ray.cluster_resources()
+    actors = int(there.get("CPU", 1))
+    if cluster.gpus:
+        actors = min(actors, int(there.get("GPU", 0) / cluster.gpus))
+        if not actors:
+            raise ConfigError(f"the Ray cluster has not {cluster.gpus:g} of a GPU for a worker; leave out --ray-gpus")
+    return max(actors, 1)
 
 
 def _check_answers(address: str) -> None:

@@ -134,7 +134,7 @@ def cross_identity(
         CheckpointError: no such weights.  MissingExtra: no tracker, or no onnxruntime for an ONNX file.
         OutputError: `out` cannot be written.  ConfigError: invalid settings.
     """
-    split, device = Path(split), pick_device(run.device)
+    split, device = Path(split), pick_device(run.device_of_crew)
     if min(frames, 1 if max_pairs is None else max_pairs) < 1 or not identity:
         raise ConfigError("frames and the number of pairs must be at least 1, and identity needs a descriptor")
     reader = None if str(expression) == ARKIT else load_expression(expression)

@@ -86,7 +86,7 @@ def same_identity(
     if min(every, 1 if max_clips is None else max_clips) < 1:
         raise ConfigError("every and the number of clips must be at least 1")
     methods = _methods(references, size)
-    device = pick_device(run.device)
+    device = pick_device(run.device_of_crew)
     index, model = _matching(split, weights)
     check_size(size, model)
     videos, small = [entry for entry in index.entries if entry.kind == "video"], dict[str, str]()

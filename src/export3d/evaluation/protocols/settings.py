@@ -59,7 +59,9 @@ class RunSettings:
     Attributes:
         save: folder to save the images to, as `export3d evaluate predictions` reads them.
         workers: number of processes; 0 scores in this one.
-        ray: score on a Ray cluster instead (extra cluster): its address, see `Cluster`.
+        ray: score on a Ray cluster instead (extra cluster): its address, HOST:PORT or auto; without one, the processors
+            of this machine.
+        ray_gpus: share of a GPU that each worker of the cluster holds; by default they use processors.
         device: cpu, cuda, or auto.
         batch: frames rendered together.
         engine: how the network is run: reference (float32), torch (the processor's or GPU's fast number format),
@@ -73,6 +75,7 @@ class RunSettings:
     save: Path | None = None
     workers: int = 0
     ray: str | None = None
+    ray_gpus: float = 0.0
     device: str = "auto"
     batch: int = 4
     engine: EngineName = "reference"
@@ -82,6 +85,8 @@ class RunSettings:
             raise ConfigError("the batch must be at least 1, and the number of workers at least 0")
         if self.workers and self.ray:
             raise ConfigError("--workers and --ray both say who works; leave one of them out")
+        if self.ray_gpus and not self.ray:
+            raise ConfigError("--ray-gpus is for the workers of a cluster; add --ray")
         if self.save is not None:
             from export3d.provenance.writing import check_unmarked
 
@@ -90,4 +95,9 @@ class RunSettings:
     @property
     def crew(self) -> Workers:
         """Who scores."""
-        return self.workers if self.ray is None else Cluster(self.ray)
+        return self.workers if self.ray is None else Cluster(self.ray, self.ray_gpus)
+
+    @property
+    def device_of_crew(self) -> str:
+        """Name of the device that all use: workers of a cluster have no other GPU than their share."""
+        return "cpu" if self.device == "auto" and self.ray is not None and not self.ray_gpus else self.device
