@@ -7,8 +7,9 @@ where it has moved away. `Detail` chooses at each pixel.
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -171,6 +172,13 @@ class MixedOrigin(Origin):
 
     def __init__(self, share: Tensor, views: Views) -> None:
         object.__setattr__(self, "_made_of", (share, views))  # the base is frozen
+
+    def rows(self, rows: slice) -> Origin:
+        """That of some of the images, computed when it is asked for."""
+        share, views = self._made_of
+        seen = {field.name: getattr(views, field.name) for field in fields(views)}
+        kept: dict[str, Any] = {name: x if x is None else x[rows] for name, x in seen.items()}
+        return MixedOrigin(share[rows], Views(**kept))
 
     @cached_property
     def _places(self) -> Origin:

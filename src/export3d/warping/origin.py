@@ -41,8 +41,11 @@ class Origin:
 
     def at(self, number: int) -> Origin:
         """That of one of the images."""
-        one = slice(number, number + 1)
-        return Origin(self.offset[one], self.trust[one], None if self.taken is None else self.taken[one])
+        return Origin.rows(self, slice(number, number + 1))
+
+    def rows(self, rows: slice) -> Origin:
+        """That of some of the images."""
+        return Origin(self.offset[rows], self.trust[rows], None if self.taken is None else self.taken[rows])
 
 
 def origin(share: Tensor, offset: Tensor, turn: Tensor) -> Origin:
