@@ -10,6 +10,7 @@ for frame in animator.animate(source, driving_motion("driving.mp4")):
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -119,6 +120,7 @@ class Animator:
         self.space = model.config.space
         self._tracker: Tracker | None = None
         self._kept_views: dict[tuple[Any, ...], _View] = {}
+        self._viewing = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -475,28 +477,30 @@ class Animator:
         if size is None:
             size = NATIVE if frame == "photo" else max(self.size, SMALLEST)
         wanted = (*map(id, sources), size, frame, str(background), long_side)
-        view = self._kept_views.pop(wanted, None)
-        if view is None:
-            for oldest in list(self._kept_views)[: 1 - _KEPT_VIEWS]:
-                del self._kept_views[oldest]
-            made = scene(
-                sources[0].photo,
-                [(one.crop, to_tensor(one.image)[None].to(self.device)) for one in sources],
-                [box for box in sources[0].others if all(box != one.crop for one in sources)],
-                size=size,
-                frame=frame,
-                background=str(background),
-                long_side=long_side,
-            )
-            view = _View(sources, made)
-        self._kept_views[wanted] = view
+        with self._viewing:
+            view = self._kept_views.pop(wanted, None)
+            if view is None:
+                for oldest in list(self._kept_views)[: 1 - _KEPT_VIEWS]:
+                    del self._kept_views[oldest]
+                made = scene(
+                    sources[0].photo,
+                    [(one.crop, to_tensor(one.image)[None].to(self.device)) for one in sources],
+                    [box for box in sources[0].others if all(box != one.crop for one in sources)],
+                    size=size,
+                    frame=frame,
+                    background=str(background),
+                    long_side=long_side,
+                )
+                view = _View(sources, made)
+            self._kept_views[wanted] = view
         return view
 
     def forget(self, source: Source, above: int = 0) -> None:
         """Let go of what is kept of a source for its next frames, if they have more than `above` pixels."""
-        for wanted, view in list(self._kept_views.items()):
-            if view.compositor and view.compositor.pixels > above and any(one is source for one in view.sources):
-                del self._kept_views[wanted]
+        with self._viewing:
+            for wanted, view in list(self._kept_views.items()):
+                if view.compositor and view.compositor.pixels > above and any(one is source for one in view.sources):
+                    del self._kept_views[wanted]
 
     def framing(
         self,

@@ -35,7 +35,7 @@ from export3d.studio.intake import Intake
 from export3d.studio.intake_process import MOST_PIXELS, MOST_SECONDS
 from export3d.studio.jobs import TYPES, Jobs
 from export3d.studio.metrics import Metrics
-from export3d.studio.refusals import Refused
+from export3d.studio.refusals import LEAVING, Refused
 from export3d.studio.requests import LONGEST_S, VERBS, command_line, parse_verb, schema_of_verbs
 from export3d.studio.uploads import BUNDLED_PORTRAIT, Uploads
 from export3d.studio.workspace import Workspace
@@ -47,6 +47,7 @@ _SWEEP_S = 30.0
 _BEAT_S = 15.0
 """A job's events say so often that they are still there."""
 T = TypeVar("T")
+MakeEngine = Callable[[Path], EngineLike]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,7 @@ class Settings:
         shared_on: the host that others reach it by; None: loopback only.
         token: what others must know.
         weights, pure, device, engine: see `Animator.from_pretrained`.
+        jobs: how many run at a time.
         backend: the URL of another studio that renders, with its token; None: this machine renders.
         rates: limits of rates.
     """
@@ -69,6 +71,7 @@ class Settings:
     pure: bool = False
     device: str = "auto"
     engine: EngineName = "auto"
+    jobs: int = 1
     backend: str | None = None
     rates: Rates = field(default_factory=Rates)
 
@@ -77,9 +80,10 @@ class Studio:
     """Everything a running server has."""
 
     def __init__(
-        self, settings: Settings, told: Callable[[Export3DError | None], None], engine: EngineLike | None = None
+        self, settings: Settings, told: Callable[[Export3DError | None], None], engine: MakeEngine | None = None
     ) -> None:
         self.settings, self.told = settings, told
+        self.leaving = False
         self.metrics = Metrics()
         self.workspace = Workspace(settings.folder)
         self._temporary = os.environ.get("TMPDIR")
@@ -88,12 +92,14 @@ class Studio:
         self._policy_text = ""
         self._register: tuple[tuple[int, ...], bool] = ((), False)
         policy = self.write_policy()
-        self.engine = engine or self._own_engine(policy)
+        self.engine = (engine or self._own_engine)(policy)
         self.intake = Intake()
         elsewhere = settings.backend is not None
         self.uploads = Uploads(self.workspace, self.intake, self.engine, self.metrics, originals=elsewhere)
         self.uploads.before_portrait = self.write_policy
-        self.jobs = Jobs(self.workspace, self.uploads, self.engine, self.intake, self.metrics, tracks=not elsewhere)
+        self.jobs = Jobs(
+            self.workspace, self.uploads, self.engine, self.intake, self.metrics, not elsewhere, settings.jobs
+        )
         self.gradio = GradioApi(self.uploads, self.jobs, self.workspace.folder)
         self.metrics.gauges |= {
             "queue_jobs": ("Jobs that wait.", lambda: self.jobs.waiting),
@@ -160,6 +166,11 @@ class Studio:
             os.environ["TMPDIR"] = self._temporary
         self.workspace.close()
 
+    def leave(self) -> None:
+        """Refuse what is new from now on; what runs goes on."""
+        self.leaving = True
+        self.jobs.close()
+
     async def _start_engine(self) -> None:
         try:
             await self.engine.start()
@@ -207,14 +218,14 @@ class Studio:
 def create_app(
     settings: Settings,
     told: Callable[[Export3DError | None], None] = lambda problem: None,
-    engine: EngineLike | None = None,
+    engine: MakeEngine | None = None,
 ) -> Guard:
     """The server as an ASGI application.
 
     Args:
         settings: how it is run.
         told: called once: with None when the engine renders, or with the reason why it never will.
-        engine: what renders, not yet started; None: a child process, as the settings say.
+        engine: makes what renders, not yet started, for a policy file; None: as the settings say.
 
     Raises:
         OutputError: its folder cannot be made.
@@ -261,6 +272,8 @@ def _add_uploads(app: FastAPI, studio: Studio) -> None:
     @app.post("/api/uploads", status_code=201, tags=["uploads"], openapi_extra=_FILE_BODY)
     async def upload(request: Request, kind: str = "photo", name: str = "") -> dict[str, Any]:
         """Send a photo, a driving video, a motion file or a background: raw bytes, or a form with one file."""
+        if studio.leaving:
+            raise Refused(503, LEAVING, 30)
         async with _sent(studio, request, name) as (parts, announced, given):
             made = await _unless_left(request, studio.uploads.receive(kind, given, parts, announced))
         return made.shown
@@ -341,7 +354,7 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
 def _add_pages(app: FastAPI, studio: Studio) -> None:
     @app.websocket("/api/head")
     async def head(socket: WebSocket) -> None:
-        await HeadSocket(socket, studio.engine, studio.uploads, studio.metrics).serve()
+        await HeadSocket(socket, studio.engine, studio.uploads, studio.metrics, lambda: studio.leaving).serve()
 
     @app.get("/api/info", tags=["server"])
     async def info() -> dict[str, Any]:

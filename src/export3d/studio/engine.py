@@ -256,12 +256,12 @@ class Engine:
             try:
                 await self._send({**job, "op": "job", "portrait": _plain(job["portrait"])})
             except EngineStopped as problem:
-                events.put_nowait(_failed(name, problem))
+                events.put_nowait(failed(name, problem))
             while not ended:
                 event = await events.get()
                 ended = event["op"] in ("done", "failed", "cancelled")
                 if event.get("kind") == EngineStopped.__name__:
-                    _empty(Path(job["out"]))  # a child that dies cannot
+                    empty(Path(job["out"]))  # a child that dies cannot
                 yield event
         finally:
             self._events.pop(name, None)
@@ -294,7 +294,7 @@ class Engine:
         finally:
             self._answers.pop(call, None)
         if "error" in found:
-            raise _error(found)
+            raise error_of(found)
         return found
 
     async def _send(self, message: dict[str, Any]) -> None:
@@ -347,7 +347,7 @@ class Engine:
         elif op == "ready" and self._ready is not None and not self._ready.done():
             self._ready.set_result(message["info"])
         elif op == "broken" and self._ready is not None and not self._ready.done():
-            self._ready.set_exception(_error(message))
+            self._ready.set_exception(error_of(message))
         elif message.get("id") in self._events:
             self._events[message["id"]].put_nowait(message)
 
@@ -368,7 +368,7 @@ class Engine:
             if not answer.done():
                 answer.set_exception(problem)
         for name, events in self._events.items():
-            events.put_nowait(_failed(name, problem))
+            events.put_nowait(failed(name, problem))
         ready = self._ready
         if ready is not None and not ready.done():
             ready.set_exception(problem)
@@ -390,18 +390,20 @@ def _plain(portrait: Portrait) -> dict[str, Any]:
     return {**portrait, "path": str(portrait["path"])}
 
 
-def _empty(folder: Path) -> None:
+def empty(folder: Path) -> None:
+    """Remove the files of a job that has failed."""
     with suppress(OSError):
         for path in folder.iterdir():
             path.unlink(missing_ok=True)
 
 
-def _failed(job: str, problem: Export3DError) -> dict[str, Any]:
+def failed(job: str, problem: Export3DError) -> dict[str, Any]:
+    """The last event of a job that has failed."""
     return {"op": "failed", "id": job, "error": str(problem), "kind": type(problem).__name__}
 
 
-def _error(message: Mapping[str, Any]) -> Export3DError:
-    """The error that the child reported, of its class where that takes a sentence."""
+def error_of(message: Mapping[str, Any]) -> Export3DError:
+    """The error that was reported as `error` and `kind`, of its class where that takes a sentence."""
     kind = getattr(errors, message["kind"], Export3DError)
     if not (isinstance(kind, type) and issubclass(kind, Export3DError)) or kind is errors.MissingExtra:
         kind = Export3DError

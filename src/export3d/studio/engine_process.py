@@ -71,7 +71,7 @@ def main(pipe: Connection, settings: Message) -> None:
 
             work = Work(settings)
         except Exception as problem:
-            _send(pipe, {"op": "broken", **_failure(problem, {})})
+            _send(pipe, {"op": "broken", **failure(problem, {})})
             return
         _send(pipe, {"op": "ready", "info": work.info})
         _Loop(pipe, work).run()
@@ -140,7 +140,7 @@ class _Loop:
         """Answer the request that has waited longest."""
         message = self._waiting.pop(next(iter(self._waiting)))
         does = self._work.head if message["op"] == "head" else self._work.encode
-        _send(self._pipe, {"op": "answer", "call": message["call"], **_attempt(does, message)})
+        _send(self._pipe, {"op": "answer", "call": message["call"], **attempt(does, message)})
 
     def _run(self, job: Message) -> None:
         self._cancelled.clear()  # of jobs that had ended
@@ -161,24 +161,24 @@ class _Loop:
             _send(self._pipe, {"op": "progress", "id": job["id"], **progress})
 
         try:
-            made = _attempt(lambda wanted: self._work.job(wanted, between, tell), job)
+            made = attempt(lambda wanted: self._work.job(wanted, between, tell), job)
         except Cancelled:
             _send(self._pipe, {"op": "cancelled", "id": job["id"]})
             return
         _send(self._pipe, {"op": "failed" if "error" in made else "done", "id": job["id"], **made})
 
 
-def _attempt(does: Callable[[Message], Message], message: Message) -> Message:
+def attempt(does: Callable[[Message], Message], message: Message) -> Message:
     """The result of a request, or its error and kind."""
     try:
         return does(message)
     except (Cancelled, _Gone):
         raise
     except Exception as problem:
-        return _failure(problem, message)
+        return failure(problem, message)
 
 
-def _failure(problem: Exception, message: Message) -> Message:
+def failure(problem: Exception, message: Message) -> Message:
     """`error`, a sentence in which the user's names stand for our paths, and `kind`, the name of its class."""
     if not isinstance(problem, Export3DError):
         log.exception("a request failed: %s", message.get("op"))

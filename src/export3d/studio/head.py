@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -11,7 +12,7 @@ from fastapi import WebSocket, WebSocketDisconnect
 
 from export3d.studio.engine import EngineLike
 from export3d.studio.metrics import Metrics
-from export3d.studio.refusals import refusal
+from export3d.studio.refusals import LEAVING, Refused, refusal
 from export3d.studio.requests import Head, is_id, parse_head
 from export3d.studio.uploads import Uploads
 
@@ -24,7 +25,15 @@ _LEAVING_S = 1.0
 class HeadSocket:
     """One connection. It reads on while the engine renders, and drops every question but the newest."""
 
-    def __init__(self, socket: WebSocket, engine: EngineLike, uploads: Uploads, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        socket: WebSocket,
+        engine: EngineLike,
+        uploads: Uploads,
+        metrics: Metrics,
+        leaving: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._leaving = leaving
         self._socket, self._engine, self._uploads, self._metrics = socket, engine, uploads, metrics
         self._newest: str | None = None
         self._asked = asyncio.Event()
@@ -83,6 +92,8 @@ class HeadSocket:
                 await self._socket.send_bytes(image)
 
     async def _picture(self, request: Head) -> tuple[dict[str, Any], bytes]:
+        if self._leaving():
+            raise Refused(503, LEAVING, 30)
         told = {**request.model_dump(), "key": id(self)}
         if is_id(request.background):
             told["background"] = str(self._uploads.get(request.background, "background", "photo").path)

@@ -1,4 +1,4 @@
-"""Jobs: a bounded queue that one engine works off, with progress, previews and results."""
+"""Jobs: a bounded queue that an engine works off, with progress, previews and results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any, Literal
 from export3d.studio.engine import EngineLike
 from export3d.studio.intake import Intake
 from export3d.studio.metrics import Metrics
-from export3d.studio.refusals import Refused, gone, refusal
+from export3d.studio.refusals import LEAVING, Refused, gone, refusal
 from export3d.studio.requests import LONGEST_S, MOTIONS, Animate, Edit, Track, Verb, is_id
 from export3d.studio.uploads import Uploads
 from export3d.studio.workspace import Workspace
@@ -89,11 +89,12 @@ class Job:
 
 
 class Jobs:
-    """All jobs and the task that works them off, one after the other.
+    """All jobs and the task that works them off, in their order.
 
     Args:
         workspace, uploads, engine, intake, metrics: of the server.
         tracks: track driving videos here; otherwise the engine is given them.
+        at_once: how many run at a time.
     """
 
     def __init__(
@@ -104,14 +105,17 @@ class Jobs:
         intake: Intake,
         metrics: Metrics,
         tracks: bool = True,
+        at_once: int = 1,
     ) -> None:
         self._tracks = tracks
         self._workspace, self._uploads, self._engine = workspace, uploads, engine
         self._intake, self._metrics = intake, metrics
         self._jobs: dict[str, Job] = {}
         self._waiting: deque[Job] = deque()
-        self._running: tuple[Job, asyncio.Task[None]] | None = None
+        self._running: dict[Job, asyncio.Task[None]] = {}
+        self._free = asyncio.Semaphore(at_once)
         self._work = asyncio.Event()
+        self._closed = False
 
     def submit(self, request: Verb, client: str) -> Job:
         """Queue a job.
@@ -120,6 +124,8 @@ class Jobs:
             Refused: an upload is gone or of another kind, the queue is full, or the client has too many jobs.
         """
         self._files(request)
+        if self._closed:
+            raise Refused(503, LEAVING, 30)
         own = [job for job in self._jobs.values() if job.client == client and job.state in ("queued", "running")]
         if len(own) >= OF_ONE:
             raise Refused(429, f"{OF_ONE} of your jobs are not finished yet; wait for one, or cancel it", 10)
@@ -154,8 +160,8 @@ class Jobs:
         elif job.state in ENDED:
             del self._jobs[name]
             self._workspace.remove(name)
-        elif self._running is not None and self._running[0] is job:
-            self._running[1].cancel()
+        elif job in self._running:
+            self._running[job].cancel()
         return job
 
     def shown(self, job: Job) -> dict[str, Any]:
@@ -216,27 +222,42 @@ class Jobs:
         """Jobs in the queue."""
         return len(self._waiting)
 
+    @property
+    def idle(self) -> bool:
+        """Whether no job waits or runs."""
+        return not self._waiting and not self._running
+
+    def close(self) -> None:
+        """Take no more jobs, and refuse those that wait; what runs goes on."""
+        self._closed = True
+        while self._waiting:
+            self._finish(self._waiting.popleft(), "failed", LEAVING)
+
     async def work(self) -> None:
         """Work off the queue until this task is cancelled."""
-        while True:
-            while not self._waiting:
-                self._work.clear()
-                await self._work.wait()
-            job = self._waiting.popleft()
-            for other in self._waiting:
-                other.tell()
-            task = asyncio.create_task(self._run(job))
-            self._running = (job, task)
-            try:
-                await asyncio.wait([task])
-            except asyncio.CancelledError:
+        try:
+            while True:
+                await self._free.acquire()
+                while not self._waiting:
+                    self._work.clear()
+                    await self._work.wait()
+                job = self._waiting.popleft()
+                for other in self._waiting:
+                    other.tell()
+                self._running[job] = task = asyncio.create_task(self._run(job))
+                task.add_done_callback(lambda task, job=job: self._ended(job))  # type: ignore[misc]
+        finally:
+            running = list(self._running.values())
+            for task in running:
                 task.cancel()
-                await asyncio.wait([task])
-                raise
-            finally:
-                if job.state not in ENDED:  # cancelled before it began
-                    self._finish(job, "cancelled")
-                self._running = None
+            if running:
+                await asyncio.wait(running)
+
+    def _ended(self, job: Job) -> None:
+        del self._running[job]
+        self._free.release()
+        if job.state not in ENDED:  # it was cancelled before it began
+            self._finish(job, "cancelled")
 
     async def _run(self, job: Job) -> None:
         try:

@@ -11,6 +11,7 @@ from export3d.files import home
 from export3d.studio.engine import EngineStopped
 
 FULL_DISK = "the server's disk is full; try again later, or remove uploads and results that you no longer need"
+LEAVING = "the server is shutting down and takes no more work; try again in a minute"
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 

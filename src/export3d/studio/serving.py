@@ -9,6 +9,7 @@ import logging
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -21,7 +22,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from websockets.frames import Frame
 
 from export3d.errors import ConfigError, Export3DError
-from export3d.studio.app import Settings, create_app
+from export3d.studio.app import MakeEngine, Settings, Studio, create_app
 from export3d.studio.guard import MESSAGE_BYTES, SLOWEST, Bucket, Rates
 
 _HEADERS_S = 8.0
@@ -31,6 +32,8 @@ _CONNECTIONS, _FROM_ONE = 512, 256
 """Open connections, of all and of one address: files and children need the process's other descriptors."""
 _STALLED_S = 60.0
 """A client that takes nothing of what is sent to it is cut after so many seconds."""
+_FETCHING_S = 2.0
+"""After the last job its results can be fetched for so long."""
 _LEAVING_S = 2
 """Connections that are open at the end are cut after so many seconds."""
 
@@ -129,7 +132,36 @@ class Calm(WebSocketsSansIOProtocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server, for which Ctrl-C is the usual end. A terminal that is closed ends it too."""
+    """uvicorn's server, for which Ctrl-C is the usual end. A terminal that is closed ends it too.
+
+    Args:
+        studio: what it serves.
+        drain_s: at the first signal new work is refused; the server ends when none is left, at the latest after so many
+            seconds, or at the second signal.
+    """
+
+    def __init__(self, config: uvicorn.Config, studio: Studio, drain_s: float) -> None:
+        super().__init__(config)
+        self._studio, self._drain_s = studio, drain_s
+        self._until = self._quiet_since = 0.0
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._drain_s <= 0.0 or self._until or not self._studio.engine.alive:
+            super().handle_exit(sig, frame)
+            return
+        self._until = time.monotonic() + self._drain_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Several times a second."""
+        if self._until:
+            now = time.monotonic()
+            if not self._studio.leaving:
+                self._studio.leave()
+                self._quiet_since = now
+            elif not self._studio.jobs.idle:
+                self._quiet_since = now
+            self.should_exit = self.should_exit or now > min(self._until, self._quiet_since + _FETCHING_S)
+        return await super().on_tick(counter)
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -176,13 +208,21 @@ def listen(host: str, port: int) -> socket.socket:
     return made
 
 
-def serve(settings: Settings, sock: socket.socket, ready: Callable[[], object] = lambda: None) -> None:
+def serve(
+    settings: Settings,
+    sock: socket.socket,
+    ready: Callable[[], object] = lambda: None,
+    engine: MakeEngine | None = None,
+    drain_s: float = 0.0,
+) -> None:
     """Serve until Ctrl-C, SIGTERM or a failure of the engine's start.
 
     Args:
         settings: how the studio is run.
         sock: from `listen`.
         ready: called when the engine renders.
+        engine: see `create_app`.
+        drain_s: at the end, jobs that run are given so many seconds; new work is refused.
 
     Raises:
         Export3DError: the folder, the policy or the weights cannot be used.
@@ -196,8 +236,9 @@ def serve(settings: Settings, sock: socket.socket, ready: Callable[[], object] =
             problems.append(problem)
             server.should_exit = True
 
+    app = create_app(settings, told, engine)
     config = uvicorn.Config(
-        create_app(settings, told),
+        app,
         http=Patience,
         ws=Calm,
         loop="asyncio",
@@ -212,7 +253,7 @@ def serve(settings: Settings, sock: socket.socket, ready: Callable[[], object] =
         ws_per_message_deflate=False,
     )
     logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
-    server = _Server(config)
+    server = _Server(config, app.app.state.studio, drain_s)  # type: ignore[attr-defined]
     with suppress(KeyboardInterrupt):
         server.run([sock])
     if problems:

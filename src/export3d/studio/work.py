@@ -7,6 +7,7 @@ rendering alone.
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -92,36 +93,49 @@ V = TypeVar("V")
 
 
 class _Kept(Generic[K, V]):
-    """The values that were used last."""
+    """The values that were used last, for several threads; two may make the same value at a time."""
 
     def __init__(self, most: int, most_bytes: float = float("inf"), size: Callable[[V], int] = lambda value: 0) -> None:
         self._values: OrderedDict[K, V] = OrderedDict()
         self._most, self._most_bytes, self._size = most, most_bytes, size
+        self._lock = threading.Lock()
+
+    def find(self, key: K) -> V | None:
+        with self._lock:
+            if key in self._values:
+                self._values.move_to_end(key)
+            return self._values.get(key)
 
     def get(self, key: K, make: Callable[[], V]) -> V:
-        if key not in self._values:
-            self._values[key] = make()
-        self._values.move_to_end(key)
-        return self._values[key]
+        found = self.find(key)
+        if found is None:
+            found = make()
+            with self._lock:
+                self._values[key] = found
+                self._values.move_to_end(key)
+        return found
 
     def surplus(self) -> list[V]:
         """Removes the oldest values beyond the limits, and returns them."""
         out = []
-        while len(self._values) > 1 and (
-            len(self._values) > self._most or sum(map(self._size, self._values.values())) > self._most_bytes
-        ):
-            out.append(self._values.popitem(last=False)[1])
+        with self._lock:
+            while len(self._values) > 1 and (
+                len(self._values) > self._most or sum(map(self._size, self._values.values())) > self._most_bytes
+            ):
+                out.append(self._values.popitem(last=False)[1])
         return out
 
     def remove(self, matches: Callable[[K], bool]) -> list[V]:
-        return [self._values.pop(key) for key in [key for key in self._values if matches(key)]]
+        with self._lock:
+            return [self._values.pop(key) for key in [key for key in self._values if matches(key)]]
 
 
 class Work:
-    """Portraits, and what is made of them.
+    """Portraits, and what is made of them; several threads may ask at a time.
 
     Args:
         settings: see `engine_process.main`.
+        threads: of PyTorch; None: half the cores.
 
     Attributes:
         info: what the server tells the page about the engine: `size`, pixels of a head; `engine`; `moves_pixels`;
@@ -131,15 +145,17 @@ class Work:
         Export3DError: weights, device or engine cannot be used.
     """
 
-    def __init__(self, settings: Message) -> None:
-        torch.set_num_threads(_threads())
+    def __init__(self, settings: Message, threads: int | None = None) -> None:
+        torch.set_num_threads(_threads() if threads is None else threads)
         self.animator = Animator.from_pretrained(
             settings["weights"], settings["device"], settings["pure"], settings["engine"]
         )
-        self._sources: _Kept[tuple[str, Any], list[Source]] = _Kept(
+        self._sources: _Kept[tuple[Any, ...], list[Source]] = _Kept(
             _SOURCES, _SOURCE_BYTES, lambda sources: sources[0].photo.nbytes
         )
-        self._planes: _Kept[tuple[Any, ...], Planes] = _Kept(_PLANES)
+        self._encoding = threading.Lock()
+        self._planes: _Kept[tuple[Any, ...], tuple[Source, Planes]] = _Kept(_PLANES)
+        """With the source, whose number would otherwise become that of another one."""
         self._consent: tuple[Any, ...] | None = None
         self.info = _info(self.animator, packaged=settings["weights"] is None)
         self._warm_up()
@@ -192,7 +208,7 @@ class Work:
         if not np.isfinite(turn).all():
             raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
         key = (id(source), tuple(sorted(scores.items())), tuple(sorted(basis.items())))
-        planes = self._planes.get(key, lambda: self.animator.edited_planes(source, scores, basis))
+        _, planes = self._planes.get(key, lambda: (source, self.animator.edited_planes(source, scores, basis)))
         self._planes.surplus()
         fast = message.get("quality") == "fast"
         frame: Frame = message.get("frame") or "crop"
@@ -267,9 +283,13 @@ class Work:
             sent = portrait.get("digest")
             return made if sent is None else [replace(one, digest=sent) for one in made]
 
-        found = self._sources.get((portrait["id"], face), encoded)
-        for old in self._sources.surplus():
-            self._let_go([old])
+        key = portrait["id"], face, consent  # another thread may just encode as it was allowed before
+        found = self._sources.find(key)
+        if found is None:
+            with self._encoding:  # there is one tracker
+                found = self._sources.get(key, encoded)
+            for old in self._sources.surplus():
+                self._let_go([old])
         return found
 
     def _let_go(self, portraits: Iterable[list[Source]]) -> None:
