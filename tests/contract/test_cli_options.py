@@ -33,6 +33,10 @@ OPTIONS: dict[str, list[str]] = {
         "port=7860", "share_on=None", "no_browser=False", "folder=None", "backend=None", "weights=None", "pure=False",
         "device='auto'", "engine='auto'",
     ],
+    "serve": [
+        "replicas='1'", "gpus_per_replica=None", "ray=None", "port=7860", "share_on=None", "folder=None",
+        "weights=None", "pure=False", "device='auto'", "engine='auto'",
+    ],
     "edit": [
         "source", "framing=...", "marking=...", "output", "basis=()", "scores=()", "yaw=0.0", "pitch=0.0", "roll=0.0",
         "weights=None", "pure=False", "device='auto'", "engine='auto'",

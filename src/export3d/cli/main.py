@@ -40,6 +40,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
     "live": ("export3d.cli.live", "animate a portrait by a camera, in real time"),
     "studio": ("export3d.cli.studio", "open the studio: a web page that turns, edits and animates a portrait"),
+    "serve": ("export3d.cli.serve", "serve the studio's page and API to many users, with renderers on Ray"),
     "edit": ("export3d.cli.edit", "edit a portrait by sliders, ARKit scores and head angles"),
     "orbit": ("export3d.cli.orbit", "show a portrait from a camera that travels around its head"),
     "sheet basis": ("export3d.cli.sheet_basis", "render the effect of every direction of the expression basis"),
