@@ -11,6 +11,9 @@ from export3d.cli.terminal import tell
 from export3d.engines.names import EngineName
 from export3d.errors import ConfigError, MissingExtra
 
+_JOBS_ELSEWHERE = 4
+"""Jobs that another machine is given at a time."""
+
 
 def command(
     *,
@@ -78,6 +81,7 @@ def command(
             device=device,
             engine=engine,
             backend=backend,
+            jobs=1 if backend is None else _JOBS_ELSEWHERE,
         )
         serve(settings, sock, ready)
     return 0
