@@ -9,9 +9,10 @@ from pathlib import Path
 
 import tyro
 
-from export3d.errors import InputError
+from export3d.errors import ConfigError, InputError
 from export3d.evaluation.protocols.settings import Scoring
-from export3d.files import check_folder, kind_at
+from export3d.files import check_folder
+from export3d.locations import Place, as_place, exists, inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,25 +26,30 @@ class ScoringOptions(Scoring):
         return replace(self, identity=self.identity or Scoring.identity)
 
 
-def split_folder(data: Path, split: str, clips: Path | None, output: Path) -> Path:
-    """The folder of shards to score; videos given with `--clips` are prepared first.
+def split_folder(data: Path | str, split: str, clips: Path | None, output: Path | str) -> Place:
+    """The folder of shards to score, or its URL; videos given with `--clips` are prepared first.
 
     Raises:
         InputError: `data` has no such split.  OutputError: `output` cannot be a folder.
+        ConfigError: `clips` with a URL for the output.
     """
-    check_folder(output)
+    data, output = as_place(data), as_place(output)
+    if isinstance(output, Path):
+        check_folder(output)
     if clips is not None:
         from export3d.evaluation.protocols.user_clips import prepare_clips
 
+        if isinstance(output, str):
+            raise ConfigError(f"--clips prepares videos beside the results, and {output} is a URL; give a folder")
         return prepare_clips(clips, output / "prepared")
-    if kind_at(data / "index.json") == "file":
+    if exists(inside(data, "index.json")):
         return data
-    if kind_at(data / split) != "folder":
+    if not exists(inside(data, split) if isinstance(data, Path) else inside(data, f"{split}/index.json")):
         raise InputError(
             f"{data} has no split {split!r}; prepare clips for it (export3d prepare), or give a folder of videos "
             "with --clips"
         )
-    return data / split
+    return inside(data, split)
 
 
 def subcommand_for(argv: Sequence[str]) -> str:

@@ -10,14 +10,15 @@ import tyro
 from export3d.cli.evaluate import ScoringOptions, split_folder
 from export3d.cli.terminal import job_progress, tell
 from export3d.evaluation.protocols.settings import RunSettings
+from export3d.locations import as_place, inside
 
 
 def command(
-    data: tyro.conf.Positional[Path] = Path("data"),
+    data: tyro.conf.Positional[str] = "data",
     scoring: ScoringOptions = ScoringOptions(),  # noqa: B008 - frozen
     run: RunSettings = RunSettings(),  # noqa: B008 - frozen
     *,
-    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("evaluation"),
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "evaluation",
     split: str = "val",
     clips: Path | None = None,
     weights: Path | None = None,
@@ -31,10 +32,10 @@ def command(
     Writes report.html, report.md, report.json and sheet.png. Repeating the command continues an interrupted run.
 
     Args:
-        data: folder that `export3d prepare` made, or one split in it.
+        data: folder that `export3d prepare` made, or one split in it; or its URL (s3, http, …).
         scoring: measures and their networks.
         run: how the clips are rendered.
-        output: folder for the results; created if missing.
+        output: folder for the results, created if missing, or its URL (s3, …).
         split: name of the split.
         clips: folder of your own videos, instead of prepared data.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
@@ -60,5 +61,5 @@ def command(
             progress=progress,
         )
     print(report.markdown())
-    tell(f"wrote {output / 'report.html'}")
+    tell(f"wrote {inside(as_place(output), 'report.html')}")
     return 0

@@ -48,7 +48,7 @@ from export3d.animate.animator import pick_device
 from export3d.animate.drive import rebase
 from export3d.camera import from_pose, head_position
 from export3d.data.decoding import decode
-from export3d.data.shards import Index, Record, read_index, read_tar
+from export3d.data.shards import Index, Record, read_index, read_record
 from export3d.engines.choice import pick_engine
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures import temporal
@@ -64,7 +64,13 @@ from export3d.evaluation.protocols.driven import FPS, at_size, distance_from, mo
 from export3d.evaluation.protocols.originals import Original, check_size, resized, with_pixels
 from export3d.evaluation.protocols.pairs import check_pairs, choose_pairs, read_pairs
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
-from export3d.evaluation.protocols.provenance import engine_of_run, inputs_of_run, origin_of, sizes_of_run
+from export3d.evaluation.protocols.provenance import (
+    engine_of_run,
+    inputs_of_run,
+    name_of_split,
+    origin_of,
+    sizes_of_run,
+)
 from export3d.evaluation.protocols.results import Results, Shown
 from export3d.evaluation.protocols.retracked import SeenFrames, cross_measures, movement_scores, read_scores
 from export3d.evaluation.protocols.runner import Progress, finished_clips, score_all, share_threads
@@ -78,6 +84,7 @@ from export3d.face.identity import PACKAGED
 from export3d.face.smooth import Smoothing
 from export3d.face.tracker import Tracker
 from export3d.image import to_tensor, to_uint8
+from export3d.locations import Place, as_place
 from export3d.model import Export3D
 from export3d.motion.motion import Motion
 from export3d.pretrained import load_pretrained
@@ -111,8 +118,8 @@ def cross_identity(
     A run that was stopped continues if it is repeated with the same settings into the same folder.
 
     Args:
-        split: a folder of shards; sources may be portraits or videos.
-        out: folder for the results; created if missing.
+        split: a folder of shards or its URL; sources may be portraits or videos.
+        out: folder for the results, created if missing, or its URL.
         weights: by default those inside the package.
         pairs: a file that `read_pairs` reads; by default `choose_pairs`.
         identity: descriptors for CSIM, see `identity.load_identity`.
@@ -134,7 +141,7 @@ def cross_identity(
         CheckpointError: no such weights.  MissingExtra: no tracker, or no onnxruntime for an ONNX file.
         OutputError: `out` cannot be written.  ConfigError: invalid settings.
     """
-    split, device = Path(split), pick_device(run.device_of_crew)
+    split, device = as_place(split), pick_device(run.device_of_crew)
     if min(frames, 1 if max_pairs is None else max_pairs) < 1 or not identity:
         raise ConfigError("frames and the number of pairs must be at least 1, and identity needs a descriptor")
     reader = None if str(expression) == ARKIT else load_expression(expression)
@@ -162,7 +169,7 @@ def cross_identity(
     }
     other = None if against is None else read_cross_report(Path(against), settings)
     words = [(m.name, m.definition) for m in measures]
-    results = Results(Path(out), {**settings, "measures": words, "publishable_only": publishable_only})
+    results = Results(out, {**settings, "measures": words, "publishable_only": publishable_only})
     plan = _Plan(
         split=split,
         weights=None if weights is None else Path(weights),
@@ -178,13 +185,13 @@ def cross_identity(
     )
     scored, skipped = _score_pairs(plan, listed, index, progress)
     clips = results.clips(scored)
-    title, defined = f"Cross-identity reenactment on {split.resolve().name}", _defined(measures, clips)
+    title, defined = f"Cross-identity reenactment on {name_of_split(split)}", _defined(measures, clips)
     title += "" if size is None else f", {size} px"
     report = CrossReport(title, settings, (OURS, REAL), defined, clips, skipped=small | skipped, other=other)
     return results.write_report(report, previous=other)
 
 
-def _in_one_space(split: Path, weights: Path | str | None, named: bool) -> tuple[Index, Export3D]:
+def _in_one_space(split: Place, weights: Path | str | None, named: bool) -> tuple[Index, Export3D]:
     """The split's index and the model; `InputError` unless both are in one space, of `named` scores if asked for."""
     index, model = read_index(split), load_pretrained(weights)
     if index.space != model.config.space:
@@ -219,7 +226,7 @@ def asked_motion(driver: Motion, source_camera: Values, source_expression: Value
 class _Plan:
     """What a process needs to score pairs. Its values can be sent to another process."""
 
-    split: Path
+    split: Place
     weights: Path | None
     identity: tuple[str | Path, ...]
     expression: str | Path
@@ -245,7 +252,7 @@ def _score_pairs(
     return scored, skipped
 
 
-def _with_pixels(split: Path, pairs: Sequence[Pair], index: Index, size: int) -> tuple[list[Pair], dict[str, str]]:
+def _with_pixels(split: Place, pairs: Sequence[Pair], index: Index, size: int) -> tuple[list[Pair], dict[str, str]]:
     """The pairs whose source has the pixels, and the reason for each of the others; see `originals.with_pixels`."""
     sources = {pair.source for pair in pairs}
     small = with_pixels(split, [entry for entry in index.entries if entry.key in sources], size)[1]
@@ -392,7 +399,7 @@ class _Work:
         return np.concatenate([to_uint8(image) for image in images]), np.concatenate([on_grid(x) for x in shares]), None
 
     def _record(self, key: str) -> Record:
-        return next(r for r in read_tar(self._plan.split / self._entries[key].shard) if r.key == key)
+        return read_record(self._plan.split, self._entries[key])
 
     def _seen(self, pictures: Picture, name: str) -> SeenFrames:
         return SeenFrames(pictures, name, self._tracker, self._identities, self._reader)

@@ -20,6 +20,7 @@ from export3d.errors import ConfigError, InputError
 from export3d.face.crop import CropBox, crop
 from export3d.files import kind_at
 from export3d.image import read_image
+from export3d.locations import Place, inside
 from export3d.model import Export3D
 from export3d.photo.options import LARGEST, SMALLEST
 from export3d.video import read_frames
@@ -110,7 +111,7 @@ def check_size(size: int | None, model: Export3D) -> None:
         )
 
 
-def with_pixels(split: Path, entries: Sequence[Entry], size: int) -> tuple[list[Entry], dict[str, str]]:
+def with_pixels(split: Place, entries: Sequence[Entry], size: int) -> tuple[list[Entry], dict[str, str]]:
     """The records whose files can be read at a size, and the reason for each of the others by key.
 
     Raises:
@@ -120,7 +121,7 @@ def with_pixels(split: Path, entries: Sequence[Entry], size: int) -> tuple[list[
     wanted = {entry.key for entry in entries}
     largest = 0
     for shard in sorted({entry.shard for entry in entries}):
-        for record in read_tar(split / shard):
+        for record in read_tar(inside(split, shard)):
             if record.key not in wanted:
                 continue
             try:

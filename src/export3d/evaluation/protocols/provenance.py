@@ -13,21 +13,27 @@ from export3d.engines.choice import pick_engine
 from export3d.evaluation.protocols.predictions import SavedClip
 from export3d.evaluation.protocols.settings import RunSettings
 from export3d.files import reading
+from export3d.locations import Place, name_of
 from export3d.model import Export3D
 from export3d.weights.file import load_weights
 from export3d.weights.names import PACKAGED, find, title
 
 
-def inputs_of_run(model: Export3D, weights: Path | str | None, split: Path) -> dict[str, Any]:
+def inputs_of_run(model: Export3D, weights: Path | str | None, split: Place) -> dict[str, Any]:
     """The settings that every protocol reports: weights, their training, version, split and image size."""
     file = find(weights)
     return {
         "weights": f"{'packaged' if file == PACKAGED else title(file)}, tensors {_tensors_digest(model)}",
         "trained": load_weights(file)[2],
         "export3d": package_version(),
-        "split": f"{split.resolve().name}, {len(read_index(split).entries)} records, {_shards_digest(split)}",
+        "split": f"{name_of_split(split)}, {len(read_index(split).entries)} records, {_shards_digest(split)}",
         "image_size": model.config.image_size,
     }
+
+
+def name_of_split(split: Place) -> str:
+    """The name of a split's folder."""
+    return name_of(split.resolve() if isinstance(split, Path) else split)
 
 
 def engine_of_run(model: Export3D, run: RunSettings) -> dict[str, Any]:
@@ -75,6 +81,6 @@ def _tensors_digest(model: Export3D) -> str:
     return f"sha256 {digest.hexdigest()[:12]}"
 
 
-def _shards_digest(split: Path) -> str:
+def _shards_digest(split: Place) -> str:
     together = "".join(shard.sha256 for shard in read_index(split).shards)
     return f"shards sha256 {hashlib.sha256(together.encode()).hexdigest()[:12]}"

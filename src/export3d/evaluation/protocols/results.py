@@ -1,4 +1,4 @@
-"""The files of an evaluation: a folder per clip, so that a stopped run can continue, and the report on all clips.
+"""The files of an evaluation, in a folder or at a URL: a folder per clip, so that a stopped run continues; the report.
 
     OUT/report.html, report.md, report.json, sheet.png
     OUT/clips/KEY/scores.json, strip.webp, features.safetensors; case.safetensors if the sheet may show it
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -31,7 +31,7 @@ from export3d.evaluation.reports.html.clips import WORST
 from export3d.evaluation.reports.html.page import page
 from export3d.evaluation.reports.report import Report
 from export3d.evaluation.reports.tables import strict
-from export3d.files import kind_at, make_folder, write_bytes
+from export3d.locations import Place, as_place, inside, make_place, read, remove, upload, write
 
 Picture = NDArray[np.uint8]
 R = TypeVar("R", bound=Report)
@@ -56,17 +56,17 @@ class Results:
     """The results of one evaluation in its folder.
 
     Args:
-        out: the folder; created if missing.
+        out: the folder, created if missing, or its URL.
         settings: everything that decides the figures; clips scored with other settings are scored again.
 
     Raises:
         OutputError: the folder cannot be written.
     """
 
-    def __init__(self, out: Path, settings: Mapping[str, Any]) -> None:
-        self.out = make_folder(out)
-        for name in REPORTS:
-            check_output(self.out / name)
+    def __init__(self, out: Path | str, settings: Mapping[str, Any]) -> None:
+        self.out = make_place(as_place(out))
+        for name in REPORTS if isinstance(self.out, Path) else ():
+            check_output(inside(self.out, name))
         text = json.dumps(strict(dict(settings)), sort_keys=True, default=str)
         self.digest = hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -77,19 +77,18 @@ class Results:
     def write(self, result: ClipResult, scores: ClipScores, shown: Shown | None) -> None:
         """Keep one clip."""
         folder = self._folder(result.key)
-        shutil.rmtree(folder, ignore_errors=True)
-        make_folder(folder)
-        write_bytes(folder / "strip.webp", encode_webp(scores.strip))
+        remove(folder)
+        write(inside(folder, "strip.webp"), encode_webp(scores.strip))
         from safetensors.numpy import save
 
         arrays = {f"{measure}/{m}": values for measure, by in scores.features.items() for m, values in by.items()}
-        write_bytes(folder / "features.safetensors", save(arrays))
+        write(inside(folder, "features.safetensors"), save(arrays))
         value: dict[str, Any] = {"settings": self.digest, "result": asdict(result)}
         if shown is not None:
             pictures = {name: getattr(shown, name) for name in _PICTURES}
-            write_bytes(folder / _CASE, save(pictures))  # without marks, since the sheet is marked as a whole
+            write(inside(folder, _CASE), save(pictures))  # without marks, since the sheet is marked as a whole
             value["shown"] = {"movement": shown.movement, "frame": shown.frame}
-        write_bytes(folder / "scores.json", (json.dumps(strict(value), indent=1) + "\n").encode())
+        write(inside(folder, "scores.json"), (json.dumps(strict(value), indent=1) + "\n").encode())
 
     def result(self, key: str) -> ClipResult:
         """One clip's figures."""
@@ -100,7 +99,7 @@ class Results:
 
     def strip(self, key: str) -> bytes:
         """One clip's strip, a WebP file."""
-        return (self._folder(key) / "strip.webp").read_bytes()
+        return self._kept(key, "strip.webp")
 
     def clips(self, keys: Sequence[str]) -> tuple[ClipResult, ...]:
         """The figures of some clips.
@@ -112,11 +111,11 @@ class Results:
 
     def distances(self, keys: Sequence[str], overall: Sequence[Measure]) -> dict[str, dict[str, float]]:
         """Method to Fréchet distances (those in `overall`), from the sampled frames of all clips."""
-        from safetensors.torch import load_file
+        from safetensors.torch import load
 
         moments: dict[str, Moments] = {}
         for key in keys:
-            for name, values in load_file(self._folder(key) / "features.safetensors").items():
+            for name, values in load(self._kept(key, "features.safetensors")).items():
                 moments.setdefault(name, Moments(values.shape[1])).add(values)
         out: dict[str, dict[str, float]] = {}
         for name, found in moments.items():
@@ -141,32 +140,44 @@ class Results:
             self._offer(gallery, clip)
         report = replace(report, credits=tuple(case.credit for case in gallery.cases))
         strips = {clip.key: self.strip(clip.key) for clip in report.worst_first()[:WORST]}
-        (self.out / "sheet.png").unlink(missing_ok=True)
+        remove(inside(self.out, "sheet.png"))
         if gallery.cases:
-            write_sheet(self.out / "sheet.png", *sheet_rows(gallery.cases))
-        write_bytes(self.out / "report.html", page(report, strips, previous=previous).encode())
-        write_bytes(self.out / "report.md", report.markdown().encode())
-        write_bytes(self.out / "report.json", report.to_json().encode())
+            self._write_sheet(gallery)
+        write(inside(self.out, "report.html"), page(report, strips, previous=previous).encode())
+        write(inside(self.out, "report.md"), report.markdown().encode())
+        write(inside(self.out, "report.json"), report.to_json().encode())
         return report
 
-    def _folder(self, key: str) -> Path:
-        return self.out / "clips" / key
+    def _write_sheet(self, gallery: Gallery) -> None:
+        with tempfile.TemporaryDirectory(prefix="export3d-") as folder:
+            sheet = write_sheet(Path(folder, "sheet.png"), *sheet_rows(gallery.cases))
+            upload(sheet, inside(self.out, sheet.name))
+
+    def _folder(self, key: str) -> Place:
+        return inside(self.out, f"clips/{key}")
+
+    def _kept(self, key: str, name: str) -> bytes:
+        """A file of a clip."""
+        data = read(inside(self._folder(key), name))
+        if data is None:
+            raise InputError(f"{self._folder(key)} lacks {name}; delete {self._folder(key)} and evaluate again")
+        return data
 
     def _read(self, key: str) -> dict[str, Any] | None:
         try:
-            value = json.loads((self._folder(key) / "scores.json").read_text(encoding="utf-8"))
+            value = json.loads(read(inside(self._folder(key), "scores.json")) or b"")
             return dict(value) if value["settings"] == self.digest else None
-        except (OSError, ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError):
             return None
 
     def _offer(self, gallery: Gallery, clip: ClipResult) -> None:
         shown = (self._read(clip.key) or {}).get("shown")
-        case = self._folder(clip.key) / _CASE
-        if shown is None or kind_at(case) is None:
+        case = None if shown is None else read(inside(self._folder(clip.key), _CASE))
+        if shown is None or case is None:
             return
-        from safetensors.numpy import load_file
+        from safetensors.numpy import load
 
-        pictures = load_file(case)
+        pictures = load(case)
         gallery.offer(
             Case(
                 clip.key,

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from export3d.animate.animator import pick_device
-from export3d.data.shards import Entry, Index, Record, read_index, read_tar
+from export3d.data.shards import Entry, Index, Record, read_index, read_record
 from export3d.engines.choice import pick_engine
 from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures.image import PSNR
@@ -26,7 +26,13 @@ from export3d.evaluation.measures.rendered import MEASURES as RENDERED
 from export3d.evaluation.protocols.driven import DrivenClip, Method, Reenactment, driven_chunks, driven_clip
 from export3d.evaluation.protocols.originals import check_size, resized, with_pixels
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
-from export3d.evaluation.protocols.provenance import engine_of_run, inputs_of_run, origin_of, sizes_of_run
+from export3d.evaluation.protocols.provenance import (
+    engine_of_run,
+    inputs_of_run,
+    name_of_split,
+    origin_of,
+    sizes_of_run,
+)
 from export3d.evaluation.protocols.references import REFERENCES
 from export3d.evaluation.protocols.results import Results, Shown
 from export3d.evaluation.protocols.runner import Progress, finished_clips, score_all, share_threads
@@ -36,6 +42,7 @@ from export3d.evaluation.reports.clips import BASELINE, ENLARGED, MOVING_DB, ORA
 from export3d.evaluation.reports.figures import publishable
 from export3d.evaluation.reports.report import Report
 from export3d.face.crop import CROP_SIZE
+from export3d.locations import Place, as_place
 from export3d.model import Export3D
 from export3d.pretrained import load_pretrained
 
@@ -61,8 +68,8 @@ def same_identity(
     A run that was stopped continues if it is repeated with the same settings into the same folder.
 
     Args:
-        split: a folder of shards (`export3d prepare` makes one per split); still portraits are skipped.
-        out: folder for the results; created if missing.
+        split: a folder of shards (`export3d prepare` makes one per split) or its URL; still portraits are skipped.
+        out: folder for the results, created if missing, or its URL.
         weights: by default those inside the package.
         references: other methods to score, keys of `references.REFERENCES`; the copy is always scored because it
             decides which clips move.
@@ -82,7 +89,7 @@ def same_identity(
         CheckpointError: no such weights.  MissingExtra: no tracker.
         OutputError: `out` cannot be written.  ConfigError: invalid settings, or no weights for LPIPS.
     """
-    split = Path(split)
+    split = as_place(split)
     if min(every, 1 if max_clips is None else max_clips) < 1:
         raise ConfigError("every and the number of clips must be at least 1")
     methods = _methods(references, size)
@@ -108,7 +115,7 @@ def same_identity(
         **networks,
     }
     deciding = {"methods": methods, "publishable_only": publishable_only}
-    results = Results(Path(out), settings | deciding | {"measures": [(m.name, m.definition) for m in measures]})
+    results = Results(out, settings | deciding | {"measures": [(m.name, m.definition) for m in measures]})
     plan = _Plan(
         split=split,
         weights=None if weights is None else Path(weights),
@@ -123,7 +130,7 @@ def same_identity(
     )
     scored, skipped = _score_videos(plan, videos, progress)
     report = Report(
-        title=f"Same-identity reenactment on {split.resolve().name}" + ("" if size is None else f", {size} px"),
+        title=f"Same-identity reenactment on {name_of_split(split)}" + ("" if size is None else f", {size} px"),
         settings=settings,
         methods=methods,
         measures=measures,
@@ -135,7 +142,7 @@ def same_identity(
     return results.write_report(report)
 
 
-def _matching(split: Path, weights: Path | str | None) -> tuple[Index, Export3D]:
+def _matching(split: Place, weights: Path | str | None) -> tuple[Index, Export3D]:
     """The split's index and the model; `InputError` if their expression spaces differ."""
     index, model = read_index(split), load_pretrained(weights)
     if index.space != model.config.space:
@@ -158,7 +165,7 @@ def _methods(references: Sequence[str], size: int | None) -> tuple[str, ...]:
 class _Plan:
     """What a process needs to score clips of a split. Its values can be sent to another process."""
 
-    split: Path
+    split: Place
     weights: Path | None
     methods: tuple[str, ...]
     scoring: Scoring
@@ -211,7 +218,7 @@ class _Work:
 
     def _score(self, entry: Entry) -> None:
         plan = self._plan
-        record = next(r for r in read_tar(plan.split / entry.shard) if r.key == entry.key)
+        record = read_record(plan.split, entry)
         clip = driven_clip(record, self._space, self._size, plan.every, plan.size)
         farthest = clip.farthest
         shown: list[Picture] = []
