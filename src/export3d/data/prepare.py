@@ -155,8 +155,8 @@ def prepare(
     files, ignored = find_files(paths, rows)
     fitted = None if coefficients is None else _folder(Path(coefficients))
     space = "arkit52" if fitted is None else "bfm64"
-    _check_space(out, space)
     out = make_place(out)
+    _check_space(out, space)
     jobs, outside = make_jobs(files, rows, out, limits, val_fraction, fitted)
     finished = _finished(out, jobs) if resume else set()
     todo = [job for job in jobs if job.fingerprint not in finished]
