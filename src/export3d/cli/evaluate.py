@@ -12,7 +12,7 @@ import tyro
 from export3d.errors import ConfigError, InputError
 from export3d.evaluation.protocols.settings import Scoring
 from export3d.files import check_folder
-from export3d.locations import Place, as_place, exists, inside
+from export3d.locations import Place, as_place, inside, read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,8 @@ def split_folder(data: Path | str, split: str, clips: Path | None, output: Path 
         InputError: `data` has no such split.  OutputError: `output` cannot be a folder.
         ConfigError: `clips` with a URL for the output.
     """
+    from export3d.data.shards import INDEX_NAME, has_split
+
     data, output = as_place(data), as_place(output)
     if isinstance(output, Path):
         check_folder(output)
@@ -42,9 +44,9 @@ def split_folder(data: Path | str, split: str, clips: Path | None, output: Path 
         if isinstance(output, str):
             raise ConfigError(f"--clips prepares videos beside the results, and {output} is a URL; give a folder")
         return prepare_clips(clips, output / "prepared")
-    if exists(inside(data, "index.json")):
+    if read(inside(data, INDEX_NAME)) is not None:
         return data
-    if not exists(inside(data, split) if isinstance(data, Path) else inside(data, f"{split}/index.json")):
+    if not has_split(data, split):
         raise InputError(
             f"{data} has no split {split!r}; prepare clips for it (export3d prepare), or give a folder of videos "
             "with --clips"

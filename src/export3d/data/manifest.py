@@ -378,7 +378,7 @@ def _contents(place: Place) -> tuple[int, str, bytes]:
     The digest distinguishes files without reading them whole.
     """
     size = file_size(place)
-    head = read_part(place, 0, _PROBE_BYTES)
+    head = read_part(place, 0, min(size, _PROBE_BYTES))  # stores refuse a range of nothing
     tail = head if size <= _PROBE_BYTES else read_part(place, size - _PROBE_BYTES, _PROBE_BYTES)
     return size, hashlib.sha256(size.to_bytes(8, "little") + head + tail).hexdigest(), head
 
