@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 import sys
 import tempfile
@@ -229,6 +230,8 @@ def replacing(path: str | os.PathLike[str], mode: int | None = None) -> Iterator
 def check_folder(path: str | os.PathLike[str]) -> Path:
     """Refuse a folder for outputs, which may not exist yet, that cannot be one; raises `OutputError`."""
     path = Path(path)
+    if re.match(r"[a-z][a-z0-9+.-]+:[/\\]", os.fspath(path)):  # a path has lost one slash
+        raise OutputError(f"{path} is the address of a store, and this output lies on disk; give a folder")
     if kind_at(path, OutputError) not in (None, "folder"):
         raise OutputError(f"cannot create the folder {path}: a file has this name; choose another one")
     try:

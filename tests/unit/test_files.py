@@ -207,6 +207,11 @@ def test_what_lies_at_a_path_is_told_or_a_sentence_says_why_not(tmp_path: Path) 
             files.kind_at(tmp_path / name, CheckpointError)
 
 
+def test_a_url_is_not_taken_for_a_folder() -> None:
+    with pytest.raises(OutputError, match=r"s3:.bucket.out is the address of a store, .*; give a folder"):
+        files.make_folder("s3://bucket/out")
+
+
 @pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="file names are text")
 def test_a_folder_whose_name_is_no_text_gets_no_outputs(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is not UTF-8"):
