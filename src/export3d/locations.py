@@ -170,7 +170,7 @@ def names(folder: Place, depth: int = 1) -> list[str]:
     if isinstance(folder, Path):
         levels = ("*/" * level + "*" for level in range(depth))
         with reading(folder):
-            found = [path for level in levels for path in folder.glob(level) if path.is_file()]
+            found = [path for level in levels for path in folder.glob(level) if kind_at(path) == "file"]
         return sorted(path.relative_to(folder).as_posix() for path in found)
     if _scheme(folder) in _WEB:
         raise InputError(f"{folder} cannot be listed, since a web server lists no folders; give files, or a manifest")

@@ -22,7 +22,7 @@ OPTIONS: dict[str, list[str]] = {
         "source=None", "framing=...", "marking=...", "output", "driving=None", "motion=None", "driving_face='largest'",
         "relative=False", "absolute=False", "start=0.0", "seconds=None", "head_motion='steady'", "scores=()",
         "sheet=None", "weights=None", "pure=False", "device='auto'", "batch_size=4", "engine='auto'",
-        "batch=None", "workers=None",
+        "batch=None", "workers=None", "ray=None", "ray_gpus=0.0",
     ],
     "live": [
         "source", "marking=...", "camera='0'", "sink='window'", "face='largest'", "frame='crop'", "size=None",
@@ -121,6 +121,7 @@ def test_the_commands_are_these() -> None:
         "animate",
         "live",
         "studio",
+        "serve",
         "edit",
         "orbit",
         "sheet basis",

@@ -42,7 +42,8 @@ from export3d.locations import Place, as_place, inside, local_copy, make_place, 
 from export3d.memory import give_back_memory
 from export3d.provenance.statement import Statement
 from export3d.workers.messages import caught_log
-from export3d.workers.run import Crash, run_jobs
+from export3d.workers.outcome import Crash
+from export3d.workers.run import Workers, run_jobs
 
 if TYPE_CHECKING:
     from export3d.animate.animator import Source
@@ -136,7 +137,7 @@ def animate_batch(
     pure: bool = False,
     engine: EngineName = "auto",
     batch: int = 4,
-    workers: int = 1,
+    workers: Workers = 1,
     progress: Progress | None = None,
 ) -> BatchReport:
     """Make the animations of a list.
@@ -147,8 +148,8 @@ def animate_batch(
         shared: cells for all rows, by column; a row's own come first.
         weights, device, pure, engine: see `Animator.from_pretrained`.
         batch: frames rendered together.
-        workers: number of processes; 0 uses this process. Processes are spawned, so a script that calls this function
-            needs `if __name__ == "__main__":`.
+        workers: number of processes, 0 for this one, or a `Cluster`. Processes are spawned, so a script that calls this
+            function needs `if __name__ == "__main__":`.
         progress: called with (rows done, rows, output of the last).
 
     Returns:
@@ -161,7 +162,7 @@ def animate_batch(
     """
     began = time.monotonic()
     listed, out = as_place(listed), as_place(out)
-    if workers < 0 or batch < 1:
+    if (isinstance(workers, int) and workers < 0) or batch < 1:
         raise ConfigError("workers must not be negative, and the batch at least 1 frame")
     settings = Settings(_portable(weights), device, pure, engine, batch)
     rows = read_rows(listed, shared or {}, [_digest(settings.weights), pure, Statement().version])
@@ -177,10 +178,10 @@ def animate_batch(
     }
     kept = len(outcomes)
     todo = [row for row in rows if row.number not in outcomes]
-    processes = min(workers, len(todo))
+    processes = min(workers, len(todo)) if isinstance(workers, int) else 0
     start = functools.partial(_start, settings, out, processes)
     try:
-        for done, (row, outcome) in enumerate(run_jobs(_dealt(todo, processes), start, processes), 1):
+        for done, (row, outcome) in enumerate(run_jobs(_dealt(todo, processes), start, workers), 1):
             if isinstance(outcome, Crash):
                 reason = f"the process that made it died (exit code {outcome.exit_code}); the next run tries again"
                 outcome = Outcome(row.number, row.output, row.sheet, "crashed", reason=reason)
@@ -260,7 +261,7 @@ def _clear(out: Place) -> None:
     """Remove what processes that were stopped have left aside."""
     if isinstance(out, Path) and kind_at(out / ASIDE) == "folder":
         for path in (out / ASIDE).iterdir():
-            if path.is_dir():
+            if kind_at(path) == "folder":
                 shutil.rmtree(path, ignore_errors=True)
 
 

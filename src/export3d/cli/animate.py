@@ -13,6 +13,7 @@ from export3d.cli.animate_batch import animate_list
 from export3d.cli.framing import Framing
 from export3d.cli.marking import Marking
 from export3d.cli.terminal import arkit_scores, frame_counter, tell, took, with_progress
+from export3d.cli.working import who_works
 from export3d.engines.names import EngineName
 from export3d.errors import ConfigError
 
@@ -43,6 +44,8 @@ def command(
     engine: EngineName = "auto",
     batch: Annotated[str | None, tyro.conf.arg(metavar="LIST.csv")] = None,
     workers: int | None = None,
+    ray: str | None = None,
+    ray_gpus: float = 0.0,
 ) -> int:
     """Animate a portrait with a driving video or a motion file, or all that a list names.
 
@@ -74,9 +77,12 @@ def command(
         batch: a list of animations: a CSV file or its URL, with the columns portrait, motion or driving, output, and
             options of a row; the other options hold for all rows. Repeating the command makes what is missing.
         workers: with --batch, the number of processes (1 by default); 0 uses this process.
+        ray: with --batch, use a Ray cluster instead (extra cluster): its address, HOST:PORT or auto; without one, the
+            processors of this machine.
+        ray_gpus: share of a GPU that each worker of the cluster holds; by default they use processors.
     """
     begun = time.perf_counter()
-    held = arkit_scores(scores)
+    held, crew = arkit_scores(scores), who_works(workers, ray, ray_gpus)
     if batch is not None:
         if sheet is not None:
             raise ConfigError("--sheet names one file, and --batch makes many; give the list a column sheet")
@@ -94,9 +100,9 @@ def command(
             **framing.cells(),
             **marking.cells(),
         }
-        return animate_list(batch, output, shared, workers, weights, pure, device, batch_size, engine)
-    if workers is not None:
-        raise ConfigError("--workers is for --batch; leave it out")
+        return animate_list(batch, output, shared, crew, weights, pure, device, batch_size, engine)
+    if crew is not None:
+        raise ConfigError("--workers and --ray are for --batch; leave them out")
     if source is None:
         raise ConfigError("the portrait is missing; give an image with a face, or a list of them with --batch")
     mover = driving or motion

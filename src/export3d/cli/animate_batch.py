@@ -9,6 +9,7 @@ from export3d.cli.terminal import job_progress, tell
 from export3d.engines.names import EngineName
 from export3d.errors import ConfigError
 from export3d.files import kind_at
+from export3d.workers.cluster import Cluster
 
 _TOLD = 10
 """Number of refused rows that are printed one by one; the report lists all of them."""
@@ -18,7 +19,7 @@ def animate_list(
     listed: str,
     output: str,
     shared: Mapping[str, object],
-    workers: int | None,
+    crew: int | Cluster | None,
     weights: Path | None,
     pure: bool,
     device: str,
@@ -40,7 +41,7 @@ def animate_list(
             pure=pure,
             engine=engine,
             batch=batch_size,
-            workers=1 if workers is None else workers,
+            workers=1 if crew is None else crew,
             progress=progress,
         )
     for row in report.refused[:_TOLD]:

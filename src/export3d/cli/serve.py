@@ -28,7 +28,7 @@ def command(
     Args:
         replicas: how many renderers, or MIN:MAX, such as 1:8: then their number follows the requests that wait.
         gpus_per_replica: share of a GPU that each has; by default 0.25 where there is a GPU, else 0.
-        ray: the address of a Ray that runs, such as auto or HOST:6379; by default one of its own on this machine.
+        ray: the address of a Ray that runs, HOST:PORT or auto; by default one of its own on this machine.
         port: where it listens; 0 for any port that is free.
         share_on: serve other machines too, at this address of this machine, such as 0.0.0.0 for all of them. They need
             the token in the URL that is printed. By default only this machine is served.

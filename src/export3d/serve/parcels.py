@@ -108,7 +108,7 @@ class Receiver:
             held.append(value.name)
             self._held.move_to_end(value.name)
             at = self._folder / value.name
-            if not at.is_file():
+            if files.kind_at(at) != "file":
                 files.write_bytes(at, await self._fetch(value.ref))
             self._bytes[value.name] = value.bytes
             return str(at)

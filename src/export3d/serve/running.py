@@ -14,6 +14,7 @@ from typing import Any
 
 from export3d.errors import ConfigError, MissingExtra
 from export3d.studio.app import Settings
+from export3d.workers.cluster import LOCAL
 
 APPLICATION = "export3d"
 _DRAIN_S = 60.0
@@ -73,13 +74,13 @@ def deployed(replicas: Replicas, settings: Mapping[str, Any], address: str | Non
     Args:
         replicas: how many.
         settings: `weights`, `pure`, `device` and `engine`, see `Animator`.
-        address: of a Ray that runs; None: one of our own on this machine.
+        address: see `Cluster`; `local` is a Ray of our own.
 
     Raises:
         MissingExtra: Ray is not installed.
         ConfigError: the address does not answer, or the renderers cannot start.
     """
-    with _ray(address, replicas.most * replicas.cpus):
+    with _ray(None if address == LOCAL else address, replicas.most * replicas.cpus):
         from ray import serve
 
         handle = _deploy(replicas, settings)

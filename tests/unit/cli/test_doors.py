@@ -19,6 +19,7 @@ LINES = (
     "animate --batch @list.csv -o @o",
     "live @FACE.png --camera @clip.mp4 --sink @o.mp4 --weights @WEIGHTS --background @b.png",
     "studio --port 0 --no-browser --folder @folder",
+    "serve --port 0 --folder @folder",
     "edit @FACE.jpg -o @o.png --weights @WEIGHTS --background @b.jpg",
     "orbit @FACE.png -o @o.mp4 --motion @speech.csv --weights @WEIGHTS --background @b.png",
     "sheet basis @FACE.png -o @o --weights @WEIGHTS",
