@@ -37,7 +37,7 @@ from export3d.errors import (
     OutputError,
     PolicyError,
 )
-from export3d.files import kind_at, make_folder, replacing, writing_to
+from export3d.files import kind_at, make_folder, paths_in, replacing, writing_to
 from export3d.locations import Place, as_place, inside, local_copy, make_place, names, read, remove, upload, write
 from export3d.memory import give_back_memory
 from export3d.provenance.statement import Statement
@@ -260,7 +260,7 @@ def _check_outputs(out: Place, rows: Sequence[Row], listed: Place) -> None:
 def _clear(out: Place) -> None:
     """Remove what processes that were stopped have left aside."""
     if isinstance(out, Path) and kind_at(out / ASIDE) == "folder":
-        for path in (out / ASIDE).iterdir():
+        for path in paths_in(out / ASIDE):
             if kind_at(path) == "folder":
                 shutil.rmtree(path, ignore_errors=True)
 

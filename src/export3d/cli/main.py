@@ -3,7 +3,8 @@
 Exit codes:
 
 - 0: success.
-- 1: a check failed (`compare-motion --min`, `sheet basis --check`, `weights verify`).
+- 1: a check failed (`compare-motion --min`, `sheet basis --check`, `weights verify`), or `animate --batch` refused
+  rows.
 - 2: a bad input, setting or output, or a path that the system refuses, reported in one sentence on standard error.
 - 3: the answer is no (`verify`: a file is not marked; `consent check`: the face matches nobody).
 - 130: interrupted.
