@@ -79,11 +79,7 @@ class Served:
     def leave(self, number: int) -> int:
         """Send a signal and wait for the end."""
         self.process.send_signal(number)
-        try:
-            return self.process.wait(LEAVING_S)
-        finally:
-            assert self.process.stderr is not None
-            self.process.stderr.close()
+        return self.process.wait(LEAVING_S)
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +91,8 @@ def served(tiny_weights: Path) -> Iterator[Served]:
         if served.process.poll() is None:
             started = list({*started, *served.processes()})
             assert served.leave(signal.SIGTERM) == 143
+        assert served.process.stderr is not None
+        served.process.stderr.close()
         _, left = psutil.wait_procs(started, timeout=30.0)
         assert not left, f"still run: {left}"
         assert list((Path(name) / "studio").iterdir()) == []

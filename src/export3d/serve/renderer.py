@@ -90,6 +90,11 @@ class Renderer:
         """What is going on: `pid`, `rendering` requests, and `batches` by their number of calls."""
         return {"pid": os.getpid(), "rendering": self._rendering, "batches": dict(self.batches)}
 
+    async def merge(self, most: int) -> None:
+        """From now on, merge so many calls at most; 1: none."""
+        self._most = most
+        self.asks(0)
+
     async def check_health(self) -> None:
         """Raise where this animator renders no more; Ray Serve then starts another replica."""
         since = self._batch_since
