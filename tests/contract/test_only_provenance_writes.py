@@ -94,7 +94,7 @@ def test_an_encoder_is_seen_under_any_name(source: str) -> None:
 
 
 def test_what_is_written_unmarked_has_a_listed_reason() -> None:
-    """`write_unmarked` is called with a reason in plain text, from these files; `NO_MARKS` only by `--no-mark`, or a list that says so."""
+    """`write_unmarked` is called with a reason in plain text, from these files; `NO_MARKS` only by `no_mark`."""
     calls = [
         (file, *(ast.literal_eval(word.value) for word in node.keywords if word.arg == "reason"))
         for file, tree in TREES.items()

@@ -341,7 +341,8 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
         """A result; parts of it by Range. download=1 asks browsers to save it."""
         path = jobs.file(jobs.get(job_id), name)
         how = "attachment" if download else "inline"
-        return FileResponse(path, media_type=TYPES[path.suffix], filename=path.name, content_disposition_type=how)
+        saved = jobs.saved_name(jobs.get(job_id), name)
+        return FileResponse(path, media_type=TYPES[path.suffix], filename=saved, content_disposition_type=how)
 
     @app.post("/api/command", tags=["jobs"], openapi_extra=_verb_body())
     async def command(request: Request) -> dict[str, str]:

@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_TYPE = "image/jpeg"
 """Media type of heads and previews."""
-_START_S = 120.0
+_START_S = 600.0
 """A child that takes longer to start is taken for lost."""
 _LEAVING_S = 5.0
 """A child that takes longer to stop is killed."""

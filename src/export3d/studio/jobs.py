@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from export3d.studio.engine import EngineLike
@@ -195,6 +195,14 @@ class Jobs:
             }
             for path in paths
         ]
+
+    def saved_name(self, job: Job, name: str) -> str:
+        """What a result is called where it is saved: after the user's file, as in the command line."""
+        request = job.request
+        source = request.driving if isinstance(request, Track) else request.portrait
+        kind = PurePath(name)
+        part = "" if kind.stem in ("video", "still", "motion") else f"-{kind.stem}"
+        return f"{PurePath(self._uploads.names.get(source, 'portrait')).stem}-{request.verb}{part}{kind.suffix}"
 
     def file(self, job: Job, name: str) -> Path:
         """A result by its name; raises `Refused` (404) for every other name."""

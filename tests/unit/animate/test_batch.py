@@ -194,7 +194,7 @@ def test_inputs_and_reports_of_others_are_not_replaced(make: Make, folder: Path)
 def test_options_that_need_a_list_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     face, out = str(folder / "face.png"), str(folder / "out")
     for line, words in (
-        ([face, "--motion", "speech", "--workers", "2"], "--workers is for --batch"),
+        ([face, "--motion", "speech", "--workers", "2"], "--workers and --ray are for --batch"),
         ([face, "--motion", "speech", "--batch", "8"], "--batch-size"),
         (["--batch", "list.csv", "--sheet", "a.png"], "give the list a column sheet"),
         (["--motion", "speech"], "the portrait is missing"),

@@ -37,15 +37,16 @@ export function startMotion(theHead, { motions, limits }) {
     part.trim,
     followFields(),
     orbitFields(),
-    (part.hold = checkbox(text.holdSliders, true)),
+    (part.hold = checkbox(text.holdSliders, false)),
     (part.all = checkbox(text.allFaces, false)),
     make("p", { class: "note summary" }, part.summary, " ", make("button", { type: "button", class: "link", onclick: () => openTab("output", true) }, text.change)),
     part.refusal,
     make("div", { class: "go" }, part.go, make("button", { type: "button", onclick: copy }, text.copyCommand)),
     part.command,
   );
+  sheet.addEventListener("input", outdate);
   part.bundled = motions;
-  for (const { name, seconds } of motions) bars.set(name, trimBar(seconds, longest, null));
+  for (const { name, seconds } of motions) bars.set(name, trimBar(seconds, longest, null, outdate));
   listMotions("speech");
   head.addEventListener("change", () => head.moving || refresh());
 }
@@ -102,7 +103,7 @@ export async function takeMotion(file, kind, name = file.name) {
   if (own) forget();
   const video = kind === "video" ? make("video", { src: URL.createObjectURL(file), controls: true, playsinline: true, class: "driving", "aria-label": text.drivingVideo }) : null;
   video?.addEventListener("error", () => video.remove()); // the browser cannot play it; the filmstrip shows it
-  bars.set("own", trimBar(answer.seconds, longest, answer.filmstrip, (at) => video && (video.currentTime = at)));
+  bars.set("own", trimBar(answer.seconds, longest, answer.filmstrip, (at) => (outdate(), video && (video.currentTime = at))));
   const facts = [text.seconds(answer.seconds), answer.width && `${answer.width} × ${answer.height}`, kind === "video" && (answer.sound ? text.withSound : text.silent)];
   const remove = make("button", { type: "button", class: "small", onclick: () => (forget(), listMotions("speech")) }, text.removeMotion);
   const line = make("div", { class: "line" }, make("p", { class: "note" }, facts.filter(Boolean).join(" · ")), remove);
@@ -124,8 +125,12 @@ async function recordVideo() {
   if (recording) takeMotion(recording.blob, "video", recording.name);
 }
 
+/** A command that is shown says what was chosen when it was copied. */
+const outdate = () => (part.command.hidden = true);
+
 export function refresh() {
   if (!part.bundled) return;
+  outdate();
   const orbit = chosen("make") === "orbit";
   if (part.listed !== chosen("make")) return listMotions(orbit ? "none" : own ? "own" : "speech");
   const usesOwn = chosen("motion") === "own";

@@ -110,7 +110,7 @@ export const text = {
   trimTitle: "Part to use",
   trimStart: "Start",
   trimEnd: "End",
-  trimSpan: (from, to) => `${from.toFixed(1)} to ${to.toFixed(1)} s, ${(to - from).toFixed(1)} s in all`,
+  trimSpan: (from, to, whole) => `${from.toFixed(1)} to ${to.toFixed(1)} s: ${(to - from).toFixed(1)} of ${whole.toFixed(1)} s`,
   atSecond: (s) => `${s.toFixed(1)} seconds`,
   drivingVideo: "Driving video",
   wayTitle: "How the portrait follows",

@@ -47,7 +47,7 @@ export function trimBar(seconds, most, filmstrip, moved = () => {}) {
     });
     window.style.left = `${(100 * span[0]) / seconds}%`;
     window.style.right = `${100 - (100 * span[1]) / seconds}%`;
-    words.textContent = text.trimSpan(...span);
+    words.textContent = text.trimSpan(...span, seconds);
   }
 
   let held = null;
