@@ -159,7 +159,7 @@ def test_a_job_runs_and_its_files_are_downloaded(client: TestClient, studio: Stu
     part = client.get(job["files"][0]["url"], headers={"range": "bytes=2-4"})
     assert (part.status_code, part.content) == (206, b"234")
     saved = client.get(job["files"][0]["url"] + "?download=1").headers["content-disposition"]
-    assert saved == 'attachment; filename="a-animate.mp4"'
+    assert saved == 'attachment; filename="me-animate.mp4"'
     refused(client.get(f"/api/jobs/{job['id']}/files/policy.toml"), 404, "file")
     refused(client.get(f"/api/jobs/{job['id']}/files/..%2f..%2fpolicy.toml"), 404, "")
     told = studio.engine.jobs[0]  # type: ignore[attr-defined]
