@@ -52,6 +52,7 @@ from export3d.locations import (
     remove,
     write,
 )
+from export3d.workers.messages import caught_log
 from export3d.workers.outcome import Crash
 from export3d.workers.run import Workers, run_jobs
 
@@ -234,7 +235,7 @@ def _do(tracker: Tracker, limits: Limits, job: Job) -> list[str] | Reject:
 def _do_local(tracker: Tracker, limits: Limits, job: Job, path: Path) -> list[str]:
     records: list[Record] = []
     refusals: list[Refusal] = []
-    with _caught_log() as messages:
+    with caught_log() as messages:
         try:
             records, refusals = records_of(path, job.key, _provenance(job), tracker, limits, job.coefficients)
         except Refusal as refusal:
@@ -273,21 +274,6 @@ def _provenance(job: Job) -> dict[str, Any]:
         **({} if job.coefficients is None else {"coefficients": job.coefficients.name}),
         "tool": f"export3d {version}, preparation {VERSION}, MediaPipe Face Landmarker",
     }
-
-
-@contextlib.contextmanager
-def _caught_log() -> Iterator[list[str]]:
-    """Collect the package's log messages instead of printing them, which would break the progress bar."""
-    package, stream, messages = logging.getLogger("export3d"), io.StringIO(), list[str]()
-    handler, propagate = logging.StreamHandler(stream), package.propagate
-    package.addHandler(handler)
-    package.propagate = False
-    try:
-        yield messages
-    finally:
-        package.removeHandler(handler)
-        package.propagate = propagate
-        messages += stream.getvalue().splitlines()
 
 
 # --- parts, shards, report --------------------------------------------------------------------------------------------
