@@ -1,4 +1,4 @@
-"""Makes the animations of a list, in several processes. A run that was stopped continues where it stopped.
+"""Makes the animations of a list, in several processes or on a cluster; a run that was stopped continues.
 
 Every row is one job of one process. A process makes the files of a row aside, moves them to their places in OUT, and
 then writes what became of the row to `OUT/.batch`. At the end all of that becomes `OUT/report.json`. A row is not made
@@ -148,8 +148,8 @@ def animate_batch(
         shared: cells for all rows, by column; a row's own come first.
         weights, device, pure, engine: see `Animator.from_pretrained`.
         batch: frames rendered together.
-        workers: number of processes, 0 for this one, or a `Cluster`. Processes are spawned, so a script that calls this
-            function needs `if __name__ == "__main__":`.
+        workers: number of processes, 0 for this one, or a `Cluster`, whose machines see the same files. Processes are
+            spawned, so a script that calls this function needs `if __name__ == "__main__":`.
         progress: called with (rows done, rows, output of the last).
 
     Returns:
@@ -179,7 +179,8 @@ def animate_batch(
     kept = len(outcomes)
     todo = [row for row in rows if row.number not in outcomes]
     processes = min(workers, len(todo)) if isinstance(workers, int) else 0
-    start = functools.partial(_start, settings, out, processes)
+    place = Path(os.path.abspath(out)) if isinstance(out, Path) else out  # the current folder may be another there
+    start = functools.partial(_start, settings, place, processes)
     try:
         for done, (row, outcome) in enumerate(run_jobs(_dealt(todo, processes), start, workers), 1):
             if isinstance(outcome, Crash):
@@ -398,7 +399,7 @@ def _file_of(mover: Place) -> Place:
 def _delivered(out: Place, row: Row) -> Iterator[list[Path]]:
     """Paths for the files of a row, which appear at their places in `out` when the block ends."""
     if isinstance(out, Path):
-        aside = make_folder(out / ASIDE / row.fingerprint)
+        aside = Path(tempfile.mkdtemp(prefix="making-", dir=make_folder(out / ASIDE)))
     else:
         aside = Path(tempfile.mkdtemp(prefix="export3d-"))
     made = [aside / Path(name).name for name in row.outputs]
