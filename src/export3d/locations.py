@@ -28,6 +28,8 @@ Place = Path | str
 
 _WAITS_S = (0.5, 1.0, 2.0, 4.0)
 _PASSING_STATUS = (408, 425, 429)
+_NO_CREDENTIALS = "NoCredentialsError"
+"""Of botocore, which is only there with S3."""
 _WEB = ("http", "https")
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "s3": "s3fs", "s3a": "s3fs"}
 
@@ -348,7 +350,7 @@ def _passes(error: Any) -> bool:
     """Whether another attempt may help."""
     status = getattr(error, "status", 500)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS
-    return not refused and not isinstance(error, PermissionError)
+    return not refused and not isinstance(error, PermissionError) and type(error).__name__ != _NO_CREDENTIALS
 
 
 def _difference(url: str, data: bytes, size: int | None, sha256: str | None) -> str:
