@@ -146,9 +146,10 @@ def test_an_evaluation_in_the_store_is_that_of_a_folder(
 
     torch.manual_seed(0)
     weights = save_pretrained(Export3D(preset("tiny")), tmp_path / "tiny.safetensors", {"images_seen": 0})
-    quick = ["--split", "train", "--weights", weights]
-    same = [*quick, "--max-clips", 2, "--every", 8, "--references", "copy", "--backbone", "none", "--no-faces"]
-    for protocol, options in (("same", same), ("cross", [*quick, "--max-pairs", 1, "--frames", 2])):
+    same = ["--split", "train", "--weights", weights, "--max-clips", 2, "--every", 8, "--references", "copy"]
+    same += ["--backbone", "none", "--no-faces"]
+    cross = ["--split", "train", "--max-pairs", 1, "--frames", 2]
+    for protocol, options in (("same", same), ("cross", cross)):
         there, here = f"s3://studio/{protocol}", tmp_path / protocol
         assert run("evaluate", protocol, in_store, "-o", there, *options) == 0
         assert run("evaluate", protocol, on_disk, "-o", here, *options) == 0
