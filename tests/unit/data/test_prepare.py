@@ -9,6 +9,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from export3d.data.shard_writer import verify
 from export3d.data.shards import read_index, read_shards
 from export3d.errors import ConfigError, InputError, OutputError
 from export3d.face.tracker import Tracker
+from export3d.locations import local_copy, upload
 from export3d.workers.outcome import Crash
 
 Draw = Callable[..., Path]
@@ -393,6 +395,34 @@ def test_a_full_disk_ends_the_run_and_keeps_what_was_finished(
     report = run(clips, tmp_path / "out")
     assert report.skipped == finished
     assert keys(tmp_path / "out") == {"anna", "bob", "carla"}
+
+
+def test_a_url_that_cannot_be_read_now_is_tried_again_by_the_next_run(
+    clips: Path, tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, lost = f"memory://{tmp_path.name}", {"anna"}
+    for path in clips.rglob("*.*"):
+        upload(path, f"{url}/{path.name}")
+
+    def cut(place: str) -> AbstractContextManager[Path]:
+        if Path(place).stem in lost:
+            raise InputError(f"{place} cannot be read (cut)")
+        return local_copy(place)
+
+    monkeypatch.setattr(module, "local_copy", cut)
+    report = prepare([url], tmp_path / "out", workers=0)
+    assert [r.detail for r in report.rejects if r.reason == "not read"] == [
+        f"{url}/anna.mp4 cannot be read (cut); run again"
+    ]
+    assert keys(tmp_path / "out") == {"bob", "carla"}
+    lost = {"bob", "carla", "short", "broken", "anna"}
+    with pytest.raises(InputError, match=r"cannot be read \(cut\)"):
+        prepare([url], tmp_path / "other", workers=0)
+    lost = set()
+    report = prepare([url], tmp_path / "out", workers=0)
+    assert (report.done, report.skipped) == (1, 4)
+    assert keys(tmp_path / "out") == {"anna", "bob", "carla"}
+    assert not any("/export3d-" in reject.detail for reject in report.rejects), "a copy's name tells nobody anything"
 
 
 def test_inputs_that_do_not_exist_are_named(tmp_path: Path) -> None:
