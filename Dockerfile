@@ -2,6 +2,8 @@
 
 FROM python:3.12.12-slim-bookworm AS build
 WORKDIR /build
+# of pyproject.toml; a node of a cluster (docs/cluster.md) needs cluster and remote as well
+ARG EXTRAS=studio,fast
 COPY constraints.txt ./
 # PyTorch's own index has builds without CUDA, which on Linux x86 takes gigabytes; a version with +cpu goes first
 RUN python -m venv /opt/export3d \
@@ -9,13 +11,13 @@ RUN python -m venv /opt/export3d \
        --extra-index-url https://download.pytorch.org/whl/cpu torch
 COPY LICENSE MODEL_CARD.md README.md pyproject.toml ./
 COPY src src
-RUN /opt/export3d/bin/pip install --no-cache-dir -c constraints.txt '.[studio,fast]'
+RUN /opt/export3d/bin/pip install --no-cache-dir -c constraints.txt ".[$EXTRAS]"
 
 FROM python:3.12.12-slim-bookworm
-# Debian keeps one version of a package, so none is named
+# wget is for the probes of KubeRay; Debian keeps one version of a package, so none is named
 # hadolint ignore=DL3008
 RUN apt-get update \
-    && apt-get install -y --no-install-recommends libegl1 libgles2 \
+    && apt-get install -y --no-install-recommends libegl1 libgles2 wget \
     && rm -rf /var/lib/apt/lists/* \
     && useradd --uid 10001 --no-create-home --home-dir /tmp --shell /usr/sbin/nologin studio
 COPY --from=build /opt/export3d /opt/export3d

@@ -9,6 +9,8 @@ import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 
+import yaml
+
 from export3d.cli import studio
 
 ROOT = Path(__file__).parents[2]
@@ -55,10 +57,10 @@ def test_it_installs_pinned_packages_without_cuda() -> None:
     installs = [part for run in steps("RUN") for part in run.split("&&") if "pip install" in part]
     assert [("-c constraints.txt" in part, "--no-cache-dir" in part) for part in installs] == [(True, True)] * 2
     assert re.search(r"--extra-index-url https://download\.pytorch\.org/whl/cpu\s+torch$", installs[0].strip())
-    extras = re.search(r"'\.\[([\w,]+)\]'", installs[1])
-    assert extras is not None
+    assert '".[$EXTRAS]"' in installs[1]
+    extras = set(dict(step.split("=") for step in steps("ARG"))["EXTRAS"].split(","))
     known = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert {"studio"} <= set(extras[1].split(",")) <= set(known)
+    assert {"studio"} <= extras <= set(known)
     for library in re.findall(r"\blib\w+", " ".join(steps("RUN"))):
         assert library in (ROOT / "README.md").read_text(), "what users are told to install"
 
@@ -73,3 +75,20 @@ def test_it_is_built_of_what_the_package_needs_and_of_nothing_else() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert {project["readme"], *project["license-files"]} <= copied
     assert any(fnmatch("src/export3d/__pycache__", line.replace("**", "*")) for line in wanted)
+
+
+def test_nodes_of_a_cluster_have_the_tested_ray_and_the_image_s_user() -> None:
+    """examples/kuberay.yaml."""
+    cluster = yaml.safe_load((ROOT / "examples" / "kuberay.yaml").read_text())
+    assert (cluster["apiVersion"], cluster["kind"]) == ("ray.io/v1", "RayCluster")
+    pinned = re.search(r"^ray==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    assert pinned is not None
+    assert cluster["spec"]["rayVersion"] == pinned[1]
+    groups = [cluster["spec"]["headGroupSpec"], *cluster["spec"]["workerGroupSpecs"]]
+    pods = [group["template"]["spec"] for group in groups]
+    assert {pod["securityContext"]["runAsUser"] for pod in pods} == {int(steps("USER")[-1])}
+    images = {container["image"] for pod in pods for container in pod["containers"]}
+    assert len(images) == 1, "every node has export3d in the same version"
+    assert f"docker build --build-arg EXTRAS=studio,fast,cluster,remote -t {images.pop()} ." in (
+        ROOT / "docs" / "cluster.md"
+    ).read_text()

@@ -25,7 +25,7 @@ J = TypeVar("J")
 R = TypeVar("R")
 
 LOCAL, RUNNING = "local", "auto"
-_ADDRESS = re.compile(r"(ray://)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
+_ADDRESS = re.compile(r"(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
 _ANSWER_S = 5.0
 _MOST_BLOCKS = 2_000
 _IN_FLIGHT = 2
