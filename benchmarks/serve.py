@@ -4,7 +4,8 @@
 
 Starts a Ray of its own and one replica, which merges and does not in turn. `--users` clients animate the bundled
 portrait with crops of 256 pixels at the same time, for a while, through the deployment's handle. Prints frames per
-second, and how many calls a batch had.
+second, frames per second of the replica's processor time (which other programs disturb less), and how many calls a
+batch had.
 """
 
 from __future__ import annotations
@@ -42,14 +43,18 @@ async def user(handle: Any, number: int, end: float, sender: Sender) -> int:
     return frames
 
 
-async def measured(handle: Any, sender: Sender, merge: int, users: int, seconds: float) -> tuple[float, Counter[int]]:
-    """Frames per second of all, and batches by their number of calls."""
+async def measured(
+    handle: Any, sender: Sender, merge: int, users: int, seconds: float
+) -> tuple[float, float, Counter[int]]:
+    """Frames per second, and per second of processor time; batches by their number of calls."""
     await handle.merge.remote(merge)
-    before = Counter((await handle.load.remote())["batches"])
+    before = await handle.load.remote()
     begun = time.monotonic()
     frames = await asyncio.gather(*(user(handle, number, begun + seconds, sender) for number in range(users)))
     took = time.monotonic() - begun
-    return sum(frames) / took, Counter((await handle.load.remote())["batches"]) - before
+    after = await handle.load.remote()
+    busy = after["processor_s"] - before["processor_s"]
+    return sum(frames) / took, sum(frames) / busy, Counter(after["batches"]) - Counter(before["batches"])
 
 
 async def compared(handle: Any, users: int, seconds: float, rounds: int) -> None:
@@ -59,9 +64,12 @@ async def compared(handle: Any, users: int, seconds: float, rounds: int) -> None
     sender = Sender(ray.put)
     await measured(handle, sender, ONGOING, users, 0.1)
     for merge in (1, ONGOING) * rounds:
-        speed, batches = await measured(handle, sender, merge, users, seconds)
+        speed, own, batches = await measured(handle, sender, merge, users, seconds)
         calls = sum(size * count for size, count in batches.items()) / max(sum(batches.values()), 1)
-        print(f"merging at most {merge}: {speed:.2f} frames/s, {calls:.2f} calls a batch", flush=True)
+        print(
+            f"merging at most {merge}: {speed:.2f} frames/s, {own:.2f} per processor-second, {calls:.2f} calls a batch",
+            flush=True,
+        )
 
 
 def main() -> None:

@@ -28,7 +28,7 @@ def command(
     Args:
         replicas: how many renderers, or MIN:MAX, such as 1:8: then their number follows the requests that wait.
         gpus_per_replica: share of a GPU that each has; by default 0.25 where there is a GPU, else 0.
-        ray: the address of a Ray that runs, HOST:PORT or auto; by default one of its own on this machine.
+        ray: the address of a Ray cluster to which this machine belongs, HOST:PORT or auto; by default a Ray of its own.
         port: where it listens; 0 for any port that is free.
         share_on: serve other machines too, at this address of this machine, such as 0.0.0.0 for all of them. They need
             the token in the URL that is printed. By default only this machine is served.
@@ -44,13 +44,14 @@ def command(
         if find_spec(package) is None:
             raise MissingExtra("studio", package.replace("_", "-"))
     if find_spec("ray") is None:
-        raise MissingExtra("cluster", "ray")
+        raise MissingExtra("cluster", "Ray")
     import secrets
 
     from export3d.files import check_folder
     from export3d.serve.running import Replicas, jobs_at_once, serve_app
     from export3d.studio.app import Settings
     from export3d.studio.serving import listen
+    from export3d.workers.cluster import LOCAL
 
     wanted = Replicas.parse(replicas, gpus_per_replica)
     if folder is not None:
@@ -71,5 +72,5 @@ def command(
             jobs=jobs_at_once(wanted),
         )
         tell("the renderers are starting")
-        serve_app(wanted, settings, sock, lambda: tell(f"ready at {url} (Ctrl-C ends it)"), ray)
+        serve_app(wanted, settings, sock, lambda: tell(f"ready at {url} (Ctrl-C ends it)"), ray or LOCAL)
     return 0

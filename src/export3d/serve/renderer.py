@@ -1,7 +1,8 @@
 """A replica of Ray Serve: `studio.work.Work` for several users at a time, whose frames it merges.
 
 Every request runs in a thread of its own. What those ask of the network is collected by `serve.batch` and run as one
-batch (`engines.merged`), as soon as each of them waits for it, or shortly after the first one does. What computes is
+batch (`engines.merged`), as soon as each of them waits for it, or a part of a batch's time after the first one does.
+The two steps of a frame are collected apart, so that users who are at different steps come into step. What computes is
 imported by the replica alone: the server reads this file too.
 """
 
@@ -35,8 +36,8 @@ ONGOING = 8
 """Requests that a replica takes at a time."""
 JOBS = 4
 """Of which jobs are so many: heads are to find a place."""
-_WAIT_S = {"cpu": 0.05, "cuda": 0.005}
-"""How long calls wait for those of others; a frame takes several times as long."""
+_PATIENCE, _LONGEST_S = 0.5, 0.5
+"""Calls wait for those of others for this share of the last batch's time, and for so many seconds at most."""
 _STUCK_S = 120.0
 """A batch that takes longer never ends."""
 _STRICTEST = 'marks = "required"\nlabel = true\nconsent = "register"\n'
@@ -80,15 +81,15 @@ class Renderer:
             return
         self._engine = self._work.animator.engine
         self._work.animator.engine = MergedEngine(self._engine, self._ask)
-        self.together.set_batch_wait_timeout_s(_WAIT_S[self._work.animator.device.type])
 
     async def info(self) -> dict[str, Any]:
         """`info` of `Work`; `error` and `kind` where weights, device or engine cannot be used."""
         return self._broken or self._working.info
 
     async def load(self) -> dict[str, Any]:
-        """What is going on: `pid`, `rendering` requests, and `batches` by their number of calls."""
-        return {"pid": os.getpid(), "rendering": self._rendering, "batches": dict(self.batches)}
+        """`pid`; `processor_s`, seconds of all its cores; `rendering` requests; `batches` by their number of calls."""
+        done = {"processor_s": time.process_time(), "batches": dict(self.batches)}
+        return {"pid": os.getpid(), "rendering": self._rendering, **done}
 
     async def merge(self, most: int) -> None:
         """From now on, merge so many calls at most; 1: none."""
@@ -136,12 +137,15 @@ class Renderer:
             if unwanted.is_set():
                 raise Cancelled
 
+        asking = _Asking(self)
+
         def tell(stage: str, done: int, total: int, preview: bytes | None = None) -> None:
+            asking.now(stage == "rendering")
             say("progress", stage=stage, done=done, total=total, preview=preview)
 
         def run() -> None:
             try:
-                with self._asking():
+                with asking:
                     made = attempt(lambda wanted: self._working.job(wanted, between, tell), {**told, "out": str(out)})
                 if "error" in made:
                     say("failed", **made)
@@ -166,18 +170,32 @@ class Renderer:
         finally:
             unwanted.set()
 
-    @serve.batch(max_batch_size=ONGOING, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]
-    async def together(self, calls: list[Call]) -> list[Answer]:
-        """The answers of calls that wait at the same time."""
+    @serve.batch(max_batch_size=ONGOING, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+    async def expressions(self, calls: list[Call]) -> list[Answer]:
+        """The answers of calls for planes that wait at the same time."""
+        return await self._run(calls)
+
+    @serve.batch(max_batch_size=ONGOING, batch_wait_timeout_s=0.0)  # type: ignore[untyped-decorator]
+    async def frames(self, calls: list[Call]) -> list[Answer]:
+        """The answers of calls for what is made of planes."""
+        return await self._run(calls)
+
+    async def _run(self, calls: list[Call]) -> list[Answer]:
+        self.batches[len(calls)] = self.batches.get(len(calls), 0) + 1
+        return await asyncio.get_running_loop().run_in_executor(self._batches, self._ran, calls)
+
+    def _ran(self, calls: list[Call]) -> list[Answer]:
+        """In the one thread that asks the network."""
         from export3d.engines.merged import run_calls
 
-        self.batches[len(calls)] = self.batches.get(len(calls), 0) + 1
-        self._batch_since = time.monotonic()
+        begun = self._batch_since = time.monotonic()
         try:
-            loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._batches, run_calls, self._engine, calls)
+            return run_calls(self._engine, calls)
         finally:
             self._batch_since = None
+            wait = min(_PATIENCE * (time.monotonic() - begun), _LONGEST_S)
+            for queue in (self.expressions, self.frames):
+                queue.set_batch_wait_timeout_s(wait)
 
     @property
     def _working(self) -> Work:
@@ -193,7 +211,8 @@ class Renderer:
 
         def run() -> dict[str, Any]:
             try:
-                with self._asking():
+                with _Asking(self) as asking:
+                    asking.now(True)
                     return attempt(does, told)
             finally:
                 with suppress(RuntimeError):
@@ -201,20 +220,21 @@ class Renderer:
 
         return await loop.run_in_executor(self._threads, run)
 
-    def _asking(self) -> _Asking:
-        return _Asking(self)
-
     def asks(self, more: int) -> None:
         """So many more threads will ask the network; a batch is full when all of them do."""
         with self._counting:
             self._rendering += more
             size = max(min(self._rendering, self._most), 1)
-        self.together.set_max_batch_size(size)
+        for queue in (self.expressions, self.frames):
+            queue.set_max_batch_size(size)
 
     def _ask(self, call: Call) -> Answer:
         """From a thread: the answer of a call."""
         assert self._loop is not None
-        made: Answer = asyncio.run_coroutine_threadsafe(self.together(call), self._loop).result()
+        if call.step == "encode":
+            return self._batches.submit(self._ran, [call]).result()[0]
+        queue = self.expressions if call.step == "planes" else self.frames
+        made: Answer = asyncio.run_coroutine_threadsafe(queue(call), self._loop).result()
         return made
 
     def _apply_policy(self, text: str) -> None:
@@ -228,16 +248,22 @@ class Renderer:
 
 
 class _Asking:
-    """Within the block, this thread asks the network."""
+    """Whether a request asks the network; at the end of the block it does not."""
 
     def __init__(self, renderer: Renderer) -> None:
-        self._renderer = renderer
+        self._renderer, self._asks = renderer, False
 
-    def __enter__(self) -> None:
-        self._renderer.asks(1)
+    def now(self, asks: bool) -> None:
+        """It does, or does not, from now on."""
+        if asks != self._asks:
+            self._asks = asks
+            self._renderer.asks(1 if asks else -1)
+
+    def __enter__(self) -> _Asking:
+        return self
 
     def __exit__(self, *problem: object) -> None:
-        self._renderer.asks(-1)
+        self.now(False)
 
 
 async def _fetched(ref: Any) -> bytes:

@@ -10,11 +10,13 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 from export3d.errors import ConfigError, MissingExtra
+from export3d.files import reason
 from export3d.studio.app import Settings
-from export3d.workers.cluster import LOCAL
+from export3d.workers.cluster import LOCAL, Cluster, check_answers
 
 APPLICATION = "export3d"
 _DRAIN_S = 60.0
@@ -45,19 +47,16 @@ class Replicas:
     def __post_init__(self) -> None:
         if not 1 <= self.least <= self.most <= 10_000:
             raise ConfigError(f"{self.least} to {self.most} replicas are not possible; give 1 or more, such as 1:4")
-        if self.gpus is not None and not (0.0 <= self.gpus <= 1.0 or self.gpus == int(self.gpus)):
-            raise ConfigError(f"a replica cannot have {self.gpus:g} GPUs; give 0 to 1, such as 0.25")
+        if self.gpus is not None and (self.gpus < 0 or (self.gpus > 1 and self.gpus != int(self.gpus))):
+            raise ConfigError(f"a replica cannot have {self.gpus:g} GPUs; give a share, such as 0.25, or a number")
 
     @classmethod
     def parse(cls, text: str, gpus: float | None = None) -> Replicas:
         """From "MIN" or "MIN:MAX"; raises `ConfigError`."""
         least, colon, most = text.partition(":")
-        try:
-            return cls(least=int(least), most=int(most if colon else least), gpus=gpus)
-        except ValueError:
-            raise ConfigError(
-                f"{text!r} is no number of replicas; give one, such as 2, or a range, such as 1:4"
-            ) from None
+        if not (least.isdecimal() and (not colon or most.isdecimal())):
+            raise ConfigError(f"{text!r} is no number of replicas; give one, such as 2, or a range, such as 1:4")
+        return cls(least=int(least), most=int(most if colon else least), gpus=gpus)
 
 
 def jobs_at_once(replicas: Replicas) -> int:
@@ -68,7 +67,7 @@ def jobs_at_once(replicas: Replicas) -> int:
 
 
 @contextmanager
-def deployed(replicas: Replicas, settings: Mapping[str, Any], address: str | None = None) -> Iterator[Any]:
+def deployed(replicas: Replicas, settings: Mapping[str, Any], address: str = LOCAL) -> Iterator[Any]:
     """The handle of renderers on Ray Serve, which are up; at the end they are gone, and so is a Ray of our own.
 
     Args:
@@ -80,7 +79,12 @@ def deployed(replicas: Replicas, settings: Mapping[str, Any], address: str | Non
         MissingExtra: Ray is not installed.
         ConfigError: the address does not answer, or the renderers cannot start.
     """
-    with _ray(None if address == LOCAL else address, replicas.most * replicas.cpus):
+    Cluster(address)  # which refuses what is no address
+    if address.startswith("ray://"):
+        raise ConfigError(
+            f"renderers are not reached by {address}; serve from a machine of the cluster with --ray auto"
+        )
+    with _ray(address, replicas.most * replicas.cpus):
         from ray import serve
 
         handle = _deploy(replicas, settings)
@@ -95,7 +99,7 @@ def serve_app(
     settings: Settings,
     sock: socket.socket,
     ready: Callable[[], object],
-    address: str | None = None,
+    address: str = LOCAL,
     drain_s: float = _DRAIN_S,
 ) -> None:
     """Serve until Ctrl-C or SIGTERM: first new work is refused and what runs is finished, then all ends.
@@ -149,23 +153,18 @@ def _deploy(replicas: Replicas, settings: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def _ray(address: str | None, cpus: int) -> Iterator[None]:
+def _ray(address: str, cpus: int) -> Iterator[None]:
+    if find_spec("ray") is None:
+        raise MissingExtra("cluster", "Ray")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    try:
-        import ray
-        import ray.serve
-    except ModuleNotFoundError as problem:
-        raise MissingExtra("cluster", "ray") from problem
-    own: dict[str, Any] = {"address": "local", "num_cpus": max(os.cpu_count() or 1, cpus)}
-    own |= {"object_store_memory": _OBJECTS, "include_dashboard": False}
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        _start(own if address is None else {"address": address})
-    finally:
-        if threading.current_thread() is threading.main_thread():  # Ray's own would end the program at once
-            for number, handler in handlers.items():
-                signal.signal(number, handler)
+    import ray
+
+    options: dict[str, Any] = {"address": address}
+    if address == LOCAL:
+        cores = max(os.cpu_count() or 1, cpus)
+        options |= {"num_cpus": cores, "object_store_memory": _OBJECTS, "include_dashboard": False}
+    _start(options)
     try:
         yield
     finally:
@@ -176,6 +175,8 @@ def _ray(address: str | None, cpus: int) -> Iterator[None]:
 def _start(options: Mapping[str, Any]) -> None:
     import ray
 
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    check_answers(options["address"])
     for attempt in (1, 2):
         try:
             ray.init(**options, namespace=APPLICATION, log_to_driver=False, logging_level=logging.ERROR)
@@ -186,6 +187,16 @@ def _start(options: Mapping[str, Any]) -> None:
                 ray.shutdown()
             if attempt == 1 and "timed out during startup" in str(problem):
                 continue
-            where = "on this machine" if options["address"] == "local" else f"at {options['address']}"
-            what = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-            raise ConfigError(f"there is no Ray {where} ({what}); start one, or leave out --ray") from problem
+            raise ConfigError(
+                f"no Ray cluster can be used at {options['address']} ({reason(problem)}); start one with `ray start "
+                f"--head`, or give {LOCAL}"
+            ) from problem
+        finally:
+            _restore(handlers)
+
+
+def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
+    """Ray's own handlers of signals would end this process at once."""
+    if threading.current_thread() is threading.main_thread():
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -135,25 +135,25 @@ class _Server(uvicorn.Server):
     """uvicorn's server, for which Ctrl-C is the usual end. A terminal that is closed ends it too.
 
     Args:
-        studio: what it serves.
+        studio: what it serves; only needed to drain it.
         drain_s: at the first signal new work is refused; the server ends when none is left, at the latest after so many
             seconds, or at the second signal.
     """
 
-    def __init__(self, config: uvicorn.Config, studio: Studio, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, studio: Studio | None = None, drain_s: float = 0.0) -> None:
         super().__init__(config)
         self._studio, self._drain_s = studio, drain_s
         self._until = self._quiet_since = 0.0
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self._drain_s <= 0.0 or self._until or not self._studio.engine.alive:
+        if self._studio is None or self._drain_s <= 0.0 or self._until or not self._studio.engine.alive:
             super().handle_exit(sig, frame)
             return
         self._until = time.monotonic() + self._drain_s
 
     async def on_tick(self, counter: int) -> bool:
         """Several times a second."""
-        if self._until:
+        if self._studio is not None and self._until:
             now = time.monotonic()
             if not self._studio.leaving:
                 self._studio.leave()

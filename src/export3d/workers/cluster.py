@@ -153,7 +153,7 @@ def _connect(cluster: Cluster) -> int:
     import ray
 
     if not ray.is_initialized():
-        _check_answers(cluster.address)
+        check_answers(cluster.address)
         try:
             ray.init(
                 address=cluster.address,
@@ -182,8 +182,8 @@ def _connect(cluster: Cluster) -> int:
     return max(actors, 1)
 
 
-def _check_answers(address: str) -> None:
-    """Ray waits for minutes for an address where nothing listens."""
+def check_answers(address: str) -> None:
+    """Raise `ConfigError` where nothing listens at an address: Ray would wait for minutes."""
     found = _ADDRESS.fullmatch(address)
     if found is None:
         return

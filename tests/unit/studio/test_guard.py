@@ -88,7 +88,8 @@ def test_a_shared_server_asks_for_its_token(make_app: MakeApp) -> None:
         assert "token" in answer.json()["error"]
     with pytest.raises(WebSocketDenialResponse), client.websocket_connect("ws://192.168.1.2:7860/api/head"):
         pass
-    assert client.get("/api/info", headers={"authorization": "Bearer sesame"}).json()["policy"] == {"label": "forced"}
+    info = client.get("/api/info", headers={"authorization": "Bearer sesame"}).json()
+    assert info["policy"] == {"label": "forced", "consent": "open"}
     assert client.get("/?token=wrong").status_code == 401
     opened = client.get("/?token=sesame")
     assert opened.status_code == 200
