@@ -19,10 +19,16 @@ class Nodes:
         settings.pop("include_dashboard")
         self._others = [self._cluster.add_node(**settings) for _ in range(count - 1)]
         self._cluster.wait_for_nodes()
+        self._folder = folder
 
     @property
     def address(self) -> str:
         return str(self._cluster.address)
+
+    def actors(self) -> set[int]:
+        """Processes that hold an actor of Ray Data; their parents are the nodes."""
+        nodes = processes_of(self._folder)
+        return {process for process in _processes("ray::MapWorker") if _parent(process) in nodes}
 
     def remove_one(self) -> None:
         """Kill a node that is not the head, with all that runs on it."""
@@ -45,9 +51,10 @@ def processes_of(folder: str) -> set[int]:
     return _processes(folder)
 
 
-def actors() -> set[int]:
-    """Processes that hold an actor of Ray Data."""
-    return _processes("ray::MapWorker")
+def _parent(process: int) -> int:
+    with suppress(OSError):
+        return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+    return 0
 
 
 def _processes(words: str) -> set[int]:

@@ -89,6 +89,7 @@ def test_nodes_of_a_cluster_have_the_tested_ray_and_the_image_s_user() -> None:
     assert {pod["securityContext"]["runAsUser"] for pod in pods} == {int(steps("USER")[-1])}
     images = {container["image"] for pod in pods for container in pod["containers"]}
     assert len(images) == 1, "every node has export3d in the same version"
-    assert f"docker build --build-arg EXTRAS=studio,fast,cluster,remote -t {images.pop()} ." in (
-        ROOT / "docs" / "cluster.md"
-    ).read_text()
+    assert (
+        f"docker build --build-arg EXTRAS=studio,fast,cluster,remote -t {images.pop()} ."
+        in (ROOT / "docs" / "cluster.md").read_text()
+    )

@@ -15,7 +15,7 @@ from PIL import Image
 
 from export3d.animate.batch import animate_batch
 from export3d.workers.cluster import Cluster
-from tests.ray_cluster import Nodes, actors, processes_of
+from tests.ray_cluster import Nodes, processes_of
 
 pytestmark = pytest.mark.slow
 
@@ -77,7 +77,7 @@ def test_a_cluster_makes_the_same_videos_although_a_process_and_a_node_are_lost(
 
             def disturb(done: int, total: int, name: str) -> None:
                 if done == 6:
-                    os.kill(min(actors()), signal.SIGKILL)
+                    os.kill(min(nodes.actors()), signal.SIGKILL)
                     lost.append("process")
                 if done == 14:
                     nodes.remove_one()

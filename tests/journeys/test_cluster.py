@@ -20,7 +20,7 @@ from export3d.video import VideoWriter
 from export3d.workers.cluster import Cluster
 from export3d.workers.outcome import Crash
 from export3d.workers.run import run_jobs
-from tests.ray_cluster import Nodes, actors, processes_of
+from tests.ray_cluster import Nodes, processes_of
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,7 +70,7 @@ def test_prepared_data_are_the_same_bytes_although_a_process_and_a_node_are_lost
 
     def disturb(done: int, total: int, name: str) -> None:
         if done == 8:
-            os.kill(min(actors()), signal.SIGKILL)
+            os.kill(min(nodes.actors()), signal.SIGKILL)
             lost.append("process")
         if done == 20:
             nodes.remove_one()
