@@ -53,14 +53,15 @@ def inside(folder: Place, name: str) -> Place:
 def name_of(place: Place) -> str:
     """The last part of a path or of the path in a URL.
 
-    >>> name_of("https://host/clips/a%20b.mp4?key=1"), name_of("s3://bucket/clips/")
-    ('a b.mp4', 'clips')
+    >>> name_of("https://host/clips/a%20b.mp4?key=1"), name_of("s3://bucket/clips/"), name_of("https://host/..%2Fa")
+    ('a b.mp4', 'clips', 'a')
     """
     if isinstance(place, Path):
         return place.name
     path = urlsplit(place).path if _scheme(place) in _WEB else place.partition("://")[2]
     name = PurePosixPath(path).name
-    return unquote(name) if _scheme(place) in _WEB else name
+    name = PurePosixPath(unquote(name)).name if _scheme(place) in _WEB else name
+    return "" if name == ".." else name
 
 
 def fetch(url: str, size: int | None = None, sha256: str | None = None) -> bytes | None:
