@@ -95,6 +95,8 @@ def start() -> Any:
             os.kill(os.getpid(), signal.SIGKILL)
         if verb == "raise":
             raise OutputError(rest)
+        if verb == "where":
+            return str(Path(rest).resolve())
         return rest
 
     return work
@@ -110,6 +112,14 @@ def test_a_job_that_kills_its_process_costs_its_own_job_only(nodes: Nodes) -> No
 def test_what_a_job_raises_arrives_with_its_kind_and_words(nodes: Nodes) -> None:
     with pytest.raises(OutputError, match=r"^disk full$"):
         list(run_jobs(["do:1", "raise:disk full"], start, Cluster(nodes.address)))
+
+
+def test_relative_paths_are_those_of_the_command(nodes: Nodes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nodes were started in another folder."""
+    list(run_jobs(["do:1"], start, Cluster(nodes.address)))  # joined here, where `tests` can be imported
+    monkeypatch.chdir(tmp_path)
+    jobs = ["where:data", "where:clips"]
+    assert dict(run_jobs(jobs, start, Cluster(nodes.address))) == {job: str(tmp_path / job[6:]) for job in jobs}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ its jobs go to others. A job may therefore run twice; its outcome is taken once.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -86,7 +87,8 @@ def run_on_cluster(
     name = f"attempts-{uuid.uuid4().hex}"
     attempts = ray.remote(_Attempts).options(name=name, num_cpus=0, scheduling_strategy=here).remote()
     # The start travels with each job: what an actor was made with is lost with the machine that holds it.
-    rows = [{"number": number, "job": cloudpickle.dumps((name, start, job))} for number, job in enumerate(jobs)]
+    all_need = name, os.getcwd(), start
+    rows = [{"number": number, "job": cloudpickle.dumps((*all_need, job))} for number, job in enumerate(jobs)]
     pool = ActorPoolStrategy(
         min_size=min(actors, len(rows)), max_size=len(rows), max_tasks_in_flight_per_actor=_IN_FLIGHT
     )
@@ -133,7 +135,9 @@ class _Actor:
         from ray import cloudpickle
 
         try:
-            name, start, job = cloudpickle.loads(given)
+            name, folder, start, job = cloudpickle.loads(given)
+            with contextlib.suppress(OSError):  # not there: jobs by URL need none
+                os.chdir(folder)  # relative paths are the command's; Ray works where the node was started
             if ray.get(ray.get_actor(name).begin.remote(number)) > _ATTEMPTS:
                 return Crash(None)
             self._work = self._work or start()
