@@ -15,10 +15,10 @@ pytest.importorskip("accelerate")
 
 HERE = Path(__file__).parent
 PHASES = ("one", "one_as_base", "two_sr", "two_all")
-RTOL = {"grad_norm": 1e-2, "r1": 5e-2}
+RTOL = {"grad_norm": 1e-2, "r1": 5e-2, "score_real": 1e-2, "score_fake": 1e-2}
 """Everything else 1e-3. Measured on one processor made to act as older ones (vector instructions of SSE4.1, AVX2 and
 AVX-512, with and without oneDNN, one thread and two): losses differ by 1.1e-4 at most, gradient norms by 2.6e-3. On a
-processor of another maker r1, a squared gradient of 0.001, differed by 2.8e-2."""
+processor of another maker r1, a squared gradient of 0.001, differed by 2.8e-2, and a score near 0 by 2.1e-3."""
 
 
 @pytest.fixture(scope="module")

@@ -232,7 +232,8 @@ def test_equal_pictures_score_nothing_and_one(scorer: FaceScorer, portrait: Pict
     scores = scorer.frame_scores(again, first, first)
     assert {name: float(values[0]) for name, values in scores.items()} == {
         "akd": 0.0, "csim_dlib": pytest.approx(1.0, abs=1e-5), "aed": 0.0,
-        "apd": pytest.approx(0.0, abs=1e-8), "apd6": pytest.approx(0.0, abs=1e-8),  # some processors round a batch otherwise
+        # some processors round differently in a batch
+        "apd": pytest.approx(0.0, abs=1e-8), "apd6": pytest.approx(0.0, abs=1e-8),
     }  # fmt: skip
 
 
