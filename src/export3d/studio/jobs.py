@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
+from export3d.errors import Export3DError
 from export3d.studio.engine import EngineLike
 from export3d.studio.intake import Intake
 from export3d.studio.metrics import Metrics
@@ -337,15 +338,19 @@ class Jobs:
         job.tell(state="running", stage="tracking", done=0, total=total)
         folder = job.folder / "driving"
         folder.mkdir()
-        made = await self._intake.track(
-            video.path,
-            folder,
-            video.name,
-            start=request.start,
-            seconds=request.seconds,
-            face=request.driving_face,
-            progress=lambda done: job.tell(done=done),
-        )
+        try:
+            made = await self._intake.track(
+                video.path,
+                folder,
+                video.name,
+                start=request.start,
+                seconds=request.seconds,
+                face=request.driving_face,
+                progress=lambda done: job.tell(done=done),
+            )
+        except Export3DError:
+            self._uploads.get(request.driving)  # whoever removed it is told that it is gone
+            raise
         sound = made["sound"]
         return {
             "motion": str(made["motion"]),

@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="the extra studio is not installed")
 
 from fastapi.testclient import TestClient
 
-from export3d.errors import BadImage
+from export3d.errors import BadImage, BadVideo
 from export3d.studio import app as app_module
 from export3d.studio.app import Settings, Studio
 from export3d.studio.engine import Picture
@@ -113,6 +113,8 @@ class DoubleIntake:
     ) -> dict[str, Any]:
         progress(25)
         await asyncio.sleep(self.wait_s)
+        if not path.exists():
+            raise BadVideo(f"{name} does not exist; check the path")
         (folder / "motion.motion").write_bytes(b"tracked")
         return {"frames": 50, "seconds": 2.0, "motion": folder / "motion.motion", "sound": None, "pictures": []}
 
