@@ -412,7 +412,7 @@ async def _sent(studio: Studio, request: Request, name: str) -> AsyncIterator[tu
     """The bytes of the file in a request, their number if it is known, and the file's name."""
     length = request.headers.get("content-length", "")
     announced = int(length) if length.isdigit() else 0
-    with studio.uploads.arriving(announced):
+    with studio.uploads.arriving(announced, request.state.client):
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             yield request.stream(), announced, name
             return

@@ -48,6 +48,7 @@ _DRAIN_S = 5.0
 _REMEMBERED = 2000
 """Clients whose rates are known."""
 COOKIE = "export3d-studio"
+"""Cookies have no port, so its name has it: two studios on one host keep their tokens apart."""
 CLIENT_HEADER = b"x-export3d-client"
 _CLIENT = re.compile(r"[\w-]{1,64}", re.ASCII)
 _SAFE = ("GET", "HEAD", "OPTIONS")
@@ -162,12 +163,13 @@ class Guard:
             if self._open > self.rates.open_requests:
                 raise Refused(503, "the server is full; try again in a few seconds", 5)
             if self._opens_page(scope, headers):
-                await self._give_cookie(guarded_send)
+                await self._give_cookie(headers, guarded_send)
                 return
             self._check(scope, headers)
             scope["state"]["body"] = body
             await body.check_announced()
-            await self.app(scope, body.receive, guarded_send)
+            inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope  # the server leaves out the body
+            await self.app(inner, body.receive, guarded_send)
         except Exception as problem:
             if begun:
                 raise
@@ -276,10 +278,9 @@ class Guard:
         given = headers.get(b"authorization", b"").decode("latin-1")
         if given[:7].lower() == "bearer ":
             return _same(given[7:].strip(), self.token)
-        cookies = headers.get(b"cookie", b"").decode("latin-1").split(";")
-        return any(
-            _same(value, self.token) for name, _, value in (c.strip().partition("=") for c in cookies) if name == COOKIE
-        )
+        cookies = (each.strip().partition("=") for each in headers.get(b"cookie", b"").decode("latin-1").split(";"))
+        own = cookie_name(headers)
+        return any(_same(value, self.token) for name, _, value in cookies if name == own)
 
     def _opens_page(self, scope: Scope, headers: dict[bytes, bytes]) -> bool:
         """Whether a request is for the page, by the URL with the token that was printed."""
@@ -288,9 +289,9 @@ class Guard:
         given = _query(scope).get("token", [""])[0]
         return self._is_ours(headers.get(b"host", b"").decode("latin-1").lower()) and _same(given, self.token)
 
-    async def _give_cookie(self, send: Send) -> None:
+    async def _give_cookie(self, headers: dict[bytes, bytes], send: Send) -> None:
         """Swap the token in the URL for a cookie. A redirect would not do: it would be sent without strict cookies."""
-        cookie = f"{COOKIE}={self.token}; HttpOnly; SameSite=Strict; Path=/".encode()
+        cookie = f"{cookie_name(headers)}={self.token}; HttpOnly; SameSite=Strict; Path=/".encode()
         head = [(b"content-type", b"text/html; charset=utf-8"), (b"set-cookie", cookie)]
         await send({"type": "http.response.start", "status": 200, "headers": head})
         await send({"type": "http.response.body", "body": _OPENING})
@@ -357,6 +358,12 @@ class _Body:
         sentence = "the upload came too slowly and was stopped; send it again over a faster connection"
         self.refused = Refused(408, sentence)
         return self.refused
+
+
+def cookie_name(headers: dict[bytes, bytes]) -> str:
+    """The name of the cookie with the token, for the host and port that a request was sent to."""
+    port = urlsplit(f"//{headers.get(b'host', b'').decode('latin-1')}").port
+    return COOKIE if port is None else f"{COOKIE}-{port}"
 
 
 def refusal_or_bug(problem: Exception) -> Refused:

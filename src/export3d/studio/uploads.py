@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -25,6 +26,8 @@ ORIGINAL = "original"
 """Name of a file as it was sent, in its folder."""
 AT_ONCE = 16
 """Uploads that arrive or are looked at."""
+OF_ONE = 6
+"""Of these, uploads of one client."""
 BUNDLED_PORTRAIT: Portrait = {
     "id": BUNDLED,
     "path": str(ASSETS / "astronaut.png"),
@@ -87,7 +90,7 @@ class Uploads:
         """Called before the engine is told of a portrait."""
         self._known: dict[str, Upload] = {}
         self._kept: dict[str, Kept] = {}
-        self._arriving = 0
+        self._arriving: Counter[str] = Counter()
 
     async def receive(self, kind: str, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> Upload:
         """Take in a file.
@@ -106,16 +109,20 @@ class Uploads:
         return await self.adopt(await self.keep(name, parts, announced), cast(Kind, kind))
 
     @contextmanager
-    def arriving(self, announced: int) -> Iterator[None]:
-        """Let so many bytes come in, within the block; raises `Refused` (503, 507) where there is no room."""
-        if self._arriving >= AT_ONCE:
+    def arriving(self, announced: int, client: str) -> Iterator[None]:
+        """Let so many bytes of a client come in, within the block; raises `Refused` (429, 503, 507) without room."""
+        if self._arriving[client] >= OF_ONE:
+            raise Refused(429, f"{OF_ONE} of your uploads are on their way; wait for one, then send this again", 5)
+        if self._arriving.total() >= AT_ONCE:
             raise Refused(503, "too many uploads at once; try again in a few seconds", 5)
         self._workspace.make_room(min(announced, UPLOAD_BYTES))
-        self._arriving += 1
+        self._arriving[client] += 1
         try:
             yield
         finally:
-            self._arriving -= 1
+            self._arriving[client] -= 1
+            if not self._arriving[client]:
+                del self._arriving[client]
 
     async def keep(self, name: str, parts: AsyncIterator[bytes], announced: int = 0) -> str:
         """Take in a file of any kind, which nobody has looked at; returns its id."""

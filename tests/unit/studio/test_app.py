@@ -8,6 +8,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,9 @@ from export3d.consent.register import Register
 from export3d.studio.app import Studio
 from export3d.studio.guard import UPLOAD_BYTES, Guard
 from export3d.studio.jobs import OF_ONE
+from export3d.studio.refusals import Refused, gone
 from export3d.studio.requests import parse_verb
+from export3d.studio.uploads import OF_ONE as UPLOADS_OF_ONE
 from export3d.studio.workspace import KEPT_S
 
 ANIMATE = {"verb": "animate", "portrait": "bundled", "motion": "speech"}
@@ -184,6 +187,41 @@ def test_a_driving_video_is_tracked_first(client: TestClient, studio: Studio) ->
     track = ended(client, client.post("/api/jobs", json={"verb": "track", "driving": video["id"]}).json())
     assert [file["name"] for file in track["files"]] == ["motion.motion"]
     assert client.get(track["files"][0]["url"]).content == b"tracked"
+
+
+def test_a_driving_video_that_is_removed_while_it_is_tracked_is_told_as_gone(
+    client: TestClient, studio: Studio
+) -> None:
+    studio.intake.wait_s = 0.5  # type: ignore[attr-defined]
+    video = sent(client, "video", "me.mp4")
+    job = client.post("/api/jobs", json={"verb": "track", "driving": video["id"]}).json()
+    while client.get(f"/api/jobs/{job['id']}").json()["stage"] != "tracking":
+        time.sleep(0.01)
+    assert client.delete(f"/api/uploads/{video['id']}").status_code == 204
+    job = ended(client, job)
+    assert (job["state"], job["error"]) == ("failed", str(gone("upload")))
+
+
+def test_one_client_leaves_room_for_the_uploads_of_others(studio: Studio) -> None:
+    with ExitStack() as held:
+        for _ in range(UPLOADS_OF_ONE):
+            held.enter_context(studio.uploads.arriving(10, "a"))
+        with (
+            pytest.raises(Refused, match="6 of your uploads are on their way") as refusal,
+            studio.uploads.arriving(1, "a"),
+        ):
+            pass
+        assert refusal.value.status == 429
+        with studio.uploads.arriving(10, "b"):
+            pass
+    with studio.uploads.arriving(10, "a"):
+        pass
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/api/info", "/page/main.js"])
+def test_head_answers_as_get_does(client: TestClient, path: str) -> None:
+    assert client.head(path).status_code == 200
+    assert client.head("/api/jobs").status_code == 405
 
 
 def test_the_events_of_a_job_end_with_its_end(client: TestClient, studio: Studio) -> None:

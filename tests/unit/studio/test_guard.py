@@ -82,7 +82,12 @@ def test_a_shared_server_asks_for_its_token(make_app: MakeApp) -> None:
     app = make_app(shared_on="0.0.0.0", token="sesame")
     client = client_of(app, "192.168.1.2:7860", "192.168.1.9")
     assert client.get("/health").status_code == 200, "a container is checked without it"
-    for headers in ({}, {"authorization": "Bearer wrong"}, {"cookie": f"{COOKIE}=wrong"}, {"authorization": "sesame"}):
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"cookie": f"{COOKIE}-7860=wrong"},
+        {"authorization": "sesame"},
+    ):
         answer = client.get("/api/info", headers=headers)
         assert answer.status_code == 401
         assert "token" in answer.json()["error"]
@@ -98,6 +103,8 @@ def test_a_shared_server_asks_for_its_token(make_app: MakeApp) -> None:
         assert word in opened.headers["set-cookie"]
     assert client.get("/api/info").status_code == 200, "by the cookie"
     assert client.get("/api/info", headers={"host": "evil.example"}).status_code == 421
+    beside = client.get("/api/info", headers={"host": "192.168.1.2:7861"})
+    assert beside.status_code == 401, "a studio at another port has another cookie"
 
 
 def test_tokens_cannot_be_guessed_quickly(make_app: MakeApp) -> None:
