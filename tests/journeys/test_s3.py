@@ -180,6 +180,37 @@ def test_pseudo_clips_in_the_store_are_those_of_a_folder(
     assert len(read_index("s3://studio/pseudo/train").entries) == 1
 
 
+def test_a_list_in_the_store_makes_the_videos_of_a_folder(
+    server: str, astronaut_path: Path, motion_file: Path, rigid_weights: Path, tmp_path: Path
+) -> None:
+    upload(astronaut_path, "s3://studio/faces/a.png")
+    upload(motion_file, "s3://studio/faces/talk.motion")
+    rows = [
+        "portrait,motion,output,seconds",
+        "faces/a.png,faces/talk.motion,a/talk.mp4,0.2",
+        "faces/bad.png,speech,b.mp4,1",
+    ]
+    write("s3://studio/faces/bad.png", b"no picture")
+    write("s3://studio/list.csv", "\n".join(rows).encode())
+    (tmp_path / "faces").mkdir()
+    (tmp_path / "faces" / "a.png").write_bytes(astronaut_path.read_bytes())
+    (tmp_path / "faces" / "talk.motion").write_bytes(motion_file.read_bytes())
+    (tmp_path / "faces" / "bad.png").write_bytes(b"no picture")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    options = (
+        f"--weights {rigid_weights} --device cpu --engine torch --frame crop --size 256 --no-mark --workers 0".split()
+    )
+    for _ in range(2):
+        assert run("animate", "--batch", "s3://studio/list.csv", "-o", "s3://studio/videos", *options) == 1
+    assert run("animate", "--batch", tmp_path / "list.csv", "-o", tmp_path / "videos", *options) == 1
+    assert read("s3://studio/videos/a/talk.mp4") == (tmp_path / "videos" / "a" / "talk.mp4").read_bytes()
+    there, here = [
+        json.loads(read(f"{out}/report.json") or b"") for out in ("s3://studio/videos", str(tmp_path / "videos"))
+    ]
+    assert (there["kept"], here["kept"]) == (1, 0), "the second run made the row again that had failed, and no other"
+    assert there["rows"][1]["reason"].startswith("s3://studio/faces/bad.png is not an image that can be read")
+
+
 def test_what_the_store_refuses_is_told_in_one_sentence(
     server: str, videos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -120,9 +120,9 @@ class BatchReport:
     def summary(self) -> str:
         """A readable summary of two lines."""
         made = len(self.rows) - len(self.refused)
-        refused = f"{len(self.refused)} were refused (see {inside(self.out, REPORT_CSV)})"
+        refused = f"{len(self.refused)} refused (see {inside(self.out, REPORT_CSV)})"
         return (
-            f"{made} of {len(self.rows)} videos are in {self.out}; {refused if self.refused else 'none was refused'}\n"
+            f"{made} of {len(self.rows)} videos are in {self.out}; {refused if self.refused else 'none refused'}\n"
             f"{made - self.kept} made in {self.seconds:.0f} s, {self.kept} already there"
         )
 
