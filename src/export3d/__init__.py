@@ -12,6 +12,7 @@ The names below are public; each is imported when it is first used, so that `imp
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -28,6 +29,15 @@ if TYPE_CHECKING:
     from export3d.pretrained import load_pretrained as load_pretrained
 
 __version__ = "0.1.0"
+
+# Libraries that would report their use to their makers are told not to.
+for _variable, _value in {
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_variable, _value)
 
 _HOMES = {
     "Animator": "export3d.animate.animator",

@@ -7,6 +7,7 @@ and paints the mesh: it compiles them at the first run, in 5 s, and keeps the co
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterator, Mapping
@@ -44,6 +45,7 @@ def load_openvino() -> Any:
         MissingExtra: it is not installed.
         ConfigError: it is installed and does not load.
     """
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]  # or it reports each import to Intel
     try:
         import openvino
         import openvino.frontend.pytorch.ts_decoder

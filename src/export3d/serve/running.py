@@ -156,7 +156,7 @@ def _deploy(replicas: Replicas, settings: Mapping[str, Any]) -> Any:
 def _ray(address: str, cpus: int) -> Iterator[None]:
     if find_spec("ray") is None:
         raise MissingExtra("cluster", "Ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")  # a thread of Ray Serve would start another Ray at the end
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     import ray
 

@@ -89,7 +89,7 @@ class GradioApi:
         return self._jobs.file(self._jobs.get(parts[-3]), parts[-1])
 
     def _load(self) -> Any:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": str(self._folder)}
+        os.environ["GRADIO_TEMP_DIR"] = str(self._folder)
         import gradio
         from gradio.events import api
 

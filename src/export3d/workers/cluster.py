@@ -153,7 +153,6 @@ def _connect(cluster: Cluster) -> int:
     """
     if find_spec("ray") is None:
         raise MissingExtra("cluster", "Ray")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # it warns of what Ray Data does
     import ray
 
