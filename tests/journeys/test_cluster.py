@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -120,6 +122,25 @@ def test_relative_paths_are_those_of_the_command(nodes: Nodes, tmp_path: Path, m
     monkeypatch.chdir(tmp_path)
     jobs = ["where:data", "where:clips"]
     assert dict(run_jobs(jobs, start, Cluster(nodes.address))) == {job: str(tmp_path / job[6:]) for job in jobs}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
+def test_a_ray_of_this_machine_ends_with_the_command_that_is_stopped(clips: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "export3d", "prepare", str(clips), "-o", str(tmp_path / "data"), "--ray"]
+    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    ours = f"_{run.pid}/"  # the end of the name of Ray's folder, which all its processes are told
+    while run.poll() is None and not list(tmp_path.glob("data/train/parts/*.json")):
+        time.sleep(0.05)
+    assert processes_of(ours)
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    told = run.communicate(timeout=60)[1]
+    assert run.returncode == 130, told
+    assert "Traceback" not in told
+    end = time.monotonic() + 20.0
+    while left := processes_of(ours):
+        assert time.monotonic() < end, f"{left} still run"
+        time.sleep(0.2)
+    assert list(tmp_path.glob("data/train/parts/*.json")), "what was done is kept for the next run"
 
 
 @pytest.mark.parametrize(
