@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import atexit
-import contextlib
 import importlib
 import logging
-import os
 import sys
-import tempfile
 import threading
 import types
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from export3d.errors import Export3DError, MissingExtra
+from export3d.workers.messages import quiet_stderr
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +40,7 @@ class Task:
     def __init__(self, create: Callable[[Any], Any], call: str, model: str) -> None:
         self._mediapipe = _import_mediapipe()
         try:
-            with _quiet_stderr():
+            with quiet_stderr("mediapipe"):
                 self._native = create(self._mediapipe)
                 # The first call writes to stderr.
                 getattr(self._native, call)(self._picture(np.zeros((64, 64, 3), np.uint8)))
@@ -124,30 +122,3 @@ def _close_elsewhere(native: Any) -> None:
 def _forget_open_ones() -> None:
     for native in _open:  # the process frees their memory; MediaPipe's thread has ended
         native._handle = None
-
-
-@contextlib.contextmanager
-def _quiet_stderr() -> Iterator[None]:
-    """Redirect the standard error output of native code to the log (level debug).
-
-    MediaPipe and TensorFlow Lite write to file descriptor 2 regardless of environment variables. During this half
-    second, messages of other threads go to the log as well.
-    """
-    with contextlib.ExitStack() as stack:
-        try:
-            caught = stack.enter_context(tempfile.TemporaryFile())
-            kept = os.dup(2)
-        except OSError:  # no temporary file can be created, or there is no error stream
-            yield
-            return
-        if sys.stderr is not None:
-            sys.stderr.flush()
-        os.dup2(caught.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            caught.seek(0)
-            for line in caught.read().decode(errors="replace").splitlines():
-                logger.debug("mediapipe: %s", line)

@@ -6,10 +6,12 @@ its jobs go to others. A job may therefore run twice; its outcome is taken once.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
 import re
+import shutil
 import socket
 import uuid
 from collections import Counter
@@ -20,6 +22,7 @@ from typing import Any, TypeVar
 
 from export3d.errors import ConfigError, MissingExtra
 from export3d.files import reason
+from export3d.workers.messages import quiet_stderr
 from export3d.workers.outcome import Crash, Failure
 
 J = TypeVar("J")
@@ -159,12 +162,15 @@ def _connect(cluster: Cluster) -> int:
     if not ray.is_initialized():
         check_answers(cluster.address)
         try:
-            ray.init(
-                address=cluster.address,
-                include_dashboard=False if cluster.address == LOCAL else None,
-                log_to_driver=False,
-                logging_level="ERROR",
-            )
+            with quiet_stderr("ray"):
+                context = ray.init(
+                    address=cluster.address,
+                    include_dashboard=False if cluster.address == LOCAL else None,
+                    log_to_driver=False,
+                    logging_level="ERROR",
+                )
+            if cluster.address == LOCAL:
+                atexit.register(_end, context.address_info["session_dir"])
         except (ConnectionError, RuntimeError, ValueError) as problem:
             raise ConfigError(
                 f"no Ray cluster can be used at {cluster.address} ({reason(problem)}); start one with `ray start "
@@ -172,10 +178,10 @@ def _connect(cluster: Cluster) -> int:
             ) from problem
     import ray.data
 
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.log_internal_stack_trace_to_stdout = False
+    settings = ray.data.DataContext.get_current()
+    settings.enable_progress_bars = False
+    settings.print_on_execution_start = False
+    settings.log_internal_stack_trace_to_stdout = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     there = ray.cluster_resources()
     actors = int(there.get("CPU", 1))
@@ -184,6 +190,15 @@ def _connect(cluster: Cluster) -> int:
         if not actors:
             raise ConfigError(f"the Ray cluster has not {cluster.gpus:g} of a GPU for a worker; leave out --ray-gpus")
     return max(actors, 1)
+
+
+def _end(folder: str) -> None:
+    """End a Ray of our own, and remove its folder of logs and sockets."""
+    import ray
+
+    with quiet_stderr("ray"):
+        ray.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def check_answers(address: str) -> None:

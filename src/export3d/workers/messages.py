@@ -1,11 +1,16 @@
-"""The log of a job, as a list of messages that travels with its outcome."""
+"""What is told while something works: the log of a job as a list, and the output of native code as a log."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import os
+import sys
+import tempfile
 from collections.abc import Iterator
+
+logger = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -24,3 +29,30 @@ def caught_log() -> Iterator[list[str]]:
         package.removeHandler(handler)
         package.propagate = propagate
         messages += stream.getvalue().splitlines()
+
+
+@contextlib.contextmanager
+def quiet_stderr(source: str) -> Iterator[None]:
+    """Redirect the standard error output of native code to the log (level debug), under the name of its source.
+
+    Such code writes to file descriptor 2 whatever Python's streams are. Meanwhile, messages of other threads go to the
+    log as well.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            caught = stack.enter_context(tempfile.TemporaryFile())
+            kept = os.dup(2)
+        except OSError:  # no temporary file can be created, or there is no error stream
+            yield
+            return
+        if sys.stderr is not None:
+            sys.stderr.flush()
+        os.dup2(caught.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            caught.seek(0)
+            for line in caught.read().decode(errors="replace").splitlines():
+                logger.debug("%s: %s", source, line)
