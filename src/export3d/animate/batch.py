@@ -150,7 +150,7 @@ def animate_batch(
         batch: frames rendered together.
         workers: number of processes, 0 for this one, or a `Cluster`, whose machines see the same files. Processes are
             spawned, so a script that calls this function needs `if __name__ == "__main__":`.
-        progress: called with (rows done, rows, output of the last).
+        progress: called with (rows done, rows, output of the last), first before any.
 
     Returns:
         What became of each row. A row that cannot be made is refused with its reason, and the others go on.
@@ -181,6 +181,8 @@ def animate_batch(
     processes = min(workers, len(todo)) if isinstance(workers, int) else 0
     place = Path(os.path.abspath(out)) if isinstance(out, Path) else out  # the current folder may be another there
     start = functools.partial(_start, settings, place, processes)
+    if progress is not None:
+        progress(0, len(todo), "")
     try:
         for done, (row, outcome) in enumerate(run_jobs(_dealt(todo, processes), start, workers), 1):
             if isinstance(outcome, Crash):

@@ -140,7 +140,8 @@ def read_rows(listed: Place, shared: Mapping[str, str], facts: Any = None) -> li
                 faults.setdefault(row.number, f"{name} is an output of row {taken[name]} too; choose another name")
     if faults:
         first = min(faults)
-        more = f" ({len(faults) - 1} more rows cannot be used)" if len(faults) > 1 else ""
+        others = ", ".join(str(number) for number in sorted(faults)[1:6]) + (", …" if len(faults) > 6 else "")
+        more = f"; row{'s' if len(faults) > 2 else ''} {others} cannot be used either" if len(faults) > 1 else ""
         raise InputError(f"{listed} row {first}: {faults[first]}{more}")
     return [_with_fingerprint(row, identities, facts) for row in rows]
 

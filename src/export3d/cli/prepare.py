@@ -78,7 +78,7 @@ def command(
 def _tell_skipped(report: Report) -> None:
     """Print a sentence for each file or stretch that was skipped; `InputError` if no file can be used."""
     if not any(figures["records"] for figures in report.splits.values()):
-        if set(report.reasons) == {"coefficients"}:
+        if len(report.reasons) == 1:
             count = len(report.rejects)
             raise InputError(f"none of {count} files can be used; the first: {report.rejects[0].detail}")
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())

@@ -76,8 +76,10 @@ def job_progress(title: str, unit: str, stages: bool = False) -> Iterator[Callab
             if stages and name not in ("", last):
                 last = name
                 tell_stage(f"{title}: {name}")
+            if not done:
+                tell_stage(f"{title}, {total} {unit}s")
             bar.total = total
-            bar.set_postfix_str(name, refresh=False)
+            bar.set_postfix_str(name, refresh=not done)
             bar.update(done - bar.n)
 
         yield progress

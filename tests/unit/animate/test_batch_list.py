@@ -106,9 +106,9 @@ def test_options_that_exclude_each_other_do_so_in_a_row(folder: Path) -> None:
             rows(folder, f"portrait,motion,output,{header}", f"face.png,speech,a.mp4,{cells}")
 
 
-def test_the_first_of_several_bad_rows_is_told_and_the_others_are_counted(folder: Path) -> None:
+def test_the_first_of_several_bad_rows_is_told_and_the_others_are_numbered(folder: Path) -> None:
     lines = ("portrait,motion,output", *(f"face.png,none.motion,{number}.mp4" for number in range(3)))
-    with pytest.raises(InputError, match=r"row 2: .*none\.motion does not exist.* \(2 more rows cannot be used\)"):
+    with pytest.raises(InputError, match=r"row 2: .*none\.motion does not exist.*; rows 3, 4 cannot be used either$"):
         rows(folder, *lines)
 
 
