@@ -25,6 +25,8 @@ from export3d.errors import ConfigError, Export3DError
 from export3d.studio.app import MakeEngine, Settings, Studio, create_app
 from export3d.studio.guard import MESSAGE_BYTES, SLOWEST, Bucket, Rates
 
+log = logging.getLogger(__name__)
+
 _HEADERS_S = 8.0
 """The headers of a request must arrive within so many seconds."""
 _HEADER_BYTES = 16_384
@@ -158,6 +160,8 @@ class _Server(uvicorn.Server):
             if not self._studio.leaving:
                 self._studio.leave()
                 self._quiet_since = now
+                if not self._studio.jobs.idle:
+                    log.warning("finishing what runs, at most %.0f s; Ctrl-C again ends at once", self._drain_s)
             elif not self._studio.jobs.idle:
                 self._quiet_since = now
             self.should_exit = self.should_exit or now > min(self._until, self._quiet_since + _FETCHING_S)
