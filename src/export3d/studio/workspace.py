@@ -79,7 +79,7 @@ class Workspace:
 
     def __init__(self, parent: Path | None = None, quota: int = QUOTA, kept_s: float = KEPT_S) -> None:
         self.quota, self.kept_s = quota, kept_s
-        parent = make_folder(tempfile.gettempdir() if parent is None else parent)
+        parent = make_folder(tempfile.gettempdir() if parent is None else parent).absolute()  # children work elsewhere
         sweep(parent)
         self._entries: dict[str, Entry] = {}
         self.folder, self._lock = _locked_folder(parent)

@@ -46,6 +46,15 @@ def test_the_oldest_unused_entry_makes_room(workspace: Workspace) -> None:
     assert workspace.bytes == 800
 
 
+def test_a_relative_folder_is_meant_from_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    workspace = Workspace(Path("studio"))
+    try:
+        assert workspace.folder.parent == tmp_path / "studio"
+    finally:
+        workspace.close()
+
+
 def test_what_is_held_stays_and_the_quota_holds(workspace: Workspace) -> None:
     first = filled(workspace, 800)
     with workspace.holding(first), pytest.raises(Refused, match="full") as refused:
