@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from export3d.errors import ConfigError
@@ -26,10 +27,17 @@ def who_works(workers: int | None, ray: str | None, ray_gpus: float = 0.0) -> in
 def with_address(arguments: Sequence[str]) -> list[str]:
     """Command-line arguments in which every `--ray` has an address: this machine, where none follows.
 
-    >>> with_address(["--ray", "videos", "-o", "data"])
-    ['--ray', 'local', 'videos', '-o', 'data']
+    What follows is no address if it is an option, a file or folder, or the URL of one.
+
+    >>> with_address(["videos", "--ray", "-o", "data"])
+    ['videos', '--ray', 'local', '-o', 'data']
     """
     full: list[str] = []
-    for word, following in zip(arguments, [*arguments[1:], ""]):
-        full += [word, LOCAL] if word == "--ray" and not is_address(following) else [word]
+    for word, following in zip(arguments, [*arguments[1:], "-"]):
+        none = word == "--ray" and not is_address(following) and _is_other(following)
+        full += [word, LOCAL] if none else [word]
     return full
+
+
+def _is_other(word: str) -> bool:
+    return word.startswith("-") or os.path.exists(word) or ("://" in word and not word.startswith("ray://"))

@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
-from export3d.cli.working import who_works
+from export3d.cli.working import who_works, with_address
 from export3d.errors import ConfigError
 from export3d.evaluation.protocols.settings import RunSettings
 from export3d.workers.cluster import Cluster
@@ -27,6 +28,27 @@ def test_a_share_of_a_gpu_needs_a_cluster() -> None:
         who_works(None, None, 0.5)
     with pytest.raises(ConfigError, match="add --ray"):
         RunSettings(ray_gpus=0.5)
+
+
+@pytest.mark.parametrize(
+    ("words", "address"),
+    [
+        (["--ray"], "local"),
+        (["--ray", "-o", "out"], "local"),
+        (["--ray", "videos"], "local"),
+        (["--ray", "s3://bucket/videos"], "local"),
+        (["--ray", "10.0.0.7:6379"], "10.0.0.7:6379"),
+        (["--ray", "head-node"], "head-node"),
+        (["--ray", "ray://10.0.0.7:10001"], "ray://10.0.0.7:10001"),
+        (["--ray", ""], ""),
+    ],
+)
+def test_what_follows_ray_is_its_address_unless_it_is_an_input(
+    words: list[str], address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "videos").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert with_address(words)[1] == address
 
 
 def test_workers_without_a_share_score_on_processors() -> None:

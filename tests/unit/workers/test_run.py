@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,9 @@ def start() -> Callable[[str], str]:
         verb, _, rest = job.partition(":")
         if verb == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if verb == "keep":
+            Path(tempfile.mkdtemp(), "kept").touch()
+            return tempfile.gettempdir()
         if verb == "die-once" and not Path(rest).exists():
             Path(rest).touch()
             os.kill(os.getpid(), signal.SIGKILL)
@@ -52,6 +56,15 @@ def test_a_killed_process_costs_its_own_job_only() -> None:
     done = outcomes(["do:1", "die:", "do:2", "do:3"], 2)
     assert done.pop("die:") == Crash(-signal.SIGKILL)
     assert done == {"do:1": "1 by True", "do:2": "2 by True", "do:3": "3 by True"}
+
+
+@pytest.mark.slow
+def test_temporary_files_of_processes_that_are_killed_are_removed() -> None:
+    done = run_jobs(["keep:", "do:1", "do:2"], start, 1)
+    folder = Path(str(next(done)[1]))
+    assert list(folder.glob("*/kept"))
+    done.close()  # type: ignore[attr-defined]
+    assert not folder.exists()
 
 
 @pytest.mark.slow
