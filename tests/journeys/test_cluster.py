@@ -125,16 +125,19 @@ def test_relative_paths_are_those_of_the_command(nodes: Nodes, tmp_path: Path, m
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
-def test_a_ray_of_this_machine_ends_with_the_command_that_is_stopped(clips: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_ray_of_this_machine_ends_with_the_command_that_is_stopped(
+    number: int, code: int, clips: Path, tmp_path: Path
+) -> None:
     command = [sys.executable, "-m", "export3d", "prepare", str(clips), "-o", str(tmp_path / "data"), "--ray"]
     run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     ours = f"_{run.pid}/"  # the end of the name of Ray's folder, which all its processes are told
     while run.poll() is None and not list(tmp_path.glob("data/train/parts/*.json")):
         time.sleep(0.05)
     assert processes_of(ours)
-    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    os.killpg(run.pid, number)  # as a terminal does with Ctrl-C
     told = run.communicate(timeout=60)[1]
-    assert run.returncode == 130, told
+    assert run.returncode == code, told
     assert "Traceback" not in told
     end = time.monotonic() + 20.0
     while left := processes_of(ours):

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ from typing import Any
 from export3d.errors import ConfigError, MissingExtra
 from export3d.files import reason
 from export3d.studio.app import Settings
-from export3d.workers.cluster import LOCAL, Cluster, check_answers
+from export3d.workers.cluster import LOCAL, Cluster, check_answers, own_signals
 
 APPLICATION = "export3d"
 _DRAIN_S = 60.0
@@ -175,11 +173,11 @@ def _ray(address: str, cpus: int) -> Iterator[None]:
 def _start(options: Mapping[str, Any]) -> None:
     import ray
 
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     check_answers(options["address"])
     for attempt in (1, 2):
         try:
-            ray.init(**options, namespace=APPLICATION, log_to_driver=False, logging_level=logging.ERROR)
+            with own_signals():
+                ray.init(**options, namespace=APPLICATION, log_to_driver=False, logging_level=logging.ERROR)
             logging.getLogger("ray.serve").setLevel(logging.WARNING)
             return
         except Exception as problem:  # "The current node timed out" is one: a busy machine has it
@@ -191,12 +189,3 @@ def _start(options: Mapping[str, Any]) -> None:
                 f"no Ray cluster can be used at {options['address']} ({reason(problem)}); start one with `ray start "
                 f"--head`, or give {LOCAL}"
             ) from problem
-        finally:
-            _restore(handlers)
-
-
-def _restore(handlers: Mapping[signal.Signals, Any]) -> None:
-    """Ray's own handlers of signals would end this process at once."""
-    if threading.current_thread() is threading.main_thread():
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

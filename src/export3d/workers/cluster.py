@@ -12,7 +12,9 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
+import threading
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -162,7 +164,7 @@ def _connect(cluster: Cluster) -> int:
     if not ray.is_initialized():
         check_answers(cluster.address)
         try:
-            with quiet_stderr("ray"):
+            with own_signals(), quiet_stderr("ray"):
                 context = ray.init(
                     address=cluster.address,
                     include_dashboard=False if cluster.address == LOCAL else None,
@@ -190,6 +192,18 @@ def _connect(cluster: Cluster) -> int:
         if not actors:
             raise ConfigError(f"the Ray cluster has not {cluster.gpus:g} of a GPU for a worker; leave out --ray-gpus")
     return max(actors, 1)
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """Keep this process's handlers of signals: Ray's own would end it at once, with a dump."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
 def _end(folder: str) -> None:

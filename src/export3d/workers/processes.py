@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
@@ -35,10 +36,11 @@ def run_in_processes(
     context = multiprocessing.get_context("spawn")
     waiting = deque((job, 1) for job in jobs)
     crew: list[_Worker[J]] = []
+    temporary = tempfile.TemporaryDirectory(prefix="export3d-", ignore_cleanup_errors=True)
     try:
         while waiting or crew:
             while waiting and len(crew) < workers:
-                crew.append(_Worker(context, start))
+                crew.append(_Worker(context, start, temporary.name))
                 crew[-1].give(*waiting.popleft())
             ready = wait([worker.pipe for worker in crew])
             for worker in [worker for worker in crew if worker.pipe in ready]:
@@ -60,6 +62,7 @@ def run_in_processes(
     finally:
         for worker in crew:
             worker.kill()
+        temporary.cleanup()
 
 
 class _Worker(Generic[J]):
@@ -68,10 +71,10 @@ class _Worker(Generic[J]):
     job: J
     attempt: int
 
-    def __init__(self, context: Any, start: Callable[[], Callable[[J], Any]]) -> None:
+    def __init__(self, context: Any, start: Callable[[], Callable[[J], Any]], temporary: str) -> None:
         self.pipe: Connection
         self.pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, start), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, start, temporary), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -101,8 +104,12 @@ class _Worker(Generic[J]):
         self._process.join()
 
 
-def _serve(pipe: Connection, start: Callable[[], Callable[[Any], Any]]) -> None:
-    """The loop of a process. It ignores Ctrl-C, which the parent handles, and ends when the pipe is closed."""
+def _serve(pipe: Connection, start: Callable[[], Callable[[Any], Any]], temporary: str) -> None:
+    """The loop of a process. It ignores Ctrl-C, which the parent handles, and ends when the pipe is closed.
+
+    Its temporary files lie in a folder of the parent, which removes them even if this process is killed.
+    """
+    tempfile.tempdir = temporary
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     work = None
     while True:
