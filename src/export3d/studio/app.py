@@ -19,6 +19,7 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTex
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
+from starlette.requests import ClientDisconnect
 from starlette.staticfiles import StaticFiles
 
 from export3d import files
@@ -413,20 +414,22 @@ async def _sent(studio: Studio, request: Request, name: str) -> AsyncIterator[tu
     length = request.headers.get("content-length", "")
     announced = int(length) if length.isdigit() else 0
     with studio.uploads.arriving(announced, request.state.client):
-        if not request.headers.get("content-type", "").startswith("multipart/form-data"):
-            yield request.stream(), announced, name
-            return
         try:
+            if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+                yield request.stream(), announced, name
+                return
             form = await request.form(max_files=1, max_fields=10, max_part_size=1000)
+            try:
+                sent = next((value for value in form.values() if isinstance(value, UploadFile)), None)
+                if sent is None:
+                    raise Refused(400, "the form holds no file; send one, or the file's bytes as the body")
+                yield _parts(sent), sent.size or 0, name or sent.filename or ""
+            finally:
+                await form.close()
         except (HTTPException, MultiPartException) as problem:
             raise Refused(400, "the form cannot be read; send one file, and at most ten short fields") from problem
-        try:
-            sent = next((value for value in form.values() if isinstance(value, UploadFile)), None)
-            if sent is None:
-                raise Refused(400, "the form holds no file; send one, or the file's bytes as the body")
-            yield _parts(sent), sent.size or 0, name or sent.filename or ""
-        finally:
-            await form.close()
+        except ClientDisconnect as problem:
+            raise Refused(499, "the client has left") from problem
 
 
 async def _parts(sent: UploadFile) -> AsyncIterator[bytes]:

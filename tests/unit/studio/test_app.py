@@ -218,6 +218,30 @@ def test_one_client_leaves_room_for_the_uploads_of_others(studio: Studio) -> Non
         pass
 
 
+@pytest.mark.parametrize("kind", [b"application/octet-stream", b"multipart/form-data; boundary=x"])
+def test_a_client_that_leaves_in_the_middle_of_an_upload_is_no_bug(
+    kind: bytes, client: TestClient, studio: Studio, caplog: pytest.LogCaptureFixture
+) -> None:
+    messages = [{"type": "http.request", "body": b"--x", "more_body": True}, {"type": "http.disconnect"}]
+    answers: list[Any] = []
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    async def send(message: Any) -> None:
+        answers.append(message)
+
+    path, headers = "/api/uploads", [(b"host", b"127.0.0.1"), (b"content-type", kind)]
+    scope = {
+        "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"kind=photo",
+        "headers": headers, "client": ("127.0.0.1", 1), "state": {},
+    }  # fmt: skip
+    asyncio.run(client.app(scope, receive, send))  # type: ignore[arg-type]
+    assert answers[0]["status"] == 499
+    assert not caplog.records
+    assert studio.workspace.bytes == 0
+
+
 @pytest.mark.parametrize("path", ["/", "/health", "/api/info", "/page/main.js"])
 def test_head_answers_as_get_does(client: TestClient, path: str) -> None:
     assert client.head(path).status_code == 200
