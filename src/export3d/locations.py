@@ -351,7 +351,8 @@ def _passes(error: Any) -> bool:
     """Whether another attempt may help."""
     status = getattr(error, "status", 500)
     refused = isinstance(status, int) and 400 <= status < 500 and status not in _PASSING_STATUS
-    return not refused and not isinstance(error, PermissionError) and type(error).__name__ != _NO_CREDENTIALS
+    final = isinstance(error, PermissionError | ValueError)  # the latter: an address that is none
+    return not refused and not final and type(error).__name__ != _NO_CREDENTIALS
 
 
 def _difference(url: str, data: bytes, size: int | None, sha256: str | None) -> str:

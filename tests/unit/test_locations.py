@@ -126,7 +126,8 @@ def test_a_bucket_that_is_not_there_is_told(s3: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "attempts"), [(PermissionError("Access Denied"), 1), (ConnectionResetError("lost"), 3)]
+    ("failure", "attempts"),
+    [(PermissionError("Access Denied"), 1), (ValueError("Invalid IPv6 URL"), 1), (ConnectionResetError("lost"), 3)],
 )
 def test_what_passes_is_written_again(
     failure: Exception, attempts: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
