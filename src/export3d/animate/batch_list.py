@@ -11,11 +11,13 @@ import io
 import json
 import os
 import posixpath
+import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from hashlib import sha256
-from pathlib import Path, PurePath
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any, Literal, get_args
 
 from export3d.animate.drive import BUNDLED, FPS, bundled_motion
@@ -130,14 +132,22 @@ def read_rows(listed: Place, shared: Mapping[str, str], facts: Any = None) -> li
     kinds = {place: kind for row in rows for place, kind in row.inputs()}
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         identities = dict(zip(kinds, pool.map(_identity, *zip(*kinds.items()))))
-    taken: dict[str, int] = {}
+    taken: dict[str, tuple[str, int]] = {}
     for row in rows:
         for place, _ in row.inputs():
             if isinstance(problem := identities[place], Export3DError):
                 faults.setdefault(row.number, str(problem))
         for name in row.outputs:
-            if taken.setdefault(name, row.number) != row.number:
-                faults.setdefault(row.number, f"{name} is an output of row {taken[name]} too; choose another name")
+            other, number = taken.setdefault(_folded(name), (name, row.number))
+            if number != row.number:
+                like = "" if other == name else f", written {other}, and some disks take both for one"
+                faults.setdefault(row.number, f"{name} is an output of row {number} too{like}; choose another name")
+    for row in rows:
+        for name in row.outputs:
+            for folder in map(str, PurePosixPath(name).parents):
+                if there := taken.get(_folded(folder)):
+                    sentence = f"{name} needs a folder {folder}, which is an output of row {there[1]}"
+                    faults.setdefault(row.number, f"{sentence}; choose another name")
     if faults:
         first = min(faults)
         others = ", ".join(str(number) for number in sorted(faults)[1:6]) + (", …" if len(faults) > 6 else "")
@@ -153,12 +163,22 @@ def _table(listed: Place) -> list[tuple[int, dict[str, str]]]:
     data = read(listed)
     if data is None:
         raise InputError(f"{listed} does not exist; check the address")
+    lines: list[list[str]] = []
     try:
-        lines = list(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
-    except (UnicodeDecodeError, csv.Error) as error:
+        lines.extend(csv.reader(io.StringIO(data.decode("utf-8-sig"), newline=""), strict=True))
+    except UnicodeDecodeError as error:
         raise InputError(f"cannot read the list {listed} ({error}); give a CSV file in UTF-8") from error
+    except csv.Error as error:
+        problem = "a quote is not closed" if "end of data" in str(error) else error
+        raise InputError(f"cannot read the list {listed} (row {len(lines) + 1}: {problem}); correct the row") from error
     names = [name.strip().replace("-", "_") for name in lines[0]] if lines else []
+    if len(names) == 1 and ";" in names[0]:
+        raise InputError(f"{listed} has semicolons between its columns; save it with commas")
+    while names and not names[-1]:  # a spreadsheet's empty columns
+        names.pop()
     for name in names:
+        if not name:
+            raise InputError(f"{listed} has a column without a name; name it or leave it out")
         if name in _SHARED:
             raise InputError(f"{listed} has a column {name}, which is the same for all rows; give it as an option")
         if name not in (*INPUTS, "output", *OPTIONS):
@@ -298,6 +318,8 @@ def _output(text: str, suffixes: tuple[str, ...]) -> str:
     """A path inside the folder for the results, in its shortest form."""
     if not text:
         raise ConfigError("the output is missing; give the name of a video (.mp4)")
+    if re.search(r"[\x00-\x1f\x7f]", text):
+        raise ConfigError(f"the output {text!r} has a control character; choose another name")
     name = posixpath.normpath(text.replace(os.sep, "/"))
     if PurePath(text).is_absolute() or ":" in name.split("/")[0] or any(p.startswith(".") for p in name.split("/")):
         raise ConfigError(
@@ -307,6 +329,11 @@ def _output(text: str, suffixes: tuple[str, ...]) -> str:
     if PurePath(name).suffix.lower() not in suffixes:
         raise ConfigError(f"the output {text} must end in {' or '.join(suffixes)}; change its name")
     return name
+
+
+def _folded(name: str) -> str:
+    """A key that is the same for names that a disk may take for one: letters in either case, accents joined or not."""
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 def _scores(text: str) -> dict[str, float]:

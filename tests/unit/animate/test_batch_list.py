@@ -68,6 +68,10 @@ def test_rows_are_counted_as_a_spreadsheet_counts_them(folder: Path) -> None:
         ("output", ".batch/a.mp4", "no name in it may begin with a dot"),
         ("output", "other.mp4", "other.mp4 is an output of row 2 too"),
         ("output", "x/../other.mp4", "other.mp4 is an output of row 2 too"),
+        ("output", "Other.mp4", "Other.mp4 is an output of row 2 too, written other.mp4"),
+        ("output", "other.mp4/a.mp4", "needs a folder other.mp4, which is an output of row 2"),
+        ("output", "a\x00.mp4", r"'a\x00.mp4' has a control character"),
+        ("output", "a\x07.mp4", r"'a\x07.mp4' has a control character"),
         ("sheet", "a.jpg", "must end in .png"),
         ("sheet", "other.png", "other.png is an output of row 2 too"),
         ("face", "middle", "there is no face 'middle'"),
@@ -120,12 +124,19 @@ def test_the_first_of_several_bad_rows_is_told_and_the_others_are_numbered(folde
         (["portrait,motion,motion,output"], "the column motion twice"),
         (["portrait,motion,output", "a.png,speech,b.mp4,c"], "row 2 has 4 cells"),
         (["portrait,motion,output"], "has no rows"),
-        (["portrait,motion,output", 'a.png,"speech,b.mp4'], "give a CSV file"),
+        (["portrait,motion,output", "a,b,c", 'a.png,"speech,b.mp4', "a,b,c"], "row 3: a quote is not closed"),
+        (["portrait,motion,output", 'a.png,"speech"s,b.mp4'], "row 2: .*; correct the row"),
+        (["portrait;motion;output", "a.png;speech;b.mp4"], "semicolons between its columns; save it with commas"),
+        (["portrait,,motion,output"], "a column without a name"),
     ],
 )
 def test_a_list_that_cannot_be_used_is_refused(folder: Path, lines: list[str], words: str) -> None:
     with pytest.raises(InputError, match=words):
         rows(folder, *lines)
+
+
+def test_empty_columns_at_the_end_do_not_matter(folder: Path) -> None:
+    assert [row.output for row in rows(folder, "portrait,motion,output,,", "face.png,speech,a.mp4,,")] == ["a.mp4"]
 
 
 def test_the_policy_speaks_for_every_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
