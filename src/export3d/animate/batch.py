@@ -68,6 +68,7 @@ class Settings:
     pure: bool = False
     engine: EngineName = "auto"
     batch: int = 4
+_MAKING = "making-"
 
 
 @dataclass(frozen=True)
@@ -179,6 +180,8 @@ def animate_batch(
     kept = len(outcomes)
     todo = [row for row in rows if row.number not in outcomes]
     processes = min(workers, len(todo)) if isinstance(workers, int) else 0
+    if isinstance(out, str) and out.startswith("memory:") and workers != 0:
+        raise OutputError(f"{out} is the memory of this process, which others cannot reach; give a folder or a store")
     place = Path(os.path.abspath(out)) if isinstance(out, Path) else out  # the current folder may be another there
     start = functools.partial(_start, settings, place, processes)
     if progress is not None:
@@ -254,17 +257,29 @@ def _check_outputs(out: Place, rows: Sequence[Row], listed: Place) -> None:
     for name in (REPORT_JSON, REPORT_CSV, *(name for row in rows for name in row.outputs)):
         if os.path.realpath(out / name) in known:
             raise OutputError(f"the output {out / name} would overwrite an input; choose another folder or name")
-    for folder in {(out / name).parent for row in rows for name in row.outputs}:
-        make_folder(folder)
-    for name in (name for row in rows for name in row.outputs):
-        check_output(out / name)
+    if os.path.islink(out / ASIDE) or kind_at(out / ASIDE, OutputError) not in (None, "folder"):
+        raise OutputError(f"{out / ASIDE} is a link or a file, and unfinished work needs a folder there; remove it")
+    taken: dict[str, str] = {}
+    for row in rows:
+        for name in row.outputs:
+            if (other := taken.setdefault(os.path.realpath(out / name), name)) != name:
+                same = f"{out / name} and {other} are one file, through a link"
+                raise OutputError(f"row {row.number}: {same}; choose another name")
+    make_folder(out)
+    for row in rows:
+        try:
+            for name in row.outputs:
+                make_folder((out / name).parent)
+                check_output(out / name)
+        except OutputError as error:
+            raise OutputError(f"row {row.number}: {error}") from error
 
 
 def _clear(out: Place) -> None:
     """Remove what processes that were stopped have left aside."""
     if isinstance(out, Path) and kind_at(out / ASIDE) == "folder":
         for path in paths_in(out / ASIDE):
-            if kind_at(path) == "folder":
+            if path.name.startswith(_MAKING) and kind_at(path) == "folder":
                 shutil.rmtree(path, ignore_errors=True)
 
 
@@ -401,7 +416,7 @@ def _file_of(mover: Place) -> Place:
 def _delivered(out: Place, row: Row) -> Iterator[list[Path]]:
     """Paths for the files of a row, which appear at their places in `out` when the block ends."""
     if isinstance(out, Path):
-        aside = Path(tempfile.mkdtemp(prefix="making-", dir=make_folder(out / ASIDE)))
+        aside = Path(tempfile.mkdtemp(prefix=_MAKING, dir=make_folder(out / ASIDE)))
     else:
         aside = Path(tempfile.mkdtemp(prefix="export3d-"))
     made = [aside / Path(name).name for name in row.outputs]

@@ -191,6 +191,39 @@ def test_inputs_and_reports_of_others_are_not_replaced(make: Make, folder: Path)
         make(*LINES)
 
 
+def test_unfinished_work_lies_in_a_folder_of_its_own(make: Make, folder: Path) -> None:
+    (folder / "other" / "sub").mkdir(parents=True)
+    (folder / "out").mkdir()
+    (folder / "out" / ".batch").symlink_to(folder / "other")
+    with pytest.raises(OutputError, match=r"\.batch is a link or a file"):
+        make(*LINES[:2])
+    assert (folder / "other" / "sub").is_dir()
+
+
+def test_a_failed_run_removes_only_what_it_made_aside(make: Make, folder: Path) -> None:
+    for name in ("making-1", "mine"):
+        (folder / "out" / ".batch" / name).mkdir(parents=True)
+    with pytest.raises(ConfigError):
+        make(*LINES[:2], device="cuda:99")
+    assert [path.name for path in (folder / "out" / ".batch").iterdir()] == ["mine"]
+
+
+def test_outputs_that_are_one_file_or_impossible_are_refused_with_their_row(make: Make, folder: Path) -> None:
+    (folder / "out" / "d").mkdir(parents=True)
+    (folder / "out" / "e").symlink_to("d")
+    with pytest.raises(OutputError, match=r"row 3: .*e/x\.mp4 and d/x\.mp4 are one file, through a link"):
+        make(HEADER, "face.png,speech,,d/x.mp4,,", "face.png,speech,,e/x.mp4,,")
+    with pytest.raises(OutputError, match=r"^cannot create the folder .*take\.motion: a file has this name"):
+        make(*LINES[:2], out=folder / "take.motion")
+    with pytest.raises(OutputError, match=r"row 2: cannot write .*name too long; choose a shorter name"):
+        make(HEADER, f"face.png,speech,,{'a' * 300}.mp4,,")
+
+
+def test_the_memory_of_this_process_is_no_place_for_what_others_make(make: Make) -> None:
+    with pytest.raises(OutputError, match="memory://out is the memory of this process"):
+        make(*LINES, out="memory://out", workers=1)
+
+
 def test_options_that_need_a_list_say_so(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     face, out = str(folder / "face.png"), str(folder / "out")
     for line, words in (
