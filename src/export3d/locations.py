@@ -170,27 +170,34 @@ def names(folder: Place, depth: int = 1) -> list[str]:
         InputError: the folder cannot be listed; web servers list none.
         MissingExtra: see `fetch`.
     """
+    if isinstance(folder, str):
+        return list(sizes(folder, depth))
+    levels = ("*/" * level + "*" for level in range(depth))
+    with reading(folder):
+        found = [path for level in levels for path in folder.glob(level) if kind_at(path) == "file"]
+    return sorted(path.relative_to(folder).as_posix() for path in found)
+
+
+def sizes(folder: Place, depth: int = 1) -> dict[str, int]:
+    """The size in bytes of each file that `names` lists, in its order; at a URL, one listing tells them."""
     if isinstance(folder, Path):
-        levels = ("*/" * level + "*" for level in range(depth))
-        with reading(folder):
-            found = [path for level in levels for path in folder.glob(level) if kind_at(path) == "file"]
-        return sorted(path.relative_to(folder).as_posix() for path in found)
+        return {name: file_size(folder / name) for name in names(folder, depth)}
     if _scheme(folder) in _WEB:
         raise InputError(f"{folder} cannot be listed, since a web server lists no folders; give files, or a manifest")
 
-    def find(system: Any, path: str) -> list[str]:
+    def find(system: Any, path: str) -> dict[str, int]:
         root = path.rstrip("/") + "/"
         system.invalidate_cache()  # other processes write too
-        return sorted(
-            file.removeprefix(root)
-            for file in system.find(path, maxdepth=depth)
+        return {
+            file.removeprefix(root): info.get("size") or 0
+            for file, info in sorted(system.find(path, maxdepth=depth, detail=True).items())
             if file.startswith(root) and not file.endswith("/")
-        )
+        }
 
     try:
         return _persist(folder, find)
     except FileNotFoundError:
-        return []
+        return {}
 
 
 def write(place: Place, data: bytes) -> None:

@@ -25,6 +25,7 @@ from export3d.locations import (
     read,
     read_part,
     remove,
+    sizes,
     upload,
     write,
 )
@@ -62,6 +63,7 @@ def test_what_is_written_is_read_and_listed(folder: Place) -> None:
     assert [kind_of(at) for at in (folder, place, inside(folder, "none"))] == ["folder", "file", None]
     assert names(folder) == ["a b.bin"]
     assert names(folder, 3) == ["a b.bin", "sub/deep/c.bin"]
+    assert sizes(folder, 3) == {name: file_size(inside(folder, name)) for name in names(folder, 3)}
     write(place, b"anew")
     assert read(place) == b"anew"
 

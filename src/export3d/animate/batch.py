@@ -2,7 +2,8 @@
 
 Every row is one job of one process. A process makes the files of a row aside, moves them to their places in OUT, and
 then writes what became of the row to `OUT/.batch`. At the end all of that becomes `OUT/report.json`. A row is not made
-again while its outputs are there, and the row, the contents of its inputs, the weights and the version are the same.
+again while its outputs are there with their sizes, and the row, the contents of its inputs, the weights and the version
+are the same. The report remembers the rows of other lists that were made into OUT.
 """
 
 from __future__ import annotations
@@ -38,7 +39,19 @@ from export3d.errors import (
     PolicyError,
 )
 from export3d.files import kind_at, make_folder, paths_in, replacing, writing_to
-from export3d.locations import Place, as_place, inside, local_copy, make_place, names, read, remove, upload, write
+from export3d.locations import (
+    Place,
+    as_place,
+    inside,
+    local_copy,
+    make_place,
+    names,
+    read,
+    remove,
+    sizes,
+    upload,
+    write,
+)
 from export3d.memory import give_back_memory
 from export3d.provenance.statement import Statement
 from export3d.workers.messages import caught_log
@@ -55,6 +68,7 @@ Progress = Callable[[int, int, str], None]
 REPORT_JSON, REPORT_CSV = "report.json", "report.csv"
 ASIDE = ".batch"
 """Folder in OUT for what an unfinished run has made."""
+_MAKING = "making-"
 _AT_ONCE = 16
 """Small files that are read together."""
 
@@ -68,7 +82,6 @@ class Settings:
     pure: bool = False
     engine: EngineName = "auto"
     batch: int = 4
-_MAKING = "making-"
 
 
 @dataclass(frozen=True)
@@ -84,6 +97,7 @@ class Outcome:
         reason: why there is no video.
         messages: what was told while it was made.
         fingerprint: see `batch_list.Row`.
+        sizes: of its files in bytes; older reports have none.
     """
 
     row: int
@@ -95,6 +109,7 @@ class Outcome:
     reason: str = ""
     messages: Sequence[str] = ()
     fingerprint: str = ""
+    sizes: Sequence[int] = ()
 
 
 @dataclass(frozen=True)
@@ -165,6 +180,8 @@ def animate_batch(
     listed, out = as_place(listed), as_place(out)
     if (isinstance(workers, int) and workers < 0) or batch < 1:
         raise ConfigError("workers must not be negative, and the batch at least 1 frame")
+    if isinstance(out, str) and out.startswith("memory:") and workers != 0:
+        raise OutputError(f"{out} is the memory of this process, which others cannot reach; give a folder or a store")
     settings = Settings(_portable(weights), device, pure, engine, batch)
     rows = read_rows(listed, shared or {}, [_digest(settings.weights), pure, Statement().version])
     earlier = _earlier(out)
@@ -172,16 +189,16 @@ def animate_batch(
     make_place(out)
     made = _finished(out, earlier)
     there = _there(out, rows)
+    named = {name for row in rows for name in row.outputs}
+    others = [row for row in made.values() if named.isdisjoint((row.output, row.sheet))]
     outcomes = {
         row.number: replace(made[row.output], row=row.number)
         for row in rows
-        if row.output in made and made[row.output].fingerprint == row.fingerprint and there.issuperset(row.outputs)
+        if row.output in made and _is_whole(made[row.output], row, there)
     }
     kept = len(outcomes)
     todo = [row for row in rows if row.number not in outcomes]
     processes = min(workers, len(todo)) if isinstance(workers, int) else 0
-    if isinstance(out, str) and out.startswith("memory:") and workers != 0:
-        raise OutputError(f"{out} is the memory of this process, which others cannot reach; give a folder or a store")
     place = Path(os.path.abspath(out)) if isinstance(out, Path) else out  # the current folder may be another there
     start = functools.partial(_start, settings, place, processes)
     if progress is not None:
@@ -197,7 +214,7 @@ def animate_batch(
     finally:
         _clear(out)
     report = BatchReport(out, tuple(outcomes[row.number] for row in rows), kept, time.monotonic() - began)
-    _write_report(report)
+    _write_report(report, others)
     remove(inside(out, ASIDE))
     return report
 
@@ -220,13 +237,14 @@ def _digest(weights: str | None) -> str:
 
 
 def _earlier(out: Place) -> dict[str, Outcome]:
-    """What earlier runs made, by output; `OutputError` if the folder's report is another command's."""
+    """What earlier runs made, of this list or others, by output; `OutputError` if the report is another command's."""
     data = read(inside(out, REPORT_JSON))
     if data is None:
         return {}
     try:
-        found = [Outcome(**row) for row in json.loads(data)["rows"]]
-    except (ValueError, KeyError, TypeError) as error:
+        report = json.loads(data)
+        found = [_outcome(row) for row in (*report.get("others", ()), *report["rows"])]
+    except _UNREADABLE as error:
         raise OutputError(
             f"{inside(out, REPORT_JSON)} is not a report of animations and would be replaced; choose another folder"
         ) from error
@@ -238,14 +256,38 @@ def _finished(out: Place, earlier: dict[str, Outcome]) -> dict[str, Outcome]:
     aside = inside(out, ASIDE)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         parts = list(pool.map(lambda name: read(inside(aside, name)), [n for n in names(aside) if n.endswith(".json")]))
-    found = [Outcome(**json.loads(part)) for part in parts if part]
-    return earlier | {row.output: row for row in found}
+    found = []
+    for part in parts:
+        with contextlib.suppress(*_UNREADABLE):  # cut or foreign: its row is made again
+            found.append(_outcome(json.loads(part or b"")))
+    return earlier | {row.output: row for row in found if row.state == "made"}
 
 
-def _there(out: Place, rows: Sequence[Row]) -> set[str]:
-    """The files in the folders of the outputs."""
+_UNREADABLE = ValueError, KeyError, TypeError, AttributeError, RecursionError
+"""What JSON raises that is damaged or another program's."""
+
+
+def _outcome(found: Any) -> Outcome:
+    """An outcome from JSON; raises one of `_UNREADABLE`."""
+    row = Outcome(**found)
+    texts = (row.output, "" if row.sheet is None else row.sheet, row.state, row.reason, row.fingerprint, *row.messages)
+    numbers = (row.row, row.seconds, row.frames, *row.sizes)
+    if not all(isinstance(text, str) for text in texts) or not all(isinstance(n, int | float) for n in numbers):
+        raise TypeError("a value has another type")
+    return row
+
+
+def _there(out: Place, rows: Sequence[Row]) -> dict[str, int]:
+    """The files in the folders of the outputs, and their sizes."""
     folders = {posixpath.dirname(name) for row in rows for name in row.outputs}
-    return {posixpath.join(at, name) for at in folders for name in names(inside(out, at) if at else out)}
+    found = {at: sizes(inside(out, at) if at else out) for at in folders}
+    return {posixpath.join(at, name): size for at, files in found.items() for name, size in files.items()}
+
+
+def _is_whole(made: Outcome, row: Row, there: Mapping[str, int]) -> bool:
+    """Whether a row is made as it is now, and its files are there, none cut or replaced by one of another size."""
+    found = [there.get(name) for name in row.outputs]
+    return made.fingerprint == row.fingerprint and None not in found and list(made.sizes or found) == found
 
 
 def _check_outputs(out: Place, rows: Sequence[Row], listed: Place) -> None:
@@ -329,9 +371,10 @@ class _Maker:
         """
         begun = time.perf_counter()
         frames, problem = 0, ""
+        written: list[int] = []
         with caught_log() as messages:
             try:
-                frames = self._write(row)
+                frames, written = self._write(row)
             except (OutputError, MissingExtra, PolicyError, CheckpointError):
                 raise
             except Export3DError as error:
@@ -349,21 +392,22 @@ class _Maker:
             problem,
             messages,
             row.fingerprint,
+            written,
         )
         if not problem:
             name = sha256(row.output.encode()).hexdigest()[:32]
             write(inside(self._out, f"{ASIDE}/{name}.json"), json.dumps(asdict(outcome)).encode())
         return outcome
 
-    def _write(self, row: Row) -> int:
-        """Write the files of a row; returns the number of frames."""
+    def _write(self, row: Row) -> tuple[int, list[int]]:
+        """Write the files of a row; returns the number of frames, and the files' sizes."""
         sources = self._encoded(row)
         moved_by, mover = self._moving(row)
         if row.scores:
             moved_by.motion.require_space("arkit52")
         image = local_copy(row.background) if row.has_image else contextlib.nullcontext(row.background)
         with image as background, _delivered(self._out, row) as paths:
-            return write_animation(
+            frames = write_animation(
                 self._animator,
                 sources if row.face == "all" else sources[0],
                 moved_by,
@@ -375,6 +419,7 @@ class _Maker:
                 marks=row.marks(self._animator.statement(sources, mover)),
                 **self._animator.framing(row.frame, row.size, str(background), row.relative),
             )
+            return frames, [path.stat().st_size for path in paths]
 
     def _encoded(self, row: Row) -> list[Source]:
         key = row.portrait, row.face
@@ -437,13 +482,15 @@ def _delivered(out: Place, row: Row) -> Iterator[list[Path]]:
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
-def _write_report(report: BatchReport) -> None:
+def _write_report(report: BatchReport, others: Sequence[Outcome]) -> None:
+    """Write the reports; `others` are rows of other lists, which a run of those finds."""
     value = {
         "made": len(report.rows) - len(report.refused) - report.kept,
         "kept": report.kept,
         "refused": len(report.refused),
         "seconds": round(report.seconds, 1),
         "rows": [asdict(row) for row in report.rows],
+        "others": [asdict(row) for row in others],
     }
     columns = ["row", "output", "state", "seconds", "reason"]
     table = io.StringIO()

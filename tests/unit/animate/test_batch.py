@@ -15,7 +15,7 @@ from PIL import Image
 from export3d.animate.batch import BatchReport, animate_batch
 from export3d.cli.main import main
 from export3d.errors import CheckpointError, ConfigError, OutputError
-from export3d.locations import names, read
+from export3d.locations import inside, names, read, write
 from export3d.motion.motion import Motion
 
 Make = Callable[..., BatchReport]
@@ -189,6 +189,49 @@ def test_inputs_and_reports_of_others_are_not_replaced(make: Make, folder: Path)
     (folder / "out" / "report.json").write_text('{"splits": {}}')
     with pytest.raises(OutputError, match="not a report of animations"):
         make(*LINES)
+
+
+def test_a_cut_or_replaced_result_is_made_again(make: Make, folder: Path) -> None:
+    for out in (folder / "out", f"memory://{uuid.uuid4().hex}"):
+        made = make(*LINES[:3], out=out)
+        assert [len(row.sizes) for row in made.rows] == [1, 2]
+        whole = read(inside(out, "people/two.png"))
+        assert whole is not None
+        write(inside(out, "people/two.png"), whole[:-1])
+        assert make(*LINES[:3], out=out).kept == 1
+        assert read(inside(out, "people/two.png")) == whole
+        report = json.loads(read(inside(out, "report.json")) or b"")
+        for row in report["rows"]:
+            del row["sizes"]  # as older versions wrote it
+        write(inside(out, "report.json"), json.dumps(report).encode())
+        assert make(*LINES[:3], out=out).kept == 2
+
+
+def test_a_second_list_does_not_make_the_first_one_forgotten(make: Make) -> None:
+    first, second = LINES[:2], (HEADER, *LINES[3:])
+    assert [make(*lines).kept for lines in (first, second, first, second)] == [0, 0, 1, 1]
+    assert make(HEADER, "face.png,take.motion,,two.mp4,,one.png").kept == 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"row": 2}',
+        '{"row": 2, "output": ["x"], "sheet": null, "state": "made"}',
+        '{"row": 2, "output": "x", "sheet": [], "state": "made"}',
+        "[" * 100_000,
+    ],
+    ids=["empty", "list", "part", "output", "sheet", "deep"],
+)
+def test_damaged_notes_are_ignored_and_a_damaged_report_is_refused(make: Make, folder: Path, text: str) -> None:
+    (folder / "out" / ".batch").mkdir(parents=True)
+    (folder / "out" / ".batch" / "x.json").write_text(text)
+    assert make(*LINES[:2]).rows[0].state == "made"
+    (folder / "out" / "report.json").write_text(f'{{"rows": [{text}]}}' if text else "[]")
+    with pytest.raises(OutputError, match="not a report of animations"):
+        make(*LINES[:2])
 
 
 def test_unfinished_work_lies_in_a_folder_of_its_own(make: Make, folder: Path) -> None:
