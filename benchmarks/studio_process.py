@@ -73,9 +73,10 @@ class Studio:
             for one in [server, *server.children(recursive=True)]:
                 with suppress(psutil.Error):
                     words = " ".join(one.cmdline())
+                    if one.pid != server.pid and "intake_process" not in words and "spawn_main" not in words:
+                        continue  # Python's tracker of resources, or a child that has not begun its program
                     kind = "server" if one.pid == server.pid else "intake" if "intake_process" in words else "engine"
-                    if "resource_tracker" not in words:
-                        found.append(Child(one.pid, kind, one.memory_info().rss / 1e6))
+                    found.append(Child(one.pid, kind, one.memory_info().rss / 1e6))
         return found
 
     def pid(self, kind: str, timeout_s: float = 60.0) -> int:
