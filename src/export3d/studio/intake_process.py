@@ -46,7 +46,7 @@ THUMBNAILS, THUMBNAIL_SIZE = 10, (160, 72)
 """Their number, and their largest width and height."""
 
 _MB = 1 << 20
-_SHORT = Limits(memory=500 * _MB, seconds=9, wall_s=9, file=64 * _MB)
+_SHORT = Limits(memory=500 * _MB, seconds=8, wall_s=8, file=64 * _MB)
 LIMITS = {
     "photo": _SHORT,
     "background": _SHORT,
