@@ -12,7 +12,7 @@ import posixpath
 import re
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
@@ -206,15 +206,16 @@ def make_jobs(
     looks = _looks([place for place, _ in files])
     held_out = set[str]()
     if rows is None:
-        videos = [place for place, look in looks.items() if isinstance(look, _Look) and look.kind == "video"]
-        held_out = _held_out(videos, out, _VAL_FRACTION if val_fraction is None else val_fraction)
+        videos = {place: look for place, look in looks.items() if isinstance(look, _Look) and look.kind == "video"}
+        known = None if coefficients is not None else limits  # with coefficients a file is known by its place alone
+        held_out = _held_out(videos, out, _VAL_FRACTION if val_fraction is None else val_fraction, known)
     drafts: list[Job] = []
     rejects: list[Reject] = []
     contents: dict[str, str] = {}
     for path, name in files:
         if rows is None:
             split = "val" if _stem(path) in held_out else "train"
-            job = Job(path, 0, name, split, _stem(path), "unstated")
+            job = _unlisted(path, name, split)
         elif path in rows:
             row = dict(rows[path])
             job = Job(path, 0, row.pop("file"), row.pop("split"), row.pop("person"), row.pop("terms", ""), row)
@@ -230,20 +231,31 @@ def make_jobs(
         if first != job.file:
             rejects.append(Reject(job.file, job.split, "duplicate", f"{job.file} has the same contents as {first}"))
             continue
-        facts = [VERSION, look.digest, job.split, job.person, job.terms, job.origin, asdict(limits)]
+        more: list[object] = []
         if coefficients is not None:
             try:
                 own = coefficients_of(coefficients, job.file)
-                facts.append(_coefficients_digest(own))
+                more.append(_coefficients_digest(own))
                 job = replace(job, coefficients=own)
             except (InputError, OSError) as error:
                 rejects.append(Reject(job.file, job.split, "coefficients", str(error)))
                 continue
-        fingerprint = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+        fingerprint = _fingerprint(job, look, limits, *more)
         place = _place(path)
         parts = parts_of(out, job.split)
         drafts.append(replace(job, size=look.size, fingerprint=fingerprint, place=place, parts=parts))
     return _with_keys(drafts, out), rejects
+
+
+def _unlisted(path: Place, name: str, split: str) -> Job:
+    """The job of a file without a manifest."""
+    return Job(path, 0, name, split, _stem(path), "unstated")
+
+
+def _fingerprint(job: Job, look: _Look, limits: Limits, *more: object) -> str:
+    """The same as long as a job would give the same output."""
+    facts = [VERSION, look.digest, job.split, job.person, job.terms, job.origin, asdict(limits), *more]
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def coefficients_of(folder: Path, file: str) -> Path:
@@ -281,12 +293,23 @@ def split_folders(out: Place) -> list[Place]:
     return [inside(out, name.rpartition("/")[0]) for name in names(out, 2) if name.endswith(f"/{INDEX_NAME}")]
 
 
-def _held_out(videos: Sequence[Place], out: Place, share: float) -> set[str]:
-    """Stems of the videos held out for validation. Images are not held out: they have no second frame."""
+def _held_out(videos: Mapping[Place, _Look], out: Place, share: float, limits: Limits | None) -> set[str]:
+    """Stems of the videos held out for validation. Images are not held out: they have no second frame.
+
+    Nor are videos that were refused, unless their contents or the limits, if given, have changed since.
+    """
     indices = {name_of(folder): read_index(folder) for folder in split_folders(out)}
     used = {entry.place for index in indices.values() for entry in index.entries}
-    refused = {reject.place for index in indices.values() for reject in index.rejects} - used
-    stems = {_stem(path) for path in videos if _place(path) not in refused}
+    rejects = [reject for index in indices.values() for reject in index.rejects]
+    refused = {reject.place: reject for reject in rejects if reject.place not in used}
+
+    def is_refused(path: Place, look: _Look) -> bool:
+        reject = refused.get(_place(path))
+        if reject is None or limits is None:
+            return reject is not None
+        return reject.fingerprint == _fingerprint(_unlisted(path, reject.file, reject.split), look, limits)
+
+    stems = {_stem(path) for path, look in videos.items() if not is_refused(path, look)}
     if not share or len(stems) < _FEW:
         return set()
     before = {entry.person: name for name, index in indices.items() for entry in index.entries}

@@ -221,6 +221,10 @@ def test_a_split_of_refused_videos_does_not_stay(tmp_path: Path, drawn: list[str
     report = run(folder, tmp_path / "out")
     assert len(report.rejects) == 4
     assert not (tmp_path / "out" / "val").exists()
+    for number in range(4):
+        draw_clip(folder / f"take{number}.mp4", [120 + 10 * number] * 40)
+    run(folder, tmp_path / "out")
+    assert len(keys(tmp_path / "out", "val")) == 1, "files of the same names with other contents are other files"
 
 
 @pytest.mark.slow
