@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 from export3d.errors import ConfigError
+from export3d.files import kind_at
 from export3d.workers.cluster import LOCAL, Cluster, is_address
 
 
@@ -40,4 +40,5 @@ def with_address(arguments: Sequence[str]) -> list[str]:
 
 
 def _is_other(word: str) -> bool:
-    return word.startswith("-") or os.path.exists(word) or ("://" in word and not word.startswith("ray://"))
+    is_url = "://" in word and not word.startswith("ray://")
+    return word.startswith("-") or is_url or (word != "" and kind_at(word) is not None)
