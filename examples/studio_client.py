@@ -5,21 +5,14 @@ import time
 
 import httpx
 
-
-def made(answer):
-    if answer.is_error:
-        sys.exit(answer.json()["error"])
-    return answer.json()
-
-
 url, photo, motion, output = sys.argv[1:]
 with httpx.Client(base_url=url, timeout=60) as studio, open(photo, "rb") as file:
-    sent = made(studio.post("/api/uploads", params={"kind": "photo", "name": photo}, content=file.read()))
-    asked = {"verb": "animate", "portrait": sent["id"], "motion": motion, "seconds": 1}
-    job = made(studio.post("/api/jobs", json=asked))
+    sent = studio.post("/api/uploads", params={"kind": "photo", "name": photo}, content=file.read()).raise_for_status()
+    asked = {"verb": "animate", "portrait": sent.json()["id"], "motion": motion, "seconds": 1}
+    job = studio.post("/api/jobs", json=asked).raise_for_status().json()
     while job["state"] in ("queued", "running"):
         time.sleep(0.5)
-        job = made(studio.get(f"/api/jobs/{job['id']}"))
+        job = studio.get(f"/api/jobs/{job['id']}").json()
     if job["state"] != "done":
         sys.exit(job["error"] or job["state"])
     with open(output, "wb") as video:
