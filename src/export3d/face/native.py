@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import importlib
-import logging
 import sys
 import threading
 import types
@@ -17,8 +16,6 @@ from numpy.typing import NDArray
 
 from export3d.errors import Export3DError, MissingExtra
 from export3d.workers.messages import quiet_stderr
-
-logger = logging.getLogger(__name__)
 
 
 class Task:
