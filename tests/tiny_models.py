@@ -18,7 +18,7 @@ from export3d.warping.landmark_motion import LandmarkMotion, average_landmarks
 from export3d.warping.skip_path import FlowStep
 from export3d.warping.source_warp import WarpConfig
 
-PARTS = ("align", "skip", "flow", "redraw", "detail", "dense", "mouth")
+PARTS = ("align", "skip", "flow", "redraw", "detail", "dense", "mouth", "scores")
 """All parts of a warp."""
 
 
@@ -51,6 +51,8 @@ def awake(config: ModelConfig | None = None) -> Export3D:
         if isinstance(module, LandmarkMotion):
             for layer in (module.depth, module.out):
                 nn.init.normal_(layer.weight, std=0.05)
+            if module.scores:
+                nn.init.normal_(module.typical, std=0.3)
         if isinstance(module, FlowStep):
             nn.init.normal_(module.change.weight, std=0.05)
             if module.closes is not None:

@@ -136,7 +136,7 @@ def base() -> ModelConfig:
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
         superres=SuperResConfig(mid_channels=32, high_channels=16),
-        warp=WarpConfig(),
+        warp=WarpConfig(scores=True),
     )
 
 
@@ -203,6 +203,13 @@ def no_lowpass(config: ModelConfig) -> ModelConfig:
     return replace(config, generator=replace(config.generator, lowpass_sigma=0.0))
 
 
+def with_scores(config: ModelConfig) -> ModelConfig:
+    """Landmarks move with the expression coefficients themselves, where the warp moves landmarks."""
+    if config.warp is None or not (config.warp.flow or config.warp.detail):
+        return config
+    return replace(config, warp=replace(config.warp, scores=True))
+
+
 def without(*parts: str) -> Callable[[ModelConfig], ModelConfig]:
     """Ablation of the warp: switches these parts off; the warp is None once no part is left."""
 
@@ -210,6 +217,7 @@ def without(*parts: str) -> Callable[[ModelConfig], ModelConfig]:
         if config.warp is None:
             return config
         left = {name: on and name not in parts for name, on in asdict(config.warp).items()}
+        left["scores"] &= left["flow"] or left["detail"]
         return replace(config, warp=WarpConfig(**left) if any(left.values()) else None)
 
     return change
@@ -235,6 +243,8 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_detail": without("detail", "dense", "mouth"),
     "no_dense": without("dense"),
     "no_mouth": without("mouth"),
+    "scores": with_scores,
+    "no_scores": without("scores"),
     "no_align": without("align"),
     "pure": without("flow", "redraw", "detail", "dense", "mouth"),
     "no_warp": without("align", "skip", "flow", "redraw", "detail", "dense", "mouth"),

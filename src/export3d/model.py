@@ -100,7 +100,12 @@ class Export3D(HubModel):
         if config.warp is not None:
             widths = (config.render.features, config.superres.mid_channels, config.superres.high_channels)
             self.warp = SourceWarp(
-                config.warp, config.expression.d, config.render.half_extent, config.generator.side_widths, widths
+                config.warp,
+                config.expression.d,
+                (config.expression.inputs, config.expression.latent),
+                config.render.half_extent,
+                config.generator.side_widths,
+                widths,
             )
 
     @property
@@ -149,8 +154,10 @@ class Export3D(HubModel):
         check_shape(source, f"B 3 {size} {size}", "source")
         seen, view = resize(source, self.config.generator.image_size), None
         if self.warp is not None:
-            beta = None if source_expression is None else self.expression(source_expression)
-            view = self.warp.view(source, source_camera, beta, source_landmarks)
+            own = None
+            if source_expression is not None and self.warp.motion is not None:
+                own = self.warp.motion.input(self.expression(source_expression), source_expression)
+            view = self.warp.view(source, source_camera, own, source_landmarks)
             seen = self.warp.frontal(seen, source_camera)
         return Encoded(self.generator.encode(seen), view)
 
@@ -173,13 +180,21 @@ class Export3D(HubModel):
         if shift is not None:
             check_shape(shift, f"{shift.shape[0]} {coefficients.shape[1]}", "shift of lambda")
             coefficients = coefficients + shift
-        return self._planes(source, self.expression.embed(coefficients), eyes)[0]
+        return self._planes(source, self.expression.embed(coefficients), expression, shift, eyes)[0]
 
-    def _planes(self, source: Encoded, beta: Tensor, eyes: Eyes | None = None) -> tuple[Planes, Tensor]:
-        """Features and beta' (B, d) to tri-planes, with and without the tri-plane EMA."""
+    def _planes(
+        self,
+        source: Encoded,
+        beta: Tensor,
+        expression: Tensor,
+        shift: Tensor | None = None,
+        eyes: Eyes | None = None,
+    ) -> tuple[Planes, Tensor]:
+        """Features, beta' (B, d) and what it was made of to tri-planes, with and without the tri-plane EMA."""
         motion = None
         if self.warp is not None and source.view is not None:
-            motion = self.warp.move(beta, source.view, source.features.stem, eyes)
+            asked = beta if self.warp.motion is None else self.warp.motion.input(beta, expression, shift)
+            motion = self.warp.move(asked, source.view, source.features.stem, eyes)
         generated = self.generator.generate(source.features, beta, None if motion is None else motion.walk)
         return Planes(self.generator.average(generated), source, motion), generated
 
@@ -244,7 +259,7 @@ class Export3D(HubModel):
             superres: whether to compute the final image.
         """
         encoded = self.encode(source, source_camera, source_expression, source_landmarks)
-        planes, generated = self._planes(encoded, self.expression(expression))
+        planes, generated = self._planes(encoded, self.expression(expression), expression)
         rendered = self.renderer(planes.triplane, camera, resolution, jitter)
         image, guide = self._finish(planes, camera, rendered) if superres else (None, None)
         return Output(image, rendered, generated, planes, None if guide is None else guide.views.moved)

@@ -81,22 +81,23 @@ def closed(
     """
     share = _share(expression)
     blink = expression[:, _BLINK]
-    at_rest = encoder(_as_both(own, torch.zeros_like(own[:, None, :2])).flatten(0, 2)).view(own.shape[0], 2, -1)
     steps = torch.linspace(0.0, _LONGEST, _STEPS, device=blink.device)[None, :, None].expand(blink.shape[0], -1, 2)
 
-    def beta(scores: Tensor) -> Tensor:
-        rows = scores.shape[1]
-        coefficients = encoder.coefficients(scores.flatten(0, 2)).view(scores.shape[0], rows, 2, -1)
-        return encoder.embed(coefficients if shift is None else coefficients + shift[:, None, None])
+    def asked(scores: Tensor, shift: Tensor | None) -> Tensor:
+        """(S, K, 2, E) to what landmarks move by, (S, K, 2, m)."""
+        coefficients = encoder.coefficients(scores.flatten(0, 2)).view(*scores.shape[:3], -1)
+        moved = None if shift is None else shift[:, None, None]
+        return motion.input(encoder.embed(coefficients if moved is None else coefficients + moved), scores, moved)
 
-    opened = _openings(motion, view, beta(_as_both(expression, steps)), at_rest)
+    at_rest = asked(_as_both(own, torch.zeros_like(own[:, None, :2])), None)[:, 0]
+    opened = _openings(motion, view, asked(_as_both(expression, steps), shift), at_rest)
     usual = _usual(own[:, _BLINK])
     wanted = 1.0 - (usual - _usual(blink)) / usual.clamp_min(_LEAST)
     step = _first_below(opened, torch.minimum(wanted, opened[:, 0]))
-    eyes = Eyes(beta(_as_both(expression, step[:, None]))[:, 0], at_rest.expand(blink.shape[0], -1, -1), share)
+    at_last = asked(_as_both(expression, step[:, None]), shift)[:, 0]
+    eyes = Eyes(at_last, at_rest.expand(blink.shape[0], -1, -1), share)
     needed = step.amin(dim=1, keepdim=True)
-    asked = _along(expression, needed.expand(-1, 2))
-    return torch.lerp(expression, asked, share[:, None]), eyes
+    return torch.lerp(expression, _along(expression, needed.expand(-1, 2)), share[:, None]), eyes
 
 
 def _share(expression: Tensor) -> Tensor:
@@ -121,22 +122,27 @@ def _as_both(expression: Tensor, step: Tensor) -> Tensor:
     return _along(out, step[..., None].expand(-1, -1, -1, 2))
 
 
-def _openings(motion: LandmarkMotion, view: SourceView, beta: Tensor, own: Tensor) -> Tensor:
-    """How far each eye is open, relative to the source's: (B, K, 2) by beta' (B, K, 2, d), from its own (S, 2, d)."""
+def _openings(motion: LandmarkMotion, view: SourceView, asked: Tensor, own: Tensor) -> Tensor:
+    """How far each eye is open, relative to the source's: (B, K, 2).
+
+    Args:
+        asked: (B, K, 2, m) what landmarks move by.
+        own: (S, 2, m) the same of the source.
+    """
     assert view.face is not None
-    batch, steps = beta.shape[:2]
+    batch, steps = asked.shape[:2]
 
     def rows(x: Tensor) -> Tensor:
         return x[:, None].expand(batch, 2 * steps, *x.shape[1:]).flatten(0, 1)
 
     own = own[:, None].expand(batch, steps, -1, -1).flatten(0, 2)
     face = Face(own, *(rows(x) for x in (view.face.places, view.face.aligned, view.face.points, view.face.code)))
-    upper, lower = (constant(lids, beta.device) for lids in (_UPPER, _LOWER))
+    upper, lower = (constant(lids, asked.device) for lids in (_UPPER, _LOWER))
 
     def gap(points: Tensor) -> Tensor:
         return (points[:, lower, 1] - points[:, upper, 1]).mean(dim=-1)
 
-    gaps = gap(motion(beta.flatten(0, 2), face)).view(batch, steps, 2, 2).diagonal(dim1=2, dim2=3)
+    gaps = gap(motion(asked.flatten(0, 2), face)).view(batch, steps, 2, 2).diagonal(dim1=2, dim2=3)
     return gaps / gap(view.face.points)[:, None].clamp_min(1e-4)
 
 

@@ -49,10 +49,10 @@ class EyeClosing(Part):
     """`eyelids.closed`.
 
     Inputs: expression (B, E), shift (B, n), source_expression (B, E) and the tensors of `Encoded.view.face`.
-    Outputs: expression, eyes.beta, eyes.own and eyes.share, for `ExpressionMotion`.
+    Outputs: expression, eyes.asked, eyes.own and eyes.share, for `ExpressionMotion`.
     """
 
-    outputs = ("expression", "eyes.beta", "eyes.own", "eyes.share")
+    outputs = ("expression", "eyes.asked", "eyes.own", "eyes.share")
 
     def __init__(self, motion: ExpressionMotion) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class EyeClosing(Part):
         asked, eyes = closed(
             of.expression, of.motion, view, named["source_expression"], named["expression"], named["shift"]
         )
-        return asked, eyes.beta, eyes.own, eyes.share
+        return asked, eyes.asked, eyes.own, eyes.share
 
 
 def graphs(model: Export3D) -> dict[str, Part]:

@@ -140,9 +140,10 @@ class CudaEngine(PartsEngine):
         if len(source.features.tokens) != batch:
             source = source.expand(batch)
         if shift is None:
-            shift = expression.new_zeros(1, sizes.n if sizes.basis else sizes.d)
+            shift = expression.new_zeros(1, sizes.latent)
         if eyes is None:
-            none = expression.new_zeros(batch, 2, sizes.d)
+            moved = None if self.model.warp is None else self.model.warp.motion
+            none = expression.new_zeros(batch, 2, sizes.d if moved is None else moved.width)
             eyes = Eyes(none, none, none[:, 0, 0])
         given = {"expression": expression, "shift": shift.expand(batch, -1)}
         made = self._plane_part(given | parts.tensors(source) | parts.tensors(eyes, "eyes"))

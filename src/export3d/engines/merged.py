@@ -176,7 +176,7 @@ def _merged_planes(engine: Engine, calls: Sequence[Call]) -> list[Planes]:
         for source, count in zip(sources, counts)
     ]
     joined = _joined(expanded[0], [parts.tensors(source) for source in expanded])
-    made = engine.planes(joined, torch.cat(expressions), _shifts(shifts, counts), _eyes(engine, eyes, expressions))
+    made = engine.planes(joined, torch.cat(expressions), _shifts(shifts, counts), _eyes(eyes, expressions))
     return [
         # copies: planes are kept, and a part of a batch would keep all of it
         Planes(made.triplane[at].clone(), source, _moved(made.motion, at))
@@ -197,14 +197,14 @@ def _shifts(shifts: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | 
     return torch.cat([(zeros if one is None else one).expand(n, -1) for one, n in zip(shifts, counts)])
 
 
-def _eyes(engine: Engine, eyes: Sequence[Eyes | None], expressions: Sequence[Tensor]) -> Eyes | None:
+def _eyes(eyes: Sequence[Eyes | None], expressions: Sequence[Tensor]) -> Eyes | None:
     """Eyes of which none moves on its own stand for no eyes."""
     if all(one is None for one in eyes):
         return None
-    d = engine.model.config.expression.d
+    like = next(one for one in eyes if one is not None)
     filled = []
     for one, expression in zip(eyes, expressions):
-        none = expression.new_zeros(len(expression), 2, d)
+        none = expression.new_zeros(len(expression), *like.own.shape[1:])
         filled.append(parts.tensors(one or Eyes(none, none, none[:, 0, 0])))
     return Eyes(**{name: torch.cat([one[name] for one in filled]) for name in filled[0]})
 

@@ -122,7 +122,7 @@ class ExpressionMotion(Part):
     """Expressions to beta' (Eq. 3) and, with a warp, to what moves the source.
 
     Inputs: expression (B, E); shift (B, n), zeros for none; with landmark motion the tensors of `Encoded.view.face`,
-    and eyes.beta (B, 2, d), eyes.own (B, 2, d) and eyes.share (B,), zeros for none.
+    and eyes.asked (B, 2, m), eyes.own (B, 2, m) and eyes.share (B,), zeros for none.
     Outputs: beta (B, d); with landmark motion points (B, 478, 3); with a flow field (B, 2, h, h).
     """
 
@@ -137,7 +137,7 @@ class ExpressionMotion(Part):
         face: tuple[str, ...] = ()
         if self.motion is not None:
             face = tuple(name for name in tensors(self.like) if name.startswith("view.face."))
-            face += ("eyes.beta", "eyes.own", "eyes.share")
+            face += ("eyes.asked", "eyes.own", "eyes.share")
         self.inputs = ("expression", "shift", *face)
         self.outputs = ("beta", *(["points"] if self.motion else []), *(["field"] if self.flow else []))
 
@@ -149,7 +149,8 @@ class ExpressionMotion(Part):
         view = rebuilt(self.like, named).view
         assert view is not None
         assert view.face is not None
-        points = self.motion(beta, view.face, Eyes(named["eyes.beta"], named["eyes.own"], named["eyes.share"]))
+        asked = self.motion.input(beta, named["expression"], named["shift"])
+        points = self.motion(asked, view.face, Eyes(named["eyes.asked"], named["eyes.own"], named["eyes.share"]))
         if not self.flow:
             return beta, points
         return beta, points, plane_flow(points, view.face, self.half_extent, self.size)
@@ -282,17 +283,18 @@ def examples(model: Export3D, batch: int = 2, seed: int = 0) -> dict[str, Tensor
     labels = [Camera.orbit(30.0 * float(a), 15.0 * float(b)).label for a, b in _uniform(random, 2 * batch, 2)]
     camera = torch.tensor(np.stack(labels), dtype=torch.float32)
     heads = average_landmarks().expand(batch, -1, -1)
-    inputs, latent, d = model.config.expression.inputs, model.config.expression.n, model.config.expression.d
+    sizes, moved = model.config.expression, None if model.warp is None else model.warp.motion
+    width = sizes.d if moved is None else moved.width
     own = camera[:batch]
     made = {
         "source": _uniform(random, batch, 3, size, size),
         "source_camera": own,
-        "source_expression": _uniform(random, batch, inputs).abs(),
+        "source_expression": _uniform(random, batch, sizes.inputs).abs(),
         "source_landmarks": projected(heads, own)[0],
-        "expression": _uniform(random, batch, inputs).abs(),
-        "shift": _uniform(random, batch, latent if model.expression.basis is not None else d),
-        "eyes.beta": 0.1 * _uniform(random, batch, 2, d),
-        "eyes.own": 0.1 * _uniform(random, batch, 2, d),
+        "expression": _uniform(random, batch, sizes.inputs).abs(),
+        "shift": _uniform(random, batch, sizes.latent),
+        "eyes.asked": 0.1 * _uniform(random, batch, 2, width),
+        "eyes.own": 0.1 * _uniform(random, batch, 2, width),
         "eyes.share": _uniform(random, batch).abs(),
         "camera": camera[batch:],
     }

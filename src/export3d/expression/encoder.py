@@ -38,6 +38,11 @@ class ExpressionConfig:
         if min(self.inputs, self.hidden, self.n, self.d) < 1 or self.n > self.d:
             raise ConfigError("expression sizes must be positive and n at most d")
 
+    @property
+    def latent(self) -> int:
+        """Size of lambda: n, or d without a basis."""
+        return self.n if self.basis else self.d
+
 
 class ExpressionEncoder(nn.Module):
     """beta' = f_e(beta) = sum_i lambda_i v_i (Eq. 3), lambda from two linear layers with a leaky ReLU between.
@@ -61,7 +66,7 @@ class ExpressionEncoder(nn.Module):
         self.register_buffer("low", torch.zeros(config.n))
         self.register_buffer("high", torch.zeros(config.n))
         self.first = nn.Linear(config.inputs, config.hidden)
-        self.second = linear(config.hidden, config.n if config.basis else config.d)
+        self.second = linear(config.hidden, config.latent)
         nn.init.xavier_uniform_(self.second.weight)
         self.basis = OrthonormalBasis(config.n, config.d) if config.basis else None
         self.requires_grad_(not config.frozen)

@@ -169,6 +169,8 @@ class ReconstructionTask(PairTask):
             return 0.0
         store = self.sampler.store
         sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2]))  # images are not used
+        with torch.no_grad():
+            motion.standardise(store.expression, self.model.expression.coefficients(store.expression))
         trained = [p.requires_grad for p in motion.parameters()]
         optimizer = torch.optim.AdamW(motion.requires_grad_(True).parameters(), lr=2e-3)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 20), pct_start=0.1)
@@ -176,9 +178,12 @@ class ReconstructionTask(PairTask):
         for step in range(steps):
             batch = sampler.batch(step * 256, 256)
             with torch.no_grad():
-                own, beta = (self.model.expression(batch[name]) for name in ("source_expression", "expression"))
+                own, asked = (
+                    motion.input(self.model.expression(batch[name]), batch[name])
+                    for name in ("source_expression", "expression")
+                )
             face = motion.face(own, batch["source_landmarks"], batch["source_camera"], half)
-            error = landmark_error(motion(beta, face), batch["landmarks"], batch["camera"])
+            error = landmark_error(motion(asked, face), batch["landmarks"], batch["camera"])
             optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward(error)
             optimizer.step()

@@ -4,7 +4,11 @@ The tracker gives the source's landmarks in the image. Their depth, and how they
 are learned from landmarks alone, in about a minute (`training.reconstruction`). The moved landmarks determine the flow
 of the generator's source features (`flows.plane_flow`) and the flow of the source's pixels (`flows.driving_flow`).
 
-Letters: B batch, L = 478 landmarks, F = 470 face vertices of the elastic mesh, d size of beta'.
+Ten directions forget most of the gaze and some of the lips. Where `WarpConfig.scores` is on, landmarks therefore move
+with the expression coefficients themselves, and beta' drives only the generator.
+
+Letters: B batch, L = 478 landmarks, F = 470 face vertices of the elastic mesh, E expression coefficients, n directions,
+m size of what landmarks move by: beta', or the E coefficients.
 """
 
 from __future__ import annotations
@@ -34,14 +38,14 @@ class Face:
     """A source's face, before it moves.
 
     Attributes:
-        beta: (B, d) its own beta'.
+        own: (B, m) what its own expression gives, see `LandmarkMotion.input`.
         places: (B, F, 2) its vertices in the source, 0..1.
         aligned: (B, F, 2) the same vertices in the source aligned to the planes, [-1, 1] grid units.
         points: (B, L, 3) its landmarks in the head's own axes, scene units.
         code: (B, c) its shape, as an input of the motion.
     """
 
-    beta: Tensor
+    own: Tensor
     places: Tensor
     aligned: Tensor
     points: Tensor
@@ -58,12 +62,12 @@ class Eyes:
     """How the right and the left eye of B faces move on their own, each as if both did so.
 
     Attributes:
-        beta: (B, 2, d) beta' that they follow.
-        own: (B, 2, d) beta' of the sources in the same sense.
+        asked: (B, 2, m) what they follow, see `LandmarkMotion.input`.
+        own: (B, 2, m) that of the sources in the same sense.
         share: (B,) how far they do, 0 to 1; else they move with the rest of the face.
     """
 
-    beta: Tensor
+    asked: Tensor
     own: Tensor
     share: Tensor
 
@@ -71,18 +75,32 @@ class Eyes:
 class LandmarkMotion(nn.Module):
     """Depth and motion of a face's landmarks. Untrained, it gives the average head's depth and no motion.
 
-    A landmark moves by f(beta', code) - f(source's beta', code), so that its own expression leaves a face unchanged.
+    A landmark moves by f(x, code) - f(source's x, code), so that its own expression leaves a face unchanged. x is
+    beta', or the standardised expression coefficients.
+
+    Args:
+        embedding: size of beta'.
+        scores: None: x is beta'. Else x are the expression coefficients: their number E, and that of the directions n.
     """
 
     average: Tensor
     near_eyes: Tensor
+    mean: Tensor
+    deviation: Tensor
+    typical: Tensor
 
-    def __init__(self, embedding: int) -> None:
+    def __init__(self, embedding: int, scores: tuple[int, int] | None = None) -> None:
         super().__init__()
-        self.gain = embedding**0.5
+        self.scores = scores is not None
+        self.width = scores[0] if scores else embedding
+        self.gain = 1.0 if scores else embedding**0.5
+        if scores:
+            self.register_buffer("mean", torch.zeros(scores[0]))
+            self.register_buffer("deviation", torch.ones(scores[0]))
+            self.register_buffer("typical", torch.zeros(scores[1], scores[0]))
         self.shape = nn.Linear(2 * LANDMARKS, _CODE)
         self.depth = nn.Linear(_CODE, LANDMARKS)
-        self.first = nn.Linear(embedding + _CODE, _HIDDEN)
+        self.first = nn.Linear(self.width + _CODE, _HIDDEN)
         self.second = nn.Linear(_HIDDEN, _HIDDEN)
         self.out = nn.Linear(_HIDDEN, 3 * LANDMARKS, bias=False)
         for layer in (self.depth, self.out):
@@ -91,18 +109,45 @@ class LandmarkMotion(nn.Module):
         self.register_buffer("average", average_landmarks(), persistent=False)
         self.register_buffer("near_eyes", _near_eyes(average_landmarks()), persistent=False)
 
-    def face(self, beta: Tensor, landmarks: Tensor, camera: Tensor, half_extent: float) -> Face:
+    @torch.no_grad()
+    def standardise(self, expression: Tensor, coefficients: Tensor) -> None:
+        """Measure what `input` needs; does nothing where landmarks move by beta'.
+
+        Args:
+            expression: (N, E) coefficients of the training data; deviations are at least 0.02.
+            coefficients: (N, n) their lambda.
+        """
+        if not self.scores:
+            return
+        self.mean.copy_(expression.mean(0))
+        self.deviation.copy_(expression.std(0, correction=0).clamp_min(0.02))
+        known = (coefficients - coefficients.mean(0)).double()
+        wanted = ((expression - self.mean) / self.deviation).double()
+        self.typical.copy_(torch.linalg.lstsq(known, wanted, driver="gelsd").solution)
+
+    def input(self, beta: Tensor, expression: Tensor, shift: Tensor | None = None) -> Tensor:
+        """What landmarks move by: beta' (B, d), or expressions (B, E), standardised; (B, m).
+
+        `shift` (B, n) or (1, n) was added to lambda in beta'. Expressions are shifted by what is typical of it: the
+        linear regression of the coefficients on lambda over the training data.
+        """
+        if not self.scores:
+            return beta
+        x = (expression.float() - self.mean) / self.deviation
+        return x if shift is None else x + shift.float() @ self.typical
+
+    def face(self, own: Tensor, landmarks: Tensor, camera: Tensor, half_extent: float) -> Face:
         """Faces as they are in their sources.
 
         Args:
-            beta: (B, d) beta' of the sources.
+            own: (B, m) what the sources' expressions give, see `input`.
             landmarks: (B, L, 2), 0..1 across the sources.
             camera: (B, 25).
             half_extent: of the planes, scene units.
         """
         check_shape(landmarks, f"B {LANDMARKS} 2", "the source's landmarks")
         with torch.autocast(landmarks.device.type, enabled=False):
-            landmarks, camera, beta = landmarks.float(), camera.float(), beta.float()
+            landmarks, camera, own = landmarks.float(), camera.float(), own.float()
             depth = self.average[:, 2] + _DEPTH_UNIT * self.depth.bias
             seen = lifted(landmarks, camera, depth)[..., :2] - self.average[:, :2]
             code = self.shape(seen.flatten(1) / _LEARNED)
@@ -110,23 +155,26 @@ class LandmarkMotion(nn.Module):
             places = landmarks[:, constant(FACE, landmarks.device)]
             with torch.no_grad():
                 aligned = plane_positions(places, camera, half_extent)
-        return Face(beta, places, aligned, points, code)
+        return Face(own, places, aligned, points, code)
 
-    def forward(self, beta: Tensor, face: Face, eyes: Eyes | None = None) -> Tensor:
-        """Driving beta' (B, d) and faces to the moved landmarks (B, L, 3), scene units; `eyes` move by their own."""
-        with torch.autocast(beta.device.type, enabled=False):
-            move = self._offsets(beta.float(), face.code) - self._offsets(face.beta, face.code)
+    def forward(self, asked: Tensor, face: Face, eyes: Eyes | None = None) -> Tensor:
+        """What the driving expressions give (B, m) and faces to the moved landmarks (B, L, 3), scene units.
+
+        `eyes` move by their own.
+        """
+        with torch.autocast(asked.device.type, enabled=False):
+            move = self._offsets(asked.float(), face.code) - self._offsets(face.own, face.code)
             points = face.points + _MOTION_UNIT * move
             if eyes is not None:
-                both = [self(eyes.beta[:, k], replace(face, beta=eyes.own[:, k])) for k in (0, 1)]
+                both = [self(eyes.asked[:, k], replace(face, own=eyes.own[:, k])) for k in (0, 1)]
                 points = points + sum(
                     (eyes.share[:, None, None] * near[:, None] * (alone - points))
                     for near, alone in zip(self.near_eyes, both)
                 )
             return points
 
-    def _offsets(self, beta: Tensor, code: Tensor) -> Tensor:
-        x = F.leaky_relu(self.first(torch.cat([self.gain * beta, code], dim=1)), 0.2)
+    def _offsets(self, given: Tensor, code: Tensor) -> Tensor:
+        x = F.leaky_relu(self.first(torch.cat([self.gain * given, code], dim=1)), 0.2)
         out: Tensor = self.out(F.leaky_relu(self.second(x), 0.2))
         return out.view(-1, LANDMARKS, 3)
 

@@ -5,7 +5,7 @@
     encode ── frontal ──► the generator's input         planes ── move ──► added to the generator's features
            └─ view ─────► what is kept of the source    finish ── guide ─► blended into the super-resolution
 
-Letters: B batch, E expression coefficients, d size of beta', H pixels.
+Letters: B batch, E expression coefficients, d size of beta', m size of what landmarks move by, H pixels.
 """
 
 from __future__ import annotations
@@ -51,6 +51,8 @@ class WarpConfig:
         dense: moved pixels follow a learned mixture of motions (`dense_motion`), not the elastic mesh alone. Needs
             `detail`.
         mouth: the choice also sees where the mouth is open in the driving view and in the source. Needs `detail`.
+        scores: landmarks move with the expression coefficients themselves, not with beta' (`landmark_motion`). Needs
+            `flow` or `detail`.
     """
 
     align: bool = True
@@ -60,11 +62,14 @@ class WarpConfig:
     detail: bool = True
     dense: bool = True
     mouth: bool = True
+    scores: bool = False
 
     def __post_init__(self) -> None:
         for part, needed in (("flow", "skip"), ("redraw", "flow"), ("dense", "detail"), ("mouth", "detail")):
             if getattr(self, part) and not getattr(self, needed):
                 raise ConfigError(f"warp.{part} needs warp.{needed}; switch both on or both off")
+        if self.scores and not (self.flow or self.detail):
+            raise ConfigError("warp.scores needs warp.flow or warp.detail, which move landmarks; switch it off")
         if not any(getattr(self, field.name) for field in fields(self)):
             raise ConfigError("every part of the warp is off; leave the warp out (null) instead")
 
@@ -137,6 +142,7 @@ class SourceWarp(nn.Module):
     Args:
         config: which parts there are.
         embedding: d.
+        scores: E and the number of directions n.
         half_extent: the planes cover [-half_extent, half_extent], scene units.
         skip_widths: for each grid the channels of the generator's features and of the stem's
             (`GeneratorConfig.side_widths`).
@@ -151,6 +157,7 @@ class SourceWarp(nn.Module):
         self,
         config: WarpConfig,
         embedding: int,
+        scores: tuple[int, int],
         half_extent: float,
         skip_widths: Sequence[tuple[int, int]],
         superres_widths: tuple[int, int, int],
@@ -159,7 +166,8 @@ class SourceWarp(nn.Module):
         self.config = config
         self.half_extent = half_extent
         self.fused = False
-        self.motion = LandmarkMotion(embedding) if config.flow or config.detail else None
+        by = scores if config.scores else None
+        self.motion = LandmarkMotion(embedding, by) if config.flow or config.detail else None
         self.dense = DenseMotion() if config.dense else None
         self.skip = SkipPath(skip_widths, config.flow, config.redraw) if config.skip else None
         self.detail = Detail(*superres_widths, config.mouth) if config.detail else None
@@ -175,13 +183,13 @@ class SourceWarp(nn.Module):
             raise ConfigError("this model aligns its source: give encode() the source's camera label too")
         return frontal_view(image, camera, self.half_extent)
 
-    def view(self, image: Tensor, camera: Tensor | None, beta: Tensor | None, landmarks: Tensor | None) -> SourceView:
+    def view(self, image: Tensor, camera: Tensor | None, own: Tensor | None, landmarks: Tensor | None) -> SourceView:
         """What is kept of sources.
 
         Args:
             image: (B, 3, H, H).
             camera: (B, 25).
-            beta: (B, d) beta' of the sources' own expressions.
+            own: (B, m) what the sources' own expressions give, see `LandmarkMotion.input`.
             landmarks: (B, 478, 2), 0..1 across the sources.
 
         Raises:
@@ -189,11 +197,11 @@ class SourceWarp(nn.Module):
         """
         if self.motion is None:
             return SourceView()
-        if camera is None or beta is None or landmarks is None:
+        if camera is None or own is None or landmarks is None:
             raise ConfigError(
                 "this model moves its source's pixels: give encode() the source's camera, expression and landmarks"
             )
-        face = self.motion.face(beta, landmarks, camera, self.half_extent)
+        face = self.motion.face(own, landmarks, camera, self.half_extent)
         if not self.config.detail:
             return SourceView(face)
         pixels = image.float()
@@ -203,14 +211,14 @@ class SourceWarp(nn.Module):
         small = resize(pixels, GRID) if self.config.dense else None
         return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth)
 
-    def move(self, beta: Tensor, view: SourceView, stem: Sequence[Tensor], eyes: Eyes | None = None) -> SourceMotion:
-        """Driving beta' (B, d), the source and its stem features (H/8, H/4, H/2) to the source's motion.
+    def move(self, asked: Tensor, view: SourceView, stem: Sequence[Tensor], eyes: Eyes | None = None) -> SourceMotion:
+        """What driving expressions give (B, m), the source and its stem features (H/8, H/4, H/2) to its motion.
 
-        `eyes` follow their own beta', see `LandmarkMotion`.
+        `eyes` follow their own, see `LandmarkMotion`.
         """
         points = field = walk = None
         if self.motion is not None and view.face is not None:
-            points = self.motion(beta, view.face, eyes)
+            points = self.motion(asked, view.face, eyes)
             if self.config.flow:
                 field = plane_flow(points, view.face, self.half_extent, stem[-1].shape[-1])
         if self.skip is not None:
@@ -259,7 +267,8 @@ def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool
     Parts that the former does not have keep their own values. A new redraw changes nothing at first. New gates and a
     new detail do, since they start almost open and with a share of the source. So does a new flow where the former has
     a learned landmark motion (of its `detail`). New inputs of `detail` (the mouth's, which come last) start at zero.
-    With another expression encoder the landmark motion, which takes beta', keeps its own values too.
+    The landmark motion keeps its own values too with another expression encoder, and where only one of both warps has
+    `scores`.
 
     Args:
         own: the warp's `state_dict`.
@@ -270,6 +279,8 @@ def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool
         Tensors with exactly the names of `own`.
     """
     out = dict(own)
+    first = "motion.first.weight"
+    exchanged |= first in own and first in former and own[first].shape != former[first].shape
     for name, value in former.items():
         if name not in own or (exchanged and name.startswith("motion.")):
             continue

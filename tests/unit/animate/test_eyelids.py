@@ -90,11 +90,14 @@ def test_frames_do_not_depend_on_their_neighbours(animator: Animator, source: So
 def test_a_source_with_closed_or_winking_eyes_keeps_its_own_landmarks(animator: Animator, source: Source) -> None:
     for scores in ({"eyeBlink": 0.7}, {"eyeBlinkLeft": 0.8, "eyeLookDownRight": 0.4}):
         own = with_scores(source.expression, scores)
-        beta = animator.model.expression(numbers(own[None]))
+        assert animator.model.warp is not None
+        assert animator.model.warp.motion is not None
+        given = numbers(own[None])
+        by = animator.model.warp.motion.input(animator.model.expression(given), given)
         view = source.features.view
         assert view is not None
         assert view.face is not None
-        features = replace(source.features, view=replace(view, face=replace(view.face, beta=beta)))
+        features = replace(source.features, view=replace(view, face=replace(view.face, own=by)))
         made = landmarks(animator, replace(source, expression=own, features=features), own[None])
         np.testing.assert_allclose(made, view.face.points.numpy(), atol=1e-6)
 

@@ -119,7 +119,7 @@ def test_eyes_close_in_the_exported_planes_as_in_the_animator() -> None:
         expected, eyes = closing_eyes(model, source, one["source_expression"][0], one["expression"], one["shift"])
         torch.testing.assert_close(asked[k : k + 1], expected)
         if eyes is not None:
-            for found, wanted in ((beta, eyes.beta), (own, eyes.own), (share, eyes.share)):
+            for found, wanted in ((beta, eyes.asked), (own, eyes.own), (share, eyes.share)):
                 torch.testing.assert_close(found[k : k + 1], wanted)
 
 

@@ -55,8 +55,9 @@ def frames(engine: Engine, batch: int = 2, closing: bool = True) -> tuple[Tensor
     encoded = engine.encode(*known)
     sizes = engine.model.config.expression
     eyes = None
-    if closing and engine.model.warp is not None:
-        eyes = Eyes(*(0.1 * torch.randn(2, batch, 2, sizes.d)).to(device), torch.rand(batch).to(device))
+    if closing and encoded.view is not None and encoded.view.face is not None:
+        width = encoded.view.face.own.shape[1]
+        eyes = Eyes(*(0.1 * torch.randn(2, batch, 2, width)).to(device), torch.rand(batch).to(device))
     shift = 0.1 * torch.randn(1, sizes.n).to(device) if closing else None
     planes = engine.planes(encoded, torch.rand(batch, 52).to(device), shift, eyes)
     image, origin = engine.frame_and_origin(planes, cameras(batch).to(device))

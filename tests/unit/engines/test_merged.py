@@ -25,7 +25,7 @@ def made_by(engine: Engine, user: int, rays: int | None = None) -> tuple[Any, ..
     source = engine.encode(
         given["source"], given["source_camera"], given["source_expression"], given["source_landmarks"]
     )
-    eyes = Eyes(given["eyes.beta"], given["eyes.own"], given["eyes.share"])
+    eyes = Eyes(given["eyes.asked"], given["eyes.own"], given["eyes.share"])
     shift = given["shift"] if user % 2 else None
     planes = engine.planes(source, given["expression"], shift, eyes if user % 2 else None)
     camera = given["camera"]

@@ -50,7 +50,9 @@ def frames(engine: Engine, batch: int) -> tuple[Tensor, ...]:
     """Images, rendered shares and, if there is one, the origin."""
     source = encoded(engine)
     sizes = engine.model.config.expression
-    eyes = Eyes(*0.1 * torch.randn(2, batch, 2, sizes.d), torch.rand(batch)) if source.view is not None else None
+    eyes = None
+    if source.view is not None and source.view.face is not None:
+        eyes = Eyes(*0.1 * torch.randn(2, batch, 2, source.view.face.own.shape[1]), torch.rand(batch))
     planes = engine.planes(source, torch.rand(batch, 52), 0.1 * torch.randn(1, sizes.n), eyes)
     image, origin = engine.frame_and_origin(planes, cameras(batch))
     _, share = engine.frame_and_share(planes, cameras(batch))

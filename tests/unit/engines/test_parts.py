@@ -30,7 +30,7 @@ def run(part: parts.Part, known: dict[str, Tensor]) -> None:
 
 def by_model(model: Export3D, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     encoded = model.encode(**{name: given[name] for name in parts.source_inputs(model)})
-    eyes = Eyes(given["eyes.beta"], given["eyes.own"], given["eyes.share"])
+    eyes = Eyes(given["eyes.asked"], given["eyes.own"], given["eyes.share"])
     planes = model.planes(encoded, given["expression"], given["shift"], eyes)
     return planes.triplane, model.frame(planes, given["camera"])
 

@@ -74,7 +74,7 @@ def driving_view(image: Tensor, points: Tensor, face: Face, camera: Tensor) -> t
 def test_its_own_camera_and_expression_show_the_source_itself() -> None:
     motion, image = restless(), torch.rand(4, 3, 64, 64)
     face = at_rest(motion)
-    seen, stretched, offset = driving_view(image, motion(face.beta, face), face, CAMERAS)
+    seen, stretched, offset = driving_view(image, motion(face.own, face), face, CAMERAS)
     assert stretched.shape == (4, 1, 64, 64)
     assert offset.shape == (4, 2, 64, 64)
     torch.testing.assert_close(seen, image, atol=2e-3, rtol=0)

@@ -49,7 +49,7 @@ def test_a_face_at_rest_is_where_the_source_shows_it_for_any_camera_and_any_weig
 def test_its_own_expression_leaves_a_face_as_it_is_for_any_weights(std: float) -> None:
     motion = restless(std)
     face = at_rest(motion)
-    assert torch.equal(motion(face.beta, face), face.points)
+    assert torch.equal(motion(face.own, face), face.points)
 
 
 def test_a_new_motion_is_rigid_and_has_the_average_heads_depth() -> None:
@@ -65,7 +65,7 @@ def test_a_face_moves_by_its_expression_and_its_shape() -> None:
     move = motion(beta, face) - face.points
     assert move.shape == (4, 478, 3)
     assert move.abs().amax(dim=(1, 2)).min() > 1e-3
-    same = Face(face.beta[:1].expand(4, -1), face.places, face.aligned, face.points, face.code)
+    same = Face(face.own[:1].expand(4, -1), face.places, face.aligned, face.points, face.code)
     shapes = motion(beta, same) - face.points
     assert (shapes[1:] - shapes[0]).abs().max() > 1e-3
 
@@ -75,7 +75,7 @@ def test_there_and_back_is_where_it_was() -> None:
     motion, beta = restless(), torch.randn(4, EMBEDDING)
     face = at_rest(motion)
     back = Face(beta, face.places, face.aligned, motion(beta, face), face.code)
-    torch.testing.assert_close(motion(face.beta, back), face.points, atol=1e-5, rtol=0)
+    torch.testing.assert_close(motion(face.own, back), face.points, atol=1e-5, rtol=0)
 
 
 def test_each_face_of_a_batch_is_as_it_is_alone() -> None:

@@ -34,8 +34,8 @@ HALF = EXTENDED.render.half_extent
 
 def test_the_parts_are_these_and_all_on() -> None:
     assert tuple(field.name for field in fields(WarpConfig)) == PARTS
-    assert all(getattr(WarpConfig(), part) for part in PARTS)
-    assert preset("base").warp == WarpConfig()
+    assert all(getattr(preset("base").warp, part) for part in PARTS)
+    assert preset("base").warp == WarpConfig(scores=True)  # weights that do not say so move landmarks by beta'
 
 
 @pytest.mark.parametrize(
@@ -345,7 +345,8 @@ def test_a_slider_moves_landmarks_flow_and_planes_along_its_direction() -> None:
         plain, moved = (model.planes(encoded, expression, by).triplane for by in (None, shift))
         beta = model.expression.embed(model.expression.coefficients(expression) + shift)
         many = encoded.expand(3)
-        field = plane_flow(model.warp.motion(beta, many.view.face), many.view.face, HALF, 32)
+        asked = model.warp.motion.input(beta, expression, shift)
+        field = plane_flow(model.warp.motion(asked, many.view.face), many.view.face, HALF, 32)
         by_hand = model.generator(many.features, beta, model.warp.skip.walk(many.features.stem, field))
         each = model.planes(encoded, expression, torch.cat([torch.zeros(2, 10), shift])).triplane
     torch.testing.assert_close(moved, by_hand)
@@ -359,7 +360,7 @@ def test_a_motion_without_a_walk_has_no_flow() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(1)
     encoded = model.encode(source, camera, expression, landmarks(camera))
-    motion = model.warp.move(model.expression(expression), encoded.view, encoded.features.stem)
+    motion = model.warp.move(encoded.view.face.own, encoded.view, encoded.features.stem)
     assert motion.walk is not None
     assert motion.flow is None  # the generator has not run
     model.generator.generate(encoded.features, model.expression(expression), motion.walk)
