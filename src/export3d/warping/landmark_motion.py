@@ -29,6 +29,8 @@ from export3d.warping.elastic_mesh import FACE
 _CODE, _HIDDEN = 32, 128
 _DEPTH_UNIT, _MOTION_UNIT = 0.02, 0.05
 """Output scales in scene units: an output of 1 offsets depth by 0.02 and moves a landmark by 0.05."""
+_FAR = 1000.0
+"""Range of expression coefficients before training."""
 _LEARNED = 0.1
 """Input scale in scene units: faces that differ by 0.1 give inputs of about 1."""
 
@@ -87,6 +89,8 @@ class LandmarkMotion(nn.Module):
     near_eyes: Tensor
     mean: Tensor
     deviation: Tensor
+    low: Tensor
+    high: Tensor
     typical: Tensor
 
     def __init__(self, embedding: int, scores: tuple[int, int] | None = None) -> None:
@@ -97,6 +101,8 @@ class LandmarkMotion(nn.Module):
         if scores:
             self.register_buffer("mean", torch.zeros(scores[0]))
             self.register_buffer("deviation", torch.ones(scores[0]))
+            self.register_buffer("low", torch.full(scores[:1], -_FAR))
+            self.register_buffer("high", torch.full(scores[:1], _FAR))
             self.register_buffer("typical", torch.zeros(scores[1], scores[0]))
         self.shape = nn.Linear(2 * LANDMARKS, _CODE)
         self.depth = nn.Linear(_CODE, LANDMARKS)
@@ -121,6 +127,8 @@ class LandmarkMotion(nn.Module):
             return
         self.mean.copy_(expression.mean(0))
         self.deviation.copy_(expression.std(0, correction=0).clamp_min(0.02))
+        self.low.copy_(expression.amin(0))
+        self.high.copy_(expression.amax(0))
         known = (coefficients - coefficients.mean(0)).double()
         wanted = ((expression - self.mean) / self.deviation).double()
         self.typical.copy_(torch.linalg.lstsq(known, wanted, driver="gelsd").solution)
@@ -128,12 +136,16 @@ class LandmarkMotion(nn.Module):
     def input(self, beta: Tensor, expression: Tensor, shift: Tensor | None = None) -> Tensor:
         """What landmarks move by: beta' (B, d), or expressions (B, E), standardised; (B, m).
 
+        Expressions beyond the range of the training data are moved to its border: a score that hardly varies there,
+        such as cheekPuff of MediaPipe, would otherwise move landmarks far away.
+
         `shift` (B, n) or (1, n) was added to lambda in beta'. Expressions are shifted by what is typical of it: the
         linear regression of the coefficients on lambda over the training data.
         """
         if not self.scores:
             return beta
-        x = (expression.float() - self.mean) / self.deviation
+        known = torch.minimum(torch.maximum(expression.float(), self.low), self.high)
+        x = (known - self.mean) / self.deviation
         return x if shift is None else x + shift.float() @ self.typical
 
     def face(self, own: Tensor, landmarks: Tensor, camera: Tensor, half_extent: float) -> Face:
