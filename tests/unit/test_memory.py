@@ -30,6 +30,20 @@ for _ in range(5):
 print(before, faults())
 """
 
+AT_EXIT = """
+import atexit, gc
+from export3d.memory import seldom_look_for_cycles
+
+atexit.register(lambda: print(gc.get_threshold()[0], gc.get_freeze_count() > 1000))
+seldom_look_for_cycles()
+"""
+
+
+def test_python_looks_seldom_for_cycles_and_not_at_exit() -> None:
+    """What is frozen is not looked at."""
+    run = subprocess.run([sys.executable, "-c", AT_EXIT], capture_output=True, text=True, check=True)
+    assert run.stdout.split() == ["20000", "True"]
+
 
 @pytest.mark.slow
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="mallopt is glibc's")

@@ -35,7 +35,7 @@ from export3d.cli.terminal import asked_to_end, end
 from export3d.cli.working import with_address
 from export3d.errors import Export3DError
 from export3d.files import reason
-from export3d.memory import spare_memory
+from export3d.memory import seldom_look_for_cycles, spare_memory
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
@@ -81,6 +81,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # PyTorch's idle threads would spin, on cores that decoding, tracking, encoding and OpenVINO need
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     spare_memory()
+    seldom_look_for_cycles()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of people and files that the terminal's encoding lacks
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
