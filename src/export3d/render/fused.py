@@ -10,6 +10,8 @@ Letters: P texels, R rays, S samples (coarse, then fine), H hidden width, F feat
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -260,31 +262,31 @@ def render(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """As `inference.render`, within 1e-3, on as many threads as torch uses."""
     c, d, h = decoder.colour, decoder.density, decoder.hidden
-    texels = Texels.of(planes, _filled(h.weight, 0))
-    shape = (texels.rows, texels.columns, np.float32(half_extent))
+    planes = planes[:1] if planes.stride(0) == 0 else planes
+    weight = _filled(h.weight, 0)
     offset = np.float32(d.bias.item() - 1.0)
     layers = (_array(_filled(h.bias, 0)), _array(_filled(d.weight[0], 0)), offset, np.float32(decoder.density_gain))
     colour = (_array(_filled(_filled(c.weight, 0), 1).t()).ravel(), _array(_filled(c.bias, 0)))
-    values, both, along = _array(texels.values.flatten(1)), _array(torch.cat(rays, dim=-1)), _array(depths)
+    both, along = _array(torch.cat(rays, dim=-1)), _array(depths)
     b, r, s = depths.shape
     feature = np.empty((b, r, c.out_features), np.float32)
     depth, opacity = np.empty((2, b, r), np.float32)
 
-    def part(item: int, start: int) -> None:
+    def part(texels: Any, item: int, start: int) -> None:
         at = (item, slice(start, start + _RAYS))
-        own = (values[item if len(values) > 1 else 0], *shape)
         # torch's memory starts at a cache line: registers of 512 bits then never span two
         scratch = (_array(torch.empty((s + fine) * len(layers[0]))), _array(torch.empty(4 * len(colour[1]))))
-        _render(own, both[at], along[at], fine, layers, colour, scratch, (feature[at], depth[at], opacity[at]))
+        _render(texels, both[at], along[at], fine, layers, colour, scratch, (feature[at], depth[at], opacity[at]))
 
-    tasks = [(item, start) for item in range(b) for start in range(0, r, _RAYS)]
-    threads = min(torch.get_num_threads(), len(tasks))
-    if threads == 1:
-        for task in tasks:
-            part(*task)
-    else:
-        with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(part, *zip(*tasks)))
+    starts = range(0, r, _RAYS)
+    threads = min(torch.get_num_threads(), len(starts))
+    with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+        texels: Any = ()
+        for item in range(b):
+            if item < len(planes):  # one after the other: the texels of several would exceed `memory.SPARED_BLOCK`
+                of = Texels.of(planes[item : item + 1], weight)
+                texels = (_array(of.values.flatten()), of.rows, of.columns, np.float32(half_extent))
+            list((map if pool is None else pool.map)(partial(part, texels, item), starts))
     return torch.from_numpy(feature), torch.from_numpy(depth), torch.from_numpy(opacity)
 
 
