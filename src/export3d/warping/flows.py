@@ -18,7 +18,7 @@ from export3d.warping.flow_field import covered, look_up, pixel_grid
 from export3d.warping.landmark_motion import Face
 
 
-def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Tensor:
+def plane_flow(points: Tensor, face: Face, half_extent: float, size: int, painter: Painter | None = None) -> Tensor:
     """The flow from the xy plane to the aligned source.
 
     Args:
@@ -26,6 +26,7 @@ def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Ten
         face: of the source.
         half_extent: of the planes, scene units.
         size: of the grid.
+        painter: see `ElasticMesh.lookup`.
 
     Returns:
         (B, 2, size, size) offsets, x first, in the plane's [-1, 1] grid units.
@@ -33,7 +34,7 @@ def plane_flow(points: Tensor, face: Face, half_extent: float, size: int) -> Ten
     with torch.autocast(points.device.type, enabled=False):
         front = points[:, constant(FACE, points.device)]
         here = (front[..., :2] / half_extent + 1.0) / 2.0
-        source, _ = ElasticMesh((face.aligned + 1.0) / 2.0).lookup(here, front[..., 2], size)
+        source, _ = ElasticMesh((face.aligned + 1.0) / 2.0).lookup(here, front[..., 2], size, painter)
         return 2.0 * source.permute(0, 3, 1, 2) - 1.0 - pixel_grid(size, points.device)
 
 

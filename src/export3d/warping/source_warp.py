@@ -149,8 +149,8 @@ class SourceWarp(nn.Module):
         superres_widths: channels of the rendered features and of the super-resolution at H/2 and at H.
 
     Attributes:
-        fused: whether a compiled pass paints the mesh in driving frames: `fused`, which gives the same bits and needs
-            Numba (extra `fast`). Without Numba, or with gradients, PyTorch paints.
+        fused: whether a compiled pass paints the meshes: `fused`, which gives the same bits and needs Numba (extra
+            `fast`). Without Numba, or with gradients, PyTorch paints.
     """
 
     def __init__(
@@ -220,7 +220,7 @@ class SourceWarp(nn.Module):
         if self.motion is not None and view.face is not None:
             points = self.motion(asked, view.face, eyes)
             if self.config.flow:
-                field = plane_flow(points, view.face, self.half_extent, stem[-1].shape[-1])
+                field = plane_flow(points, view.face, self.half_extent, stem[-1].shape[-1], self._painter(points))
         if self.skip is not None:
             walk = self.skip.walk(stem, field)
         return SourceMotion(points, walk)
@@ -242,9 +242,7 @@ class SourceWarp(nn.Module):
         if image is None or own is None or face is None or points is None or view.head is None:
             raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
         size, image = image.shape[-1], image.float()
-        inference = points.device.type == "cpu" and not (torch.is_grad_enabled() and points.requires_grad)
-        painter = _fused_painter() if self.fused and inference else None
-        flow, as_face = driving_flow(points, face, camera, size, painter)
+        flow, as_face = driving_flow(points, face, camera, size, self._painter(points))
         with torch.no_grad():
             seen = seen_places(camera, size)
             head = torch.cat([head_nearness(seen), view.head], dim=1)
@@ -259,6 +257,11 @@ class SourceWarp(nn.Module):
         moved = show(image, places.permute(0, 2, 3, 1), view.half)
         mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_head)
         return Views(moved, stretched, flow, image, turned, as_head, head, mouth)
+
+    def _painter(self, points: Tensor) -> Painter | None:
+        """The compiled painter where it may paint these points, see `fused`."""
+        inference = points.device.type == "cpu" and not (torch.is_grad_enabled() and points.requires_grad)
+        return _fused_painter() if self.fused and inference else None
 
 
 def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool) -> dict[str, Tensor]:
