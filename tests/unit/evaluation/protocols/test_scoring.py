@@ -109,10 +109,7 @@ def test_a_real_face_against_itself_is_perfect_and_its_copy_is_not(face: np.ndar
     assert {"akd", "csim_dlib", "aed", "apd", "apd6", "flicker_face", "flicker_background", "found"} < set(names)
     ours, still = found.scores["ours"], found.scores["copy"]
     assert list(ours) == names
-    facial = [ours[measure.name] for measure in facial_motion.MEASURES]
-    assert facial == pytest.approx([math.nan if math.isnan(value) else 1.0 for value in facial], nan_ok=True)
-    assert not math.isnan(ours["lip_width"])  # a face that turns is foreshortened
-    assert still["lip_width"] == pytest.approx(0.0, abs=1e-9)
+    assert all(math.isnan(ours[measure.name]) for measure in facial_motion.MEASURES)  # the face only tilts
     for name in ("akd", "aed", "apd", "apd6"):
         assert ours[name] == pytest.approx(0.0, abs=1e-6)
         assert still[name] > 0.001
