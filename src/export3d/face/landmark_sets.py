@@ -26,6 +26,8 @@ EYES = (33, 133, 159, 145, 263, 362, 386, 374)
 
 MOUTH_CORNERS = (61, 291)
 """The right and the left corner of the mouth."""
+INNER_LIP_MIDDLES = (13, 14)
+"""Inner middle of the upper and the lower lip."""
 MOUTH = (61, 291, 0, 17, 13, 14)
 """Corners of the mouth, then the outer and inner middles of the lips."""
 INNER_LIPS = (78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95)

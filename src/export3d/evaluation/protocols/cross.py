@@ -11,6 +11,7 @@ There is no ground truth, so the measures say whose face was generated and wheth
   differences between what it reads in the result and in the driving frames.
 - correlations of yaw, jawOpen and eyeBlink, tracked in the result, with the motion that drove it. If that motion is in
   a space without names (bfm64), jawOpen and eyeBlink are compared with those tracked in the driving frames.
+- gaze, mouth and eyelids (`facial_motion`), tracked in the result, with the same tracked in the driving frames.
 
 The driver's real frames are scored in the same way: two strangers, and the tracker's own error. Pairs are scored one at
 a time, in one process or in several, and finished pairs are kept (`results`).
@@ -51,7 +52,7 @@ from export3d.data.decoding import decode
 from export3d.data.shards import Index, Record, read_index, read_record
 from export3d.engines.choice import pick_engine
 from export3d.errors import ConfigError, InputError, NoFaceFound
-from export3d.evaluation.measures import temporal
+from export3d.evaluation.measures import facial_motion, temporal
 from export3d.evaluation.measures.face_readers import ARKIT, load_expression
 from export3d.evaluation.measures.identity import csim, load_identity
 from export3d.evaluation.measures.image import Measure
@@ -362,8 +363,10 @@ class _Work:
         own, theirs, absent = _at(driver.motion, driver.rows), driver.seen, set[str]()
         if asked.space != ARKIT:
             asked, own = (replace(theirs.track.motion, camera=motion.camera) for motion in (asked, own))
-            absent |= {"jawOpen", "eyeBlink"}
-        values, reference = movement_scores(asked, ours), movement_scores(own, theirs)
+            absent |= {"jawOpen", "eyeBlink", "mouthLeft", "mouthRight", "mouthPucker"}
+        prepared = facial_motion.curves(driver.landmarks, own.expression)
+        values = movement_scores(asked, ours) | facial_motion.follows(ours.curves, theirs.curves)
+        reference = movement_scores(own, theirs) | facial_motion.follows(theirs.curves, prepared)
         if self._reader is not None:
             values |= read_scores(ours, theirs)
             absent |= {"aed", "apd", "apd6"}
@@ -406,7 +409,7 @@ class _Work:
 
 
 class _Driver:
-    """A driving clip: its motion, the chosen frames, and their track and identities."""
+    """A driving clip: its motion, the chosen frames, their prepared landmarks (pixels), track and identities."""
 
     def __init__(
         self, record: Record, space: str, frames: int, size: int, see: Callable[[Picture, str], SeenFrames]
@@ -416,6 +419,7 @@ class _Driver:
             raise NoFaceFound(f"the face was found in fewer than two frames of {record.key}; prepare it again")
         self.record = record
         self.rows = found[np.linspace(0, len(found) - 1, min(frames, len(found))).round().astype(int)]
+        self.landmarks = record.landmarks[self.rows].astype(np.float64) * CROP_SIZE
         self.motion = Motion(record.expression, record.camera, FPS, space)
         self.seen = see(np.ascontiguousarray(np.moveaxis(decode(record, size)[self.rows], 1, -1)), record.key)
 

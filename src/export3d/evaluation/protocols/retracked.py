@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d.camera import head_angles, head_position
-from export3d.evaluation.measures import sharpness, temporal
+from export3d.evaluation.measures import facial_motion, sharpness, temporal
 from export3d.evaluation.measures.face_distances import aed, apd, apd6
 from export3d.evaluation.measures.face_readers import Expression
 from export3d.evaluation.measures.identity import Identity
@@ -36,6 +36,7 @@ class SeenFrames:
         track: of the frames.
         landmarks: (K, 478, 2) pixels at 256.
         identity: per descriptor (K, D).
+        curves: (K, 8) of the face, see `facial_motion.curves`; NaN without a face.
         read: expression (K, E), angles (K, 3) and position (K, 3) by `reader`, NaN without a face; None without it.
     """
 
@@ -53,7 +54,9 @@ class SeenFrames:
         self.landmarks = self.track.crop.from_crop(self.track.landmarks)
         self.identity = [who.many(large, self.landmarks) for who in identities]
         seen = np.where(self.track.found[:, None, None], self.landmarks, np.nan)
-        self.read = None if reader is None else reader(list(large), seen, np.asarray(self.track.motion.expression))
+        scores = np.asarray(self.track.motion.expression, dtype=np.float64)
+        self.curves = facial_motion.curves(seen, scores)
+        self.read = None if reader is None else reader(list(large), seen, scores)
 
 
 def movement_scores(asked: Motion, seen: SeenFrames) -> dict[str, float]:
@@ -120,6 +123,7 @@ def cross_measures(identities: Sequence[Identity], network: bool = False, named:
             for name, wanted in curves.items()
         ),
         Measure("found", "face found", True, 3, "share of the frames in which the tracker finds a face"),
+        *facial_motion.MEASURES,
         *temporal.MEASURES,
         sharpness.MEASURE,
     )

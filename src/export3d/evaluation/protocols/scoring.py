@@ -17,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export3d.evaluation.measures import sharpness, temporal
+from export3d.evaluation.measures import facial_motion, sharpness, temporal
 from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
+from export3d.evaluation.measures.facial_motion import FacialMotion
 from export3d.evaluation.measures.frechet import FrechetFeatures, load_features, sample_rows
 from export3d.evaluation.measures.image import PSNR, PSNR_256, SSIM, Measure, Metric, lpips, psnr
 from export3d.evaluation.measures.rendered import MEASURES as RENDERED
@@ -91,6 +92,7 @@ class _Sums:
     total: dict[str, float] = field(default_factory=dict)
     count: dict[str, int] = field(default_factory=dict)
     movement: Movement = field(default_factory=Movement)
+    facial: FacialMotion = field(default_factory=FacialMotion)
     flicker: Flicker = field(default_factory=Flicker)
 
     def add(self, name: str, values: NDArray[np.floating]) -> None:
@@ -176,7 +178,7 @@ class ClipScorer:
         if self._faces is None:
             return plain
         seen = tuple(m for m in self._faces.measures if self._truth or m.name != "akd")
-        return (*plain, *seen, *temporal.MEASURES, sharpness.MEASURE)
+        return (*plain, *seen, *facial_motion.MEASURES, *temporal.MEASURES, sharpness.MEASURE)
 
     @property
     def overall_measures(self) -> tuple[Measure, ...]:
@@ -245,6 +247,7 @@ class ClipScorer:
                     for measure, found in self._faces.frame_scores(read, seen, own).items():
                         kept.add(measure, found)
                     kept.movement.add(read, seen)
+                    kept.facial.add(*(facial_motion.curves(r.landmarks, r.scores) for r in (read, seen)))
                     scale = chunk.targets.shape[1] / CROP_SIZE
                     kept.flicker.add(chunk.rows, chunk.targets, pictures, seen.landmarks * scale)
                     own_scale = source.shape[0] / CROP_SIZE
@@ -309,7 +312,7 @@ class ClipScorer:
     def _means(self, kept: _Sums) -> dict[str, float]:
         found = kept.means()
         if self._faces is not None:
-            found |= kept.movement.result() | kept.flicker.result()
+            found |= kept.movement.result() | kept.facial.result() | kept.flicker.result()
         known = {measure.name: found.get(measure.name, math.nan) for measure in self.measures}
         return known | {m.name: found[m.name] for m in RENDERED if not math.isnan(found.get(m.name, math.nan))}
 

@@ -14,6 +14,7 @@ from PIL import Image, ImageFilter
 
 from export3d.camera import Camera, head_angles, head_position
 from export3d.errors import ConfigError, ShapeError
+from export3d.evaluation.measures import facial_motion
 from export3d.evaluation.measures.face import FaceScorer, Movement, Reading
 from export3d.face import pose
 from export3d.face.crop import CropBox, crop
@@ -326,7 +327,10 @@ def test_a_wrong_expression_costs_aed_and_akd(scorer: FaceScorer, rendered: dict
     assert rises(scores["aed"])
     assert rises(scores["akd"])
     assert scores["apd"][-1] < 3.0  # the head is still, but a fitted pitch follows a jaw (docs/sliders.md)
-    assert rises(scorer.read(rendered["jaw"]).curves[:, 1].tolist())
+    reading = scorer.read(rendered["jaw"])
+    assert rises(reading.curves[:, 1].tolist())
+    gap = facial_motion.CURVES.index("lip_gap")
+    assert rises(facial_motion.curves(reading.landmarks, reading.scores)[:, gap].tolist())
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from export3d.errors import ConfigError
+from export3d.evaluation.measures import facial_motion
 from export3d.evaluation.protocols.scoring import Chunk, ClipScorer, image_metrics
 from export3d.evaluation.protocols.settings import Scoring
 
@@ -108,6 +109,7 @@ def test_a_real_face_against_itself_is_perfect_and_its_copy_is_not(face: np.ndar
     assert {"akd", "csim_dlib", "aed", "apd", "apd6", "flicker_face", "flicker_background", "found"} < set(names)
     ours, still = found.scores["ours"], found.scores["copy"]
     assert list(ours) == names
+    assert all(math.isnan(ours[measure.name]) for measure in facial_motion.MEASURES)  # the face only tilts
     for name in ("akd", "aed", "apd", "apd6"):
         assert ours[name] == pytest.approx(0.0, abs=1e-6)
         assert still[name] > 0.001

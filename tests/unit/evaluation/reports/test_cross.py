@@ -13,6 +13,7 @@ from export3d.evaluation.measures.image import Measure
 from export3d.evaluation.protocols.cross import cross_identity
 from export3d.evaluation.reports.clips import ClipResult
 from export3d.evaluation.reports.cross import CrossReport, Pair
+from export3d.evaluation.reports.html.page import page
 
 
 def test_a_report_of_another_kind_is_refused(split: Path, tiny_weights: Path, tmp_path: Path) -> None:
@@ -31,3 +32,19 @@ def test_undefined_figures_are_left_out_of_means_and_null_in_json() -> None:
         (Pair("0", "x"), {"yaw": 0.9}), (Pair("1", "x"), {"yaw": 0.9}),
     ]  # fmt: skip
     assert json.loads(report.to_json())["pairs"][1]["values"]["yaw"] is None
+
+
+def test_an_earlier_report_without_a_measure_has_no_difference_in_it() -> None:
+    def clips(**ours: float) -> tuple[ClipResult, ...]:
+        scores = {"ours": {"yaw": 0.5, **ours}, "real pictures": {}}
+        return tuple(ClipResult(Pair(name, "x").name, "", "", "", 2, 0, 0, scores) for name in "ab")
+
+    methods = ("ours", "real pictures")
+    measures = (Measure("yaw", "yaw", True, 2, "d"), Measure("lip_gap", "lip gap", None, 2, "d"))
+    other = CrossReport("t", {"weights": "old, v"}, methods, measures[:1], clips())
+    report = CrossReport("t", {}, methods, measures, clips(lip_gap=0.8), other=other)
+    assert report.difference("yaw").mean == 0.0
+    assert math.isnan(report.difference("lip_gap").mean)
+    assert report.summary_table().splitlines()[-1].endswith("| – |")
+    assert json.loads(report.to_json())["against"]["lip_gap"]["mean"] is None
+    assert "lip gap" in page(report, {}, previous=other)
