@@ -48,7 +48,7 @@ def some(store: FrameStore, share: float) -> FrameStore:
 def fitted(train: FrameStore, by: str, steps: int) -> tuple[ReconstructionTask, LandmarkMotion]:
     """A motion of landmarks, fitted to a store."""
     variants = ("clebs", "scores" if by == "scores" else "no_scores")
-    config = ReconstructionConfig(preset="base", variants=variants, motion_steps=steps, hard_fraction=0.6)
+    config = ReconstructionConfig(variants=variants, motion_steps=steps, hard_fraction=0.6, backbone="none")
     task = ReconstructionTask(config, train)
     task.fit_motion()
     assert task.landmark_motion is not None
@@ -92,7 +92,9 @@ def main() -> None:
             task, motion = fitted(some(train, share), by, given.steps)
             for split, store in zip(("val", "strong"), held, strict=True):
                 figures = scored(task, motion, store)
-                print(f"| {by} | {share:.0%} | {split} | {' | '.join(f'{figures[n]:.2f}' for n in names)} |", flush=True)
+                print(
+                    f"| {by} | {share:.0%} | {split} | {' | '.join(f'{figures[n]:.2f}' for n in names)} |", flush=True
+                )
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def base() -> ModelConfig:
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
         superres=SuperResConfig(mid_channels=32, high_channels=16),
-        warp=WarpConfig(scores=True),
+        warp=WarpConfig(irises=True, scores=True),
     )
 
 
@@ -203,11 +203,13 @@ def no_lowpass(config: ModelConfig) -> ModelConfig:
     return replace(config, generator=replace(config.generator, lowpass_sigma=0.0))
 
 
-def with_scores(config: ModelConfig) -> ModelConfig:
-    """Landmarks move with the expression coefficients themselves, where the warp moves landmarks."""
-    if config.warp is None or not (config.warp.flow or config.warp.detail):
-        return config
-    return replace(config, warp=replace(config.warp, scores=True))
+def having(part: str) -> Callable[[ModelConfig], ModelConfig]:
+    """A part of the warp switched on, where there is a warp."""
+
+    def change(config: ModelConfig) -> ModelConfig:
+        return config if config.warp is None else replace(config, warp=replace(config.warp, **{part: True}))
+
+    return change
 
 
 def without(*parts: str) -> Callable[[ModelConfig], ModelConfig]:
@@ -240,14 +242,16 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_skip": without("skip", "flow", "redraw"),
     "no_flow": without("flow", "redraw"),
     "no_redraw": without("redraw"),
-    "no_detail": without("detail", "dense", "mouth"),
+    "no_detail": without("detail", "dense", "mouth", "irises"),
     "no_dense": without("dense"),
     "no_mouth": without("mouth"),
-    "scores": with_scores,
+    "irises": having("irises"),
+    "no_irises": without("irises"),
+    "scores": having("scores"),
     "no_scores": without("scores"),
     "no_align": without("align"),
-    "pure": without("flow", "redraw", "detail", "dense", "mouth"),
-    "no_warp": without("align", "skip", "flow", "redraw", "detail", "dense", "mouth"),
+    "pure": without("flow", "redraw", "detail", "dense", "mouth", "irises"),
+    "no_warp": without("align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises"),
 }
 """Changes by name: the five rows of Table 3, the low-pass filter, and the parts of the warp."""
 

@@ -15,6 +15,7 @@ from export3d.image import resize
 from export3d.layers import constant
 from export3d.warping.elastic_mesh import FACE, ElasticMesh, Painter, similarity
 from export3d.warping.flow_field import covered, look_up, pixel_grid
+from export3d.warping.irises import at_rest
 from export3d.warping.landmark_motion import Face
 
 
@@ -39,7 +40,7 @@ def plane_flow(points: Tensor, face: Face, half_extent: float, size: int, painte
 
 
 def driving_flow(
-    points: Tensor, face: Face, camera: Tensor, size: int, painter: Painter | None = None
+    points: Tensor, face: Face, camera: Tensor, size: int, painter: Painter | None = None, resting: bool = False
 ) -> tuple[Tensor, Tensor]:
     """The flow from a driving frame's pixels to the source, once the source's landmarks have moved.
 
@@ -48,6 +49,7 @@ def driving_flow(
         camera: (B, 25) of the driving frames.
         size: pixels across the frame.
         painter: see `ElasticMesh.lookup`.
+        resting: whether the irises rest, as `irises.rolled` needs them.
 
     Returns:
         Two flows (B, 2, size, size), offsets to places of the source, x first, in [-1, 1] grid units: on the elastic
@@ -56,7 +58,8 @@ def driving_flow(
     """
     with torch.autocast(points.device.type, enabled=False):
         places, distance = projected(points[:, constant(FACE, points.device)], camera)
-        source, _ = ElasticMesh(face.places).lookup(places, distance, size, painter)
+        shown = at_rest(places, face.places) if resting else places
+        source, _ = ElasticMesh(face.places).lookup(shown, distance, size, painter)
         here = pixel_grid(size, points.device)
         elastic = 2.0 * source.permute(0, 3, 1, 2) - (1.0 + here)
         turn, shift = similarity(places, face.places)

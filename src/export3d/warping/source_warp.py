@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from export3d.camera import projected
 from export3d.errors import ConfigError
 from export3d.image import resize
 from export3d.render.compiled import compiled_pass
@@ -28,10 +29,13 @@ from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp
 from export3d.warping.elastic_mesh import Painter, show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
 from export3d.warping.flows import driving_flow, mouth_mask, openings, plane_flow
+from export3d.warping.irises import rolled
 from export3d.warping.landmark_motion import Eyes as Eyes
 from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
+
+_NEEDED = {"flow": "skip", "redraw": "flow", "dense": "detail", "mouth": "detail", "irises": "detail"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +55,8 @@ class WarpConfig:
         dense: moved pixels follow a learned mixture of motions (`dense_motion`), not the elastic mesh alone. Needs
             `detail`.
         mouth: the choice also sees where the mouth is open in the driving view and in the source. Needs `detail`.
+        irises: irises roll between the eyelids as discs, not as the middle of the mesh's triangles (`irises.rolled`).
+            Needs `detail`.
         scores: landmarks move with the expression coefficients themselves, not with beta' (`landmark_motion`). Needs
             `flow` or `detail`.
     """
@@ -62,10 +68,11 @@ class WarpConfig:
     detail: bool = True
     dense: bool = True
     mouth: bool = True
+    irises: bool = False
     scores: bool = False
 
     def __post_init__(self) -> None:
-        for part, needed in (("flow", "skip"), ("redraw", "flow"), ("dense", "detail"), ("mouth", "detail")):
+        for part, needed in _NEEDED.items():
             if getattr(self, part) and not getattr(self, needed):
                 raise ConfigError(f"warp.{part} needs warp.{needed}; switch both on or both off")
         if self.scores and not (self.flow or self.detail):
@@ -242,16 +249,19 @@ class SourceWarp(nn.Module):
         if image is None or own is None or face is None or points is None or view.head is None:
             raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
         size, image = image.shape[-1], image.float()
-        flow, as_face = driving_flow(points, face, camera, size, self._painter(points))
+        flow, as_face = driving_flow(points, face, camera, size, self._painter(points), self.config.irises)
         with torch.no_grad():
             seen = seen_places(camera, size)
             head = torch.cat([head_nearness(seen), view.head], dim=1)
             as_head = turned_flow(own, seen)
             turned = look_up(image, as_head)
-        stretched = stretch(flow)
+        elastic, stretched = flow, stretch(flow)
         if self.dense is not None and view.small is not None:
             hints = torch.cat([stretched, head], dim=1)
             flow = self.dense(view.small, (flow, as_head, as_face), hints)
+        if self.config.irises:
+            flow = rolled(flow, elastic, projected(points, camera)[0], face.places)
+        if flow is not elastic:
             stretched = stretch(flow)
         places = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
         moved = show(image, places.permute(0, 2, 3, 1), view.half)

@@ -25,7 +25,8 @@ from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, warped
 
 EXTENDED = warped(*PARTS)
 """The warp of `base` at the size of `tiny`."""
-ON_THE_MESH = variant(EXTENDED, "no_dense")
+STARING = variant(EXTENDED, "no_irises")
+ON_THE_MESH = variant(STARING, "no_dense")
 HALF = EXTENDED.render.half_extent
 
 
@@ -35,11 +36,12 @@ HALF = EXTENDED.render.half_extent
 def test_the_parts_are_these_and_all_on() -> None:
     assert tuple(field.name for field in fields(WarpConfig)) == PARTS
     assert all(getattr(preset("base").warp, part) for part in PARTS)
-    assert preset("base").warp == WarpConfig(scores=True)  # weights that do not say so move landmarks by beta'
+    assert preset("base").warp == WarpConfig(irises=True, scores=True)  # not in weights that do not say so
 
 
 @pytest.mark.parametrize(
-    ("part", "needed"), [("flow", "skip"), ("redraw", "flow"), ("dense", "detail"), ("mouth", "detail")]
+    ("part", "needed"),
+    [("flow", "skip"), ("redraw", "flow"), ("dense", "detail"), ("mouth", "detail"), ("irises", "detail")],
 )
 def test_a_part_without_the_one_it_needs_is_refused_in_one_sentence(part: str, needed: str) -> None:
     sentence = "^warp.{} needs warp.{}; switch both on or both off$"
@@ -437,7 +439,7 @@ def test_detail_is_taken_from_the_source_at_its_place_and_in_the_driving_view() 
 @pytest.mark.parametrize("which", range(len(CANDIDATES)), ids=CANDIDATES)
 def test_the_dense_motion_mixes_what_its_candidates_say(which: int) -> None:
     """Chosen wholly, each candidate moves the source by its own flow."""
-    model = awake(EXTENDED)
+    model = awake(STARING)
     source, expression, camera = inputs(2)
     dense = model.warp.dense
     with torch.no_grad():
@@ -455,7 +457,7 @@ def test_the_dense_motion_mixes_what_its_candidates_say(which: int) -> None:
 
 
 def test_a_new_dense_motion_moves_the_source_and_mostly_on_the_mesh() -> None:
-    model = Export3D(EXTENDED).eval()
+    model = Export3D(STARING).eval()
     source, expression, camera = inputs(2)
     own = camera.flip(0)
     with torch.no_grad():

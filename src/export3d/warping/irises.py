@@ -1,0 +1,78 @@
+"""Irises roll between the eyelids: each moves as a disc (not in the paper).
+
+The elastic mesh has one vertex per iris. Where the eye looks aside, its triangles stretch the iris on one side and
+squeeze it on the other, and the tracker hardly sees the eye move. Here the mesh is painted with irises at rest, where
+the eyelids alone carry them. Between the eyelids each pixel near the driven iris then looks up the mesh as far away as
+the iris has moved; at 2.4 radii nothing moves any more.
+
+Letters: B batch, F = 470 face vertices of the elastic mesh, H pixels, W = H / 4 pixels of a window around an eye.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from export3d.face.landmark_sets import EYE_CORNERS, IRISES, LOWER_LIDS, UPPER_LIDS
+from export3d.layers import constant
+from export3d.warping.elastic_mesh import FACE, similarity
+from export3d.warping.flow_field import covered
+
+_LOOPS = tuple((out, *up, inn, *reversed(low)) for (out, inn), up, low in zip(EYE_CORNERS, UPPER_LIDS, LOWER_LIDS))
+"""Landmarks around the right and the left eye; they are vertices of the same number."""
+_CENTRES = tuple(FACE.index(iris[0]) for iris in IRISES)
+_RIMS = tuple(tuple(iris[1:]) for iris in IRISES)
+_RIGID, _STILL = 1.1, 2.4
+"""Distances from the iris's centre, in its radii: up to the first all moves with it, from the second on nothing."""
+
+
+def at_rest(places: Tensor, own: Tensor) -> Tensor:
+    """Driven places (B, F, 2) with the irises where the eyelids carry them from the source's places `own`."""
+    loops = constant(_LOOPS, places.device)
+    turn, shift = similarity(own[:, loops].flatten(0, 1), places[:, loops].flatten(0, 1))
+    centres = constant(_CENTRES, places.device)
+    rest = own[:, centres].flatten(0, 1)[:, None] @ turn + shift
+    return places.index_copy(1, centres, rest.view(-1, 2, 2))
+
+
+def rolled(flow: Tensor, elastic: Tensor, landmarks: Tensor, own: Tensor) -> Tensor:
+    """A flow (B, 2, H, H) whose irises have rolled; gradients flow through it.
+
+    Args:
+        flow: offsets to places of the source, x first, in [-1, 1] grid units.
+        elastic: (B, 2, H, H) those of the mesh with irises `at_rest`, which replace `flow` between the eyelids.
+        landmarks: (B, 478, 2) in the driving frame, 0..1.
+        own: (B, F, 2) places of the mesh's vertices in the source, 0..1.
+    """
+    size, window = flow.shape[-1], flow.shape[-1] // 4
+    loops, rims, face = (constant(numbers, flow.device) for numbers in (_LOOPS, _RIMS, FACE))
+    centres = constant(_CENTRES, flow.device)
+    places = landmarks[:, face]
+    lids, iris, rest = landmarks[:, loops], places[:, centres], at_rest(places, own)[:, centres]
+    radius = (landmarks[:, rims] - iris[:, :, None]).norm(dim=-1).mean(dim=-1)
+    corner = (size * lids.mean(dim=2) - window / 2).round().clamp(0, size - window)
+    open_eye = covered((size * lids - corner[:, :, None]).flatten(0, 1) / window, window)
+    open_eye = F.avg_pool2d(F.pad(open_eye, (1, 1, 1, 1), mode="replicate"), 3, 1).view(-1, 1, 2, window, window)
+
+    steps = torch.arange(window, device=flow.device)
+    column, row = (corner[..., None] + steps).unbind(2)  # (B, 2, W) each
+    index = (row[..., None] * size + column[:, :, None]).long().flatten(1)
+    square = (-1, -1, window, window)
+    here = torch.stack([column[:, :, None].expand(square), row[..., None].expand(square)], dim=1)
+    here = (here + 0.5) / size  # (B, 2 coordinates, 2 eyes, W, W)
+
+    def each(x: Tensor) -> Tensor:
+        """(B, 2 eyes, 2 coordinates) for windows."""
+        return x.mT[..., None, None]
+
+    away = (here - each(iris)).norm(dim=1, keepdim=True) / radius[:, None, :, None, None].clamp_min(1e-4)
+    near = ((_STILL - away) / (_STILL - _RIGID)).clamp(0.0, 1.0)
+    back = each(rest - iris) * (near * near * (3.0 - 2.0 * near))
+    there = (2.0 * (here + back) - 1.0).permute(0, 2, 3, 4, 1).flatten(1, 2)
+    seen = F.grid_sample(elastic, there, padding_mode="border", align_corners=False).view_as(here) + 2.0 * back
+
+    flat = flow.flatten(2)
+    wide = index[:, None].expand(-1, 2, -1)
+    change = open_eye * (seen - flat.gather(2, wide).view_as(here))
+    return flat.scatter_add(2, wide, change.flatten(2)).view_as(flow)
