@@ -33,7 +33,8 @@ def landmarks(animator: Animator, source: Source, expression: np.ndarray, closin
     asked, eyes = numbers(expression), None
     if closing:
         asked, eyes = closing_eyes(animator.model, source.features, numbers(source.expression), asked)
-    points: Tensor = motion(animator.model.expression(asked), view.face.expand(len(asked)), eyes)
+    by = motion.input(animator.model.expression(asked), asked)
+    points: Tensor = motion(by, view.face.expand(len(asked)), eyes)
     return points.numpy()
 
 
