@@ -40,6 +40,7 @@ from export3d.warping.dense_motion import DenseMotion
 from export3d.warping.detail import Detail
 from export3d.warping.landmark_motion import LandmarkMotion
 from export3d.warping.skip_path import SkipPath
+from export3d.warping.source_warp import WarpConfig
 
 FILE = Path(__file__).with_suffix(".json")
 STEPS = 20
@@ -106,7 +107,7 @@ def phase_one(as_base: bool) -> tuple[Any, dict[str, Any]]:
     if as_base:
         base, plain = model_settings.preset("base"), kept()
         seen = plain.image_size * base.generator.image_size // base.image_size
-        changed = replace(plain, generator=replace(plain.generator, image_size=seen), warp=base.warp)
+        changed = replace(plain, generator=replace(plain.generator, image_size=seen), warp=WarpConfig())
         model_settings.PRESETS["tiny"] = lambda: changed
     try:
         task = ReconstructionTask(config, made_up_clips())

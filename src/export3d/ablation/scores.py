@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -86,7 +86,8 @@ def ablate(
     LPIPS uses the backbone that the rows are trained with; without one it is left out.
 
     Args:
-        data, out, config, loop, rows, from_pretrained, pseudo, cache: see `train_rows`.
+        data, out, loop, rows, from_pretrained, pseudo, cache: see `train_rows`.
+        config: see `train_rows`; landmarks move by beta', which is what the rows compare (variant `no_scores`).
         pairs, identity, frames: of the cross-identity scores, see `protocols.cross.cross_identity`.
         every: the same-identity scores drive every N-th frame.
         progress: called with (what is scored, frames done, frames).
@@ -97,6 +98,7 @@ def ablate(
     Raises:
         What `train_rows`, `cross_identity` and `same_identity` raise, as far as possible before training.
     """
+    config = replace(config, variants=("no_scores", *config.variants))
     check_settings(data, config, loop, rows)
     scoring = _scoring(config, identity)
     device = pick_device("cpu" if loop.cpu else "auto")

@@ -60,10 +60,7 @@ def command(
         every: drive every N-th frame in the same-identity scores.
         print_config: print all settings as JSON and exit; needs neither DATA nor -o.
     """
-    # The rows differ in beta', so that landmarks must move by it.
-    settings = resolve(
-        ReconstructionConfig, recipe or "base", config, changes, instead={"model.variants": ("no_scores",)}
-    )
+    settings = resolve(ReconstructionConfig, recipe or "base", config, changes, instead={"model.variants": ()})
     if print_config:
         print(settings.to_json())
         return 0

@@ -19,9 +19,10 @@ from export3d.pretrained import install_weights, load_pretrained, save_pretraine
 from export3d.warping.source_warp import WarpConfig
 from export3d.weights.file import load_weights, save_weights
 from export3d.weights.migration import migrate
-from export3d.weights.names import PACKAGED
 from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
+FORMER = tuple(part for part in PARTS if part not in ("irises", "scores"))
+"""The parts that there were."""
 FORMER_PARTS = {"generator": ("skip", "align", "flow", "redraw"), "superres": ("detail", "dense", "mouth")}
 FORMER_NAMES = {
     "warp.motion.": "motion.",
@@ -60,6 +61,11 @@ def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def former_base() -> Export3D:
+    """A model like the `base` of then."""
+    return awake(variant(variant(variant(preset("base"), "clebs"), "no_irises"), "no_scores"))
+
+
 def save_as_before(model: Export3D, path: Path) -> Path:
     settings = {"model": former_settings(model.config)}
     return save_weights(path, former_tensors(model.state_dict()), settings, {"images_seen": 3})
@@ -69,9 +75,10 @@ def save_as_before(model: Export3D, path: Path) -> Path:
 
 
 def test_every_setting_and_tensor_of_weights_saved_before_lands_exactly_once() -> None:
-    tensors, before = former_tensors(load_weights(PACKAGED)[0]), former_settings(load_pretrained().config)
+    model = former_base()
+    tensors, before = former_tensors(model.state_dict()), former_settings(model.config)
     settings, renamed = migrate(before, tensors)
-    assert settings["warp"] == dict.fromkeys(PARTS, True)
+    assert settings["warp"] == dict.fromkeys(FORMER, True)
     assert set(settings) == {*before, "warp"}
     assert leaves(settings) == leaves(before)
     assert sum(len(part) for part in settings.values() if isinstance(part, dict)) == len(leaves(settings))
@@ -84,10 +91,10 @@ def test_every_setting_and_tensor_of_weights_saved_before_lands_exactly_once() -
 
 
 def test_the_model_of_migrated_weights_has_exactly_these_names() -> None:
-    loaded = load_pretrained()
-    settings, renamed = migrate(former_settings(loaded.config), former_tensors(load_weights(PACKAGED)[0]))
+    loaded = former_base()
+    settings, renamed = migrate(former_settings(loaded.config), former_tensors(loaded.state_dict()))
     model = Export3D(ModelConfig.from_dict(settings))
-    assert model.config.warp == WarpConfig() == preset("base").warp
+    assert model.config.warp == WarpConfig()
     assert {name: value.shape for name, value in model.state_dict().items()} == {
         name: value.shape for name, value in renamed.items()
     }
@@ -106,7 +113,7 @@ def test_files_of_today_come_back_unchanged(config: ModelConfig) -> None:
 
 
 def test_what_has_been_migrated_is_of_today() -> None:
-    config = warped(*PARTS)
+    config = warped(*FORMER)
     once = migrate(former_settings(config), former_tensors(Export3D(config).state_dict()))
     again = migrate(*once)
     assert again[0] == once[0]
@@ -141,7 +148,7 @@ def test_former_settings_without_a_warp_give_none(name: str) -> None:
         ("detail",),
         ("detail", "dense"),
         ("align", "detail", "mouth"),
-        PARTS,
+        FORMER,
     ],
     ids="-".join,
 )
@@ -179,7 +186,7 @@ def test_only_what_begins_with_a_former_name_is_renamed() -> None:
 @pytest.fixture
 def model() -> Export3D:
     """A model with a whole warp in which everything does something."""
-    made = awake(warped(*PARTS))
+    made = awake(warped(*FORMER))
     with torch.no_grad():
         for parameter in made.parameters():
             parameter.add_(0.05 * torch.randn_like(parameter))
@@ -231,7 +238,7 @@ def test_a_file_of_before_that_is_saved_again_is_one_of_today(model: Export3D, t
 
 @pytest.mark.parametrize("name", ["no_warp", "no_skip", "no_detail", "no_align"])
 def test_a_variant_of_before_loads_as_what_it_was(name: str, tmp_path: Path) -> None:
-    made = awake(variant(warped(*PARTS), name))
+    made = awake(variant(warped(*FORMER), name))
     loaded = load_pretrained(save_as_before(made, tmp_path / "old.safetensors"))
     assert loaded.config == made.config
     assert torch.equal(rendered(loaded), rendered(made))
