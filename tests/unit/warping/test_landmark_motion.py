@@ -149,3 +149,51 @@ def test_under_bfloat16_autocast_nothing_is_rounded() -> None:
     for one, other in zip(exact, mixed, strict=True):
         assert other.dtype == torch.float32
         assert torch.equal(one, other)
+
+
+# ---- by scores -------------------------------------------------------------------------------------------------------
+
+
+def measured() -> tuple[LandmarkMotion, torch.Tensor, torch.Tensor]:
+    """A motion by scores that has seen expressions, those expressions, and their lambda."""
+    torch.manual_seed(0)
+    coefficients = torch.randn(200, 3)
+    expression = (0.5 + 0.1 * coefficients @ torch.randn(3, 6)).clamp(0.0, 1.0)
+    motion = LandmarkMotion(16, (6, 3))
+    motion.standardise(expression, coefficients)
+    return motion, expression, coefficients
+
+
+def test_landmarks_that_move_by_scores_ignore_what_beta_says() -> None:
+    motion, expression, _ = measured()
+    assert motion.width == 6
+    assert torch.equal(motion.input(torch.randn(200, 16), expression), motion.input(torch.zeros(200, 16), expression))
+    assert not torch.equal(
+        motion.input(torch.zeros(2, 16), expression[:2]), motion.input(torch.zeros(2, 16), expression[2:4])
+    )
+    beta = torch.randn(4, 16)
+    assert LandmarkMotion(16).input(beta, expression[:4]) is beta
+
+
+def test_scores_beyond_what_training_saw_move_landmarks_no_further() -> None:
+    motion, expression, _ = measured()
+    never = torch.full((1, 6), 40.0)
+    torch.testing.assert_close(
+        motion.input(torch.zeros(1, 16), never), motion.input(torch.zeros(1, 16), expression.amax(0)[None])
+    )
+    torch.testing.assert_close(
+        motion.input(torch.zeros(1, 16), -never), motion.input(torch.zeros(1, 16), expression.amin(0)[None])
+    )
+
+
+def test_a_slider_shifts_the_scores_by_what_is_typical_of_it() -> None:
+    motion, expression, coefficients = measured()
+    beta = torch.zeros(1, 16)
+    for k in range(3):
+        shift = torch.zeros(1, 3)
+        shift[0, k] = 0.5
+        moved = motion.input(beta, expression[:1], shift) - motion.input(beta, expression[:1])
+        scores = motion.input(torch.zeros(200, 16), expression)
+        known = coefficients - coefficients.mean(0)
+        wanted = 0.5 * torch.linalg.lstsq(known, scores).solution[k]
+        torch.testing.assert_close(moved[0], wanted, atol=1e-3, rtol=1e-3)
