@@ -34,7 +34,7 @@ def keep_freed_memory(largest_block: int = _LARGEST) -> None:
 
 
 def seldom_look_for_cycles() -> None:
-    """Let Python look for cycles of objects after 20,000 new ones instead of 700, and no more at the end.
+    """Let Python look for cycles of objects after 20,000 new ones, not 700 to 2,000, and no more at the end.
 
     Importing PyTorch alone makes half a million that stay. Looking at them again and again, and once more at exit, took
     two seconds of each `animate`.

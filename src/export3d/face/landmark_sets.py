@@ -16,6 +16,11 @@ EYE_CORNERS = ((33, 133), (263, 362))
 UPPER_LIDS = ((246, 161, 160, 159, 158, 157, 173), (466, 388, 387, 386, 385, 384, 398))
 LOWER_LIDS = ((7, 163, 144, 145, 153, 154, 155), (249, 390, 373, 374, 380, 381, 382))
 """Eyelids of the right and the left eye, each from the outer corner inward."""
+EYE_LOOPS = tuple(
+    (outer, *upper, inner, *reversed(lower))
+    for (outer, inner), upper, lower in zip(EYE_CORNERS, UPPER_LIDS, LOWER_LIDS)
+)
+"""The landmarks around the right and the left eye, each as a polygon from the outer corner."""
 EYELIDS = tuple(n for loops in (EYE_CORNERS, UPPER_LIDS, LOWER_LIDS) for loop in loops for n in loop)
 LID_MIDDLES = {"Right": (159, 145), "Left": (386, 374)}
 """Middle of the upper and the lower eyelid of each eye."""

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.errors import check_shape
-from export3d.face.landmark_sets import EYE_CORNERS, FACE_OVAL, INNER_LIPS, LOWER_LIDS, UPPER_LIDS
+from export3d.face.landmark_sets import EYE_LOOPS, FACE_OVAL, INNER_LIPS
 from export3d.face.mesh import VERTICES, canonical_mesh
 from export3d.layers import constant
 
@@ -291,8 +291,7 @@ def similarity(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
 def _face_triangles() -> tuple[list[list[int]], list[bool]]:
     """The mesh's triangles, each eye's replaced by a fan around its iris, and which of them lie between the lips."""
     kept = [list(map(int, corners)) for corners in canonical_mesh().triangles]
-    for number, ((outer, inner), upper, lower) in enumerate(zip(EYE_CORNERS, UPPER_LIDS, LOWER_LIDS)):
-        loop = [outer, *upper, inner, *reversed(lower)]
+    for number, loop in enumerate(EYE_LOOPS):
         kept = [corners for corners in kept if not set(corners) <= set(loop)]
         kept += [[a, b, VERTICES + number] for a, b in zip(loop, loop[1:] + loop[:1])]
     return kept, [set(corners) <= set(INNER_LIPS) for corners in kept]

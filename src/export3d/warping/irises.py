@@ -14,13 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export3d.face.landmark_sets import EYE_CORNERS, IRISES, LOWER_LIDS, UPPER_LIDS
+from export3d.face.landmark_sets import EYE_LOOPS, IRISES
 from export3d.layers import constant
 from export3d.warping.elastic_mesh import FACE, similarity
 from export3d.warping.flow_field import covered
 
-_LOOPS = tuple((out, *up, inn, *reversed(low)) for (out, inn), up, low in zip(EYE_CORNERS, UPPER_LIDS, LOWER_LIDS))
-"""Landmarks around the right and the left eye; they are vertices of the same number."""
 _CENTRES = tuple(FACE.index(iris[0]) for iris in IRISES)
 _RIMS = tuple(tuple(iris[1:]) for iris in IRISES)
 _RIGID, _STILL = 1.1, 2.4
@@ -29,7 +27,7 @@ _RIGID, _STILL = 1.1, 2.4
 
 def at_rest(places: Tensor, own: Tensor) -> Tensor:
     """Driven places (B, F, 2) with the irises where the eyelids carry them from the source's places `own`."""
-    loops = constant(_LOOPS, places.device)
+    loops = constant(EYE_LOOPS, places.device)
     turn, shift = similarity(own[:, loops].flatten(0, 1), places[:, loops].flatten(0, 1))
     centres = constant(_CENTRES, places.device)
     rest = own[:, centres].flatten(0, 1)[:, None] @ turn + shift
@@ -46,7 +44,7 @@ def rolled(flow: Tensor, elastic: Tensor, landmarks: Tensor, own: Tensor) -> Ten
         own: (B, F, 2) places of the mesh's vertices in the source, 0..1.
     """
     size, window = flow.shape[-1], flow.shape[-1] // 4
-    loops, rims, face = (constant(numbers, flow.device) for numbers in (_LOOPS, _RIMS, FACE))
+    loops, rims, face = (constant(numbers, flow.device) for numbers in (EYE_LOOPS, _RIMS, FACE))
     centres = constant(_CENTRES, flow.device)
     places = landmarks[:, face]
     lids, iris, rest = landmarks[:, loops], places[:, centres], at_rest(places, own)[:, centres]
