@@ -29,7 +29,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +36,7 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 4
+FRAMES = 16
 WARM_UP = 1
 
 
@@ -95,7 +95,7 @@ class Tree:
         return [] if self.weights is None else ["--weights", str(self.weights)]
 
     def frames(self, what: str) -> tuple[float, float]:
-        """Wall and processor seconds per frame of one batch."""
+        """Wall and processor seconds per frame."""
         wall, own = self.ask(what)
         return wall, own
 
@@ -128,22 +128,21 @@ def worker(engine: str, weights: Path | None) -> None:
 
     engines = "engine" in inspect.signature(Animator.from_pretrained).parameters
     animator = Animator.from_pretrained(weights, device="cpu", **({"engine": engine} if engines else {}))
-    source, motion = animator.encode(bundled_portrait()), Motion.load(bundled_motion("speech"))
+    source, speech = animator.encode(bundled_portrait()), Motion.load(bundled_motion("speech"))
+    motion = Motion(speech.expression[:FRAMES], speech.camera[:FRAMES], 25.0, animator.space)
 
-    angles = np.linspace(0.0, 2.0 * np.pi, 100, endpoint=False)
+    angles = np.linspace(0.0, 2.0 * np.pi, FRAMES, endpoint=False)
     cameras = np.stack([Camera.orbit(30.0 * np.sin(a), 15.0 * np.cos(a)).label for a in angles])
     still = Motion(np.repeat(source.expression[None], len(cameras), axis=0), cameras, 25.0, animator.space)
 
-    def endless(what: str) -> Iterator[Any]:
-        while True:
-            if what == "driven":
-                yield from animator.animate(source, motion, batch=BATCH)
-            elif hasattr(animator, "orbit"):
-                yield from animator.orbit(source, batch=BATCH)
-            else:
-                yield from animator.animate(source, still, relative=False, batch=BATCH)
+    def frames(what: str) -> Iterator[Any]:
+        """A whole animation: one that is left half-way may go on in its threads while the other commit is measured."""
+        if what == "driven":
+            return animator.animate(source, motion, batch=BATCH)
+        if hasattr(animator, "orbit"):
+            return animator.orbit(source, seconds=FRAMES / 25.0, batch=BATCH)
+        return animator.animate(source, still, relative=False, batch=BATCH)
 
-    frames = {what: endless(what) for what in ("driven", "orbit")}
     for line in sys.stdin:
         what = line.strip()
         if what == "portrait":
@@ -156,7 +155,7 @@ def worker(engine: str, weights: Path | None) -> None:
             }
         else:
             wall, own = time.perf_counter(), time.process_time()
-            count = len(list(islice(frames[what], BATCH)))
+            count = len(list(frames(what)))
             answer = [(time.perf_counter() - wall) / count, (time.process_time() - own) / count]
         print(json.dumps(answer), flush=True)
 
@@ -190,7 +189,7 @@ def main() -> None:
     parser.add_argument("other", type=Path, nargs="?", help="a checkout, or the Python of an environment")
     parser.add_argument("--what", nargs="+", choices=("driven", "orbit", "clip"), default=("driven", "orbit", "clip"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=20, help="of driven and orbit, 4 frames each")
+    parser.add_argument("--rounds", type=int, default=20, help="of driven and orbit, 16 frames each")
     parser.add_argument("--clip-rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the clip")
     parser.add_argument("--clip", type=Path, help="a driving video, instead of the made one")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,8 @@ from export3d.warping.detail import DetailGuide
 CLIP_S = 1.0
 CLIP_SIZE = (1280, 720)
 """Length, seconds, and pixels of the clip that is decoded and tracked."""
+WHOLE = 4
+"""Batches of an animation that is measured whole."""
 
 
 @dataclass(frozen=True)
@@ -148,12 +149,19 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
 
 
 def _whole(animator: Animator, source: Source, batch: int, driven_flop: float, orbit_flop: float) -> dict[str, Stage]:
-    """Frames as `Animator` gives them: driven by a motion, and of one expression seen from a moving camera."""
-    driven = _endless(lambda: animator.animate(source, _motion(), batch=batch))
-    orbit = _endless(lambda: animator.orbit(source, batch=batch))
+    """Frames as `Animator` gives them: driven by a motion, and of one expression seen from a moving camera.
+
+    Each call makes a whole animation: one that is left half-way goes on in its threads while other stages are measured.
+    """
+    motion = _motion()[: WHOLE * batch]
+    count = len(motion)
     return {
-        "driven frame": Stage(lambda: list(islice(driven, batch)), "frame", batch, flop=driven_flop),
-        "orbit frame": Stage(lambda: list(islice(orbit, batch)), "frame", batch, flop=orbit_flop),
+        "driven frame": Stage(
+            lambda: list(animator.animate(source, motion, batch=batch)), "frame", count, flop=driven_flop
+        ),
+        "orbit frame": Stage(
+            lambda: list(animator.orbit(source, seconds=count / FPS, batch=batch)), "frame", count, flop=orbit_flop
+        ),
     }
 
 
@@ -176,9 +184,3 @@ def _ready(run: Callable[[], object], device: torch.device) -> Callable[[], obje
         return result
 
     return inferred
-
-
-def _endless(start: Callable[[], Iterator[NDArray[np.uint8]]]) -> Iterator[NDArray[np.uint8]]:
-    """Frames of one animation after the other."""
-    while True:
-        yield from start()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -57,6 +58,20 @@ def test_every_stage_is_measured_and_its_shares_follow_from_its_figures(short: N
     sizes = found.stages["decode"].traffic
     assert sizes is not None
     assert 640 * 360 * 3 < sizes < 640 * 360 * 4
+
+
+@pytest.mark.slow
+def test_no_frame_is_made_while_another_stage_is_measured(short: None, rigid_weights: Path, tmp_path: Path) -> None:
+    """Two threads make frames ahead, and an animation that is left half-way keeps them."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        made = stages(Animator.from_pretrained(rigid_weights, "cpu"), 2, tmp_path)
+        for name in ("driven frame", "orbit frame"):
+            assert len(made[name].run()) == made[name].units  # type: ignore[arg-type]
+            assert not [at.name for at in threading.enumerate() if at.name.startswith("render")], name
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.slow
