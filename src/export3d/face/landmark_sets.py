@@ -21,6 +21,11 @@ EYE_LOOPS = tuple(
     for (outer, inner), upper, lower in zip(EYE_CORNERS, UPPER_LIDS, LOWER_LIDS)
 )
 """The landmarks around the right and the left eye, each as a polygon from the outer corner."""
+AROUND_EYES = (
+    (130, 247, 30, 29, 27, 28, 56, 190, 243, 112, 26, 22, 23, 24, 110, 25),
+    (359, 467, 260, 259, 257, 258, 286, 414, 463, 341, 256, 252, 253, 254, 339, 255),
+)
+"""The next landmarks outward from each of `EYE_LOOPS`; above the eye, in the crease of the lid."""
 EYELIDS = tuple(n for loops in (EYE_CORNERS, UPPER_LIDS, LOWER_LIDS) for loop in loops for n in loop)
 LID_MIDDLES = {"Right": (159, 145), "Left": (386, 374)}
 """Middle of the upper and the lower eyelid of each eye."""

@@ -32,7 +32,7 @@ from export3d.training import face_features
 from export3d.training.face_features import FacePerceptual
 from export3d.training.regularisers import ExpressionError, IdentityError, density_variation
 from export3d.training.state import load_state
-from export3d.warping.losses import WarpWeights, flow_error, landmark_error, mouth_error, moved_error
+from export3d.warping.losses import WarpWeights, eyes_error, flow_error, landmark_error, mouth_error, moved_error
 from export3d.weights.file import load_into
 
 log = logging.getLogger(__name__)
@@ -112,7 +112,7 @@ class PairConfig(WarpWeights):
         for name in ("still_fraction", "pseudo_fraction", "hard_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
-        weights = ("face_emphasis", "landmarks", "flow", "moved", "mouth")
+        weights = ("face_emphasis", "landmarks", "flow", "moved", "mouth", "eyes")
         for name in (*weights, "identity_weight", "expression_weight", "density_weight", "curriculum_images"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -284,12 +284,14 @@ class PairTask:
         return terms
 
     def _optional(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Weighted `mouth_error` and terms of `training.regularisers`, on the final image or, without one, the raw."""
+        """Weighted errors of mouth and eyes and terms of `training.regularisers`, on the final else the raw image."""
         s, terms = self.settings, {}
         image = output.rendered.raw if output.image is None else output.image
         compared = (image, resize(batch["driving"], image.shape[-1]), batch["landmarks"])
         if s.mouth:
             terms["mouth"] = s.mouth * mouth_error(*compared, self.perceptual)
+        if s.eyes:
+            terms["eyes"] = s.eyes * eyes_error(*compared, self.perceptual)
         if self.identity is not None:
             terms["identity"] = s.identity_weight * self.identity(*compared)
         if self.expression is not None:

@@ -4,6 +4,9 @@ The mesh is the face mesh plus rings around it that reach beyond the image borde
 outline they move like the outline, farther away like the whole face, and less with distance, down to nothing. The mesh
 has no holes, its outer edge is fixed, and the unmoved image lies under it, so that every pixel is covered.
 
+With lashes, the mesh has one more loop of vertices around each eye, which moves with the edges of the lids. Without it
+the dark band of the lashes is stretched over the whole lid where an eye closes.
+
 Letters: B meshes, F = 470 vertices of the face, V of the whole mesh, R pixels per side. Places are 0..1 across the
 image, x first.
 """
@@ -19,13 +22,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.errors import check_shape
-from export3d.face.landmark_sets import EYE_LOOPS, FACE_OVAL, INNER_LIPS
+from export3d.face.landmark_sets import AROUND_EYES, EYE_CORNERS, EYE_LOOPS, FACE_OVAL, INNER_LIPS
 from export3d.face.mesh import VERTICES, canonical_mesh
 from export3d.layers import constant
 
 _IRISES = (468, 473)
 FACE = (*range(VERTICES), *_IRISES)
 """The landmarks (of 478) that are the F vertices of the face: those of the face mesh, then each iris's middle."""
+
+_LID_EDGES = tuple(n for loop in EYE_LOOPS for n in loop)
+_LID_FOLDS = tuple(n for loop in AROUND_EYES for n in loop)
+_LASHES = 0.12
+"""Width of the lashes, in widths of the eye."""
+_MOST_LASHES = 0.6
+"""Largest part of the way from the edge of the lid to its fold that lashes take."""
 
 _RINGS = tuple(math.exp(math.log(0.02) * (1 - i / 11)) for i in range(12))
 """Positions of the rings between the face's outline (0) and the mesh's outer edge (1)."""
@@ -67,12 +77,14 @@ class ElasticMesh:
 
     Args:
         face: (B, F, 2).
+        lashes: whether lashes move with the edges of the lids.
 
     Attributes:
-        source: (B, V, 2) vertices at rest: the face's, the rings', and the corners of the triangle under them.
+        source: (B, V, 2) vertices at rest: the face's, the lashes', the rings', and the corners of the triangle under
+            them.
     """
 
-    def __init__(self, face: Tensor) -> None:
+    def __init__(self, face: Tensor, lashes: bool = False) -> None:
         check_shape(face, f"B {len(FACE)} 2", "face of the mesh")
         oval = face[:, constant(FACE_OVAL, face.device)]
         centre = oval.mean(dim=1, keepdim=True)
@@ -93,7 +105,12 @@ class ElasticMesh:
         self._fading = (fading @ constant(_WAVES, face.device, face.dtype))[..., away]
         self._follow, self._rings, self._face = follow[..., None], rings, face
         self._corners = constant(_CORNERS, face.device, face.dtype).expand(face.shape[0], -1, -1)
-        self.source = torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
+        self._lashes: Tensor | None = None
+        if lashes:
+            outer, inner = (face[:, list(corners)] for corners in zip(*EYE_CORNERS))
+            width = _LASHES * (outer - inner).norm(dim=-1).repeat_interleave(len(EYE_LOOPS[0]), dim=1)
+            self._lashes = torch.minimum(width, _MOST_LASHES * _lids(face)[1].norm(dim=-1))
+        self.source = self._vertices(face, rings)
 
     def place(self, face: Tensor) -> Tensor:
         """(B, V, 2) all vertices when those of the face are at (B, F, 2)."""
@@ -102,8 +119,17 @@ class ElasticMesh:
         beyond = face[:, oval] - (self._face[:, oval] @ turn + shift)
         faded = self._fading @ beyond[:, None]
         with_head = self._rings @ turn[:, None] + shift[:, None] - self._rings
-        rings = self._rings + self._follow * (with_head + faded)
-        return torch.cat([face, rings.flatten(1, 2), self._corners], dim=1)
+        scale = (turn[:, :1, 0].square() + turn[:, :1, 1].square()).sqrt()
+        return self._vertices(face, self._rings + self._follow * (with_head + faded), scale)
+
+    def _vertices(self, face: Tensor, rings: Tensor, scale: Tensor | float = 1.0) -> Tensor:
+        """(B, V, 2) all vertices: those of the lashes lie as far from the edges of the lids as at rest."""
+        lashes = []
+        if self._lashes is not None:
+            edge, out = _lids(face)
+            part = scale * self._lashes / out.norm(dim=-1).clamp_min(1e-6)
+            lashes = [edge + part.clamp_max(_MOST_LASHES)[..., None] * out]
+        return torch.cat([face, *lashes, rings.flatten(1, 2), self._corners], dim=1)
 
     def lookup(self, face: Tensor, depth: Tensor, size: int, painter: Painter | None = None) -> tuple[Tensor, Tensor]:
         """The rest places that the moved meshes show at each pixel.
@@ -117,8 +143,12 @@ class ElasticMesh:
         Returns:
             (B, R, R, 2) the rest place at each pixel, and (B, R, R) whether it lies between the lips.
         """
-        triangles, mouth = _triangles(face.device)
-        ground = len(triangles) - len(_face_triangles()[0])
+        lashes = self._lashes is not None
+        triangles, mouth = _triangles(face.device, lashes)
+        ground = len(triangles) - len(_face_triangles(lashes)[0])
+        if lashes:
+            edge, out = _lids(depth[..., None])
+            depth = torch.cat([depth, (edge + 0.5 * out)[..., 0]], dim=1)
         far = depth[:, triangles[ground:]].mean(dim=-1)
         order = ground + far.argsort(dim=1, descending=True, stable=True)
         order = torch.cat([torch.arange(ground, device=face.device).expand(face.shape[0], -1), order], dim=1)
@@ -287,28 +317,45 @@ def similarity(before: Tensor, after: Tensor) -> tuple[Tensor, Tensor]:
     return turn, after.mean(dim=1, keepdim=True) - before.mean(dim=1, keepdim=True) @ turn
 
 
-@functools.lru_cache(maxsize=1)
-def _face_triangles() -> tuple[list[list[int]], list[bool]]:
-    """The mesh's triangles, each eye's replaced by a fan around its iris, and which of them lie between the lips."""
+def _lids(face: Tensor) -> tuple[Tensor, Tensor]:
+    """Of (B, F, C) the edges of the lids and what leads from there to the folds, (B, 32, C) each."""
+    edge, fold = (face[:, constant(numbers, face.device)] for numbers in (_LID_EDGES, _LID_FOLDS))
+    return edge, fold - edge
+
+
+@functools.lru_cache(maxsize=2)
+def _face_triangles(lashes: bool) -> tuple[list[list[int]], list[bool]]:
+    """The mesh's triangles, each eye's replaced by a fan around its iris, and which of them lie between the lips.
+
+    With lashes, each triangle between the edge and the fold of a lid becomes two, on this and that side of them.
+    """
     kept = [list(map(int, corners)) for corners in canonical_mesh().triangles]
     for number, loop in enumerate(EYE_LOOPS):
         kept = [corners for corners in kept if not set(corners) <= set(loop)]
         kept += [[a, b, VERTICES + number] for a, b in zip(loop, loop[1:] + loop[:1])]
+    if lashes:
+        edges, folds = ({n: len(FACE) + k for k, n in enumerate(numbers)} for numbers in (_LID_EDGES, _LID_FOLDS))
+        lid, rest = [], []
+        for corners in kept:
+            (lid if set(corners) <= edges.keys() | folds.keys() and set(corners) & folds.keys() else rest).append(
+                corners
+            )
+        kept = rest + [[moved.get(n, n) for n in corners] for corners in lid for moved in (edges, folds)]
     return kept, [set(corners) <= set(INNER_LIPS) for corners in kept]
 
 
 @functools.lru_cache(maxsize=4)
-def _triangles(device: torch.device) -> tuple[Tensor, Tensor]:
+def _triangles(device: torch.device, lashes: bool) -> tuple[Tensor, Tensor]:
     """(T, 3): one that covers the image, the rings' from the outermost inward, the face's; and (T,) which are mouth."""
-    count = len(FACE_OVAL)
-    loops = [list(FACE_OVAL)] + [[len(FACE) + ring * count + n for n in range(count)] for ring in range(len(_RINGS))]
-    first = len(FACE) + len(_RINGS) * count
+    count, before = len(FACE_OVAL), len(FACE) + (len(_LID_EDGES) if lashes else 0)
+    loops = [list(FACE_OVAL)] + [[before + ring * count + n for n in range(count)] for ring in range(len(_RINGS))]
+    first = before + len(_RINGS) * count
     cells = []
     for inner, outer in zip(loops[-2::-1], loops[:0:-1]):
         cells += [(outer[n], inner[n], outer[n - count + 1], inner[n - count + 1]) for n in range(count)]
     ground = [[first, first + 1, first + 2]]
     ground += [list(corners) for a, b, c, d in cells for corners in ((a, b, c), (d, c, b))]
-    face, mouth = _face_triangles()
+    face, mouth = _face_triangles(lashes)
     between = [False] * len(ground) + mouth
     with torch.inference_mode(False):  # cached; training needs normal tensors even if inference asks first
         return torch.tensor(ground + face, device=device), torch.tensor(between, device=device)

@@ -40,27 +40,36 @@ def plane_flow(points: Tensor, face: Face, half_extent: float, size: int, painte
 
 
 def driving_flow(
-    points: Tensor, face: Face, camera: Tensor, size: int, painter: Painter | None = None, resting: bool = False
+    places: Tensor,
+    distance: Tensor,
+    face: Face,
+    size: int,
+    painter: Painter | None = None,
+    *,
+    resting: bool = False,
+    lashes: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """The flow from a driving frame's pixels to the source, once the source's landmarks have moved.
 
     Args:
-        points: (B, L, 3) moved landmarks.
-        camera: (B, 25) of the driving frames.
+        places: (B, L, 2) moved landmarks in the driving frame, 0..1.
+        distance: (B, L) from its camera.
         size: pixels across the frame.
         painter: see `ElasticMesh.lookup`.
         resting: whether the irises rest, as `irises.rolled` needs them.
+        lashes: whether lashes move with the edges of the lids, see `ElasticMesh`.
 
     Returns:
         Two flows (B, 2, size, size), offsets to places of the source, x first, in [-1, 1] grid units: on the elastic
         mesh of the landmarks, and by the similarity (rotation, scale and shift in the image plane) nearest to the
         face's motion.
     """
-    with torch.autocast(points.device.type, enabled=False):
-        places, distance = projected(points[:, constant(FACE, points.device)], camera)
+    with torch.autocast(places.device.type, enabled=False):
+        vertices = constant(FACE, places.device)
+        places, distance = places[:, vertices], distance[:, vertices]
         shown = at_rest(places, face.places) if resting else places
-        source, _ = ElasticMesh(face.places).lookup(shown, distance, size, painter)
-        here = pixel_grid(size, points.device)
+        source, _ = ElasticMesh(face.places, lashes).lookup(shown, distance, size, painter)
+        here = pixel_grid(size, places.device)
         elastic = 2.0 * source.permute(0, 3, 1, 2) - (1.0 + here)
         turn, shift = similarity(places, face.places)
         # 2 (p T + s) - 1 - g at p = (g + 1) / 2

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.camera import projected
-from export3d.face.landmark_sets import EYELIDS, IRISES, LIPS
+from export3d.face.landmark_sets import EYE_LOOPS, EYELIDS, IRISES, LIPS
 from export3d.face.mesh import LANDMARKS
 from export3d.layers import constant
 from export3d.perceptual import Distance
@@ -27,12 +27,14 @@ class WarpWeights:
         flow: of `flow_error`.
         moved: of `moved_error`, where the source's motion is trained.
         mouth: of `mouth_error`.
+        eyes: of `eyes_error`.
     """
 
     landmarks: float = 10.0
     flow: float = 0.0
     moved: float = 0.5
     mouth: float = 0.0
+    eyes: float = 0.0
 
 
 _IRIS_WEIGHT = 5.0
@@ -111,22 +113,35 @@ def moved_error(moved: Tensor, target: Tensor, perceptual: Distance | None) -> T
 
 
 def mouth_error(image: Tensor, target: Tensor, landmarks: Tensor, perceptual: Distance | None) -> Tensor:
-    """Distance of the enlarged mouth from the driving frame's (not in the paper).
+    """Distance of the enlarged mouth from the driving frame's, see `_enlarged_error` (not in the paper).
 
-    Teeth and lips cover few pixels, to which a perceptual distance of the whole image is insensitive. A square around
-    the lips, 1.5 times their extent and at least a fifth of the image, is enlarged to half the image's size. There the
-    perceptual distance, if there is a network for it, and half the mean absolute difference are taken.
+    Teeth and lips cover few pixels, to which a perceptual distance of the whole image is insensitive.
 
     Args:
         image, target: (B, 3, H, H).
         landmarks: (B, 478, 2), 0..1 across the driving frame.
     """
-    lips = landmarks[:, constant(LIPS, landmarks.device)].float()
-    low, high = lips.amin(dim=1), lips.amax(dim=1)
-    half = (0.75 * (high - low).amax(dim=1)).clamp_min(0.1)
+    return _enlarged_error(image, target, landmarks[:, constant(LIPS, landmarks.device)], 0.1, perceptual)
+
+
+def eyes_error(image: Tensor, target: Tensor, landmarks: Tensor, perceptual: Distance | None) -> Tensor:
+    """Distance of the enlarged eyes from the driving frame's, mean of both; arguments as of `mouth_error`."""
+    eyes = (landmarks[:, constant(loop, landmarks.device)] for loop in EYE_LOOPS)
+    right, left = (_enlarged_error(image, target, eye, 0.05, perceptual) for eye in eyes)
+    return (right + left) / 2.0
+
+
+def _enlarged_error(image: Tensor, target: Tensor, points: Tensor, least: float, perceptual: Distance | None) -> Tensor:
+    """The perceptual distance of a part, if there is a network for it, and half its mean absolute difference.
+
+    The part is a square around points (B, N, 2), 1.5 times their extent and at least 2 `least` image widths, and is
+    enlarged to half the image's size.
+    """
+    low, high = points.float().aminmax(dim=1)
+    half = (0.75 * (high - low).amax(dim=1)).clamp_min(least)
     steps = pixel_grid(image.shape[-1] // 2, image.device).permute(0, 2, 3, 1)
     places = (high + low)[:, None, None] - 1.0 + 2.0 * half[:, None, None, None] * steps
     near = (F.grid_sample(x.float(), places, padding_mode="border", align_corners=False) for x in (image, target))
-    mouth, wanted = near
-    error = 0.5 * (mouth - wanted).abs().mean()
-    return error if perceptual is None else error + perceptual(mouth, wanted).mean()
+    part, wanted = near
+    error = 0.5 * (part - wanted).abs().mean()
+    return error if perceptual is None else error + perceptual(part, wanted).mean()

@@ -32,10 +32,11 @@ from export3d.warping.flows import driving_flow, mouth_mask, openings, plane_flo
 from export3d.warping.irises import rolled
 from export3d.warping.landmark_motion import Eyes as Eyes
 from export3d.warping.landmark_motion import Face, LandmarkMotion
+from export3d.warping.lids import shut
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
 
-_NEEDED = {"flow": "skip", "redraw": "flow", "dense": "detail", "mouth": "detail", "irises": "detail"}
+_NEEDED = {"flow": "skip", "redraw": "flow", "dense": "detail", "mouth": "detail", "irises": "detail", "lids": "detail"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +58,7 @@ class WarpConfig:
         mouth: the choice also sees where the mouth is open in the driving view and in the source. Needs `detail`.
         irises: irises roll between the eyelids as discs, not as the middle of the mesh's triangles (`irises.rolled`).
             Needs `detail`.
+        lids: almost closed lids meet, and lashes move with their edges (`lids.shut`, `elastic_mesh`). Needs `detail`.
         scores: landmarks move with the expression coefficients themselves, not with beta' (`landmark_motion`). Needs
             `flow` or `detail`.
     """
@@ -69,6 +71,7 @@ class WarpConfig:
     dense: bool = True
     mouth: bool = True
     irises: bool = False
+    lids: bool = False
     scores: bool = False
 
     def __post_init__(self) -> None:
@@ -249,7 +252,18 @@ class SourceWarp(nn.Module):
         if image is None or own is None or face is None or points is None or view.head is None:
             raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
         size, image = image.shape[-1], image.float()
-        flow, as_face = driving_flow(points, face, camera, size, self._painter(points), self.config.irises)
+        places, distance = projected(points, camera)
+        if self.config.lids:
+            places = shut(places, face.places)
+        flow, as_face = driving_flow(
+            places,
+            distance,
+            face,
+            size,
+            self._painter(points),
+            resting=self.config.irises,
+            lashes=self.config.lids,
+        )
         with torch.no_grad():
             seen = seen_places(camera, size)
             head = torch.cat([head_nearness(seen), view.head], dim=1)
@@ -260,11 +274,11 @@ class SourceWarp(nn.Module):
             hints = torch.cat([stretched, head], dim=1)
             flow = self.dense(view.small, (flow, as_head, as_face), hints)
         if self.config.irises:
-            flow = rolled(flow, elastic, projected(points, camera)[0], face.places)
+            flow = rolled(flow, elastic, places, face.places)
         if flow is not elastic:
             stretched = stretch(flow)
-        places = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
-        moved = show(image, places.permute(0, 2, 3, 1), view.half)
+        lookup = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
+        moved = show(image, lookup.permute(0, 2, 3, 1), view.half)
         mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_head)
         return Views(moved, stretched, flow, image, turned, as_head, head, mouth)
 

@@ -140,7 +140,7 @@ def test_each_of_a_batch_is_as_it_is_alone() -> None:
 def test_a_turned_face_hides_itself_as_a_z_buffer_sees_it(camera: np.ndarray) -> None:
     face, depth = seen(label(), camera)
     lookup, _ = ElasticMesh(face[:1]).lookup(face[1:], depth[1:], SIZE)
-    triangles = np.array(sheets._face_triangles()[0])
+    triangles = np.array(sheets._face_triangles(False)[0])
     index, weights = rasterise(face[1].double().numpy() * SIZE, depth[1].double().numpy(), triangles, SIZE)
     expected = (weights[..., None] * face[0].numpy()[triangles[index]]).sum(axis=2)
     wrong = np.linalg.norm(lookup[0].numpy() - expected, axis=-1)[index >= 0] * SIZE > 1

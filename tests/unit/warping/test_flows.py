@@ -67,7 +67,7 @@ def test_the_flow_of_moved_landmarks_is_without_error_where_they_are_right() -> 
 
 def driving_view(image: Tensor, points: Tensor, face: Face, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the sheet shows of pictures: itself, how far it is stretched there, and from where it comes."""
-    flow, _ = driving_flow(points, face, camera, image.shape[-1])
+    flow, _ = driving_flow(*projected(points, camera), face, image.shape[-1])
     return show(image, places(image.shape[-1]).add(flow / 2).permute(0, 2, 3, 1)), stretch(flow), flow
 
 
@@ -111,8 +111,11 @@ def test_each_view_of_a_batch_is_as_it_is_alone() -> None:
         for found, wanted in zip(together, alone):
             torch.testing.assert_close(found[one], wanted, atol=1e-3, rtol=0)
         as_face, alone_as_face = (
-            driving_flow(*given, 64)[1]
-            for given in ((points, face, CAMERAS.flip(0)), (points[one], own, CAMERAS.flip(0)[one]))
+            driving_flow(*projected(moved, camera), own_face, 64)[1]
+            for moved, own_face, camera in (
+                (points, face, CAMERAS.flip(0)),
+                (points[one], own, CAMERAS.flip(0)[one]),
+            )
         )
         torch.testing.assert_close(as_face[one], alone_as_face, atol=1e-5, rtol=0)
         torch.testing.assert_close(flow[one], plane_flow(points[one], own, HALF, 32), atol=1e-4, rtol=0)
@@ -126,7 +129,7 @@ def test_a_face_that_is_turned_grown_and_shifted_in_the_picture_gives_just_that_
     by = 1.2 * torch.stack([turn.cos(), turn.sin(), -turn.sin(), turn.cos()]).view(2, 2)
     shift = torch.tensor([0.1, -0.07])
     face = replace(face, places=(here - 0.5) @ by + 0.5 + shift)
-    on_sheet, as_face = driving_flow(face.points, face, CAMERAS[which : which + 1], 64)
+    on_sheet, as_face = driving_flow(*projected(face.points, CAMERAS[which : which + 1]), face, 64)
     grid = pixel_grid(64, torch.device("cpu"))
     wanted = torch.einsum("bihw,ij->bjhw", grid, by) + 2 * shift[None, :, None, None] - grid
     torch.testing.assert_close(as_face, wanted, atol=1e-5, rtol=0)
@@ -139,7 +142,7 @@ def test_view_and_flow_give_the_landmarks_a_gradient() -> None:
     face = at_rest()
     for make in (
         lambda points: driving_view(places(48).expand(4, -1, -1, -1), points, face, CAMERAS.flip(0))[0],
-        lambda points: driving_flow(points, face, CAMERAS.flip(0), 48)[1],
+        lambda points: driving_flow(*projected(points, CAMERAS.flip(0)), face, 48)[1],
         lambda points: plane_flow(points, face, HALF, 48),
     ):
         points = face.points.detach().clone().requires_grad_()
@@ -219,7 +222,7 @@ def test_under_bfloat16_autocast_nothing_is_rounded() -> None:
     points, turned = bent(face.points).detach(), 0.1 * torch.randn(4, 2, 64, 64)
 
     def everything() -> list[Tensor]:
-        flows = driving_flow(points, face, CAMERAS.flip(0), 64)
+        flows = driving_flow(*projected(points, CAMERAS.flip(0)), face, 64)
         return [
             *flows,
             plane_flow(points, face, HALF, 32),

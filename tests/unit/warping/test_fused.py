@@ -15,18 +15,18 @@ fused = pytest.importorskip("export3d.warping.fused")
 pytestmark = pytest.mark.slow  # the first test compiles
 
 
-def meshes(*poses: tuple[float, ...]) -> tuple[ElasticMesh, torch.Tensor, torch.Tensor]:
+def meshes(*poses: tuple[float, ...], lashes: bool = False) -> tuple[ElasticMesh, torch.Tensor, torch.Tensor]:
     """Frontal meshes at rest, places (B, 470, 2) of the average head in poses (degrees, place), and distances."""
     labels = torch.from_numpy(np.stack([cameras.from_pose(np.array(p[:3]), np.array(p[3:])) for p in poses])).float()
     head = average_landmarks()[list(FACE)].expand(len(poses), -1, -1)
     front = torch.from_numpy(cameras.from_pose(np.zeros(3), np.array([0.0, 0.0, 2.7]))).float()
-    return ElasticMesh(projected(head, front.expand(len(poses), -1))[0]), *projected(head, labels)
+    return ElasticMesh(projected(head, front.expand(len(poses), -1))[0], lashes), *projected(head, labels)
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("size", [33, 128])
-def test_it_paints_the_same_bits(size: int, threads: int) -> None:
-    mesh, places, distance = meshes((20, -8, 5, 0.03, 0, 2.7), (75, 20, 0, 0, 0, 1.5), (0, 0, 170, 0.3, 0, 1.0))
+@pytest.mark.parametrize(("size", "threads", "lashes"), [(33, 1, False), (128, 2, False), (128, 1, True)])
+def test_it_paints_the_same_bits(size: int, threads: int, lashes: bool) -> None:
+    poses = (20, -8, 5, 0.03, 0, 2.7), (75, 20, 0, 0, 0, 1.5), (0, 0, 170, 0.3, 0, 1.0)
+    mesh, places, distance = meshes(*poses, lashes=lashes)
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -25,7 +25,7 @@ from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, warped
 
 EXTENDED = warped(*PARTS)
 """The warp of `base` at the size of `tiny`."""
-STARING = variant(EXTENDED, "no_irises")
+STARING = variant(variant(EXTENDED, "no_irises"), "no_lids")
 ON_THE_MESH = variant(STARING, "no_dense")
 HALF = EXTENDED.render.half_extent
 
@@ -36,12 +36,19 @@ HALF = EXTENDED.render.half_extent
 def test_the_parts_are_these_and_all_on() -> None:
     assert tuple(field.name for field in fields(WarpConfig)) == PARTS
     assert all(getattr(preset("base").warp, part) for part in PARTS)
-    assert preset("base").warp == WarpConfig(irises=True, scores=True)  # not in weights that do not say so
+    assert preset("base").warp == WarpConfig(irises=True, lids=True, scores=True)  # not in weights that do not say so
 
 
 @pytest.mark.parametrize(
     ("part", "needed"),
-    [("flow", "skip"), ("redraw", "flow"), ("dense", "detail"), ("mouth", "detail"), ("irises", "detail")],
+    [
+        ("flow", "skip"),
+        ("redraw", "flow"),
+        ("dense", "detail"),
+        ("mouth", "detail"),
+        ("irises", "detail"),
+        ("lids", "detail"),
+    ],
 )
 def test_a_part_without_the_one_it_needs_is_refused_in_one_sentence(part: str, needed: str) -> None:
     sentence = "^warp.{} needs warp.{}; switch both on or both off$"
@@ -429,7 +436,7 @@ def test_detail_is_taken_from_the_source_at_its_place_and_in_the_driving_view() 
     with torch.no_grad():
         encoded = model.encode(source, camera.flip(0), expression.flip(0), landmarks(camera.flip(0)))
         planes = model.planes(encoded, expression)
-        moved = shown(source, driving_flow(planes.motion.points, encoded.view.face, camera, 64)[0])
+        moved = shown(source, driving_flow(*projected(planes.motion.points, camera), encoded.view.face, 64)[0])
         for which, wanted in ((1, moved), (2, source)):
             detail.choice.bias.zero_()
             detail.choice.bias[which] = 60.0
@@ -449,7 +456,9 @@ def test_the_dense_motion_mixes_what_its_candidates_say(which: int) -> None:
         dense.share.bias[which] = 60.0
         own = camera.flip(0)
         output = model(source, expression, camera, own, expression.flip(0), landmarks(own))
-        on_mesh, as_face = driving_flow(output.planes.motion.points, output.planes.source.view.face, camera, 64)
+        on_mesh, as_face = driving_flow(
+            *projected(output.planes.motion.points, camera), output.planes.source.view.face, 64
+        )
         flows = (on_mesh, turned_flow(own, seen_places(camera, 64)), as_face, 0 * on_mesh)
     torch.testing.assert_close(output.warped, shown(source, flows[which]), atol=1e-4, rtol=0)
     for other in {*range(len(flows))} - {which}:
@@ -462,7 +471,9 @@ def test_a_new_dense_motion_moves_the_source_and_mostly_on_the_mesh() -> None:
     own = camera.flip(0)
     with torch.no_grad():
         output = model(source, expression, camera, own, expression, landmarks(own))
-        on_mesh, as_face = driving_flow(output.planes.motion.points, output.planes.source.view.face, camera, 64)
+        on_mesh, as_face = driving_flow(
+            *projected(output.planes.motion.points, camera), output.planes.source.view.face, 64
+        )
         as_head = turned_flow(own, seen_places(camera, 64))
         share = torch.tensor([2.0, 0.0, 0.0, 0.0]).softmax(0)
         wanted = share[0] * on_mesh + share[1] * (as_head + as_face)
@@ -476,7 +487,7 @@ def test_without_a_dense_motion_the_source_moves_on_the_mesh_alone() -> None:
     own = camera.flip(0)
     with torch.no_grad():
         output = model(source, expression, camera, own, expression.flip(0), landmarks(own))
-        flow, _ = driving_flow(output.planes.motion.points, output.planes.source.view.face, camera, 64)
+        flow, _ = driving_flow(*projected(output.planes.motion.points, camera), output.planes.source.view.face, 64)
     assert output.image is not None
     assert output.image.shape == (2, 3, 64, 64)
     torch.testing.assert_close(output.warped, shown(source, flow), atol=1e-5, rtol=0)

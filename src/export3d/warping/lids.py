@@ -1,0 +1,50 @@
+"""Eyelids that close: almost closed lids meet (not in the paper).
+
+The tracker leaves a gap of two pixels between lids that are closed. The elastic mesh would show the whole eye in it,
+squeezed, and the tracker then sees an eye that is half open. Here the gap shrinks to nothing before the mesh is
+painted. The lashes, which the mesh would smear over the lid, are vertices of their own (`elastic_mesh.ElasticMesh`).
+
+Letters: B batch, L = 478 landmarks, F = 470 face vertices of the elastic mesh.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from export3d.face.landmark_sets import EYE_CORNERS, LOWER_LIDS, UPPER_LIDS
+from export3d.layers import constant
+
+_UPPER, _LOWER = (tuple(n for lid in lids for n in lid) for lids in (UPPER_LIDS, LOWER_LIDS))
+_OUTER = (EYE_CORNERS[0][0], EYE_CORNERS[1][0])
+_SHUT, _OPEN = 0.02, 0.06
+"""Mean gap between the lids, in distances of the outer eye corners, up to which they meet, and from which they stay."""
+_LEAST = 0.05
+"""Openness that counts as none."""
+_DOWN = 0.7
+"""The upper lid's share of closing the gap."""
+
+
+def shut(landmarks: Tensor, own: Tensor) -> Tensor:
+    """Driven landmarks (B, L, 2) whose almost closed lids meet; differentiable.
+
+    Lids that are as far closed in the source stay where they are: its own expression leaves a face unchanged.
+
+    Args:
+        own: (B, F, 2) places of the mesh's vertices in the source, in the same unit.
+    """
+    upper, lower = (constant(numbers, landmarks.device) for numbers in (_UPPER, _LOWER))
+    kept = ((_openness(landmarks) + _LEAST) / (_openness(own) + _LEAST)).clamp_max(1.0)
+    closing = (1.0 - kept).repeat_interleave(len(_UPPER) // 2, dim=1)[..., None]
+    gap = closing * (landmarks[:, lower] - landmarks[:, upper])
+    both = torch.cat([upper, lower])
+    return landmarks.index_add(1, both, torch.cat([_DOWN * gap, (_DOWN - 1.0) * gap], dim=1))
+
+
+def _openness(places: Tensor) -> Tensor:
+    """(B, 2) for each eye, 0 where the lids count as closed to 1 where they are open."""
+    upper, lower, outer = (places[:, constant(numbers, places.device)] for numbers in (_UPPER, _LOWER, _OUTER))
+    gap = (lower - upper).norm(dim=-1).unflatten(1, (2, -1)).mean(dim=-1)
+    width = (outer[:, 0] - outer[:, 1]).norm(dim=-1, keepdim=True).clamp_min(1e-4)
+    part = ((gap / width - _SHUT) / (_OPEN - _SHUT)).clamp(0.0, 1.0)
+    return part * part * (3.0 - 2.0 * part)
