@@ -191,6 +191,7 @@ class ReconstructionTask(PairTask):
             errors.append(float(error.detach()))
         for parameter, was in zip(motion.parameters(), trained):
             parameter.requires_grad_(was)
+        motion.amplify()
         last = float(np.mean(errors[-max(1, steps // 10) :]))
         log.info("motion fitted to landmarks: error from %.4f to %.4f image widths", errors[0], last)
         return last

@@ -17,7 +17,7 @@ from export3d.layers import constant
 
 _UPPER, _LOWER = (tuple(n for lid in lids for n in lid) for lids in (UPPER_LIDS, LOWER_LIDS))
 _OUTER = (EYE_CORNERS[0][0], EYE_CORNERS[1][0])
-_SHUT, _OPEN = 0.02, 0.06
+_SHUT, _OPEN = 0.022, 0.07
 """Mean gap between the lids, in distances of the outer eye corners, up to which they meet, and from which they stay."""
 _LEAST = 0.05
 """Openness that counts as none."""

@@ -584,16 +584,17 @@ def test_with_a_frozen_encoder_what_is_moved_is_compared_while_dense_motion_is_t
     assert set(sheet.losses(sheet.batch(0, 2, 0, 1), 0)) == {"l2", "l2_raw", "total"}
 
 
-def test_the_mouths_error_is_a_term_of_its_own_weight() -> None:
+@pytest.mark.parametrize("part", ["mouth", "eyes"])
+def test_the_error_of_an_enlarged_part_is_a_term_of_its_own_weight(part: str) -> None:
     def terms(weight: float) -> dict[str, float]:
-        made = task(replace(PLAIN, mouth=weight))
+        made = task(replace(PLAIN, **{part: weight}))
         return {k: float(v.detach()) for k, v in made.losses(made.batch(0, 2, 0, 1), 0).items()}
 
     one, three, none = terms(1.0), terms(3.0), terms(0.0)
-    assert set(one) - set(none) == {"mouth"}
-    assert one["mouth"] > 0
-    assert three["mouth"] == pytest.approx(3 * one["mouth"], rel=1e-5)
-    assert one["total"] == pytest.approx(none["total"] + one["mouth"], rel=1e-5)
+    assert set(one) - set(none) == {part}
+    assert one[part] > 0
+    assert three[part] == pytest.approx(3 * one[part], rel=1e-5)
+    assert one["total"] == pytest.approx(none["total"] + one[part], rel=1e-5)
 
 
 @pytest.mark.usefixtures("dense")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from export3d.camera import projected
 from export3d.errors import ShapeError
-from export3d.face.landmark_sets import IRISES
+from export3d.face.landmark_sets import IRISES, LIPS
 from export3d.face.mesh import canonical_mesh
 from export3d.warping.elastic_mesh import FACE
 from export3d.warping.landmark_motion import Face, LandmarkMotion, average_landmarks, lifted
@@ -49,6 +49,22 @@ def test_a_face_at_rest_is_where_the_source_shows_it_for_any_camera_and_any_weig
 def test_its_own_expression_leaves_a_face_as_it_is_for_any_weights(std: float) -> None:
     motion = restless(std)
     face = at_rest(motion)
+    assert torch.equal(motion(face.own, face), face.points)
+
+
+def test_amplified_lips_and_irises_move_farther_in_the_same_directions_and_the_rest_as_before() -> None:
+    motion = restless(0.3)
+    face, asked = at_rest(motion), torch.randn(4, EMBEDDING)
+    before = motion(asked, face) - face.points
+    motion.amplify()
+    after = motion(asked, face) - face.points
+    gain = (after * before).sum(dim=(0, 2)) / before.square().sum(dim=(0, 2))
+    torch.testing.assert_close(after, before * gain[:, None], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(gain[list(LIPS)], torch.full((len(LIPS),), 1.1), atol=1e-3, rtol=0)
+    torch.testing.assert_close(gain[468:], torch.full((10,), 1.15), atol=1e-3, rtol=0)
+    eyelid, forehead, chin = 159, 10, 152
+    torch.testing.assert_close(gain[[eyelid, forehead, chin]], torch.ones(3), atol=1e-3, rtol=0)
+    assert bool((gain > 0.999).all())
     assert torch.equal(motion(face.own, face), face.points)
 
 

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from export3d.camera import Camera, project
-from export3d.face.landmark_sets import LIPS
+from export3d.face.landmark_sets import EYE_LOOPS, LIPS
 from export3d.face.mesh import canonical_mesh
 from export3d.image import resize
 from export3d.perceptual import Perceptual
 from export3d.warping.average_head import plane_positions, proxy_depth
 from export3d.warping.flow_field import look_up
-from export3d.warping.losses import flow_error, landmark_error, mouth_error, moved_error
+from export3d.warping.losses import eyes_error, flow_error, landmark_error, mouth_error, moved_error
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +281,25 @@ def test_the_mouths_error_is_half_the_difference_and_the_perceptual_distance(per
     torch.testing.assert_close(plain, 0.5 * (near - wanted).abs().mean(), atol=1e-5, rtol=1e-4)
     both = mouth_error(image, target, landmarks, perceptual)
     torch.testing.assert_close(both, plain + perceptual(near, wanted).mean(), atol=1e-4, rtol=1e-3)
+
+
+# ---- the eyes looked at closely --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eye", [0, 1])
+def test_each_eye_costs_half_and_nothing_else_does(eye: int) -> None:
+    _, target = (resize(x, 256) for x in images())
+    landmarks = torch.zeros(1, 478, 2)
+    places = (0.3, 0.4), (0.7, 0.4)
+    for loop, (x, y) in zip(EYE_LOOPS, places):
+        landmarks[0, list(loop)] = torch.tensor([x, y])
+        landmarks[0, loop[0], 0] -= 0.06
+        landmarks[0, loop[8], 0] += 0.06  # 0.12 wide, enlarged from 0.18
+    column, row = (round(256 * value) for value in places[eye])
+    image = target.clone()
+    image[..., row - 8 : row + 8, column - 8 : column + 8] += 0.2
+    found = float(eyes_error(image, target, landmarks, None))
+    assert found == pytest.approx(0.5 * 0.1 * (16 / 256 / 0.18) ** 2, rel=0.05)
+    image = target.clone()
+    image[..., 160:, :] += 0.2
+    assert float(eyes_error(image, target, landmarks, None)) == 0.0
