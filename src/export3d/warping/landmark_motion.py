@@ -31,8 +31,8 @@ _DEPTH_UNIT, _MOTION_UNIT = 0.02, 0.05
 """Output scales in scene units: an output of 1 offsets depth by 0.02 and moves a landmark by 0.05."""
 _FAR = 1000.0
 """Range of expression coefficients before training."""
-_LIPS, _LIP_GAIN, _IRIS_GAIN = 0.03, 1.1, 1.15
-"""Distance from the lips, scene units, up to which `amplify` reaches, and its gains at the lips and at the irises."""
+_GAIN, _AROUND_LIPS = 1.15, 0.03
+"""Of `amplify`, and up to which distance from the lips it reaches, scene units."""
 _LEARNED = 0.1
 """Input scale in scene units: faces that differ by 0.1 give inputs of about 1."""
 
@@ -137,15 +137,15 @@ class LandmarkMotion(nn.Module):
 
     @torch.no_grad()
     def amplify(self) -> None:
-        """Let lips move 1.1 and irises 1.15 times as far; call it once, after the fit.
+        """Let lips and irises move 1.15 times as far; call it once, after the fit.
 
-        A fit to noisy scores moves them less than they moved, by the mean over people; the gains undo this, and for the
-        lips also that the tracker reads less from moved pixels. Chosen by slopes and AKD on val.
+        A fit to noisy scores moves them less than they moved, and the tracker sees still less in moved pixels. The gain
+        was chosen by slopes and AKD on val.
         """
         lips = self.average[list(LIPS), :2]
-        near = (1.0 - torch.cdist(self.average[:, :2], lips).amin(dim=1) / _LIPS).clamp_min(0.0)
-        gain = 1.0 + (_LIP_GAIN - 1.0) * near
-        gain[IRISES[0].start :] = _IRIS_GAIN
+        near = (1.0 - torch.cdist(self.average[:, :2], lips).amin(dim=1) / _AROUND_LIPS).clamp_min(0.0)
+        near[IRISES[0].start :] = 1.0
+        gain = 1.0 + (_GAIN - 1.0) * near
         self.out.weight.mul_(gain.repeat_interleave(3)[:, None])
 
     def input(self, beta: Tensor, expression: Tensor, shift: Tensor | None = None) -> Tensor:
