@@ -144,7 +144,7 @@ class ElasticMesh:
             (B, R, R, 2) the rest place at each pixel, and (B, R, R) whether it lies between the lips.
         """
         lashes = self._lashes is not None
-        triangles, mouth = _triangles(face.device, lashes)
+        triangles, mouth = (constant(values, face.device) for values in _triangles(lashes))
         ground = len(triangles) - len(_face_triangles(lashes)[0])
         if lashes:
             edge, out = _lids(depth[..., None])
@@ -335,17 +335,14 @@ def _face_triangles(lashes: bool) -> tuple[list[list[int]], list[bool]]:
         kept += [[a, b, VERTICES + number] for a, b in zip(loop, loop[1:] + loop[:1])]
     if lashes:
         edges, folds = ({n: len(FACE) + k for k, n in enumerate(numbers)} for numbers in (_LID_EDGES, _LID_FOLDS))
-        lid, rest = [], []
-        for corners in kept:
-            (lid if set(corners) <= edges.keys() | folds.keys() and set(corners) & folds.keys() else rest).append(
-                corners
-            )
-        kept = rest + [[moved.get(n, n) for n in corners] for corners in lid for moved in (edges, folds)]
+        lids = [corners for corners in kept if set(corners) <= edges.keys() | folds.keys()]
+        kept = [corners for corners in kept if corners not in lids]
+        kept += [[moved.get(n, n) for n in corners] for corners in lids for moved in (edges, folds)]
     return kept, [set(corners) <= set(INNER_LIPS) for corners in kept]
 
 
-@functools.lru_cache(maxsize=4)
-def _triangles(device: torch.device, lashes: bool) -> tuple[Tensor, Tensor]:
+@functools.lru_cache(maxsize=2)
+def _triangles(lashes: bool) -> tuple[tuple[tuple[int, int, int], ...], tuple[bool, ...]]:
     """(T, 3): one that covers the image, the rings' from the outermost inward, the face's; and (T,) which are mouth."""
     count, before = len(FACE_OVAL), len(FACE) + (len(_LID_EDGES) if lashes else 0)
     loops = [list(FACE_OVAL)] + [[before + ring * count + n for n in range(count)] for ring in range(len(_RINGS))]
@@ -357,5 +354,4 @@ def _triangles(device: torch.device, lashes: bool) -> tuple[Tensor, Tensor]:
     ground += [list(corners) for a, b, c, d in cells for corners in ((a, b, c), (d, c, b))]
     face, mouth = _face_triangles(lashes)
     between = [False] * len(ground) + mouth
-    with torch.inference_mode(False):  # cached; training needs normal tensors even if inference asks first
-        return torch.tensor(ground + face, device=device), torch.tensor(between, device=device)
+    return tuple((a, b, c) for a, b, c in ground + face), tuple(between)

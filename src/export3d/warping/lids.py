@@ -47,4 +47,5 @@ def _openness(places: Tensor) -> Tensor:
     gap = (lower - upper).norm(dim=-1).unflatten(1, (2, -1)).mean(dim=-1)
     width = (outer[:, 0] - outer[:, 1]).norm(dim=-1, keepdim=True).clamp_min(1e-4)
     part = ((gap / width - _SHUT) / (_OPEN - _SHUT)).clamp(0.0, 1.0)
-    return part * part * (3.0 - 2.0 * part)
+    out: Tensor = part * part * (3.0 - 2.0 * part)
+    return out

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import export3d.camera as cameras
+from export3d import layers
 from export3d.errors import ShapeError
 from export3d.evaluation.protocols.references import expression_motion
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS, LOWER_LIDS, UPPER_LIDS
@@ -299,7 +300,7 @@ def test_a_picture_pulls_its_landmarks_to_their_place() -> None:
 
 def test_a_sheet_first_used_for_inference_can_be_trained_later() -> None:
     face, depth = seen(label())
-    sheets._triangles.cache_clear()
+    layers._constants.clear()
     with torch.inference_mode():
         ElasticMesh(face).lookup(face, depth, 16)
     places = face.clone().requires_grad_()
