@@ -107,7 +107,7 @@ class ElasticMesh:
         self._corners = constant(_CORNERS, face.device, face.dtype).expand(face.shape[0], -1, -1)
         self._lashes: Tensor | None = None
         if lashes:
-            outer, inner = (face[:, list(corners)] for corners in zip(*EYE_CORNERS))
+            outer, inner = face[:, constant(EYE_CORNERS, face.device)].unbind(2)
             width = _LASHES * (outer - inner).norm(dim=-1).repeat_interleave(len(EYE_LOOPS[0]), dim=1)
             self._lashes = torch.minimum(width, _MOST_LASHES * _lids(face)[1].norm(dim=-1))
         self.source = self._vertices(face, rings)
