@@ -284,7 +284,10 @@ class PairTask:
         return terms
 
     def _optional(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:
-        """Weighted errors of mouth and eyes and terms of `training.regularisers`, on the final else the raw image."""
+        """Weighted `mouth_error`, `eyes_error` and terms of `training.regularisers`.
+
+        They compare the final image or, where there is none, the raw one.
+        """
         s, terms = self.settings, {}
         image = output.rendered.raw if output.image is None else output.image
         compared = (image, resize(batch["driving"], image.shape[-1]), batch["landmarks"])

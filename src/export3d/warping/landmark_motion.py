@@ -139,8 +139,8 @@ class LandmarkMotion(nn.Module):
     def amplify(self) -> None:
         """Let lips and irises move 1.15 times as far; call it once, after the fit.
 
-        A fit to noisy scores moves them less than they moved, and the tracker sees still less in moved pixels. The gain
-        was chosen by slopes and AKD on val.
+        The fit to noisy scores moves them too little, and the tracker reads even less motion from moved pixels. The
+        gain was chosen by slopes and AKD on val. It fades to 1 within `_AROUND_LIPS` of the lips.
         """
         lips = self.average[list(LIPS), :2]
         near = (1.0 - torch.cdist(self.average[:, :2], lips).amin(dim=1) / _AROUND_LIPS).clamp_min(0.0)

@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from export3d.camera import projected
 from export3d.config import VARIANTS, preset, tiny, variant
 from export3d.errors import ConfigError, ShapeError
+from export3d.face.landmark_sets import LOWER_LIDS, UPPER_LIDS
 from export3d.image import resize
 from export3d.model import Export3D
 from export3d.warping.average_head import frontal_view, seen_places, turned_flow
@@ -506,6 +507,22 @@ def test_the_warped_source_is_given_where_the_image_takes_from_it() -> None:
     assert all(p.grad is not None and p.grad.count_nonzero() > 0 for p in model.warp.dense.parameters())
     assert all(p.grad is None for p in model.superres.parameters())
     assert all(p.grad is None for p in model.warp.detail.parameters())
+
+
+def test_almost_closed_lids_meet_in_the_driving_view_and_open_ones_stay() -> None:
+    closing, leaving = awake(EXTENDED), awake(variant(EXTENDED, "no_lids"))
+    leaving.load_state_dict(closing.state_dict())
+    source, expression, camera = inputs(1)
+    view = closing.encode(source, camera, expression, landmarks(camera)).view
+    with torch.no_grad():
+        for part in (1.0, 0.05):
+            points = view.face.points.clone()
+            for upper, lower in zip(UPPER_LIDS, LOWER_LIDS):
+                below = points[:, list(lower)]
+                points[:, list(upper)] = below + part * (points[:, list(upper)] - below)
+            one, other = (model.warp.views(view, SourceMotion(points), camera).offset for model in (closing, leaving))
+            changed = float((one - other).abs().max())
+            assert changed > 1e-2 if part < 1.0 else changed < 1e-4
 
 
 @pytest.mark.parametrize("mouth", [True, False])
