@@ -117,8 +117,9 @@ def test_a_warp_is_null_or_a_part_of_its_own() -> None:
     parts = WarpConfig(dense=False, mouth=False)
     assert ModelConfig.from_dict({"warp": {"dense": False, "mouth": False}}).warp == parts
     words = json.loads(replace(tiny(), warp=parts).to_json())
-    assert words["warp"] == {"align": True, "skip": True, "flow": True, "redraw": True, "detail": True, "dense": False,
-                             "mouth": False, "irises": False, "lids": False, "scores": False}  # fmt: skip
+    on = ("align", "skip", "flow", "redraw", "detail")
+    off = ("dense", "mouth", "irises", "lids", "turns", "scores")
+    assert words["warp"] == dict.fromkeys(on, True) | dict.fromkeys(off, False)
     assert json.loads(tiny().to_json())["warp"] is None
 
 
@@ -156,13 +157,13 @@ def test_the_low_pass_can_be_left_out_and_nothing_else_changes(name: str) -> Non
         ("no_skip", {"skip", "flow", "redraw"}),  # what needs a part goes with it
         ("no_flow", {"flow", "redraw"}),
         ("no_redraw", {"redraw"}),
-        ("no_detail", {"detail", "dense", "mouth", "irises", "lids"}),
+        ("no_detail", {"detail", "dense", "mouth", "irises", "lids", "turns"}),
         ("no_dense", {"dense"}),
         ("no_mouth", {"mouth"}),
         ("no_irises", {"irises"}),
         ("no_lids", {"lids"}),
         ("no_scores", {"scores"}),
-        ("pure", {"flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "scores"}),
+        ("pure", {"flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "turns", "scores"}),
     ],
 )
 def test_a_variant_switches_off_one_part_of_the_warp_and_what_needs_it(name: str, off: set[str]) -> None:

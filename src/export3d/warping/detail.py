@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from export3d.layers import activated, conv3x3, enlarge
 from export3d.warping.origin import Origin, origin
+from export3d.warping.turns import leaning
 
 _DETAIL_WIDTH = 16
 _OVERVIEW_WIDTH = 32
@@ -37,6 +38,8 @@ class Views:
         head: (B, 2, H, W) nearness of the head in the driving view and in the source (`average_head.head_nearness`).
         mouth: (B, 2, H, W) where the mouth is open in the driving view and in `turned` (`flows.openings`): upper teeth
             move with the head, whatever the lips do. None without `WarpConfig.mouth`.
+        far: (B, 1, 1, 1) how far the head is turned from the source's view (`turns.far`). None without
+            `WarpConfig.turns`.
     """
 
     moved: Tensor
@@ -47,9 +50,10 @@ class Views:
     turn: Tensor
     head: Tensor
     mouth: Tensor | None = None
+    far: Tensor | None = None
 
     def stacked(self) -> Tensor:
-        """All but the flows, (B, 12, H, W), with the mouth as the last two (B, 14, H, W); channels last in memory."""
+        """Images and masks (B, 12, H, W), with the mouth as the last two (B, 14, H, W); channels last in memory."""
         seen = [self.moved, self.still, self.stretched, self.head, self.turned]
         seen += [] if self.mouth is None else [self.mouth]
         return torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
@@ -144,7 +148,8 @@ class DetailGuide:
         self._detail = detail
         self._stacked = views.stacked()
         self._half = F.avg_pool2d(self._stacked, 2)
-        self._lean = detail.overlook(feature, self._half, views.offset)
+        lean = detail.overlook(feature, self._half, views.offset)
+        self._lean = lean if views.far is None else leaning(lean, views.far)
 
     def at_half(self, x: Tensor) -> Tensor:
         """Features (B, mid, H/2, W/2) with what the views add."""

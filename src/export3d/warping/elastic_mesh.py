@@ -82,7 +82,10 @@ class ElasticMesh:
     Attributes:
         source: (B, V, 2) vertices at rest: the face's, the lashes', the rings', and the corners of the triangle under
             them.
+        ground: number of triangles under and around the face, which come first.
     """
+
+    ground = 1 + 2 * len(FACE_OVAL) * len(_RINGS)
 
     def __init__(self, face: Tensor, lashes: bool = False) -> None:
         check_shape(face, f"B {len(FACE)} 2", "face of the mesh")
@@ -143,17 +146,19 @@ class ElasticMesh:
         Returns:
             (B, R, R, 2) the rest place at each pixel, and (B, R, R) whether it lies between the lips.
         """
-        lashes = self._lashes is not None
-        triangles, mouth = (constant(values, face.device) for values in _triangles(lashes))
-        ground = len(triangles) - len(_face_triangles(lashes)[0])
-        if lashes:
+        source, number = self.painted(face, depth, size, painter)
+        return source, constant(_triangles(self._lashes is not None)[1], face.device)[number]
+
+    def painted(self, face: Tensor, depth: Tensor, size: int, painter: Painter | None = None) -> tuple[Tensor, Tensor]:
+        """As `lookup`, with the number (B, R, R) of the triangle at each pixel; the face's begin at `ground`."""
+        triangles = constant(_triangles(self._lashes is not None)[0], face.device)
+        if self._lashes is not None:
             edge, out = _lids(depth[..., None])
             depth = torch.cat([depth, (edge + 0.5 * out)[..., 0]], dim=1)
-        far = depth[:, triangles[ground:]].mean(dim=-1)
-        order = ground + far.argsort(dim=1, descending=True, stable=True)
-        order = torch.cat([torch.arange(ground, device=face.device).expand(face.shape[0], -1), order], dim=1)
-        source, number = (painter or paint)(self.place(face), self.source, triangles, order, size)
-        return source, mouth[number]
+        far = depth[:, triangles[self.ground :]].mean(dim=-1)
+        order = self.ground + far.argsort(dim=1, descending=True, stable=True)
+        order = torch.cat([torch.arange(self.ground, device=face.device).expand(face.shape[0], -1), order], dim=1)
+        return (painter or paint)(self.place(face), self.source, triangles, order, size)
 
 
 def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, size: int) -> tuple[Tensor, Tensor]:

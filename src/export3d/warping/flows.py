@@ -48,7 +48,7 @@ def driving_flow(
     *,
     resting: bool = False,
     lashes: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """The flow from a driving frame's pixels to the source, once the source's landmarks have moved.
 
     Args:
@@ -62,20 +62,22 @@ def driving_flow(
     Returns:
         Two flows (B, 2, size, size), offsets to places of the source, x first, in [-1, 1] grid units: on the elastic
         mesh of the landmarks, and by the similarity (rotation, scale and shift in the image plane) nearest to the
-        face's motion.
+        face's motion. And (B, size, size), where that mesh shows the face.
     """
     with torch.autocast(places.device.type, enabled=False):
         vertices = constant(FACE, places.device)
         places, distance = places[:, vertices], distance[:, vertices]
         shown = at_rest(places, face.places) if resting else places
-        source, _ = ElasticMesh(face.places, lashes).lookup(shown, distance, size, painter)
+        mesh = ElasticMesh(face.places, lashes)
+        source, number = mesh.painted(shown, distance, size, painter)
         here = pixel_grid(size, places.device)
         elastic = 2.0 * source.permute(0, 3, 1, 2) - (1.0 + here)
         turn, shift = similarity(places, face.places)
         # 2 (p T + s) - 1 - g at p = (g + 1) / 2
         across, down = (turn - torch.eye(2, device=turn.device))[..., None, None].unbind(1)
         along = (turn.sum(dim=1, keepdim=True) + 2.0 * shift - 1.0).mT[..., None]
-        return elastic, across * here[:, :1, :1] + (down * here[:, 1:, :, :1] + along)
+        as_face = across * here[:, :1, :1] + (down * here[:, 1:, :, :1] + along)
+        return elastic, as_face, number >= mesh.ground
 
 
 def mouth_mask(places: Tensor, size: int) -> Tensor:

@@ -35,8 +35,9 @@ from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.lids import shut
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
+from export3d.warping.turns import far, on_mesh
 
-_NEEDED = {"flow": "skip", "redraw": "flow", "dense": "detail", "mouth": "detail", "irises": "detail", "lids": "detail"}
+_NEEDED = {"flow": "skip", "redraw": "flow"} | dict.fromkeys(("dense", "mouth", "irises", "lids", "turns"), "detail")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,8 @@ class WarpConfig:
         irises: irises roll between the eyelids as discs, not as the middle of the mesh's triangles (`irises.rolled`).
             Needs `detail`.
         lids: almost closed lids meet, and lashes move with their edges (`lids.shut`, `elastic_mesh`). Needs `detail`.
+        turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
+            `detail`.
         scores: landmarks move with the expression coefficients themselves, not with beta' (`landmark_motion`). Needs
             `flow` or `detail`.
     """
@@ -72,6 +75,7 @@ class WarpConfig:
     mouth: bool = True
     irises: bool = False
     lids: bool = False
+    turns: bool = False
     scores: bool = False
 
     def __post_init__(self) -> None:
@@ -252,10 +256,11 @@ class SourceWarp(nn.Module):
         if image is None or own is None or face is None or points is None or view.head is None:
             raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
         size, image = image.shape[-1], image.float()
+        turn = far(own, camera) if self.config.turns else None
         places, distance = projected(points, camera)
         if self.config.lids:
             places = shut(places, face.places)
-        flow, as_face = driving_flow(
+        flow, as_face, on_face = driving_flow(
             places,
             distance,
             face,
@@ -273,6 +278,8 @@ class SourceWarp(nn.Module):
         if self.dense is not None and view.small is not None:
             hints = torch.cat([stretched, head], dim=1)
             flow = self.dense(view.small, (flow, as_head, as_face), hints)
+            if turn is not None:
+                flow = on_mesh(flow, elastic, on_face, stretched, turn)
         if self.config.irises:
             flow = rolled(flow, elastic, places, face.places)
         if flow is not elastic:
@@ -280,7 +287,7 @@ class SourceWarp(nn.Module):
         lookup = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
         moved = show(image, lookup.permute(0, 2, 3, 1), view.half)
         mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_head)
-        return Views(moved, stretched, flow, image, turned, as_head, head, mouth)
+        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, turn)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""

@@ -67,7 +67,7 @@ def test_the_flow_of_moved_landmarks_is_without_error_where_they_are_right() -> 
 
 def driving_view(image: Tensor, points: Tensor, face: Face, camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the sheet shows of pictures: itself, how far it is stretched there, and from where it comes."""
-    flow, _ = driving_flow(*projected(points, camera), face, image.shape[-1])
+    flow, *_ = driving_flow(*projected(points, camera), face, image.shape[-1])
     return show(image, places(image.shape[-1]).add(flow / 2).permute(0, 2, 3, 1)), stretch(flow), flow
 
 
@@ -129,7 +129,7 @@ def test_a_face_that_is_turned_grown_and_shifted_in_the_picture_gives_just_that_
     by = 1.2 * torch.stack([turn.cos(), turn.sin(), -turn.sin(), turn.cos()]).view(2, 2)
     shift = torch.tensor([0.1, -0.07])
     face = replace(face, places=(here - 0.5) @ by + 0.5 + shift)
-    on_sheet, as_face = driving_flow(*projected(face.points, CAMERAS[which : which + 1]), face, 64)
+    on_sheet, as_face, _ = driving_flow(*projected(face.points, CAMERAS[which : which + 1]), face, 64)
     grid = pixel_grid(64, torch.device("cpu"))
     wanted = torch.einsum("bihw,ij->bjhw", grid, by) + 2 * shift[None, :, None, None] - grid
     torch.testing.assert_close(as_face, wanted, atol=1e-5, rtol=0)
@@ -222,7 +222,7 @@ def test_under_bfloat16_autocast_nothing_is_rounded() -> None:
     points, turned = bent(face.points).detach(), 0.1 * torch.randn(4, 2, 64, 64)
 
     def everything() -> list[Tensor]:
-        flows = driving_flow(*projected(points, CAMERAS.flip(0)), face, 64)
+        flows = driving_flow(*projected(points, CAMERAS.flip(0)), face, 64)[:2]
         return [
             *flows,
             plane_flow(points, face, HALF, 32),

@@ -26,7 +26,7 @@ from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, warped
 
 EXTENDED = warped(*PARTS)
 """The warp of `base` at the size of `tiny`."""
-STARING = variant(variant(EXTENDED, "no_irises"), "no_lids")
+STARING = variant(variant(variant(EXTENDED, "no_irises"), "no_lids"), "no_turns")
 ON_THE_MESH = variant(STARING, "no_dense")
 HALF = EXTENDED.render.half_extent
 
@@ -37,7 +37,9 @@ HALF = EXTENDED.render.half_extent
 def test_the_parts_are_these_and_all_on() -> None:
     assert tuple(field.name for field in fields(WarpConfig)) == PARTS
     assert all(getattr(preset("base").warp, part) for part in PARTS)
-    assert preset("base").warp == WarpConfig(irises=True, lids=True, scores=True)  # not in weights that do not say so
+    assert preset("base").warp == WarpConfig(
+        irises=True, lids=True, turns=True, scores=True
+    )  # not in weights that do not say so
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,7 @@ def test_the_parts_are_these_and_all_on() -> None:
         ("mouth", "detail"),
         ("irises", "detail"),
         ("lids", "detail"),
+        ("turns", "detail"),
     ],
 )
 def test_a_part_without_the_one_it_needs_is_refused_in_one_sentence(part: str, needed: str) -> None:
@@ -457,7 +460,7 @@ def test_the_dense_motion_mixes_what_its_candidates_say(which: int) -> None:
         dense.share.bias[which] = 60.0
         own = camera.flip(0)
         output = model(source, expression, camera, own, expression.flip(0), landmarks(own))
-        on_mesh, as_face = driving_flow(
+        on_mesh, as_face, _ = driving_flow(
             *projected(output.planes.motion.points, camera), output.planes.source.view.face, 64
         )
         flows = (on_mesh, turned_flow(own, seen_places(camera, 64)), as_face, 0 * on_mesh)
@@ -472,7 +475,7 @@ def test_a_new_dense_motion_moves_the_source_and_mostly_on_the_mesh() -> None:
     own = camera.flip(0)
     with torch.no_grad():
         output = model(source, expression, camera, own, expression, landmarks(own))
-        on_mesh, as_face = driving_flow(
+        on_mesh, as_face, _ = driving_flow(
             *projected(output.planes.motion.points, camera), output.planes.source.view.face, 64
         )
         as_head = turned_flow(own, seen_places(camera, 64))
@@ -488,7 +491,7 @@ def test_without_a_dense_motion_the_source_moves_on_the_mesh_alone() -> None:
     own = camera.flip(0)
     with torch.no_grad():
         output = model(source, expression, camera, own, expression.flip(0), landmarks(own))
-        flow, _ = driving_flow(*projected(output.planes.motion.points, camera), output.planes.source.view.face, 64)
+        flow, *_ = driving_flow(*projected(output.planes.motion.points, camera), output.planes.source.view.face, 64)
     assert output.image is not None
     assert output.image.shape == (2, 3, 64, 64)
     torch.testing.assert_close(output.warped, shown(source, flow), atol=1e-5, rtol=0)

@@ -85,17 +85,12 @@ class MeshRepose:
     """
 
     def __call__(self, clip: DrivenClip, device: torch.device) -> Predict:
-        label = _camera(clip, clip.source)
-        cam2world, intrinsics = cameras.unpack(label)
-        pixels = np.concatenate([_face(clip, clip.source), np.ones((len(FACE), 1))], axis=1)
-        rays = pixels @ np.linalg.inv(intrinsics).T
-        world = rays * _distance(_canonical_face(), label)[:, None] @ cam2world[:3, :3].T + cam2world[:3, 3]
+        world = lifted(_face(clip, clip.source), _camera(clip, clip.source))
         scores = np.asarray(clip.motion.expression, dtype=np.float64) if clip.motion.space == "arkit52" else None
 
         def face(row: int) -> tuple[Array, Array]:
             moved = world if scores is None else world + expression_motion(world, scores[clip.source], scores[row])
-            label = _camera(clip, row)
-            return np.asarray(cameras.project(moved, label), dtype=np.float64), _distance(moved, label)
+            return seen(moved, _camera(clip, row))
 
         return _predictor(clip, device, face)
 
@@ -129,6 +124,19 @@ REFERENCES: dict[str, Callable[[Export3D], Method]] = {
     "oracle": Oracle,
 }
 """References by name; the argument is our model, for those that need it."""
+
+
+def lifted(face: Array, label: Array) -> Array:
+    """(F, 3) world positions of a face's vertices (F, 2), 0..1, that a camera (25,) sees at the canonical depth."""
+    cam2world, intrinsics = cameras.unpack(label)
+    rays = np.concatenate([face, np.ones((len(face), 1))], axis=1) @ np.linalg.inv(intrinsics).T
+    depth = _distance(_canonical_face(), label)
+    return np.asarray(rays * depth[:, None] @ cam2world[:3, :3].T + cam2world[:3, 3], dtype=np.float64)
+
+
+def seen(world: Array, label: Array) -> tuple[Array, Array]:
+    """Places (F, 2), 0..1, of vertices (F, 3) as a camera (25,) sees them, and their distances (F,) from it."""
+    return np.asarray(cameras.project(world, label), dtype=np.float64), _distance(world, label)
 
 
 def expression_motion(face: Array, scores: Array, driving: Array) -> Array:

@@ -1,0 +1,59 @@
+"""Heads turned far from the source's view: what was learned gives way to geometry (not in the paper).
+
+Clips seldom turn a head far from their source. Where one does, the learned mixture of motions broadens the face, and the
+choice between the views leaves its far half transparent: the unmoved head shows through. There the face follows the
+elastic mesh instead, and the image is mostly the moved source.
+
+Letters: B batch, H pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from export3d.camera import unpack
+from export3d.layers import constant, enlarge
+
+_FROM_DEG, _TO_DEG = 15.0, 30.0
+_LEAN = (0.0, 3.0, 0.0, 0.0)
+"""Added to the logits of the rendered, moved, still and turned image where a head is turned far."""
+
+
+def far(own: Tensor, camera: Tensor) -> Tensor:
+    """How far heads are turned from the view of their source, rolling not counted.
+
+    Args:
+        own, camera: (B, 25) the source's camera and the driving one.
+
+    Returns:
+        (B, 1, 1, 1), rising linearly from 0 at 15 degrees to 1 at 30.
+    """
+    before, after = (unpack(label.float())[0][:, :3, 2] for label in (own, camera))
+    angle = torch.linalg.cross(before, after).norm(dim=-1).atan2((before * after).sum(-1)).rad2deg()
+    share: Tensor = (angle - _FROM_DEG) / (_TO_DEG - _FROM_DEG)
+    return share.clamp(0.0, 1.0).view(-1, 1, 1, 1)
+
+
+def on_mesh(flow: Tensor, elastic: Tensor, face: Tensor, stretched: Tensor, share: Tensor) -> Tensor:
+    """The flow, passed over to the elastic mesh's inside the face, but not where the mesh is stretched.
+
+    Args:
+        flow, elastic: (B, 2, H, H), H a multiple of 4.
+        face: (B, H, H) bool, where the mesh shows the face.
+        stretched: (B, 1, H, H), 0 to 1 (`flow_field.stretch` of `elastic`).
+        share: (B, 1, 1, 1), see `far`.
+    """
+    inside, stretched = (F.avg_pool2d(x, 4) for x in (face[:, None].float(), stretched))
+    inside = _smooth(1.0 - F.max_pool2d(1.0 - inside, 3, 1, 1))
+    return torch.lerp(flow, elastic, enlarge(share * inside * (1.0 - _smooth(stretched)), 4))
+
+
+def leaning(logits: Tensor, share: Tensor) -> Tensor:
+    """The logits (B, 4, ...) of `Detail.overlook`, leaning to the moved image by (B, 1, 1, 1), see `far`."""
+    return logits + share * constant(_LEAN, logits.device).view(1, 4, 1, 1)
+
+
+def _smooth(x: Tensor) -> Tensor:
+    return F.avg_pool2d(x, 3, 1, 1, count_include_pad=False)

@@ -1,0 +1,96 @@
+"""Heads that turn far from their source."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from export3d.camera import Camera, from_pose, projected
+from export3d.config import variant
+from export3d.warping.flows import driving_flow
+from export3d.warping.landmark_motion import average_landmarks
+from export3d.warping.turns import far, leaning, on_mesh
+from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
+
+WHOLE = warped(*PARTS)
+
+
+def camera(yaw: float = 0.0, pitch: float = 0.0) -> Tensor:
+    return torch.from_numpy(Camera.orbit(yaw, pitch).label[None]).float()
+
+
+@pytest.mark.parametrize(
+    ("yaw", "pitch", "wanted"),
+    [(0, 0, 0), (14, 0, 0), (22.5, 0, 0.5), (-22.5, 0, 0.5), (0, 22.5, 0.5), (31, 0, 1), (-90, 0, 1), (170, 0, 1)],
+)
+def test_a_turn_counts_from_15_degrees_and_fully_from_30(yaw: float, pitch: float, wanted: float) -> None:
+    share = far(camera(), camera(yaw, pitch))
+    assert share.shape == (1, 1, 1, 1)
+    assert float(share) == pytest.approx(wanted, abs=1e-4)
+
+
+def test_what_counts_is_the_angle_to_the_source_and_not_to_the_front() -> None:
+    assert float(far(camera(40), camera(50))) == 0.0
+    assert float(far(camera(-20), camera(20))) == 1.0
+
+
+def test_rolling_a_head_is_not_turning_it() -> None:
+    own, rolled = (torch.from_numpy(from_pose([[0.0, 0.0, roll]], [[0.0, 0.0, 2.7]])).float() for roll in (0.0, 60.0))
+    assert not torch.allclose(own, rolled)
+    assert float(far(own, rolled)) < 1e-4
+
+
+def test_the_choice_leans_to_the_moved_image_only() -> None:
+    logits = torch.randn(2, 4, 8, 8)
+    share = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    near, turned = leaning(logits, share).unbind()
+    assert torch.equal(near, logits[0])
+    before, after = logits[1].softmax(dim=0), turned.softmax(dim=0)
+    assert (after[1] > before[1]).all()
+    for other in (0, 2, 3):
+        assert (after[other] < before[other]).all()
+
+
+def test_the_face_follows_the_mesh_where_the_mesh_is_not_stretched() -> None:
+    flow, elastic = torch.zeros(2, 2, 64, 64), torch.ones(2, 2, 64, 64)
+    face = torch.zeros(2, 64, 64, dtype=torch.bool)
+    face[:, 8:56, 8:56] = True
+    stretched = torch.zeros(2, 1, 64, 64)
+    stretched[..., 40:] = 1.0
+    near, turned = on_mesh(flow, elastic, face, stretched, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))
+    assert torch.equal(near, flow[0])
+    assert torch.equal(turned[:, 18:46, 18:33], elastic[1, :, 18:46, 18:33])
+    assert torch.equal(turned[:, :, 46:], flow[1, :, :, 46:])
+    assert torch.equal(turned[:, :6], flow[1, :, :6])
+    assert torch.equal(turned[:, :, :6], flow[1, :, :, :6])
+
+
+def test_the_mesh_tells_where_it_shows_the_face() -> None:
+    view = camera(30)
+    points = average_landmarks()[None]
+    places, distance = projected(points, view)
+    model = awake(WHOLE)
+    source, expression, own = inputs(1)
+    seen = model.encode(source, own, expression, landmarks(own)).view
+    face = driving_flow(places, distance, seen.face, 64)[2]
+    nose = (places[0, 4] * 64).long()
+    assert face.shape == (1, 64, 64)
+    assert face[0, nose[1], nose[0]]
+    assert not face[0, 0].any()
+    assert 0.05 < face.float().mean() < 0.5
+
+
+@pytest.mark.parametrize(("yaw", "same"), [(10.0, True), (45.0, False)])
+def test_pictures_change_only_beyond_the_angle(yaw: float, same: bool) -> None:
+    turns, without = awake(WHOLE), awake(variant(WHOLE, "no_turns"))
+    without.load_state_dict(turns.state_dict())
+    source, expression, own = inputs(1)
+    found = []
+    with torch.no_grad():
+        for model in (turns, without):
+            planes = model.planes(model.encode(source, own, expression, landmarks(own)), expression)
+            found.append(model.frame_and_share(planes, camera(yaw)))
+    (image, drawn), (before, usual) = found
+    assert torch.equal(image, before) == same
+    assert same or drawn.mean() < usual.mean()
