@@ -71,6 +71,7 @@ class Output:
         generated: (B, 3, C, H/2, W/2) the tri-plane before the tri-plane EMA was added.
         planes: the tri-plane that was rendered.
         warped: (B, 3, H, W) the source moved into the driving view; None without a warp that shows it.
+        offset: (B, 2, H, W) the flow that moved it (`detail.Views`); None likewise.
     """
 
     image: Tensor | None
@@ -78,6 +79,7 @@ class Output:
     generated: Tensor
     planes: Planes
     warped: Tensor | None
+    offset: Tensor | None
 
 
 class Export3D(HubModel):
@@ -262,4 +264,5 @@ class Export3D(HubModel):
         planes, generated = self._planes(encoded, self.expression(expression), expression)
         rendered = self.renderer(planes.triplane, camera, resolution, jitter)
         image, guide = self._finish(planes, camera, rendered) if superres else (None, None)
-        return Output(image, rendered, generated, planes, None if guide is None else guide.views.moved)
+        moved, offset = (None, None) if guide is None else (guide.views.moved, guide.views.offset)
+        return Output(image, rendered, generated, planes, moved, offset)

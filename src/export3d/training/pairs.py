@@ -32,7 +32,15 @@ from export3d.training import face_features
 from export3d.training.face_features import FacePerceptual
 from export3d.training.regularisers import ExpressionError, IdentityError, density_variation
 from export3d.training.state import load_state
-from export3d.warping.losses import WarpWeights, eyes_error, flow_error, landmark_error, mouth_error, moved_error
+from export3d.warping.losses import (
+    WarpWeights,
+    eyes_error,
+    flow_error,
+    landmark_error,
+    mouth_error,
+    moved_error,
+    optical_error,
+)
 from export3d.weights.file import load_into
 
 log = logging.getLogger(__name__)
@@ -112,7 +120,7 @@ class PairConfig(WarpWeights):
         for name in ("still_fraction", "pseudo_fraction", "hard_fraction"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
-        weights = ("face_emphasis", "landmarks", "flow", "moved", "mouth", "eyes")
+        weights = ("face_emphasis", "landmarks", "flow", "moved", "optical", "mouth", "eyes")
         for name in (*weights, "identity_weight", "expression_weight", "density_weight", "curriculum_images"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -268,19 +276,21 @@ class PairTask:
 
     def _motion(self, output: Output, batch: Mapping[str, Any], distance: Distance | None) -> dict[str, Tensor]:
         """Weighted losses of the warp, for those of its outputs that are trained."""
-        motion, terms = output.planes.motion, {}
+        motion, s, terms = output.planes.motion, self.settings, {}
         if motion is None:
             return {}
         points, flow = motion.points, motion.flow
         after = (batch["landmarks"], batch["camera"])
-        if points is not None and points.requires_grad and self.settings.landmarks:
-            terms["landmarks"] = self.settings.landmarks * landmark_error(points, *after)
-        if points is not None and flow is not None and flow.requires_grad and self.settings.flow:
+        if points is not None and points.requires_grad and s.landmarks:
+            terms["landmarks"] = s.landmarks * landmark_error(points, *after)
+        if points is not None and flow is not None and flow.requires_grad and s.flow:
             before, half = (batch["source_landmarks"], batch["source_camera"]), self.model.config.render.half_extent
             depth = points[..., 2].detach()
-            terms["flow"] = self.settings.flow * flow_error(flow, *before, *after, depth, half)
-        if output.warped is not None and output.warped.requires_grad and self.settings.moved:
-            terms["moved"] = self.settings.moved * moved_error(output.warped, batch["driving"], distance)
+            terms["flow"] = s.flow * flow_error(flow, *before, *after, depth, half)
+        if output.warped is not None and output.warped.requires_grad and s.moved:
+            terms["moved"] = s.moved * moved_error(output.warped, batch["driving"], distance)
+        if output.offset is not None and output.warped is not None and output.offset.requires_grad and s.optical:
+            terms["optical"] = s.optical * optical_error(output.offset, output.warped.detach(), batch["driving"])
         return terms
 
     def _optional(self, output: Output, batch: Mapping[str, Any]) -> dict[str, Tensor]:

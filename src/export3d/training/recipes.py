@@ -52,7 +52,7 @@ _LOOP = {
 }
 _LOSS = {
     **_same("loss", "l2_raw l2 lpips_raw lpips", "weights."),
-    **_same("loss", "backbone backbone_file heads_file face_emphasis landmarks flow moved mouth eyes"),
+    **_same("loss", "backbone backbone_file heads_file face_emphasis landmarks flow moved optical mouth eyes"),
     "loss.identity": "config.identity_weight",
     "loss.expression": "config.expression_weight",
     "loss.reader": "config.expression_reader",

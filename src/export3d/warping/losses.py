@@ -16,6 +16,7 @@ from export3d.layers import constant
 from export3d.perceptual import Distance
 from export3d.warping.average_head import plane_positions
 from export3d.warping.flow_field import pixel_grid
+from export3d.warping.optical_flow import corrected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class WarpWeights:
         landmarks: of `landmark_error`, where the landmark motion is trained.
         flow: of `flow_error`.
         moved: of `moved_error`, where the source's motion is trained.
+        optical: of `optical_error`, likewise.
         mouth: of `mouth_error`.
         eyes: of `eyes_error`.
     """
@@ -33,6 +35,7 @@ class WarpWeights:
     landmarks: float = 10.0
     flow: float = 0.0
     moved: float = 0.5
+    optical: float = 0.0
     mouth: float = 0.0
     eyes: float = 0.0
 
@@ -110,6 +113,19 @@ def moved_error(moved: Tensor, target: Tensor, perceptual: Distance | None) -> T
     pooled = (F.avg_pool2d(moved - target, size) for size in (1, 4, 8))
     error = 0.5 * torch.stack([difference.abs().mean() for difference in pooled]).sum()
     return error if perceptual is None else error + perceptual(moved, target).mean()
+
+
+def optical_error(offset: Tensor, moved: Tensor, target: Tensor) -> Tensor:
+    """Distance of the flow from the one that explains the driving frame, where that is known (not in the paper).
+
+    Mean L1 distance in [-1, 1] grid units; pixels whose place `optical_flow.corrected` does not find count as 0.
+
+    Args:
+        offset: (B, 2, H, H) the flow that moved the source.
+        moved, target: (B, 3, H, H), see `detail.Views`.
+    """
+    wanted, known = corrected(offset, moved, target)
+    return ((offset - wanted).abs().sum(dim=1, keepdim=True) * known).mean()
 
 
 def mouth_error(image: Tensor, target: Tensor, landmarks: Tensor, perceptual: Distance | None) -> Tensor:

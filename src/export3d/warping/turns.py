@@ -1,7 +1,7 @@
 """Heads turned far from the source's view: what was learned gives way to geometry (not in the paper).
 
-Clips seldom turn a head far from their source. Where one does, the learned mixture of motions broadens the face, and the
-choice between the views leaves its far half transparent: the unmoved head shows through. There the face follows the
+Clips seldom turn a head far from their source. Where one does, the learned mixture of motions broadens the face, and
+the choice between the views leaves its far half transparent: the unmoved head shows through. There the face follows the
 elastic mesh instead, and the image is mostly the moved source.
 
 Letters: B batch, H pixels.

@@ -539,16 +539,17 @@ def dense(monkeypatch: pytest.MonkeyPatch) -> ModelConfig:
 
 
 @pytest.mark.usefixtures("dense")
-def test_the_error_of_what_is_moved_is_a_term_of_its_own_weight() -> None:
+@pytest.mark.parametrize("name", ["moved", "optical"])
+def test_errors_of_the_sources_motion_are_terms_of_their_own_weight(name: str) -> None:
     def terms(weight: float) -> dict[str, float]:
-        made = task(replace(PLAIN, moved=weight))
+        made = task(replace(PLAIN, **{name: weight}))
         return {k: float(v.detach()) for k, v in made.losses(made.batch(0, 2, 0, 1), 0).items()}
 
     one, five, none = terms(1.0), terms(5.0), terms(0.0)
-    assert set(one) == {"l2", "l2_raw", "landmarks", "moved", "total"}
-    assert set(none) == set(one) - {"moved"}
-    assert one["moved"] > 0
-    assert five["moved"] == pytest.approx(5 * one["moved"], rel=1e-5)
+    assert set(one) == {"l2", "l2_raw", "landmarks", "moved", name, "total"}
+    assert set(none) == set(one) - {name}
+    assert one[name] > 0
+    assert five[name] == pytest.approx(5 * one[name], rel=1e-5)
     for found in (one, five, none):
         assert found["total"] == pytest.approx(sum(v for k, v in found.items() if k != "total"), rel=1e-5)
 
