@@ -10,7 +10,6 @@ a scale the focal length, a rotation the camera's roll), so the pair remains exa
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,19 +23,17 @@ import export3d.camera as cameras
 from export3d.data.frame_layout import Clip
 from export3d.data.frames import FrameStore
 from export3d.errors import ConfigError, InputError
-from export3d.face.mesh import canonical_mesh
+from export3d.face.mesh import landmark_mirror_map
 from export3d.layers import constant
 from export3d.motion.arkit import ARKIT52_MIRRORED
 
-__all__ = ["Augment", "Clip", "FrameStore", "PairSampler", "landmark_mirror_map"]
+__all__ = ["Augment", "Clip", "FrameStore", "PairSampler"]
 
 Array = NDArray[np.float64]
 
 _HARD_CANDIDATES = 8
 _ANGLE_SCALE_DEG = 15.0
 _UNMOVED = (0.0, 0.0, 1.0, 0.0)
-# Landmarks 468 to 477: centre, then right, top, left and bottom rim as the viewer sees them, of each iris.
-_IRIS_MIRROR = (473, 476, 475, 474, 477, 468, 471, 470, 469, 472)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,18 +295,6 @@ class Draw:
     mirrored: bool
     geometry: Array
     colour: Array
-
-
-@functools.lru_cache(maxsize=1)
-def landmark_mirror_map() -> NDArray[np.int64]:
-    """The landmark that each landmark becomes in a mirrored image: (478,), its own inverse.
-
-    A vertex maps to the vertex at its mirrored position on the canonical mesh, which is exactly symmetric. The irises
-    swap, and so do the right and left points of their rims.
-    """
-    vertices = canonical_mesh().vertices_cm
-    gaps = np.linalg.norm(vertices[:, None] * [-1.0, 1.0, 1.0] - vertices[None], axis=-1)
-    return np.concatenate([gaps.argmin(1), _IRIS_MIRROR]).astype(np.int64)
 
 
 def moved_camera(labels: Array, geometry: Array) -> Array:

@@ -25,6 +25,8 @@ MODEL_FILE = "face_landmarker.task"
 LANDMARKS = 478
 """Landmarks of a face: the mesh's 468 vertices, then ten landmarks of the irises."""
 VERTICES = 468
+# Landmarks 468 to 477: centre, then right, top, left and bottom rim as the viewer sees them, of each iris.
+_IRIS_MIRROR = (473, 476, 475, 474, 477, 468, 471, 470, 469, 472)
 _MEMBER = "geometry_pipeline_metadata_landmarks.binarypb"
 
 
@@ -140,3 +142,15 @@ def _float(value: int | bytes) -> float:
     if not isinstance(value, bytes):
         raise ValueError("a float was expected")
     return float(struct.unpack("<f", value)[0])
+
+
+@functools.lru_cache(maxsize=1)
+def landmark_mirror_map() -> NDArray[np.int64]:
+    """The landmark that each landmark becomes in a mirrored image: (478,), its own inverse.
+
+    A vertex maps to the vertex at its mirrored position on the canonical mesh, which is exactly symmetric. The irises
+    swap, and so do the right and left points of their rims.
+    """
+    vertices = canonical_mesh().vertices_cm
+    gaps = np.linalg.norm(vertices[:, None] * [-1.0, 1.0, 1.0] - vertices[None], axis=-1)
+    return np.concatenate([gaps.argmin(1), _IRIS_MIRROR]).astype(np.int64)

@@ -149,8 +149,13 @@ class ElasticMesh:
         source, number = self.painted(face, depth, size, painter)
         return source, constant(_triangles(self._lashes is not None)[1], face.device)[number]
 
-    def painted(self, face: Tensor, depth: Tensor, size: int, painter: Painter | None = None) -> tuple[Tensor, Tensor]:
-        """As `lookup`, with the number (B, R, R) of the triangle at each pixel; the face's begin at `ground`."""
+    def painted(
+        self, face: Tensor, depth: Tensor, size: int, painter: Painter | None = None, rest: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `lookup`, with the number (B, R, R) of the triangle at each pixel; the face's begin at `ground`.
+
+        `rest` (B, V, 2) are other rest places than `source`.
+        """
         triangles = constant(_triangles(self._lashes is not None)[0], face.device)
         if self._lashes is not None:
             edge, out = _lids(depth[..., None])
@@ -158,7 +163,7 @@ class ElasticMesh:
         far = depth[:, triangles[self.ground :]].mean(dim=-1)
         order = self.ground + far.argsort(dim=1, descending=True, stable=True)
         order = torch.cat([torch.arange(self.ground, device=face.device).expand(face.shape[0], -1), order], dim=1)
-        return (painter or paint)(self.place(face), self.source, triangles, order, size)
+        return (painter or paint)(self.place(face), self.source if rest is None else rest, triangles, order, size)
 
 
 def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, size: int) -> tuple[Tensor, Tensor]:

@@ -11,12 +11,16 @@ from torch import Tensor
 
 from export3d.camera import projected
 from export3d.face.landmark_sets import INNER_LIPS
+from export3d.face.mesh import landmark_mirror_map
 from export3d.image import resize
 from export3d.layers import constant
 from export3d.warping.elastic_mesh import FACE, ElasticMesh, Painter, similarity
 from export3d.warping.flow_field import covered, look_up, pixel_grid
 from export3d.warping.irises import at_rest
 from export3d.warping.landmark_motion import Face
+
+_MIRRORED = tuple(FACE.index(n) for n in landmark_mirror_map()[list(FACE)].tolist())
+"""Of each vertex of the face the number of the one on the other side."""
 
 
 def plane_flow(points: Tensor, face: Face, half_extent: float, size: int, painter: Painter | None = None) -> Tensor:
@@ -78,6 +82,23 @@ def driving_flow(
         along = (turn.sum(dim=1, keepdim=True) + 2.0 * shift - 1.0).mT[..., None]
         as_face = across * here[:, :1, :1] + (down * here[:, 1:, :, :1] + along)
         return elastic, as_face, number >= mesh.ground
+
+
+def mirrored_flow(places: Tensor, distance: Tensor, face: Face, size: int, painter: Painter | None = None) -> Tensor:
+    """The flow from a driving frame's pixels to the flipped source, where the other half of the face lies.
+
+    Arguments as of `driving_flow`.
+
+    Returns:
+        (B, 2, size, size) offsets to places of the source flipped left to right. Only where the mesh shows the face.
+    """
+    with torch.autocast(places.device.type, enabled=False):
+        vertices = constant(FACE, places.device)
+        other = face.places[:, constant(_MIRRORED, places.device)]
+        flipped = torch.stack([1.0 - other[..., 0], other[..., 1]], dim=-1)
+        rest = ElasticMesh(flipped).source
+        source, _ = ElasticMesh(face.places).painted(places[:, vertices], distance[:, vertices], size, painter, rest)
+        return 2.0 * source.permute(0, 3, 1, 2) - 1.0 - pixel_grid(size, places.device)
 
 
 def mouth_mask(places: Tensor, size: int) -> Tensor:

@@ -28,14 +28,14 @@ from export3d.warping.detail import Detail, Views
 from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp.guide`, for its caller
 from export3d.warping.elastic_mesh import Painter, show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
-from export3d.warping.flows import driving_flow, mouth_mask, openings, plane_flow
+from export3d.warping.flows import driving_flow, mirrored_flow, mouth_mask, openings, plane_flow
 from export3d.warping.irises import rolled
 from export3d.warping.landmark_motion import Eyes as Eyes
 from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.lids import shut
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
-from export3d.warping.turns import far, on_mesh
+from export3d.warping.turns import far, fill, on_mesh
 
 _NEEDED = {"flow": "skip", "redraw": "flow"} | dict.fromkeys(("dense", "mouth", "irises", "lids", "turns"), "detail")
 
@@ -286,6 +286,12 @@ class SourceWarp(nn.Module):
             stretched = stretch(flow)
         lookup = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
         moved = show(image, lookup.permute(0, 2, 3, 1), view.half)
+        if turn is not None and _counts(turn):
+            other = mirrored_flow(places, distance, face, size, self._painter(points))
+            part = fill(stretched, stretch(other), on_face, turn)
+            moved = torch.lerp(moved, look_up(image.flip(-1), other), part)
+            back = -2.0 * pixel_grid(size, flow.device) - other
+            flow = torch.where(part > 0.5, torch.cat([back[:, :1], other[:, 1:]], dim=1), flow)
         mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_head)
         return Views(moved, stretched, flow, image, turned, as_head, head, mouth, turn)
 
@@ -293,6 +299,12 @@ class SourceWarp(nn.Module):
         """The compiled painter where it may paint these points, see `fused`."""
         inference = points.device.type == "cpu" and not (torch.is_grad_enabled() and points.requires_grad)
         return _fused_painter() if self.fused and inference else None
+
+
+def _counts(turn: Tensor) -> bool:
+    """Whether any head is turned far; True where this is not known in advance, or waiting for it takes long."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return traced or turn.device.type != "cpu" or bool((turn > 0.0).any())
 
 
 def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool) -> dict[str, Tensor]:

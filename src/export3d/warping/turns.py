@@ -2,7 +2,8 @@
 
 Clips seldom turn a head far from their source. Where one does, the learned mixture of motions broadens the face, and
 the choice between the views leaves its far half transparent: the unmoved head shows through. There the face follows the
-elastic mesh instead, and the image is mostly the moved source.
+elastic mesh instead, the image is mostly the moved source, and a cheek that its camera hardly saw is filled from the
+other one.
 
 Letters: B batch, H pixels.
 """
@@ -19,6 +20,8 @@ from export3d.layers import constant, enlarge
 _FROM_DEG, _TO_DEG = 15.0, 30.0
 _LEAN = (0.0, 3.0, 0.0, 0.0)
 """Added to the logits of the rendered, moved, still and turned image where a head is turned far."""
+_GAIN = 0.15
+"""Difference of the stretches from which the other half is shown, and wholly at twice as much."""
 
 
 def far(own: Tensor, camera: Tensor) -> Tensor:
@@ -48,6 +51,22 @@ def on_mesh(flow: Tensor, elastic: Tensor, face: Tensor, stretched: Tensor, shar
     inside, stretched = (F.avg_pool2d(x, 4) for x in (face[:, None].float(), stretched))
     inside = _smooth(1.0 - F.max_pool2d(1.0 - inside, 3, 1, 1))
     return torch.lerp(flow, elastic, enlarge(share * inside * (1.0 - _smooth(stretched)), 4))
+
+
+def fill(stretched: Tensor, mirrored: Tensor, face: Tensor, share: Tensor) -> Tensor:
+    """Where the other half of the face shows more than this half, which the source's camera hardly saw.
+
+    Args:
+        stretched, mirrored: (B, 1, H, H), 0 to 1, how far the mesh is stretched, and how far with the other half on it.
+        face: (B, H, H) bool, where the mesh shows the face.
+        share: (B, 1, 1, 1), see `far`.
+
+    Returns:
+        (B, 1, H, H) share of the other half.
+    """
+    inside, here, there = (F.avg_pool2d(x, 4) for x in (face[:, None].float(), stretched, mirrored))
+    gained = ((_smooth(here) - _smooth(there) - _GAIN) / _GAIN).clamp(0.0, 1.0)
+    return enlarge(share * _smooth(inside * gained), 4)
 
 
 def leaning(logits: Tensor, share: Tensor) -> Tensor:

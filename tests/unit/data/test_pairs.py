@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import export3d.camera as cameras
-from export3d.data.pairs import Augment, FrameStore, PairSampler, landmark_mirror_map, moved_camera
+from export3d.data.pairs import Augment, FrameStore, PairSampler, moved_camera
 from export3d.data.shard_writer import update
 from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError
-from export3d.face.mesh import canonical_mesh
+from export3d.face.mesh import canonical_mesh, landmark_mirror_map
 from export3d.motion.arkit import ARKIT52
 
 Make = Callable[..., Record]

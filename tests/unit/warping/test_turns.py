@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.camera import Camera, from_pose, projected
 from export3d.config import variant
-from export3d.warping.flows import driving_flow
+from export3d.face.mesh import landmark_mirror_map
+from export3d.warping.elastic_mesh import FACE
+from export3d.warping.flows import driving_flow, mirrored_flow
 from export3d.warping.landmark_motion import average_landmarks
-from export3d.warping.turns import far, leaning, on_mesh
+from export3d.warping.turns import far, fill, leaning, on_mesh
 from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
 WHOLE = warped(*PARTS)
@@ -79,6 +82,52 @@ def test_the_mesh_tells_where_it_shows_the_face() -> None:
     assert face[0, nose[1], nose[0]]
     assert not face[0, 0].any()
     assert 0.05 < face.float().mean() < 0.5
+
+
+@pytest.mark.parametrize("yaw", [-25.0, 0.0, 25.0])
+def test_the_flipped_source_shows_each_landmark_where_its_mirror_image_lies(yaw: float) -> None:
+    own, view = camera(25), camera(yaw)
+    points = average_landmarks()[None]
+    seen = awake(WHOLE).encode(*(inputs(1)[0], own, inputs(1)[1], landmarks(own))).view
+    places, distance = projected(points, view)
+    flow = mirrored_flow(places, distance, seen.face, 256)
+    middle = [4, 152, 10, 61, 291, 50, 280]
+    at = 2 * places[:, middle] - 1
+    found = at + F.grid_sample(flow, at[:, None], align_corners=False)[:, :, 0].mT
+    other = 2 * seen.face.places[:, [FACE.index(n) for n in landmark_mirror_map()[middle]]] - 1
+    wanted = other * torch.tensor([-1.0, 1.0])
+    nearest = [0, 1, 2, 3, 4] if yaw == 0 else [0, 1, 2]
+    torch.testing.assert_close(found[:, nearest], wanted[:, nearest], atol=0.02, rtol=0)
+
+
+def test_the_other_half_is_shown_inside_the_face_where_it_is_stretched_less() -> None:
+    face = torch.zeros(2, 64, 64, dtype=torch.bool)
+    face[:, 8:56, 8:56] = True
+    stretched, mirrored = torch.zeros(2, 1, 64, 64), torch.zeros(2, 1, 64, 64)
+    stretched[..., 32:] = 0.9
+    mirrored[:, :, 32:] = 0.9
+    near, turned = fill(stretched, mirrored, face, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))
+    assert near.count_nonzero() == 0
+    assert (turned[0, 14:24, 42:50] == 1.0).all()
+    assert turned[0, :, :20].count_nonzero() == 0
+    assert turned[0, 40:].count_nonzero() == 0
+    assert turned[0, :, 62:].count_nonzero() == 0
+
+
+def test_a_cheek_that_the_camera_hardly_saw_is_filled_from_the_other_one() -> None:
+    """A source turned to one side and driven to the other: places of the hidden half come from the visible one."""
+    turns, without = awake(WHOLE), awake(variant(WHOLE, "no_turns"))
+    without.load_state_dict(turns.state_dict())
+    source, expression, _ = inputs(1)
+    own = camera(30)
+    changed = []
+    with torch.no_grad():
+        planes = turns.planes(turns.encode(source, own, expression, landmarks(own)), expression)
+        for yaw in (30.0, -35.0):
+            made = [m.warp.views(planes.source.view, planes.motion, camera(yaw)) for m in (turns, without)]
+            changed.append(float((made[0].moved - made[1].moved).abs().mean()))
+    assert changed[0] == 0.0
+    assert changed[1] > 0.01
 
 
 @pytest.mark.parametrize(("yaw", "same"), [(10.0, True), (45.0, False)])
