@@ -35,7 +35,7 @@ from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.lids import shut
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
-from export3d.warping.turns import far, fill, on_mesh
+from export3d.warping.turns import far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow"} | dict.fromkeys(("dense", "mouth", "irises", "lids", "turns"), "detail")
 
@@ -286,9 +286,9 @@ class SourceWarp(nn.Module):
             stretched = stretch(flow)
         lookup = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
         moved = show(image, lookup.permute(0, 2, 3, 1), view.half)
-        if turn is not None and _counts(turn):
+        if turn is not None and _counts(half := turn * one_sided(own)):
             other = mirrored_flow(places, distance, face, size, self._painter(points))
-            part = fill(stretched, stretch(other), on_face, turn)
+            part = fill(stretched, stretch(other), on_face, half)
             moved = torch.lerp(moved, look_up(image.flip(-1), other), part)
             back = -2.0 * pixel_grid(size, flow.device) - other
             flow = torch.where(part > 0.5, torch.cat([back[:, :1], other[:, 1:]], dim=1), flow)
@@ -301,10 +301,10 @@ class SourceWarp(nn.Module):
         return _fused_painter() if self.fused and inference else None
 
 
-def _counts(turn: Tensor) -> bool:
-    """Whether any head is turned far; True where this is not known in advance, or waiting for it takes long."""
+def _counts(share: Tensor) -> bool:
+    """Whether any share is not 0; True where this is not known in advance, or waiting for it takes long."""
     traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return traced or turn.device.type != "cpu" or bool((turn > 0.0).any())
+    return traced or share.device.type != "cpu" or bool((share > 0.0).any())
 
 
 def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool) -> dict[str, Tensor]:

@@ -20,6 +20,8 @@ from export3d.layers import constant, enlarge
 _FROM_DEG, _TO_DEG = 15.0, 30.0
 _LEAN = (0.0, 3.0, 0.0, 0.0)
 """Added to the logits of the rendered, moved, still and turned image where a head is turned far."""
+_HALF_DEG = 8.0, 12.0
+"""Yaw of a portrait from which it shows one half of the face too little, and wholly."""
 _GAIN = 0.15
 """Difference of the stretches from which the other half is shown, and wholly at twice as much."""
 
@@ -36,6 +38,13 @@ def far(own: Tensor, camera: Tensor) -> Tensor:
     before, after = (unpack(label.float())[0][:, :3, 2] for label in (own, camera))
     angle = torch.linalg.cross(before, after).norm(dim=-1).atan2((before * after).sum(-1)).rad2deg()
     share: Tensor = (angle - _FROM_DEG) / (_TO_DEG - _FROM_DEG)
+    return share.clamp(0.0, 1.0).view(-1, 1, 1, 1)
+
+
+def one_sided(own: Tensor) -> Tensor:
+    """(B, 1, 1, 1) share from 0 at a yaw of 8 degrees to 1 at 12, of sources with cameras (B, 25)."""
+    away = unpack(own.float())[0][:, 0, 2].abs().clamp(max=1.0).asin().rad2deg()
+    share: Tensor = (away - _HALF_DEG[0]) / (_HALF_DEG[1] - _HALF_DEG[0])
     return share.clamp(0.0, 1.0).view(-1, 1, 1, 1)
 
 
@@ -59,7 +68,7 @@ def fill(stretched: Tensor, mirrored: Tensor, face: Tensor, share: Tensor) -> Te
     Args:
         stretched, mirrored: (B, 1, H, H), 0 to 1, how far the mesh is stretched, and how far with the other half on it.
         face: (B, H, H) bool, where the mesh shows the face.
-        share: (B, 1, 1, 1), see `far`.
+        share: (B, 1, 1, 1), of `far` and `one_sided`.
 
     Returns:
         (B, 1, H, H) share of the other half.

@@ -13,7 +13,7 @@ from export3d.face.mesh import landmark_mirror_map
 from export3d.warping.elastic_mesh import FACE
 from export3d.warping.flows import driving_flow, mirrored_flow
 from export3d.warping.landmark_motion import average_landmarks
-from export3d.warping.turns import far, fill, leaning, on_mesh
+from export3d.warping.turns import far, fill, leaning, on_mesh, one_sided
 from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
 WHOLE = warped(*PARTS)
@@ -84,6 +84,12 @@ def test_the_mesh_tells_where_it_shows_the_face() -> None:
     assert 0.05 < face.float().mean() < 0.5
 
 
+@pytest.mark.parametrize(("yaw", "wanted"), [(0, 0), (7, 0), (10, 0.5), (-10, 0.5), (13, 1), (-80, 1)])
+def test_a_portrait_shows_one_half_of_the_face_too_little_from_8_degrees(yaw: float, wanted: float) -> None:
+    assert float(one_sided(camera(yaw))) == pytest.approx(wanted, abs=1e-3)
+    assert float(one_sided(camera(0.0, 40.0))) == pytest.approx(0.0, abs=1e-3)
+
+
 @pytest.mark.parametrize("yaw", [-25.0, 0.0, 25.0])
 def test_the_flipped_source_shows_each_landmark_where_its_mirror_image_lies(yaw: float) -> None:
     own, view = camera(25), camera(yaw)
@@ -110,7 +116,7 @@ def test_the_other_half_is_shown_inside_the_face_where_it_is_stretched_less() ->
     assert near.count_nonzero() == 0
     assert (turned[0, 14:24, 42:50] == 1.0).all()
     assert turned[0, :, :20].count_nonzero() == 0
-    assert turned[0, 40:].count_nonzero() == 0
+    assert turned[0, 44:].count_nonzero() == 0
     assert turned[0, :, 62:].count_nonzero() == 0
 
 
