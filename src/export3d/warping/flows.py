@@ -5,6 +5,8 @@ Letters: B batch, L = 478 landmarks, H pixels.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -18,9 +20,6 @@ from export3d.warping.elastic_mesh import FACE, ElasticMesh, Painter, similarity
 from export3d.warping.flow_field import covered, look_up, pixel_grid
 from export3d.warping.irises import at_rest
 from export3d.warping.landmark_motion import Face
-
-_MIRRORED = tuple(FACE.index(n) for n in landmark_mirror_map()[list(FACE)].tolist())
-"""Of each vertex of the face the number of the one on the other side."""
 
 
 def plane_flow(points: Tensor, face: Face, half_extent: float, size: int, painter: Painter | None = None) -> Tensor:
@@ -84,6 +83,12 @@ def driving_flow(
         return elastic, as_face, number >= mesh.ground
 
 
+@functools.lru_cache(maxsize=1)
+def _mirrored() -> tuple[int, ...]:
+    """Of each vertex of the face the number of the one on the other side."""
+    return tuple(FACE.index(n) for n in landmark_mirror_map()[list(FACE)].tolist())
+
+
 def mirrored_flow(places: Tensor, distance: Tensor, face: Face, size: int, painter: Painter | None = None) -> Tensor:
     """The flow from a driving frame's pixels to the flipped source, where the other half of the face lies.
 
@@ -94,7 +99,7 @@ def mirrored_flow(places: Tensor, distance: Tensor, face: Face, size: int, paint
     """
     with torch.autocast(places.device.type, enabled=False):
         vertices = constant(FACE, places.device)
-        other = face.places[:, constant(_MIRRORED, places.device)]
+        other = face.places[:, constant(_mirrored(), places.device)]
         flipped = torch.stack([1.0 - other[..., 0], other[..., 1]], dim=-1)
         rest = ElasticMesh(flipped).source
         source, _ = ElasticMesh(face.places).painted(places[:, vertices], distance[:, vertices], size, painter, rest)

@@ -278,7 +278,7 @@ class SourceWarp(nn.Module):
         if self.dense is not None and view.small is not None:
             hints = torch.cat([stretched, head], dim=1)
             flow = self.dense(view.small, (flow, as_head, as_face), hints)
-            if turn is not None:
+            if turn is not None and _counts(turn):
                 flow = on_mesh(flow, elastic, on_face, stretched, turn)
         if self.config.irises:
             flow = rolled(flow, elastic, places, face.places)
