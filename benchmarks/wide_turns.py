@@ -39,9 +39,8 @@ def on_a_mesh(source: Source, label: NDArray[np.floating]) -> Picture:
     face = source.landmarks[list(FACE)].astype(np.float64)
     places, distance = seen(lifted(face, np.asarray(source.camera, np.float64)), np.asarray(label, np.float64))
     here, there, depth = (torch.from_numpy(x[None]).float() for x in (face, places, distance))
-    return to_uint8(show(to_tensor(source.image)[None], ElasticMesh(here).lookup(there, depth, len(source.image))[0]))[
-        0
-    ]
+    lookup, _ = ElasticMesh(here).lookup(there, depth, len(source.image))
+    return to_uint8(show(to_tensor(source.image)[None], lookup))[0]
 
 
 def described(animator: Animator, identity: Identity, picture: Picture) -> NDArray[np.floating]:

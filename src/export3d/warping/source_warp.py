@@ -290,6 +290,7 @@ class SourceWarp(nn.Module):
             other = mirrored_flow(places, distance, face, size, self._painter(points))
             part = fill(stretched, stretch(other), on_face, half)
             moved = torch.lerp(moved, look_up(image.flip(-1), other), part)
+            # x of the same places in the source as it is, not flipped
             back = -2.0 * pixel_grid(size, flow.device) - other
             flow = torch.where(part > 0.5, torch.cat([back[:, :1], other[:, 1:]], dim=1), flow)
         mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_head)
