@@ -14,6 +14,7 @@ import re
 import shutil
 import signal
 import socket
+import sys
 import threading
 import uuid
 from collections import Counter
@@ -196,11 +197,18 @@ def _connect(cluster: Cluster) -> int:
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """Keep this process's handlers of signals: Ray's own would end it at once, with a dump."""
+    """Keep this process's handlers of signals: Ray's own would end it at once, with a dump.
+
+    Processes that Ray starts meanwhile are deaf to SIGTERM, as Ray makes them to SIGINT: it is often sent to all
+    processes of a command, and if Ray ends first, Ray ends this process too, with code 1 and without a word.
+    """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = None if sys.platform == "win32" else signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         yield
     finally:
+        if heard is not None:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
         if threading.current_thread() is threading.main_thread():
             for number, handler in handlers.items():
                 signal.signal(number, handler)
