@@ -7,7 +7,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from export3d.data.shards import WHOLE, Box, parse_box
+from export3d.data.shards import WHOLE, Box, Entry, parse_box
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -27,6 +27,14 @@ class Clip:
     frames: int
     inside: Box = WHOLE
     """Left, top, right, bottom (0..1) of the part of the images that shows the source, without repeated edges."""
+    sitting: str = ""
+    """Of a portrait, see `shards.Entry`."""
+
+    @classmethod
+    def of(cls, entry: Entry, start: int, kind: str | None = None) -> Clip:
+        """The clip of an entry of an index, its rows from `start`; `kind` if it is another than the entry's."""
+        kept = (entry.person, entry.terms, start, entry.frames, entry.inside, entry.sitting)
+        return cls(entry.key, kind or entry.kind, *kept)
 
     @property
     def rows(self) -> slice:
@@ -51,7 +59,7 @@ def clips_from_json(lines: list[dict[str, Any]]) -> tuple[Clip, ...]:
     clips = tuple(Clip(**{**line, "inside": parse_box(line.get("inside", WHOLE))}) for line in lines)
     for number, clip in enumerate(clips):
         left, top, right, bottom = clip.inside
-        texts, numbers = (clip.name, clip.kind, clip.person, clip.terms), (clip.start, clip.frames)
+        texts, numbers = (clip.name, clip.kind, clip.person, clip.terms, clip.sitting), (clip.start, clip.frames)
         if not all(type(text) is str for text in texts) or not all(type(number) is int for number in numbers):
             raise ValueError(f"clip {number} has a value of another type")
         if not (0.0 <= left < right <= 1.0 and 0.0 <= top < bottom <= 1.0):  # also refuses NaN

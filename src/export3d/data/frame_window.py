@@ -137,7 +137,7 @@ class Rotation:
             for entry in index.entries:
                 numbers[entry.shard].append(len(self._clips))
                 kind = "pseudo" if at >= len(splits) and entry.kind == "video" else entry.kind
-                self._clips.append(Clip(entry.key, kind, entry.person, entry.terms, 0, entry.frames, entry.inside))
+                self._clips.append(Clip.of(entry, 0, kind))
             folder = as_place(split)
             self._tars.append([_Tar(folder, shard, tuple(numbers[shard.file])) for shard in index.shards])
         return first.space, first.expression_size

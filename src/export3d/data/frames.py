@@ -189,7 +189,7 @@ class FrameStore:
         clips: list[Clip] = []
         start = 0
         for entry in entries:
-            clips.append(Clip(entry.key, entry.kind, entry.person, entry.terms, start, entry.frames, entry.inside))
+            clips.append(Clip.of(entry, start))
             start += entry.frames
         records = _take(read_shards(folder, index), len(clips))
         if cache is None:

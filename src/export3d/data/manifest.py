@@ -217,7 +217,7 @@ def make_jobs(
             split = "val" if _stem(path) in held_out else "train"
             job = _unlisted(path, name, split)
         elif path in rows:
-            row = dict(rows[path])
+            row = {name: value for name, value in rows[path].items() if value or name != "sitting"}
             job = Job(path, 0, row.pop("file"), row.pop("split"), row.pop("person"), row.pop("terms", ""), row)
         else:
             rejects.append(Reject(name, "", "not in the manifest", f"{name} has no line in the manifest"))

@@ -3,13 +3,15 @@
 A sample depends only on the seed and its number since training began. Samples 4800 to 4832 are therefore the same on
 one process or spread over eight, before or after an interruption. `training.pairs` computes losses on these pairs.
 
-A still portrait has no second frame: source and driving frame are the same image. The two are shifted, scaled and
-rotated in the image plane by different small amounts, and their cameras accordingly (a shift moves the principal point,
-a scale the focal length, a rotation the camera's roll), so the pair remains exactly consistent with one camera model.
+A still portrait has no second frame, unless there is another of the same sitting: source and driving frame are the same
+image. The two are shifted, scaled and rotated in the image plane by different small amounts, and their cameras
+accordingly (a shift moves the principal point, a scale the focal length, a rotation the camera's roll), so the pair
+remains exactly consistent with one camera model.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -75,7 +77,7 @@ class PairSampler:
         seed: determines the pairs.
         mirror: mirror a sample (images, cameras, expressions, landmarks) with probability 0.5.
         augment: augment crops and colours; True for the defaults of `Augment`.
-        still_fraction: share of samples from still portraits.
+        still_fraction: share of samples from still portraits. Portraits of one sitting (`shards.Entry`) are paired.
         pseudo_fraction: share of samples from pseudo-clips, if the store has any; the rest come from videos.
         hard_fraction: share of the samples from videos and pseudo-clips whose driving frame is the farthest of eight in
             pose and expression.
@@ -133,9 +135,23 @@ class PairSampler:
             weight[stills or pseudo or videos] = 1.0
         self._cumulative = np.cumsum(weight / weight.sum())
         self._cumulative[np.flatnonzero(weight)[-1] :] = 1.0
+        self._join_sittings(stills)
+        self._clip = store.clip.cpu().numpy()
         self._camera = store.camera.cpu().numpy().astype(np.float64)
         self._expression = store.expression.cpu().numpy()
         self._landmark_mirror = torch.from_numpy(landmark_mirror_map()).to(store.device) if mirror else None
+
+    def _join_sittings(self, stills: Sequence[int]) -> None:
+        """Portraits of one sitting may be each other's source and driving frame."""
+        sittings = defaultdict[tuple[str, str], list[int]](list)
+        for number in stills:
+            clip = self.store.clips[number]
+            if clip.sitting:
+                sittings[clip.person, clip.sitting].append(number)
+        for numbers in sittings.values():
+            rows = np.concatenate([self._usable[number] for number in numbers])
+            for number in numbers:
+                self._usable[number] = rows
 
     def batch(self, images_seen: int, batch_size: int, rank: int = 0, world: int = 1) -> dict[str, Tensor]:
         """Samples `images_seen` to `images_seen + batch_size`, or one process's share of them.
@@ -150,7 +166,8 @@ class PairSampler:
             float32 on the store's device, with b = batch_size / world: source, driving (b, 3, R, R) in [-1, 1];
             source_expression, expression (b, E); source_camera, camera (b, 25); source_landmarks, landmarks
             (b, 478, 2), 0..1 across their image; valid (b, 1, R, R), 1 where the driving frame shows the source video
-            and 0 where its crop lies outside the video and repeats an edge; and clip (b,) int64.
+            and 0 where its crop lies outside the video and repeats an edge; and clip (b,) int64 (for a sitting, any of
+            its portraits).
 
         Raises:
             ConfigError: the batch cannot be shared evenly.
@@ -184,7 +201,7 @@ class PairSampler:
         rng = np.random.default_rng([self.seed, number])
         clip = int(np.searchsorted(self._cumulative, rng.random(), side="right"))
         usable = self._usable[clip]
-        still = self.store.clips[clip].kind == "image"
+        still = len(usable) == 1
         source, others = rng.integers(len(usable)), rng.integers(max(1, len(usable) - 1), size=_HARD_CANDIDATES)
         hard, mirrored = rng.random() < self._hard_share(number), rng.random() < 0.5
         candidates = usable[np.where(others >= source, (others + 1) % len(usable), others)]
@@ -262,7 +279,7 @@ class PairSampler:
 
     def _edges(self, draws: list[Draw]) -> dict[str, Array]:
         """Corners (B, 2) of the part of the unmoved images that shows the source video: `low` and `high`."""
-        left, top, right, bottom = np.array([self.store.clips[draw.clip].inside for draw in draws]).T
+        left, top, right, bottom = np.array([self.store.clips[self._clip[draw.rows[1]]].inside for draw in draws]).T
         flipped = np.array([draw.mirrored for draw in draws])
         left, right = np.where(flipped, 1.0 - right, left), np.where(flipped, 1.0 - left, right)
         return {"low": np.stack([left, top], -1), "high": np.stack([right, bottom], -1)}

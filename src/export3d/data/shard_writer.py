@@ -195,6 +195,7 @@ class _ShardBuilder:
                     str(info.get("file", "")),
                     str(info.get("place", "")),
                     parse_box(info.get("inside", WHOLE)),
+                    str(info.get("origin", {}).get("sitting", "")),
                 )
             )
         self._pending, self._bytes = [], 0

@@ -124,6 +124,8 @@ class Entry:
     """Identifies the path of the source, so that a changed file replaces its old records."""
     inside: Box = WHOLE
     """Left, top, right, bottom (0..1 of the crop) of the part that shows the source; the rest repeats its edge."""
+    sitting: str = ""
+    """Names the sitting of a portrait: portraits of one person and one sitting are training pairs."""
 
 
 @dataclass(frozen=True)

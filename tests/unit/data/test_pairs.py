@@ -91,6 +91,28 @@ def test_a_still_is_its_own_target(store: FrameStore) -> None:
     assert {store.kinds[clip] for clip in batch["clip"].tolist()} == {"image"}
 
 
+def test_portraits_of_one_sitting_are_pairs_and_others_stay_alone(tmp_path: Path, make_record: Make) -> None:
+    sat = {"a": ("p", "monday"), "b": ("p", "monday"), "c": ("p", "friday"), "d": ("q", "monday"), "e": ("p", "")}
+    edges = {"a": (0.0, 0.0, 1.0, 1.0), "b": (0.0, 0.0, 0.5, 1.0)}
+    records = [
+        make_record(key, still=True, person=person, origin={"sitting": word}, inside=edges.get(key, edges["a"]))
+        for key, (person, word) in sat.items()
+    ]
+    update(tmp_path / "train", [*records, make_record("video", 4, person="p", origin={"sitting": "monday"})])
+    store = FrameStore.load(tmp_path / "train", 32)
+    batch = PairSampler(store, 0, still_fraction=1.0, **PLAIN).batch(0, 200)
+    source, driving = rows_of(store, batch["source_expression"]), rows_of(store, batch["expression"])
+    names = dict(enumerate(store.names[number] for number in store.clip.tolist()))
+    found = {(names[one], names[other]) for one, other in zip(source, driving)}
+    assert found == {("a", "b"), ("b", "a"), ("c", "c"), ("d", "d"), ("e", "e")}
+    counts = Counter(names[row] for row in source)
+    assert max(counts.values()) < 1.8 * min(counts.values()), "a sitting is drawn no more often than its portraits"
+    valid = {names[row]: float(valid.mean()) for row, valid in zip(driving, batch["valid"])}
+    assert valid == {"a": 1.0, "b": 0.5, "c": 1.0, "d": 1.0, "e": 1.0}, "of the driving portrait"
+    store.save(tmp_path / "packed")
+    assert FrameStore.load_packed(tmp_path / "packed").clips == store.clips
+
+
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
 def test_stills_have_their_share_of_the_samples(store: FrameStore, fraction: float) -> None:
     clips = PairSampler(store, 0, still_fraction=fraction, **PLAIN).batch(0, 1500)["clip"].tolist()

@@ -122,6 +122,21 @@ def test_a_manifest_gives_people_splits_and_terms(clips: Path, tmp_path: Path, d
     assert [(r.file, r.reason) for r in report.rejects] == [("gone.mp4", "unreadable")]
 
 
+def test_a_manifest_may_name_the_sitting_of_a_portrait(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    rows = ("file,person,split,sitting", "anna.mp4,p1,train,", "more/carla.png,p2,train,monday")
+    plain = clips / "plain.csv"
+    plain.write_text("\n".join(row.rpartition(",")[0] for row in rows) + "\n")
+    run([], tmp_path / "out", plain)
+    manifest = clips / "list.csv"
+    manifest.write_text("\n".join(rows) + "\n")
+    report = run([], tmp_path / "out", manifest)
+    assert (report.done, report.skipped) == (1, 1), "a file without a sitting stays as it was"
+    assert {entry.key: entry.sitting for entry in read_index(tmp_path / "out" / "train").entries} == {
+        "anna": "",
+        "carla": "monday",
+    }
+
+
 def test_files_without_a_line_in_the_manifest_are_refused(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
     manifest = write_manifest(clips / "list.csv", "anna.mp4,p1,train,open,x")
     report = run([clips / "anna.mp4", clips / "bob.mp4"], tmp_path / "out", manifest)
