@@ -19,11 +19,13 @@ import export3d
 from export3d.cli import main as program
 from export3d.config import ModelConfig, preset, variant
 from export3d.losses import ReconstructionWeights
+from export3d.pretrained import load_pretrained
 from export3d.training.adversarial import AdversarialConfig
 from export3d.training.pretrain import PretrainConfig
 from export3d.training.recipes import KEYS, parse, resolve
 from export3d.training.recipes import RECIPES as PACKAGED
 from export3d.training.reconstruction import ReconstructionConfig
+from export3d.weights.hub import locate
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.sh"))
@@ -115,6 +117,22 @@ def test_every_option_and_setting_of_a_script_is_one_of_the_program(
             assert json.loads(capsys.readouterr().out)["loop"]
             understood.append(argv[0])
     assert len(understood) == len(made) > 0
+
+
+@needs_sh
+def test_the_cpu_recipe_trains_the_model_that_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From nothing, at the size and with the samples per ray of the packaged weights."""
+    model = load_pretrained(locate("base")[0]).config
+    legs = [call[1:] for call in calls(ROOT / "recipes" / "train_cpu.sh", tmp_path) if call[1] == "train"]
+    assert ["--from-pretrained" in leg for leg in legs] == [False, True, True]
+    for number, leg in enumerate(legs):
+        assert program.main([*leg, "--print-config"]) == 0
+        shown = json.loads(capsys.readouterr().out)
+        table, render = shown["model"], shown["render"]
+        config = ReconstructionConfig(
+            preset=table["preset"], variants=tuple(table["variants"]), image_size=table["image_size"], **render
+        )
+        assert config.model_config(space=model.space) == (model if number else model.sized(128))
 
 
 # ---- the recipes of the package -----------------------------------------------------------------------------------
