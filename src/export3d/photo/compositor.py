@@ -170,7 +170,7 @@ class _Face:
         people, matte, opacity, source = found[:, :1], found[:, 1:2], found[:, 2:3], found[:, 3:]
         tear = softened(torn(origin.offset, _TEAR) * _span_of(people))
         image = torch.lerp(image, softened(softened(image)), tear)  # the contour runs in steps there
-        drawn = self._window * matte
+        drawn = self._window * torch.maximum(matte, tear)  # between places far apart lies nothing to look up
         known = drawn * origin.trust
         share = 1.0 - drawn + known
         rest = 127.5 * (drawn * image - known * source + 1.0 - share)
@@ -233,7 +233,7 @@ class _Face:
         found = _enlarged(person[None], place[None], "bicubic")
         moved = band.enlarge(maps)
         found[:3] *= moved[:1]
-        if len(moved) > 1:  # between places far apart lies nothing to look up
+        if len(moved) > 1:
             found[3:] = torch.lerp(found[3:], moved[2:], moved[1:2])
         return found.half() if self._grids is None else found
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,6 +93,27 @@ def test_where_nobody_is_the_background_stays_to_the_bit() -> None:
     )
     assert np.array_equal(made[:, :150], image[:, :150])
     assert (made[100:140, 160:180] == 255).all()
+
+
+def test_a_contour_shows_nothing_that_lies_between_its_two_sides_in_the_photo() -> None:
+    """A face (200) turns in front of the background (160); the black hair between them in the photo is hidden."""
+    image = np.full((480, 600, 3), 160, np.uint8)
+    image[:, :300], image[:, 300:350] = 200, 0
+    box = CropBox((300.0, 240.0), 400.0)
+    grid = canvas(image, box)
+    layers = Layers.opaque(grid.image)
+    left = grid.window[1].start
+    layers.person[:, left + 350 :, 3] = 0
+    layers.matte[:, left + 350 :] = 0
+    layers = replace(layers, behind=np.full_like(layers.behind, 160))
+    offset = torch.zeros(1, 2, SIZE, SIZE)
+    for row in range(SIZE):  # the contour is slanted
+        offset[:, 0, row, 26 + row // 10 :] = 2.0 * 90.0 / box.side
+    small = source(image, box)
+    made = Compositor(grid, layers, [(grid.place(box), small)]).frame(
+        [(compositor.look_up(small, offset), Origin(offset, 1.0 - compositor.torn(offset, 2.0)))]
+    )
+    assert made[80:400, 180:330].min() > 150
 
 
 def test_the_border_of_the_crop_cannot_be_found() -> None:
