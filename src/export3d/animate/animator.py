@@ -63,6 +63,8 @@ BATCH = 4
 
 Another number changes the last bit of some pixels; in bfloat16 it changes pixels at edges by up to 16 of 255.
 """
+FARTHEST_DEG = 45.0
+"""Beyond this angle from the photo's view `edit` and `orbit` warn."""
 _KEPT_VIEWS = 3
 """Views that an animator keeps, as of a head that is turned while the same photo is animated."""
 _MUCH_OUTSIDE = 0.15
@@ -286,8 +288,11 @@ class Animator:
             BadImage: as in `animate`.
         """
         turn = np.array([yaw_deg, pitch_deg, roll_deg], dtype=np.float64)
-        if not np.isfinite(turn).all():
-            raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
+        if not np.isfinite(turn).all() or (np.abs(turn[:2]) >= 90.0).any():
+            raise ConfigError(
+                f"the head cannot turn by {turn.tolist()} degrees; stay between -90 and 90 with yaw and pitch"
+            )
+        _warn_of_far_turns(yaw_deg, pitch_deg)
         self._check_scores(scores)
         view = self._view(source, size, frame, background, long_side=None)
         parts = []
@@ -384,6 +389,7 @@ class Animator:
             BadMotionFile, ConfigError, BadImage: as there.
         """
         _check_batch(batch)
+        _warn_of_far_turns(yaw_deg, pitch_deg)
         view = self._view(source, size, frame, background)
         views = [
             orbit_motion(
@@ -642,6 +648,15 @@ class _View:
 
     sources: tuple[Source, ...]
     compositor: Compositor | None = None
+
+
+def _warn_of_far_turns(*angles_deg: float) -> None:
+    if max(map(abs, angles_deg)) > FARTHEST_DEG:
+        logger.warning(
+            "faces tear where they are seen from more than %g degrees beside the photo's view, here %g",
+            FARTHEST_DEG,
+            max(map(abs, angles_deg)),
+        )
 
 
 def _check_batch(batch: int) -> None:

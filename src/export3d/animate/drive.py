@@ -244,9 +244,19 @@ def bundled_motion(name: str) -> Path:
 
 
 def motion_path(name: str | Path) -> Path:
-    """A motion file; a name of `BUNDLED` that is no file here means the one inside the package."""
+    """A motion file; a name of `BUNDLED` that is no file here means the one inside the package.
+
+    Raises `BadMotionFile` for another word that is no file.
+    """
     path = Path(name)
-    return bundled_motion(str(name)) if str(name) in BUNDLED and kind_at(path) is None else path
+    if kind_at(path) is not None or path.suffix or path.name != str(name):
+        return path
+    if str(name) not in BUNDLED:
+        raise BadMotionFile(
+            f"{name} does not exist; give the path of a video or motion file, or the name of a bundled motion: "
+            + ", ".join(BUNDLED)
+        )
+    return bundled_motion(str(name))
 
 
 def bundled_portrait() -> Path:

@@ -333,6 +333,8 @@ def test_a_bundled_motion_is_long_and_moves(name: str) -> None:
 def test_an_unknown_bundled_name_lists_the_known_ones() -> None:
     with pytest.raises(BadMotionFile, match="speech"):
         bundled_motion("dance")
+    with pytest.raises(BadMotionFile, match=r"^speach does not exist; .* bundled motion: speech, expressions, turns$"):
+        driving_motion("speach")
 
 
 def test_the_bundled_portrait_is_there() -> None:

@@ -63,6 +63,13 @@ def test_a_portrait_is_edited(edit: Run, out: Path) -> None:
         assert picture.size == (64, 64)
 
 
+def test_a_view_far_from_the_photos_is_drawn_with_a_warning(edit: Run, capsys: Capture) -> None:
+    assert edit("--yaw", "45") == 0
+    assert "tear" not in capsys.readouterr().err
+    assert edit("--yaw", "-60") == 0
+    assert "faces tear where they are seen from more than 45 degrees" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
@@ -79,6 +86,8 @@ def test_a_portrait_is_edited(edit: Run, out: Path) -> None:
         (["--set", "jawOpen=nan"], ["between 0 and 1"]),
         (["--set", "jawOpen=2"], ["between 0 and 1"]),
         (["--yaw", "nan"], ["cannot turn"]),
+        (["--yaw", "120"], ["cannot turn", "stay between -90 and 90"]),
+        (["--pitch", "-90"], ["cannot turn", "stay between -90 and 90"]),
     ],
 )
 def test_an_edit_that_cannot_be_is_refused(
