@@ -288,11 +288,13 @@ class Animator:
             BadImage: as in `animate`.
         """
         turn = np.array([yaw_deg, pitch_deg, roll_deg], dtype=np.float64)
-        if not np.isfinite(turn).all() or (np.abs(turn[:2]) >= 90.0).any():
+        if not np.isfinite(turn).all():
+            raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
+        if (np.abs(turn[:2]) >= 90.0).any():
             raise ConfigError(
                 f"the head cannot turn by {turn.tolist()} degrees; stay between -90 and 90 with yaw and pitch"
             )
-        _warn_of_far_turns(yaw_deg, pitch_deg)
+        _warn_of_far_turns(float(np.hypot(*turn[:2])))
         self._check_scores(scores)
         view = self._view(source, size, frame, background, long_side=None)
         parts = []
@@ -389,7 +391,6 @@ class Animator:
             BadMotionFile, ConfigError, BadImage: as there.
         """
         _check_batch(batch)
-        _warn_of_far_turns(yaw_deg, pitch_deg)
         view = self._view(source, size, frame, background)
         views = [
             orbit_motion(
@@ -405,6 +406,7 @@ class Animator:
             )
             for one in view.sources
         ]
+        _warn_of_far_turns(max(abs(yaw_deg), abs(pitch_deg)))  # no path has both at once
         if motion is not None:
             return self._stream(view, views, batch)
         parts = [(self._planes(one, seen.expression[:1]), seen.camera) for one, seen in zip(view.sources, views)]
@@ -650,12 +652,12 @@ class _View:
     compositor: Compositor | None = None
 
 
-def _warn_of_far_turns(*angles_deg: float) -> None:
-    if max(map(abs, angles_deg)) > FARTHEST_DEG:
+def _warn_of_far_turns(angle_deg: float) -> None:
+    if angle_deg > FARTHEST_DEG:
         logger.warning(
-            "faces tear where they are seen from more than %g degrees beside the photo's view, here %g",
+            "faces tear where they are seen from more than %g degrees beside the photo's view, here %.3g",
             FARTHEST_DEG,
-            max(map(abs, angles_deg)),
+            angle_deg,
         )
 
 

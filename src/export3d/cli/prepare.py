@@ -42,7 +42,7 @@ def command(
         clips: videos, portraits, and folders of them, or their URLs (s3, http, …); with a manifest, by default all of
             its files.
         output: folder or URL (s3, …) for the shards, one subfolder per split, and the report.
-        manifest: CSV with the columns file, person, split, and optionally terms; paths are relative to it.
+        manifest: CSV with the columns file, person, split, and optionally terms and sitting; paths are relative to it.
         coefficients: folder of Deep3DFaceRecon files named like the clips, a frame for each of theirs at 25 fps; they
             replace the tracked expression scores.
         workers: number of processes; by default one per core; 0 uses this process.

@@ -217,7 +217,9 @@ def make_jobs(
             split = "val" if _stem(path) in held_out else "train"
             job = _unlisted(path, name, split)
         elif path in rows:
-            row = {name: value for name, value in rows[path].items() if value or name != "sitting"}
+            row = dict(rows[path])
+            if sitting := row.pop("sitting", "").strip():
+                row["sitting"] = sitting
             job = Job(path, 0, row.pop("file"), row.pop("split"), row.pop("person"), row.pop("terms", ""), row)
         else:
             rejects.append(Reject(name, "", "not in the manifest", f"{name} has no line in the manifest"))
@@ -231,7 +233,7 @@ def make_jobs(
         if first != job.file:
             rejects.append(Reject(job.file, job.split, "duplicate", f"{job.file} has the same contents as {first}"))
             continue
-        more: list[object] = []
+        more: list[object] = ["sitting"] if "sitting" in job.origin else []  # earlier releases kept the word alone
         if coefficients is not None:
             try:
                 own = coefficients_of(coefficients, job.file)

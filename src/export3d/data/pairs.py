@@ -149,7 +149,8 @@ class PairSampler:
             if clip.sitting:
                 sittings[clip.person, clip.sitting].append(number)
         for numbers in sittings.values():
-            rows = np.concatenate([self._usable[number] for number in numbers])
+            # a window on the data may hold a portrait twice
+            rows = np.array([*{self.store.clips[number].name: self._usable[number][0] for number in numbers}.values()])
             for number in numbers:
                 self._usable[number] = rows
 

@@ -122,9 +122,9 @@ def prepare(
         inputs: files, and folders to search recursively, or their URLs (`locations`; web servers list no folders). With
             a manifest, an empty list means all of its files.
         out: output folder or URL; receives one folder of shards per split, `report.json` and `report.csv`.
-        manifest: CSV with the columns file (relative to the CSV, or a URL), person, split, and optionally terms and
-            others, which are kept as provenance. Without a manifest, the person is the stem of the file name, and the
-            split is `val` for held-out videos and `train` otherwise.
+        manifest: CSV with the columns file (relative to the CSV, or a URL), person, split, and optionally terms,
+            sitting (see `shards.Entry`) and others, which are kept as provenance. Without a manifest, the person is the
+            stem of the file name, and the split is `val` for held-out videos and `train` otherwise.
         workers: number of processes (default: one per core), 0 for this one, or a `Cluster`. Processes are spawned, so
             a script that calls this function needs `if __name__ == "__main__":`.
         resume: keep finished files; False prepares the given files again.

@@ -181,7 +181,10 @@ class Index:
         }
         lists = {
             "shards": [vars(shard) for shard in self.shards],
-            "entries": [vars(entry) for entry in self.entries],
+            "entries": [
+                {name: value for name, value in vars(entry).items() if value or name != "sitting"}
+                for entry in self.entries
+            ],
             "rejects": [vars(reject) for reject in self.rejects],
         }
         return json.dumps({**head, **lists}, indent=1, ensure_ascii=False) + "\n"
@@ -207,6 +210,8 @@ class Index:
             )
             if not all(type(entry.frames) is int and entry.frames > 0 for entry in index.entries):
                 raise ValueError("a record has no number of frames")
+            if not all(type(entry.sitting) is str for entry in index.entries):
+                raise ValueError("a sitting is no word")
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{where} is damaged ({error}); prepare the data again") from error
         for shard in index.shards:

@@ -111,6 +111,8 @@ def test_portraits_of_one_sitting_are_pairs_and_others_stay_alone(tmp_path: Path
     assert valid == {"a": 1.0, "b": 0.5, "c": 1.0, "d": 1.0, "e": 1.0}, "of the driving portrait"
     store.save(tmp_path / "packed")
     assert FrameStore.load_packed(tmp_path / "packed").clips == store.clips
+    twice = PairSampler(FrameStore.join([store, store]), 0, still_fraction=1.0, mirror=False).batch(0, 200)
+    assert not any(torch.equal(*pair) for pair in zip(twice["source"], twice["driving"])), "as a window may hold it"
 
 
 @pytest.mark.parametrize("fraction", [0.0, 0.3, 1.0])
