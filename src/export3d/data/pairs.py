@@ -3,10 +3,10 @@
 A sample depends only on the seed and its number since training began. Samples 4800 to 4832 are therefore the same on
 one process or spread over eight, before or after an interruption. `training.pairs` computes losses on these pairs.
 
-A still portrait has no second frame, unless there is another of the same sitting: source and driving frame are the same
-image. The two are shifted, scaled and rotated in the image plane by different small amounts, and their cameras
-accordingly (a shift moves the principal point, a scale the focal length, a rotation the camera's roll), so the pair
-remains exactly consistent with one camera model.
+A still portrait has no second frame: source and driving frame are the same image. The two are shifted, scaled and
+rotated in the image plane by different small amounts, and their cameras accordingly (a shift moves the principal point,
+a scale the focal length, a rotation the camera's roll), so the pair remains exactly consistent with one camera model.
+Portraits of one sitting are paired with each other instead, as frames of a clip are.
 """
 
 from __future__ import annotations
