@@ -32,7 +32,6 @@ from export3d.pretrained import load_pretrained
 from export3d.warping.dense_motion import DenseMotion
 from export3d.warping.losses import moved_error
 from export3d.warping.source_warp import SourceMotion, SourceWarp
-from export3d.weights.hub import locate
 
 SIZE, BATCH, MEASURED = 128, 16, 128
 RATE, AVERAGED = 1.2e-3, 0.99
@@ -88,7 +87,7 @@ def main() -> None:
     print("| --- | --- | --- | --- | --- | --- | --- |")
     for share in given.people:
         torch.manual_seed(0)
-        base = load_pretrained(locate("base")[0])
+        base = load_pretrained()
         model = Export3D(base.config.sized(SIZE))
         model.load_state_dict(base.state_dict())
         model.requires_grad_(False).eval()

@@ -25,7 +25,6 @@ from export3d.training.pretrain import PretrainConfig
 from export3d.training.recipes import KEYS, parse, resolve
 from export3d.training.recipes import RECIPES as PACKAGED
 from export3d.training.reconstruction import ReconstructionConfig
-from export3d.weights.hub import locate
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.sh"))
@@ -122,7 +121,7 @@ def test_every_option_and_setting_of_a_script_is_one_of_the_program(
 @needs_sh
 def test_the_cpu_recipe_trains_the_model_that_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From nothing, at the size and with the samples per ray of the packaged weights."""
-    model = load_pretrained(locate("base")[0]).config
+    model = load_pretrained().config
     legs = [call[1:] for call in calls(ROOT / "recipes" / "train_cpu.sh", tmp_path) if call[1] == "train"]
     assert ["--from-pretrained" in leg for leg in legs] == [False, True, True]
     for number, leg in enumerate(legs):

@@ -276,7 +276,7 @@ class Animator:
             scores: ARKit scores 0..1 by name, in place of the tracked ones, such as {"jawOpen": 0.8}.
             basis: amounts by direction number, from 1, added to the portrait's lambda (Eq. 3), such as {4: 6.0}.
             yaw_deg, pitch_deg, roll_deg: added to the head's angles; signs as in `camera.head_angles`. The head stays
-                where it is in the image.
+                where it is in the image. Yaw and pitch are between -90 and 90; beyond `FARTHEST_DEG` the log warns.
             size, frame, background: see `animate`; a photo of native size is not scaled down.
 
         Returns:

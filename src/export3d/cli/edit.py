@@ -41,8 +41,8 @@ def command(
         output: the image to write (.png).
         basis: move along a direction of the expression basis, such as 4=+1; may be repeated.
         scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
-        yaw: turn the head to the right of the image by this angle, degrees.
-        pitch: tilt the face up by this angle, degrees.
+        yaw: turn the head to the right of the image by this angle, degrees, below 90.
+        pitch: tilt the face up by this angle, degrees, below 90.
         roll: tilt the head clockwise by this angle, degrees.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pure: render with the core alone: no pixel of the source is warped into the frame.

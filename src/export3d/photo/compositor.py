@@ -6,9 +6,9 @@ With S the source crop as the model saw it, P the photo on the grid, I the model
     F(p) = R(p) + (1 - v (1 - g)) P(p + w o),  R = v (I - g S(p + o))
 
 and then what F, reduced to the model's size, lacks of v I is added. R, enlarged from the model's size, is what
-the photo does not show: an opened mouth, the shading of a turn. v is 1 on the person and falls to 0 in the background
-and where the photo continues beyond the crop; there w fades the motion out too. F is laid over the background with the
-opacity of the person at p + w o.
+the photo does not show: an opened mouth, the shading of a turn. v is 1 on the person and along contours where the
+motion is torn. It falls to 0 in the background and where the photo continues beyond the crop; there w fades the motion
+out too. F is laid over the background with the opacity of the person at p + w o.
 """
 
 from __future__ import annotations
