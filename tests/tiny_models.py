@@ -18,7 +18,7 @@ from export3d.warping.landmark_motion import LandmarkMotion, average_landmarks
 from export3d.warping.skip_path import FlowStep
 from export3d.warping.source_warp import WarpConfig
 
-PARTS = ("align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "turns", "scores")
+PARTS = ("align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "scores")
 """All parts of a warp."""
 
 

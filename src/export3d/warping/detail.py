@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from export3d.layers import activated, conv3x3, enlarge
 from export3d.warping.origin import Origin, origin
+from export3d.warping.teeth import chosen
 from export3d.warping.turns import leaning
 
 _DETAIL_WIDTH = 16
@@ -38,6 +39,8 @@ class Views:
         head: (B, 2, H, W) nearness of the head in the driving view and in the source (`average_head.head_nearness`).
         mouth: (B, 2, H, W) where the mouth is open in the driving view and in `turned` (`flows.openings`): upper teeth
             move with the head, whatever the lips do. None without `WarpConfig.mouth`.
+        teeth: (B, 2, H, W) where the mouth has opened: shares of the teeth, which are those of `turned`, and of the
+            hollow, which is rendered (`teeth.upper_teeth`). None without `WarpConfig.teeth`.
         far: (B, 1, 1, 1) how far the head is turned from the source's view (`turns.far`). None without
             `WarpConfig.turns`.
     """
@@ -50,6 +53,7 @@ class Views:
     turn: Tensor
     head: Tensor
     mouth: Tensor | None = None
+    teeth: Tensor | None = None
     far: Tensor | None = None
 
     def stacked(self) -> Tensor:
@@ -127,6 +131,9 @@ class Detail(nn.Module):
         x = activated(self.second(activated(self.first(x))))
         choice, out = self.choice(x).contiguous().split([4, 3], dim=1)
         share = (choice + enlarge(lean, 4)).softmax(dim=1)
+        if views.teeth is not None:
+            share = chosen(views.teeth, share)
+            out = out * (1.0 - views.teeth[:, :1])
         for part, image in zip(share.split(1, dim=1), (rendered, views.moved, views.still, views.turned)):
             out = torch.addcmul(out, part, image)
         return out, share

@@ -35,9 +35,12 @@ from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.lids import shut
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
+from export3d.warping.teeth import unstretched, upper_teeth
 from export3d.warping.turns import far, fill, on_mesh, one_sided
 
-_NEEDED = {"flow": "skip", "redraw": "flow"} | dict.fromkeys(("dense", "mouth", "irises", "lids", "turns"), "detail")
+_NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth"} | dict.fromkeys(
+    ("dense", "mouth", "irises", "lids", "turns"), "detail"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,7 @@ class WarpConfig:
         irises: irises roll between the eyelids as discs, not as the middle of the mesh's triangles (`irises.rolled`).
             Needs `detail`.
         lids: almost closed lids meet, and lashes move with their edges (`lids.shut`, `elastic_mesh`). Needs `detail`.
+        teeth: where a mouth opens, teeth that the source shows keep their size (`teeth`). Needs `mouth`.
         turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
             `detail`.
         scores: landmarks move with the expression coefficients themselves, not with beta' (`landmark_motion`). Needs
@@ -75,6 +79,7 @@ class WarpConfig:
     mouth: bool = True
     irises: bool = False
     lids: bool = False
+    teeth: bool = False
     turns: bool = False
     scores: bool = False
 
@@ -294,7 +299,12 @@ class SourceWarp(nn.Module):
             back = -2.0 * pixel_grid(size, flow.device) - other
             flow = torch.where(part > 0.5, torch.cat([back[:, :1], other[:, 1:]], dim=1), flow)
         mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_head)
-        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, turn)
+        teeth = None
+        if self.config.teeth and mouth is not None:
+            teeth = upper_teeth(points, face.points, mouth)
+            moved, stretched = unstretched(teeth, moved, stretched, turned)
+            flow = torch.lerp(flow, as_head, teeth.sum(dim=1, keepdim=True))
+        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""
