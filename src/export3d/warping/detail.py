@@ -39,8 +39,8 @@ class Views:
         head: (B, 2, H, W) nearness of the head in the driving view and in the source (`average_head.head_nearness`).
         mouth: (B, 2, H, W) where the mouth is open in the driving view and in `turned` (`flows.openings`): upper teeth
             move with the head, whatever the lips do. None without `WarpConfig.mouth`.
-        teeth: (B, 2, H, W) where the mouth has opened: shares of the teeth, which are those of `turned`, and of the
-            hollow, which is rendered (`teeth.upper_teeth`). None without `WarpConfig.teeth`.
+        teeth: (B, 2, H, W) where the mouth has opened, and where `turned` shows teeth (`teeth.upper_teeth`). None
+            without `WarpConfig.teeth`.
         far: (B, 1, 1, 1) how far the head is turned from the source's view (`turns.far`). None without
             `WarpConfig.turns`.
     """
@@ -133,7 +133,7 @@ class Detail(nn.Module):
         share = (choice + enlarge(lean, 4)).softmax(dim=1)
         if views.teeth is not None:
             share = chosen(views.teeth, share)
-            out = out * (1.0 - views.teeth[:, :1])
+            out = out * (1.0 - views.teeth[:, :1] * views.teeth[:, 1:])
         for part, image in zip(share.split(1, dim=1), (rendered, views.moved, views.still, views.turned)):
             out = torch.addcmul(out, part, image)
         return out, share

@@ -35,7 +35,7 @@ from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.lids import shut
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
-from export3d.warping.teeth import unstretched, upper_teeth
+from export3d.warping.teeth import opened, smoothed, unstretched, upper_teeth
 from export3d.warping.turns import far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth"} | dict.fromkeys(
@@ -301,9 +301,14 @@ class SourceWarp(nn.Module):
         mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_head)
         teeth = None
         if self.config.teeth and mouth is not None:
-            teeth = upper_teeth(points, face.points, mouth)
-            moved, stretched = unstretched(teeth, moved, stretched, turned)
-            flow = torch.lerp(flow, as_head, teeth.sum(dim=1, keepdim=True))
+            share = opened(points, face.points)
+            teeth = torch.zeros_like(mouth)
+            if _counts(share[:, :1]):
+                teeth = upper_teeth(share[:, :1], mouth)
+                moved, stretched = unstretched(teeth, moved, stretched, turned)
+                flow = torch.lerp(flow, as_head, teeth[:, :1])
+            if _counts(share[:, 1:]):
+                moved = smoothed(share[:, 1:], mouth[:, :1], moved)
         return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn)
 
     def _painter(self, points: Tensor) -> Painter | None:

@@ -1,9 +1,9 @@
 """Teeth keep their size when a mouth opens (not in the paper).
 
 Where a mouth opens wider than the source's, the elastic mesh stretches what the source shows between its lips down to
-the lower lip: teeth become long and transparent. But upper teeth belong to the skull. Here a mouth that opens shows
-the source turned with the head where that shows the inside of its mouth, and below that it is hollow: rendered, with
-dark pixels in place of the stretched ones.
+the lower lip. Teeth become long and transparent, but upper teeth belong to the skull. Here such a mouth shows the
+source turned with the head where that shows the inside of its mouth, and below that it is hollow: rendered, with dark
+pixels in place of the stretched ones. The line between closed lips becomes vertical bars; it is smoothed across.
 
 Letters: B batch, L = 478 landmarks, H pixels, W pixels.
 """
@@ -14,41 +14,60 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export3d.layers import constant
+from export3d.layers import constant, enlarge
+from export3d.warping.elastic_mesh import softened
 
 _CORNERS, _LIPS = (33, 263), (13, 14)
 """Outer corners of the eyes, and the middles of the inner lips."""
-_SHOWN = 0.06, 0.1
-"""Gap between the lips, in distances of the outer eye corners, from which a source shows teeth, and certainly does."""
-_WIDER = 0.05, 0.12
-"""By how much the gap must be wider than the source's for its teeth to leave the mesh, and to leave it wholly."""
+_SHOWN, _WIDER = (0.06, 0.1), (0.05, 0.12)
+"""Gap between the lips, in distances of the outer eye corners, from which a source shows teeth, and certainly does; and
+by how much it must get wider for teeth to leave the mesh, and to leave it wholly."""
+_CLOSED, _WIDE = (0.02, 0.06), (0.1, 0.18)
+"""The same of sources that show none: up to the first gap they are closed."""
 _EDGE = 1.0 / 128.0
 """Edge of the source's mouth that counts as lip, in image widths: landmarks are not more exact."""
+_ACROSS = 1.0 / 21.0
+"""Bars are smoothed over so many image widths to each side."""
 _HOLLOW = (-0.72, -0.86, -0.84)
 """Colour of the inside of a wide open mouth, a dark red."""
 
 
 @torch.no_grad()
-def upper_teeth(points: Tensor, own: Tensor, mouth: Tensor) -> Tensor:
-    """Where the mouth has opened, and what it shows.
+def opened(points: Tensor, own: Tensor) -> Tensor:
+    """How far a mouth has opened, for a source that shows teeth and for one with closed lips.
 
     Args:
         points, own: (B, L, 3) driven landmarks and the source's, in the head's own axes.
+
+    Returns:
+        (B, 2, 1, 1), 0 to 1.
+    """
+    before, after = _gap(own), _gap(points)
+    with_teeth = _step(before, _SHOWN) * _step(after - before, _WIDER)
+    closed = (1.0 - _step(before, _CLOSED)) * _step(after - before, _WIDE)
+    return torch.stack([with_teeth, closed], dim=1)[..., None, None]
+
+
+@torch.no_grad()
+def upper_teeth(share: Tensor, mouth: Tensor) -> Tensor:
+    """What a mouth shows that has opened.
+
+    Args:
+        share: (B, 1, 1, 1) how far, see `opened`.
         mouth: (B, 2, H, W), 0 to 1: where the mouth is open in the driving view, and in the source turned as the head
             is (`flows.openings`).
 
     Returns:
-        (B, 2, H, W), shares of the turned source and of the hollow; 0 where the source's mouth is closed or the lips
-        are not farther apart than there.
+        (B, 2, H, W), 0 to 1: where it has opened, and where the turned source shows teeth; elsewhere it is hollow.
     """
-    before, after = _gap(own), _gap(points)
-    opened = _step(before, _SHOWN) * _step(after - before, _WIDER)
-    reach = round(_EDGE * mouth.shape[-1])
-    driving, source = mouth[:, :1], mouth[:, 1:]
-    lips = F.max_pool2d((source < 0.5).to(mouth.dtype), 2 * reach + 1, 1, reach)
-    above = F.pad(lips[..., reach:, :], (0, 0, 0, reach), value=1.0)
-    kept = _smooth(1.0 - torch.minimum(lips, above))  # the edge of the upper lip hides teeth, and does not hang down
-    return opened.view(-1, 1, 1, 1) * _smooth(driving) * torch.cat([kept, 1.0 - kept], dim=1)
+    driving, source = F.avg_pool2d(mouth, 2).chunk(2, dim=1)
+    inside = (source > 0.5).to(mouth.dtype)
+    reach = round(_EDGE * inside.shape[-1])
+    for _ in range(reach):
+        inside = (softened(inside) > 0.999).to(mouth.dtype)
+    # the edge of the lower lip must not hang in the opening; the upper lip's stays where it is
+    inside = torch.maximum(inside, F.pad(inside[..., reach:, :], (0, 0, 0, reach)))
+    return enlarge(torch.cat([share * driving, softened(inside)], dim=1), 2)
 
 
 def unstretched(teeth: Tensor, moved: Tensor, stretched: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,17 +78,30 @@ def unstretched(teeth: Tensor, moved: Tensor, stretched: Tensor, turned: Tensor)
         moved, turned: (B, 3, H, W) the source on the elastic mesh, and turned with the head.
         stretched: (B, 1, H, W), 0 to 1.
     """
-    kept, hollow = teeth[:, :1], teeth[:, 1:]
-    rest = 1.0 - kept - hollow
+    here, inside = teeth[:, :1], teeth[:, 1:]
     dark = constant(_HOLLOW, moved.device, moved.dtype).view(1, 3, 1, 1)
-    return rest * moved + kept * turned + hollow * dark, rest * stretched + hollow
+    return torch.lerp(moved, torch.lerp(dark, turned, inside), here), torch.lerp(stretched, 1.0 - inside, here)
+
+
+def smoothed(share: Tensor, mouth: Tensor, moved: Tensor) -> Tensor:
+    """The moved source (B, 3, H, W) without the bars that closed lips become.
+
+    Args:
+        share: (B, 1, 1, 1) how far they have opened, see `opened`.
+        mouth: (B, 1, H, W), where the mouth is open in the driving view.
+    """
+    inside = (mouth > 0.5).to(moved.dtype)
+    reach = round(_ACROSS * moved.shape[-1])
+    sums = F.pad(torch.cat([moved * inside, inside], dim=1), (reach + 1, reach)).cumsum(dim=-1)
+    near = sums[..., 2 * reach + 1 :] - sums[..., : -2 * reach - 1]
+    return torch.lerp(moved, near[:, :3] / near[:, 3:].clamp_min(1.0), share * inside)
 
 
 def chosen(teeth: Tensor, share: Tensor) -> Tensor:
     """Shares (B, 4, H, W) of the rendered, moved, still and turned image: teeth are turned, the hollow is rendered."""
-    kept, hollow = teeth[:, :1], teeth[:, 1:]
-    none = torch.zeros_like(kept)
-    return (1.0 - kept - hollow) * share + torch.cat([hollow, none, none, kept], dim=1)
+    here, inside = teeth[:, :1], teeth[:, 1:]
+    none = torch.zeros_like(inside)
+    return torch.lerp(share, torch.cat([1.0 - inside, none, none, inside], dim=1), here)
 
 
 def _gap(points: Tensor) -> Tensor:
@@ -85,7 +117,3 @@ def _step(value: Tensor, span: tuple[float, float]) -> Tensor:
     part = ((value - span[0]) / (span[1] - span[0])).clamp(0.0, 1.0)
     out: Tensor = part * part * (3.0 - 2.0 * part)
     return out
-
-
-def _smooth(mask: Tensor) -> Tensor:
-    return F.avg_pool2d(mask, 3, 1, 1, count_include_pad=False)
