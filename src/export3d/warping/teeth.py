@@ -19,11 +19,11 @@ from export3d.warping.elastic_mesh import softened
 
 _CORNERS, _LIPS = (33, 263), (13, 14)
 """Outer corners of the eyes, and the middles of the inner lips."""
-_SHOWN, _WIDER = (0.06, 0.1), (0.05, 0.12)
-"""Gap between the lips, in distances of the outer eye corners, from which a source shows teeth, and certainly does; and
-by how much it must get wider for teeth to leave the mesh, and to leave it wholly."""
-_CLOSED, _WIDE = (0.02, 0.06), (0.1, 0.18)
-"""The same of sources that show none: up to the first gap they are closed."""
+_SHOWN = 0.05, 0.08
+"""Gap between the lips, in distances of the outer eye corners, up to which a source counts as closed, and from which it
+shows teeth."""
+_WIDER, _WIDE = (0.02, 0.06), (0.1, 0.18)
+"""By how much the gap must get wider for teeth to leave the mesh, and to leave it wholly; and for closed lips."""
 _EDGE = 1.0 / 128.0
 """Edge of the source's mouth that counts as lip, in image widths: landmarks are not more exact."""
 _ACROSS = 1.0 / 21.0
@@ -42,10 +42,9 @@ def opened(points: Tensor, own: Tensor) -> Tensor:
     Returns:
         (B, 2, 1, 1), 0 to 1.
     """
-    before, after = _gap(own), _gap(points)
-    with_teeth = _step(before, _SHOWN) * _step(after - before, _WIDER)
-    closed = (1.0 - _step(before, _CLOSED)) * _step(after - before, _WIDE)
-    return torch.stack([with_teeth, closed], dim=1)[..., None, None]
+    before = _gap(own)
+    wider, shown = _gap(points) - before, _step(before, _SHOWN)
+    return torch.stack([shown * _step(wider, _WIDER), (1.0 - shown) * _step(wider, _WIDE)], dim=1)[..., None, None]
 
 
 @torch.no_grad()
@@ -60,14 +59,13 @@ def upper_teeth(share: Tensor, mouth: Tensor) -> Tensor:
     Returns:
         (B, 2, H, W), 0 to 1: where it has opened, and where the turned source shows teeth; elsewhere it is hollow.
     """
-    driving, source = F.avg_pool2d(mouth, 2).chunk(2, dim=1)
-    inside = (source > 0.5).to(mouth.dtype)
+    inside = (F.avg_pool2d(mouth[:, 1:], 2) > 0.5).to(mouth.dtype)
     reach = round(_EDGE * inside.shape[-1])
     for _ in range(reach):
         inside = (softened(inside) > 0.999).to(mouth.dtype)
     # the edge of the lower lip must not hang in the opening; the upper lip's stays where it is
     inside = torch.maximum(inside, F.pad(inside[..., reach:, :], (0, 0, 0, reach)))
-    return enlarge(torch.cat([share * driving, softened(inside)], dim=1), 2)
+    return torch.cat([softened(share * mouth[:, :1]), enlarge(softened(inside), 2)], dim=1)
 
 
 def unstretched(teeth: Tensor, moved: Tensor, stretched: Tensor, turned: Tensor) -> tuple[Tensor, Tensor]:

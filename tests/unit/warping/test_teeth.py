@@ -41,12 +41,12 @@ def masks(driving: slice, source: slice) -> Tensor:
     ("own", "driven", "share"),
     [
         (0.0, 0.4, 0.0),  # the source shows no teeth
-        (0.06, 0.4, 0.0),
-        (0.08, 0.4, 0.5),
+        (0.05, 0.4, 0.0),
+        (0.065, 0.4, 0.5),
         (0.12, 0.12, 0.0),
-        (0.12, 0.17, 0.0),  # as good as not wider
-        (0.12, 0.205, 0.5),
-        (0.12, 0.3, 1.0),
+        (0.12, 0.14, 0.0),  # as good as not wider
+        (0.12, 0.16, 0.5),
+        (0.12, 0.18, 1.0),
         (0.3, 0.1, 0.0),  # closing
     ],
 )
@@ -59,7 +59,8 @@ def test_a_mouth_counts_as_opened_where_it_gets_wider_than_one_that_shows_teeth(
 
 
 @pytest.mark.parametrize(
-    ("own", "driven", "share"), [(0.0, 0.1, 0.0), (0.0, 0.14, 0.5), (0.0, 0.2, 1.0), (0.04, 0.3, 0.5), (0.06, 0.3, 0.0)]
+    ("own", "driven", "share"),
+    [(0.0, 0.1, 0.0), (0.0, 0.14, 0.5), (0.0, 0.2, 1.0), (0.065, 0.3, 0.5), (0.08, 0.3, 0.0)],
 )
 def test_closed_lips_count_where_they_open_wide(own: float, driven: float, share: float) -> None:
     assert float(opened(gaping(driven), gaping(own))[0, 1]) == pytest.approx(share, abs=1e-3)
@@ -67,8 +68,8 @@ def test_closed_lips_count_where_they_open_wide(own: float, driven: float, share
 
 def test_teeth_are_where_both_mouths_are_open_and_the_hollow_is_below() -> None:
     here, inside = upper_teeth(torch.ones(1, 1, 1, 1), masks(slice(88, 180), slice(80, 120)))[0]
-    assert (here[90:178, 66:190] == 1.0).all()
-    assert here[:86].count_nonzero() == here[182:].count_nonzero() == 0
+    assert (here[89:179, 65:191] == 1.0).all()
+    assert here[:87].count_nonzero() == here[181:].count_nonzero() == 0
     assert (inside[84:112, 74:182] == 1.0).all()
     assert inside[122:].count_nonzero() == inside[:74].count_nonzero() == 0
     assert inside[100, 65] < 0.5  # the edge of the source's mouth is lip,
