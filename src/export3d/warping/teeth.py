@@ -28,8 +28,8 @@ _EDGE = 1.0 / 128.0
 """Edge of the source's mouth that counts as lip, in image widths: landmarks are not more exact."""
 _ACROSS = 1.0 / 21.0
 """Bars are smoothed over so many image widths to each side."""
-_HOLLOW = (-0.72, -0.86, -0.84)
-"""Colour of the inside of a wide open mouth, a dark red."""
+_HOLLOW = (-0.82, -0.82, -0.82)
+"""Colour of the inside of a wide open mouth: dark, and grey, so that a grey photo stays grey."""
 
 
 @torch.no_grad()
