@@ -14,11 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from export3d.face.landmark_sets import EYE_CORNERS
 from export3d.layers import constant, enlarge
 from export3d.warping.elastic_mesh import softened
 
-_CORNERS, _LIPS = (33, 263), (13, 14)
-"""Outer corners of the eyes, and the middles of the inner lips."""
+_CORNERS = (EYE_CORNERS[0][0], EYE_CORNERS[1][0])
+"""The outer ones."""
+_LIPS = (13, 14)
+"""Middles of the inner lips, the upper one first."""
 _SHOWN = 0.05, 0.08
 """Gap between the lips, in distances of the outer eye corners, up to which a source counts as closed, and from which it
 shows teeth."""
