@@ -123,6 +123,7 @@ class Animator:
         self._tracker: Tracker | None = None
         self._kept_views: dict[tuple[Any, ...], _View] = {}
         self._viewing = threading.Lock()
+        self._ready = False  # whether a batch was made, and with it loaded and compiled what batches need
 
     @classmethod
     def from_pretrained(
@@ -586,8 +587,9 @@ class Animator:
             for start in starts:
                 yield from frames(start)
             return
-        with closing(at_once(frames, starts)) as batches:
+        with closing(at_once(frames, starts, ready=self._ready)) as batches:
             for made in batches:
+                self._ready = True
                 yield from made
 
     @torch.inference_mode()

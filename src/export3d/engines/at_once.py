@@ -30,11 +30,12 @@ def threads_beside() -> int:
     return int(getattr(_own, "beside", 1))
 
 
-def at_once(make: Callable[[Item], Made], items: Sequence[Item]) -> Generator[Made]:
+def at_once(make: Callable[[Item], Made], items: Sequence[Item], *, ready: bool = False) -> Generator[Made]:
     """`make` of each item, in the items' order; `AT_ONCE` of them are made at a time.
 
-    A single item, or any number of them where PyTorch has one thread, is made in this thread. An exception of `make` is
-    raised here, after the results before it. When this generator ends or is closed, its threads have ended.
+    The first one is made alone, since its thread loads and compiles for all, unless all is `ready`. A single item, or
+    any number of them where PyTorch has one thread, is made in this thread. An exception of `make` is raised here,
+    after the results before it. When this generator ends or is closed, its threads have ended.
 
     >>> list(at_once(abs, [-1, 2, -3]))
     [1, 2, 3]
@@ -46,7 +47,8 @@ def at_once(make: Callable[[Item], Made], items: Sequence[Item]) -> Generator[Ma
     pool = ThreadPoolExecutor(AT_ONCE, "render", initializer=_share, initargs=(threads,))
     try:
         waiting = deque([pool.submit(make, items[0])])
-        wait(waiting)  # what the first use loads or compiles, one thread does
+        if not ready:
+            wait(waiting)
         for item in items[1:]:
             waiting.append(pool.submit(make, item))
             if len(waiting) == _WAITING:

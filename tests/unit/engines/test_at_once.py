@@ -30,6 +30,11 @@ def test_two_are_made_at_a_time_and_the_order_stays() -> None:
     assert list(at_once(make, range(9))) == [number * number for number in range(9)]
 
 
+def test_where_all_is_ready_the_first_is_not_alone() -> None:
+    meeting = threading.Barrier(AT_ONCE, timeout=20.0)
+    assert len(list(at_once(lambda _: meeting.wait(), range(4), ready=True))) == 4
+
+
 def test_each_thread_has_its_share_and_others_keep_theirs() -> None:
     shares = set(at_once(lambda _: (torch.get_num_threads(), threads_beside()), range(6)))
     assert shares == {(2, AT_ONCE)}
