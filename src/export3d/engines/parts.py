@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from export3d.camera import Camera, projected
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.model import Encoded, Export3D
-from export3d.warping.detail import DetailGuide, Views
+from export3d.warping.detail import Detail, DetailGuide, Views
 from export3d.warping.flows import plane_flow
 from export3d.warping.landmark_motion import Eyes, average_landmarks
 from export3d.warping.source_warp import SourceMotion
@@ -252,6 +252,49 @@ class Finish(Part):
         image = self.superres(named["feature"], guide).clamp(-1.0, 1.0)
         assert guide.share is not None
         return image, guide.share
+
+
+class Choice(Part):
+    """The convolutions of `Finish`, for models that move pixels. What it lacks looks at each pixel alone.
+
+    Inputs: feature (B, F, R, R), stacked (B, C, H, H) as of `Views.stacked`, half (B, C, H/2, H/2) its means, offset
+    (B, 2, R, R) as of `Views.mean_offset`. Outputs: choice (B, 7, H, H) as of `Detail.choose`, rendered (B, 3, H, H),
+    lean (B, 4, R, R) as of `Detail.overlook`.
+    """
+
+    inputs = ("feature", "stacked", "half", "offset")
+    outputs = ("choice", "rendered", "lean")
+
+    def __init__(self, model: Export3D) -> None:
+        super().__init__()
+        assert model.warp is not None
+        assert model.warp.detail is not None
+        self.superres, self.detail = model.superres, model.warp.detail
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        feature, stacked, half, offset = given
+        guide = _Chooser(self.detail, stacked, half)
+        lean = self.detail.overlook(feature, guide.half, offset)
+        rendered = self.superres(feature, guide)
+        assert guide.choice is not None
+        return guide.choice, rendered, lean
+
+
+class _Chooser:
+    """A `superres.Guide` that only chooses."""
+
+    def __init__(self, detail: Detail, stacked: Tensor, half: Tensor) -> None:
+        self.half = half
+        self.choice: Tensor | None = None
+        self._detail, self._stacked = detail, stacked
+
+    def at_half(self, x: Tensor) -> Tensor:
+        added: Tensor = self._detail.mid(self.half)
+        return x + added
+
+    def at_full(self, x: Tensor, image: Tensor) -> Tensor:
+        self.choice = self._detail.choose(x, image, self._stacked)
+        return image
 
 
 def planes_part(model: Export3D) -> Chain:

@@ -28,7 +28,7 @@ _RAYS = 512
 """Rays per task of a thread."""
 _AHEAD = 4
 """Samples that are decoded together; a ray may end after any of them."""
-_NEGLIGIBLE = np.float32(1e-5)
+_NEGLIGIBLE = np.float32(1e-4)
 """Samples of less weight contribute no colour; a ray ends where less light is left."""
 
 _HALF, _ONE, _TWO, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(2.0), np.float32(0.0)

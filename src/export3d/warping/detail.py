@@ -56,11 +56,16 @@ class Views:
     teeth: Tensor | None = None
     far: Tensor | None = None
 
+    @property
+    def mean_offset(self) -> Tensor:
+        """(B, 2, H/4, W/4) the mean of the offset over 4 x 4 pixels."""
+        return F.avg_pool2d(self.offset, 4)
+
     def stacked(self) -> Tensor:
-        """Images and masks (B, 12, H, W), with the mouth as the last two (B, 14, H, W); channels last in memory."""
+        """Images and masks (B, 12, H, W), with the mouth as the last two (B, 14, H, W)."""
         seen = [self.moved, self.still, self.stretched, self.head, self.turned]
         seen += [] if self.mouth is None else [self.mouth]
-        return torch.cat(seen, dim=1).contiguous(memory_format=torch.channels_last)
+        return torch.cat(seen, dim=1)
 
 
 class Detail(nn.Module):
@@ -101,40 +106,53 @@ class Detail(nn.Module):
         Args:
             feature: (B, F, H/4, W/4) rendered features.
             half: (B, 14, H/2, W/2) the stacked views; without the mouth, which decides nearby alone, (B, 12, H/2, W/2).
-            offset: (B, 2, H, W) the flow of the moved source.
+            offset: (B, 2, H/4, W/4) the flow of the moved source, see `Views.mean_offset`.
 
         Returns:
             (B, 4, H/4, W/4) logits of the rendered, moved, still and turned image.
         """
-        x = torch.cat([feature, F.avg_pool2d(half, 2)[:, :12], 4.0 * F.avg_pool2d(offset, 4)], dim=1)
+        x = torch.cat([feature, F.avg_pool2d(half, 2)[:, :12], 4.0 * offset], dim=1)
         for layer in self.overview:
             x = activated(layer(x))
         out: Tensor = self.lean(x)
         return out
 
-    def forward(
-        self, x: Tensor, rendered: Tensor, views: Views, stacked: Tensor, lean: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Blend the rendered image and the views.
+    def choose(self, x: Tensor, rendered: Tensor, stacked: Tensor) -> Tensor:
+        """Which image each pixel prefers, and what none of them shows.
 
         Args:
             x: (B, high, H, W) features.
             rendered: (B, 3, H, W).
-            views, stacked: the views, and the same as `Views.stacked`.
-            lean: the logits of `overlook`.
+            stacked: `Views.stacked`.
+
+        Returns:
+            (B, 7, H, W): logits of the rendered, moved, still and turned image, and a colour to add.
+        """
+        x = torch.cat([x, rendered, stacked], dim=1)
+        out: Tensor = self.choice(activated(self.second(activated(self.first(x)))))
+        return out
+
+    @staticmethod
+    def blend(choice: Tensor, rendered: Tensor, lean: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+        """Blend the rendered image and the views.
+
+        Args:
+            choice: (B, 7, H, W), see `choose`.
+            rendered: (B, 3, H, W).
+            lean: (B, 4, H/4, W/4), see `overlook`.
+            views: the views.
 
         Returns:
             (B, 3, H, W) the final image, and (B, 4, H, W) the shares of the rendered, moved, still and turned image in
             it, which sum to 1.
         """
-        x = torch.cat([x, rendered, stacked], dim=1)
-        x = activated(self.second(activated(self.first(x))))
-        choice, out = self.choice(x).contiguous().split([4, 3], dim=1)
-        share = (choice + enlarge(lean, 4)).softmax(dim=1)
+        choice = choice.contiguous()
+        logits, out = choice[:, :4], choice[:, 4:]
+        share = (logits + enlarge(lean, 4)).softmax(dim=1)
         if views.teeth is not None:
             share = chosen(views.teeth, share)
             out = out * (1.0 - views.teeth[:, :1] * views.teeth[:, 1:])
-        for part, image in zip(share.split(1, dim=1), (rendered, views.moved, views.still, views.turned)):
+        for part, image in zip(share.chunk(4, dim=1), (rendered, views.moved, views.still, views.turned)):
             out = torch.addcmul(out, part, image)
         return out, share
 
@@ -153,9 +171,9 @@ class DetailGuide:
         self.views = views
         self.share: Tensor | None = None
         self._detail = detail
-        self._stacked = views.stacked()
+        self._stacked = views.stacked().contiguous(memory_format=torch.channels_last)
         self._half = F.avg_pool2d(self._stacked, 2)
-        lean = detail.overlook(feature, self._half, views.offset)
+        lean = detail.overlook(feature, self._half, views.mean_offset)
         self._lean = lean if views.far is None else leaning(lean, views.far)
 
     def at_half(self, x: Tensor) -> Tensor:
@@ -165,8 +183,8 @@ class DetailGuide:
 
     def at_full(self, x: Tensor, image: Tensor) -> Tensor:
         """Features (B, high, H, W) and the rendered image (B, 3, H, W) to the final image."""
-        out: Tensor
-        out, self.share = self._detail(x, image, self.views, self._stacked, self._lean)
+        choice = self._detail.choose(x, image, self._stacked)
+        out, self.share = self._detail.blend(choice, image, self._lean, self.views)
         return out
 
     @property

@@ -292,20 +292,31 @@ def show(image: Tensor, lookup: Tensor, half: Tensor | None = None) -> Tensor:
     Returns:
         (B, C, R, R).
     """
+    fine, coarse = levels(image, lookup, half)
+    across, down = lookup[:, :, 1:] - lookup[:, :, :-1], lookup[:, 1:] - lookup[:, :-1]
+    a, b = F.pad(across, (0, 0, 0, 1)), F.pad(down, (0, 0, 0, 0, 0, 1))
+    area = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).abs() * image.shape[-1] ** 2
+    shown = fine + (0.5 * area.clamp(1.0, 4.0).log2())[:, None] * (coarse - fine)
+    limit = jump(lookup.shape[1])
+    side, below = ((step[..., 0].abs() > limit) | (step[..., 1].abs() > limit) for step in (across, down))
+    torn = F.pad(side, (1, 0)) | F.pad(side, (0, 1)) | F.pad(below, (0, 0, 1, 0)) | F.pad(below, (0, 0, 0, 1))
+    return torch.where(torn[:, None], softened(shown), shown)
+
+
+def levels(image: Tensor, lookup: Tensor, half: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The image and the image at half its size, looked up as of `show`; (B, C, R, R) both."""
     count = lookup.shape[0]
     grid = lookup * 2.0 - 1.0
     fine, coarse = (
         F.grid_sample(level.expand(count, -1, -1, -1), grid, "bilinear", "border", align_corners=False)
         for level in (image, F.avg_pool2d(image, 2) if half is None else half)
     )
-    across, down = lookup[:, :, 1:] - lookup[:, :, :-1], lookup[:, 1:] - lookup[:, :-1]
-    a, b = F.pad(across, (0, 0, 0, 1)), F.pad(down, (0, 0, 0, 0, 0, 1))
-    area = (a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]).abs() * image.shape[-1] ** 2
-    shown = fine + (0.5 * area.clamp(1.0, 4.0).log2())[:, None] * (coarse - fine)
-    limit = max(_JUMP, 2.0 / lookup.shape[1])
-    side, below = ((step[..., 0].abs() > limit) | (step[..., 1].abs() > limit) for step in (across, down))
-    jump = F.pad(side, (1, 0)) | F.pad(side, (0, 1)) | F.pad(below, (0, 0, 1, 0)) | F.pad(below, (0, 0, 0, 1))
-    return torch.where(jump[:, None], softened(shown), shown)
+    return fine, coarse
+
+
+def jump(size: int) -> float:
+    """The change of a lookup from one of `size` pixels to the next that marks an occlusion edge."""
+    return max(_JUMP, 2.0 / size)
 
 
 def softened(image: Tensor) -> Tensor:

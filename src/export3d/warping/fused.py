@@ -1,13 +1,16 @@
-"""`elastic_mesh.paint` compiled by Numba, without gradients: the same bits in one pass over the triangles.
+"""Steps of the warp compiled by Numba, without gradients, each in one pass over an image.
 
-Importing this module needs Numba. The first call compiles the pass, or loads it from Numba's cache: see
-`render.compiled`. The images of a batch are painted in as many threads as PyTorch uses.
+`paint` and `show` of `elastic_mesh`, `stretch` of `flow_field`, and `Detail.blend`. `paint` gives the
+same bits, the others the same values within 1e-4. Importing this module needs Numba. The first call compiles the
+passes, or loads them from Numba's cache: see `render.compiled`. The images of a batch are computed in as many threads
+as PyTorch uses.
 
-Letters: V vertices, T triangles, R pixels per side. Arrays are float32.
+Letters: V vertices, T triangles, R pixels per side, H W pixels, C channels. Arrays are float32.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,11 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export3d.layers import enlarge
 from export3d.render.compiled import compiled
-from export3d.warping.elastic_mesh import SLIVER
+from export3d.warping.detail import Views
+from export3d.warping.elastic_mesh import SLIVER, jump, levels
 
-_ZERO, _HALF, _ONE = np.float32(0.0), np.float32(0.5), np.float32(1.0)
+_ZERO, _QUARTER, _HALF, _ONE, _TWO, _FOUR = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0))
 _SLIVER = np.float32(SLIVER)
+_LOG2_E, _LN_2 = np.float32(np.log2(np.e)), np.float32(np.log(2.0))
+_E2, _E3, _E4, _E5, _E6 = (1 / np.cumprod(np.arange(1.0, 7.0))).astype(np.float32)[1:]
+"""1 / n!, of the exponential's series."""
+_A3, _A5, _A7, _A9, _A11 = (1 / np.arange(3.0, 12.0, 2.0)).astype(np.float32)
+"""1 / n, of the series of the inverse hyperbolic tangent."""
+
+
+def _by_row(function: Any) -> Any:
+    """A step along one row of pixels with few arrays, which the compiler turns into steps of many pixels."""
+    return compiled(function, fastmath={"contract", "nsz", "arcp"})
 
 
 @compiled
@@ -90,6 +105,281 @@ def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, siz
         at, carried, turn, out, top = (x[k] for x in given)
         _paint(at, carried, corners, turn, out, top)
 
+    _each(count, one)
+    return shown.permute(0, 2, 3, 1), number
+
+
+@compiled
+def _stretch(flow: Any, out: Any) -> None:
+    """Flow (2, H, W) to (H, W)."""
+    height, width = out.shape
+    x_scale, y_scale = np.float32(width / 4.0), np.float32(height / 4.0)
+    for y in range(height):
+        above, below = max(y - 1, 0), min(y + 1, height - 1)
+        for x in range(width):
+            before, after = max(x - 1, 0), min(x + 1, width - 1)
+            xx = (flow[0, y, after] - flow[0, y, before]) * x_scale
+            yx = (flow[1, y, after] - flow[1, y, before]) * x_scale
+            xy = (flow[0, below, x] - flow[0, above, x]) * y_scale
+            yy = (flow[1, below, x] - flow[1, above, x]) * y_scale
+            out[y, x] = min(max(_ONE - ((_ONE + xx) * (_ONE + yy) - yx * xy), _ZERO), _ONE)
+
+
+def stretch(flow: Tensor) -> Tensor:
+    """See `flow_field.stretch`."""
+    given = _array(flow)
+    out = np.empty((len(given), *given.shape[2:]), np.float32)
+    _each(len(given), lambda k: _stretch(given[k], out[k]))
+    return torch.from_numpy(out)[:, None]
+
+
+@_by_row
+def _jumps(here: Any, next: Any, limit: Any, jumps: Any) -> None:
+    for x in range(len(jumps)):
+        jumps[x] |= abs(next[x] - here[x]) > limit
+
+
+@_by_row
+def _either(here: Any, jumps: Any) -> None:
+    for x in range(len(jumps)):
+        here[x] |= jumps[x]
+
+
+@_by_row
+def _spread(u: Any, v: Any, below_u: Any, below_v: Any, share: Any) -> None:
+    """Of places (R) and those one row below the areas (R - 1) between neighbours."""
+    for x in range(len(share)):
+        share[x] = abs((u[x + 1] - u[x]) * (below_v[x] - v[x]) - (v[x + 1] - v[x]) * (below_u[x] - u[x]))
+
+
+@_by_row
+def _coarseness(share: Any, texels: Any) -> None:
+    """Half the binary logarithm of the areas in texels, 0 to 1; by the series of the inverse hyperbolic tangent."""
+    for x in range(len(share)):
+        area = min(max(share[x] * texels, _ONE), _FOUR)
+        more = area > _TWO
+        area = area * _HALF if more else area
+        s = (area - _ONE) / (area + _ONE)
+        q = s * s
+        p = _ONE + q * (_A3 + q * (_A5 + q * (_A7 + q * (_A9 + q * _A11))))
+        share[x] = (_HALF if more else _ZERO) + s * p * _LOG2_E
+
+
+@_by_row
+def _between(fine: Any, coarse: Any, share: Any, shown: Any) -> None:
+    for x in range(len(shown)):
+        shown[x] = fine[x] + share[x] * (coarse[x] - fine[x])
+
+
+@compiled
+def _blur(fine: Any, coarse: Any, lookup: Any, limit: Any, texels: Any, shown: Any, torn: Any) -> None:
+    """Two levels of an image (C, R, R), looked up at places (2, R, R), to what is shown (C, R, R).
+
+    `torn` (R, R) becomes true at jumps. The image has `texels` pixels.
+    """
+    size = torn.shape[0]
+    share, jumps = np.zeros(size, np.float32), np.empty(size, np.bool_)
+    torn[:] = False
+    for y in range(size):
+        u, v = lookup[0, y], lookup[1, y]
+        jumps[:] = False
+        for axis in (u, v):
+            _jumps(axis[:-1], axis[1:], limit, jumps[:-1])
+        _either(torn[y], jumps)
+        _either(torn[y, 1:], jumps[:-1])
+        share[:] = _ZERO
+        if y + 1 < size:
+            jumps[:] = False
+            for axis in range(2):
+                _jumps(lookup[axis, y], lookup[axis, y + 1], limit, jumps)
+            _either(torn[y], jumps)
+            _either(torn[y + 1], jumps)
+            _spread(u, v, lookup[0, y + 1], lookup[1, y + 1], share[:-1])
+        _coarseness(share, texels)
+        for c in range(len(shown)):
+            _between(fine[c, y], coarse[c, y], share, shown[c, y])
+
+
+@compiled
+def _soften(shown: Any, torn: Any) -> None:
+    """Where `torn` (R, R), the weighted mean of 3 x 3 pixels of `shown` (C, R, R), as of `elastic_mesh.softened`."""
+    size = torn.shape[0]
+    before = shown[:, 0].copy()  # the row above and this one as they were
+    here = before.copy()
+    for y in range(size):
+        before[:] = here
+        here[:] = shown[:, y]
+        below = shown[:, min(y + 1, size - 1)] if y + 1 < size else here
+        for x in range(size):
+            if not torn[y, x]:
+                continue
+            left, right = max(x - 1, 0), min(x + 1, size - 1)
+            for c in range(len(shown)):
+                total = before[c, left] + _TWO * before[c, x] + before[c, right]
+                total += _TWO * (here[c, left] + _TWO * here[c, x] + here[c, right])
+                total += below[c, left] + _TWO * below[c, x] + below[c, right]
+                shown[c, y, x] = total / np.float32(16.0)
+
+
+def show(image: Tensor, lookup: Tensor, half: Tensor) -> Tensor:
+    """See `elastic_mesh.show`."""
+    count, size = len(lookup), lookup.shape[1]
+    fine, coarse = (_array(level) for level in levels(image, lookup, half))
+    places = _array(lookup.permute(0, 3, 1, 2))
+    limit, texels = np.float32(jump(size)), np.float32(image.shape[-1] ** 2)
+    out = np.empty(fine.shape, np.float32)
+
+    def one(k: int) -> None:
+        torn = np.empty((size, size), np.bool_)
+        _blur(fine[k], coarse[k], places[k], limit, texels, out[k], torn)
+        _soften(out[k], torn)
+
+    _each(count, one)
+    return torch.from_numpy(out)
+
+
+@compiled
+def _halve(image: Any, half: Any) -> None:
+    """The mean of each 2 x 2 pixels of (C, H, W)."""
+    for c in range(half.shape[0]):
+        for y in range(half.shape[1]):
+            for x in range(half.shape[2]):
+                upper = image[c, 2 * y, 2 * x] + image[c, 2 * y, 2 * x + 1]
+                lower = image[c, 2 * y + 1, 2 * x] + image[c, 2 * y + 1, 2 * x + 1]
+                half[c, y, x] = (upper + lower) * _QUARTER
+
+
+def halved(image: Tensor) -> Tensor:
+    """The mean of each 2 x 2 pixels: (B, C, H, W) to (B, C, H/2, W/2)."""
+    given = _array(image)
+    count, channels, height, width = given.shape
+    out = np.empty((count, channels, height // 2, width // 2), np.float32)
+    _each(count, lambda k: _halve(given[k], out[k]))
+    return torch.from_numpy(out)
+
+
+@_by_row
+def _exp(x: Any) -> Any:
+    """e^x for x <= 0, relative error below 1e-6: 2^n times a polynomial on [-ln(2) / 2, ln(2) / 2]."""
+    t = max(x * _LOG2_E, np.float32(-126.0))
+    n = np.floor(t + _HALF)
+    r = (t - n) * _LN_2
+    p = _ONE + r * (_ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))))
+    return p * np.int32((np.int32(n) + 127) << 23).view(np.float32)
+
+
+@_by_row
+def _raise(values: Any, largest: Any) -> None:
+    for x in range(len(values)):
+        values[x] = _exp(values[x] - largest[x])
+
+
+@_by_row
+def _larger(one: Any, other: Any, larger: Any) -> None:
+    for x in range(len(larger)):
+        larger[x] = max(one[x], other[x])
+
+
+@_by_row
+def _add(one: Any, other: Any, total: Any) -> None:
+    for x in range(len(total)):
+        total[x] = one[x] + other[x]
+
+
+@_by_row
+def _add_part(part: Any, image: Any, total: Any) -> None:
+    for x in range(len(total)):
+        total[x] += part[x] * image[x]
+
+
+@_by_row
+def _divide(value: Any, total: Any, part: Any) -> None:
+    for x in range(len(part)):
+        part[x] = value[x] / total[x]
+
+
+@_by_row
+def _clamp(values: Any, result: Any) -> None:
+    for x in range(len(result)):
+        result[x] = min(max(values[x], -_ONE), _ONE)
+
+
+@_by_row
+def _choose(share: Any, here: Any, own: Any) -> None:
+    for x in range(len(share)):
+        share[x] += here[x] * (own[x] - share[x])
+
+
+@compiled
+def _blend(choice: Any, lean: Any, images: Any, teeth: Any, image: Any, share: Any) -> None:
+    """Choice (7, H, W), lean (4, H, W), images (4 of 3, H, W) and teeth (2 or 0, H, W).
+
+    To the image (3, H, W) in [-1, 1] and the shares (4, H, W).
+    """
+    height, width = choice.shape[1:]
+    logits, total, beyond = np.empty((4, width), np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    none, outside = np.zeros(width, np.float32), np.empty(width, np.float32)
+    for y in range(height):
+        for k in range(4):
+            _add(choice[k, y], lean[k, y], logits[k])
+        _larger(logits[0], logits[1], total)
+        _larger(total, logits[2], total)
+        _larger(total, logits[3], total)
+        for k in range(4):
+            _raise(logits[k], total)
+        _add(logits[0], logits[1], total)
+        _add(total, logits[2], total)
+        _add(total, logits[3], total)
+        for k in range(4):
+            _divide(logits[k], total, share[k, y])
+        if len(teeth):
+            here, inside = teeth[0, y], teeth[1, y]
+            for x in range(width):
+                outside[x] = _ONE - inside[x]
+            for k in range(4):
+                _choose(share[k, y], here, outside if k == 0 else inside if k == 3 else none)
+            for x in range(width):
+                beyond[x] = _ONE - here[x] * inside[x]
+        for c in range(3):
+            total[:] = choice[4 + c, y]
+            if len(teeth):
+                for x in range(width):
+                    total[x] *= beyond[x]
+            for k in range(4):
+                _add_part(share[k, y], images[k][c, y], total)
+            _clamp(total, image[c, y])
+
+
+def blend(choice: Tensor, rendered: Tensor, lean: Tensor, views: Views) -> tuple[Tensor, Tensor]:
+    """See `Detail.blend`; the image is clamped to [-1, 1]."""
+    count, _, height, width = choice.shape
+    teeth = choice.new_empty(count, 0, height, width) if views.teeth is None else views.teeth
+    given = [_array(x) for x in (choice, enlarge(lean, 4), teeth)]
+    mixed = [_array(x) for x in (rendered, views.moved, views.still, views.turned)]
+    image, share = np.empty((count, 3, height, width), np.float32), np.empty((count, 4, height, width), np.float32)
+
+    def one(k: int) -> None:
+        chosen, leaning, bite = (x[k] for x in given)
+        _blend(chosen, leaning, (mixed[0][k], mixed[1][k], mixed[2][k], mixed[3][k]), bite, image[k], share[k])
+
+    _each(count, one)
+    return torch.from_numpy(image), torch.from_numpy(share)
+
+
+def trial() -> None:
+    """Compute the smallest images: compiles the passes."""
+    triangle = torch.arange(3)[None]
+    paint(torch.eye(3, 2)[None], torch.eye(3, 2)[None], triangle, torch.zeros(1, 1, dtype=torch.long), 1)
+    flow, image, mask = torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
+    stretch(flow)
+    show(image, torch.zeros(1, 4, 4, 2), image[..., :2, :2])
+    views = Views(image, mask, flow, image, image, flow, flow, flow, flow)
+    halved(image)
+    blend(torch.zeros(1, 7, 4, 4), image, torch.zeros(1, 4, 1, 1), views)
+
+
+def _each(count: int, one: Callable[[int], None]) -> None:
+    """Call `one` with each number below the count, in as many threads as PyTorch uses."""
     threads = min(torch.get_num_threads(), count)
     if threads == 1:
         for k in range(count):
@@ -97,13 +387,6 @@ def paint(places: Tensor, texture: Tensor, triangles: Tensor, order: Tensor, siz
     else:
         with ThreadPoolExecutor(threads) as pool:
             list(pool.map(one, range(count)))
-    return shown.permute(0, 2, 3, 1), number
-
-
-def trial() -> None:
-    """Paint one triangle: compiles the pass."""
-    triangle = torch.arange(3)[None]
-    paint(torch.eye(3, 2)[None], torch.eye(3, 2)[None], triangle, torch.zeros(1, 1, dtype=torch.long), 1)
 
 
 def _array(tensor: Tensor) -> Any:

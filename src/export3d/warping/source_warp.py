@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -149,10 +150,9 @@ class SourceMotion:
 
 
 @cache
-def _fused_painter() -> Painter | None:
-    """The compiled painter; None where it does not run."""
-    module = compiled_pass("export3d.warping.fused")
-    return None if module is None else module.paint
+def fused_passes() -> Any:
+    """The module `fused`; None where Numba does not run."""
+    return compiled_pass("export3d.warping.fused")
 
 
 class SourceWarp(nn.Module):
@@ -168,8 +168,8 @@ class SourceWarp(nn.Module):
         superres_widths: channels of the rendered features and of the super-resolution at H/2 and at H.
 
     Attributes:
-        fused: whether a compiled pass paints the meshes: `fused`, which gives the same bits and needs Numba (extra
-            `fast`). Without Numba, or with gradients, PyTorch paints.
+        fused: whether compiled passes paint the meshes and look at the pixels: `fused`, which needs Numba (extra
+            `fast`). Without Numba, or with gradients, PyTorch does.
     """
 
     def __init__(
@@ -279,7 +279,9 @@ class SourceWarp(nn.Module):
             head = torch.cat([head_nearness(seen), view.head], dim=1)
             as_head = turned_flow(own, seen)
             turned = look_up(image, as_head)
-        elastic, stretched = flow, stretch(flow)
+        passes = self._passes(points)
+        stretching = stretch if passes is None else passes.stretch
+        elastic, stretched = flow, stretching(flow)
         if self.dense is not None and view.small is not None:
             hints = torch.cat([stretched, head], dim=1)
             flow = self.dense(view.small, (flow, as_head, as_face), hints)
@@ -288,12 +290,13 @@ class SourceWarp(nn.Module):
         if self.config.irises:
             flow = rolled(flow, elastic, places, face.places)
         if flow is not elastic:
-            stretched = stretch(flow)
+            stretched = stretching(flow)
         lookup = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
-        moved = show(image, lookup.permute(0, 2, 3, 1), view.half)
+        showing = show if passes is None else passes.show
+        moved = showing(image, lookup.permute(0, 2, 3, 1), view.half)
         if turn is not None and _counts(half := turn * one_sided(own)):
             other = mirrored_flow(places, distance, face, size, self._painter(points))
-            part = fill(stretched, stretch(other), on_face, half)
+            part = fill(stretched, stretching(other), on_face, half)
             moved = torch.lerp(moved, look_up(image.flip(-1), other), part)
             # x of the same places in the source as it is, not flipped
             back = -2.0 * pixel_grid(size, flow.device) - other
@@ -313,8 +316,13 @@ class SourceWarp(nn.Module):
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""
+        passes = self._passes(points)
+        return None if passes is None else passes.paint
+
+    def _passes(self, points: Tensor) -> Any:
+        """The compiled passes where they may look at these points, see `fused`; else None."""
         inference = points.device.type == "cpu" and not (torch.is_grad_enabled() and points.requires_grad)
-        return _fused_painter() if self.fused and inference else None
+        return fused_passes() if self.fused and inference else None
 
 
 def _counts(share: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The compiled painter against its readable twin in PyTorch."""
+"""The compiled passes against their readable twins in PyTorch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 
 import export3d.camera as cameras
 from export3d.camera import projected
-from export3d.warping.elastic_mesh import FACE, ElasticMesh, paint
+from export3d.warping.detail import Detail, Views
+from export3d.warping.elastic_mesh import FACE, ElasticMesh, paint, show
+from export3d.warping.flow_field import stretch
 from export3d.warping.landmark_motion import average_landmarks
 
 fused = pytest.importorskip("export3d.warping.fused")
@@ -45,3 +47,58 @@ def test_places_that_are_no_places_stay_in_the_image(wrong: float) -> None:
     places[:, 50:60] = wrong
     _, mouth = mesh.lookup(places, distance, 32, fused.paint)
     assert mouth.shape == (1, 32, 32)
+
+
+def smooth(batch: int, channels: int, size: int) -> torch.Tensor:
+    """Random images that change slowly, about -1 to 1."""
+    coarse = torch.randn(batch, channels, size // 8 + 1, size // 8 + 1)
+    return torch.nn.functional.interpolate(coarse, size, mode="bicubic", align_corners=False)
+
+
+def views(batch: int, size: int, *, teeth: bool) -> Views:
+    moved, still, turned = torch.rand(3, batch, 3, size, size) * 2 - 1
+    masks, flow = torch.rand(batch, 2, size, size), smooth(batch, 2, size)
+    return Views(moved, masks[:, :1], flow, still, turned, flow, masks, None, masks.flip(1) if teeth else None)
+
+
+@pytest.mark.parametrize(("batch", "threads", "size"), [(1, 1, 32), (3, 2, 64)])
+def test_steps_along_the_pixels_are_those_of_pytorch(batch: int, threads: int, size: int) -> None:
+    torch.manual_seed(0)
+    image = torch.rand(batch, 3, size, size) * 2 - 1
+    half = torch.nn.functional.avg_pool2d(image, 2)
+    places = 0.5 + 0.4 * smooth(batch, 2, size).permute(0, 2, 3, 1)
+    places[:, 5:9, 3:20] += 0.3  # an occlusion edge
+    flow = 0.3 * smooth(batch, 2, size)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        torch.testing.assert_close(fused.stretch(flow), stretch(flow), atol=1e-6, rtol=0)
+        torch.testing.assert_close(fused.show(image, places, half), show(image, places, half), atol=1e-5, rtol=0)
+        torch.testing.assert_close(fused.show(image, places, half), show(image, places), atol=1e-5, rtol=0)
+        torch.testing.assert_close(fused.halved(image), half, atol=1e-6, rtol=0)
+    finally:
+        torch.set_num_threads(before)
+    assert (show(image, places, half) - show(image, places.flip(1), half)).abs().mean() > 1e-2
+
+
+@pytest.mark.parametrize("teeth", [False, True])
+def test_it_blends_as_detail_does(teeth: bool) -> None:
+    torch.manual_seed(0)
+    seen = views(2, 32, teeth=teeth)
+    choice, rendered, lean = 3 * torch.randn(2, 7, 32, 32), torch.randn(2, 3, 32, 32), 4 * torch.randn(2, 4, 8, 8)
+    image, share = Detail.blend(choice, rendered, lean, seen)
+    found, shares = fused.blend(choice, rendered, lean, seen)
+    torch.testing.assert_close(found, image.clamp(-1.0, 1.0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(shares, share, atol=1e-5, rtol=0)
+    assert share.std() > 0.1
+
+
+def test_a_number_that_is_not_finite_stays_one() -> None:
+    seen = views(1, 16, teeth=False)
+    choice, rendered, lean = torch.randn(1, 7, 16, 16), torch.randn(1, 3, 16, 16), torch.randn(1, 4, 4, 4)
+    for wrong in (float("nan"), float("inf")):
+        spoiled = choice.clone()
+        spoiled[0, 1, 3, 5] = wrong
+        image, _ = fused.blend(spoiled, rendered, lean, seen)
+        assert image[0, :, 3, 5].isnan().all()
+        assert image.isfinite().sum() == image.numel() - 3
