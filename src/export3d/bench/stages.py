@@ -124,7 +124,7 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
         asked, eyes = closing_eyes(model, source.features, neutral[0], driving, None)
         return run.planes(source.features, asked, None, eyes)
 
-    plain, fast = Engine(model), _precision(engine)
+    plain, fast = Engine(model), getattr(engine, "precision", "float32")
     moved = planes(plain)
     rendered = plain.render(moved, cameras)
 
@@ -143,7 +143,7 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
     detail, seen = model.warp.detail, plain.views(moved, cameras)
     flop, traffic = work(lambda: model.superres(rendered.feature, DetailGuide(detail, seen, rendered.feature)))
     return made | {
-        "views": stage(lambda run: run.views(moved, cameras), fast),
+        "views": stage(lambda run: run.views(moved, cameras), "float32" if fast == "int8" else fast),
         "super-resolve": replace(finish, flop=flop / batch, traffic=traffic / batch, contains="views"),
     }
 
@@ -167,11 +167,6 @@ def _whole(animator: Animator, source: Source, batch: int, driven_flop: float, o
 
 def _motion() -> Motion:
     return Motion.load(bundled_motion("speech"))
-
-
-def _precision(engine: Engine) -> str:
-    """The number format of an engine's convolutions and matrix products."""
-    return str(getattr(engine, "dtype", torch.float32)).removeprefix("torch.")
 
 
 def _ready(run: Callable[[], object], device: torch.device) -> Callable[[], object]:

@@ -1,5 +1,7 @@
 """The engine `openvino` (extra `fast`): the convolutional parts in OpenVINO, the rest as in the engine `torch`.
 
+Without bf16 instructions, layers whose ranges are known compute with 8-bit integers (`int8`).
+
 OpenVINO runs the generator, and in one graph super-resolution and detail. It reads them from a trace and compiles them
 in memory: 1.5 s of processor time per batch size; nothing is written to disk. Numba runs the volume renderer
 and paints the mesh: it compiles them at the first run, in 5 s, and keeps the code in its cache.
@@ -10,7 +12,7 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -23,6 +25,8 @@ from torch import Tensor, nn
 from export3d.engines import parts
 from export3d.engines.at_once import threads_beside
 from export3d.engines.engine import views_of
+from export3d.engines.int8 import quantise
+from export3d.engines.precision import fast_dtype
 from export3d.engines.torch_engine import PartsEngine
 from export3d.errors import ConfigError, MissingExtra
 from export3d.files import reason
@@ -32,7 +36,8 @@ from export3d.render.renderer import Rendered
 from export3d.triplane.generator import SidePath, SourceFeatures
 from export3d.warping.detail import Views
 from export3d.warping.skip_path import SkipWalk
-from export3d.warping.source_warp import Eyes
+from export3d.warping.source_warp import Eyes, fused_passes
+from export3d.warping.turns import leaning
 
 _KEPT = 4
 """Compiled batch sizes that a part keeps."""
@@ -64,7 +69,8 @@ class OpenVinoEngine(PartsEngine):
 
     Args:
         model: in evaluation mode, on the CPU.
-        dtype: of convolutions and matrix products; None: the processor's fast one.
+        dtype: of convolutions and matrix products; None: the processor's fast one, which is int8 instead of float32
+            where the model's ranges are known.
 
     Raises:
         MissingExtra: OpenVINO is not installed.
@@ -74,18 +80,34 @@ class OpenVinoEngine(PartsEngine):
     name = "openvino"
 
     def __init__(self, model: Export3D, dtype: torch.dtype | None = None) -> None:
-        super().__init__(model, dtype)
+        if dtype is None:
+            dtype = fast_dtype(torch.device("cpu"))
+            dtype = torch.int8 if dtype == torch.float32 and model.ranges else dtype
+        self._int8 = dtype == torch.int8
+        super().__init__(model, torch.float32 if self._int8 else dtype)
         if self.device.type != "cpu":
             raise ConfigError("the engine openvino runs on the processor; choose --device cpu or another engine")
         keep_freed_memory(SPARED_BLOCK)  # more does not make OpenVINO faster
         self._fast = parts.shallow(model)
-        self._fast.generator = _Generator(_Compiled(parts.PlaneGenerator(model), self.dtype))  # type: ignore[assignment]
+        self._fast.generator = _Generator(self._compiled(parts.PlaneGenerator(model)))  # type: ignore[assignment]
         self._fast.renderer = parts.shallow(model.renderer)
         self._fast.renderer.fused = True
         if model.warp is not None:
             self._fast.warp = parts.shallow(model.warp)
             self._fast.warp.fused = True
-        self._finish = _Compiled(parts.Finish(model), self.dtype)
+        self._passes = fused_passes() if model.moves_pixels else None
+        self._finish = self._compiled((parts.Finish if self._passes is None else parts.Choice)(model))
+
+    @property
+    def precision(self) -> str:
+        """The number format of convolutions and matrix products."""
+        return "int8" if self._int8 else super().precision
+
+    def _compiled(self, part: parts.Part) -> _Compiled:
+        if not self._int8:
+            return _Compiled(part, self.dtype)
+        names = {layer: name for name, layer in self.model.named_modules()}
+        return _Compiled(part, self.dtype, lambda graph: quantise(graph, part, names, self.model.ranges))
 
     @torch.inference_mode()
     def render(self, planes: Planes, camera: Tensor, rays: int | None = None) -> Rendered:
@@ -102,9 +124,16 @@ class OpenVinoEngine(PartsEngine):
         if not self.model.moves_pixels:
             return self._finish({"feature": rendered.feature}), None
         views = self._views(planes, camera)
-        return self._finish(
-            {"feature": rendered.feature, "view.image": views.still} | parts.tensors(views, "views")
-        ), views
+        if self._passes is None:
+            seen = {"view.image": views.still} | parts.tensors(views, "views")
+            return self._finish({"feature": rendered.feature} | seen), views
+        stacked = views.stacked()
+        half = self._passes.halved(stacked)
+        given = {"feature": rendered.feature, "stacked": stacked, "half": half, "offset": views.mean_offset}
+        made = self._finish(given)
+        lean = made["lean"] if views.far is None else leaning(made["lean"], views.far)
+        image, share = self._passes.blend(made["choice"], made["rendered"], lean, views)
+        return {"image": image, "share": share}, views
 
 
 class _Generator(nn.Module):
@@ -126,12 +155,17 @@ class _Compiled:
     """A part of the model in OpenVINO, compiled per batch size, number of PyTorch's threads, and threads side by side.
 
     The last `_KEPT` are kept: each holds the weights and its own memory.
+
+    Args:
+        dtype: of convolutions and matrix products.
+        change: changes OpenVINO's model before it is compiled.
     """
 
-    def __init__(self, part: parts.Part, dtype: torch.dtype) -> None:
+    def __init__(self, part: parts.Part, dtype: torch.dtype, change: Callable[[Any], None] | None = None) -> None:
         openvino = load_openvino()
         self._openvino, self._core = openvino, openvino.Core()
         self._part, self._precision = part.eval(), "bf16" if dtype == torch.bfloat16 else "f32"
+        self._change = change
         self._requests: dict[tuple[int, int, int], SimpleQueue[Any]] = {}
         self._lock = threading.Lock()
 
@@ -178,6 +212,8 @@ class _Compiled:
         model = _read(self._part, inputs)  # not kept: it holds the weights once more
         give_back_memory()  # of tracing
         model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, inputs)})
+        if self._change is not None:
+            self._change(model)
         settings = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": threads * beside,

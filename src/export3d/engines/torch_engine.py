@@ -44,7 +44,12 @@ class TorchEngine(Engine):
     @property
     def description(self) -> str:
         """Its name and number format, for reports."""
-        return f"{self.name}, {str(self.dtype).removeprefix('torch.')}"
+        return f"{self.name}, {self.precision}"
+
+    @property
+    def precision(self) -> str:
+        """The number format of convolutions and matrix products."""
+        return str(self.dtype).removeprefix("torch.")
 
     @torch.inference_mode()
     def planes(

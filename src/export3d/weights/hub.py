@@ -26,6 +26,7 @@ from export3d.files import kind_at, make_folder, reason, write_bytes
 from export3d.weights.blob import files_of
 from export3d.weights.file import load_into, load_weights, read_sidecar, save_weights
 from export3d.weights.names import CARD, FILE, card_of, find, look_up
+from export3d.weights.ranges import Ranges, ranges_in
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -50,12 +51,14 @@ class HubModel(nn.Module):
         info: counters and provenance from the weights file; empty for a new model.
         card: the model card of the weights, Markdown; None if there is none.
         digest: SHA-256 of the weights file; None for a new model.
+        ranges: smallest and largest input of layers, see `weights.ranges`; empty where they were not measured.
     """
 
     config: Any
     info: Mapping[str, Any] = MappingProxyType({})
     card: str | None = None
     digest: str | None = None
+    ranges: Ranges = MappingProxyType({})
 
     @classmethod
     def from_config(cls, values: dict[str, Any]) -> Self:
@@ -113,6 +116,7 @@ class HubModel(nn.Module):
         load_into(model, {name: value.float() for name, value in tensors.items()}, what=str(path))
         model.info, model.card = info, card_of(path)
         model.digest = read_sidecar(path)["file"]["sha256"]
+        model.ranges = ranges_in(config, path)
         return model.eval()
 
     def save_pretrained(
@@ -144,7 +148,7 @@ class HubModel(nn.Module):
             raise OutputError(f"save_pretrained writes a folder, but {folder} has the name of a file; give a folder")
         make_folder(folder)
         words = dict(self.info if info is None else info)
-        config = {"model": self.config.to_dict()}
+        config = {"model": self.config.to_dict()} | ({"ranges": dict(self.ranges)} if self.ranges else {})
         save_weights(folder / FILE, self.state_dict(), config, words, dtype=dtype, part_size_mb=part_size_mb)
         if card is not None or kind_at(folder / CARD, OutputError) is None:
             write_bytes(folder / CARD, (card or self.card or self._bare_card(words)).encode())

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from export3d.cli.main import main
+from export3d.pretrained import load_pretrained
 from export3d.weights.names import FILE, find, installed
 
 
@@ -94,6 +95,19 @@ def test_a_folder_is_installed_with_its_card(
     folder = load_pretrained(tiny_weights).save_pretrained(tmp_path / "faces", card="# Card")
     assert main(["weights", "install", str(folder)]) == 0
     assert sorted(path.name for path in find("faces").parent.iterdir()) == ["README.md", "config.json", FILE]
+
+
+@pytest.mark.slow
+def test_calibrated_weights_have_ranges_and_keep_their_bytes(
+    tiny_weights: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mediapipe")
+    before = tiny_weights.read_bytes()
+    assert main(["weights", "calibrate", str(tiny_weights)]) == 0
+    assert str(tiny_weights.with_suffix(".json")) in capsys.readouterr().err
+    assert "superres.mid_first" in load_pretrained(tiny_weights).ranges
+    assert tiny_weights.read_bytes() == before
+    assert main(["weights", "verify", str(tiny_weights)]) == 0
 
 
 def test_the_packaged_ones_are_there_already(capsys: pytest.CaptureFixture[str]) -> None:
