@@ -2,13 +2,15 @@
 
 Without bf16 instructions, layers whose ranges are known compute with 8-bit integers (`int8`).
 
-OpenVINO runs the generator, and in one graph super-resolution and detail. It reads them from a trace and compiles them
-in memory: 1.5 s of processor time per batch size; nothing is written to disk. Numba runs the volume renderer
-and paints the mesh: it compiles them at the first run, in 5 s, and keeps the code in its cache.
+OpenVINO runs the generator, and in one graph super-resolution and detail. It reads them from a trace and compiles them:
+1.5 s of processor time per batch size at the first run, whose graphs are kept (`graphs`). Numba runs the volume
+renderer and what the warp does with every pixel: it compiles them at the first run, in 10 s, and keeps the code in its
+cache.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import warnings
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from export3d.engines import parts
 from export3d.engines.at_once import threads_beside
 from export3d.engines.engine import views_of
+from export3d.engines.graphs import graph_key, kept_graph
 from export3d.engines.int8 import quantise
 from export3d.engines.precision import fast_dtype
 from export3d.engines.torch_engine import PartsEngine
@@ -104,10 +107,11 @@ class OpenVinoEngine(PartsEngine):
         return "int8" if self._int8 else super().precision
 
     def _compiled(self, part: parts.Part) -> _Compiled:
+        config = self.model.config
         if not self._int8:
-            return _Compiled(part, self.dtype)
-        names = {layer: name for name, layer in self.model.named_modules()}
-        return _Compiled(part, self.dtype, lambda graph: quantise(graph, part, names, self.model.ranges))
+            return _Compiled(part, self.dtype, about=config)
+        names, ranges = {layer: name for name, layer in self.model.named_modules()}, dict(self.model.ranges)
+        return _Compiled(part, self.dtype, lambda graph: quantise(graph, part, names, ranges), (config, ranges))
 
     @torch.inference_mode()
     def render(self, planes: Planes, camera: Tensor, rays: int | None = None) -> Rendered:
@@ -159,13 +163,16 @@ class _Compiled:
     Args:
         dtype: of convolutions and matrix products.
         change: changes OpenVINO's model before it is compiled.
+        about: what the part and the change depend on besides the part's weights.
     """
 
-    def __init__(self, part: parts.Part, dtype: torch.dtype, change: Callable[[Any], None] | None = None) -> None:
+    def __init__(
+        self, part: parts.Part, dtype: torch.dtype, change: Callable[[Any], None] | None = None, about: object = None
+    ) -> None:
         openvino = load_openvino()
         self._openvino, self._core = openvino, openvino.Core()
         self._part, self._precision = part.eval(), "bf16" if dtype == torch.bfloat16 else "f32"
-        self._change = change
+        self._change, self._about = change, about
         self._requests: dict[tuple[int, int, int], SimpleQueue[Any]] = {}
         self._lock = threading.Lock()
 
@@ -209,21 +216,33 @@ class _Compiled:
 
     def _compiled(self, inputs: list[Tensor], threads: int, beside: int) -> SimpleQueue[Any]:
         """As many requests as threads use the part at a time."""
-        model = _read(self._part, inputs)  # not kept: it holds the weights once more
-        give_back_memory()  # of tracing
-        model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, inputs)})
-        if self._change is not None:
-            self._change(model)
+        shapes = [list(tensor.shape) for tensor in inputs]
         settings = {
             "INFERENCE_PRECISION_HINT": self._precision,
             "INFERENCE_NUM_THREADS": threads * beside,
             "NUM_STREAMS": beside,
             "ENABLE_CPU_PINNING": False,  # it would pin the threads of PyTorch too
         }
-        compiled = self._core.compile_model(model, "CPU", settings)
+
+        def compiled() -> Any:
+            model = _read(self._part, inputs)  # not kept: it holds the weights once more
+            give_back_memory()  # of tracing
+            model.reshape(dict(zip(model.inputs, shapes)))
+            if self._change is not None:
+                self._change(model)
+            return self._core.compile_model(model, "CPU", settings)
+
+        processor = self._core.get_property("CPU", "FULL_DEVICE_NAME"), os.environ.get("ONEDNN_MAX_CPU_ISA")
+        versions = self._openvino.__version__, torch.__version__
+        graph = kept_graph(
+            graph_key(self._part, (type(self._part), self._about, shapes, settings, processor, versions)),
+            compiled,
+            lambda graph: graph.export_model().getvalue(),
+            lambda data: self._core.import_model(data, "CPU", settings),
+        )
         requests: SimpleQueue[Any] = SimpleQueue()
         for _ in range(beside):
-            requests.put(compiled.create_infer_request())
+            requests.put(graph.create_infer_request())
         return requests
 
 
