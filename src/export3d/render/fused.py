@@ -23,58 +23,27 @@ from export3d.render.decoder import PlaneDecoder
 from export3d.render.inference import Texels
 from export3d.render.lanes import COUNT as LANES
 from export3d.render.lanes import add_scaled, load, load_one, store
+from export3d.render.series import FLAGS, exp, softplus, tanh
 
 _RAYS = 512
 """Rays per task of a thread."""
 _AHEAD = 4
 """Samples that are decoded together; a ray may end after any of them."""
-_NEGLIGIBLE = np.float32(1e-4)
+_NEGLIGIBLE = np.float32(3e-5)
 """Samples of less weight contribute no colour; a ray ends where less light is left."""
 
-_HALF, _ONE, _TWO, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(2.0), np.float32(0.0)
+_HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _GAIN = np.float32(PlaneDecoder.COLOUR_GAIN)
-_LOG2_E, _LN_2 = np.float32(np.log2(np.e)), np.float32(np.log(2.0))
-_E2, _E3, _E4, _E5, _E6 = (1 / np.cumprod(np.arange(1.0, 7.0))).astype(np.float32)[1:]
-"""1 / n!, of the exponential's series."""
-_A3, _A5, _A7, _A9, _A11 = (1 / np.arange(3.0, 12.0, 2.0)).astype(np.float32)
-"""1 / n, of the series of the inverse hyperbolic tangent."""
 
 
 def _compiled(function: Any, *more: str) -> Any:
     """Sums keep their order, NaN and infinity their meaning."""
-    return compiled(function, fastmath={"contract", "nsz", "arcp", *more})
+    return compiled(function, fastmath={*FLAGS, *more})
 
 
 def _regrouped(function: Any) -> Any:
     """As `_compiled`; a sum may be computed in parts."""
     return _compiled(function, "reassoc")
-
-
-@_compiled
-def _exp(x: Any) -> Any:
-    """e^x for x <= 0, relative error below 1e-6: 2^n times a polynomial on [-ln(2) / 2, ln(2) / 2]."""
-    t = max(x * _LOG2_E, np.float32(-126.0))
-    n = np.floor(t + _HALF)
-    r = (t - n) * _LN_2
-    p = _ONE + r * (_ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))))
-    return p * np.int32((np.int32(n) + 127) << 23).view(np.float32)
-
-
-@_compiled
-def _softplus(x: Any) -> Any:
-    """log(1 + e^x), error below 1e-6: max(x, 0) + 2 atanh(s) with s = y / (2 + y), y = e^-|x|."""
-    y = _exp(-abs(x))
-    s = y / (_TWO + y)
-    q = s * s
-    p = _ONE + q * (_A3 + q * (_A5 + q * (_A7 + q * (_A9 + q * _A11))))
-    return max(x, _ZERO) + _TWO * s * p
-
-
-@_compiled
-def _tanh(x: Any) -> Any:
-    y = _exp(-_TWO * abs(x))
-    t = (_ONE - y) / (_ONE + y)
-    return t if x > _ZERO else -t
 
 
 @_regrouped
@@ -134,9 +103,9 @@ def _decode(texels: Any, ray: Any, layers: Any, depths: Any, first: int, last: i
             store(hidden, k * width + h, total)
     block = hidden[first * width : last * width]
     for i in range(len(block)):
-        block[i] = _softplus(block[i])
+        block[i] = softplus(block[i])
     for k in range(first, last):
-        density[k] = _softplus(_dot(hidden[k * width : (k + 1) * width], weight) + offset) * gain
+        density[k] = softplus(_dot(hidden[k * width : (k + 1) * width], weight) + offset) * gain
 
 
 @_compiled
@@ -145,7 +114,7 @@ def _importance(depths: Any, density: Any, coarse: int, fine: int) -> None:
     weight, cdf = np.zeros(coarse + 1, np.float32), np.zeros(coarse, np.float32)
     left = _ONE
     for i in range(coarse - 1):  # the weight of interval i is at i + 1, between zeros
-        passed = _exp(-_HALF * (density[i] + density[i + 1]) * (depths[i + 1] - depths[i]))
+        passed = exp(-_HALF * (density[i] + density[i + 1]) * (depths[i + 1] - depths[i]))
         weight[i + 1] = left * (_ONE - passed)
         left *= passed
     for i in range(coarse - 1):
@@ -186,7 +155,7 @@ def _march(
             _decode(texels, ray, layers, depths, ready, last, hidden, density)
             ready = last
         if before >= 0:
-            passed = _exp(-_HALF * (density[before] + density[at]) * (depths[at] - depths[before]))
+            passed = exp(-_HALF * (density[before] + density[at]) * (depths[at] - depths[before]))
             weight = left * (_ONE - passed)
             share[before] += _HALF * weight
             share[at] += _HALF * weight
@@ -222,7 +191,7 @@ def _add_colours(hidden: Any, rows: Any, shares: Any, colour: Any, sums: Any, fe
         store(sums, 2 * width + f, sum2)
         store(sums, 3 * width + f, sum3)
     for i in range(4 * width):
-        sums[i] = _tanh(sums[i])
+        sums[i] = tanh(sums[i])
     for s in range(4):
         for f in range(feature.shape[1]):
             feature[r, f] += shares[s] * _GAIN * sums[s * width + f]

@@ -1,9 +1,8 @@
 """Steps of the warp compiled by Numba, without gradients, each in one pass over an image.
 
-`paint` and `show` of `elastic_mesh`, `stretch` of `flow_field`, and `Detail.blend`. `paint` gives the
-same bits, the others the same values within 1e-4. Importing this module needs Numba. The first call compiles the
-passes, or loads them from Numba's cache: see `render.compiled`. The images of a batch are computed in as many threads
-as PyTorch uses.
+`paint` and `show` of `elastic_mesh`, `stretch` of `flow_field`, and `Detail.blend`. `paint` gives the same bits, the
+others the same values within 1e-5. Importing this module needs Numba. The first call compiles the passes, or loads them
+from Numba's cache: see `render.compiled`. The images of a batch are computed in as many threads as PyTorch uses.
 
 Letters: V vertices, T triangles, R pixels per side, H W pixels, C channels. Arrays are float32.
 """
@@ -20,21 +19,18 @@ from torch import Tensor
 
 from export3d.layers import enlarge
 from export3d.render.compiled import compiled
+from export3d.render.series import FLAGS, exp, twice_atanh
 from export3d.warping.detail import Views
 from export3d.warping.elastic_mesh import SLIVER, jump, levels
 
 _ZERO, _QUARTER, _HALF, _ONE, _TWO, _FOUR = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0))
 _SLIVER = np.float32(SLIVER)
-_LOG2_E, _LN_2 = np.float32(np.log2(np.e)), np.float32(np.log(2.0))
-_E2, _E3, _E4, _E5, _E6 = (1 / np.cumprod(np.arange(1.0, 7.0))).astype(np.float32)[1:]
-"""1 / n!, of the exponential's series."""
-_A3, _A5, _A7, _A9, _A11 = (1 / np.arange(3.0, 12.0, 2.0)).astype(np.float32)
-"""1 / n, of the series of the inverse hyperbolic tangent."""
+_LOG2_E = np.float32(np.log2(np.e))
 
 
 def _by_row(function: Any) -> Any:
     """A step along one row of pixels with few arrays, which the compiler turns into steps of many pixels."""
-    return compiled(function, fastmath={"contract", "nsz", "arcp"})
+    return compiled(function, fastmath=set(FLAGS))
 
 
 @compiled
@@ -154,15 +150,12 @@ def _spread(u: Any, v: Any, below_u: Any, below_v: Any, share: Any) -> None:
 
 @_by_row
 def _coarseness(share: Any, texels: Any) -> None:
-    """Half the binary logarithm of the areas in texels, 0 to 1; by the series of the inverse hyperbolic tangent."""
+    """Half the binary logarithm of the areas in texels, 0 to 1."""
     for x in range(len(share)):
         area = min(max(share[x] * texels, _ONE), _FOUR)
         more = area > _TWO
         area = area * _HALF if more else area
-        s = (area - _ONE) / (area + _ONE)
-        q = s * s
-        p = _ONE + q * (_A3 + q * (_A5 + q * (_A7 + q * (_A9 + q * _A11))))
-        share[x] = (_HALF if more else _ZERO) + s * p * _LOG2_E
+        share[x] = (_HALF if more else _ZERO) + _HALF * _LOG2_E * twice_atanh((area - _ONE) / (area + _ONE))
 
 
 @_by_row
@@ -259,19 +252,9 @@ def halved(image: Tensor) -> Tensor:
 
 
 @_by_row
-def _exp(x: Any) -> Any:
-    """e^x for x <= 0, relative error below 1e-6: 2^n times a polynomial on [-ln(2) / 2, ln(2) / 2]."""
-    t = max(x * _LOG2_E, np.float32(-126.0))
-    n = np.floor(t + _HALF)
-    r = (t - n) * _LN_2
-    p = _ONE + r * (_ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))))
-    return p * np.int32((np.int32(n) + 127) << 23).view(np.float32)
-
-
-@_by_row
 def _raise(values: Any, largest: Any) -> None:
     for x in range(len(values)):
-        values[x] = _exp(values[x] - largest[x])
+        values[x] = exp(values[x] - largest[x])
 
 
 @_by_row
