@@ -8,6 +8,7 @@ import numpy as np
 
 from export3d.animate.animator import Animator
 from export3d.animate.drive import BUNDLED, bundled_motion, bundled_portrait
+from export3d.camera import Camera
 from export3d.engines.int8 import measuring
 from export3d.image import Pixels, read_image
 from export3d.model import Export3D
@@ -15,13 +16,15 @@ from export3d.motion.motion import Motion
 from export3d.weights.ranges import Ranges
 
 _EVERY = 24
-_ORBIT_S = 0.5
+_CAMERAS = [Camera.orbit(yaw, pitch).label for yaw in (-70, -45, 0, 45, 70) for pitch in (-30, 0, 30)]
+_MARGIN = 1.5
 
 
 def measured_ranges(model: Export3D) -> Ranges:
     """Ranges over frames of the packaged portrait, also darker and lighter, driven by the packaged motions and orbited.
 
-    Takes up to a minute on a processor.
+    The camera goes farther around the head than faces can be shown well, and the ranges get a margin: what lies outside
+    would be cut off, in colours that anybody sees. Takes up to a minute on a processor.
 
     Raises:
         MissingExtra: the extra `face` is not installed.
@@ -35,9 +38,11 @@ def measured_ranges(model: Export3D) -> Ranges:
                 kept = replace(motion, expression=motion.expression[::_EVERY], camera=motion.camera[::_EVERY])
                 for _ in animator.animate(source, kept, relative=False):
                     pass
-            for _ in animator.orbit(source, seconds=_ORBIT_S):
-                pass
-    return {name: (float(f"{low:.5g}"), float(f"{high:.5g}")) for name, (low, high) in found.items()}
+            planes = animator.planes(source, source.expression)
+            for camera in _CAMERAS:
+                animator.render_planes(source, planes, camera)
+    wider = {name: (_MARGIN * low, _MARGIN * high) for name, (low, high) in found.items() if low < high}
+    return {name: (float(f"{low:.5g}"), float(f"{high:.5g}")) for name, (low, high) in wider.items()}
 
 
 def _pictures() -> list[Pixels]:

@@ -125,7 +125,12 @@ def _calibrate(what: tuple[str, ...]) -> int:
     from export3d.weights.ranges import write_ranges
 
     for which in what:
-        model, path = load_pretrained(which), find(which)
+        path = find(which)
+        try:
+            model = load_pretrained(path)
+        except CheckpointError:
+            write_ranges(path, {})  # they may be what is wrong
+            model = load_pretrained(path)
         ranges = measured_ranges(model)
         write_ranges(path, ranges)
         tell(f"{which}: wrote the ranges of {len(ranges)} layers to {sidecar_of(path)}")

@@ -26,6 +26,8 @@ MOST = 8
 """Graphs that are kept; those of the packaged weights have up to 24 MB each."""
 _CHECK = 4
 """Bytes of the checksum before the graph."""
+_LARGEST = 1_000_000_000
+"""Bytes of a file that is read."""
 
 
 def kept_graph(
@@ -41,8 +43,8 @@ def kept_graph(
     """
     with contextlib.suppress(Exception):  # a file is missing, damaged, or not what this OpenVINO reads: compiled anew
         path = _path(key)
-        data = path.read_bytes()
-        if data[:_CHECK] == _checksum(data[_CHECK:]):
+        data = path.read_bytes() if path.is_file() and path.stat().st_size <= _LARGEST else b""
+        if data[:_CHECK] == _checksum(key, data[_CHECK:]):
             graph = read(data[_CHECK:])
             with contextlib.suppress(OSError):
                 os.utime(path)
@@ -51,7 +53,7 @@ def kept_graph(
     with contextlib.suppress(Exception):  # no home, no rights, no space: nothing is kept
         path, data = _path(key), written(graph)
         make_folder(path.parent)
-        write_bytes(path, _checksum(data) + data)
+        write_bytes(path, _checksum(key, data) + data)
         _forget(path.parent)
     return graph
 
@@ -80,12 +82,13 @@ def _path(key: str) -> Path:
     return home() / "graphs" / f"{key}.graph"
 
 
-def _checksum(data: bytes) -> bytes:
-    return zlib.crc32(data).to_bytes(_CHECK, "big")
+def _checksum(key: str, data: bytes) -> bytes:
+    return zlib.crc32(data, zlib.crc32(key.encode())).to_bytes(_CHECK, "big")
 
 
 def _forget(folder: Path) -> None:
     """Remove all graphs but those last used."""
     found = sorted(folder.glob("*.graph"), key=lambda path: path.stat().st_mtime)
     for path in found[:-MOST]:
-        path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            path.unlink()

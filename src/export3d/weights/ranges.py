@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,9 @@ from export3d.errors import CheckpointError
 from export3d.files import write_bytes, writing_to
 from export3d.weights.blob import Json, json_bytes, sidecar_of
 from export3d.weights.file import read_sidecar
+
+_LARGEST, _SMALLEST = 1e30, 1e-30
+"""Float32 holds these and their inverse."""
 
 Ranges = Mapping[str, tuple[float, float]]
 """Smallest and largest input of layers, by the layer's name in the model; 0 lies between them."""
@@ -41,7 +43,7 @@ def write_ranges(path: Path, ranges: Ranges) -> None:
 
 
 def _is_range(pair: object) -> bool:
-    if not isinstance(pair, list) or len(pair) != 2 or not all(isinstance(end, int | float) for end in pair):
+    if not isinstance(pair, list) or len(pair) != 2 or not all(type(end) in (int, float) for end in pair):
         return False
     low, high = pair
-    return math.isfinite(low) and math.isfinite(high) and low <= 0.0 <= high and low < high
+    return -_LARGEST < low <= 0.0 <= high < _LARGEST and high - low > _SMALLEST

@@ -56,6 +56,13 @@ def test_what_cannot_be_read_is_compiled(folder: Path) -> None:
     assert asked("a") == ("new", False)
 
 
+def test_the_graph_of_another_key_is_not_taken(folder: Path) -> None:
+    asked("a", "one")
+    asked("b", "two")
+    (folder / "a.graph").replace(folder / "b.graph")
+    assert asked("b", "two") == ("two", True)
+
+
 def test_without_a_folder_it_is_compiled_each_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EXPORT3D_HOME", str(tmp_path / "file"))
@@ -67,8 +74,11 @@ def test_the_last_used_are_kept(folder: Path) -> None:
         asked(str(number))
         os.utime(folder / f"{number}.graph", (number, number))
     assert asked("0") == ("graph", False)  # and used again
+    (folder / "folder.graph").mkdir()
+    os.utime(folder / "folder.graph", (0, 0))
     asked("new")
-    assert {path.stem for path in folder.iterdir()} == {"0", "new", *map(str, range(2, MOST))}
+    (folder / "folder.graph").rmdir()
+    assert {path.stem for path in folder.iterdir()} == {"0", "new", *map(str, range(3, MOST))}
 
 
 def test_a_key_tells_weights_code_and_words_apart(monkeypatch: pytest.MonkeyPatch) -> None:
