@@ -98,7 +98,7 @@ def shares(row: Row, limits: Ceilings, threads: int) -> tuple[float | None, floa
     """
     seconds = row.processor / threads if threads else row.p50
     of_matmul = None
-    if row.flop is not None and row.precision:
+    if row.flop is not None and row.precision in limits.matmul:  # no product of 8-bit integers is measured
         of_matmul = row.flop / seconds / limits.matmul[row.precision]
     return of_matmul, None if row.traffic is None else row.traffic / seconds / limits.copy
 

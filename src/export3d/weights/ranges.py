@@ -46,4 +46,4 @@ def _is_range(pair: object) -> bool:
     if not isinstance(pair, list) or len(pair) != 2 or not all(type(end) in (int, float) for end in pair):
         return False
     low, high = pair
-    return -_LARGEST < low <= 0.0 <= high < _LARGEST and high - low > _SMALLEST
+    return bool(-_LARGEST < low <= 0.0 <= high < _LARGEST and high - low > _SMALLEST)

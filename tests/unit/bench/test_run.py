@@ -122,6 +122,7 @@ def test_idle_threads_do_not_lower_the_shares_on_a_processor() -> None:
     limits = Ceilings({"float32": 1e11}, 2e10)
     assert shares(row, limits, threads=2) == pytest.approx((1.0, 0.5))
     assert shares(row, limits, threads=0) == pytest.approx((0.2, 0.1))
+    assert shares(replace(row, precision="int8"), limits, threads=2) == (None, pytest.approx(0.5))
 
 
 def test_threads_are_as_before_after_a_failure(rigid_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:

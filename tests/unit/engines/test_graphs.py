@@ -78,7 +78,7 @@ def test_the_last_used_are_kept(folder: Path) -> None:
     os.utime(folder / "folder.graph", (0, 0))
     asked("new")
     (folder / "folder.graph").rmdir()
-    assert {path.stem for path in folder.iterdir()} == {"0", "new", *map(str, range(3, MOST))}
+    assert {path.stem for path in folder.iterdir()} == {"0", "new", *map(str, range(2, MOST))}
 
 
 def test_a_key_tells_weights_code_and_words_apart(monkeypatch: pytest.MonkeyPatch) -> None:
