@@ -18,7 +18,8 @@ from typing import TypeVar
 import numpy as np
 from torch import nn
 
-from export3d.files import home, make_folder, write_bytes
+from export3d.errors import OutputError
+from export3d.files import home, kind_at, make_folder, write_bytes
 
 Graph = TypeVar("Graph")
 
@@ -43,7 +44,7 @@ def kept_graph(
     """
     with contextlib.suppress(Exception):  # a file is missing, damaged, or not what this OpenVINO reads: compiled anew
         path = _path(key)
-        data = path.read_bytes() if path.is_file() and path.stat().st_size <= _LARGEST else b""
+        data = path.read_bytes() if kind_at(path, OutputError) == "file" and path.stat().st_size <= _LARGEST else b""
         if data[:_CHECK] == _checksum(key, data[_CHECK:]):
             graph = read(data[_CHECK:])
             with contextlib.suppress(OSError):
