@@ -121,17 +121,18 @@ def _calibrate(what: tuple[str, ...]) -> int:
     from export3d.animate.ranges import measured_ranges
     from export3d.pretrained import load_pretrained
     from export3d.weights.blob import sidecar_of
+    from export3d.weights.file import read_sidecar
     from export3d.weights.names import find
-    from export3d.weights.ranges import write_ranges
+    from export3d.weights.ranges import ranges_in, write_ranges
 
     for which in what:
         path = find(which)
+        config = read_sidecar(path)["config"]
         try:
-            model = load_pretrained(path)
+            ranges_in(config, path)
         except CheckpointError:
-            write_ranges(path, {})  # they may be what is wrong
-            model = load_pretrained(path)
-        ranges = measured_ranges(model)
+            write_ranges(path, {})  # or the weights would not load
+        ranges = measured_ranges(load_pretrained(path))
         write_ranges(path, ranges)
         tell(f"{which}: wrote the ranges of {len(ranges)} layers to {sidecar_of(path)}")
     return 0

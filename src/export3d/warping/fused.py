@@ -202,7 +202,7 @@ def _soften(shown: Any, torn: Any) -> None:
     for y in range(size):
         before[:] = here
         here[:] = shown[:, y]
-        below = shown[:, min(y + 1, size - 1)] if y + 1 < size else here
+        below = shown[:, y + 1] if y + 1 < size else here
         for x in range(size):
             if not torn[y, x]:
                 continue
