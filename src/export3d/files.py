@@ -215,16 +215,34 @@ def replacing(path: str | os.PathLike[str], mode: int | None = None) -> Iterator
     try:
         os.close(handle)
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.chmod(mode)
-        temporary.replace(target)
-        sync_folder(target.parent)
+        _put(temporary, target, mode)
     except OSError as problem:
         raise write_failure(Path(path), problem) from problem
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def deliver(made: Path, path: str | os.PathLike[str]) -> None:
+    """Rename a whole file onto `path`, which lies on the same file system; links and permissions as in `replacing`.
+
+    Nothing else ever lies beside `path`, even if the process is killed. The data are flushed first.
+
+    Raises:
+        OutputError: as `replacing`.
+    """
+    try:
+        _put(made, *output_file(path))
+    except OSError as problem:
+        raise write_failure(Path(path), problem) from problem
+
+
+def _put(made: Path, target: Path, mode: int) -> None:
+    with made.open("rb+") as file:
+        os.fsync(file.fileno())
+    made.chmod(mode)
+    made.replace(target)
+    sync_folder(target.parent)
 
 
 def check_folder(path: str | os.PathLike[str]) -> Path:

@@ -38,7 +38,7 @@ from export3d.errors import (
     OutputError,
     PolicyError,
 )
-from export3d.files import kind_at, make_folder, paths_in, replacing, writing_to
+from export3d.files import deliver, kind_at, make_folder, paths_in
 from export3d.locations import (
     Place,
     as_place,
@@ -471,8 +471,7 @@ def _delivered(out: Place, row: Row) -> Iterator[list[Path]]:
             target = inside(out, name)
             if isinstance(target, Path):
                 make_folder(target.parent)
-                with replacing(target) as temporary, writing_to(target):
-                    path.replace(temporary)
+                deliver(path, target)
             else:
                 upload(path, target)
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -73,6 +74,23 @@ def test_a_row_is_what_the_command_makes(make: Make, folder: Path, rigid_weights
         assert main(["animate", str(folder / "face.png"), *row.split(), *common]) == 0
     made = {path.name: path.read_bytes() for path in (folder / "out").rglob("*.*") if path.suffix in (".mp4", ".png")}
     assert made == {path.name: path.read_bytes() for path in (folder / "alone").iterdir()}
+
+
+def test_nothing_half_done_ever_lies_among_the_outputs(
+    make: Make, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process can be killed at any time, most likely while it waits for the disk."""
+    seen: set[str] = set()
+    flush = os.fsync
+
+    def watch(handle: int) -> None:
+        flush(handle)
+        found = (path.relative_to(folder / "out") for path in (folder / "out").rglob("*") if path.is_file())
+        seen.update(str(path) for path in found if path.parts[0] != ".batch" and path.suffix in (".mp4", ".png"))
+
+    monkeypatch.setattr(os, "fsync", watch)
+    make(*LINES[:3])
+    assert seen == {"one.mp4", "people/two.mp4", "people/two.png"}
 
 
 @pytest.mark.slow
