@@ -30,7 +30,7 @@ def keep_freed_memory(largest_block: int = _LARGEST) -> None:
     # alone, the threshold of trimming would keep that of mapping at 128 kB
     if any(mallopt(_MMAP_THRESHOLD, size) == 1 for size in (largest_block, min(largest_block, _LARGEST_MMAP))):
         mallopt(_TRIM_THRESHOLD, _LARGEST)
-    mallopt(_ARENA_MAX, 2)
+    mallopt(_ARENA_MAX, 1)
 
 
 def seldom_look_for_cycles() -> None:
@@ -44,7 +44,7 @@ def seldom_look_for_cycles() -> None:
 
 
 def spare_memory() -> None:
-    """Return freed blocks of more than 4 MiB at once, and let all threads share two arenas; glibc alone.
+    """Return freed blocks of more than 4 MiB at once, and let all threads share one arena; glibc alone.
 
     Decoded frames would otherwise leave gaps between what is kept, and each thread would keep what it has freed for
     itself: 150 MB while `animate` tracks 1080p. Call it before threads are started: an arena that exists stays.
@@ -52,7 +52,7 @@ def spare_memory() -> None:
     mallopt = _mallopt()
     if mallopt is not None:
         mallopt(_MMAP_THRESHOLD, SPARED_BLOCK)
-        mallopt(_ARENA_MAX, 2)
+        mallopt(_ARENA_MAX, 1)
 
 
 def _mallopt() -> Any:

@@ -58,7 +58,7 @@ logger = logging.getLogger(__name__)
 
 Picture = NDArray[np.uint8]
 
-BATCH = 4
+BATCH = 6
 """Frames rendered together by default.
 
 Another number changes the last bit of some pixels; in bfloat16 it changes pixels at edges by up to 16 of 255.
@@ -151,6 +151,12 @@ class Animator:
 
             self._tracker = Tracker()
         return self._tracker
+
+    def close_tracker(self) -> None:
+        """Free the face tracker's 30 MB; it is loaded again when it is next needed."""
+        if self._tracker is not None:
+            self._tracker.close()
+            self._tracker = None
 
     def encode(self, portrait: str | Path | Picture | Image.Image, face: str | int = "largest") -> Source:
         """Track, crop and encode one face of a portrait.

@@ -81,7 +81,7 @@ class Settings:
     device: str = "auto"
     pure: bool = False
     engine: EngineName = "auto"
-    batch: int = 4
+    batch: int = 6
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def animate_batch(
     device: str = "auto",
     pure: bool = False,
     engine: EngineName = "auto",
-    batch: int = 4,
+    batch: int = 6,
     workers: Workers = 1,
     progress: Progress | None = None,
 ) -> BatchReport:

@@ -179,9 +179,13 @@ def driving_meanwhile(
             raise KeyboardInterrupt
         progress(done)
 
+    def tracked() -> Driving:
+        with tracker:  # freed before rendering
+            return driving(path, tracker, check, face=face, start_s=start_s, seconds=seconds)
+
     thread = ThreadPoolExecutor(1, "driving")
     try:
-        yield thread.submit(driving, path, tracker, check, face=face, start_s=start_s, seconds=seconds).result
+        yield thread.submit(tracked).result
     finally:
         stopped = True
         thread.shutdown()

@@ -123,7 +123,7 @@ def write_animation(
     sheet: str | Path | None = None,
     *,
     relative: bool = True,
-    batch: int = 4,
+    batch: int = 6,
     head_motion: HeadMotion = "steady",
     scores: Mapping[str, float] | None = None,
     size: Size | None = None,

@@ -40,7 +40,7 @@ def command(
     weights: Path | None = None,
     pure: bool = False,
     device: str = "auto",
-    batch_size: int = 4,
+    batch_size: int = 6,
     engine: EngineName = "auto",
     batch: Annotated[str | None, tyro.conf.arg(metavar="LIST.csv")] = None,
     workers: int | None = None,
@@ -142,6 +142,7 @@ def command(
 
         animator = Animator.from_pretrained(weights, device, pure, engine)
         portrait = framing.sources(animator, source)
+        animator.close_tracker()
         options = framing.options(animator, relative=not absolute)
         if given is None:
             animator.warm_up(portrait, batch_size, **options)  # while the video is being tracked

@@ -17,7 +17,7 @@ def command(
     weights: Path | None = None,
     device: str = "auto",
     engine: EngineName = "auto",
-    batch: int = 4,
+    batch: int = 6,
     threads: int | None = None,
     output: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
     against: Path | None = None,

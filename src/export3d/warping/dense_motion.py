@@ -10,7 +10,7 @@ Letters: B batch, K = 4 candidates, H pixels, G pixels across the network's inpu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,8 @@ from export3d.errors import ShapeError, check_shape
 from export3d.image import resize
 from export3d.layers import activated
 from export3d.warping.flow_field import look_up, pixel_grid
+
+Mix = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 GRID = 64
 """G is fixed, so that a head has the same size for the network at any image size."""
@@ -60,7 +62,7 @@ class DenseMotion(nn.Module):
         assert self.share.bias is not None
         nn.init.constant_(self.share.bias[:1], _LEAD)
 
-    def forward(self, source: Tensor, flows: Sequence[Tensor], hints: Tensor) -> Tensor:
+    def forward(self, source: Tensor, flows: Sequence[Tensor], hints: Tensor, mix: Mix | None = None) -> Tensor:
         """The flow that moves the source into the driving frame.
 
         Args:
@@ -69,11 +71,11 @@ class DenseMotion(nn.Module):
                 source, x first, in [-1, 1] grid units.
             hints: (B, 3, H, H), 0 to 1: the elastic mesh's stretch, and the head's nearness in the driving view and in
                 the source (`average_head.head_nearness`).
+            mix: `mixed`, or its compiled twin in `fused`, which has no gradients.
 
         Returns:
             (B, 2, H, H), offsets like the candidates.
         """
-        size = hints.shape[-1]
         check_shape(source, f"B 3 {GRID} {GRID}", "source")
         if len(flows) != len(CANDIDATES) - 1:
             raise ShapeError(f"there are {len(flows)} flows for the moving candidates {', '.join(CANDIDATES[:-1])}")
@@ -86,11 +88,7 @@ class DenseMotion(nn.Module):
             x = block(torch.cat([_twice(x), skips.pop()], dim=1))
         x = activated(self.last(torch.cat([_twice(x), seen], dim=1)))
         mixture = torch.cat([self.share(x).softmax(dim=1), 0.1 * self.beyond(x)], dim=1)
-        mixture = F.interpolate(mixture, size, mode="bilinear", align_corners=False).float()
-        mixed = mixture[:, -2:]
-        for k, flow in enumerate(flows):
-            mixed = torch.addcmul(mixed, mixture[:, k : k + 1], flow)
-        return mixed
+        return (mix or mixed)(mixture, flows)
 
     @staticmethod
     def _seen(source: Tensor, flows: Sequence[Tensor], hints: Tensor) -> Tensor:
@@ -99,6 +97,15 @@ class DenseMotion(nn.Module):
         views = [*(look_up(source, offset) for offset in offsets), source]
         where = pixel_grid(GRID, source.device).expand(hints.shape[0], -1, -1, -1)
         return torch.cat([*views, *(4.0 * offset for offset in offsets), resize(hints, GRID), where], dim=1)
+
+
+def mixed(mixture: Tensor, flows: Sequence[Tensor]) -> Tensor:
+    """The flows (B, 2, H, H), each in its share of the mixture (B, K + 2, G, G), plus the residual, its last two."""
+    mixture = F.interpolate(mixture, flows[0].shape[-1], mode="bilinear", align_corners=False).float()
+    total = mixture[:, -2:]
+    for k, flow in enumerate(flows):
+        total = torch.addcmul(total, mixture[:, k : k + 1], flow)
+    return total
 
 
 def _block(before: int, after: int) -> nn.Sequential:

@@ -1,15 +1,16 @@
 """Steps of the warp compiled by Numba, without gradients, each in one pass over an image.
 
-`paint` and `show` of `elastic_mesh`, `stretch` of `flow_field`, and `Detail.blend`. `paint` gives the same bits, the
-others the same values within 1e-5. Importing this module needs Numba. The first call compiles the passes, or loads them
-from Numba's cache: see `render.compiled`. The images of a batch are computed in as many threads as PyTorch uses.
+`paint` and `show` of `elastic_mesh`, `stretch` of `flow_field`, `mixed` of `dense_motion`, and `Detail.blend`. `paint`
+gives the same bits, the others the same values within 1e-5. Importing this module needs Numba. The first call compiles
+the passes, or loads them from Numba's cache: see `render.compiled`. The images of a batch are computed in as many
+threads as PyTorch uses.
 
 Letters: V vertices, T triangles, R pixels per side, H W pixels, C channels. Arrays are float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +18,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export3d.layers import enlarge
 from export3d.render.compiled import compiled
 from export3d.render.series import FLAGS, exp, twice_atanh
 from export3d.warping.detail import Views
@@ -251,6 +251,62 @@ def halved(image: Tensor) -> Tensor:
     return torch.from_numpy(out)
 
 
+@compiled
+def _steps(size: int, coarse: int) -> Any:
+    """Where pixels lie among fewer: the one before, the one after, and the part of the way between them."""
+    before, after, part = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.float32)
+    for x in range(size):
+        at = max((np.float32(x) + _HALF) * (np.float32(coarse) / np.float32(size)) - _HALF, _ZERO)
+        before[x] = int(at)
+        after[x] = min(before[x] + 1, coarse - 1)
+        part[x] = at - np.float32(before[x])
+    return before, after, part
+
+
+@_by_row
+def _lerp(one: Any, other: Any, part: Any, between: Any) -> None:
+    for x in range(len(between)):
+        between[x] = one[x] + part * (other[x] - one[x])
+
+
+@compiled
+def _widen(coarse: Any, size: int) -> Any:
+    """(C, h, w) to (C, h, size), bilinear."""
+    wide = np.empty((coarse.shape[0], coarse.shape[1], size), np.float32)
+    before, after, part = _steps(size, coarse.shape[2])
+    for c in range(coarse.shape[0]):
+        for y in range(coarse.shape[1]):
+            short, row = coarse[c, y], wide[c, y]
+            for x in range(size):
+                row[x] = short[before[x]] + part[x] * (short[after[x]] - short[before[x]])
+    return wide
+
+
+@compiled
+def _mix(mixture: Any, flows: Any, out: Any) -> None:
+    """Mixture (K + 2, G, G) and K - 1 flows (2, H, H) to (2, H, H)."""
+    wide, share = _widen(mixture, out.shape[2]), np.empty(out.shape[2], np.float32)
+    before, after, part = _steps(out.shape[1], mixture.shape[1])
+    for y in range(out.shape[1]):
+        for c in range(2):
+            rows = wide[len(flows) + 1 + c]
+            _lerp(rows[before[y]], rows[after[y]], part[y], out[c, y])
+        for k in range(len(flows)):
+            _lerp(wide[k, before[y]], wide[k, after[y]], part[y], share)
+            for c in range(2):
+                _add_part(share, flows[k][c, y], out[c, y])
+
+
+def mixed(mixture: Tensor, flows: Sequence[Tensor]) -> Tensor:
+    """See `dense_motion.mixed`."""
+    given, moving = _array(mixture), [_array(flow) for flow in flows]
+    count, size = max(len(given), *map(len, moving)), moving[0].shape[-1]
+    out = np.empty((count, 2, size, size), np.float32)
+    one, two, three = (np.broadcast_to(flow, (count, *flow.shape[1:])) for flow in moving)
+    _each(count, lambda k: _mix(given[k], (one[k], two[k], three[k]), out[k]))
+    return torch.from_numpy(out)
+
+
 @_by_row
 def _raise(values: Any, largest: Any) -> None:
     for x in range(len(values)):
@@ -295,16 +351,18 @@ def _choose(share: Any, here: Any, own: Any) -> None:
 
 @compiled
 def _blend(choice: Any, lean: Any, images: Any, teeth: Any, image: Any, share: Any) -> None:
-    """Choice (7, H, W), lean (4, H, W), images (4 of 3, H, W) and teeth (2 or 0, H, W).
+    """Choice (7, H, W), lean (4, H/4, W/4), images (4 of 3, H, W) and teeth (2 or 0, H, W).
 
     To the image (3, H, W) in [-1, 1] and the shares (4, H, W).
     """
     height, width = choice.shape[1:]
     logits, total, beyond = np.empty((4, width), np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     none, outside = np.zeros(width, np.float32), np.empty(width, np.float32)
+    wide, (before, after, part) = _widen(lean, width), _steps(height, lean.shape[1])
     for y in range(height):
         for k in range(4):
-            _add(choice[k, y], lean[k, y], logits[k])
+            _lerp(wide[k, before[y]], wide[k, after[y]], part[y], total)
+            _add(choice[k, y], total, logits[k])
         _larger(logits[0], logits[1], total)
         _larger(total, logits[2], total)
         _larger(total, logits[3], total)
@@ -337,7 +395,7 @@ def blend(choice: Tensor, rendered: Tensor, lean: Tensor, views: Views) -> tuple
     """See `Detail.blend`; the image is clamped to [-1, 1]."""
     count, _, height, width = choice.shape
     teeth = choice.new_empty(count, 0, height, width) if views.teeth is None else views.teeth
-    given = [_array(x) for x in (choice, enlarge(lean, 4), teeth)]
+    given = [_array(x) for x in (choice, lean, teeth)]
     mixed = [_array(x) for x in (rendered, views.moved, views.still, views.turned)]
     image, share = np.empty((count, 3, height, width), np.float32), np.empty((count, 4, height, width), np.float32)
 
@@ -358,6 +416,7 @@ def trial() -> None:
     show(image, torch.zeros(1, 4, 4, 2), image[..., :2, :2])
     views = Views(image, mask, flow, image, image, flow, flow, flow, flow)
     halved(image)
+    mixed(torch.zeros(1, 6, 2, 2), [flow] * 3)
     blend(torch.zeros(1, 7, 4, 4), image, torch.zeros(1, 4, 1, 1), views)
 
 

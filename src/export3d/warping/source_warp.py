@@ -284,7 +284,7 @@ class SourceWarp(nn.Module):
         elastic, stretched = flow, stretching(flow)
         if self.dense is not None and view.small is not None:
             hints = torch.cat([stretched, head], dim=1)
-            flow = self.dense(view.small, (flow, as_head, as_face), hints)
+            flow = self.dense(view.small, (flow, as_head, as_face), hints, None if passes is None else passes.mixed)
             if turn is not None and _counts(turn):
                 flow = on_mesh(flow, elastic, on_face, stretched, turn)
         if self.config.irises:

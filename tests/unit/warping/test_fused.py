@@ -8,6 +8,7 @@ import torch
 
 import export3d.camera as cameras
 from export3d.camera import projected
+from export3d.warping.dense_motion import mixed
 from export3d.warping.detail import Detail, Views
 from export3d.warping.elastic_mesh import FACE, ElasticMesh, paint, show
 from export3d.warping.flow_field import stretch
@@ -79,6 +80,15 @@ def test_steps_along_the_pixels_are_those_of_pytorch(batch: int, threads: int, s
     finally:
         torch.set_num_threads(before)
     assert (show(image, places, half) - show(image, places.flip(1), half)).abs().mean() > 1e-2
+
+
+@pytest.mark.parametrize(("size", "grid"), [(32, 8), (48, 16), (16, 16)])
+def test_it_mixes_flows_as_dense_motion_does(size: int, grid: int) -> None:
+    torch.manual_seed(0)
+    mixture, flows = torch.randn(2, 6, grid, grid), [smooth(2, 2, size), smooth(1, 2, size), smooth(2, 2, size)]
+    found = fused.mixed(mixture, flows)
+    torch.testing.assert_close(found, mixed(mixture, flows), atol=1e-5, rtol=0)
+    assert (found[0] - found[1]).abs().mean() > 0.1
 
 
 @pytest.mark.parametrize("teeth", [False, True])
