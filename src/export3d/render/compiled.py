@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import logging
 import sys
+import threading
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -21,6 +22,7 @@ from export3d.files import reason
 log = logging.getLogger(__name__)
 _cached = True
 """Whether passes that are imported use Numba's cache."""
+_one_at_a_time = threading.Lock()
 
 
 def compiled(function: Any, **options: Any) -> Any:
@@ -34,7 +36,7 @@ def compiled_pass(name: str) -> ModuleType | None:
     """Import a module of functions that are `compiled`, and call its `trial()`, which must compile all of them.
 
     Where Numba's cache fails, the module is compiled in memory. A warning says so once, as it does when compiling
-    takes its time.
+    takes its time. Threads that come here together wait for each other.
 
     Returns:
         the module; None, with a warning, where it does not run.
@@ -44,20 +46,25 @@ def compiled_pass(name: str) -> ModuleType | None:
 
         if config.DISABLE_JIT:
             raise ImportError("NUMBA_DISABLE_JIT is set")
-        try:
-            return _tried(name, cached=True)
-        except ImportError:
-            raise
-        except Exception as error:  # whatever a damaged file makes of unpickling
-            made = _tried(name, cached=False)
-            _warn(
-                f"Numba's cache cannot be used ({reason(error)}); each start takes some seconds longer; free some "
-                "space, delete the cache's files (*.nbi, *.nbc), or set NUMBA_CACHE_DIR to another folder"
-            )
-            return made
+        with _one_at_a_time:
+            return _loaded(name)
     except Exception as error:
         _warn(f"Numba cannot be used ({reason(error)}); rendering continues in PyTorch, slower")
         return None
+
+
+def _loaded(name: str) -> ModuleType:
+    try:
+        return _tried(name, cached=True)
+    except ImportError:
+        raise
+    except Exception as error:  # whatever a damaged file makes of unpickling
+        made = _tried(name, cached=False)
+        _warn(
+            f"Numba's cache cannot be used ({reason(error)}); each start takes some seconds longer; free some "
+            "space, delete the cache's files (*.nbi, *.nbc), or set NUMBA_CACHE_DIR to another folder"
+        )
+        return made
 
 
 def _tried(name: str, cached: bool) -> ModuleType:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -47,6 +51,23 @@ def cached(folder: Path) -> list[Path]:
     found = sorted(path for path in folder.iterdir() if path.suffix in (".nbi", ".nbc"))
     assert len(found) == 2
     return found
+
+
+def test_threads_that_need_it_together_wait_for_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried, busy, at_most = compiled._tried, threading.Semaphore(1), []
+
+    def alone(name: str, cached: bool) -> ModuleType:
+        at_most.append(busy.acquire(blocking=False))
+        try:
+            time.sleep(0.05)
+            return tried(name, cached)
+        finally:
+            busy.release()
+
+    monkeypatch.setattr(compiled, "_tried", alone)
+    with ThreadPoolExecutor(3) as threads:
+        assert list(threads.map(doubled, range(3))) == [0, 2, 4]
+    assert at_most == [True] * 3
 
 
 def test_compiling_is_told_once_and_cached_code_is_loaded(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
