@@ -21,7 +21,7 @@ OPTIONS: dict[str, list[str]] = {
     "animate": [
         "source=None", "framing=...", "marking=...", "output", "driving=None", "motion=None", "driving_face='largest'",
         "relative=False", "absolute=False", "start=0.0", "seconds=None", "head_motion='steady'", "scores=()",
-        "sheet=None", "weights=None", "pure=False", "device='auto'", "batch_size=4", "engine='auto'",
+        "sheet=None", "weights=None", "pure=False", "device='auto'", "batch_size=6", "engine='auto'",
         "batch=None", "workers=None", "ray=None", "ray_gpus=0.0",
     ],
     "live": [
@@ -107,7 +107,7 @@ OPTIONS: dict[str, list[str]] = {
     "consent check": ["photo", "face='largest'"],
     "weights": ["action='list'", "what=()", "name=None", "revision=None"],
     "bench": [
-        "weights=None", "device='auto'", "engine='auto'", "batch=4", "threads=None", "output=None", "against=None",
+        "weights=None", "device='auto'", "engine='auto'", "batch=6", "threads=None", "output=None", "against=None",
     ],
     "demo": [
         "marking=...", "output='out'", "motion='speech'", "absolute=False", "weights=None", "pure=False",
