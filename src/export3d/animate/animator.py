@@ -575,10 +575,7 @@ class Animator:
         together, count = self._together(batch), len(motions[0])
 
         def frames(start: int) -> list[Picture]:
-            at = np.arange(start, min(start + together, count))
-            missing = together - len(at)
-            if start and missing < BATCH:  # OpenVINO would be compiled again for a last batch of another size
-                at = np.pad(at, (0, missing), mode="edge")
+            at = _numbers(start, together, count)
             parts = [
                 (self._planes(one, motion.expression[at]), motion.camera[at])
                 for one, motion in zip(view.sources, motions)
@@ -611,13 +608,13 @@ class Animator:
         self, view: _View, parts: Sequence[tuple[Planes, NDArray]], batch: int = 1, rays: int | None = None
     ) -> Iterator[Picture]:
         """Each source's planes, one or as many as its cameras (T, 25), to T frames."""
-        together = self._together(batch)
+        together, count = self._together(batch), len(parts[0][1])
 
         def frames(start: int) -> list[Picture]:
-            at = slice(start, start + together)
-            return self._frames(view, [(planes, cameras[at]) for planes, cameras in parts], rays)
+            at = _numbers(start, together, count)
+            return self._frames(view, [(planes, cameras[at]) for planes, cameras in parts], rays)[: count - start]
 
-        return self._several(frames, range(0, len(parts[0][1]), together))
+        return self._several(frames, range(0, count, together))
 
     @torch.inference_mode()
     def _frames(self, view: _View, parts: Sequence[tuple[Planes, NDArray]], rays: int | None = None) -> list[Picture]:
@@ -667,6 +664,16 @@ def _warn_of_far_turns(angle_deg: float) -> None:
             FARTHEST_DEG,
             angle_deg,
         )
+
+
+def _numbers(start: int, together: int, count: int) -> NDArray[np.int64]:
+    """The frames of a batch; a last one has its size too, with the last frame again.
+
+    OpenVINO would be compiled once more for another size.
+    """
+    at = np.arange(start, min(start + together, count))
+    missing = together - len(at)
+    return np.pad(at, (0, missing), mode="edge") if start and missing < BATCH else at
 
 
 def _check_batch(batch: int) -> None:
