@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shutil
 import stat
 import sys
 import tempfile
@@ -224,9 +225,10 @@ def replacing(path: str | os.PathLike[str], mode: int | None = None) -> Iterator
 
 
 def deliver(made: Path, path: str | os.PathLike[str]) -> None:
-    """Rename a whole file onto `path`, which lies on the same file system; links and permissions as in `replacing`.
+    """Rename a whole file onto `path`; links and permissions as in `replacing`.
 
-    Nothing else ever lies beside `path`, even if the process is killed. The data are flushed first.
+    Nothing else ever lies beside `path`, even if the process is killed, unless it is on another file system: the file
+    is then copied beside it first. The data are flushed before the rename.
 
     Raises:
         OutputError: as `replacing`.
@@ -234,7 +236,10 @@ def deliver(made: Path, path: str | os.PathLike[str]) -> None:
     try:
         _put(made, *output_file(path))
     except OSError as problem:
-        raise write_failure(Path(path), problem) from problem
+        if problem.errno != errno.EXDEV:
+            raise write_failure(Path(path), problem) from problem
+        with replacing(path) as temporary:
+            shutil.copyfile(made, temporary)
 
 
 def _put(made: Path, target: Path, mode: int) -> None:

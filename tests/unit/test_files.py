@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -166,6 +167,19 @@ def test_a_link_stays_and_the_file_it_points_to_is_replaced(tmp_path: Path) -> N
         assert target.read_bytes() == data
     assert (tmp_path / "link.bin").is_symlink()
     assert os.listdir(target.parent) == ["kept.bin"]
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no other file system")
+def test_a_file_is_delivered_to_another_file_system(tmp_path: Path) -> None:
+    made = tmp_path / "made.mp4"
+    made.write_bytes(b"whole")
+    with TemporaryDirectory(dir="/dev/shm") as elsewhere:
+        if Path(elsewhere).stat().st_dev == tmp_path.stat().st_dev:
+            pytest.skip("no other file system")
+        files.deliver(made, Path(elsewhere) / "clip.mp4")
+        assert [(path.name, path.read_bytes()) for path in Path(elsewhere).iterdir()] == [("clip.mp4", b"whole")]
+        with pytest.raises(OutputError, match="there is no folder"):
+            files.deliver(made, Path(elsewhere) / "nowhere" / "clip.mp4")
 
 
 def test_a_replaced_file_passes_on_its_permissions(tmp_path: Path) -> None:
