@@ -18,6 +18,7 @@ Nothing heavy is imported here, so `export3d --help` is fast: the module of a co
 
 from __future__ import annotations
 
+import _thread
 import importlib
 import inspect
 import io
@@ -31,7 +32,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
-from export3d.cli.terminal import asked_to_end, end
 from export3d.cli.working import with_address
 from export3d.errors import Export3DError
 from export3d.files import reason
@@ -128,25 +128,46 @@ def _main(argv: list[str]) -> int:
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM, as Ctrl-C does, unwind the program as an exception, so that temporary files are removed."""
+    """Let SIGTERM, as Ctrl-C does, unwind the program as an exception, so that temporary files are removed.
+
+    Python drops an exception that a destructor or a callback raises; the signal is then sent again.
+    """
 
     def asked(number: int, frame: FrameType | None) -> None:
-        asked_to_end.append(number)
-        end(number)
+        asked_for.append(number)
+        raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    def lost(what: sys.UnraisableHookArgs) -> None:
+        if asked_for and isinstance(what.exc_value, (KeyboardInterrupt, SystemExit)):
+            again = threading.Timer(0.05, ask_again)
+            again.daemon = True
+            again.start()
+        else:
+            shown(what)
+
+    def ask_again() -> None:
+        number = asked_for[-1]
+        if signal.getsignal(number) is not asked:  # the command has ended
+            return
+        if sys.platform == "win32":
+            _thread.interrupt_main(number)
+        else:  # also ends a system call in which the main thread waits
+            signal.pthread_kill(threading.main_thread().ident or 0, number)
 
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    asked_to_end.clear()
+    asked_for: list[int] = []
     interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not under nohup
     numbers = [signal.SIGTERM, signal.SIGINT] if interruptible else [signal.SIGTERM]
     previous = {number: signal.signal(number, asked) for number in numbers}
+    shown, sys.unraisablehook = sys.unraisablehook, lost
     try:
         yield
     finally:
+        sys.unraisablehook = shown
         for number, handler in previous.items():
             signal.signal(number, handler)
-        asked_to_end.clear()
 
 
 def entry(name: str) -> Callable[..., int | None]:

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 from export3d.errors import ConfigError
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", int, str)
-
-
-asked_to_end: list[int] = []
-"""Signals that asked the command to end. An exception alone can get lost in a library's callback."""
-
-
-def end(number: int) -> NoReturn:
-    """Unwind the program as a signal asks."""
-    raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
 
 def tell(sentence: str) -> None:
@@ -63,7 +53,7 @@ def with_progress(items: Iterable[Item], title: str, total: int) -> Iterator[Ite
 def job_progress(title: str, unit: str, stages: bool = False) -> Iterator[Callable[..., None]]:
     """A `progress` callback that shows a bar; it is called with (done, total) or (done, total, name).
 
-    It ends the command if a signal asked for that. `stages`: the names are few; where there is no terminal, each is a
+    `stages`: the names are few; where there is no terminal, each is a
     line.
     """
     last = ""
@@ -71,8 +61,6 @@ def job_progress(title: str, unit: str, stages: bool = False) -> Iterator[Callab
 
         def progress(done: int, total: int, name: str = "") -> None:
             nonlocal last
-            if asked_to_end:
-                end(asked_to_end[0])
             if stages and name not in ("", last):
                 last = name
                 tell_stage(f"{title}: {name}")
