@@ -22,7 +22,7 @@ from export3d.render.compiled import compiled
 from export3d.render.decoder import PlaneDecoder
 from export3d.render.inference import Texels
 from export3d.render.lanes import COUNT as LANES
-from export3d.render.lanes import add_scaled, load, load_one, store
+from export3d.render.lanes import add_scaled, load, load_one, store, wide
 from export3d.render.series import FLAGS, exp, softplus, tanh
 
 _RAYS = 512
@@ -79,6 +79,7 @@ def _corners(texels: Any, ray: Any, t: Any, plane: int, width: int) -> tuple[Any
 @_compiled
 def _decode(texels: Any, ray: Any, layers: Any, depths: Any, first: int, last: int, hidden: Any, density: Any) -> None:
     """Hidden features (S * H) and densities (S) of the samples from `first` to before `last`."""
+    wide()
     values = texels[0]
     bias, weight, offset, gain = layers
     width = len(bias)
@@ -174,6 +175,7 @@ def _add_colours(hidden: Any, rows: Any, shares: Any, colour: Any, sums: Any, fe
     Args:
         rows: (4) where the hidden features of each sample start.
     """
+    wide()
     weight, bias = colour
     width = len(bias)
     count = len(weight) // width
@@ -202,6 +204,7 @@ def _render(
     texels: Any, rays: Any, stratified: Any, fine: int, layers: Any, colour: Any, scratch: Any, result: Any
 ) -> None:
     """Rays (R, 6), coarse depths (R, S) to feature (R, F), depth (R) and opacity (R), which are overwritten."""
+    wide()
     hidden, sums = scratch
     feature, depth, opacity = result
     coarse = stratified.shape[1]

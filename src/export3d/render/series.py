@@ -1,4 +1,4 @@
-"""Exponentials by their series, for functions that Numba compiles: loops over them become steps of many numbers.
+"""Exponentials by polynomials, for functions that Numba compiles: loops over them become steps of many numbers.
 
 Numba's cache does not see changes in this file: see `compiled`.
 """
@@ -14,11 +14,17 @@ from export3d.render.compiled import compiled
 FLAGS = ("contract", "nsz", "arcp")
 """Sums keep their order, NaN and infinity their meaning."""
 _HALF, _ONE, _TWO, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(2.0), np.float32(0.0)
-_LOG2_E, _LN_2 = np.float32(np.log2(np.e)), np.float32(np.log(2.0))
-_E2, _E3, _E4, _E5, _E6 = (1 / np.cumprod(np.arange(1.0, 7.0))).astype(np.float32)[1:]
-"""1 / n!, of the exponential's series."""
-_A3, _A5, _A7, _A9, _A11 = (1 / np.arange(3.0, 12.0, 2.0)).astype(np.float32)
-"""1 / n, of the series of the inverse hyperbolic tangent."""
+_LOG2_E = np.float32(np.log2(np.e))
+
+
+def _polynomial(function: Any, degree: int, ends: tuple[float, float]) -> Any:
+    """Coefficients of the Chebyshev interpolation between two ends, lowest power first."""
+    found = np.polynomial.Chebyshev.interpolate(function, degree, ends)
+    return found.convert(kind=np.polynomial.Polynomial).coef.astype(np.float32)
+
+
+_P0, _P1, _P2, _P3, _P4, _P5 = _polynomial(np.exp2, 5, (-0.5, 0.5))
+_L0, _L1, _L2, _L3, _L4, _L5, _L6, _L7 = _polynomial(np.log1p, 7, (0.0, 1.0))
 
 
 def _compiled(function: Any) -> Any:
@@ -27,26 +33,24 @@ def _compiled(function: Any) -> Any:
 
 @_compiled
 def exp(x: Any) -> Any:
-    """e^x for x <= 0, relative error below 1e-6: 2^n times a polynomial on [-ln(2) / 2, ln(2) / 2]."""
+    """e^x for x <= 0, relative error below 1e-6: 2^n times a polynomial of 2^r, r in [-1/2, 1/2]."""
     t = max(x * _LOG2_E, np.float32(-126.0))
     n = np.floor(t + _HALF)
-    r = (t - n) * _LN_2
-    p = _ONE + r * (_ONE + r * (_E2 + r * (_E3 + r * (_E4 + r * (_E5 + r * _E6)))))
+    r = t - n
+    p = _P0 + r * (_P1 + r * (_P2 + r * (_P3 + r * (_P4 + r * _P5))))
     return p * np.int32((np.int32(n) + 127) << 23).view(np.float32)
 
 
 @_compiled
-def twice_atanh(s: Any) -> Any:
-    """2 atanh(s) for abs(s) <= 1/3, error below 1e-6: the logarithm of (1 + s) / (1 - s)."""
-    q = s * s
-    return _TWO * s * (_ONE + q * (_A3 + q * (_A5 + q * (_A7 + q * (_A9 + q * _A11)))))
+def log1p(x: Any) -> Any:
+    """log(1 + x) for x in [0, 1], error below 1e-6."""
+    return _L0 + x * (_L1 + x * (_L2 + x * (_L3 + x * (_L4 + x * (_L5 + x * (_L6 + x * _L7))))))
 
 
 @_compiled
 def softplus(x: Any) -> Any:
-    """log(1 + e^x), error below 1e-6: max(x, 0) + 2 atanh(s) with s = y / (2 + y), y = e^-|x|."""
-    y = exp(-abs(x))
-    return max(x, _ZERO) + twice_atanh(y / (_TWO + y))
+    """log(1 + e^x), error below 1e-6."""
+    return max(x, _ZERO) + log1p(exp(-abs(x)))
 
 
 @_compiled

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from export3d.render.compiled import compiled
-from export3d.render.series import FLAGS, exp, twice_atanh
+from export3d.render.series import FLAGS, exp, log1p
 from export3d.warping.detail import Views
 from export3d.warping.elastic_mesh import SLIVER, jump, levels
 
@@ -155,7 +155,7 @@ def _coarseness(share: Any, texels: Any) -> None:
         area = min(max(share[x] * texels, _ONE), _FOUR)
         more = area > _TWO
         area = area * _HALF if more else area
-        share[x] = (_HALF if more else _ZERO) + _HALF * _LOG2_E * twice_atanh((area - _ONE) / (area + _ONE))
+        share[x] = (_HALF if more else _ZERO) + _HALF * _LOG2_E * log1p(area - _ONE)
 
 
 @_by_row
