@@ -29,8 +29,8 @@ _RAYS = 512
 """Rays per task of a thread."""
 _AHEAD = 4
 """Samples that are decoded together; a ray may end after any of them."""
-_NEGLIGIBLE = np.float32(3e-5)
-"""Samples of less weight contribute no colour; a ray ends where less light is left."""
+_NEGLIGIBLE = np.float32(2e-3)
+"""Divided by the samples of a ray: those of less weight contribute no colour; a ray ends where less light is left."""
 
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _GAIN = np.float32(PlaneDecoder.COLOUR_GAIN)
@@ -136,6 +136,7 @@ def _march(
 ) -> tuple[Any, Any]:
     """Front to back: fills the weights (S) of the samples; returns expected depth and opacity."""
     total = coarse + fine
+    negligible = _NEGLIGIBLE / np.float32(total)
     ready = 0
     if fine:
         _decode(texels, ray, layers, depths, 0, coarse, hidden, density)
@@ -163,7 +164,7 @@ def _march(
             far += weight * _HALF * (depths[before] + depths[at])
             left *= passed
         before = at
-        if left < _NEGLIGIBLE:
+        if left < negligible:
             break
     return far, _ONE - left
 
@@ -174,24 +175,32 @@ def _add_colours(hidden: Any, rows: Any, shares: Any, colour: Any, sums: Any, fe
 
     Args:
         rows: (4) where the hidden features of each sample start.
+        colour: weight (H * W) and bias (W), W a multiple of two registers: the eight sums keep the processor busy.
     """
     wide()
     weight, bias = colour
     width = len(bias)
     count = len(weight) // width
     row0, row1, row2, row3 = rows[0], rows[1], rows[2], rows[3]
-    for f in range(0, width, LANES):
+    for f in range(0, width, 2 * LANES):
         sum0 = sum1 = sum2 = sum3 = load(bias, f)
+        more0 = more1 = more2 = more3 = load(bias, f + LANES)
         for h in range(count):
-            column = load(weight, h * width + f)
-            sum0 = add_scaled(sum0, load_one(hidden, row0 + h), column)
-            sum1 = add_scaled(sum1, load_one(hidden, row1 + h), column)
-            sum2 = add_scaled(sum2, load_one(hidden, row2 + h), column)
-            sum3 = add_scaled(sum3, load_one(hidden, row3 + h), column)
+            column, further = load(weight, h * width + f), load(weight, h * width + f + LANES)
+            x0, x1 = load_one(hidden, row0 + h), load_one(hidden, row1 + h)
+            x2, x3 = load_one(hidden, row2 + h), load_one(hidden, row3 + h)
+            sum0, more0 = add_scaled(sum0, x0, column), add_scaled(more0, x0, further)
+            sum1, more1 = add_scaled(sum1, x1, column), add_scaled(more1, x1, further)
+            sum2, more2 = add_scaled(sum2, x2, column), add_scaled(more2, x2, further)
+            sum3, more3 = add_scaled(sum3, x3, column), add_scaled(more3, x3, further)
         store(sums, f, sum0)
+        store(sums, f + LANES, more0)
         store(sums, width + f, sum1)
+        store(sums, width + f + LANES, more1)
         store(sums, 2 * width + f, sum2)
+        store(sums, 2 * width + f + LANES, more2)
         store(sums, 3 * width + f, sum3)
+        store(sums, 3 * width + f + LANES, more3)
     for i in range(4 * width):
         sums[i] = tanh(sums[i])
     for s in range(4):
@@ -209,6 +218,7 @@ def _render(
     feature, depth, opacity = result
     coarse = stratified.shape[1]
     total, width = coarse + fine, len(layers[0])
+    negligible = _NEGLIGIBLE / np.float32(total)
     depths, density, share = np.empty(total, np.float32), np.empty(total, np.float32), np.empty(total, np.float32)
     rows, shares = np.zeros(4, np.int64), np.zeros(4, np.float32)
     for r in range(len(rays)):
@@ -219,7 +229,7 @@ def _render(
             feature[r, f] = _ZERO
         waiting = 0
         for k in range(total):
-            if share[k] > _NEGLIGIBLE:
+            if share[k] > negligible:
                 rows[waiting], shares[waiting] = k * width, share[k]
                 waiting += 1
             if waiting == 4 or (waiting and k == total - 1):
@@ -238,7 +248,7 @@ def render(
     weight = _filled(h.weight, 0)
     offset = np.float32(d.bias.item() - 1.0)
     layers = (_array(_filled(h.bias, 0)), _array(_filled(d.weight[0], 0)), offset, np.float32(decoder.density_gain))
-    colour = (_array(_filled(_filled(c.weight, 0), 1).t()).ravel(), _array(_filled(c.bias, 0)))
+    colour = (_array(_filled(_filled(c.weight, 0, 2 * LANES), 1).t()).ravel(), _array(_filled(c.bias, 0, 2 * LANES)))
     both, along = _array(torch.cat(rays, dim=-1)), _array(depths)
     b, r, s = depths.shape
     feature = np.empty((b, r, c.out_features), np.float32)
@@ -270,10 +280,10 @@ def trial() -> None:
     )
 
 
-def _filled(tensor: Tensor, axis: int) -> Tensor:
-    """Zeros appended along the axis, up to a multiple of LANES."""
+def _filled(tensor: Tensor, axis: int, count: int = LANES) -> Tensor:
+    """Zeros appended along the axis, up to a multiple of a number."""
     shape = list(tensor.shape)
-    shape[axis] = -shape[axis] % LANES
+    shape[axis] = -shape[axis] % count
     return torch.cat([tensor, tensor.new_zeros(shape)], dim=axis) if shape[axis] else tensor
 
 
