@@ -35,8 +35,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-BATCH = 4
-FRAMES = 16
+FRAMES = 24
 WARM_UP = 1
 
 
@@ -138,10 +137,10 @@ def worker(engine: str, weights: Path | None) -> None:
     def frames(what: str) -> Iterator[Any]:
         """A whole animation: one that is left half-way may go on in its threads while the other commit is measured."""
         if what == "driven":
-            return animator.animate(source, motion, batch=BATCH)
+            return animator.animate(source, motion)
         if hasattr(animator, "orbit"):
-            return animator.orbit(source, seconds=FRAMES / 25.0, batch=BATCH)
-        return animator.animate(source, still, relative=False, batch=BATCH)
+            return animator.orbit(source, seconds=FRAMES / 25.0)
+        return animator.animate(source, still, relative=False)
 
     for line in sys.stdin:
         what = line.strip()
@@ -189,7 +188,7 @@ def main() -> None:
     parser.add_argument("other", type=Path, nargs="?", help="a checkout, or the Python of an environment")
     parser.add_argument("--what", nargs="+", choices=("driven", "orbit", "clip"), default=("driven", "orbit", "clip"))
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--rounds", type=int, default=20, help="of driven and orbit, 16 frames each")
+    parser.add_argument("--rounds", type=int, default=20, help="of driven and orbit, 24 frames each")
     parser.add_argument("--clip-rounds", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=10.0, help="length of the clip")
     parser.add_argument("--clip", type=Path, help="a driving video, instead of the made one")
