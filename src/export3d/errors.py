@@ -112,3 +112,12 @@ def check_shape(array: Any, pattern: str, name: str = "tensor") -> None:
         fits = fits and bool(size == (int(token) if token.isdigit() else seen.setdefault(token, size)))
     if not fits:
         raise ShapeError(f"{name} must have shape ({', '.join(tokens)}), got {shape}")
+
+
+def counted(number: int, one: str, several: str = "") -> str:
+    """A number and its noun, for messages.
+
+    >>> counted(1, "photo"), counted(0, "photo"), counted(2, "person", "people")
+    ('1 photo', '0 photos', '2 people')
+    """
+    return f"{number} {one if number == 1 else several or f'{one}s'}"

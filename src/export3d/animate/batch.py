@@ -37,6 +37,7 @@ from export3d.errors import (
     MissingExtra,
     OutputError,
     PolicyError,
+    counted,
 )
 from export3d.files import deliver, kind_at, make_folder, paths_in
 from export3d.locations import (
@@ -138,7 +139,8 @@ class BatchReport:
         made = len(self.rows) - len(self.refused)
         refused = f"{len(self.refused)} refused (see {inside(self.out, REPORT_CSV)})"
         return (
-            f"{made} of {len(self.rows)} videos are in {self.out}; {refused if self.refused else 'none refused'}\n"
+            f"{made} of {counted(len(self.rows), 'video')} in {self.out}; "
+            f"{refused if self.refused else 'none refused'}\n"
             f"{made - self.kept} made in {self.seconds:.0f} s, {self.kept} already there"
         )
 

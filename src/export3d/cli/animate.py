@@ -164,5 +164,5 @@ def command(
         watch=lambda frames: with_progress(frames, "rendering", len(moved_by.motion)),
     )
     written = f"{output}" if sheet is None else f"{output} and {sheet}"
-    tell(f"wrote {written}{marking.remark} {took(frames, begun, animator.engine.name)}")
+    tell(f"wrote {written}{marking.remark} {took(frames, begun, animator.engine.description)}")
     return 0

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from export3d.cli.terminal import tell
-from export3d.errors import InputError
+from export3d.errors import InputError, counted
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,7 @@ def add(
     own, other = (nearest(vector, [one for one in before if (one.name == name) is same]) for same in (True, False))
     entry = register.add(vector, descriptor.network(), name, note, until)
     all_own = [one for one in register.entries() if one.name == name]
-    place = f"{name} as {entry.id} to {register.path} ({_photos(len(all_own))})"
+    place = f"{name} as {entry.id} to {register.path} ({counted(len(all_own), 'photo')})"
     replaced = any(one.id == entry.id for one in before)
     tell(f"added {place}; replaced the entry of the same photo" if replaced else f"added {place}")
     if own is not None and not own.same_person:
@@ -96,7 +96,7 @@ def list_(*, as_json: Annotated[bool, tyro.conf.arg(name="json")] = False) -> in
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows if entries else []:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    tell(f"{'1 person' if len(count) == 1 else f'{len(count)} people'}, {_photos(len(entries))} in {register.path}")
+    tell(f"{counted(len(count), 'person', 'people')}, {counted(len(entries), 'photo')} in {register.path}")
     return 0
 
 
@@ -110,7 +110,7 @@ def remove(who: tyro.conf.Positional[str]) -> int:
 
     register = Register()
     gone = register.remove(who)
-    tell(f"removed {gone[0].name} ({_photos(len(gone))}) from {register.path}")
+    tell(f"removed {gone[0].name} ({counted(len(gone), 'photo')}) from {register.path}")
     if others := [one for one in register.entries() if one.name != gone[0].name]:
         from export3d.consent.check import names_matching
 
@@ -141,7 +141,7 @@ def check(photo: tyro.conf.Positional[Path], *, face: str = "largest") -> int:
     print(f"{photo}: nobody in the register ({closeness(match)})")
     if other := sum(entry.network != network() for entry in entries):
         again = "add it again" if other == 1 else "add them again"
-        tell(f"cannot compare {_photos(other)} of the register, added by another release; {again}")
+        tell(f"cannot compare {counted(other, 'photo')} of the register, added by another release; {again}")
     old = nearest(vector, [entry for entry in entries if entry.expired])
     if old is not None and old.same_person:
         tell(f"the consent of {old.entry.name} expired on {old.entry.expires}")
@@ -173,10 +173,6 @@ def _describe(photo: Path, face: str) -> NDArray:
             "the left"
         )
     return describe(image, tracks[0])
-
-
-def _photos(count: int) -> str:
-    return "1 photo" if count == 1 else f"{count} photos"
 
 
 def _facts(entry: Entry) -> dict[str, str | bool | None]:

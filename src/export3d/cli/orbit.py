@@ -82,5 +82,5 @@ def command(
     )
     shown = with_progress(views, "rendering", len(expressions) if expressions else frames)
     count = write_video(output, shown, FPS, marks=marking.marks(animator.statement(portrait, mover)))
-    tell(f"wrote {output}{marking.remark} {took(count, begun, animator.engine.name)}")
+    tell(f"wrote {output}{marking.remark} {took(count, begun, animator.engine.description)}")
     return 0

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from export3d.errors import ConfigError
+from export3d.errors import ConfigError, counted
 
 Item = TypeVar("Item")
 Key = TypeVar("Key", int, str)
@@ -31,7 +31,7 @@ def took(frames: int, since: float, engine: str) -> str:
     """How a video was made, for the last message; `since` is when that began (`time.perf_counter`)."""
     seconds = time.perf_counter() - since
     duration = f"{seconds:.0f}" if seconds >= 10 else f"{seconds:.1f}"
-    return f"({frames} frames in {duration} s, engine {engine})"
+    return f"({counted(frames, 'frame')} in {duration} s, engine {engine})"
 
 
 def tell_stage(title: str) -> None:
@@ -42,7 +42,7 @@ def tell_stage(title: str) -> None:
 
 def with_progress(items: Iterable[Item], title: str, total: int) -> Iterator[Item]:
     """Yield the items and advance a progress bar with each; where there is no terminal, a line says what begins."""
-    tell_stage(f"{title}, {total} frames")
+    tell_stage(f"{title}, {counted(total, 'frame')}")
     with progress_bar(title, total) as bar:
         for item in items:
             yield item
@@ -65,7 +65,7 @@ def job_progress(title: str, unit: str, stages: bool = False) -> Iterator[Callab
                 last = name
                 tell_stage(f"{title}: {name}")
             if not done:
-                tell_stage(f"{title}, {total} {unit}s")
+                tell_stage(f"{title}, {counted(total, unit)}")
             bar.total = total
             bar.set_postfix_str(name, refresh=not done)
             bar.update(done - bar.n)

@@ -24,10 +24,11 @@ def command(
     faster with the engine openvino on processors without bf16 instructions.
 
     Args:
-        action: list; verify (SHA-256, and that this release can load them); install; remove; calibrate (measure the
-            ranges that 8-bit integers need, in a minute, and write them to the weights' JSON).
-        what: (verify) names, files or folders, by default all listed weights; (install) one file, folder or Hugging
-            Face repository owner/name; (remove) names; (calibrate) names, files or folders.
+        action: list (the default); verify (SHA-256, and that this release can load them); install; remove; calibrate
+            (measure the ranges that 8-bit integers need, in a minute, and write them to the weights' JSON).
+        what: (verify) names, files or folders, by default all listed weights; (install) one name, file, folder or
+            Hugging Face repository owner/name; (remove) names; (calibrate) names, files or folders, also inside the
+            installed package.
         name: (install) name of the installed weights; by default that of the repository, folder or file.
         revision: (install) branch, tag or commit of the repository.
     """
@@ -98,13 +99,15 @@ def _verify(what: tuple[str, ...]) -> int:
 
 def _install(source: str, name: str | None, revision: str | None) -> int:
     from export3d.pretrained import install_weights
+    from export3d.weights.file import read_sidecar
     from export3d.weights.names import PACKAGED_NAMES
 
     path = install_weights(source, name, revision=revision)
     if path in PACKAGED_NAMES.values():
         tell(f"{source} is already inside the package, and intact")
     else:
-        tell(f"installed {path.parent.name} in {path.parent}; use it with --weights {path.parent.name}")
+        use = f"; use it with --weights {path.parent.name}" if "model" in read_sidecar(path)["config"] else ""
+        tell(f"installed {path.parent.name} in {path.parent}{use}")
     return 0
 
 

@@ -95,7 +95,8 @@ def read_manifest(path: Place) -> dict[Place, dict[str, str]]:
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig"), newline=""))
         missing = {"file", "person", "split"} - set(reader.fieldnames or ())
         if missing:
-            raise InputError(f"{path} lacks the columns {', '.join(sorted(missing))}; add them to its first line")
+            lacks = f"the column{'s' if len(missing) > 1 else ''} {', '.join(sorted(missing))}"
+            raise InputError(f"{path} lacks {lacks}; its first line names the columns")
         rows = [{key: value or "" for key, value in row.items() if key is not None} for row in reader]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"cannot read the manifest {path} ({reason(error)}); give a CSV file in UTF-8") from error

@@ -36,7 +36,7 @@ from export3d.data.manifest import (
 )
 from export3d.data.shard_writer import update, write_tar
 from export3d.data.shards import INDEX_NAME, Entry, Index, Record, Reject, read_index, read_tar
-from export3d.errors import ConfigError, Export3DError, InputError, MissingExtra, OutputError
+from export3d.errors import ConfigError, Export3DError, InputError, MissingExtra, OutputError, counted
 from export3d.face.tracker import Tracker
 from export3d.files import kind_at
 from export3d.locations import (
@@ -95,8 +95,10 @@ class Report:
     def summary(self) -> str:
         """A readable summary of a few lines."""
         lines = [
-            f"{name}: {figures['videos']} clips ({figures['minutes']:.1f} min) and {figures['images']} portraits of "
-            f"{figures['people']} people, {figures['bytes'] / 1e6:.0f} MB"
+            f"{name}: {counted(figures['videos'], 'clip')} ({figures['minutes']:.1f} min) and "
+            f"{counted(figures['images'], 'portrait')}"
+            + (f" ({figures['paired']} of them in sittings of several)" if figures["paired"] else "")
+            + f" of {counted(figures['people'], 'person', 'people')}, {figures['bytes'] / 1e6:.0f} MB"
             for name, figures in self.splits.items()
         ]
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
@@ -361,10 +363,12 @@ def _report(out: Place, more_rejects: list[Reject], done: int, skipped: int, ign
         index = read_index(folder)
         videos = [entry for entry in index.entries if entry.kind == "video"]
         frames = sum(entry.frames for entry in videos)
+        sittings = Counter((entry.person, entry.sitting) for entry in index.entries if entry.sitting)
         splits[name_of(folder)] = {
             "records": len(index.entries),
             "videos": len(videos),
             "images": len(index.entries) - len(videos),
+            "paired": sum(count for count in sittings.values() if count > 1),
             "frames": index.frames,
             "minutes": round(frames / 25.0 / 60.0, 2),
             "people": len({entry.person for entry in index.entries}),

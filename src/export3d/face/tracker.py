@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from export3d.errors import BadVideo, ConfigError, NoFaceFound
+from export3d.errors import BadVideo, ConfigError, NoFaceFound, counted
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, CropBox, crop_box, upright
 from export3d.face.landmark_sets import NOSE_TIP
@@ -286,7 +286,7 @@ class Tracker:
         if not total:
             raise BadVideo(f"{name} has no frames; use another file")
         if not crowd.people:
-            raise NoFaceFound(_no_face(name, _count(total), crowd.unconfirmed))
+            raise NoFaceFound(_no_face(name, counted(total, "frame"), crowd.unconfirmed))
         people = joined(crowd.people)
         long = [one for one in people if len(one.frames) >= FEWEST_FRAMES * total] or people[:1]
         if wanted == "largest":
@@ -360,13 +360,9 @@ def _no_face(name: str, frames: str, unconfirmed: bool) -> str:
     return f"no face found in {name} ({frames} searched{doubt}); {_ADVICE}"
 
 
-def _count(frames: int) -> str:
-    return "1 frame" if frames == 1 else f"{frames} frames"
-
-
 def _report(found: int, total: int, several: int, name: str) -> None:
     """Log warnings about a clip; `NoFaceFound` if the face was found in too few frames."""
-    frames = _count(total)
+    frames = counted(total, "frame")
     if found < FEWEST_FRAMES * total:
         raise NoFaceFound(f"{name} shows a face in only {found} of {frames}; {_ADVICE}")
     if found < total:

@@ -149,7 +149,7 @@ def test_a_row_that_cannot_be_made_is_refused_and_the_others_go_on(
     command += ["--device", "cpu", "--frame", "crop", "--size", "256", "--workers", "0"]
     assert main(command) == 1
     stdout, stderr = capsys.readouterr()
-    assert "1 of 3 videos are in" in stdout
+    assert "1 of 3 videos in" in stdout
     assert "row 2 (wall.mp4) was refused: " in stderr
     with (out / "report.csv").open() as file:
         table = list(csv.DictReader(file))
