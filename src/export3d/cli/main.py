@@ -139,15 +139,15 @@ def _ending_on_signals() -> Iterator[None]:
 
     def lost(what: sys.UnraisableHookArgs) -> None:
         if asked_for and isinstance(what.exc_value, (KeyboardInterrupt, SystemExit)):
-            again = threading.Timer(0.05, ask_again)
+            again = threading.Timer(0.05, ask_again, [len(asked_for)])
             again.daemon = True
             again.start()
         else:
             shown(what)
 
-    def ask_again() -> None:
+    def ask_again(asked_times: int) -> None:
         number = asked_for[-1]
-        if signal.getsignal(number) is not asked:  # the command has ended
+        if len(asked_for) > asked_times or signal.getsignal(number) is not asked:  # asked again, or ended
             return
         if sys.platform == "win32":
             _thread.interrupt_main(number)

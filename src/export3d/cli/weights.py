@@ -42,7 +42,9 @@ def command(
         return _verify(what)
     if action == "install":
         if len(what) != 1:
-            raise ConfigError(f"install takes one file, folder or repository owner/name, but {len(what)} were given")
+            raise ConfigError(
+                f"install takes one name, file, folder or repository owner/name, but {len(what)} were given"
+            )
         return _install(what[0], name, revision)
     if not what:
         wanted = "names of installed weights" if action == "remove" else "names, files or folders"

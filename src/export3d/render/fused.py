@@ -29,8 +29,9 @@ _RAYS = 512
 """Rays per task of a thread."""
 _AHEAD = 4
 """Samples that are decoded together; a ray may end after any of them."""
-_NEGLIGIBLE = np.float32(2e-3)
-"""Divided by the samples of a ray: those of less weight contribute no colour; a ray ends where less light is left."""
+_NEGLIGIBLE = np.float32(9e-4)
+"""All weight that a ray may leave out. Divided by its samples: those of less contribute no colour, and a ray ends where
+less light is left."""
 
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _GAIN = np.float32(PlaneDecoder.COLOUR_GAIN)

@@ -113,6 +113,30 @@ def test_a_signal_that_a_callback_loses_ends_the_command(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_signal_is_not_sent_again_into_what_the_next_one_cleans_up(command: ModuleType) -> None:
+    class Thing:
+        pass
+
+    cleaned = []
+
+    def run() -> None:
+        """Lose a signal, get another one, and take a while to end."""
+        thing = Thing()
+        watched = weakref.ref(thing, lambda _: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0)))
+        try:
+            del thing
+            assert watched() is None
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        finally:
+            time.sleep(0.2)
+            cleaned.append(True)
+
+    command.command = run
+    assert door.main(["try"]) == 143
+    assert cleaned
+
+
 def test_another_exception_that_a_callback_loses_is_shown(command: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     class Thing:
         def __del__(self) -> None:

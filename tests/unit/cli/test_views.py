@@ -60,7 +60,9 @@ def test_an_orbit_is_written(orbit: Run, out: Path, capsys: Capture) -> None:
     assert [frame.shape for frame in read_frames(out / "a.mp4", 25.0)] == [(64, 64, 3)] * 5
     begun, ended = capsys.readouterr().err.splitlines()
     assert begun == "export3d: rendering, 5 frames"
-    assert re.fullmatch(rf"export3d: wrote {out / 'a.mp4'} \(5 frames in [\d.]+ s, engine (openvino|torch), \w+\)", ended)
+    assert re.fullmatch(
+        rf"export3d: wrote {out / 'a.mp4'} \(5 frames in [\d.]+ s, engine (openvino|torch), \w+\)", ended
+    )
 
 
 def test_an_orbit_with_a_motion_is_as_long_as_the_motion(orbit: Run, short_motion: Path, out: Path) -> None:

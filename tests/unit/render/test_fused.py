@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -67,6 +69,27 @@ def test_the_compiled_pass_renders_what_pytorch_renders(
 ) -> None:
     renderer, planes = scene(config, scale)
     check(*(render(renderer, planes, labels(*cameras), fused) for fused in (True, False)))
+
+
+@pytest.mark.parametrize("opacity", [3e-4, 6e-4, 9e-4, 1.5e-3, 2e-3, 3e-3])
+@pytest.mark.parametrize("samples", [(7, 0), (48, 48), (300, 0)])
+def test_thin_white_haze_is_seen(samples: tuple[int, int], opacity: float) -> None:
+    """Each of its samples may weigh too little to count; all of them together do."""
+    coarse, fine = samples
+    renderer = VolumeRenderer(RenderConfig(resolution=3, coarse=coarse, fine=fine, hidden=4, features=3), 2)
+    decoder = renderer.decoder
+    for layer in (decoder.density, decoder.colour):
+        torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.constant_(decoder.colour.bias, 5.0)
+    torch.nn.init.constant_(decoder.density.bias, 1.0 + math.log(math.expm1(opacity / decoder.density_gain)))
+    planes = torch.zeros(1, 3, 2, 4, 4)
+    check(*(render(renderer, planes, labels(FRONTAL), fused) for fused in (True, False)))
+
+
+def test_empty_space_stays_empty_whatever_the_gain() -> None:
+    config = RenderConfig(resolution=3, coarse=7, fine=0, hidden=4, features=3, density_gain=1e6)
+    renderer, planes = scene(config, 0.0)
+    assert not render(renderer, planes, labels(FRONTAL, TURNED), True).opacity.any()
 
 
 @pytest.mark.parametrize("config", [base(), core()], ids=["base", "core"])
