@@ -104,7 +104,7 @@ def test_prepare_then_train_then_resume_then_animate_then_evaluate(
     manifest = tmp_path / "manifest.csv"
     manifest.write_text("file,person,split\nclips/ada.mp4,ada,train\nclips/bob.mp4,bob,val\n")
     assert run("prepare", "-o", tmp_path / "shards", "--manifest", manifest, "--workers", 0) == 0
-    assert "1 clips" in capsys.readouterr().out
+    assert "1 clip " in capsys.readouterr().out
     assert (tmp_path / "shards" / "report.csv").is_file()
 
     mine = tmp_path / "mine.toml"
