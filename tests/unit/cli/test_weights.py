@@ -122,7 +122,7 @@ def test_the_packaged_ones_are_there_already(capsys: pytest.CaptureFixture[str])
         (["list", "base"], "verify"),
         (["list", "--name", "x"], "--name"),
         (["verify", "--revision", "x"], "--revision"),
-        (["install"], "one file, folder or repository"),
+        (["install"], "one name, file, folder or repository"),
         (["install", "a", "b"], "2 were given"),
         (["install", "nothing.safetensors"], "nothing.safetensors"),
         (["install", "nothing"], "base, core, clebs"),
