@@ -30,8 +30,8 @@ _RAYS = 512
 _AHEAD = 4
 """Samples that are decoded together; a ray may end after any of them."""
 _NEGLIGIBLE = np.float32(9e-4)
-"""All weight that a ray may leave out. Divided by its samples: those of less contribute no colour, and a ray ends where
-less light is left."""
+"""The total weight that a ray may leave out. Divided by the number of its samples, this is the least weight of a sample
+that adds colour, and the least light with which a ray goes on."""
 
 _HALF, _ONE, _ZERO = np.float32(0.5), np.float32(1.0), np.float32(0.0)
 _GAIN = np.float32(PlaneDecoder.COLOUR_GAIN)

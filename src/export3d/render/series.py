@@ -23,7 +23,7 @@ def _polynomial(function: Any, degree: int, ends: tuple[float, float]) -> Any:
     return found.convert(kind=np.polynomial.Polynomial).coef.astype(np.float32)
 
 
-# both without their constant, so that nothing remains nothing
+# without constant terms: exp(0) is exactly 1, and log1p(0) exactly 0
 _P1, _P2, _P3, _P4, _P5, _P6 = _polynomial(lambda x: (np.exp2(x) - 1.0) / x, 5, (-0.5, 0.5))
 _L1, _L2, _L3, _L4, _L5, _L6, _L7 = _polynomial(lambda x: np.log1p(x) / x, 6, (0.0, 1.0))
 
