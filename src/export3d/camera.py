@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from export3d.errors import ShapeError
+from export3d.errors import ConfigError, ShapeError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -209,6 +209,22 @@ def turned(label: Array, turn_deg: Array) -> Array:
     Equivalently, the camera moves around the head at the same distance. Yaw, pitch and roll as in `head_angles`.
     """
     return from_pose(head_angles(label) + turn_deg, np.broadcast_to(head_position(label), np.shape(turn_deg)))
+
+
+def checked_turn(yaw_deg: float, pitch_deg: float, roll_deg: float) -> Array:
+    """Angles (3,) by which a head may turn, float64.
+
+    Raises:
+        ConfigError: one is no finite number, or yaw or pitch reaches 90 degrees.
+    """
+    turn = np.array([yaw_deg, pitch_deg, roll_deg], dtype=np.float64)
+    if not np.isfinite(turn).all():
+        raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
+    if (np.abs(turn[:2]) >= 90.0).any():
+        raise ConfigError(
+            f"the head cannot turn by {turn.tolist()} degrees; stay between -90 and 90 with yaw and pitch"
+        )
+    return turn
 
 
 def head_position(label: Array) -> Array:

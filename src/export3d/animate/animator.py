@@ -26,7 +26,7 @@ from export3d.animate.drive import FPS, hold, motion_path, rebase, references
 from export3d.animate.eyelids import closing_eyes
 from export3d.animate.head_motion import HeadMotion, report
 from export3d.animate.orbit import CameraPath, orbit_motion
-from export3d.camera import LABEL_SIZE, turned
+from export3d.camera import LABEL_SIZE, checked_turn, turned
 from export3d.consent.check import require_consent
 from export3d.engines.at_once import AT_ONCE, at_once
 from export3d.engines.choice import pick_engine
@@ -294,13 +294,7 @@ class Animator:
                 of an expression space without names; or as in `animate`.
             BadImage: as in `animate`.
         """
-        turn = np.array([yaw_deg, pitch_deg, roll_deg], dtype=np.float64)
-        if not np.isfinite(turn).all():
-            raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
-        if (np.abs(turn[:2]) >= 90.0).any():
-            raise ConfigError(
-                f"the head cannot turn by {turn.tolist()} degrees; stay between -90 and 90 with yaw and pitch"
-            )
+        turn = checked_turn(yaw_deg, pitch_deg, roll_deg)
         _warn_of_far_turns(float(np.hypot(*turn[:2])))
         self._check_scores(scores)
         view = self._view(source, size, frame, background, long_side=None)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from export3d.camera import checked_turn
 from export3d.cli.framing import Framing
 from export3d.cli.marking import Marking
 from export3d.cli.terminal import arkit_scores, pairs, tell
@@ -53,6 +54,7 @@ def command(
     """
     values = arkit_scores(scores)
     amounts = pairs("--basis NUMBER=AMOUNT, such as 4=+1", int, basis)
+    checked_turn(yaw, pitch, roll)
 
     from export3d.animate.export import STILL_SUFFIXES, VIDEO_SUFFIXES, check_output, write_still
 

@@ -54,6 +54,19 @@ def split_folder(data: Path | str, split: str, clips: Path | None, output: Path 
     return inside(data, split)
 
 
+def told(output: Path | str, credits: Sequence[object], publishable_only: bool) -> str:
+    """The last line of a run: where its report is, and why it has no contact sheet.
+
+    Args:
+        credits: of the images on the sheet.
+        publishable_only: whether the sheet shows only people whose images may be published.
+    """
+    line = f"wrote {inside(as_place(output), 'report.html')}"
+    if not credits and publishable_only:
+        line += "; no sheet.png, because nobody's images may be published (column terms of the manifest)"
+    return line
+
+
 def subcommand_for(argv: Sequence[str]) -> str:
     """The subcommand that replaces a plain `evaluate` with the former options `--protocol` and `--predictions`."""
     crossed = "--protocol=cross" in argv or ("--protocol", "cross") in pairwise(argv)

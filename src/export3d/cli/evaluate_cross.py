@@ -7,10 +7,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from export3d.cli.evaluate import split_folder
+from export3d.cli.evaluate import split_folder, told
 from export3d.cli.terminal import job_progress, tell
 from export3d.evaluation.protocols.settings import RunSettings
-from export3d.locations import as_place, inside
 
 
 def command(
@@ -70,5 +69,5 @@ def command(
             progress=progress,
         )
     print(report.markdown())
-    tell(f"wrote {inside(as_place(output), 'report.html')}")
+    tell(told(output, report.credits, clips is None))
     return 0

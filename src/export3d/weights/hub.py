@@ -135,7 +135,8 @@ class HubModel(nn.Module):
             card: the model card, Markdown with YAML front matter. By default an existing `README.md` is kept;
                 otherwise the model's own card is written, or a short one that names what is unknown.
             info: counters and provenance; by default those of the model.
-            dtype, part_size_mb: see `weights.file.save_weights`.
+            dtype, part_size_mb: see `weights.file.save_weights`. By default tensors keep the model's float32; packaged
+                weights are float16, so `dtype=torch.float16` gives a folder half as large.
 
         Returns:
             The folder.

@@ -96,11 +96,23 @@ def test_an_edit_that_cannot_be_is_refused(
     refused(edit(*options), capsys, out, *words)
 
 
-def test_a_score_that_is_unknown_is_refused_before_pytorch_is_loaded(astronaut_path: Path, out: Path) -> None:
-    line = ["edit", str(astronaut_path), "--set", "smile=1", "-o", str(out / "a.png")]
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--set", "smile=1"], "there is no ARKit score 'smile'; the nearest name is mouthSmileLeft"),
+        (
+            ["--yaw", "90"],
+            "the head cannot turn by [90.0, 0.0, 0.0] degrees; stay between -90 and 90 with yaw and pitch",
+        ),
+    ],
+)
+def test_numbers_that_cannot_be_are_refused_before_pytorch_is_loaded(
+    options: list[str], sentence: str, astronaut_path: Path, out: Path
+) -> None:
+    line = ["edit", str(astronaut_path), *options, "-o", str(out / "a.png")]
     code = f"import sys; from export3d.cli.main import main; sys.exit(main({line}) + ('torch' in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stderr == "export3d: there is no ARKit score 'smile'; the nearest name is mouthSmileLeft\n"
+    assert done.stderr == f"export3d: {sentence}\n"
     assert done.returncode == 2
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from export3d.cli.evaluate import told
 from export3d.cli.main import main
 
 Capture = pytest.CaptureFixture[str]
@@ -34,6 +35,12 @@ def test_a_help_page_is_one_screen_and_loads_no_torch(name: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"}
     )
     assert 20 < len(done.stdout.splitlines()) < 70
+
+
+def test_the_last_line_says_why_there_is_no_sheet() -> None:
+    assert told("out", [{"clip": "a"}], True) == f"wrote {Path('out', 'report.html')}"
+    assert "no sheet.png" in told("out", [], True)
+    assert "sheet" not in told("out", [], False)
 
 
 @pytest.mark.parametrize(
