@@ -135,7 +135,7 @@ class OpenVinoEngine(PartsEngine):
         half = self._passes.halved(stacked)
         given = {"feature": rendered.feature, "stacked": stacked, "half": half, "offset": views.mean_offset}
         made = self._finish(given)
-        lean = made["lean"] if views.far is None else leaning(made["lean"], views.far)
+        lean = made["lean"] if views.far is None else leaning(made["lean"], views.far, views.mouth)
         image, share = self._passes.blend(made["choice"], made["rendered"], lean, views)
         return {"image": image, "share": share}, views
 

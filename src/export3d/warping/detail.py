@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from export3d.layers import activated, conv3x3, enlarge
 from export3d.warping.origin import Origin, origin
 from export3d.warping.teeth import chosen
-from export3d.warping.turns import leaning
+from export3d.warping.turns import counts, fading, leaning
 
 _DETAIL_WIDTH = 16
 _OVERVIEW_WIDTH = 32
@@ -152,6 +152,8 @@ class Detail(nn.Module):
         if views.teeth is not None:
             share = chosen(views.teeth, share)
             out = out * (1.0 - views.teeth[:, :1] * views.teeth[:, 1:])
+        if views.far is not None and counts(views.far):
+            out = fading(out, views.far, views.mouth)
         for part, image in zip(share.chunk(4, dim=1), (rendered, views.moved, views.still, views.turned)):
             out = torch.addcmul(out, part, image)
         return out, share
@@ -174,7 +176,7 @@ class DetailGuide:
         self._stacked = views.stacked().contiguous(memory_format=torch.channels_last)
         self._half = F.avg_pool2d(self._stacked, 2)
         lean = detail.overlook(feature, self._half, views.mean_offset)
-        self._lean = lean if views.far is None else leaning(lean, views.far)
+        self._lean = lean if views.far is None else leaning(lean, views.far, views.mouth)
 
     def at_half(self, x: Tensor) -> Tensor:
         """Features (B, mid, H/2, W/2) with what the views add."""

@@ -22,6 +22,7 @@ from export3d.render.compiled import compiled
 from export3d.render.series import FLAGS, exp, log1p
 from export3d.warping.detail import Views
 from export3d.warping.elastic_mesh import SLIVER, jump, levels
+from export3d.warping.turns import counts, fading
 
 _ZERO, _QUARTER, _HALF, _ONE, _TWO, _FOUR = (np.float32(x) for x in (0.0, 0.25, 0.5, 1.0, 2.0, 4.0))
 _SLIVER = np.float32(SLIVER)
@@ -394,6 +395,8 @@ def _blend(choice: Any, lean: Any, images: Any, teeth: Any, image: Any, share: A
 def blend(choice: Tensor, rendered: Tensor, lean: Tensor, views: Views) -> tuple[Tensor, Tensor]:
     """See `Detail.blend`; the image is clamped to [-1, 1]."""
     count, _, height, width = choice.shape
+    if views.far is not None and counts(views.far):
+        choice = torch.cat([choice[:, :4], fading(choice[:, 4:], views.far, views.mouth)], dim=1)
     teeth = choice.new_empty(count, 0, height, width) if views.teeth is None else views.teeth
     given = [_array(x) for x in (choice, lean, teeth)]
     mixed = [_array(x) for x in (rendered, views.moved, views.still, views.turned)]

@@ -37,7 +37,7 @@ from export3d.warping.lids import shut
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
 from export3d.warping.teeth import opened, smoothed, unstretched, upper_teeth
-from export3d.warping.turns import far, fill, on_mesh, one_sided
+from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth"} | dict.fromkeys(
     ("dense", "mouth", "irises", "lids", "turns"), "detail"
@@ -285,7 +285,7 @@ class SourceWarp(nn.Module):
         if self.dense is not None and view.small is not None:
             hints = torch.cat([stretched, head], dim=1)
             flow = self.dense(view.small, (flow, as_head, as_face), hints, None if passes is None else passes.mixed)
-            if turn is not None and _counts(turn):
+            if turn is not None and counts(turn):
                 flow = on_mesh(flow, elastic, on_face, stretched, turn)
         if self.config.irises:
             flow = rolled(flow, elastic, places, face.places)
@@ -294,7 +294,7 @@ class SourceWarp(nn.Module):
         lookup = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
         showing = show if passes is None else passes.show
         moved = showing(image, lookup.permute(0, 2, 3, 1), view.half)
-        if turn is not None and _counts(half := turn * one_sided(own)):
+        if turn is not None and counts(half := turn * one_sided(own)):
             other = mirrored_flow(places, distance, face, size, self._painter(points))
             part = fill(stretched, stretching(other), on_face, half)
             moved = torch.lerp(moved, look_up(image.flip(-1), other), part)
@@ -306,11 +306,11 @@ class SourceWarp(nn.Module):
         if self.config.teeth and mouth is not None:
             share = opened(points, face.points)
             teeth = torch.zeros_like(mouth)
-            if _counts(share[:, :1]):
+            if counts(share[:, :1]):
                 teeth = upper_teeth(share[:, :1], mouth)
                 moved, stretched = unstretched(teeth, moved, stretched, turned)
                 flow = torch.lerp(flow, as_head, teeth[:, :1])
-            if _counts(share[:, 1:]):
+            if counts(share[:, 1:]):
                 moved = smoothed(share[:, 1:], mouth[:, :1], moved)
         return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn)
 
@@ -323,12 +323,6 @@ class SourceWarp(nn.Module):
         """The compiled passes where they may look at these points, see `fused`; else None."""
         inference = points.device.type == "cpu" and not (torch.is_grad_enabled() and points.requires_grad)
         return fused_passes() if self.fused and inference else None
-
-
-def _counts(share: Tensor) -> bool:
-    """Whether any share is not 0; True where this is not known in advance, or waiting for it takes long."""
-    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    return traced or share.device.type != "cpu" or bool((share > 0.0).any())
 
 
 def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool) -> dict[str, Tensor]:

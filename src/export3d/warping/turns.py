@@ -3,7 +3,7 @@
 Clips seldom turn a head far from their source. Where one does, the learned mixture of motions broadens the face, and
 the choice between the views leaves its far half transparent: the unmoved head shows through. There the face follows the
 elastic mesh instead, the image is mostly the moved source, and a cheek that its camera hardly saw is filled from the
-other one.
+other one. Only an open mouth keeps what was learned about it.
 
 Letters: B batch, H pixels.
 """
@@ -18,8 +18,10 @@ from export3d.camera import unpack
 from export3d.layers import constant, enlarge
 
 _FROM_DEG, _TO_DEG = 15.0, 30.0
-_LEAN = (0.0, 3.0, 0.0, 0.0)
-"""Added to the logits of the rendered, moved, still and turned image where a head is turned far."""
+_LEAN = (-3.0, 3.0, 0.0, 0.0)
+"""Added to the logits of the rendered, moved, still and turned image where a head is turned far.
+
+In an open mouth nothing is added to the first."""
 _HALF_DEG = 8.0, 12.0
 """Yaw of a portrait from which it shows one half of the face too little, and wholly."""
 _GAIN = 0.15
@@ -78,9 +80,33 @@ def fill(stretched: Tensor, mirrored: Tensor, face: Tensor, share: Tensor) -> Te
     return enlarge(share * _smooth(inside * gained), 4)
 
 
-def leaning(logits: Tensor, share: Tensor) -> Tensor:
-    """The logits (B, 4, ...) of `Detail.overlook`, leaning to the moved image by (B, 1, 1, 1), see `far`."""
-    return logits + share * constant(_LEAN, logits.device).view(1, 4, 1, 1)
+def leaning(logits: Tensor, share: Tensor, mouth: Tensor | None) -> Tensor:
+    """The logits of `Detail.overlook`, leaning to the moved image.
+
+    Args:
+        logits: (B, 4, H/4, H/4) of the rendered, moved, still and turned image.
+        share: (B, 1, 1, 1), see `far`.
+        mouth: (B, 2, H, H), see `Views.mouth`.
+    """
+    lean = share * constant(_LEAN, logits.device).view(1, 4, 1, 1)
+    if mouth is None:
+        return logits + lean
+    closed = 1.0 - F.max_pool2d(F.avg_pool2d(mouth[:, :1], 4), 3, 1, 1)
+    return logits + torch.cat([lean[:, :1] * closed, lean[:, 1:].expand(-1, -1, *closed.shape[-2:])], dim=1)
+
+
+def fading(colour: Tensor, share: Tensor, mouth: Tensor | None) -> Tensor:
+    """The colour (B, 3, H, H) that `Detail.choose` adds, fading out; `share` and `mouth` as in `leaning`.
+
+    Far from what it has learned, it leaves streaks in the background.
+    """
+    return colour * (1.0 - share * (1.0 if mouth is None else 1.0 - mouth[:, :1]))
+
+
+def counts(share: Tensor) -> bool:
+    """Whether any share is not 0; True where this is not known in advance, or waiting for it takes long."""
+    traced = torch.compiler.is_compiling() or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
+    return traced or share.device.type != "cpu" or bool((share > 0.0).any())
 
 
 def _smooth(x: Tensor) -> Tensor:

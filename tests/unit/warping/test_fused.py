@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,10 +93,12 @@ def test_it_mixes_flows_as_dense_motion_does(size: int, grid: int) -> None:
     assert (found[0] - found[1]).abs().mean() > 0.1
 
 
-@pytest.mark.parametrize("teeth", [False, True])
-def test_it_blends_as_detail_does(teeth: bool) -> None:
+@pytest.mark.parametrize(("teeth", "turned"), [(False, None), (True, None), (True, (0.0, 0.0)), (True, (0.0, 0.7))])
+def test_it_blends_as_detail_does(teeth: bool, turned: tuple[float, float] | None) -> None:
     torch.manual_seed(0)
     seen = views(2, 32, teeth=teeth)
+    if turned is not None:
+        seen = replace(seen, mouth=torch.rand(2, 2, 32, 32), far=torch.tensor(turned).view(2, 1, 1, 1))
     choice, rendered, lean = 3 * torch.randn(2, 7, 32, 32), torch.randn(2, 3, 32, 32), 4 * torch.randn(2, 4, 8, 8)
     image, share = Detail.blend(choice, rendered, lean, seen)
     found, shares = fused.blend(choice, rendered, lean, seen)

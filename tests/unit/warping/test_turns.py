@@ -13,7 +13,7 @@ from export3d.face.mesh import landmark_mirror_map
 from export3d.warping.elastic_mesh import FACE
 from export3d.warping.flows import driving_flow, mirrored_flow
 from export3d.warping.landmark_motion import average_landmarks
-from export3d.warping.turns import far, fill, leaning, on_mesh, one_sided
+from export3d.warping.turns import fading, far, fill, leaning, on_mesh, one_sided
 from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
 WHOLE = warped(*PARTS)
@@ -47,12 +47,29 @@ def test_rolling_a_head_is_not_turning_it() -> None:
 def test_the_choice_leans_to_the_moved_image_only() -> None:
     logits = torch.randn(2, 4, 8, 8)
     share = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
-    near, turned = leaning(logits, share).unbind()
+    near, turned = leaning(logits, share, None).unbind()
     assert torch.equal(near, logits[0])
     before, after = logits[1].softmax(dim=0), turned.softmax(dim=0)
     assert (after[1] > before[1]).all()
-    for other in (0, 2, 3):
-        assert (after[other] < before[other]).all()
+    assert (after[0] < before[0]).all()
+    for other in (2, 3):
+        assert (after[other] / after[1] < before[other] / before[1]).all()
+
+
+def test_an_open_mouth_keeps_what_was_learned_about_it() -> None:
+    mouth = torch.zeros(2, 2, 32, 32)
+    mouth[:, 0, 12:20, 12:20] = 1.0
+    share, colour = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), torch.rand(2, 3, 32, 32)
+    near, turned = leaning(torch.zeros(2, 4, 8, 8), share, mouth).unbind()
+    assert near.count_nonzero() == 0
+    assert (turned[0, 3:5, 3:5] == 0.0).all()
+    assert (turned[0, 0] < 0.0).all()
+    assert (turned[1] > 0.0).all()
+    near, turned = fading(colour, share, mouth).unbind()
+    assert torch.equal(near, colour[0])
+    assert torch.equal(turned[:, 12:20, 12:20], colour[1, :, 12:20, 12:20])
+    assert turned[:, :12].count_nonzero() == 0
+    assert fading(colour, share, None)[1].count_nonzero() == 0
 
 
 def test_the_face_follows_the_mesh_where_the_mesh_is_not_stretched() -> None:
