@@ -98,8 +98,11 @@ def read(place: Place) -> bytes | None:
     """
     if isinstance(place, str):
         return fetch(place)
-    if kind_at(place) is None:
+    kind = kind_at(place)
+    if kind is None:
         return None
+    if kind == "other":  # a pipe would be waited for
+        raise InputError(f"{place} is not a regular file; remove it, or choose another place")
     with reading(place):
         return place.read_bytes()
 

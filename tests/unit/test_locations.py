@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,10 @@ def test_what_passes_is_written_again(
     assert len(caplog.records) == attempts - 1
     write(url, b"x")
     assert read(url) == b"x"
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes")
+def test_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "report.json")
+    with pytest.raises(InputError, match="is not a regular file"):
+        read(tmp_path / "report.json")

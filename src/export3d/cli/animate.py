@@ -15,7 +15,8 @@ from export3d.cli.marking import Marking
 from export3d.cli.terminal import arkit_scores, frame_counter, tell, took, with_progress
 from export3d.cli.working import who_works
 from export3d.engines.names import EngineName
-from export3d.errors import ConfigError
+from export3d.errors import BadVideo, ConfigError
+from export3d.files import check_input
 
 _MOVER = tyro.conf.create_mutex_group(required=False, title="driving motion (exactly one of)")
 _WAY = tyro.conf.create_mutex_group(required=False, title="how the motion is applied")
@@ -124,8 +125,9 @@ def command(
         raise ConfigError(
             "--driving-face chooses a face of a driving video; a motion file holds one face, so leave it out"
         )
-    if motion is not None:
-        mover = motion_path(motion)
+    mover = motion_path(mover)
+    if motion is None:
+        check_input(mover, BadVideo, "a driving video")
     inputs = [path for path in (source, mover, weights, *read) if path is not None]
     check_output(output, VIDEO_SUFFIXES, inputs)
     if sheet is not None:

@@ -19,6 +19,7 @@ Nothing heavy is imported here, so `export3d --help` is fast: the module of a co
 from __future__ import annotations
 
 import _thread
+import errno
 import importlib
 import inspect
 import io
@@ -74,12 +75,15 @@ COMMANDS: dict[str, tuple[str, str]] = {
 
 The function of a command is the module's `command`, or the one named after a colon.
 """
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+"""Why standard output takes no more."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; `argv` excludes the program name (default: this process's)."""
     # PyTorch's idle threads would spin, on cores that decoding, tracking, encoding and OpenVINO need
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    _without_gaps()
     spare_memory()
     seldom_look_for_cycles()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of people and files that the terminal's encoding lacks
@@ -92,6 +96,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not _reader_left():
             raise
         return 141
+    except OSError as error:
+        if error.filename is not None or error.errno not in _FULL:
+            raise
+        _discard_output()
+        print(f"export3d: standard output: {reason(error)}; write it to a place with space", file=sys.stderr)
+        return 2
+
+
+def _without_gaps() -> None:
+    """Give a program that was started with closed standard streams empty ones: a file opened later would take their
+    numbers, and messages of libraries would land in it."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115 - for the whole run
 
 
 def _main(argv: list[str]) -> int:
@@ -238,8 +256,12 @@ def _reader_left() -> bool:
     poll.register(sys.stdout.fileno(), 0)
     if not poll.poll(0):
         return False
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _discard_output()
     return True
+
+
+def _discard_output() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report_warnings() -> logging.Handler:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, WebSocket
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -263,6 +264,17 @@ def _add_failures(app: FastAPI) -> None:
         sentence = words.get(problem.status_code, str(problem.detail))
         return JSONResponse({"error": sentence}, problem.status_code)
 
+    async def tell_faults(request: Request, problem: Exception) -> Response:
+        assert isinstance(problem, RequestValidationError)
+        fault = problem.errors()[0]
+        where = ".".join(str(part) for part in fault["loc"][1:])
+        return JSONResponse({"error": f"{where or 'the request'}: {fault['msg'].lower()}; see /api"}, 422)
+
+    async def nobody(request: Request, problem: Exception) -> Response:
+        return Response(status_code=499)  # the client has left
+
+    app.add_exception_handler(RequestValidationError, tell_faults)
+    app.add_exception_handler(ClientDisconnect, nobody)
     app.add_exception_handler(Export3DError, tell)
     app.add_exception_handler(Exception, tell)
     app.add_exception_handler(OSError, tell)

@@ -462,3 +462,11 @@ def test_an_interrupted_animation_leaves_nothing(
     assert animate() == 130
     assert capsys.readouterr().err.splitlines()[-1] == "export3d: interrupted"
     assert list(out.iterdir()) == []
+
+
+def test_a_missing_driving_video_is_refused_before_pytorch_is_loaded(astronaut_path: Path, tmp_path: Path) -> None:
+    line = ["animate", str(astronaut_path), "--driving", "none.mp4", "-o", str(tmp_path / "o.mp4")]
+    code = f"import sys; from export3d.cli.main import main; sys.exit(main({line}) + ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == "export3d: none.mp4 does not exist; give the path of a driving video\n"
+    assert done.returncode == 2

@@ -215,3 +215,27 @@ def test_another_broken_pipe_is_our_own_bug(command: ModuleType) -> None:
     command.command = broken
     with pytest.raises(BrokenPipeError, match="worker"):
         door.main(["try"])
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+@pytest.mark.parametrize("arguments", ["--help", "edit --help", "weights"])
+def test_a_full_standard_output_is_one_sentence(arguments: str) -> None:
+    line = f"exec {sys.executable} -m export3d {arguments} > /dev/full"
+    done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith("export3d: standard output: no space left on device; ")
+    assert done.stderr.count("\n") == 1
+    assert done.returncode == 2
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="a shell closes them")
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_command_needs_no_standard_streams(closed: str, tmp_path: Path) -> None:
+    """A file that it writes must not get their numbers either: messages would land in it."""
+    code = (
+        "import os, sys; from export3d.cli.main import main; from export3d.cli.terminal import tell_stage;"
+        f"code = main(['--version']); tell_stage('x'); file = open({str(tmp_path / 'made')!r}, 'w');"
+        "sys.exit(code if file.fileno() > 2 else 3)"
+    )
+    done = subprocess.run(["bash", "-c", f'exec {sys.executable} -c "$0" {closed}', code], check=False)
+    assert done.returncode == 0
+    assert (tmp_path / "made").read_bytes() == b""

@@ -218,9 +218,17 @@ def test_one_client_leaves_room_for_the_uploads_of_others(studio: Studio) -> Non
         pass
 
 
-@pytest.mark.parametrize("kind", [b"application/octet-stream", b"multipart/form-data; boundary=x"])
-def test_a_client_that_leaves_in_the_middle_of_an_upload_is_no_bug(
-    kind: bytes, client: TestClient, studio: Studio, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("path", "kind"),
+    [
+        ("/api/uploads", b"application/octet-stream"),
+        ("/api/uploads", b"multipart/form-data; boundary=x"),
+        ("/api/jobs", b"application/json"),
+        ("/api/command", b"application/json"),
+    ],
+)
+def test_a_client_that_leaves_in_the_middle_of_a_request_is_no_bug(
+    path: str, kind: bytes, client: TestClient, studio: Studio, caplog: pytest.LogCaptureFixture
 ) -> None:
     messages = [{"type": "http.request", "body": b"--x", "more_body": True}, {"type": "http.disconnect"}]
     answers: list[Any] = []
@@ -231,7 +239,7 @@ def test_a_client_that_leaves_in_the_middle_of_an_upload_is_no_bug(
     async def send(message: Any) -> None:
         answers.append(message)
 
-    path, headers = "/api/uploads", [(b"host", b"127.0.0.1"), (b"content-type", kind)]
+    headers = [(b"host", b"127.0.0.1"), (b"content-type", kind)]
     scope = {
         "type": "http", "method": "POST", "path": path, "raw_path": path.encode(), "query_string": b"kind=photo",
         "headers": headers, "client": ("127.0.0.1", 1), "state": {},
@@ -409,3 +417,7 @@ def test_the_studio_leaves_nothing_behind(client: TestClient, studio: Studio, tm
     sent(client)
     client.__exit__(None, None, None)
     assert list((tmp_path / "studio").iterdir()) == []
+
+
+def test_a_number_that_cannot_be_read_is_one_sentence_too(client: TestClient) -> None:
+    refused(client.get("/api/jobs/x/preview", params={"n": "abc"}), 422, "n: input should be a valid integer")
