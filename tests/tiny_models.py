@@ -18,7 +18,10 @@ from export3d.warping.landmark_motion import LandmarkMotion, average_landmarks
 from export3d.warping.skip_path import FlowStep
 from export3d.warping.source_warp import WarpConfig
 
-PARTS = ("align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "scores")
+PARTS = (
+    "align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "matte",
+    "scores",
+)  # fmt: skip
 """All parts of a warp."""
 
 
@@ -35,6 +38,13 @@ def cameras(count: int) -> Tensor:
 def inputs(batch: int, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     """Sources, expressions and cameras."""
     return torch.rand(batch, 3, size, size) * 2 - 1, torch.rand(batch, 52), cameras(batch)
+
+
+def behind(source: Tensor) -> Tensor:
+    """(B, 4, H, H) behind sources: their mirror images, and a person in the middle half, softer towards its edge."""
+    at = torch.linspace(-1.0, 1.0, source.shape[-1])
+    person = (3.0 - 4.0 * torch.hypot(at[:, None], at)).clamp(0.0, 1.0).expand(len(source), 1, -1, -1)
+    return torch.cat([source.flip(-1), person], dim=1)
 
 
 def landmarks(camera: Tensor) -> Tensor:

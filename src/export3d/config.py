@@ -136,7 +136,7 @@ def base() -> ModelConfig:
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
         superres=SuperResConfig(mid_channels=32, high_channels=16),
-        warp=WarpConfig(irises=True, lids=True, teeth=True, turns=True, scores=True),
+        warp=WarpConfig(irises=True, lids=True, teeth=True, turns=True, matte=True, scores=True),
     )
 
 
@@ -242,7 +242,7 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_skip": without("skip", "flow", "redraw"),
     "no_flow": without("flow", "redraw"),
     "no_redraw": without("redraw"),
-    "no_detail": without("detail", "dense", "mouth", "irises", "lids", "teeth", "turns"),
+    "no_detail": without("detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "matte"),
     "no_dense": without("dense"),
     "no_mouth": without("mouth", "teeth"),
     "irises": having("irises"),
@@ -253,12 +253,14 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_teeth": without("teeth"),
     "turns": having("turns"),
     "no_turns": without("turns"),
+    "matte": having("matte"),
+    "no_matte": without("matte"),
     "scores": having("scores"),
     "no_scores": without("scores"),
     "no_align": without("align"),
-    "pure": without("flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "turns"),
+    "pure": without("flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "matte"),
     "no_warp": without(
-        "align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "turns"
+        "align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "matte"
     ),
 }
 """Changes by name: the five rows of Table 3, the low-pass filter, and the parts of the warp."""

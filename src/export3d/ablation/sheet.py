@@ -21,6 +21,7 @@ from export3d.evaluation.reports.cross import Pair
 from export3d.evaluation.reports.figures import publishable
 from export3d.image import resize, to_tensor, to_uint8
 from export3d.motion.motion import Motion
+from export3d.photo.background import behind
 from export3d.pretrained import load_pretrained
 
 Picture = NDArray[np.uint8]
@@ -104,11 +105,12 @@ def write_ablation_sheet(
                 ((shot.source.camera, shot.source.expression, shot.source.landmarks), shot.frame),
                 ((shot.asked.camera, shot.asked.expression), shot.row),
             ]
-            own, (asked_camera, asked) = (
+            (camera, expression, landmarks), (asked_camera, asked) = (
                 tuple(torch.from_numpy(np.array(values[row], np.float32))[None].to(device) for values in known)
                 for known, row in motions
             )
-            features = model.encode(to_tensor(source)[None].to(device), *own)
+            image = to_tensor(source)[None].to(device)
+            features = model.encode(image, camera, expression, landmarks, behind(model, image))
             pictures.append(_enlarged(to_uint8(model.frame(model.planes(features, asked), asked_camera))[0]))
     write_sheet(path, rows, [["source", "driving", *(PAPER[row] for row in trained)]] * len(rows))
     return tuple(shot.credit for shot in shots)

@@ -38,6 +38,7 @@ from export3d.memory import give_back_memory
 from export3d.model import Encoded, Export3D, Planes
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import SPACES, Motion
+from export3d.photo.background import behind
 from export3d.photo.canvas import LONG_SIDE, MARGIN
 from export3d.photo.compositor import Compositor
 from export3d.photo.extension import extended_crop, share_outside
@@ -213,7 +214,11 @@ class Animator:
             camera=track.motion.camera[0],
             landmarks=(track.landmarks[0] / CROP_SIZE).astype(np.float32),
             features=self.engine.encode(
-                tensor, self._tensor(track.motion.camera[:1]), self._tensor(expression[None]), places
+                tensor,
+                self._tensor(track.motion.camera[:1]),
+                self._tensor(expression[None]),
+                places,
+                behind(self.model, tensor),
             ),
             crop=track.crop,
             others=track.others,

@@ -175,14 +175,16 @@ def compare(model: Export3D, made: Mapping[str, Part], folder: Path) -> dict[str
 
 def portrait_inputs(model: Export3D, source: Source) -> dict[str, NDArray[np.float32]]:
     """The inputs for a portrait: those of `encoder.onnx`, and a `shift` of 0."""
+    view = source.features.view
     values = {
         "source": np.moveaxis(source.image / 127.5 - 1.0, -1, 0),
         "source_camera": source.camera,
         "source_expression": source.expression,
         "source_landmarks": source.landmarks,
+        "source_behind": None if view is None or view.behind is None else view.behind[0].cpu().numpy(),
         "shift": np.zeros(parts.examples(model, 1)["shift"].shape[1]),
     }
-    return {name: np.asarray(value, dtype=np.float32)[None] for name, value in values.items()}
+    return {name: np.asarray(x, dtype=np.float32)[None] for name, x in values.items() if x is not None}
 
 
 def check_export_folder(folder: Path) -> None:

@@ -38,9 +38,11 @@ class Engine:
         return f"{self.name}, float32"
 
     @torch.inference_mode()
-    def encode(self, source: Tensor, camera: Tensor, expression: Tensor, landmarks: Tensor) -> Encoded:
+    def encode(
+        self, source: Tensor, camera: Tensor, expression: Tensor, landmarks: Tensor, behind: Tensor | None = None
+    ) -> Encoded:
         """See `Export3D.encode`; once per source, in float32 in every engine."""
-        return self.model.encode(source, camera, expression, landmarks)
+        return self.model.encode(source, camera, expression, landmarks, behind)
 
     @torch.inference_mode()
     def planes(

@@ -71,9 +71,11 @@ class MergedEngine(Engine):
         """That of the engine that runs the calls."""
         return self._engine.description
 
-    def encode(self, source: Tensor, camera: Tensor, expression: Tensor, landmarks: Tensor) -> Encoded:
+    def encode(
+        self, source: Tensor, camera: Tensor, expression: Tensor, landmarks: Tensor, behind: Tensor | None = None
+    ) -> Encoded:
         """See `Export3D.encode`."""
-        made: Encoded = self._ask(Call("encode", (source, camera, expression, landmarks))).taken()
+        made: Encoded = self._ask(Call("encode", (source, camera, expression, landmarks, behind))).taken()
         return made
 
     def planes(

@@ -103,7 +103,7 @@ class SourceEncoder(Part):
     """`Export3D.encode`.
 
     Inputs: source (B, 3, H, H); with a warp also source_camera (B, 25), source_expression (B, E) and source_landmarks
-    (B, 478, 2), as far as it needs them. Outputs: the tensors of `Encoded`.
+    (B, 478, 2) and source_behind (B, 4, H, H), as far as it needs them. Outputs: the tensors of `Encoded`.
     """
 
     def __init__(self, model: Export3D) -> None:
@@ -229,7 +229,7 @@ class Finish(Part):
     """Super-resolution, with the detail of the views if the model moves pixels.
 
     Inputs: feature (B, F, R, R); if it moves pixels view.image (B, 3, H, H) and the tensors of `Views`.
-    Outputs: image (B, 3, H, H), clamped to [-1, 1]; if it moves pixels share (B, 4, H, H), see `Detail`.
+    Outputs: image (B, 3, H, H), clamped to [-1, 1]; if it moves pixels share, see `Detail.blend`.
     """
 
     def __init__(self, model: Export3D) -> None:
@@ -258,8 +258,8 @@ class Choice(Part):
     """The convolutions of `Finish`, for models that move pixels. What it lacks looks at each pixel alone.
 
     Inputs: feature (B, F, R, R), stacked (B, C, H, H) as of `Views.stacked`, half (B, C, H/2, H/2) its means, offset
-    (B, 2, R, R) as of `Views.mean_offset`. Outputs: choice (B, 7, H, H) as of `Detail.choose`, rendered (B, 3, H, H),
-    lean (B, 4, R, R) as of `Detail.overlook`.
+    (B, 2, R, R) as of `Views.mean_offset`. Outputs: choice as of `Detail.choose`, rendered (B, 3, H, H), lean as of
+    `Detail.overlook`.
     """
 
     inputs = ("feature", "stacked", "half", "offset")
@@ -315,7 +315,8 @@ def source_inputs(model: Export3D) -> tuple[str, ...]:
     if model.warp is None:
         return ("source",)
     if model.warp.motion is not None:
-        return ("source", "source_camera", "source_expression", "source_landmarks")
+        behind = ["source_behind"] if model.warp.config.matte else []
+        return ("source", "source_camera", "source_expression", "source_landmarks", *behind)
     return ("source", "source_camera") if model.warp.config.align else ("source",)
 
 
@@ -334,6 +335,7 @@ def examples(model: Export3D, batch: int = 2, seed: int = 0) -> dict[str, Tensor
         "source_camera": own,
         "source_expression": _uniform(random, batch, sizes.inputs).abs(),
         "source_landmarks": projected(heads, own)[0],
+        "source_behind": _uniform(random, batch, 4, size, size).abs(),
         "expression": _uniform(random, batch, sizes.inputs).abs(),
         "shift": _uniform(random, batch, sizes.latent),
         "eyes.asked": 0.1 * _uniform(random, batch, 2, width),

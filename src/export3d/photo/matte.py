@@ -120,6 +120,21 @@ def person_matte(image: Pixels, *boxes: CropBox) -> Pixels:
     return _refined(image, on_grid(image, rows, columns), mask, face, hair, side * rows / height)
 
 
+def crop_matte(segmenter: PersonSegmenter, crop: Pixels) -> Tensor:
+    """Opacity (H, H), 0 to 1, of the people in a face crop, uint8 (H, H, 3): the network's, at the crop's edges.
+
+    A hundredth of the time of `person_matte`, and without its single hairs.
+    """
+    size = len(crop)
+    mask = torch.from_numpy(segmenter.mask(crop, (0.0, 0.0, float(size), float(size))))[None, None]
+    steep = ((F.interpolate(mask, (size, size), mode="bilinear", align_corners=False) - 0.35) / 0.3).clamp(0, 1)
+    small = on_grid(crop, size, size)
+    field = _guided(small, steep, max(size // 85, 1))
+    opacity = ((field[:, :3] * small).sum(1) + field[:, 3]).clamp(0, 1)[0]
+    out: Tensor = ((opacity - 0.04) / 0.92).clamp(0, 1)
+    return out
+
+
 def person_share(image: Pixels, box: CropBox) -> float:
     """Share of the face that the network takes for a person, 0..1; below about a half, the matte is of no use."""
     check_photo(image)

@@ -37,11 +37,16 @@ _LEAD = 2.0
 
 
 class DenseMotion(nn.Module):
-    """Mixes candidate flows; before training mostly the elastic mesh's."""
+    """Mixes candidate flows; before training mostly the elastic mesh's.
 
-    def __init__(self) -> None:
+    Args:
+        matte: whether it also sees the person's opacity.
+    """
+
+    def __init__(self, matte: bool = False) -> None:
         super().__init__()
         seen = 5 * len(CANDIDATES) + 3  # three channels of an image and two of an offset per candidate; the hints
+        seen += len(CANDIDATES) if matte else 0
         self.fold = nn.Conv2d(4 * seen, _WIDTHS[0], 1)
         self.down = nn.ModuleList()
         before = _WIDTHS[0]
@@ -66,7 +71,7 @@ class DenseMotion(nn.Module):
         """The flow that moves the source into the driving frame.
 
         Args:
-            source: (B, 3, G, G).
+            source: (B, 3, G, G), with the person's opacity (B, 4, G, G).
             flows: (B, 2, H, H) of each moving candidate, in the order of `CANDIDATES`: offsets to the places of the
                 source, x first, in [-1, 1] grid units.
             hints: (B, 3, H, H), 0 to 1: the elastic mesh's stretch, and the head's nearness in the driving view and in
@@ -76,7 +81,7 @@ class DenseMotion(nn.Module):
         Returns:
             (B, 2, H, H), offsets like the candidates.
         """
-        check_shape(source, f"B 3 {GRID} {GRID}", "source")
+        check_shape(source, f"B C {GRID} {GRID}", "source")
         if len(flows) != len(CANDIDATES) - 1:
             raise ShapeError(f"there are {len(flows)} flows for the moving candidates {', '.join(CANDIDATES[:-1])}")
         seen = self._seen(source, flows, hints).contiguous(memory_format=torch.channels_last)
@@ -92,11 +97,16 @@ class DenseMotion(nn.Module):
 
     @staticmethod
     def _seen(source: Tensor, flows: Sequence[Tensor], hints: Tensor) -> Tensor:
-        """(B, 23, G, G): the source moved by each candidate, the moving candidates, the hints and the pixel grid."""
+        """What the network sees: (B, 23, G, G), with the person's opacity (B, 27, G, G).
+
+        The source moved by each candidate, the moving candidates, the hints, the pixel grid, and the moved opacities.
+        """
         offsets = [resize(flow, GRID) for flow in flows]
         views = [*(look_up(source, offset) for offset in offsets), source]
+        images, people = [view[:, :3] for view in views], [view[:, 3:] for view in views]
         where = pixel_grid(GRID, source.device).expand(hints.shape[0], -1, -1, -1)
-        return torch.cat([*views, *(4.0 * offset for offset in offsets), resize(hints, GRID), where], dim=1)
+        moving = [4.0 * offset for offset in offsets]
+        return torch.cat([*images, *moving, resize(hints, GRID), where, *people], dim=1)
 
 
 def mixed(mixture: Tensor, flows: Sequence[Tensor]) -> Tensor:

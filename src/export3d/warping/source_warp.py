@@ -20,12 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.camera import projected
-from export3d.errors import ConfigError
+from export3d.errors import ConfigError, check_shape
 from export3d.image import resize
 from export3d.render.compiled import compiled_pass
 from export3d.warping.average_head import frontal_view, head_nearness, seen_places, turned_flow
 from export3d.warping.dense_motion import GRID, DenseMotion
-from export3d.warping.detail import Detail, Views
+from export3d.warping.detail import SEEN, SEEN_OF_MATTE, SEEN_OF_MOUTH, Detail, Views
 from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp.guide`, for its caller
 from export3d.warping.elastic_mesh import Painter, show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
@@ -40,7 +40,7 @@ from export3d.warping.teeth import opened, smoothed, unstretched, upper_teeth
 from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth"} | dict.fromkeys(
-    ("dense", "mouth", "irises", "lids", "turns"), "detail"
+    ("dense", "mouth", "irises", "lids", "turns", "matte"), "detail"
 )
 
 
@@ -67,6 +67,8 @@ class WarpConfig:
         teeth: where a mouth opens, teeth that the source shows keep their size (`teeth`). Needs `mouth`.
         turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
             `detail`.
+        matte: the person is told from the background: what is behind the person is one more image to choose from, and
+            the choice and the mixture of motions see the person's opacity. Needs `detail`.
         scores: landmarks move with the expression coefficients themselves, not with beta' (`landmark_motion`). Needs
             `flow` or `detail`.
     """
@@ -82,6 +84,7 @@ class WarpConfig:
     lids: bool = False
     teeth: bool = False
     turns: bool = False
+    matte: bool = False
     scores: bool = False
 
     def __post_init__(self) -> None:
@@ -103,9 +106,10 @@ class SourceView:
         image: (B, 3, H, H) the source; None without `detail`.
         camera: (B, 25) the source's camera; None without `detail`.
         half: (B, 3, H/2, H/2) the source at half its size; None without `detail`.
-        small: (B, 3, 64, 64) the source for `DenseMotion`; None without `dense`.
+        small: (B, 3, 64, 64) the source for `DenseMotion`, with `matte` (B, 4, 64, 64); None without `dense`.
         head: (B, 1, H, H) `average_head.head_nearness` of its camera; None without `detail`.
         mouth: (B, 1, H/2, H/2) its open mouth; None without `mouth`.
+        behind: (B, 4, H, H) what is behind its person, and the person's opacity; None without `matte`.
     """
 
     face: Face | None = None
@@ -115,6 +119,7 @@ class SourceView:
     small: Tensor | None = None
     head: Tensor | None = None
     mouth: Tensor | None = None
+    behind: Tensor | None = None
 
     def expand(self, batch: int) -> SourceView:
         """One source repeated for a batch of expressions; copies nothing."""
@@ -187,9 +192,9 @@ class SourceWarp(nn.Module):
         self.fused = False
         by = scores if config.scores else None
         self.motion = LandmarkMotion(embedding, by) if config.flow or config.detail else None
-        self.dense = DenseMotion() if config.dense else None
+        self.dense = DenseMotion(config.matte) if config.dense else None
         self.skip = SkipPath(skip_widths, config.flow, config.redraw) if config.skip else None
-        self.detail = Detail(*superres_widths, config.mouth) if config.detail else None
+        self.detail = Detail(*superres_widths, config.mouth, config.matte) if config.detail else None
 
     def frontal(self, image: Tensor, camera: Tensor | None) -> Tensor:
         """The generator's input (B, 3, h, h): the source, resampled onto the xy plane where `align` is on.
@@ -202,7 +207,14 @@ class SourceWarp(nn.Module):
             raise ConfigError("this model aligns its source: give encode() the source's camera label too")
         return frontal_view(image, camera, self.half_extent)
 
-    def view(self, image: Tensor, camera: Tensor | None, own: Tensor | None, landmarks: Tensor | None) -> SourceView:
+    def view(
+        self,
+        image: Tensor,
+        camera: Tensor | None,
+        own: Tensor | None,
+        landmarks: Tensor | None,
+        behind: Tensor | None = None,
+    ) -> SourceView:
         """What is kept of sources.
 
         Args:
@@ -210,6 +222,7 @@ class SourceWarp(nn.Module):
             camera: (B, 25).
             own: (B, m) what the sources' own expressions give, see `LandmarkMotion.input`.
             landmarks: (B, 478, 2), 0..1 across the sources.
+            behind: (B, 4, H, H) what is behind the people in [-1, 1], and their opacity, 0 to 1.
 
         Raises:
             ConfigError: an argument that this warp needs is missing.
@@ -227,8 +240,19 @@ class SourceWarp(nn.Module):
         with torch.no_grad():
             head = head_nearness(seen_places(camera, image.shape[-1]))
             mouth = mouth_mask(face.places, image.shape[-1] // 2) if self.config.mouth else None
-        small = resize(pixels, GRID) if self.config.dense else None
-        return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth)
+        if not self.config.matte:
+            behind = None
+        elif behind is None:
+            raise ConfigError(
+                "this model tells its source's person from the background: give encode() what is behind the person, as "
+                "export3d.photo.background.behind makes it"
+            )
+        else:
+            check_shape(behind, f"{image.shape[0]} 4 {image.shape[-1]} {image.shape[-1]}", "what is behind the person")
+        small = None
+        if self.config.dense:
+            small = resize(pixels if behind is None else torch.cat([pixels, behind[:, 3:]], dim=1), GRID)
+        return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth, behind)
 
     def move(self, asked: Tensor, view: SourceView, stem: Sequence[Tensor], eyes: Eyes | None = None) -> SourceMotion:
         """What driving expressions give (B, m), the source and its stem features (H/8, H/4, H/2) to its motion.
@@ -312,7 +336,11 @@ class SourceWarp(nn.Module):
                 flow = torch.lerp(flow, as_head, teeth[:, :1])
             if counts(share[:, 1:]):
                 moved = smoothed(share[:, 1:], mouth[:, :1], moved)
-        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn)
+        behind = person = None
+        if view.behind is not None:
+            behind, opacity = view.behind[:, :3], view.behind[:, 3:]
+            person = torch.cat([look_up(opacity, flow), opacity, look_up(opacity, as_head)], dim=1)
+        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, behind, person)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""
@@ -330,9 +358,9 @@ def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool
 
     Parts that the former does not have keep their own values. A new redraw changes nothing at first. New gates and a
     new detail do, since they start almost open and with a share of the source. So does a new flow where the former has
-    a learned landmark motion (of its `detail`). New inputs of `detail` (the mouth's, which come last) start at zero.
-    The landmark motion keeps its own values too with another expression encoder, and where only one of both warps has
-    `scores`.
+    a learned landmark motion (of its `detail`). New inputs of `detail` and `dense` (the mouth's and the matte's) start
+    at zero. The landmark motion keeps its own values too with another expression encoder, and where
+    only one of both warps has `scores`.
 
     Args:
         own: the warp's `state_dict`.
@@ -348,7 +376,25 @@ def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool
     for name, value in former.items():
         if name not in own or (exchanged and name.startswith("motion.")):
             continue
-        if name in ("detail.mid.weight", "detail.first.weight"):
-            value = F.pad(value, (0, 0, 0, 0, 0, own[name].shape[1] - value.shape[1]))
+        wanted = own[name]
+        if name.startswith(("detail.", "dense.")) and wanted.shape != value.shape:
+            if name in ("detail.mid.weight", "detail.first.weight"):
+                before = SEEN + value.shape[1] - former["detail.mid.weight"].shape[1]
+                value = _refitted(value, wanted.shape[1], before)
+            elif value.ndim > 1:
+                value = F.pad(value, (0, 0, 0, 0, 0, wanted.shape[1] - value.shape[1]))
+            value = torch.cat([value[: len(wanted)], wanted[len(value) :].to(value)])
         out[name] = value
+    return out
+
+
+def _refitted(value: Tensor, width: int, first: int) -> Tensor:
+    """Weights (K, C, h, w) for another width: after the `first` inputs come those of the mouth, then of the matte."""
+    out = value.new_zeros(len(value), width, *value.shape[2:])
+    out[:, :first] = value[:, :first]
+    mouths = [first + (SEEN_OF_MOUTH if (size - first) % SEEN_OF_MATTE else 0) for size in (value.shape[1], width)]
+    if mouths[0] == mouths[1]:
+        out[:, first : mouths[0]] = value[:, first : mouths[0]]
+    if value.shape[1] > mouths[0] and width > mouths[1]:
+        out[:, mouths[1] :] = value[:, mouths[0] :]
     return out

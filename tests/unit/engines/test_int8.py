@@ -14,7 +14,7 @@ from export3d.engines.int8 import measuring
 from export3d.engines.openvino_engine import OpenVinoEngine
 from export3d.model import Export3D
 from export3d.pretrained import load_pretrained
-from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, warped
+from tests.tiny_models import PARTS, awake, behind, cameras, inputs, landmarks, warped
 
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra fast")
 
@@ -22,7 +22,7 @@ needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None
 def made(engine: Engine) -> torch.Tensor:
     torch.manual_seed(1)
     source, expression, camera = inputs(1)
-    encoded = engine.encode(source, camera, expression, landmarks(camera))
+    encoded = engine.encode(source, camera, expression, landmarks(camera), behind(source))
     return engine.frame_and_origin(engine.planes(encoded, torch.rand(2, 52)), cameras(2))[0]
 
 

@@ -18,13 +18,13 @@ from export3d.model import Export3D
 from export3d.warping.source_warp import Eyes
 from tests.tiny_models import PARTS, awake, warped
 
+NAMES = ("source", "source_camera", "source_expression", "source_landmarks", "source_behind")
+
 
 def made_by(engine: Engine, user: int, rays: int | None = None) -> tuple[Any, ...]:
     """The steps of one user's frame: planes, raw image, final image and origin. Only odd users shift and blink."""
     given = parts.examples(engine.model, 1, seed=user)
-    source = engine.encode(
-        given["source"], given["source_camera"], given["source_expression"], given["source_landmarks"]
-    )
+    source = engine.encode(*(given[name] for name in NAMES))
     eyes = Eyes(given["eyes.asked"], given["eyes.own"], given["eyes.share"])
     shift = given["shift"] if user % 2 else None
     planes = engine.planes(source, given["expression"], shift, eyes if user % 2 else None)
@@ -100,12 +100,10 @@ def test_a_lone_call_keeps_its_bits_and_is_not_copied() -> None:
 def test_calls_of_other_shapes_run_in_batches_of_their_own() -> None:
     engine = Counting(awake(warped(*PARTS)))
     given = parts.examples(engine.model, 4)
-    source = engine.encode(
-        given["source"], given["source_camera"], given["source_expression"], given["source_landmarks"]
-    )
+    source = engine.encode(*(given[name] for name in NAMES))
     few = engine.planes(source, given["expression"])
     one = parts.examples(engine.model, 1)
-    other = engine.encode(one["source"], one["source_camera"], one["source_expression"], one["source_landmarks"])
+    other = engine.encode(*(one[name] for name in NAMES))
     still = engine.planes(other, one["expression"])
     engine.sizes.clear()
     calls = [
@@ -128,9 +126,7 @@ def test_a_call_that_fails_is_answered_alone() -> None:
 
     engine = Refusing(awake(warped(*PARTS)))
     given = parts.examples(engine.model, 1)
-    source = engine.encode(
-        given["source"], given["source_camera"], given["source_expression"], given["source_landmarks"]
-    )
+    source = engine.encode(*(given[name] for name in NAMES))
     planes, camera = engine.planes(source, given["expression"]), given["camera"]
     answers = run_calls(engine, [Call("render", (planes, one, None)) for one in (camera, 0.0 * camera)])
     assert answers[0].taken().feature.shape[0] == 1

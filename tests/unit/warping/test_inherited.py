@@ -14,7 +14,7 @@ from export3d.model import Export3D
 from export3d.pretrained import inherit, load_encoder, load_pretrained
 from export3d.weights.file import load_into
 from tests.heirs import assert_nearly_the_same, draw, learned, model, same_up_to_a_linear_map
-from tests.tiny_models import PARTS, warped
+from tests.tiny_models import PARTS, behind, inputs, landmarks, warped
 
 FLOWING = warped("skip", "flow")
 STILL = warped("skip")
@@ -116,6 +116,27 @@ def test_what_sees_the_mouth_starts_at_zero_and_is_left_where_it_is_not_wanted(h
         torch.testing.assert_close(draw(heir.eval(), expression), draw(former, expression), rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("mouth", [False, True])
+def test_what_sees_the_matte_starts_at_zero_and_changes_a_picture_only_by_its_share(mouth: bool) -> None:
+    parts = ("skip", "flow", "detail", "dense", *(["mouth"] if mouth else []))
+    former, heir = learned(warped(*parts)), learned(warped(*parts, "matte"))
+    inherit(heir, former, torch.rand(50, 52))
+    for name, value in heir.state_dict().items():
+        other = former.state_dict()[name]
+        rows = value[: len(other)]
+        assert torch.equal(rows if rows.shape == other.shape else rows[:, : other.shape[1]], other), name
+        assert rows.shape == other.shape or not rows[:, other.shape[1] :].any(), name
+    source, expression, camera = inputs(1)
+    shares = []
+    with torch.no_grad():
+        for made in (former.eval(), heir.eval()):
+            encoded = made.encode(source, camera, expression, landmarks(camera), behind(source))
+            planes = made.planes(encoded, expression)
+            shares.append(made.frame_and_share(planes, camera)[1])
+    assert (shares[0] > shares[1]).all()  # of the rendered image, by the new one's share
+    assert shares[1].mean() > 0.9 * shares[0].mean()
+
+
 def test_a_dense_motion_does_not_see_the_expression_and_is_kept_with_another_encoder() -> None:
     former, heir = learned(DENSE), model(config=variant(DENSE, "clebs"))
     inherit(heir, former, torch.rand(300, 52))
@@ -163,15 +184,19 @@ def test_a_warp_put_on_keeps_its_own_weights_beside_those_inherited() -> None:
         assert torch.equal(value, own[name] if name in own else former.state_dict()[name]), name
 
 
-@pytest.mark.parametrize("part", ["align", "skip", "flow", "redraw", "detail", "dense", "mouth"])
+@pytest.mark.parametrize("part", ["align", "skip", "flow", "redraw", "detail", "dense", "mouth", "matte"])
 def test_each_part_taken_off_leaves_all_that_the_others_learned(part: str) -> None:
     former = taught(*PARTS)
     heir = Export3D(variant(former.config, f"no_{part}"))
     inherit(heir, former, torch.rand(50, 52))
     for name, value in heir.state_dict().items():
         other = former.state_dict()[name]
-        seen = other[:, : value.shape[1]] if name in NARROWER and part == "mouth" else other
-        assert torch.equal(value, seen), name
+        if name in NARROWER and part == "mouth":  # the mouth's two inputs come before the matte's six
+            other = torch.cat([other[:, :-8], other[:, -6:]], dim=1)
+        if part == "matte" and other.shape != value.shape:
+            assert name.startswith(("warp.detail.", "warp.dense.")), name
+            other = other[: len(value)] if other.ndim == 1 else other[: len(value), : value.shape[1]]
+        assert torch.equal(value, other), name
 
 
 NARROWER = ("warp.detail.mid.weight", "warp.detail.first.weight")

@@ -110,6 +110,8 @@ def people(tmp_path: Path, portraits: list, make_clip: Make) -> Path:
 class Mirror:
     """Instead of a network: the source picture, whatever drives it."""
 
+    warp = None
+
     def __init__(self, model: object) -> None:
         self.config = model.config
 
