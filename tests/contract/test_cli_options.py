@@ -231,6 +231,7 @@ def test_help_is_fast_and_loads_no_torch() -> None:
 
 
 def test_animate_begins_to_track_before_it_imports_pytorch(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"a video")
     code = (
         "import sys; import export3d.animate.drive as drive; from export3d.cli.main import main\n"
         "drive.driving_meanwhile = lambda *_, **__: sys.exit(20 + ('torch' in sys.modules))\n"
