@@ -28,7 +28,7 @@ from export3d.data.pairs import PairSampler
 from export3d.image import resize
 from export3d.model import Export3D
 from export3d.perceptual import Perceptual, load_perceptual
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.pretrained import load_pretrained
 from export3d.warping.dense_motion import DenseMotion
 from export3d.warping.losses import moved_error
@@ -48,7 +48,7 @@ def moved(model: Export3D, pair: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         own, asked = (
             warp.motion.input(model.expression(pair[name]), pair[name]) for name in ("source_expression", "expression")
         )
-        view = warp.view(source, pair["source_camera"], own, pair["source_landmarks"], behind(model, source))
+        view = warp.view(source, pair["source_camera"], own, pair["source_landmarks"], crop_mattes(model, source))
         assert view.face is not None
         motion = SourceMotion(warp.motion(asked, view.face))
     return warp.views(view, motion, pair["camera"]).moved, driving

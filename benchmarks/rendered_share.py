@@ -3,8 +3,7 @@
     python benchmarks/rendered_share.py [PORTRAIT ...]
 
 For each portrait (by default the bundled one) and pose: mean shares, in percent of the pixel weight, of the rendered
-image (volume and super-resolution), of the moved, still and turned source, and of what is behind the person
-(`warping.detail.Detail`).
+image (volume and super-resolution) and of the moved, still and turned source (`warping.detail.Detail`).
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ def main(portraits: list[str]) -> None:
     model = animator.model
     if model.warp is None:
         raise SystemExit("these weights have no warp: everything is rendered")
-    print(f"{'':24}rendered  moved  still turned behind")
+    print(f"{'':24}rendered  moved  still  turned")
     for portrait in portraits or [str(bundled_portrait())]:
         source = animator.encode(portrait)
         for name, (scores, yaw) in POSES.items():

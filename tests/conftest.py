@@ -163,7 +163,7 @@ def rigid_weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         detail.lean.bias.zero_()
         dense.beyond.bias.zero_()
         dense.share.bias.copy_(torch.tensor([60.0, 0.0, 0.0, 0.0]))
-        detail.choice.bias.copy_(torch.tensor([0.0, 60.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
+        detail.choice.bias.copy_(torch.tensor([0.0, 60.0, 0.0, 0.0, 0.0, 0.0, 0.0]))
     return save_pretrained(model, tmp_path_factory.mktemp("weights") / "rigid.safetensors", {"images_seen": 0})
 
 

@@ -14,7 +14,7 @@ from export3d.model import Export3D
 from export3d.triplane.blocks import EAdaLN
 from export3d.warping.dense_motion import DenseMotion
 from export3d.warping.landmark_motion import LandmarkMotion, average_landmarks
-from tests.tiny_models import behind
+from tests.tiny_models import matte
 
 CLEBS = variant(tiny(), "clebs")
 
@@ -61,7 +61,7 @@ def draw(made: Export3D, expression: Tensor) -> Tensor:
     camera = torch.from_numpy(Camera.orbit(10.0).label[None]).float()
     landmarks = projected(average_landmarks()[None], camera)[0]
     with torch.no_grad():
-        return made.planes(made.encode(source, camera, expression[:1], landmarks, behind(source)), expression).triplane
+        return made.planes(made.encode(source, camera, expression[:1], landmarks, matte(source)), expression).triplane
 
 
 def assert_nearly_the_same(found: Tensor, wanted: Tensor) -> None:

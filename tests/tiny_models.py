@@ -40,11 +40,10 @@ def inputs(batch: int, size: int = 64) -> tuple[Tensor, Tensor, Tensor]:
     return torch.rand(batch, 3, size, size) * 2 - 1, torch.rand(batch, 52), cameras(batch)
 
 
-def behind(source: Tensor) -> Tensor:
-    """(B, 4, H, H) behind sources: their mirror images, and a person in the middle half, softer towards its edge."""
+def matte(source: Tensor) -> Tensor:
+    """(B, 1, H, H) opacity of a person in the middle half of sources, softer towards its edge."""
     at = torch.linspace(-1.0, 1.0, source.shape[-1])
-    person = (3.0 - 4.0 * torch.hypot(at[:, None], at)).clamp(0.0, 1.0).expand(len(source), 1, -1, -1)
-    return torch.cat([source.flip(-1), person], dim=1)
+    return (3.0 - 4.0 * torch.hypot(at[:, None], at)).clamp(0.0, 1.0).expand(len(source), 1, -1, -1)
 
 
 def landmarks(camera: Tensor) -> Tensor:

@@ -141,7 +141,7 @@ class Export3D(HubModel):
         source_camera: Tensor | None = None,
         source_expression: Tensor | None = None,
         source_landmarks: Tensor | None = None,
-        source_behind: Tensor | None = None,
+        source_matte: Tensor | None = None,
     ) -> Encoded:
         """Encode sources; all driven frames of a source share the result.
 
@@ -149,7 +149,7 @@ class Export3D(HubModel):
             source: (B, 3, H, W) in [-1, 1].
             source_camera, source_expression, source_landmarks: (B, 25), (B, E), and (B, 478, 2), 0..1 across the
                 source. Only the warp uses them: `base` needs all three, `paper` ignores them.
-            source_behind: (B, 4, H, W), see `photo.background.behind`; `base` needs it too.
+            source_matte: (B, 1, H, W), see `photo.matte.crop_mattes`; `base` needs it too.
 
         Raises:
             ConfigError: an input that the warp needs is missing.
@@ -161,7 +161,7 @@ class Export3D(HubModel):
             own = None
             if source_expression is not None and self.warp.motion is not None:
                 own = self.warp.motion.input(self.expression(source_expression), source_expression)
-            view = self.warp.view(source, source_camera, own, source_landmarks, source_behind)
+            view = self.warp.view(source, source_camera, own, source_landmarks, source_matte)
             seen = self.warp.frontal(seen, source_camera)
         return Encoded(self.generator.encode(seen), view)
 
@@ -250,7 +250,7 @@ class Export3D(HubModel):
         source_camera: Tensor | None = None,
         source_expression: Tensor | None = None,
         source_landmarks: Tensor | None = None,
-        source_behind: Tensor | None = None,
+        source_matte: Tensor | None = None,
         jitter: Tensor | None = None,
         resolution: int | None = None,
         superres: bool = True,
@@ -258,12 +258,12 @@ class Export3D(HubModel):
         """Source (B, 3, H, W), driving expression (B, E) and camera (B, 25) to the driving frame.
 
         Args:
-            source_camera, source_expression, source_landmarks, source_behind: see `encode`.
+            source_camera, source_expression, source_landmarks, source_matte: see `encode`.
             jitter: (B,) int64 seeds that jitter each item's ray samples (training).
             resolution: rays per side, for training phases that render fewer.
             superres: whether to compute the final image.
         """
-        encoded = self.encode(source, source_camera, source_expression, source_landmarks, source_behind)
+        encoded = self.encode(source, source_camera, source_expression, source_landmarks, source_matte)
         planes, generated = self._planes(encoded, self.expression(expression), expression)
         rendered = self.renderer(planes.triplane, camera, resolution, jitter)
         image, guide = self._finish(planes, camera, rendered) if superres else (None, None)

@@ -21,7 +21,7 @@ from export3d.evaluation.reports.cross import Pair
 from export3d.evaluation.reports.figures import publishable
 from export3d.image import resize, to_tensor, to_uint8
 from export3d.motion.motion import Motion
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.pretrained import load_pretrained
 
 Picture = NDArray[np.uint8]
@@ -110,7 +110,7 @@ def write_ablation_sheet(
                 for known, row in motions
             )
             image = to_tensor(source)[None].to(device)
-            features = model.encode(image, camera, expression, landmarks, behind(model, image))
+            features = model.encode(image, camera, expression, landmarks, crop_mattes(model, image))
             pictures.append(_enlarged(to_uint8(model.frame(model.planes(features, asked), asked_camera))[0]))
     write_sheet(path, rows, [["source", "driving", *(PAPER[row] for row in trained)]] * len(rows))
     return tuple(shot.credit for shot in shots)

@@ -38,10 +38,10 @@ from export3d.memory import give_back_memory
 from export3d.model import Encoded, Export3D, Planes
 from export3d.motion.arkit import with_scores
 from export3d.motion.motion import SPACES, Motion
-from export3d.photo.background import behind
 from export3d.photo.canvas import LONG_SIDE, MARGIN
 from export3d.photo.compositor import Compositor
 from export3d.photo.extension import extended_crop, share_outside
+from export3d.photo.matte import crop_mattes
 from export3d.photo.options import NATIVE, SMALLEST, Frame, Size, parse_size
 from export3d.photo.palette import Palette, palette
 from export3d.photo.scene import scene
@@ -218,7 +218,7 @@ class Animator:
                 self._tensor(track.motion.camera[:1]),
                 self._tensor(expression[None]),
                 places,
-                behind(self.model, tensor),
+                crop_mattes(self.model, tensor),
             ),
             crop=track.crop,
             others=track.others,

@@ -181,7 +181,7 @@ def portrait_inputs(model: Export3D, source: Source) -> dict[str, NDArray[np.flo
         "source_camera": source.camera,
         "source_expression": source.expression,
         "source_landmarks": source.landmarks,
-        "source_behind": None if view is None or view.behind is None else view.behind[0].cpu().numpy(),
+        "source_matte": None if view is None or view.matte is None else view.matte[0].cpu().numpy(),
         "shift": np.zeros(parts.examples(model, 1)["shift"].shape[1]),
     }
     return {name: np.asarray(x, dtype=np.float32)[None] for name, x in values.items() if x is not None}

@@ -23,7 +23,7 @@ from export3d.face.crop import CROP_SIZE
 from export3d.image import read_image, to_tensor
 from export3d.model import Planes
 from export3d.motion.motion import Motion
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.video import read_frames
 from export3d.warping.detail import DetailGuide
 
@@ -119,7 +119,7 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
     image = to_tensor(source.image)[None].to(device)
     own, neutral = tensor(source.camera[None]), tensor(source.expression[None])
     places = tensor(track.landmarks[:1] / CROP_SIZE)
-    known = (image, own, neutral, places, behind(model, image))
+    known = (image, own, neutral, places, crop_mattes(model, image))
     driving, cameras = tensor(motion.expression), tensor(motion.camera)
 
     def planes(run: Engine) -> Planes:

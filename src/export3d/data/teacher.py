@@ -32,7 +32,7 @@ from export3d.image import to_uint8
 from export3d.locations import Place, as_place, inside
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.pretrained import load_pretrained
 from export3d.weights.file import read_sidecar
 from export3d.weights.hub import locate
@@ -313,7 +313,7 @@ class _Teacher:
         known = (record.camera, record.expression, record.landmarks)
         own, expression, places = (self._tensor(x[row : row + 1]) for x in known)
         source = self._tensor(picture[None]) / 127.5 - 1.0
-        encoded = self.model.encode(source, own, expression, places, behind(self.model, source))
+        encoded = self.model.encode(source, own, expression, places, crop_mattes(self.model, source))
         images, landmarks = [], []
         for part in np.array_split(driving, -(-len(driving) // _AT_ONCE)):
             planes = self.model.planes(encoded, self._tensor(part))

@@ -39,10 +39,10 @@ class Engine:
 
     @torch.inference_mode()
     def encode(
-        self, source: Tensor, camera: Tensor, expression: Tensor, landmarks: Tensor, behind: Tensor | None = None
+        self, source: Tensor, camera: Tensor, expression: Tensor, landmarks: Tensor, matte: Tensor | None = None
     ) -> Encoded:
         """See `Export3D.encode`; once per source, in float32 in every engine."""
-        return self.model.encode(source, camera, expression, landmarks, behind)
+        return self.model.encode(source, camera, expression, landmarks, matte)
 
     @torch.inference_mode()
     def planes(

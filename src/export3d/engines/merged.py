@@ -72,10 +72,10 @@ class MergedEngine(Engine):
         return self._engine.description
 
     def encode(
-        self, source: Tensor, camera: Tensor, expression: Tensor, landmarks: Tensor, behind: Tensor | None = None
+        self, source: Tensor, camera: Tensor, expression: Tensor, landmarks: Tensor, matte: Tensor | None = None
     ) -> Encoded:
         """See `Export3D.encode`."""
-        made: Encoded = self._ask(Call("encode", (source, camera, expression, landmarks, behind))).taken()
+        made: Encoded = self._ask(Call("encode", (source, camera, expression, landmarks, matte))).taken()
         return made
 
     def planes(

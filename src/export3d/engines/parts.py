@@ -103,7 +103,7 @@ class SourceEncoder(Part):
     """`Export3D.encode`.
 
     Inputs: source (B, 3, H, H); with a warp also source_camera (B, 25), source_expression (B, E) and source_landmarks
-    (B, 478, 2) and source_behind (B, 4, H, H), as far as it needs them. Outputs: the tensors of `Encoded`.
+    (B, 478, 2) and source_matte (B, 1, H, H), as far as it needs them. Outputs: the tensors of `Encoded`.
     """
 
     def __init__(self, model: Export3D) -> None:
@@ -315,8 +315,8 @@ def source_inputs(model: Export3D) -> tuple[str, ...]:
     if model.warp is None:
         return ("source",)
     if model.warp.motion is not None:
-        behind = ["source_behind"] if model.warp.config.matte else []
-        return ("source", "source_camera", "source_expression", "source_landmarks", *behind)
+        matte = ["source_matte"] if model.warp.config.matte else []
+        return ("source", "source_camera", "source_expression", "source_landmarks", *matte)
     return ("source", "source_camera") if model.warp.config.align else ("source",)
 
 
@@ -335,7 +335,7 @@ def examples(model: Export3D, batch: int = 2, seed: int = 0) -> dict[str, Tensor
         "source_camera": own,
         "source_expression": _uniform(random, batch, sizes.inputs).abs(),
         "source_landmarks": projected(heads, own)[0],
-        "source_behind": _uniform(random, batch, 4, size, size).abs(),
+        "source_matte": _uniform(random, batch, 1, size, size).abs(),
         "expression": _uniform(random, batch, sizes.inputs).abs(),
         "shift": _uniform(random, batch, sizes.latent),
         "eyes.asked": 0.1 * _uniform(random, batch, 2, width),

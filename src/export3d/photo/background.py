@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -13,8 +12,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from export3d.face.crop import CropBox
-from export3d.image import read_image, to_uint8
-from export3d.model import Export3D
+from export3d.image import read_image
 from export3d.photo.fields import (
     Pixels,
     as_pixels,
@@ -27,7 +25,6 @@ from export3d.photo.fields import (
     on_grid,
     strips,
 )
-from export3d.photo.matte import PersonSegmenter, crop_matte
 from export3d.photo.options import check_background, colour
 
 _MARGIN = 0.012
@@ -50,27 +47,11 @@ def plate(image: Pixels, matte: Pixels) -> Pixels:
     check_photo(image, matte)
     height, width = matte.shape
     rows, columns = grid_size(height, width)
-    return _blended(image, torch.cat(_filled_in(on_grid(image, rows, columns), on_grid(matte, rows, columns)), 1))
-
-
-def behind(model: Export3D, crops: Tensor) -> Tensor | None:
-    """What is behind the people of face crops, for `Export3D.encode`; in as many threads as PyTorch uses.
-
-    Args:
-        model: None is returned if it has no use for it.
-        crops: (B, 3, H, H) in [-1, 1].
-
-    Returns:
-        (B, 4, H, H) on the crops' device: the `plate` in [-1, 1], and the people's opacity, 0 to 1.
-
-    Raises:
-        MissingExtra: mediapipe is not installed.
-    """
-    if model.warp is None or not model.warp.config.matte:
-        return None
-    parts = torch.tensor_split(crops.detach().float().cpu(), min(torch.get_num_threads(), len(crops)))
-    with ThreadPoolExecutor(len(parts)) as pool:
-        return torch.cat(list(pool.map(_behind, parts))).to(crops.device)
+    margin = max(_MARGIN * (rows + columns) / 2, 2.0)
+    person = _widened((on_grid(matte, rows, columns) > 0.02).float(), margin)
+    small = on_grid(image, rows, columns)
+    fill = filled(small, (person <= 0).float())
+    return _blended(image, torch.cat([fill, person], 1))
 
 
 def surrounding(changed: NDArray[np.bool_], boxes: Sequence[CropBox]) -> Pixels:
@@ -124,23 +105,6 @@ def replaced(
     (top, bottom, _), (left, right, _) = (part.indices(length) for part, length in zip(window, matte.shape))
     shown = np.asarray(ImageOps.fit(picture, (right - left, bottom - top), Image.Resampling.LANCZOS))
     return np.pad(shown, ((top, height - bottom), (left, width - right), (0, 0)), "edge")
-
-
-@torch.no_grad()
-def _behind(crops: Tensor) -> Tensor:
-    made = []
-    with PersonSegmenter() as segmenter:
-        for crop in crops:
-            opacity = crop_matte(segmenter, to_uint8(crop))[None, None]
-            fill, person = _filled_in((crop[None] + 1.0) / 2.0, opacity)
-            made.append(torch.cat([torch.lerp(crop[None], 2.0 * fill - 1.0, person), opacity], 1))
-    return torch.cat(made)
-
-
-def _filled_in(small: Tensor, matte: Tensor) -> tuple[Tensor, Tensor]:
-    """Colours (1, 3, h, w) that continue what is around the people, and where they are seen (1, 1, h, w), 0 to 1."""
-    person = _widened((matte > 0.02).float(), max(_MARGIN * sum(small.shape[-2:]) / 2, 2.0))
-    return filled(small, (person <= 0).float()), person
 
 
 def _widened(person: Tensor, margin: float) -> Tensor:

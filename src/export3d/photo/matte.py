@@ -13,6 +13,7 @@ before a plain wall single hairs appear, and where the background is as restless
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from importlib import resources
 from typing import Any
 
@@ -26,6 +27,8 @@ from torch import Tensor
 from export3d.errors import Export3DError
 from export3d.face.crop import FACE_HEIGHTS, CropBox
 from export3d.face.native import Task
+from export3d.image import to_uint8
+from export3d.model import Export3D
 from export3d.photo.fields import (
     Pixels,
     as_pixels,
@@ -120,19 +123,42 @@ def person_matte(image: Pixels, *boxes: CropBox) -> Pixels:
     return _refined(image, on_grid(image, rows, columns), mask, face, hair, side * rows / height)
 
 
-def crop_matte(segmenter: PersonSegmenter, crop: Pixels) -> Tensor:
-    """Opacity (H, H), 0 to 1, of the people in a face crop, uint8 (H, H, 3): the network's, at the crop's edges.
+def crop_mattes(model: Export3D, crops: Tensor) -> Tensor | None:
+    """Opacity of the people in face crops, for `Export3D.encode`; found in as many threads as PyTorch uses.
 
-    A hundredth of the time of `person_matte`, and without its single hairs.
+    It takes less time than `person_matte`, and lacks the single hairs that the model's pixels do not show.
+
+    Args:
+        model: None is returned if it has no use for it.
+        crops: (B, 3, H, H) in [-1, 1].
+
+    Returns:
+        (B, 1, H, H), 0 to 1, on the crops' device.
+
+    Raises:
+        MissingExtra: mediapipe is not installed.
     """
-    size = len(crop)
-    mask = torch.from_numpy(segmenter.mask(crop, (0.0, 0.0, float(size), float(size))))[None, None]
-    steep = ((F.interpolate(mask, (size, size), mode="bilinear", align_corners=False) - 0.35) / 0.3).clamp(0, 1)
-    small = on_grid(crop, size, size)
-    field = _guided(small, steep, max(size // 85, 1))
-    opacity = ((field[:, :3] * small).sum(1) + field[:, 3]).clamp(0, 1)[0]
-    out: Tensor = ((opacity - 0.04) / 0.92).clamp(0, 1)
-    return out
+    if model.warp is None or not model.warp.config.matte:
+        return None
+    parts = torch.tensor_split(crops.detach().float().cpu(), min(torch.get_num_threads(), len(crops)))
+    with ThreadPoolExecutor(len(parts)) as pool:
+        return torch.cat(list(pool.map(_crop_mattes, parts))).to(crops.device)
+
+
+@torch.no_grad()
+def _crop_mattes(crops: Tensor) -> Tensor:
+    """(B, 1, H, H): the network's mask, steeper, refined by a guided filter of a pixel in 85."""
+    made, size = [], crops.shape[-1]
+    with PersonSegmenter() as segmenter:
+        for crop in crops:
+            mask = torch.from_numpy(segmenter.mask(to_uint8(crop), (0.0, 0.0, float(size), float(size))))[None, None]
+            steep = F.interpolate(mask, (size, size), mode="bilinear", align_corners=False)
+            steep = ((steep - 0.35) / 0.3).clamp(0, 1)
+            small = (crop[None] + 1) / 2
+            field = _guided(small, steep, max(size // 85, 1))
+            opacity = ((field[:, :3] * small).sum(1, True) + field[:, 3:]).clamp(0, 1)
+            made.append(((opacity - 0.04) / 0.92).clamp(0, 1))
+    return torch.cat(made)
 
 
 def person_share(image: Pixels, box: CropBox) -> float:

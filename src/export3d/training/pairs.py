@@ -26,7 +26,7 @@ from export3d.image import contact_sheet, resize, to_uint8
 from export3d.losses import ReconstructionWeights, face_weight, reconstruction
 from export3d.model import Export3D, Output
 from export3d.perceptual import BACKBONES, Distance, Perceptual, load_perceptual
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.pretrained import save_pretrained
 from export3d.render.renderer import Rendered
 from export3d.training import face_features
@@ -212,16 +212,16 @@ class PairTask:
             self.perceptual.compile(dynamic=False)
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
-        """Pairs by number, see `PairSampler.batch`, with `source_behind` (`photo.background.behind`) for some models.
+        """Pairs by number, see `PairSampler.batch`, with `source_matte` (`photo.matte.crop_mattes`) for some models.
 
         `number` (B,) seeds the jitter of each pair's ray samples.
         """
         pairs = self.sampler.batch(images_seen, batch_size, rank, world)
         share = batch_size // world
         first = images_seen + rank * share
-        found = behind(self.model, pairs["source"])
+        found = crop_mattes(self.model, pairs["source"])
         if found is not None:
-            pairs = {**pairs, "source_behind": found}
+            pairs = {**pairs, "source_matte": found}
         return {**pairs, "number": torch.arange(first, first + share, device=pairs["source"].device)}
 
     def keep_frozen(self) -> None:
@@ -256,7 +256,7 @@ class PairTask:
             batch["source_camera"],
             batch["source_expression"],
             batch["source_landmarks"],
-            batch.get("source_behind"),
+            batch.get("source_matte"),
             jitter=batch["number"],
             superres=superres,
         )
@@ -331,7 +331,7 @@ class PairTask:
             batch = sampler.batch(start, min(_AT_ONCE, count - start))
             pair = {name: value.to(device) for name, value in batch.items()}
             own = [pair[f"source_{name}"] for name in ("camera", "expression", "landmarks")]
-            features = ema.encode(pair["source"], *own, behind(self.model, pair["source"]))  # type: ignore[operator]
+            features = ema.encode(pair["source"], *own, crop_mattes(self.model, pair["source"]))  # type: ignore[operator]
             planes = ema.planes(features, pair["expression"])  # type: ignore[operator]
             rendered: Rendered = ema.render(planes, pair["camera"])  # type: ignore[operator]
             yield Drawn(pair, ema.finish(planes, pair["camera"], rendered), rendered)  # type: ignore[operator]

@@ -25,7 +25,7 @@ from export3d.image import resize
 from export3d.locations import as_place
 from export3d.losses import between, face_weight
 from export3d.model import Export3D, Output
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.pretrained import inherit, load_encoder, load_pretrained
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
@@ -246,7 +246,7 @@ class ReconstructionTask(PairTask):
             names = ("frames", "camera", "expression", "landmarks")
             frames, *tracks = (getattr(store, name)[clip.rows].to(device).float() for name in names)
             shown = frames / 127.5 - 1.0
-            own = (*(track[:1] for track in tracks), behind(self.model, shown[:1]))
+            own = (*(track[:1] for track in tracks), crop_mattes(self.model, shown[:1]))
             features = ema.encode(shown[:1], *own)  # type: ignore[operator]
             planes = ema.planes(features, tracks[1][1:])  # type: ignore[operator]
             found.append(explained(ema.frame(planes, tracks[0][1:]), shown[1:]))  # type: ignore[operator]

@@ -20,12 +20,10 @@ from export3d.warping.origin import Origin, origin
 from export3d.warping.teeth import chosen
 from export3d.warping.turns import counts, fading, leaning
 
-SEEN, SEEN_OF_MOUTH, SEEN_OF_MATTE = 12, 2, 6
+SEEN, SEEN_OF_MOUTH, SEEN_OF_MATTE = 12, 2, 3
 """Channels of the stacked views: without mouth and matte, then of these two."""
 _DETAIL_WIDTH = 16
 _OVERVIEW_WIDTH = 32
-_BEHIND = -2.0
-"""Logit of what is behind the person, before training."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +45,6 @@ class Views:
             without `WarpConfig.teeth`.
         far: (B, 1, 1, 1) how far the head is turned from the source's view (`turns.far`). None without
             `WarpConfig.turns`.
-        behind: (B, 3, H, W) the source without its person: the background goes on where the person was. None without
-            `WarpConfig.matte`.
         person: (B, 3, H, W) opacity of the person in `moved`, `still` and `turned`. None without `WarpConfig.matte`.
     """
 
@@ -62,7 +58,6 @@ class Views:
     mouth: Tensor | None = None
     teeth: Tensor | None = None
     far: Tensor | None = None
-    behind: Tensor | None = None
     person: Tensor | None = None
 
     @property
@@ -70,14 +65,10 @@ class Views:
         """(B, 2, H/4, W/4) the mean of the offset over 4 x 4 pixels."""
         return F.avg_pool2d(self.offset, 4)
 
-    def images(self, rendered: Tensor) -> list[Tensor]:
-        """The images (B, 3, H, W) to choose from, the rendered one first."""
-        return [rendered, self.moved, self.still, self.turned] + ([] if self.behind is None else [self.behind])
-
     def stacked(self) -> Tensor:
-        """Images and masks (B, `SEEN`, H, W), then those of the mouth, then `behind` and `person`, if there are any."""
+        """Images and masks (B, `SEEN`, H, W), then those of the mouth and `person`, if there are any."""
         seen = [self.moved, self.still, self.stretched, self.head, self.turned]
-        seen += [part for part in (self.mouth, self.behind, self.person) if part is not None]
+        seen += [part for part in (self.mouth, self.person) if part is not None]
         return torch.cat(seen, dim=1)
 
 
@@ -89,7 +80,7 @@ class Detail(nn.Module):
     Args:
         features, mid, high: channels of the rendered features and of the super-resolution at H/2 and at H.
         mouth: whether the views carry the mouth's opening.
-        matte: whether the views carry what is behind the person, and the person's opacity.
+        matte: whether the views carry the person's opacity.
     """
 
     def __init__(self, features: int, mid: int, high: int, mouth: bool = False, matte: bool = False) -> None:
@@ -97,23 +88,21 @@ class Detail(nn.Module):
         self._matte = SEEN_OF_MATTE if matte else 0
         seen = SEEN + (SEEN_OF_MOUTH if mouth else 0) + self._matte
         widths = (features + SEEN + 2 + self._matte, *[_OVERVIEW_WIDTH] * 3)
-        images = 5 if matte else 4
         self.overview = nn.ModuleList(
             nn.Conv2d(before, after, 3, padding=2**step, dilation=2**step)
             for step, (before, after) in enumerate(itertools.pairwise(widths))
         )
-        self.lean = nn.Conv2d(_OVERVIEW_WIDTH, images, 1)
+        self.lean = nn.Conv2d(_OVERVIEW_WIDTH, 4, 1)
         self.mid = conv3x3(seen, mid)
         self.first = conv3x3(high + 3 + seen, _DETAIL_WIDTH)
         self.second = conv3x3(_DETAIL_WIDTH, _DETAIL_WIDTH)
-        self.choice = conv3x3(_DETAIL_WIDTH, images + 3)
+        self.choice = conv3x3(_DETAIL_WIDTH, 7)
         for layer in (self.mid, self.choice, self.lean):
             nn.init.zeros_(layer.weight)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
         assert self.choice.bias is not None
         nn.init.constant_(self.choice.bias[:1], 3.0)
-        nn.init.constant_(self.choice.bias[7:], _BEHIND)
 
     def overlook(self, feature: Tensor, half: Tensor, offset: Tensor) -> Tensor:
         """Which image to prefer, from the wider surroundings.
@@ -126,8 +115,7 @@ class Detail(nn.Module):
             offset: (B, 2, H/4, W/4) the flow of the moved source, see `Views.mean_offset`.
 
         Returns:
-            (B, 4, H/4, W/4) logits of the rendered, moved, still and turned image; (B, 5, H/4, W/4) with that of what
-            is behind the person.
+            (B, 4, H/4, W/4) logits of the rendered, moved, still and turned image.
         """
         small = F.avg_pool2d(half, 2)
         x = torch.cat([feature, small[:, :SEEN], 4.0 * offset, small[:, small.shape[1] - self._matte :]], dim=1)
@@ -145,8 +133,7 @@ class Detail(nn.Module):
             stacked: `Views.stacked`.
 
         Returns:
-            (B, 7, H, W): logits of the rendered, moved, still and turned image, and a colour to add; (B, 8, H, W) with
-            the logit of what is behind the person.
+            (B, 7, H, W): logits of the rendered, moved, still and turned image, and a colour to add.
         """
         x = torch.cat([x, rendered, stacked], dim=1)
         out: Tensor = self.choice(activated(self.second(activated(self.first(x)))))
@@ -157,24 +144,24 @@ class Detail(nn.Module):
         """Blend the rendered image and the views.
 
         Args:
-            choice: see `choose`.
+            choice: (B, 7, H, W), see `choose`.
             rendered: (B, 3, H, W).
-            lean: see `overlook`.
+            lean: (B, 4, H/4, W/4), see `overlook`.
             views: the views.
 
         Returns:
-            (B, 3, H, W) the final image, and (B, 4 or 5, H, W) the shares of the rendered, moved, still and turned
-            image and of what is behind the person, which sum to 1.
+            (B, 3, H, W) the final image, and (B, 4, H, W) the shares of the rendered, moved, still and turned image in
+            it, which sum to 1.
         """
         choice = choice.contiguous()
-        logits, out = torch.cat([choice[:, :4], choice[:, 7:]], dim=1), choice[:, 4:7]
+        logits, out = choice[:, :4], choice[:, 4:]
         share = (logits + enlarge(lean, 4)).softmax(dim=1)
         if views.teeth is not None:
             share = chosen(views.teeth, share)
             out = out * (1.0 - views.teeth[:, :1] * views.teeth[:, 1:])
         if views.far is not None and counts(views.far):
             out = fading(out, views.far, views.mouth)
-        for part, image in zip(share.chunk(share.shape[1], dim=1), views.images(rendered), strict=True):
+        for part, image in zip(share.chunk(4, dim=1), (rendered, views.moved, views.still, views.turned)):
             out = torch.addcmul(out, part, image)
         return out, share
 
@@ -186,7 +173,7 @@ class DetailGuide:
         feature: (B, F, H/4, W/4) rendered features.
 
     Attributes:
-        share: shares of the images in the final one, see `Detail.blend`; None until it is finished.
+        share: (B, 4, H, W) shares of the four images in the final one, see `Detail`; None until it is finished.
     """
 
     def __init__(self, detail: Detail, views: Views, feature: Tensor) -> None:
@@ -223,11 +210,6 @@ class MixedOrigin(Origin):
     _made_of: tuple[Tensor, Views]
 
     def __init__(self, share: Tensor, views: Views) -> None:
-        if share.shape[1] > 4 and views.person is not None:
-            # what is behind the person is guessed there, as if rendered; elsewhere it is the source
-            guessed = share[:, 4:] * views.person[:, 1:2]
-            none = torch.zeros_like(guessed)
-            share = share[:, :4] + torch.cat([guessed, none, share[:, 4:] - guessed, none], dim=1)
         object.__setattr__(self, "_made_of", (share, views))  # the base is frozen
 
     def rows(self, rows: slice) -> Origin:

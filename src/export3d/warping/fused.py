@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -353,34 +352,33 @@ def _choose(share: Any, here: Any, own: Any) -> None:
 
 @compiled
 def _blend(choice: Any, lean: Any, images: Any, teeth: Any, image: Any, share: Any) -> None:
-    """Choice (K + 3, H, W), lean (K, H/4, W/4), K images (3, H, W) and teeth (2 or 0, H, W).
+    """Choice (7, H, W), lean (4, H/4, W/4), images (4 of 3, H, W) and teeth (2 or 0, H, W).
 
-    To the image (3, H, W) in [-1, 1] and the shares (K, H, W).
+    To the image (3, H, W) in [-1, 1] and the shares (4, H, W).
     """
     height, width = choice.shape[1:]
-    count = len(images)
-    logits, total, beyond = np.empty((5, width), np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
+    logits, total, beyond = np.empty((4, width), np.float32), np.empty(width, np.float32), np.empty(width, np.float32)
     none, outside = np.zeros(width, np.float32), np.empty(width, np.float32)
     wide, (before, after, part) = _widen(lean, width), _steps(height, lean.shape[1])
     for y in range(height):
-        for k in range(count):
+        for k in range(4):
             _lerp(wide[k, before[y]], wide[k, after[y]], part[y], total)
-            _add(choice[k if k < 4 else k + 3, y], total, logits[k])
+            _add(choice[k, y], total, logits[k])
         _larger(logits[0], logits[1], total)
-        for k in range(2, count):
-            _larger(total, logits[k], total)
-        for k in range(count):
+        _larger(total, logits[2], total)
+        _larger(total, logits[3], total)
+        for k in range(4):
             _raise(logits[k], total)
         _add(logits[0], logits[1], total)
-        for k in range(2, count):
-            _add(total, logits[k], total)
-        for k in range(count):
+        _add(total, logits[2], total)
+        _add(total, logits[3], total)
+        for k in range(4):
             _divide(logits[k], total, share[k, y])
         if len(teeth):
             here, inside = teeth[0, y], teeth[1, y]
             for x in range(width):
                 outside[x] = _ONE - inside[x]
-            for k in range(count):
+            for k in range(4):
                 _choose(share[k, y], here, outside if k == 0 else inside if k == 3 else none)
             for x in range(width):
                 beyond[x] = _ONE - here[x] * inside[x]
@@ -389,7 +387,7 @@ def _blend(choice: Any, lean: Any, images: Any, teeth: Any, image: Any, share: A
             if len(teeth):
                 for x in range(width):
                     total[x] *= beyond[x]
-            for k in range(count):
+            for k in range(4):
                 _add_part(share[k, y], images[k][c, y], total)
             _clamp(total, image[c, y])
 
@@ -398,17 +396,15 @@ def blend(choice: Tensor, rendered: Tensor, lean: Tensor, views: Views) -> tuple
     """See `Detail.blend`; the image is clamped to [-1, 1]."""
     count, _, height, width = choice.shape
     if views.far is not None and counts(views.far):
-        colour = fading(choice[:, 4:7], views.far, views.mouth)
-        choice = torch.cat([choice[:, :4], colour, choice[:, 7:]], dim=1)
+        choice = torch.cat([choice[:, :4], fading(choice[:, 4:], views.far, views.mouth)], dim=1)
     teeth = choice.new_empty(count, 0, height, width) if views.teeth is None else views.teeth
     given = [_array(x) for x in (choice, lean, teeth)]
-    mixed = [_array(x) for x in views.images(rendered)]
-    sizes = ((count, channels, height, width) for channels in (3, len(mixed)))
-    image, share = (np.empty(size, np.float32) for size in sizes)
+    mixed = [_array(x) for x in (rendered, views.moved, views.still, views.turned)]
+    image, share = np.empty((count, 3, height, width), np.float32), np.empty((count, 4, height, width), np.float32)
 
     def one(k: int) -> None:
         chosen, leaning, bite = (x[k] for x in given)
-        _blend(chosen, leaning, tuple(images[k] for images in mixed), bite, image[k], share[k])
+        _blend(chosen, leaning, (mixed[0][k], mixed[1][k], mixed[2][k], mixed[3][k]), bite, image[k], share[k])
 
     _each(count, one)
     return torch.from_numpy(image), torch.from_numpy(share)
@@ -425,7 +421,6 @@ def trial() -> None:
     halved(image)
     mixed(torch.zeros(1, 6, 2, 2), [flow] * 3)
     blend(torch.zeros(1, 7, 4, 4), image, torch.zeros(1, 4, 1, 1), views)
-    blend(torch.zeros(1, 8, 4, 4), image, torch.zeros(1, 5, 1, 1), replace(views, behind=image, person=image))
 
 
 def _each(count: int, one: Callable[[int], None]) -> None:

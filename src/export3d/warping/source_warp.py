@@ -67,8 +67,8 @@ class WarpConfig:
         teeth: where a mouth opens, teeth that the source shows keep their size (`teeth`). Needs `mouth`.
         turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
             `detail`.
-        matte: the person is told from the background: what is behind the person is one more image to choose from, and
-            the choice and the mixture of motions see the person's opacity. Needs `detail`.
+        matte: the choice and the mixture of motions see the person's opacity, and so tell hair from background. Needs
+            `detail`.
         scores: landmarks move with the expression coefficients themselves, not with beta' (`landmark_motion`). Needs
             `flow` or `detail`.
     """
@@ -109,7 +109,7 @@ class SourceView:
         small: (B, 3, 64, 64) the source for `DenseMotion`, with `matte` (B, 4, 64, 64); None without `dense`.
         head: (B, 1, H, H) `average_head.head_nearness` of its camera; None without `detail`.
         mouth: (B, 1, H/2, H/2) its open mouth; None without `mouth`.
-        behind: (B, 4, H, H) what is behind its person, and the person's opacity; None without `matte`.
+        matte: (B, 1, H, H) opacity of its person; None without `matte`.
     """
 
     face: Face | None = None
@@ -119,7 +119,7 @@ class SourceView:
     small: Tensor | None = None
     head: Tensor | None = None
     mouth: Tensor | None = None
-    behind: Tensor | None = None
+    matte: Tensor | None = None
 
     def expand(self, batch: int) -> SourceView:
         """One source repeated for a batch of expressions; copies nothing."""
@@ -213,7 +213,7 @@ class SourceWarp(nn.Module):
         camera: Tensor | None,
         own: Tensor | None,
         landmarks: Tensor | None,
-        behind: Tensor | None = None,
+        matte: Tensor | None = None,
     ) -> SourceView:
         """What is kept of sources.
 
@@ -222,7 +222,7 @@ class SourceWarp(nn.Module):
             camera: (B, 25).
             own: (B, m) what the sources' own expressions give, see `LandmarkMotion.input`.
             landmarks: (B, 478, 2), 0..1 across the sources.
-            behind: (B, 4, H, H) what is behind the people in [-1, 1], and their opacity, 0 to 1.
+            matte: (B, 1, H, H) opacity of the people, 0 to 1.
 
         Raises:
             ConfigError: an argument that this warp needs is missing.
@@ -241,18 +241,18 @@ class SourceWarp(nn.Module):
             head = head_nearness(seen_places(camera, image.shape[-1]))
             mouth = mouth_mask(face.places, image.shape[-1] // 2) if self.config.mouth else None
         if not self.config.matte:
-            behind = None
-        elif behind is None:
+            matte = None
+        elif matte is None:
             raise ConfigError(
-                "this model tells its source's person from the background: give encode() what is behind the person, as "
-                "export3d.photo.background.behind makes it"
+                "this model tells its source's person from the background: give encode() the person's opacity, as "
+                "export3d.photo.matte.crop_mattes finds it"
             )
         else:
-            check_shape(behind, f"{image.shape[0]} 4 {image.shape[-1]} {image.shape[-1]}", "what is behind the person")
+            check_shape(matte, f"{image.shape[0]} 1 {image.shape[-1]} {image.shape[-1]}", "source matte")
         small = None
         if self.config.dense:
-            small = resize(pixels if behind is None else torch.cat([pixels, behind[:, 3:]], dim=1), GRID)
-        return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth, behind)
+            small = resize(pixels if matte is None else torch.cat([pixels, matte], dim=1), GRID)
+        return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth, matte)
 
     def move(self, asked: Tensor, view: SourceView, stem: Sequence[Tensor], eyes: Eyes | None = None) -> SourceMotion:
         """What driving expressions give (B, m), the source and its stem features (H/8, H/4, H/2) to its motion.
@@ -336,11 +336,10 @@ class SourceWarp(nn.Module):
                 flow = torch.lerp(flow, as_head, teeth[:, :1])
             if counts(share[:, 1:]):
                 moved = smoothed(share[:, 1:], mouth[:, :1], moved)
-        behind = person = None
-        if view.behind is not None:
-            behind, opacity = view.behind[:, :3], view.behind[:, 3:]
-            person = torch.cat([look_up(opacity, flow), opacity, look_up(opacity, as_head)], dim=1)
-        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, behind, person)
+        person = None
+        if (matte := view.matte) is not None:
+            person = torch.cat([look_up(matte, flow), matte, look_up(matte, as_head)], dim=1)
+        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, person)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""
@@ -376,14 +375,11 @@ def inherited(own: dict[str, Tensor], former: dict[str, Tensor], exchanged: bool
     for name, value in former.items():
         if name not in own or (exchanged and name.startswith("motion.")):
             continue
-        wanted = own[name]
-        if name.startswith(("detail.", "dense.")) and wanted.shape != value.shape:
-            if name in ("detail.mid.weight", "detail.first.weight"):
-                before = SEEN + value.shape[1] - former["detail.mid.weight"].shape[1]
-                value = _refitted(value, wanted.shape[1], before)
-            elif value.ndim > 1:
-                value = F.pad(value, (0, 0, 0, 0, 0, wanted.shape[1] - value.shape[1]))
-            value = torch.cat([value[: len(wanted)], wanted[len(value) :].to(value)])
+        if name in ("detail.mid.weight", "detail.first.weight"):
+            before = SEEN + value.shape[1] - former["detail.mid.weight"].shape[1]
+            value = _refitted(value, own[name].shape[1], before)
+        elif name in ("detail.overview.0.weight", "dense.fold.weight", "dense.last.weight"):
+            value = F.pad(value, (0, 0, 0, 0, 0, own[name].shape[1] - value.shape[1]))
         out[name] = value
     return out
 

@@ -99,11 +99,10 @@ def smoothed(share: Tensor, mouth: Tensor, moved: Tensor) -> Tensor:
 
 
 def chosen(teeth: Tensor, share: Tensor) -> Tensor:
-    """Shares (B, 4 or 5, H, W), see `Detail.blend`: teeth are turned, the hollow is rendered."""
+    """Shares (B, 4, H, W) of the rendered, moved, still and turned image: teeth are turned, the hollow is rendered."""
     here, inside = teeth[:, :1], teeth[:, 1:]
     none = torch.zeros_like(inside)
-    wanted = [1.0 - inside, none, none, inside, none][: share.shape[1]]
-    return torch.lerp(share, torch.cat(wanted, dim=1), here)
+    return torch.lerp(share, torch.cat([1.0 - inside, none, none, inside], dim=1), here)
 
 
 def _gap(points: Tensor) -> Tensor:

@@ -18,8 +18,8 @@ from export3d.camera import unpack
 from export3d.layers import constant, enlarge
 
 _FROM_DEG, _TO_DEG = 15.0, 30.0
-_LEAN = (-3.0, 3.0, 0.0, 0.0, 0.0)
-"""Added to the logits of `Detail.overlook` where a head is turned far: less of the rendered, more of the moved image.
+_LEAN = (-3.0, 3.0, 0.0, 0.0)
+"""Added to the logits of the rendered, moved, still and turned image where a head is turned far.
 
 In an open mouth nothing is added to the first."""
 _HALF_DEG = 8.0, 12.0
@@ -84,11 +84,11 @@ def leaning(logits: Tensor, share: Tensor, mouth: Tensor | None) -> Tensor:
     """The logits of `Detail.overlook`, leaning to the moved image.
 
     Args:
-        logits: (B, 4 or 5, H/4, H/4).
+        logits: (B, 4, H/4, H/4) of the rendered, moved, still and turned image.
         share: (B, 1, 1, 1), see `far`.
         mouth: (B, 2, H, H), see `Views.mouth`.
     """
-    lean = share * constant(_LEAN[: logits.shape[1]], logits.device).view(1, -1, 1, 1)
+    lean = share * constant(_LEAN, logits.device).view(1, 4, 1, 1)
     if mouth is None:
         return logits + lean
     closed = 1.0 - F.max_pool2d(F.avg_pool2d(mouth[:, :1], 4), 3, 1, 1)

@@ -21,7 +21,7 @@ from export3d.data.teacher import STRONG_SHARE, TURNED_DEG, VIEWS, Faces, _view,
 from export3d.errors import CheckpointError, ConfigError, InputError, OutputError
 from export3d.image import to_uint8
 from export3d.motion.arkit import ARKIT52
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.pretrained import load_pretrained, save_pretrained
 from export3d.weights.file import read_sidecar
 from tests.tiny_models import PARTS, awake, warped
@@ -73,7 +73,7 @@ def test_a_group_is_a_real_frame_and_what_the_teacher_renders_of_it(data: Path, 
         own = (torch.from_numpy(x[row : row + 1]).float() for x in (source.camera, source.expression, source.landmarks))
         with torch.inference_mode():
             image = torch.from_numpy(picture[None]) / 127.5 - 1.0
-            encoded = model.encode(image, *own, behind(model, image))
+            encoded = model.encode(image, *own, crop_mattes(model, image))
             planes = model.planes(encoded, torch.from_numpy(group.expression[1:]))
             camera = torch.from_numpy(group.camera[1:])
             images = to_uint8(model.frame(planes, camera))

@@ -15,7 +15,7 @@ from export3d.engines.engine import Engine
 from export3d.engines.torch_engine import TorchEngine
 from export3d.model import Export3D
 from export3d.warping.landmark_motion import Eyes
-from tests.tiny_models import PARTS, awake, behind, cameras, inputs, landmarks, warped
+from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
@@ -51,7 +51,7 @@ def frames(engine: Engine, batch: int = 2, closing: bool = True) -> tuple[Tensor
     torch.manual_seed(1)
     device = next(engine.model.parameters()).device
     source, expression, camera = inputs(1)
-    known = (tensor.to(device) for tensor in (source, camera, expression, landmarks(camera), behind(source)))
+    known = (tensor.to(device) for tensor in (source, camera, expression, landmarks(camera), matte(source)))
     encoded = engine.encode(*known)
     sizes = engine.model.config.expression
     eyes = None

@@ -18,7 +18,7 @@ from export3d.model import Export3D
 from export3d.warping.source_warp import Eyes
 from tests.tiny_models import PARTS, awake, warped
 
-NAMES = ("source", "source_camera", "source_expression", "source_landmarks", "source_behind")
+NAMES = ("source", "source_camera", "source_expression", "source_landmarks", "source_matte")
 
 
 def made_by(engine: Engine, user: int, rays: int | None = None) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from export3d.engines.torch_engine import TorchEngine
 from export3d.errors import ConfigError, MissingExtra
 from export3d.model import Encoded, Export3D
 from export3d.warping.landmark_motion import Eyes
-from tests.tiny_models import PARTS, awake, behind, cameras, inputs, landmarks, warped
+from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
 
 installed = importlib.util.find_spec("openvino") is not None
 needs_openvino = pytest.mark.skipif(not installed, reason="needs the extra fast")
@@ -43,7 +43,7 @@ def engine() -> OpenVinoEngine:
 def encoded(engine: Engine) -> Encoded:
     torch.manual_seed(1)
     source, expression, camera = inputs(1)
-    return engine.encode(source, camera, expression, landmarks(camera), behind(source))
+    return engine.encode(source, camera, expression, landmarks(camera), matte(source))
 
 
 def frames(engine: Engine, batch: int) -> tuple[Tensor, ...]:
@@ -158,7 +158,7 @@ def test_a_model_can_be_trained_after_an_engine_ran_it() -> None:
     model = awake(warped(*PARTS))
     frames(OpenVinoEngine(model, torch.float32), 1)
     source, expression, camera = inputs(1)
-    output = model(source, expression, camera, camera, expression, landmarks(camera), behind(source))
+    output = model(source, expression, camera, camera, expression, landmarks(camera), matte(source))
     assert output.image is not None
     output.image.mean().backward()
     assert all(p.grad is not None for p in model.superres.parameters())

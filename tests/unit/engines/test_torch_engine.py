@@ -13,7 +13,7 @@ from export3d.engines.engine import Engine
 from export3d.engines.torch_engine import TorchEngine
 from export3d.errors import ConfigError
 from export3d.model import Export3D
-from tests.tiny_models import PARTS, awake, behind, cameras, inputs, landmarks, warped
+from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
 
 
 @pytest.fixture(scope="module", params=[(), ("align", "skip"), PARTS], ids=["no warp", "core", "all"])
@@ -25,7 +25,7 @@ def model(request: pytest.FixtureRequest) -> Export3D:
 def frames(engine: Engine, batch: int = 3) -> Tensor:
     torch.manual_seed(1)
     source, expression, camera = inputs(1)
-    encoded = engine.encode(source, camera, expression, landmarks(camera), behind(source))
+    encoded = engine.encode(source, camera, expression, landmarks(camera), matte(source))
     planes = engine.planes(encoded, torch.rand(batch, 52))
     image, _ = engine.frame_and_origin(planes, cameras(batch))
     return image
@@ -39,7 +39,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 def test_the_reference_is_the_model_itself(model: Export3D) -> None:
     torch.manual_seed(1)
     source, expression, camera = inputs(1)
-    encoded = model.encode(source, camera, expression, landmarks(camera), behind(source))
+    encoded = model.encode(source, camera, expression, landmarks(camera), matte(source))
     planes = model.planes(encoded, torch.rand(3, 52))
     assert torch.equal(frames(pick_engine(model, "reference")), model.frame(planes, cameras(3)))
 

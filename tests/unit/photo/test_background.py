@@ -2,14 +2,11 @@
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from export3d.config import preset
 from export3d.errors import BadImage, ConfigError, ShapeError
-from export3d.image import to_tensor, write_png
-from export3d.model import Export3D
-from export3d.photo.background import behind, plate, replaced
+from export3d.image import write_png
+from export3d.photo.background import plate, replaced
 from export3d.photo.options import check_background
 
 
@@ -22,25 +19,6 @@ def photo():
     red = np.array([250.0, 10.0, 10.0])
     image = (alpha[..., None] * red + (1 - alpha[..., None]) * wall).round().astype(np.uint8)
     return image, (alpha * 255).round().astype(np.uint8), wall
-
-
-@pytest.mark.slow
-def test_what_is_behind_a_face_crop_is_its_plate_and_the_persons_opacity(astronaut):
-    crop = to_tensor(astronaut[:256, 90:346])[None]
-    with torch.device("meta"):
-        seeing, blind = Export3D(preset("base")), Export3D(preset("core"))
-    assert behind(blind, crop) is None
-    found = behind(seeing, crop.expand(2, -1, -1, -1))
-    assert found.shape == (2, 4, 256, 256)
-    assert torch.equal(found[0], found[1])
-    opacity = found[0, 3]
-    assert 0.0 <= opacity.min() <= opacity.max() <= 1.0
-    assert opacity[60:140, 100:160].mean() > 0.99  # the face
-    assert opacity[:40, :40].mean() < 0.05
-    far = torch.nn.functional.max_pool2d(opacity[None], 41, 1, 20)[0] < 0.01
-    assert far.float().mean() > 0.05
-    assert (found[0, :3] - crop[0])[:, far].abs().max() < 1e-6
-    assert (found[0, :3] - crop[0])[:, 60:140, 100:160].abs().mean() > 0.1
 
 
 def test_far_from_people_the_plate_is_the_photo_to_the_bit(photo, rng):

@@ -8,11 +8,14 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from export3d.config import preset
 from export3d.errors import Export3DError, MissingExtra, ShapeError
 from export3d.face.crop import CropBox
+from export3d.image import to_tensor
+from export3d.model import Export3D
 from export3d.photo import matte
 from export3d.photo.fields import on_grid
-from export3d.photo.matte import foreground, person_matte, person_share
+from export3d.photo.matte import crop_mattes, foreground, person_matte, person_share
 
 FACE = CropBox((223.7, 127.0), 200.0)
 """Crop of the astronaut."""
@@ -174,3 +177,16 @@ def test_a_model_that_is_missing_says_what_to_do(monkeypatch, astronaut):
     monkeypatch.setattr(matte, "MODEL_FILE", "gone.tflite")
     with pytest.raises(Export3DError, match="reinstall"):
         person_matte(astronaut, FACE)
+
+
+def test_the_matte_of_a_face_crop_is_opaque_in_the_face_and_not_in_the_background(astronaut):
+    crop = to_tensor(astronaut[:256, 90:346])[None]
+    with torch.device("meta"):
+        seeing, blind = Export3D(preset("base")), Export3D(preset("core"))
+    assert crop_mattes(blind, crop) is None
+    found = crop_mattes(seeing, crop.expand(2, -1, -1, -1))
+    assert found.shape == (2, 1, 256, 256)
+    assert torch.equal(found[0], found[1])
+    assert 0.0 <= found.min() <= found.max() <= 1.0
+    assert found[..., 60:140, 100:160].mean() > 0.99
+    assert found[..., :40, :40].mean() < 0.05

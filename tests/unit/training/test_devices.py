@@ -11,9 +11,9 @@ from torch import Tensor
 from export3d.data.pairs import PairSampler
 from export3d.model import Export3D
 from export3d.pretrained import load_pretrained
-from tests.tiny_models import behind, landmarks
+from tests.tiny_models import landmarks, matte
 
-NAMES = ("source", "expression", "camera", "source_camera", "source_expression", "source_landmarks", "source_behind")
+NAMES = ("source", "expression", "camera", "source_camera", "source_expression", "source_landmarks", "source_matte")
 LIMITS = {torch.float32: 3e-3, torch.bfloat16: 2e-2}
 """Of the norm of the difference over the norm. On a CPU in bf16 it is 0.0006 (points) to 0.0033 (planes)."""
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -50,7 +50,7 @@ def results(model: Export3D, batch: dict[str, Tensor], device: str, dtype: torch
 def test_results_depend_little_on_device_and_precision(device: str, dtype: torch.dtype, golden: ModuleType) -> None:
     batch = PairSampler(golden.made_up_clips(size=256), seed=3, still_fraction=0.0, augment=False).batch(0, 2)
     batch["source_landmarks"] = landmarks(batch["source_camera"])
-    batch["source_behind"] = behind(batch["source"])
+    batch["source_matte"] = matte(batch["source"])
     model = load_pretrained(None)
     wanted = results(model, batch, "cpu", torch.float32)
     for name, value in results(model, batch, device, dtype).items():

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.superres import SuperResConfig, SuperResolution
-from export3d.warping.detail import Detail, DetailGuide, MixedOrigin, Views
+from export3d.warping.detail import Detail, DetailGuide, Views
 
 FEATURES, MID, HIGH = 6, 8, 4
 
@@ -128,28 +128,3 @@ def test_a_guide_keeps_its_views_and_adds_to_the_features_at_half_the_size() -> 
 def test_views_without_the_mouth_do_not_fit_a_detail_that_sees_it() -> None:
     with pytest.raises(RuntimeError):
         Guided(mouth=True)(torch.randn(1, 6, 8, 8), views(1))
-
-
-def test_what_is_behind_the_person_is_one_more_image_to_choose_from() -> None:
-    seen = replace(views(), behind=torch.randn(2, 3, 32, 32), person=torch.rand(2, 3, 32, 32))
-    detail = Detail(FEATURES, MID, HIGH, matte=True)
-    with torch.no_grad():
-        detail.choice.bias[7] = 60.0
-    feature, x, rendered = torch.randn(2, FEATURES, 8, 8), torch.randn(2, HIGH, 32, 32), torch.randn(2, 3, 32, 32)
-    guide = DetailGuide(detail, seen, feature)
-    torch.testing.assert_close(guide.at_full(x, rendered), seen.behind, atol=1e-5, rtol=0)
-    assert guide.share is not None
-    assert guide.share.shape == (2, 5, 32, 32)
-
-
-def test_a_photo_has_the_background_beside_the_person_and_not_behind() -> None:
-    """Beside the person, what is behind is the source itself; behind, it is a guess."""
-    person = torch.zeros(1, 3, 32, 32)
-    person[..., 16:] = 1.0
-    seen = replace(views(1), behind=torch.zeros(1, 3, 32, 32), person=person)
-    share = torch.zeros(1, 5, 32, 32)
-    share[:, 4] = 1.0
-    trust = MixedOrigin(share, seen).trust
-    torch.testing.assert_close(trust[..., :15], torch.ones(1, 1, 32, 15))
-    assert trust[..., 17:].count_nonzero() == 0
-    assert MixedOrigin(share, seen).rows(slice(0, 1)).trust.equal(trust)

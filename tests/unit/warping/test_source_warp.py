@@ -22,7 +22,7 @@ from export3d.warping.elastic_mesh import show
 from export3d.warping.flow_field import pixel_grid
 from export3d.warping.flows import driving_flow, plane_flow
 from export3d.warping.source_warp import SourceMotion, SourceView, WarpConfig
-from tests.tiny_models import PARTS, awake, behind, cameras, inputs, landmarks, warped
+from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
 
 EXTENDED = warped(*PARTS)
 """The warp of `base` at the size of `tiny`."""
@@ -135,7 +135,7 @@ def test_a_full_size_pass_has_the_sizes_of_the_paper_and_a_motion() -> None:
     with torch.no_grad():
         model = Export3D(preset("base")).eval()
         source, expression = torch.zeros(2, 3, 256, 256), torch.zeros(2, 52)
-        output = model(source, expression, camera, camera, expression, landmarks(camera), behind(source))
+        output = model(source, expression, camera, camera, expression, landmarks(camera), matte(source))
         assert output.image is not None
         assert output.image.shape == output.warped.shape == (2, 3, 256, 256)
         assert output.planes.motion.flow.shape == (2, 2, 64, 64)  # the generator sees the source at half its size
@@ -156,7 +156,7 @@ def test_what_ships_keeps_to_its_budget(name: str, millions: float, giga: float)
         model = Export3D(preset(name)).eval()
         assert sum(p.numel() for p in model.parameters()) <= millions * 1e6
         source = torch.zeros(1, 3, model.config.image_size, model.config.image_size)
-        features = model.encode(source, camera, torch.zeros(1, 52), landmarks(camera), behind(source))
+        features = model.encode(source, camera, torch.zeros(1, 52), landmarks(camera), matte(source))
         with FlopCounterMode(display=False) as counter:
             model.frame(model.planes(features, torch.zeros(1, 52)), camera)
         parts = counter.get_flop_counts()
@@ -174,8 +174,8 @@ def test_a_generator_that_sees_less_gets_the_source_reduced_and_detail_from_the_
     assert (whole.image_size, whole.generator.image_size) == (128, 64)
     source, expression, camera = inputs(1, 128)
     with torch.no_grad():
-        output = model(source, expression, camera, camera, expression, landmarks(camera), behind(source))
-        encoded = model.encode(source, camera, expression, landmarks(camera), behind(source))
+        output = model(source, expression, camera, camera, expression, landmarks(camera), matte(source))
+        encoded = model.encode(source, camera, expression, landmarks(camera), matte(source))
         seen = frontal_view(resize(source, 64), camera, HALF)
         assert torch.equal(encoded.features.tokens, model.generator.encode(seen).tokens)
         assert torch.equal(encoded.view.image, source)
@@ -193,7 +193,7 @@ def test_encoding_once_gives_what_a_whole_pass_gives() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        own = (camera.flip(0), expression.flip(0), landmarks(camera.flip(0)), behind(source))
+        own = (camera.flip(0), expression.flip(0), landmarks(camera.flip(0)), matte(source))
         whole = model(source, expression, camera, *own)
         planes = model.planes(model.encode(source, *own), expression)
         rendered = model.render(planes, camera)
@@ -209,7 +209,7 @@ def test_one_source_serves_many_expressions() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        features = model.encode(source[:1], camera[2:], expression[2:], landmarks(camera[2:]), behind(source[:1]))
+        features = model.encode(source[:1], camera[2:], expression[2:], landmarks(camera[2:]), matte(source[:1]))
         together = model.frame(model.planes(features, expression), camera)
         for b in range(3):
             alone = model.frame(model.planes(features, expression[b : b + 1]), camera[b : b + 1])
@@ -221,7 +221,7 @@ def test_one_set_of_planes_serves_many_cameras() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(2)
     with torch.no_grad():
-        features = model.encode(source[:1], camera[:1], expression[:1], landmarks(camera[:1]), behind(source[:1]))
+        features = model.encode(source[:1], camera[:1], expression[:1], landmarks(camera[:1]), matte(source[:1]))
         planes = model.planes(features, expression[1:])
         first, turned, again = (model.frame(planes, camera[b : b + 1]) for b in (0, 1, 0))
     assert torch.equal(first, again)
@@ -232,8 +232,8 @@ def test_an_item_alone_is_as_it_is_in_a_batch() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        together = model(source, expression, camera, camera, expression.flip(0), landmarks(camera), behind(source))
-        own = (camera[1:2], expression.flip(0)[1:2], landmarks(camera[1:2]), behind(source[1:2]))
+        together = model(source, expression, camera, camera, expression.flip(0), landmarks(camera), matte(source))
+        own = (camera[1:2], expression.flip(0)[1:2], landmarks(camera[1:2]), matte(source[1:2]))
         alone = model(source[1:2], expression[1:2], camera[1:2], *own)
     assert together.image is not None
     assert alone.image is not None
@@ -244,7 +244,7 @@ def test_an_item_alone_is_as_it_is_in_a_batch() -> None:
 def test_expanding_a_source_copies_nothing() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(1)
-    one = model.encode(source, camera, expression, landmarks(camera), behind(source))
+    one = model.encode(source, camera, expression, landmarks(camera), matte(source))
     many = one.expand(5)
     pairs = [(one.features.tokens, many.features.tokens), (one.view.image, many.view.image)]
     pairs += [(one.view.camera, many.view.camera), (one.view.face.points, many.view.face.points)]
@@ -283,7 +283,7 @@ def test_a_model_with_a_flow_asks_for_the_sources_expression_and_landmarks_too_a
     with torch.no_grad():
         flows = [
             model(
-                source, driving, camera[:1], camera[c : c + 1], expression[e : e + 1], seen[s : s + 1], behind(source)
+                source, driving, camera[:1], camera[c : c + 1], expression[e : e + 1], seen[s : s + 1], matte(source)
             ).planes.motion.flow
             for c, e, s in ((0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1))
         ]  # fmt: skip
@@ -292,21 +292,16 @@ def test_a_model_with_a_flow_asks_for_the_sources_expression_and_landmarks_too_a
         assert (other - flows[0]).abs().max() > 1e-4
 
 
-def test_a_model_with_a_matte_asks_what_is_behind_the_person_and_uses_both() -> None:
+def test_a_model_with_a_matte_asks_for_it_and_uses_it() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(1)
     own = (camera, expression, landmarks(camera))
-    with pytest.raises(ConfigError, match=r"give encode\(\) what is behind the person"):
+    with pytest.raises(ConfigError, match=r"give encode\(\) the person's opacity"):
         model.encode(source, *own)
-    with pytest.raises(ShapeError, match="what is behind the person"):
-        model.encode(source, *own, behind(source)[:, :3])
-    colours, opacity = behind(source).split((3, 1), dim=1)
+    with pytest.raises(ShapeError, match="source matte"):
+        model.encode(source, *own, source)
     with torch.no_grad():
-        wanted, other, thinner = (
-            model(source, expression, camera, *own, torch.cat(given, dim=1)).image
-            for given in ((colours, opacity), (-colours, opacity), (colours, 0.5 * opacity))
-        )
-    assert (other - wanted).abs().max() > 1e-3
+        wanted, thinner = (model(source, expression, camera, *own, part * matte(source)).image for part in (1.0, 0.5))
     assert (thinner - wanted).abs().max() > 1e-3
 
 
@@ -335,7 +330,7 @@ def test_detail_alone_moves_the_source_too_and_needs_to_know_it() -> None:
 def test_a_source_without_its_pixels_cannot_give_detail() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(1)
-    encoded = model.encode(source, camera, expression, landmarks(camera), behind(source))
+    encoded = model.encode(source, camera, expression, landmarks(camera), matte(source))
     without = replace(encoded, view=replace(encoded.view, image=None))
     with pytest.raises(ConfigError, match="takes detail from its source"):
         model.frame(model.planes(without, expression), camera)
@@ -363,7 +358,7 @@ def test_landmarks_stay_where_the_source_has_them_while_nothing_changes() -> Non
     model = awake(EXTENDED)
     source, expression, camera = inputs(3)
     with torch.no_grad():
-        encoded = model.encode(source, camera, expression, landmarks(camera), behind(source))
+        encoded = model.encode(source, camera, expression, landmarks(camera), matte(source))
         points, other = (model.planes(encoded, e).motion.points for e in (expression, expression.flip(0)))
     torch.testing.assert_close(projected(points, camera)[0], landmarks(camera), atol=1e-5, rtol=0)
     assert (other - points)[[0, 2]].abs().amax(dim=(1, 2)).min() > 1e-3
@@ -375,7 +370,7 @@ def test_a_slider_moves_landmarks_flow_and_planes_along_its_direction() -> None:
     shift = torch.zeros(1, 10)
     shift[0, 3] = 1.5
     with torch.no_grad():
-        encoded = model.encode(source[:1], camera[:1], expression[:1], landmarks(camera[:1]), behind(source[:1]))
+        encoded = model.encode(source[:1], camera[:1], expression[:1], landmarks(camera[:1]), matte(source[:1]))
         plain, moved = (model.planes(encoded, expression, by).triplane for by in (None, shift))
         beta = model.expression.embed(model.expression.coefficients(expression) + shift)
         many = encoded.expand(3)
@@ -393,7 +388,7 @@ def test_a_motion_without_a_walk_has_no_flow() -> None:
     assert SourceMotion().flow is None
     model = awake(EXTENDED)
     source, expression, camera = inputs(1)
-    encoded = model.encode(source, camera, expression, landmarks(camera), behind(source))
+    encoded = model.encode(source, camera, expression, landmarks(camera), matte(source))
     motion = model.warp.move(encoded.view.face.own, encoded.view, encoded.features.stem)
     assert motion.walk is not None
     assert motion.flow is None  # the generator has not run
@@ -407,7 +402,7 @@ def test_a_pass_never_changes_the_model(training: bool) -> None:
     model = awake(EXTENDED).train(training)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     source, expression, camera = inputs(2)
-    own = (camera, expression.flip(0), landmarks(camera), behind(source))
+    own = (camera, expression.flip(0), landmarks(camera), matte(source))
     output = model(source, expression, camera, *own, jitter=torch.tensor([0, 1]))
     assert output.image is not None
     output.image.mean().backward()
@@ -421,7 +416,7 @@ def test_every_weight_learns() -> None:
         if isinstance(module, nn.Conv2d) and module.weight.count_nonzero() == 0:
             nn.init.normal_(module.weight, std=0.05)
     source, expression, camera = inputs(2)
-    output = model(source, expression, camera, camera, torch.rand(2, 52), landmarks(camera), behind(source))
+    output = model(source, expression, camera, camera, torch.rand(2, 52), landmarks(camera), matte(source))
     assert output.image is not None
     (output.image * torch.randn_like(output.image)).sum().backward()
     for name, parameter in model.named_parameters():
@@ -433,7 +428,7 @@ def test_every_weight_learns() -> None:
 def test_a_pass_under_bfloat16_autocast_stays_near_the_float32_one() -> None:
     model = awake(EXTENDED)
     source, expression, camera = inputs(1)
-    given = (source, expression, camera, camera, torch.rand(1, 52), landmarks(camera), behind(source))
+    given = (source, expression, camera, camera, torch.rand(1, 52), landmarks(camera), matte(source))
     with torch.no_grad():
         exact = model(*given)
         with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -521,7 +516,7 @@ def test_without_a_dense_motion_the_source_moves_on_the_mesh_alone() -> None:
 
 def test_the_warped_source_is_given_where_the_image_takes_from_it() -> None:
     source, expression, camera = inputs(1)
-    given = (source, expression, camera, camera, expression, landmarks(camera), behind(source))
+    given = (source, expression, camera, camera, expression, landmarks(camera), matte(source))
     for config in (tiny(), variant(EXTENDED, "no_detail")):
         assert awake(config)(*given).warped is None
     model = awake(EXTENDED)
@@ -538,7 +533,7 @@ def test_almost_closed_lids_meet_in_the_driving_view_and_open_ones_stay() -> Non
     closing, leaving = awake(EXTENDED), awake(variant(EXTENDED, "no_lids"))
     leaving.load_state_dict(closing.state_dict())
     source, expression, camera = inputs(1)
-    view = closing.encode(source, camera, expression, landmarks(camera), behind(source)).view
+    view = closing.encode(source, camera, expression, landmarks(camera), matte(source)).view
     with torch.no_grad():
         for part in (1.0, 0.05):
             points = view.face.points.clone()
@@ -554,17 +549,17 @@ def test_almost_closed_lids_meet_in_the_driving_view_and_open_ones_stay() -> Non
 def test_the_mouths_opening_is_among_the_views_where_the_choice_sees_it(mouth: bool) -> None:
     model = awake(EXTENDED if mouth else variant(EXTENDED, "no_mouth"))
     source, expression, camera = inputs(1)
-    planes = model.planes(model.encode(source, camera, expression, landmarks(camera), behind(source)), expression)
+    planes = model.planes(model.encode(source, camera, expression, landmarks(camera), matte(source)), expression)
     views = model.warp.views(planes.source.view, planes.motion, camera)
     assert (views.mouth is not None) == mouth
-    assert views.stacked().shape == (1, 20 if mouth else 18, 64, 64)
+    assert views.stacked().shape == (1, 17 if mouth else 15, 64, 64)
     assert torch.equal(views.still, source)
 
 
 def test_without_detail_nothing_guides_the_super_resolution() -> None:
     model = awake(variant(EXTENDED, "no_detail"))
     source, expression, camera = inputs(1)
-    planes = model.planes(model.encode(source, camera, expression, landmarks(camera), behind(source)), expression)
+    planes = model.planes(model.encode(source, camera, expression, landmarks(camera), matte(source)), expression)
     rendered = model.render(planes, camera)
     assert model.warp.guide(planes.source.view, planes.motion, camera, rendered.feature) is None
     assert torch.equal(model.finish(planes, camera, rendered), model.superres(rendered.feature))
@@ -576,7 +571,7 @@ def test_a_camera_that_is_farther_from_the_sources_moves_it_farther() -> None:
     own = cameras(1)
     away = []
     with torch.no_grad():
-        planes = model.planes(model.encode(source, own, expression, landmarks(own), behind(source)), expression)
+        planes = model.planes(model.encode(source, own, expression, landmarks(own), matte(source)), expression)
         for camera in cameras(4).split(1):
             views = model.warp.views(planes.source.view, planes.motion, camera)
             away.append(float(views.offset.abs().mean()))

@@ -13,7 +13,7 @@ from export3d.warping.flows import mouth_mask
 from export3d.warping.landmark_motion import average_landmarks
 from export3d.warping.source_warp import SourceMotion
 from export3d.warping.teeth import chosen, opened, smoothed, unstretched, upper_teeth
-from tests.tiny_models import PARTS, awake, behind, cameras, inputs, warped
+from tests.tiny_models import PARTS, awake, cameras, inputs, matte, warped
 
 WHOLE = warped(*PARTS)
 LOWER = INNER_LIPS[11:]
@@ -127,7 +127,7 @@ def test_a_picture_changes_only_in_a_mouth_that_opens(driven: float) -> None:
         for name in ("teeth", "no_teeth"):
             other = awake(variant(WHOLE, name))
             other.load_state_dict(model.state_dict())
-            encoded = other.encode(source, camera, expression, projected(own, camera)[0], behind(source))
+            encoded = other.encode(source, camera, expression, projected(own, camera)[0], matte(source))
             points = gaping(driven) if driven > 0.8 else encoded.view.face.points
             made[name] = other.warp.views(encoded.view, SourceMotion(points), camera)
     with_teeth, without = made["teeth"], made["no_teeth"]

@@ -14,7 +14,7 @@ from export3d.warping.elastic_mesh import FACE
 from export3d.warping.flows import driving_flow, mirrored_flow
 from export3d.warping.landmark_motion import average_landmarks
 from export3d.warping.turns import fading, far, fill, leaning, on_mesh, one_sided
-from tests.tiny_models import PARTS, awake, behind, inputs, landmarks, warped
+from tests.tiny_models import PARTS, awake, inputs, landmarks, matte, warped
 
 WHOLE = warped(*PARTS)
 
@@ -92,7 +92,7 @@ def test_the_mesh_tells_where_it_shows_the_face() -> None:
     places, distance = projected(points, view)
     model = awake(WHOLE)
     source, expression, own = inputs(1)
-    seen = model.encode(source, own, expression, landmarks(own), behind(source)).view
+    seen = model.encode(source, own, expression, landmarks(own), matte(source)).view
     face = driving_flow(places, distance, seen.face, 64)[2]
     nose = (places[0, 4] * 64).long()
     assert face.shape == (1, 64, 64)
@@ -112,7 +112,7 @@ def test_the_flipped_source_shows_each_landmark_where_its_mirror_image_lies(yaw:
     own, view = camera(25), camera(yaw)
     points = average_landmarks()[None]
     source, expression, _ = inputs(1)
-    seen = awake(WHOLE).encode(source, own, expression, landmarks(own), behind(source)).view
+    seen = awake(WHOLE).encode(source, own, expression, landmarks(own), matte(source)).view
     places, distance = projected(points, view)
     flow = mirrored_flow(places, distance, seen.face, 256)
     middle = [4, 152, 10, 61, 291, 50, 280]
@@ -146,7 +146,7 @@ def test_a_cheek_that_the_camera_hardly_saw_is_filled_from_the_other_one() -> No
     own = camera(30)
     changed = []
     with torch.no_grad():
-        planes = turns.planes(turns.encode(source, own, expression, landmarks(own), behind(source)), expression)
+        planes = turns.planes(turns.encode(source, own, expression, landmarks(own), matte(source)), expression)
         for yaw in (30.0, -35.0):
             made = [m.warp.views(planes.source.view, planes.motion, camera(yaw)) for m in (turns, without)]
             changed.append(float((made[0].moved - made[1].moved).abs().mean()))
@@ -162,7 +162,7 @@ def test_pictures_change_only_beyond_the_angle(yaw: float, same: bool) -> None:
     found = []
     with torch.no_grad():
         for model in (turns, without):
-            planes = model.planes(model.encode(source, own, expression, landmarks(own), behind(source)), expression)
+            planes = model.planes(model.encode(source, own, expression, landmarks(own), matte(source)), expression)
             found.append(model.frame_and_share(planes, camera(yaw)))
     (image, drawn), (before, usual) = found
     assert torch.equal(image, before) == same

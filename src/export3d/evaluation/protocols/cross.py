@@ -88,7 +88,7 @@ from export3d.image import to_tensor, to_uint8
 from export3d.locations import Place, as_place
 from export3d.model import Export3D
 from export3d.motion.motion import Motion
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.pretrained import load_pretrained
 
 Picture = NDArray[np.uint8]
@@ -387,7 +387,7 @@ class _Work:
         known = (source.camera, source.expression, source.landmarks)
         own = (to_tensor(still), *(torch.from_numpy(np.array(values[frame], np.float32)) for values in known))
         image, camera, expression, landmarks = (values[None].to(self._plan.device) for values in own)
-        features = self._engine.encode(image, camera, expression, landmarks, behind(self._engine.model, image))
+        features = self._engine.encode(image, camera, expression, landmarks, crop_mattes(self._engine.model, image))
         wanted = (
             torch.from_numpy(np.array(values)).to(self._plan.device) for values in (asked.expression, asked.camera)
         )

@@ -34,7 +34,7 @@ from export3d.face.crop import CropBox, crop, patch
 from export3d.image import to_tensor, to_uint8
 from export3d.model import Export3D, Planes
 from export3d.motion.motion import Motion
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.photo.scene import scene
 
 Rows = NDArray[np.int64]
@@ -144,7 +144,7 @@ class Reenactment:
         image, row = clip.images([clip.source], device), [clip.source]
         landmarks = torch.from_numpy(np.array(clip.record.landmarks[row], dtype=np.float32)).to(device)
         model = self.model.model if isinstance(self.model, Engine) else self.model
-        features = self.model.encode(image, camera[row], expression[row], landmarks, behind(model, image))
+        features = self.model.encode(image, camera[row], expression[row], landmarks, crop_mattes(model, image))
 
         if clip.original is None or clip.photo is None:
 

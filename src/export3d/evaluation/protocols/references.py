@@ -28,7 +28,7 @@ from export3d.face.mesh import LANDMARKS, VERTICES, canonical_mesh
 from export3d.image import to_tensor
 from export3d.model import Export3D
 from export3d.motion.arkit import ARKIT52
-from export3d.photo.background import behind
+from export3d.photo.matte import crop_mattes
 from export3d.warping.elastic_mesh import FACE, ElasticMesh, show, softened
 
 Array = NDArray[np.float64]
@@ -113,7 +113,7 @@ class Oracle:
         def predict(rows: Rows) -> Prediction:
             at = torch.from_numpy(rows).to(device)
             images = clip.images(rows, device)
-            known = (camera[at], expression[at], landmarks[at], behind(self.model, images))
+            known = (camera[at], expression[at], landmarks[at], crop_mattes(self.model, images))
             features = self.model.encode(images, *known)
             return Prediction(self.model.frame(self.model.planes(features, expression[at]), camera[at]))
 
