@@ -34,13 +34,16 @@ def folder(tmp_path: Path, astronaut_path: Path, motion_file: Path, face_video: 
 
 @pytest.fixture
 def make(folder: Path, rigid_weights: Path) -> Make:
-    """Writes a list and makes it, in this process, without marks."""
+    """Writes a list and makes it, in this process, without marks.
+
+    The engine is named: `auto` is another one in processes that are started than it is in tests.
+    """
 
     def run(*lines: str, out: Path | str = folder / "out", **options: object) -> BatchReport:
         (folder / "list.csv").write_text("\n".join(lines) + "\n")
         shared = {"no_mark": "yes", "frame": "crop", "size": "256"}
-        given: dict[str, object] = {"weights": rigid_weights, "device": "cpu", "workers": 0} | options
-        return animate_batch(folder / "list.csv", out, shared, **given)  # type: ignore[arg-type]
+        given: dict[str, object] = {"weights": rigid_weights, "device": "cpu", "engine": "torch", "workers": 0}
+        return animate_batch(folder / "list.csv", out, shared, **(given | options))  # type: ignore[arg-type]
 
     return run
 
