@@ -174,7 +174,8 @@ class _Face:
         known = drawn * origin.trust
         share = 1.0 - drawn + known
         rest = 127.5 * (drawn * image - known * source + 1.0 - share)
-        maps = torch.cat([share, tear, opacity], dim=1) if bool((tear > 0.0).any()) else share
+        cut = self._window * tear  # beyond the crop the photo's own opacity holds
+        maps = torch.cat([share, cut, opacity], dim=1) if bool((cut > 0.0).any()) else share
         offset = origin.offset[0] * constant(self._scale, image.device)[:, None, None] * (self._box.side / 2.0)
         flow, maps = self._across(offset.mT).permute(2, 1, 0).flatten(1)[None], self._across(maps[0].mT).mT
         farthest = offset.abs().amax(dim=(1, 2)).tolist()

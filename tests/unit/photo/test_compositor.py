@@ -116,6 +116,26 @@ def test_a_contour_shows_nothing_that_lies_between_its_two_sides_in_the_photo() 
     assert made[80:400, 180:330].min() > 150
 
 
+def test_a_torn_contour_is_not_continued_beyond_the_crop() -> None:
+    """Hair (0) that the crop cuts is torn at its border; above it nobody is, neither in the photo nor in the frame."""
+    image = np.full((240, 300, 3), 160, np.uint8)
+    image[50:, 110:190] = 0
+    grid = canvas(image, BOX)
+    layers = Layers.opaque(grid.image)
+    nobody = grid.image[..., 0] != 0
+    layers.person[nobody, 3], layers.matte[nobody] = 0, 0
+    still = layers.still.copy()
+    still[nobody] = 200
+    layers = replace(layers, behind=np.full_like(still, 200), still=still)
+    offset = origin(12.0, 0.0, BOX.side).offset.clone()
+    offset[..., :55] = 0.0
+    small = source(image, BOX)
+    drawn = compositor.look_up(small, offset)
+    made = Compositor(grid, layers, [(BOX, small)]).frame([(drawn, Origin(offset, torch.ones(1, 1, SIZE, SIZE)))])
+    assert (made[:40] == 200).all()
+    assert (made[80:, 130:170] < 8).all()
+
+
 def test_the_border_of_the_crop_cannot_be_found() -> None:
     """Gradients across the crop's border are no larger than those just beside it."""
     image = photo(smooth=True)
