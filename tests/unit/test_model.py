@@ -246,7 +246,7 @@ def test_the_costly_parts_compile_whole(name: str) -> None:
     view = torch.from_numpy(np.stack([Camera.orbit(yaw).label for yaw in (5.0, -10.0)])).float()
     given = (
         torch.rand(2, 3, size, size), torch.rand(2, 52), view, view, torch.rand(2, 52), torch.rand(2, 478, 2),
-        torch.arange(2),
+        torch.rand(2, 1, size, size), torch.arange(2),
     )  # fmt: skip
     compiled, graphs = copy.deepcopy(model), []
 
