@@ -21,6 +21,11 @@ from export3d.warping.flow_field import covered, look_up, pixel_grid
 from export3d.warping.irises import at_rest
 from export3d.warping.landmark_motion import Face
 
+_SEAM = 64
+"""Cells across the image in which the flow is averaged around the outline of the face."""
+_SMALL_JUMP = 1.0 / 32.0
+"""Image widths by which a lookup may jump there for that."""
+
 
 def plane_flow(points: Tensor, face: Face, half_extent: float, size: int, painter: Painter | None = None) -> Tensor:
     """The flow from the xy plane to the aligned source.
@@ -64,8 +69,8 @@ def driving_flow(
 
     Returns:
         Two flows (B, 2, size, size), offsets to places of the source, x first, in [-1, 1] grid units: on the elastic
-        mesh of the landmarks, and by the similarity (rotation, scale and shift in the image plane) nearest to the
-        face's motion. And (B, size, size), where that mesh shows the face.
+        mesh of the landmarks, without its seams, and by the similarity (rotation, scale and shift in the image plane)
+        nearest to the face's motion. And (B, size, size), where that mesh shows the face.
     """
     with torch.autocast(places.device.type, enabled=False):
         vertices = constant(FACE, places.device)
@@ -80,7 +85,34 @@ def driving_flow(
         across, down = (turn - torch.eye(2, device=turn.device))[..., None, None].unbind(1)
         along = (turn.sum(dim=1, keepdim=True) + 2.0 * shift - 1.0).mT[..., None]
         as_face = across * here[:, :1, :1] + (down * here[:, 1:, :, :1] + along)
-        return elastic, as_face, number >= mesh.ground
+        on_face = number >= mesh.ground
+        return without_seam(elastic, on_face), as_face, on_face
+
+
+def without_seam(flow: Tensor, on_face: Tensor) -> Tensor:
+    """The flow on an elastic mesh, made continuous where it jumps a little at the outline of the face.
+
+    Where a cheek hides that outline the mesh is folded, and what lies around the face moves with the hidden outline
+    instead of the cheek. What lies between the two would be shown twice, as a dotted line along the cheek. Farther
+    jumps are left: there the face hides something else.
+
+    Args:
+        flow: (B, 2, R, R), [-1, 1] grid units.
+        on_face: (B, R, R), where the mesh shows the face.
+
+    Returns:
+        (B, 2, R, R).
+    """
+    step = max(flow.shape[-1] // _SEAM, 1)
+    few, inside = (part[..., step // 2 :: step, step // 2 :: step] for part in (flow, on_face[:, None].to(flow.dtype)))
+    means = F.pad(torch.cat([few, few * inside, inside], dim=1), (1, 1, 1, 1), "replicate")
+    means = F.avg_pool2d(means, 3, 1)
+    soft, of_face, share = means[:, :2], means[:, 2:4], means[:, 4:]
+    beside = of_face / share.clamp_min(1e-3) - (soft - of_face) / (1.0 - share).clamp_min(1e-3)
+    jump = beside.detach().norm(dim=1, keepdim=True) / 2.0
+    near = (2.0 - (4.0 * share - 2.0).abs()).clamp(0.0, 1.0) * (3.0 - 2.0 * jump / _SMALL_JUMP).clamp(0.0, 1.0)
+    smooth = F.interpolate(torch.cat([soft, near], dim=1), flow.shape[-2:], mode="bilinear")
+    return torch.lerp(flow, smooth[:, :2], smooth[:, 2:])
 
 
 @functools.lru_cache(maxsize=1)

@@ -15,7 +15,7 @@ from export3d.face.landmark_sets import INNER_LIPS
 from export3d.motion.arkit import ARKIT52
 from export3d.warping.elastic_mesh import FACE, show
 from export3d.warping.flow_field import pixel_grid, stretch
-from export3d.warping.flows import driving_flow, mouth_mask, openings, plane_flow
+from export3d.warping.flows import driving_flow, mouth_mask, openings, plane_flow, without_seam
 from export3d.warping.landmark_motion import Face, average_landmarks
 from export3d.warping.losses import flow_error
 from tests.heads import CAMERAS, FRONT, HALF, NAMES, at_rest, bent, people, places, read, restless
@@ -235,3 +235,23 @@ def test_under_bfloat16_autocast_nothing_is_rounded() -> None:
     for one, other in zip(exact, mixed, strict=True):
         assert other.dtype == torch.float32
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize(("jump_px", "mended"), [(4.0, True), (-4.0, True), (16.0, False)])
+def test_seams_at_the_outline_are_mended_where_nothing_hides_what_lies_behind(jump_px: float, mended: bool) -> None:
+    size = 256
+    on_face = torch.zeros(1, size, size, dtype=torch.bool)
+    on_face[..., 100:] = True
+    flow = torch.zeros(1, 2, size, size)
+    flow[:, 0, :, 100:] = -jump_px * 2.0 / size
+    flow.requires_grad_()
+    made = without_seam(flow, on_face)
+    places = (pixel_grid(size, flow.device) + made)[0, 0, 50] * size / 2.0
+    steps = places.diff()
+    assert bool(((steps > 0.3) & (steps < 1.7)).all()) is mended
+    assert torch.equal(made[..., :94], flow[..., :94])
+    assert torch.equal(made[..., 106:], flow[..., 106:])
+    still = torch.zeros_like(flow, requires_grad=True)
+    without_seam(still, on_face).square().sum().backward()
+    assert still.grad is not None
+    assert torch.isfinite(still.grad).all()
