@@ -42,7 +42,7 @@ from export3d.photo.canvas import LONG_SIDE, MARGIN
 from export3d.photo.compositor import Compositor
 from export3d.photo.extension import extended_crop, share_outside
 from export3d.photo.matte import crop_mattes
-from export3d.photo.options import NATIVE, SMALLEST, Frame, Size, parse_size
+from export3d.photo.options import NATIVE, SMALLEST, Frame, Size, check_batch, parse_size
 from export3d.photo.palette import Palette, palette
 from export3d.photo.scene import scene
 from export3d.pretrained import load_pretrained
@@ -356,7 +356,7 @@ class Animator:
                 source's pixels, which have one size only.
             BadImage: the background cannot be read, or no person to cut out is found.
         """
-        _check_batch(batch)
+        check_batch(batch)
         motion.require_space(self.space)
         view = self._view(source, size, frame, background)
         motions = [
@@ -396,7 +396,7 @@ class Animator:
         Raises:
             BadMotionFile, ConfigError, BadImage: as there.
         """
-        _check_batch(batch)
+        check_batch(batch)
         view = self._view(source, size, frame, background)
         views = [
             orbit_motion(
@@ -551,7 +551,7 @@ class Animator:
         The tracker is closed until the next portrait: it holds 40 MB. Args and raises: as `animate`, which then starts
         without delay.
         """
-        _check_batch(batch)
+        check_batch(batch)
         view = self._view(source, size, frame, background)
         if self._tracker is not None:
             self._tracker.close()
@@ -673,11 +673,6 @@ def _numbers(start: int, together: int, count: int) -> NDArray[np.int64]:
     at = np.arange(start, min(start + together, count))
     missing = together - len(at)
     return np.pad(at, (0, missing), mode="edge") if start and missing < BATCH else at
-
-
-def _check_batch(batch: int) -> None:
-    if batch < 1:
-        raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
 
 
 def _portrait(portrait: str | Path | Picture | Image.Image) -> tuple[Picture, str, str | None]:

@@ -17,6 +17,7 @@ from export3d.cli.working import who_works
 from export3d.engines.names import EngineName
 from export3d.errors import BadVideo, ConfigError
 from export3d.files import check_input
+from export3d.photo.options import check_batch
 
 _MOVER = tyro.conf.create_mutex_group(required=False, title="driving motion (exactly one of)")
 _WAY = tyro.conf.create_mutex_group(required=False, title="how the motion is applied")
@@ -84,6 +85,7 @@ def command(
     """
     begun = time.perf_counter()
     held, crew = arkit_scores(scores), who_works(workers, ray, ray_gpus)
+    check_batch(batch_size)
     if batch is not None:
         if sheet is not None:
             raise ConfigError("--sheet names one file, and --batch makes many; give the list a column sheet")
@@ -119,7 +121,7 @@ def command(
     frame_range(start, seconds, FPS)
     if absolute and head_motion != "steady":
         raise ConfigError("--absolute takes over the driver's framing; leave out --head-motion")
-    read = framing.check()
+    read = framing.check(relative=not absolute)
     face_choice(driving_face, one=True)
     if motion is not None and driving_face != "largest":
         raise ConfigError(

@@ -34,11 +34,15 @@ class Framing:
         """As cells of a list of animations."""
         return {"face": self.face, "frame": self.frame, "size": self.size, "background": self.background}
 
-    def check(self) -> list[Path]:
+    def check(self, relative: bool = True) -> list[Path]:
         """Report what cannot be before any work starts; returns the files that are read."""
         from export3d.face.tracker import face_choice
         from export3d.photo.options import check_background, parse_size
 
+        if self.frame == "photo" and not relative:
+            raise ConfigError(
+                "--absolute takes over the driver's framing, which only a crop can show; use --frame crop"
+            )
         if self.face != "all":
             face_choice(self.face)
         if self.size is not None:
@@ -54,8 +58,4 @@ class Framing:
 
     def options(self, animator: Animator, relative: bool = True) -> dict[str, Any]:
         """Keyword arguments of `Animator.animate`, `edit` and `orbit`."""
-        if self.frame == "photo" and not relative:
-            raise ConfigError(
-                "--absolute takes over the driver's framing, which only a crop can show; use --frame crop"
-            )
         return animator.framing(self.frame, self.size, self.background, relative)

@@ -1,4 +1,5 @@
-"""What a user can ask of frames, in words: which pixels they have, and what is behind the people.
+"""What a user can ask of frames, in words: which pixels they have, what is behind the people,
+and how many are rendered together.
 
 It imports no PyTorch: commands check what was asked before they load it.
 """
@@ -38,6 +39,12 @@ def parse_size(text: str | int) -> Size:
             "across the face crop"
         )
     return size
+
+
+def check_batch(batch: int) -> None:
+    """`ConfigError` for a number of frames, to render together, that is below 1."""
+    if batch < 1:
+        raise ConfigError(f"the batch must be at least 1 frame, got {batch}")
 
 
 def check_background(background: str) -> Path | None:

@@ -449,6 +449,24 @@ def test_a_batch_of_nothing_is_refused(
     refused(main([*arguments, "--weights", str(tiny_weights), "--batch-size", "0"]), capsys, out, "at least 1")
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--batch-size", "0"], "the batch must be at least 1 frame, got 0"),
+        (["--absolute", "--frame", "photo"], "--absolute takes over the driver's framing, which only a crop can show"),
+        (["--absolute", "--head-motion", "full"], "--absolute takes over the driver's framing; leave out"),
+    ],
+)
+def test_options_that_cannot_be_are_refused_before_pytorch_is_loaded(
+    options: list[str], sentence: str, astronaut_path: Path, out: Path
+) -> None:
+    line = ["animate", str(astronaut_path), "--motion", "speech", "-o", str(out / "a.mp4"), *options]
+    code = f"import sys; from export3d.cli.main import main; sys.exit(main({line}) + ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.startswith(f"export3d: {sentence}")
+    assert done.returncode == 2
+
+
 def test_an_interrupted_animation_leaves_nothing(
     animate: Run, out: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
