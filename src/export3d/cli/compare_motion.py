@@ -66,8 +66,9 @@ def _motion(path: Path) -> Motion:
 def _bound(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     try:
-        if name not in NAMES:
+        bound = float(value)
+        if name not in NAMES or not math.isfinite(bound):
             raise ValueError
-        return name, float(value)
+        return name, bound
     except ValueError:
-        raise ConfigError(f"--min takes NAME=VALUE with one of {', '.join(NAMES)}, got {text!r}") from None
+        raise ConfigError(f"--min takes NAME=VALUE with one of {', '.join(NAMES)} and a number, got {text!r}") from None

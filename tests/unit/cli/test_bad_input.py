@@ -288,6 +288,14 @@ def test_another_expression_space_is_refused(
     refused(code, capsys, out, "deep.motion", "bfm64")
 
 
+@pytest.mark.parametrize("bound", ["nod=0.5", "yaw", "yaw=", "yaw=high", "yaw=nan", "yaw=inf", "yaw=-inf"])
+def test_a_bound_that_no_correlation_can_have_is_refused(
+    bound: str, short_motion: Path, out: Path, capsys: Capture
+) -> None:
+    code = main(["compare-motion", str(short_motion), str(short_motion), "--min", bound])
+    refused(code, capsys, out, "--min takes NAME=VALUE", "yaw, pitch", repr(bound))
+
+
 @pytest.mark.parametrize("kind", ["missing", "directory", "zero bytes", "text"])
 def test_what_is_no_motion_file_is_refused(
     kind: str, tmp_path: Path, face_video: Path, animate: Run, out: Path, capsys: Capture
