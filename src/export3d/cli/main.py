@@ -26,6 +26,7 @@ import io
 import logging
 import os
 import select
+import shutil
 import signal
 import sys
 import threading
@@ -77,6 +78,8 @@ The function of a command is the module's `command`, or the one named after a co
 """
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Why standard output takes no more."""
+_NARROWEST = 40
+"""Columns of a terminal, for help pages."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -231,6 +234,8 @@ def _without_subcommand(name: str, argv: list[str]) -> int:
 def _run(name: str, argv: list[str]) -> int:
     import tyro
 
+    if shutil.get_terminal_size().columns < _NARROWEST:
+        os.environ["COLUMNS"] = str(_NARROWEST)  # in very few, tyro never finishes its wrapping
     function = entry(name)
     try:
         result = tyro.cli(

@@ -217,6 +217,29 @@ def test_another_broken_pipe_is_our_own_bug(command: ModuleType) -> None:
         door.main(["try"])
 
 
+@pytest.mark.parametrize("columns", [1, 5])
+@pytest.mark.parametrize(("options", "code"), [(["--help"], 0), (["--no-such-option"], 2)])
+def test_a_help_page_ends_in_a_terminal_of_few_columns(
+    command: ModuleType,
+    columns: int,
+    options: list[str],
+    code: int,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(number: int = 1) -> None:
+        """Run.
+
+        Args:
+            number: how often; the description has more words than fit.
+        """
+
+    command.command = run
+    monkeypatch.setenv("COLUMNS", str(columns))
+    assert door.main(["try", *options]) == code
+    assert any(capsys.readouterr())
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
 @pytest.mark.parametrize("arguments", ["--help", "edit --help", "weights"])
 def test_a_full_standard_output_is_one_sentence(arguments: str) -> None:
