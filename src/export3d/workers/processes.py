@@ -10,9 +10,11 @@ from __future__ import annotations
 import contextlib
 import multiprocessing
 import signal
+import sys
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from typing import Any, Generic, TypeVar
 
@@ -40,7 +42,8 @@ def run_in_processes(
     try:
         while waiting or crew:
             while waiting and len(crew) < workers:
-                crew.append(_Worker(context, start, temporary.name))
+                with _interrupts_held():
+                    crew.append(_Worker(context, start, temporary.name))
                 crew[-1].give(*waiting.popleft())
             ready = wait([worker.pipe for worker in crew])
             for worker in [worker for worker in crew if worker.pipe in ready]:
@@ -63,6 +66,24 @@ def run_in_processes(
         for worker in crew:
             worker.kill()
         temporary.cleanup()
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends. A process that starts in it never gets one, from its first instruction
+    on: it would print a traceback of what it was importing.
+
+    Not on Windows, which has no signal masks.
+    """
+    if sys.platform == "win32":
+        yield
+        return
+    resource_tracker.ensure_running()  # its own start would let signals through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Worker(Generic[J]):

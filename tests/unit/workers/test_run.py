@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -86,9 +89,44 @@ def test_what_a_job_raises_arrives_with_its_kind_and_words(job: str, kind: type,
         outcomes([job, "do:1"], 1)
 
 
-def test_processes_end_when_the_caller_stops_asking() -> None:
-    import multiprocessing
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal masks")
+def test_ctrl_c_does_not_reach_a_process_that_starts(tmp_path: Path) -> None:
+    """It gets one here while it imports the main module, before any code of ours."""
+    (tmp_path / "main.py").write_text(
+        "import os, signal\n"
+        "from export3d.workers.run import run_jobs\n"
+        "def start():\n"
+        "    return str.upper\n"
+        "if __name__ == '__mp_main__':\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "if __name__ == '__main__':\n"
+        "    print(list(run_jobs(['a'], start, 1)))\n"
+    )
+    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr) == ("[('a', 'A')]\n", "")
 
+
+class Interrupting:
+    """A start that gets this process a Ctrl-C when it is sent to a new one."""
+
+    def __call__(self) -> Callable[[str], str]:
+        return start()
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        signal.raise_signal(signal.SIGINT)
+        return Interrupting, ()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signal masks")
+def test_ctrl_c_while_a_process_starts_is_not_lost() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    with pytest.raises(KeyboardInterrupt):
+        list(run_jobs(["do:1"], Interrupting(), 1))
+    assert multiprocessing.active_children() == []
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, []) == before
+
+
+def test_processes_end_when_the_caller_stops_asking() -> None:
     jobs = run_jobs([f"do:{i}" for i in range(4)], start, 2)
     next(jobs)
     jobs.close()
