@@ -187,38 +187,39 @@ def animate_batch(
     settings = Settings(_portable(weights), device, pure, engine, batch)
     rows = read_rows(listed, shared or {}, [_digest(settings.weights), pure, Statement().version])
     earlier = _earlier(out)
-    _check_outputs(out, rows, listed)
-    make_place(out)
-    made = _finished(out, earlier)
-    there = _there(out, rows)
-    named = {name for row in rows for name in row.outputs}
-    others = [row for row in made.values() if named.isdisjoint((row.output, row.sheet))]
-    outcomes = {
-        row.number: replace(made[row.output], row=row.number)
-        for row in rows
-        if row.output in made and _is_whole(made[row.output], row, there)
-    }
-    kept = len(outcomes)
-    todo = [row for row in rows if row.number not in outcomes]
-    processes = min(workers, len(todo)) if isinstance(workers, int) else 0
-    place = Path(os.path.abspath(out)) if isinstance(out, Path) else out  # the current folder may be another there
-    start = functools.partial(_start, settings, place, processes)
-    if progress is not None:
-        progress(0, len(todo), "")
-    try:
-        for done, (row, outcome) in enumerate(run_jobs(_dealt(todo, processes), start, workers), 1):
-            if isinstance(outcome, Crash):
-                reason = f"the process that made it died (exit code {outcome.exit_code}); the next run tries again"
-                outcome = Outcome(row.number, row.output, row.sheet, "crashed", reason=reason)
-            outcomes[row.number] = outcome
-            if progress is not None:
-                progress(done, len(todo), row.output)
-    finally:
-        _clear(out)
-    report = BatchReport(out, tuple(outcomes[row.number] for row in rows), kept, time.monotonic() - began)
-    _write_report(report, others)
-    remove(inside(out, ASIDE))
-    return report
+    with _no_empty_folders(out):
+        _check_outputs(out, rows, listed)
+        make_place(out)
+        made = _finished(out, earlier)
+        there = _there(out, rows)
+        named = {name for row in rows for name in row.outputs}
+        others = [row for row in made.values() if named.isdisjoint((row.output, row.sheet))]
+        outcomes = {
+            row.number: replace(made[row.output], row=row.number)
+            for row in rows
+            if row.output in made and _is_whole(made[row.output], row, there)
+        }
+        kept = len(outcomes)
+        todo = [row for row in rows if row.number not in outcomes]
+        processes = min(workers, len(todo)) if isinstance(workers, int) else 0
+        place = Path(os.path.abspath(out)) if isinstance(out, Path) else out  # the current folder may be another there
+        start = functools.partial(_start, settings, place, processes)
+        if progress is not None:
+            progress(0, len(todo), "")
+        try:
+            for done, (row, outcome) in enumerate(run_jobs(_dealt(todo, processes), start, workers), 1):
+                if isinstance(outcome, Crash):
+                    reason = f"the process that made it died (exit code {outcome.exit_code}); the next run tries again"
+                    outcome = Outcome(row.number, row.output, row.sheet, "crashed", reason=reason)
+                outcomes[row.number] = outcome
+                if progress is not None:
+                    progress(done, len(todo), row.output)
+        finally:
+            _clear(out)
+        report = BatchReport(out, tuple(outcomes[row.number] for row in rows), kept, time.monotonic() - began)
+        _write_report(report, others)
+        remove(inside(out, ASIDE))
+        return report
 
 
 def _portable(weights: Path | str | None) -> str | None:
@@ -317,6 +318,20 @@ def _check_outputs(out: Place, rows: Sequence[Row], listed: Place) -> None:
                 check_output(out / name)
         except OutputError as error:
             raise OutputError(f"row {row.number}: {error}") from error
+
+
+@contextlib.contextmanager
+def _no_empty_folders(out: Place) -> Iterator[None]:
+    """If the block fails, remove the folders in `out` that hold nothing, and itself, where the block has made it."""
+    is_new = isinstance(out, Path) and kind_at(out, OutputError) is None
+    try:
+        yield
+    except BaseException:
+        if is_new:
+            for folder, _, _ in os.walk(out, topdown=False):
+                with contextlib.suppress(OSError):  # it holds something
+                    os.rmdir(folder)
+        raise
 
 
 def _clear(out: Place) -> None:

@@ -212,6 +212,33 @@ def test_inputs_and_reports_of_others_are_not_replaced(make: Make, folder: Path)
         make(*LINES)
 
 
+def test_a_run_that_made_nothing_leaves_no_folders(make: Make, folder: Path) -> None:
+    def interrupted(done: int, *_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(*LINES, progress=interrupted)
+    assert not (folder / "out").exists()
+    with pytest.raises(OutputError, match="name too long"):
+        make(HEADER, f"face.png,speech,,people/{'a' * 300}.mp4,,")
+    assert not (folder / "out").exists()
+    (folder / "out" / "mine").mkdir(parents=True)
+    with pytest.raises(KeyboardInterrupt):
+        make(*LINES, progress=interrupted)
+    assert (folder / "out" / "mine").is_dir()
+
+
+def test_an_interrupted_run_keeps_what_it_made(make: Make, folder: Path) -> None:
+    def interrupted(done: int, *_: object) -> None:
+        if done:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        make(*LINES, progress=interrupted)
+    assert len(list((folder / "out").rglob("*.mp4"))) == 1
+    assert make(*LINES).kept == 1
+
+
 def test_a_cut_or_replaced_result_is_made_again(make: Make, folder: Path) -> None:
     for out in (folder / "out", f"memory://{uuid.uuid4().hex}"):
         made = make(*LINES[:3], out=out)
