@@ -318,6 +318,8 @@ def _check_outputs(out: Place, rows: Sequence[Row], listed: Place) -> None:
                 check_output(out / name)
         except OutputError as error:
             raise OutputError(f"row {row.number}: {error}") from error
+    for name in (REPORT_JSON, REPORT_CSV):
+        check_output(out / name)
 
 
 @contextlib.contextmanager

@@ -15,7 +15,7 @@ from PIL import Image
 
 from export3d.animate.batch import BatchReport, animate_batch
 from export3d.cli.main import main
-from export3d.errors import CheckpointError, ConfigError, OutputError
+from export3d.errors import CheckpointError, ConfigError, Export3DError, OutputError
 from export3d.locations import inside, names, read, write
 from export3d.motion.motion import Motion
 
@@ -210,6 +210,16 @@ def test_inputs_and_reports_of_others_are_not_replaced(make: Make, folder: Path)
     (folder / "out" / "report.json").write_text('{"splits": {}}')
     with pytest.raises(OutputError, match="not a report of animations"):
         make(*LINES)
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.csv"])
+def test_a_folder_in_place_of_a_report_is_refused_before_anything_is_made(name: str, make: Make, folder: Path) -> None:
+    (folder / "out" / name).mkdir(parents=True)
+    begun: list[int] = []
+    with pytest.raises(Export3DError, match=rf"{name}.*(it is a folder|is a directory)"):
+        make(*LINES[:2], progress=lambda done, total, _: begun.append(done))
+    assert begun == []
+    assert [path.name for path in (folder / "out").iterdir()] == [name]
 
 
 def test_a_run_that_made_nothing_leaves_no_folders(make: Make, folder: Path) -> None:
