@@ -194,10 +194,25 @@ def test_variable_frame_rates_are_honoured(tmp_path: Path, seed: int, suffix: st
     assert len(got) <= len(expected) + 20
 
 
+@pytest.mark.parametrize("sound", [None, beep(0.0, 0.4)])
 @pytest.mark.parametrize("suffix", ["mp4", "mkv", "ts"])
-def test_a_clock_that_starts_late_does_not_matter(tmp_path: Path, suffix: str) -> None:
+def test_a_clock_that_starts_late_does_not_matter(
+    tmp_path: Path, suffix: str, sound: np.ndarray | None, caplog: pytest.LogCaptureFixture
+) -> None:
     times = [7.123 + k / 25 for k in range(10)]
-    assert numbers(clip(tmp_path / f"a.{suffix}", 10, times=times))[:10] == list(range(10))
+    path = clip(tmp_path / f"a.{suffix}", 10, times=times, sound=sound)
+    assert numbers(path)[:10] == list(range(10))
+    assert caplog.text == "", "it is complete"
+    assert probe(path).duration_s == pytest.approx(0.4, abs=0.05)
+
+
+def test_a_file_that_is_cut_is_incomplete_whenever_its_clock_starts(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = clip(tmp_path / "a.mkv", [smooth(k) for k in range(100)], times=[3.0 + k / 25 for k in range(100)])
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 3 // 4])
+    list(read_frames(path))
+    assert "of 4.00 s" in caplog.text
 
 
 def test_reordered_frames_come_in_the_order_of_presentation(tmp_path: Path) -> None:

@@ -42,6 +42,8 @@ _REMEDY = "convert it to an H.264 .mp4"
 _HDR_TRANSFERS = (16, 18)
 _DECODING_TIMES = ("avi", "asf")
 """Containers that store when a frame is decoded, not when it is shown."""
+_TO_THE_END = "matroska"
+"""The container whose duration is the time at which it ends, even if its clock starts late."""
 _RAW = ("h264", "hevc", "mpegvideo")
 """Streams without a container: no times, and a duration that FFmpeg only guesses from the bit rate."""
 _MOST_HELD_BACK = 16
@@ -421,9 +423,10 @@ def _declared_duration(container: InputContainer, stream: VideoStream) -> Fracti
         return stream.duration * Fraction(stream.time_base)
     if container.streams.audio:
         return None  # the container's duration may be the sound's
-    if container.duration and container.duration > 0:
-        return Fraction(container.duration, 1_000_000)
-    return None
+    length = container.duration or 0
+    if container.format.name == _TO_THE_END:
+        length -= max(container.start_time or 0, 0)
+    return Fraction(length, 1_000_000) if length > 0 else None
 
 
 def exact_rate(fps: float | Fraction) -> Fraction:
