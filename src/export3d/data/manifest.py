@@ -171,6 +171,8 @@ def _names_in(url: str) -> list[str]:
 def _files_in(folder: Path) -> list[Path]:
     """The files in a folder and its subfolders, sorted, without hidden ones; warns of subfolders that cannot be listed.
 
+    Broken links and pipes are among them: a name that promises a video is told with what is wrong.
+
     Raises:
         InputError: the folder itself cannot be listed.
     """
@@ -179,10 +181,9 @@ def _files_in(folder: Path) -> list[Path]:
         if path.name.startswith("."):
             continue
         try:
-            kind = kind_at(path)
-            if kind == "file":
+            if kind_at(path) != "folder":
                 found.append(path)
-            elif kind == "folder" and not path.is_symlink():
+            elif not path.is_symlink():
                 found += _files_in(path)
         except InputError as error:
             logger.warning("left out: %s", error)
@@ -346,7 +347,7 @@ def _place(path: Place) -> str:
 
 def _is_media(path: Path) -> bool:
     try:
-        return media_kind(path) is not None
+        return kind_at(path) == "file" and media_kind(path) is not None
     except OSError:
         return False
 
@@ -380,6 +381,9 @@ def _looks(places: Sequence[Place]) -> dict[Place, _Look | InputError]:
 
 def _look(place: Place) -> _Look | InputError:
     try:
+        if isinstance(place, Path) and (there := kind_at(place)) != "file":  # a pipe would be waited for
+            problem = "is a link to nothing" if there is None else "is not a regular file"
+            return InputError(f"{place} {problem}; replace it by the file")
         size, digest, head = _contents(place)
         with tempfile.TemporaryDirectory() as folder:
             if isinstance(place, Path):

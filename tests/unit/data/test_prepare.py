@@ -97,6 +97,24 @@ def test_a_folder_becomes_shards_and_a_report(clips: Path, tmp_path: Path, drawn
     assert not list(out.rglob("parts"))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there, and there are no pipes")
+def test_broken_links_and_pipes_that_promise_a_video_are_told(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    """A pipe is not waited for, whatever its name promises."""
+    (clips / "gone.mp4").symlink_to("moved.mp4")
+    os.mkfifo(clips / "more" / "pipe.mp4")
+    os.mkfifo(clips / "pipe")
+    (clips / "link").symlink_to("nowhere")
+    report = run(clips, tmp_path / "out")
+    told = {reject.file: reject.detail for reject in report.rejects if reject.reason == "unreadable"}
+    assert told.pop("broken.mp4")
+    assert told == {
+        "gone.mp4": "gone.mp4 is a link to nothing; replace it by the file",
+        "more/pipe.mp4": "more/pipe.mp4 is not a regular file; replace it by the file",
+    }
+    assert (report.done, report.ignored) == (5, 3)
+    assert keys(tmp_path / "out") == {"anna", "bob", "carla"}
+
+
 def test_records_say_where_they_come_from_but_not_where_it_lay(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
     run(clips, tmp_path / "out")
     record = next(record for record in read_shards(tmp_path / "out" / "train") if record.key == "carla")
