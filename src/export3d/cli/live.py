@@ -71,7 +71,7 @@ def command(
     from export3d.errors import ConfigError
     from export3d.face.tracker import face_choice
     from export3d.photo.options import parse_size
-    from export3d.video.capture import is_file
+    from export3d.video.capture import check_source, is_file
 
     if seconds is not None and not seconds > 0:
         raise ConfigError(f"{seconds:g} seconds are not possible; use a positive number, or leave it out")
@@ -83,6 +83,7 @@ def command(
     shown_in = open_sink(sink, marking.marks())
     if sink not in ("window", "virtual"):
         check_output(sink, VIDEO_SUFFIXES, inputs)
+    check_source(camera)
 
     from export3d.animate.animator import Animator
     from export3d.animate.live import Live

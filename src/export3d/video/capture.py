@@ -20,6 +20,7 @@ from fractions import Fraction
 from typing import TYPE_CHECKING, Generic, TypeVar
 
 from export3d.errors import BadVideo, ConfigError, Export3DError
+from export3d.files import check_input, kind_at
 from export3d.video.reading import opened_frames, reason
 from export3d.video.view import MAX_SIDE, Pixels, View
 
@@ -209,6 +210,18 @@ def is_file(where: str) -> bool:
     return _number(where) is None and not _is_url(where)
 
 
+def check_source(where: str) -> None:
+    """Refuse a file or camera that is not there, before anything is loaded. Cameras are looked for on Linux only.
+
+    Raises:
+        ConfigError, BadVideo: as `is_file`, and as `Capture` on entering.
+    """
+    if is_file(where):
+        check_input(where, BadVideo, "a video")
+    elif (number := _number(where)) is not None and sys.platform == "linux" and not kind_at(_device(number), BadVideo):
+        raise _no_camera(where)
+
+
 def _is_url(where: str) -> bool:
     return re.match(r"(?:rtsps?|rtmps?|https?|udp|rtp|tcp)://", where, re.IGNORECASE) is not None
 
@@ -367,7 +380,7 @@ def _camera(number: int, timeout_s: float) -> InputContainer:
     """A camera of Linux (v4l2), macOS (avfoundation) or Windows (dshow), in 640 x 480 if it has that."""
     import av
 
-    name, kind = f"/dev/video{number}", "v4l2"
+    name, kind = _device(number), "v4l2"
     if sys.platform == "darwin":
         name, kind = f"{number}:none", "avfoundation"
     elif sys.platform == "win32":
@@ -397,7 +410,15 @@ def _explained(problem: BaseException, name: str, where: str, timeout_s: float, 
     if _is_url(where):
         return BadVideo(f"{name} cannot be read ({reason(problem)}); check the address and the network")
     if isinstance(problem, FileNotFoundError):
-        return BadVideo(f"there is no {name} here; connect one, or give another number, a video file or a URL")
+        return _no_camera(where)
     if isinstance(problem, PermissionError):
         return BadVideo(f"{name} may not be used (permission denied); allow cameras for this program in the system")
     return BadVideo(f"{name} cannot be read ({reason(problem)}); connect it, and close other programs that use it")
+
+
+def _device(number: int) -> str:
+    return f"/dev/video{number}"
+
+
+def _no_camera(where: str) -> BadVideo:
+    return BadVideo(f"there is no {_name(where)} here; connect one, or give another number, a video file or a URL")

@@ -17,7 +17,7 @@ LINES = (
     "animate @FACE.png --motion @speech.motion -o @o.mp4 --sheet @o.png --weights @WEIGHTS --background @b.png",
     "animate FACE --driving @clip.mp4 -o o.mp4 --weights WEIGHTS",
     "animate --batch @list.csv -o @o",
-    "live @FACE.png --camera @clip.mp4 --sink @o.mp4 --weights @WEIGHTS --background @b.png",
+    "live @FACE.png --camera @FACE.png --sink @o.mp4 --weights @WEIGHTS --background @b.png",
     "studio --port 0 --no-browser --folder @folder",
     "serve --port 0 --folder @folder",
     "edit @FACE.jpg -o @o.png --weights @WEIGHTS --background @b.jpg",

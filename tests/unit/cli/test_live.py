@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -140,6 +141,25 @@ def test_what_cannot_be_is_refused_before_weights_are_loaded(
     assert live(camera, *options) == 2
     assert words in capsys.readouterr().err
     assert [path.name for path in out.iterdir()] == ["film.mp4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="cameras are looked for on Linux only")
+@pytest.mark.parametrize(
+    ("camera", "sentence"),
+    [
+        ("987", "there is no camera 987 here; connect one, or give another number, a video file or a URL"),
+        ("/dev/video987", "there is no camera 987 here; connect one, or give another number, a video file or a URL"),
+        ("none.mp4", "none.mp4 does not exist; give the path of a video"),
+    ],
+)
+def test_a_camera_that_is_not_there_is_refused_before_pytorch_is_loaded(
+    camera: str, sentence: str, astronaut_path: Path, out: Path
+) -> None:
+    line = ["live", str(astronaut_path), "--camera", camera, "--sink", str(out / "live.mp4")]
+    code = f"import sys; from export3d.cli.main import main; sys.exit(main({line}) + ('torch' in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr == f"export3d: {sentence}\n"
+    assert done.returncode == 2
 
 
 @pytest.mark.parametrize("camera", ["987", "none.mp4", "http://127.0.0.1:9/a.mp4"])
