@@ -49,6 +49,8 @@ _SEARCHED_CUTS = 4
 """Searches at cuts that a clip may have beyond one per `SEARCH_EVERY` frames, as long as nobody is followed."""
 _CUT = 20.0
 """Mean absolute difference of two frames, of 255, that makes a search worthwhile at once."""
+_SETTLED = _GLANCE_EVERY
+"""Repetitions of a frame after which looking again finds nothing new."""
 
 
 class Person:
@@ -195,14 +197,24 @@ class Crowd:
         self._idle = 0
         self._searches = 0
         self._grid = np.zeros(0, np.int16)
+        self._still: NDArray[np.uint8] | None = None
+        self._repeated = 0
 
     def step(self, image: NDArray[np.uint8]) -> None:
-        """Look for everybody in the next frame."""
+        """Look for everybody in the next frame.
+
+        In a picture that stands, as in a clip of few frames, nobody is looked for after a second of it.
+        """
         self._frame += 1
+        before, cut = self._grid, self._is_cut(image)
+        if self._stands(image, np.array_equal(before, self._grid)):
+            for person, face in zip(self.present, self.faces):
+                person.append(self._frame, face)
+            self.several += len(self.faces) > 1
+            return
         self._refused = [(frame, face) for frame, face in self._refused if self._frame - frame < _REFUSED_FOR]
         look = _Look(self._landmarker, upright(image, self.quarter_turns), [face for _, face in self._refused])
         self.faces, self.present = [], []
-        cut = self._is_cut(image)
         self._follow(look, cut)
         self._welcome(look, cut)
         self.several += len(self.faces) > 1
@@ -297,6 +309,14 @@ class Crowd:
         grid = np.array(np.asarray(image)[:: max(height // 32, 1), :: max(width // 32, 1)], np.int16)
         before, self._grid = self._grid, grid
         return before.shape != grid.shape or bool(np.abs(grid - before).mean() > _CUT)
+
+    def _stands(self, image: NDArray[np.uint8], perhaps: bool) -> bool:
+        """Whether the frame repeats one that has settled, pixel by pixel; only if it does `perhaps`, it is compared."""
+        if perhaps and self._still is not None and np.array_equal(image, self._still):
+            self._repeated += 1
+        else:
+            self._still, self._repeated = np.array(image) if perhaps else None, 0
+        return self._repeated > _SETTLED
 
     def _is_new(self, face: Face) -> bool:
         return len(distinct([face, *self.faces])) > len(self.faces)

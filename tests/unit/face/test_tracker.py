@@ -41,7 +41,9 @@ class Script:
     def __iter__(self):
         for number in range(len(self.lines)):
             self.frame = number
-            yield FRAME
+            frame = FRAME.copy()
+            frame[0, 0] = number >> 8, number & 255, 0  # repeated frames are not looked at
+            yield frame
 
     def detect(self, image, region=None):
         seen = self.lines[self.frame] + (self.hidden.get(self.frame, []) if region is not None else [])
@@ -67,6 +69,34 @@ def test_a_still_picture_repeated_has_no_jitter_at_all(landmarker, astronaut):
     assert np.ptp(with_repeats.motion.expression, axis=0).max() == 0.0
     assert np.ptp(with_repeats.landmarks, axis=0).max() == 0.0
     assert with_repeats.found.all()
+
+
+def test_a_picture_that_stands_is_looked_at_for_a_second_only(landmarker, astronaut):
+    """As a clip of few frames shows one; the numbers are those of looking at every frame."""
+
+    class Counted:
+        def __init__(self):
+            self.looked = 0
+
+        def detect(self, image, region=None):
+            self.looked += 1
+            return landmarker.detect(image, region)
+
+        def search(self, image, coarse=False):
+            return landmarker.search(image, coarse)
+
+    turned = np.roll(astronaut, 4, axis=1)
+    pictures = [astronaut] * 60 + [turned] * 30
+    repeated, flickering = Counted(), Counted()
+    track = Tracker(repeated).track_frames(picture.copy() for picture in pictures)
+    for number, picture in enumerate(pictures):  # of a corner, so that no two frames are the same
+        pictures[number] = picture.copy()
+        pictures[number][-1, -1] = number
+    every = Tracker(flickering).track_frames(pictures)
+    np.testing.assert_array_equal(track.landmarks, every.landmarks)
+    np.testing.assert_array_equal(track.motion.expression, every.motion.expression)
+    assert track.found.all()
+    assert repeated.looked < flickering.looked - 30
 
 
 def test_a_large_still_picture_has_no_jitter_either(landmarker, astronaut):
