@@ -40,7 +40,6 @@ from export3d.triplane.generator import SidePath, SourceFeatures
 from export3d.warping.detail import Views
 from export3d.warping.skip_path import SkipWalk
 from export3d.warping.source_warp import Eyes, fused_passes
-from export3d.warping.turns import leaning
 
 _KEPT = 4
 """Compiled batch sizes that a part keeps."""
@@ -135,8 +134,7 @@ class OpenVinoEngine(PartsEngine):
         half = self._passes.halved(stacked)
         given = {"feature": rendered.feature, "stacked": stacked, "half": half, "offset": views.mean_offset}
         made = self._finish(given)
-        lean = made["lean"] if views.far is None else leaning(made["lean"], views.far, views.mouth)
-        image, share = self._passes.blend(made["choice"], made["rendered"], lean, views)
+        image, share = self._passes.blend(made["choice"], made["rendered"], views.leaned(made["lean"]), views)
         return {"image": image, "share": share}, views
 
 

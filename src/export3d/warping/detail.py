@@ -45,6 +45,7 @@ class Views:
             without `WarpConfig.teeth`.
         far: (B, 1, 1, 1) how far the head is turned from the source's view (`turns.far`). None without
             `WarpConfig.turns`.
+        face: (B, 1, H/4, W/4) share of the pixels in which the mesh shows the face. None without `WarpConfig.turns`.
         person: (B, 3, H, W) opacity of the person in `moved`, `still` and `turned`. None without `WarpConfig.matte`.
     """
 
@@ -58,12 +59,19 @@ class Views:
     mouth: Tensor | None = None
     teeth: Tensor | None = None
     far: Tensor | None = None
+    face: Tensor | None = None
     person: Tensor | None = None
 
     @property
     def mean_offset(self) -> Tensor:
         """(B, 2, H/4, W/4) the mean of the offset over 4 x 4 pixels."""
         return F.avg_pool2d(self.offset, 4)
+
+    def leaned(self, logits: Tensor) -> Tensor:
+        """The logits of `Detail.overlook`, as they are where the head is turned (`turns.leaning`)."""
+        if self.far is None or self.face is None:
+            return logits
+        return leaning(logits, self.far, self.face, self.mouth)
 
     def stacked(self) -> Tensor:
         """Images and masks (B, `SEEN`, H, W), then those of the mouth and `person`, if there are any."""
@@ -183,7 +191,7 @@ class DetailGuide:
         self._stacked = views.stacked().contiguous(memory_format=torch.channels_last)
         self._half = F.avg_pool2d(self._stacked, 2)
         lean = detail.overlook(feature, self._half, views.mean_offset)
-        self._lean = lean if views.far is None else leaning(lean, views.far, views.mouth)
+        self._lean = views.leaned(lean)
 
     def at_half(self, x: Tensor) -> Tensor:
         """Features (B, mid, H/2, W/2) with what the views add."""

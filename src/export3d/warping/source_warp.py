@@ -339,7 +339,8 @@ class SourceWarp(nn.Module):
         person = None
         if (matte := view.matte) is not None:
             person = torch.cat([look_up(matte, flow), matte, look_up(matte, as_head)], dim=1)
-        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, person)
+        face_share = None if turn is None else F.avg_pool2d(on_face[:, None].float(), 4)
+        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, face_share, person)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""

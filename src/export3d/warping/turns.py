@@ -15,13 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.camera import unpack
-from export3d.layers import constant, enlarge
+from export3d.layers import enlarge
 
 _FROM_DEG, _TO_DEG = 15.0, 30.0
-_LEAN = (-3.0, 3.0, 0.0, 0.0)
-"""Added to the logits of the rendered, moved, still and turned image where a head is turned far.
+_LEAN = 3.0
+"""Added to the logit of the moved image where a head is turned far, and taken from that of the rendered one.
 
-In an open mouth nothing is added to the first."""
+In an open mouth nothing is taken from the latter."""
+_LEAN_ON_FACE = 6.0
+"""Added to the logit of the moved image on the face, but not in an open mouth.
+
+The other images do not show the face where it has turned to. They would shine through as a second outline."""
 _HALF_DEG = 8.0, 12.0
 """Yaw of a portrait from which it shows one half of the face too little, and wholly."""
 _GAIN = 0.15
@@ -80,19 +84,21 @@ def fill(stretched: Tensor, mirrored: Tensor, face: Tensor, share: Tensor) -> Te
     return enlarge(share * _smooth(inside * gained), 4)
 
 
-def leaning(logits: Tensor, share: Tensor, mouth: Tensor | None) -> Tensor:
+def leaning(logits: Tensor, share: Tensor, face: Tensor, mouth: Tensor | None) -> Tensor:
     """The logits of `Detail.overlook`, leaning to the moved image.
 
     Args:
         logits: (B, 4, H/4, H/4) of the rendered, moved, still and turned image.
         share: (B, 1, 1, 1), see `far`.
+        face: (B, 1, H/4, H/4), see `Views.face`.
         mouth: (B, 2, H, H), see `Views.mouth`.
     """
-    lean = share * constant(_LEAN, logits.device).view(1, 4, 1, 1)
-    if mouth is None:
-        return logits + lean
-    closed = 1.0 - F.max_pool2d(F.avg_pool2d(mouth[:, :1], 4), 3, 1, 1)
-    return logits + torch.cat([lean[:, :1] * closed, lean[:, 1:].expand(-1, -1, *closed.shape[-2:])], dim=1)
+    closed = torch.ones_like(face)
+    if mouth is not None:
+        closed = closed - F.max_pool2d(F.avg_pool2d(mouth[:, :1], 4), 3, 1, 1)
+    others = torch.zeros_like(face)
+    lean = [-_LEAN * closed, _LEAN + _LEAN_ON_FACE * closed * _smooth(face), others, others]
+    return logits + share * torch.cat(lean, dim=1)
 
 
 def fading(colour: Tensor, share: Tensor, mouth: Tensor | None) -> Tensor:

@@ -47,24 +47,28 @@ def test_rolling_a_head_is_not_turning_it() -> None:
 def test_the_choice_leans_to_the_moved_image_only() -> None:
     logits = torch.randn(2, 4, 8, 8)
     share = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
-    near, turned = leaning(logits, share, None).unbind()
+    face = torch.zeros(2, 1, 8, 8)
+    face[..., 4:] = 1.0
+    near, turned = leaning(logits, share, face, None).unbind()
     assert torch.equal(near, logits[0])
     before, after = logits[1].softmax(dim=0), turned.softmax(dim=0)
     assert (after[1] > before[1]).all()
     assert (after[0] < before[0]).all()
     for other in (2, 3):
         assert (after[other] / after[1] < before[other] / before[1]).all()
+        assert (after[other, :, 5:] < 0.01).all()  # on the face hardly anything else is left
 
 
 def test_an_open_mouth_keeps_what_was_learned_about_it() -> None:
     mouth = torch.zeros(2, 2, 32, 32)
     mouth[:, 0, 12:20, 12:20] = 1.0
     share, colour = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), torch.rand(2, 3, 32, 32)
-    near, turned = leaning(torch.zeros(2, 4, 8, 8), share, mouth).unbind()
+    near, turned = leaning(torch.zeros(2, 4, 8, 8), share, torch.ones(2, 1, 8, 8), mouth).unbind()
     assert near.count_nonzero() == 0
     assert (turned[0, 3:5, 3:5] == 0.0).all()
     assert (turned[0, 0] < 0.0).all()
     assert (turned[1] > 0.0).all()
+    assert turned[1, 3:5, 3:5].max() < turned[1, 0].min()
     near, turned = fading(colour, share, mouth).unbind()
     assert torch.equal(near, colour[0])
     assert torch.equal(turned[:, 12:20, 12:20], colour[1, :, 12:20, 12:20])
