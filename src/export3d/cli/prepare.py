@@ -48,8 +48,8 @@ def command(
         workers: number of processes; by default one per core; 0 uses this process.
         ray: prepare on a Ray cluster instead (extra cluster): its address, HOST:PORT or auto; without one, the
             processors of this machine.
-        val_fraction: without a manifest, the share of the videos to hold out (split val); by default a tenth, and at
-            least one if there are four or more.
+        val_fraction: without a manifest, the share of the videos to hold out (split val), rounded, at least one of two
+            or more; by default a tenth, and at least one of four or more; 0 holds out none.
         resume: by default finished files are kept; --no-resume prepares everything again.
         pseudo_clips: also make clips from the portraits of split train, in pseudo/train (see `export3d pseudo-clips`).
         face_model: morphable face model for --pseudo-clips, ict_face.npz.

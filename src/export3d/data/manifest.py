@@ -51,7 +51,7 @@ _DEEPEST = 99
 _AT_ONCE = 16
 """Files at URLs that are looked at together."""
 _FEW = 4
-"""With fewer videos than this, all are used for training and none is held out."""
+"""With fewer videos than this, all are used for training and none is held out, unless a share is asked for."""
 
 
 @dataclass(frozen=True)
@@ -210,7 +210,7 @@ def make_jobs(
     if rows is None:
         videos = {place: look for place, look in looks.items() if isinstance(look, _Look) and look.kind == "video"}
         known = None if coefficients is not None else limits  # with coefficients a file is known by its place alone
-        held_out = _held_out(videos, out, _VAL_FRACTION if val_fraction is None else val_fraction, known)
+        held_out = _held_out(videos, out, val_fraction, known)
     drafts: list[Job] = []
     rejects: list[Reject] = []
     contents: dict[str, str] = {}
@@ -297,10 +297,11 @@ def split_folders(out: Place) -> list[Place]:
     return [inside(out, name.rpartition("/")[0]) for name in names(out, 2) if name.endswith(f"/{INDEX_NAME}")]
 
 
-def _held_out(videos: Mapping[Place, _Look], out: Place, share: float, limits: Limits | None) -> set[str]:
+def _held_out(videos: Mapping[Place, _Look], out: Place, share: float | None, limits: Limits | None) -> set[str]:
     """Stems of the videos held out for validation. Images are not held out: they have no second frame.
 
-    Nor are videos that were refused, unless their contents or the limits, if given, have changed since.
+    Nor are videos that were refused, unless their contents or the limits, if given, have changed since. Where a share
+    is held out, at least one video is, and at least one is left to train on. `share` None: see `_VAL_FRACTION`, `_FEW`.
     """
     indices = {name_of(folder): read_index(folder) for folder in split_folders(out)}
     used = {entry.place for index in indices.values() for entry in index.entries}
@@ -314,11 +315,13 @@ def _held_out(videos: Mapping[Place, _Look], out: Place, share: float, limits: L
         return reject.fingerprint == _fingerprint(_unlisted(path, reject.file, reject.split), look, limits)
 
     stems = {_stem(path) for path, look in videos.items() if not is_refused(path, look)}
-    if not share or len(stems) < _FEW:
+    fewest = _FEW if share is None else 2
+    if share == 0.0 or len(stems) < fewest:
         return set()
+    wanted = round((_VAL_FRACTION if share is None else share) * len(stems))
     before = {entry.person: name for name, index in indices.items() for entry in index.entries}
     held = {stem for stem in stems if before.get(stem) == "val"}
-    missing = max(1, round(share * len(stems))) - len(held)
+    missing = min(max(1, wanted), len(stems) - 1) - len(held)
     others = sorted(stems - held, key=lambda stem: (stem in before, _fraction(stem)))
     return held | set(others[: max(0, missing)])
 

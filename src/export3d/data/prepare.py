@@ -131,7 +131,8 @@ def prepare(
             a script that calls this function needs `if __name__ == "__main__":`.
         resume: keep finished files; False prepares the given files again.
         val_fraction: without a manifest, the share of the videos to hold out, chosen by file name. By default a tenth,
-            and at least one if there are four or more. Adding videos never moves a video to another split.
+            and at least one if there are four or more. Of a share that is given and not 0, at least one of two or more
+            is held out, and at least one is left to train on. Adding videos never moves a video to another split.
         limits: requirements on a clip.
         progress: called with (files done, files, name of the last).
         coefficients: folder of Deep3DFaceRecon coefficients (`manifest.coefficients_of`); they become the expression,

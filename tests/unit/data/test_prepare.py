@@ -234,6 +234,16 @@ def test_of_three_videos_none_is_held_out(many: Path, tmp_path: Path, drawn: lis
     assert not (tmp_path / "out" / "val").exists()
 
 
+@pytest.mark.parametrize(("videos", "share", "held"), [(2, 0.5, 1), (3, 0.1, 1), (2, 0.99, 1), (1, 0.5, 0), (3, 0.0, 0)])
+def test_a_share_that_is_asked_for_holds_out_one_of_few(
+    many: Path, tmp_path: Path, drawn: list[str], videos: int, share: float, held: int
+) -> None:
+    out = tmp_path / "out"
+    run([many / f"take{number}.mp4" for number in range(videos)], out, val_fraction=share)
+    assert (len(keys(out, "val")) if (out / "val").exists() else 0) == held
+    assert len(keys(out)) == videos - held
+
+
 @pytest.mark.slow
 def test_another_video_is_held_out_where_the_first_choice_is_refused(
     many: Path, tmp_path: Path, drawn: list[str], draw_clip: Draw
