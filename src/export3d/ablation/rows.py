@@ -14,7 +14,7 @@ import torch
 
 from export3d.config import ModelConfig
 from export3d.data.shards import read_index
-from export3d.errors import ConfigError, InputError, TrainingError
+from export3d.errors import ConfigError, InputError, TrainingError, counted
 from export3d.evaluation.reports.paper_tables import TABLES
 from export3d.files import check_input, kind_at, make_folder, write_bytes
 from export3d.model import Export3D
@@ -208,4 +208,4 @@ def split_digest(split: Path) -> str:
     """Records, frames and contents of a split."""
     index = read_index(split)
     contents = hashlib.sha256("\n".join(shard.sha256 for shard in index.shards).encode()).hexdigest()[:12]
-    return f"{len(index.entries)} records, {index.frames} frames, {contents}"
+    return f"{counted(len(index.entries), 'record')}, {counted(index.frames, 'frame')}, {contents}"

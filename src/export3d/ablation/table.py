@@ -13,7 +13,7 @@ import numpy as np
 from export3d.ablation.rows import PAPER, Row
 from export3d.evaluation.reports.paper_tables import CAVEAT, COLUMNS, TABLES
 from export3d.evaluation.reports.statistics import Estimate, bootstrap, paired_difference
-from export3d.evaluation.reports.tables import cell, number, strict, table
+from export3d.evaluation.reports.tables import cell, in_words, number, strict, table
 
 _SHOWN = {
     "same": ("psnr", "ssim", "lpips", "lpips_uniform", "akd", "csim_", "aed", "apd"),
@@ -191,7 +191,7 @@ class Ablation:
         parts += ["## Budget", self.budget_table(), "## The paper's Table 3", self.paper_table(), CAVEAT]
         parts += [
             "## Settings",
-            "\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in self.settings.items()),
+            "\n".join(f"- {name.replace('_', ' ')}: {in_words(value)}" for name, value in self.settings.items()),
         ]
         parts += ["## Definitions", "\n".join(f"- {c.protocol}: {c.title}: {c.definition}" for c in self.columns)]
         if self.credits:

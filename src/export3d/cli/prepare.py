@@ -9,7 +9,7 @@ import tyro
 
 from export3d.cli.terminal import job_progress, tell
 from export3d.cli.working import who_works
-from export3d.errors import ConfigError, InputError
+from export3d.errors import ConfigError, InputError, counted
 from export3d.locations import as_place, inside
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def _tell_skipped(report: Report) -> None:
     if not any(figures["records"] for figures in report.splits.values()):
         if len(report.reasons) == 1:
             count = len(report.rejects)
-            raise InputError(f"none of {count} files can be used; the first: {report.rejects[0].detail}")
+            raise InputError(f"none of {counted(count, 'file')} can be used; the first: {report.rejects[0].detail}")
         reasons = ", ".join(f"{count} {reason}" for reason, count in report.reasons.items())
         raise InputError(
             f"none of the files can be used ({reasons}; see {inside(report.out, 'report.csv')}); give videos or "
@@ -97,7 +97,7 @@ def _tell_held_out(report: Report) -> None:
     held_out, train = counts.get("val", 0), counts.get("train", 0)
     if held_out:
         tell(
-            f"held out for validation (split val): {held_out} of {held_out + train} videos; if all videos show one "
+            f"held out for validation (split val): {held_out} of {counted(held_out + train, 'video')}; if all videos show one "
             "person, the validation figures are for a face seen in training"
         )
     elif train:

@@ -103,7 +103,7 @@ class Report:
         ]
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.reasons.items())
         lines.append(f"refused: {reasons} (see {inside(self.out, REPORT_CSV)})" if reasons else "nothing was refused")
-        lines.append(f"{self.done} files in {self.seconds:.0f} s, {self.skipped} already done")
+        lines.append(f"{counted(self.done, 'file')} in {self.seconds:.0f} s, {self.skipped} already done")
         return "\n".join(lines)
 
 

@@ -28,7 +28,7 @@ from export3d.camera import head_angles, head_rotation
 from export3d.data.clips import FPS, Limits, encode_clip
 from export3d.data.shard_writer import update
 from export3d.data.shards import INDEX_NAME, Record, Reject, read_index, read_shards
-from export3d.errors import ConfigError, InputError
+from export3d.errors import ConfigError, InputError, counted
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE
 from export3d.face.landmarks import FaceLandmarker
@@ -177,7 +177,7 @@ class PseudoReport:
         """A readable summary of a few lines."""
         reasons = ", ".join(f"{count} {reason}" for reason, count in self.refused.items()) or "nothing"
         return (
-            f"{self.records} pseudo-clips; {self.done} portraits in {self.seconds:.0f} s, "
+            f"{counted(self.records, 'pseudo-clip')}; {counted(self.done, 'portrait')} in {self.seconds:.0f} s, "
             f"{self.skipped} already done\n"
             f"refused: {reasons}"
         )

@@ -234,7 +234,9 @@ def test_of_three_videos_none_is_held_out(many: Path, tmp_path: Path, drawn: lis
     assert not (tmp_path / "out" / "val").exists()
 
 
-@pytest.mark.parametrize(("videos", "share", "held"), [(2, 0.5, 1), (3, 0.1, 1), (2, 0.99, 1), (1, 0.5, 0), (3, 0.0, 0)])
+@pytest.mark.parametrize(
+    ("videos", "share", "held"), [(2, 0.5, 1), (3, 0.1, 1), (2, 0.99, 1), (1, 0.5, 0), (3, 0.0, 0)]
+)
 def test_a_share_that_is_asked_for_holds_out_one_of_few(
     many: Path, tmp_path: Path, drawn: list[str], videos: int, share: float, held: int
 ) -> None:
@@ -651,7 +653,7 @@ def test_the_command_says_why_no_coefficients_can_be_used(
     prepared = ["prepare", str(clips / "anna.mp4"), "-o", str(tmp_path / "out"), "--workers", "0"]
     assert main([*prepared, "--coefficients", str(tmp_path / "fitted")]) == 2
     said = capsys.readouterr().err
-    assert "none of 1 files can be used; the first: anna.mp4 has no coefficients" in said
+    assert "none of 1 file can be used; the first: anna.mp4 has no coefficients" in said
     assert said.count("\n") == 1
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from export3d.data.shards import read_index
 from export3d.engines.choice import pick_engine
+from export3d.errors import counted
 from export3d.evaluation.protocols.predictions import SavedClip
 from export3d.evaluation.protocols.settings import RunSettings
 from export3d.files import reading
@@ -26,7 +27,7 @@ def inputs_of_run(model: Export3D, weights: Path | str | None, split: Place) -> 
         "weights": f"{'packaged' if file == PACKAGED else title(file)}, tensors {_tensors_digest(model)}",
         "trained": load_weights(file)[2],
         "export3d": package_version(),
-        "split": f"{name_of_split(split)}, {len(read_index(split).entries)} records, {_shards_digest(split)}",
+        "split": f"{name_of_split(split)}, {counted(len(read_index(split).entries), 'record')}, {_shards_digest(split)}",
         "image_size": model.config.image_size,
     }
 

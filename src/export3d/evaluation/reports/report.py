@@ -41,7 +41,7 @@ from export3d.evaluation.reports.statistics import (
     share_of_means,
     where_both,
 )
-from export3d.evaluation.reports.tables import cell, gain_cell, number, strict, table, titled
+from export3d.evaluation.reports.tables import cell, gain_cell, in_words, number, strict, table, titled
 
 Array = NDArray[np.float64]
 
@@ -273,7 +273,7 @@ class Report:
             parts += ["## Notes", "\n".join(notes)]
         parts += ["## Definitions"]
         parts += ["\n".join(f"- {m.title}: {m.definition}" for m in (*self.measures, *self.overall_measures))]
-        parts += ["\n".join(f"- {name.replace('_', ' ')}: {value}" for name, value in self.settings.items())]
+        parts += ["\n".join(f"- {name.replace('_', ' ')}: {in_words(value)}" for name, value in self.settings.items())]
         if self.credits:
             shown = "; ".join(f"{c['clip']} ({c['terms']}, {c['source']})" for c in self.credits)
             parts += ["## Contact sheet", f"Left to right, top to bottom: {shown}."]

@@ -60,3 +60,21 @@ def strict(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
+
+
+def in_words(value: Any) -> str:
+    """A setting in words.
+
+    >>> in_words({"stage": "refine", "steps": [100, None], "frozen": True})
+    'stage: refine; steps: 100; –; frozen: yes'
+    """
+    value = strict(value)
+    if value is None:
+        return "–"
+    if isinstance(value, dict):
+        return "; ".join(f"{name}: {in_words(item)}" for name, item in value.items())
+    if isinstance(value, list):
+        return "; ".join(in_words(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
-from typing import Any
 
 from export3d.evaluation.measures.image import Measure
 from export3d.evaluation.reports.clips import BASELINE, ORACLE, REAL
 from export3d.evaluation.reports.report import Report
 from export3d.evaluation.reports.statistics import Estimate
-from export3d.evaluation.reports.tables import gain_cell, number, strict, titled
+from export3d.evaluation.reports.tables import gain_cell, number, titled
 
 DASH = "–"
 GROUP_WORDS = {"moving": "clips that move", "still": "still clips", "all": "all clips"}
@@ -179,17 +178,3 @@ def folded(title: str, items: Iterable[str]) -> str:
     return (
         f"<details><summary>{escape(title)}</summary><ul>{''.join(f'<li>{item}</li>' for item in items)}</ul></details>"
     )
-
-
-def in_words(value: Any) -> str:
-    """A setting in words."""
-    value = strict(value)
-    if value is None:
-        return DASH
-    if isinstance(value, dict):
-        return "; ".join(f"{name}: {in_words(item)}" for name, item in value.items())
-    if isinstance(value, list):
-        return "; ".join(in_words(item) for item in value)
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value)

@@ -18,7 +18,6 @@ from export3d.evaluation.reports.html.elements import (
     bounds_html,
     count_of,
     folded,
-    in_words,
     measure_title,
     number_html,
     term_list,
@@ -26,7 +25,7 @@ from export3d.evaluation.reports.html.elements import (
 from export3d.evaluation.reports.html.plots import plots_section
 from export3d.evaluation.reports.html.tables import earlier_section, figures_section, paper_section, standing_section
 from export3d.evaluation.reports.report import Report
-from export3d.evaluation.reports.tables import strict
+from export3d.evaluation.reports.tables import in_words, strict
 
 _STYLE, _SCRIPT = "page.css", "page.js"
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

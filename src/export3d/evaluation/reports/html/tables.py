@@ -21,7 +21,6 @@ from export3d.evaluation.reports.html.elements import (
     group_switch,
     has_gain,
     head,
-    in_words,
     interval_html,
     measure_title,
     number_html,
@@ -37,6 +36,7 @@ from export3d.evaluation.reports.html.plots import standing_scale
 from export3d.evaluation.reports.report import Report
 from export3d.evaluation.reports.standing import Standing
 from export3d.evaluation.reports.statistics import paired_difference
+from export3d.evaluation.reports.tables import in_words
 
 
 def figures_section(report: Report) -> str:
