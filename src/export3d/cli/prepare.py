@@ -97,8 +97,8 @@ def _tell_held_out(report: Report) -> None:
     held_out, train = counts.get("val", 0), counts.get("train", 0)
     if held_out:
         tell(
-            f"held out for validation (split val): {held_out} of {counted(held_out + train, 'video')}; if all videos show one "
-            "person, the validation figures are for a face seen in training"
+            f"held out for validation (split val): {held_out} of {counted(held_out + train, 'video')}; if all "
+            "videos show one person, the validation figures are for a face seen in training"
         )
     elif train:
         tell("no video is held out, so training reports no figures on unseen videos")

@@ -22,12 +22,12 @@ from export3d.weights.names import PACKAGED, find, title
 
 def inputs_of_run(model: Export3D, weights: Path | str | None, split: Place) -> dict[str, Any]:
     """The settings that every protocol reports: weights, their training, version, split and image size."""
-    file = find(weights)
+    file, records = find(weights), counted(len(read_index(split).entries), "record")
     return {
         "weights": f"{'packaged' if file == PACKAGED else title(file)}, tensors {_tensors_digest(model)}",
         "trained": load_weights(file)[2],
         "export3d": package_version(),
-        "split": f"{name_of_split(split)}, {counted(len(read_index(split).entries), 'record')}, {_shards_digest(split)}",
+        "split": f"{name_of_split(split)}, {records}, {_shards_digest(split)}",
         "image_size": model.config.image_size,
     }
 

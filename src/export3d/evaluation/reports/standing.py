@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from export3d.evaluation.measures.image import Measure
 from export3d.evaluation.reports.clips import ORACLE, SIMPLE
 from export3d.evaluation.reports.statistics import Estimate, difference_of_means, estimate
+from export3d.evaluation.reports.tables import number
 
 Array = NDArray[np.float64]
+
+BEHIND, LEVEL, LEVEL_WITH_ORACLE = "behind the best simple", "level with the best simple", "level with the oracle"
+"""Values of `Standing.place`."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,8 @@ class Standing:
         oracle: its mean; None if it was not scored.
         margin: ours over the best simple reference, a paired difference in the measure's unit; positive is better.
         place: "between", "behind the best simple" or "beyond the oracle"; "ahead of the best simple" without an
-            oracle; "behind the oracle" without a simple reference.
+            oracle; "behind the oracle" without a simple reference. Figures that are equal as tables show them are
+            "level with the best simple" or "level with the oracle".
     """
 
     measure: Measure
@@ -64,16 +69,22 @@ def standing_of(measure: Measure, clips: int, ours: str, found: Mapping[str, Arr
     sign = 1.0 if measure.higher_is_better else -1.0
     best = max(simple, key=lambda method: sign * found[method][0], default="")
     margin = None
-    behind = ahead = beyond = False
+    behind = ahead = beyond = level = level_with_oracle = False
     if best:
         difference = difference_of_means(found[ours], found[best])
         low, high = sorted((sign * difference.low, sign * difference.high))
         margin = Estimate(sign * difference.mean, low, high)
         behind, ahead = sign * found[ours][0] < sign * found[best][0], True
+        level = _equal(found[ours][0], found[best][0], measure)
     if oracle:
         beyond = sign * found[ours][0] > sign * found[oracle[0]][0]
-    if behind:
-        place = "behind the best simple"
+        level_with_oracle = _equal(found[ours][0], found[oracle[0]][0], measure)
+    if level:
+        place = LEVEL
+    elif behind:
+        place = BEHIND
+    elif level_with_oracle:
+        place = LEVEL_WITH_ORACLE
     elif beyond:
         place = "beyond the oracle"
     elif ahead:
@@ -90,3 +101,8 @@ def standing_of(measure: Measure, clips: int, ours: str, found: Mapping[str, Arr
         margin,
         place,
     )
+
+
+def _equal(one: float, other: float, measure: Measure) -> bool:
+    """Whether two means are equal as tables show them."""
+    return not math.isnan(one) and number(one, measure.digits) == number(other, measure.digits)

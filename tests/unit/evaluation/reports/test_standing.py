@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from export3d.evaluation.measures.image import Measure
+from export3d.evaluation.reports.html.page import page
 from export3d.evaluation.reports.report import Report
 
 
@@ -43,7 +44,7 @@ def test_a_reference_that_hardly_has_a_value_is_not_compared(referenced: Report)
         for c in referenced.clips
     )
     (row,) = replace(referenced, measures=(yaw,), clips=clips).standing("all")
-    assert (row.clips, row.place) == (2, "between")
+    assert (row.clips, row.place) == (2, "level with the best simple")
     assert row.simple_name != "copy"
 
 
@@ -63,3 +64,22 @@ def test_there_is_no_way_to_an_oracle_that_is_worse_than_a_copy(referenced: Repo
     row = replace(referenced, clips=clips).standing("still")[0]
     assert row.place == "behind the best simple"
     assert math.isnan(row.way)
+
+
+def test_equal_figures_are_level(referenced: Report) -> None:
+    """Equal as tables show them: 20.001 and 20.004 dB are both 20.00."""
+
+    def with_psnr(ours: float, warp: float, oracle: float) -> Report:
+        psnr = {"ours": ours, "copy": 5.0, "warp": warp, "mesh": 5.0, "oracle": oracle}
+        clips = (replace(c, scores={m: {**s, "psnr": psnr[m]} for m, s in c.scores.items()}) for c in referenced.clips)
+        return replace(referenced, clips=tuple(clips))
+
+    assert with_psnr(20.001, 20.004, 24.0).standing("all")[0].place == "level with the best simple"
+    assert with_psnr(20.004, 20.001, 24.0).standing("all")[0].place == "level with the best simple"
+    assert with_psnr(24.001, 20.0, 24.004).standing("all")[0].place == "level with the oracle"
+    without_simple = replace(with_psnr(24.0, 20.0, 24.0), methods=("ours", "oracle"))
+    assert without_simple.standing("all")[0].place == "level with the oracle"
+    assert with_psnr(20.01, 20.02, 24.0).standing("all")[0].place == "behind the best simple"
+    level = with_psnr(20.0, 20.0, 24.0)
+    assert "level with the best simple" in level.standing_table()
+    assert "1 level with one of them (PSNR" in page(level)

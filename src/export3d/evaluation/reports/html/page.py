@@ -25,6 +25,7 @@ from export3d.evaluation.reports.html.elements import (
 from export3d.evaluation.reports.html.plots import plots_section
 from export3d.evaluation.reports.html.tables import earlier_section, figures_section, paper_section, standing_section
 from export3d.evaluation.reports.report import Report
+from export3d.evaluation.reports.standing import BEHIND, LEVEL, LEVEL_WITH_ORACLE
 from export3d.evaluation.reports.tables import in_words, strict
 
 _STYLE, _SCRIPT = "page.css", "page.js"
@@ -131,11 +132,13 @@ def _lead(report: Report) -> str:
     rows = report.standing(group)
     both = [row for row in rows if row.simple is not None and row.oracle is not None]
     if both:
-        behind = [row.measure.title for row in both if row.place == "behind the best simple"]
+        behind = [row.measure.title for row in both if row.place == BEHIND]
         between = sum(row.place == "between" for row in both)
-        beyond = len(both) - len(behind) - between
+        level = [row.measure.title for row in both if row.place in (LEVEL, LEVEL_WITH_ORACLE)]
+        beyond = len(both) - len(behind) - len(level) - between
         parts = [f"{between} lie between the best simple reference and the oracle"]
         parts += [f"{beyond} beyond the oracle"] if beyond else []
+        parts += [f"{len(level)} level with one of them ({escape(', '.join(level))})"] if level else []
         parts += [f"{len(behind)} behind the best simple reference ({escape(', '.join(behind))})"] if behind else []
         listed = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
         sentences.append(f"Of {len(both)} measures {listed}.")
