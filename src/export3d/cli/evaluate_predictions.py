@@ -28,7 +28,8 @@ def command(
         folder: images, as CLIP/source.png, CLIP/target/00000.png, CLIP/prediction/00000.png.
         scoring: measures and their networks.
         output: folder for the results; created if missing.
-        truth: the targets show another person; skip measures that need the true image.
+        truth: by default the targets are the true images; --no-truth: they show another person, and measures that need
+            the true image are left out.
         workers: number of processes; 0 uses this process.
         device: cpu, cuda, or auto.
     """

@@ -39,7 +39,7 @@ def command(
         clips: folder of your own videos, instead of prepared data.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         references: other rows of the table; the copy is always included.
-        every: use every N-th of the other frames as driving frame.
+        every: use every N-th of the other frames as driving frame; flicker is only measured for 1.
         max_clips: use only the first clips of the split.
         size: pixels across the face crop that are scored, 256 to 1024; clips with fewer are left out.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,6 +36,26 @@ def test_a_help_page_is_one_screen_and_loads_no_torch(name: str) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"}
     )
     assert 20 < len(done.stdout.splitlines()) < 70
+
+
+@pytest.mark.parametrize("name", ["same", "predictions"])
+def test_the_help_of_no_faces_says_what_is_left_out(name: str, capsys: Capture) -> None:
+    assert main(["evaluate", name, "--help"]) == 0
+    words = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--no-faces leaves these measures out" in words
+
+
+def test_the_options_of_the_guide_name_the_commands_that_have_them(capsys: Capture) -> None:
+    guide = Path(__file__).parents[3] / "docs" / "evaluation.md"
+    table = guide.read_text(encoding="utf-8").split("| option | of | meaning |")[1].split("\n\n")[0]
+    rows = [line.split(" | ") for line in table.splitlines() if line.startswith("| `--")]
+    assert len(rows) > 15
+    for name in ("same", "cross", "predictions"):
+        assert main(["evaluate", name, "--help"]) == 0
+        known = set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+        for options, commands, *_ in rows:
+            for option in re.findall(r"--[a-z-]+", options):
+                assert (option in known) == (f"`{name}`" in commands or commands == "all"), (name, option)
 
 
 def test_the_last_line_says_why_there_is_no_sheet() -> None:

@@ -23,7 +23,8 @@ class Scoring:
         backbone: network behind LPIPS; auto is alex if its weights are available, else none.
         backbone_file: weights of the backbone; by default torchvision's.
         heads_file: weights of the LPIPS heads.
-        faces: measures of faces: landmarks, expression, pose, identity, flicker, Fréchet distance.
+        faces: by default faces are measured too (landmarks, expression, pose, identity, flicker, Fréchet
+            distance); --no-faces leaves these measures out, and then no tracker is needed.
         landmarks: detector behind AKD: mediapipe, or a 68-point .onnx file.
         expression: reader of expression and pose: arkit52, or a Deep3DFaceRecon .onnx file.
         identity: descriptors behind CSIM: dlib, or ArcFace .onnx files.
