@@ -177,7 +177,9 @@ class Tracker:
             if len(found) > 1:
                 faces = [face if alike(face, found[0]) else found[0], *found[1:]]
                 logger.warning(
-                    "%s shows several faces; the largest is used (commands with --face can choose another)", name
+                    "%s shows several faces and the largest is used; where a face can be chosen, left, right or a "
+                    "number takes another",
+                    name,
                 )
         return self._still(faces[0], faces, image, name, crowd)
 
@@ -293,7 +295,7 @@ class Tracker:
             person = long[0]
         else:
             long.sort(key=lambda one: float(np.median(one.landmarks()[:, NOSE_TIP, 0])))
-            person = long[_number(wanted, len(long), name, "the choice of face")]
+            person = long[_number(wanted, len(long), name)]
         several = crowd.several if crowd.several >= max(1.0, _SEVERAL_SHARE * total) else 0
         _report(len(person.frames), total, several if wanted == "largest" else 0, name)
         if crowd.quarter_turns:
@@ -305,14 +307,14 @@ class Tracker:
         return replace(track, several_faces=several > 0, quarter_turns=crowd.quarter_turns)
 
 
-def _number(choice: str | int, count: int, name: str, option: str = "--face") -> int:
+def _number(choice: str | int, count: int, name: str) -> int:
     """The place of "left", "right" or a number among so many faces from left to right."""
     number = {"left": 1, "right": count}.get(str(choice)) or int(choice)
     if number > count:
         raise NoFaceFound(
-            f"{name} shows only one face; leave out {option} {number}"
+            f"{name} shows only one face, and no face {number}; leave out the choice of a face"
             if count == 1
-            else f"{name} shows {count} faces, counted from left to right; {option} {number} is not one of them"
+            else f"{name} shows {count} faces, counted from left to right; face {number} is not one of them"
         )
     return number - 1
 
@@ -369,8 +371,8 @@ def _report(found: int, total: int, several: int, name: str) -> None:
         logger.warning("%s: the face was lost in %d of %s", name, total - found, frames)
     if several:
         logger.warning(
-            "%s: several faces in %d of %s; following the one that is largest and longest in view "
-            "(track takes --face to choose, animate --driving-face)",
+            "%s: several faces in %d of %s; following the one that is largest and longest in view; where a driving "
+            "face can be chosen, left, right or a number takes another",
             name,
             several,
             frames,

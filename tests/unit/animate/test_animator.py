@@ -111,7 +111,7 @@ def test_every_face_of_a_group_photo_becomes_a_source(
     np.testing.assert_array_equal(second.camera, sources[1].camera)
     torch.testing.assert_close(second.features.features.tokens, sources[1].features.features.tokens)
     Image.fromarray(photo).save(tmp_path / "group.png")
-    with pytest.raises(NoFaceFound, match=r"group\.png shows 3 faces, .*; --face 9 is not one of them"):
+    with pytest.raises(NoFaceFound, match=r"group\.png shows 3 faces, .*; face 9 is not one of them"):
         animator.encode(tmp_path / "group.png", face=9)
 
 

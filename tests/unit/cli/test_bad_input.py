@@ -178,7 +178,7 @@ def test_a_face_beyond_those_of_the_photo_is_refused(
     photo = group_photo(astronaut)
     Image.fromarray(photo).save(tmp_path / "group.jpg")
     sentence = refused(animate(tmp_path / "group.jpg", face="9"), capsys, out)
-    assert "group.jpg shows 3 faces, counted from left to right; --face 9 is not one of them\n" in sentence
+    assert "group.jpg shows 3 faces, counted from left to right; face 9 is not one of them\n" in sentence
 
 
 # --- videos -----------------------------------------------------------------------------------------------------------

@@ -170,7 +170,7 @@ def test_a_photo_without_a_face_or_with_several_is_refused(
     assert main(["consent", "add", str(tmp_path / "group.png"), "--name", "A", "--face", "left"]) == 0
     capsys.readouterr()
     assert main(["consent", "check", str(tmp_path / "group.png")]) == 0
-    assert "the largest is used (commands with --face can choose another)" in capsys.readouterr().err
+    assert "shows several faces and the largest is used; where a face can be chosen" in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("asking")

@@ -64,7 +64,8 @@ def test_the_largest_face_is_the_default_and_the_choice_is_mentioned(tracker, th
     np.testing.assert_allclose(middles([largest]), middles(tracks[:1]), atol=1.0)
     assert set(largest.others) == {track.crop for track in tracks[1:]}
     assert [record.getMessage() for record in caplog.records] == [
-        "group.png shows several faces; the largest is used (commands with --face can choose another)"
+        "group.png shows several faces and the largest is used; where a face can be chosen, left, right or a number "
+        "takes another"
     ]
 
 
@@ -77,12 +78,12 @@ def test_a_photo_of_one_face_gives_the_same_numbers_by_every_choice(tracker, ast
     assert only.crop == largest.crop
     assert not only.several_faces
     assert only.others == ()
-    with pytest.raises(NoFaceFound, match=r"me\.png shows only one face; leave out --face 2"):
+    with pytest.raises(NoFaceFound, match=r"me\.png shows only one face, and no face 2; leave out the choice"):
         tracker.track_image(astronaut, "me.png", 2)
 
 
 def test_a_number_beyond_the_faces_is_one_sentence(tracker, three):
-    sentence = r"^group\.png shows 3 faces, counted from left to right; --face 9 is not one of them$"
+    sentence = r"^group\.png shows 3 faces, counted from left to right; face 9 is not one of them$"
     with pytest.raises(NoFaceFound, match=sentence):
         tracker.track_image(three, "group.png", 9)
 

@@ -156,7 +156,7 @@ def test_flashes_are_not_searched_in_every_frame():
 def test_a_passer_by_is_no_choice():
     lines = [[face(x=450)] + ([face(x=130, size=120)] if 10 <= k < 13 else []) for k in range(60)]
     script = Script(lines)
-    with pytest.raises(NoFaceFound, match="only one face; leave out the choice of face 2"):
+    with pytest.raises(NoFaceFound, match="only one face, and no face 2; leave out the choice"):
         Tracker(script).track_frames(script, face=2)
 
 
