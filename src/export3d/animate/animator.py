@@ -659,9 +659,9 @@ class _View:
 def _warn_of_far_turns(angle_deg: float) -> None:
     if angle_deg > FARTHEST_DEG:
         logger.warning(
-            "faces tear where they are seen from more than %g degrees beside the photo's view, here %.3g",
-            FARTHEST_DEG,
+            "at %.3g degrees from the photo's view the face is stretched and has gaps; up to %g degrees it stays whole",
             angle_deg,
+            FARTHEST_DEG,
         )
 
 
