@@ -226,7 +226,9 @@ def part(motion: Motion, path: str | Path, start_s: float = 0.0, seconds: float 
     """A part of a motion, rounded to its frames; `ConfigError`, which names `path`, if it has no frame."""
     first, end = frame_range(start_s, seconds, motion.fps)
     if first >= len(motion):
-        raise nothing_selected(path, motion.duration_s)
+        path = Path(path)
+        title = f"the bundled motion {path.stem}" if path.parent == _ASSETS / "motions" else path
+        raise nothing_selected(title, motion.duration_s)
     return motion[first:end]
 
 

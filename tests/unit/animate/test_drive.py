@@ -173,6 +173,8 @@ def test_a_part_of_a_motion_is_read(motion: Motion, tmp_path: Path) -> None:
     assert read_motion(tmp_path / "a.motion", 0.2, 0.4).motion == motion[5:15]
     assert driving(tmp_path / "a.motion", start_s=0.6).motion == motion[15:]
     assert driving_motion(tmp_path / "a.motion", start_s=0.2, seconds=0.4) == motion[5:15]
+    with pytest.raises(ConfigError, match=r"^the bundled motion speech is 7\.96 s long; --start and --seconds select"):
+        driving("speech", start_s=60.0)
     with pytest.raises(ConfigError, match=r"a\.motion is 0\.80 s long; --start and --seconds select no frame"):
         read_motion(tmp_path / "a.motion", 2.0)
 
