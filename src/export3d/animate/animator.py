@@ -36,7 +36,7 @@ from export3d.expression import sliders
 from export3d.image import from_pillow, read_image, to_tensor, to_uint8
 from export3d.memory import give_back_memory
 from export3d.model import Encoded, Export3D, Planes
-from export3d.motion.arkit import with_scores
+from export3d.motion.arkit import warn_of_unlearned, with_scores
 from export3d.motion.motion import SPACES, Motion
 from export3d.photo.canvas import LONG_SIDE, MARGIN
 from export3d.photo.compositor import Compositor
@@ -302,6 +302,7 @@ class Animator:
         turn = checked_turn(yaw_deg, pitch_deg, roll_deg)
         _warn_of_far_turns(float(np.hypot(*turn[:2])))
         self._check_scores(scores)
+        warn_of_unlearned(scores)
         view = self._view(source, size, frame, background, long_side=None)
         parts = []
         for one in view.sources:
@@ -358,6 +359,7 @@ class Animator:
         """
         check_batch(batch)
         motion.require_space(self.space)
+        warn_of_unlearned(scores)
         view = self._view(source, size, frame, background)
         motions = [
             rebase(motion, one.camera, one.expression, relative, head_motion=head_motion) for one in view.sources
@@ -413,6 +415,7 @@ class Animator:
             for one in view.sources
         ]
         _warn_of_far_turns(max(abs(yaw_deg), abs(pitch_deg)))  # no path has both at once
+        warn_of_unlearned(scores)
         if motion is not None:
             return self._stream(view, views, batch)
         parts = [(self._planes(one, seen.expression[:1]), seen.camera) for one, seen in zip(view.sources, views)]

@@ -15,7 +15,7 @@ from export3d.animate.export import sheet_paths, write_sheet
 from export3d.camera import head_position, turned
 from export3d.errors import ConfigError, check_shape
 from export3d.image import resize
-from export3d.motion.arkit import with_scores
+from export3d.motion.arkit import warn_of_unlearned, with_scores
 from export3d.motion.motion import AWAY, Motion
 from export3d.photo.options import Size
 from export3d.provenance.writing import MARKED, Marks
@@ -95,6 +95,7 @@ def expressions(
         return rows | {f"{k / motion.fps:.2f} s": rebased[k] for k in moments(motion)}
     if space != "arkit52":
         raise ConfigError(f"these weights take expressions in {space}, which has no ARKit scores; give a motion")
+    warn_of_unlearned(scores)
     label = ", ".join(f"{name} {value:g}" for name, value in (scores or {}).items())
     named = {"own": {}, label: scores} if scores else EXPRESSIONS
     return {name: with_scores(source.expression, values) for name, values in named.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 from collections.abc import Mapping
 
@@ -10,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from export3d.errors import ConfigError, ShapeError
+
+logger = logging.getLogger(__name__)
 
 Array = NDArray[np.floating]
 
@@ -73,6 +76,15 @@ def with_scores(expression: ArrayLike, scores: Mapping[str, float]) -> Array:
             raise ConfigError(f"the ARKit score {name} must be between 0 and 1, got {value:g}")
         changed[..., columns] = value
     return changed
+
+
+def warn_of_unlearned(scores: Mapping[str, float] | None) -> None:
+    """Log a warning if scores set by name have `tongueOut`: trained on the tracker's scores, no weights show it."""
+    if any(value > 0.0 and columns_of(name) == [ARKIT52.index("tongueOut")] for name, value in (scores or {}).items()):
+        logger.warning(
+            "tongueOut shows no tongue: the face tracker does not give this score, so no weights have learned it; "
+            "leave it out"
+        )
 
 
 def columns_of(name: str) -> list[int]:

@@ -12,6 +12,7 @@ from PIL import Image
 from export3d.animate.animator import Animator, Source, pick_device
 from export3d.animate.drive import Driving, rebase
 from export3d.animate.export import write_animation
+from export3d.animate.views_sheet import expressions
 from export3d.camera import Camera, from_pose, head_angles, head_position, project
 from export3d.errors import (
     BadMotionFile,
@@ -186,6 +187,24 @@ def test_an_edit_of_nothing_is_the_portrait_itself(animator: Animator, source: S
     own = animator.render(source, source.expression, source.camera)
     for unchanged in (animator.edit(source), animator.edit(source, {}, {}, 0.0), animator.edit(source, basis={2: 0.0})):
         assert unchanged.tobytes() == own.tobytes()
+
+
+def test_a_score_that_no_weights_have_learned_is_warned_of_once(
+    animator: Animator, source: Source, caplog: pytest.LogCaptureFixture
+) -> None:
+    still = Motion(expression=np.zeros((2, 52), np.float32), camera=np.repeat(source.camera[None], 2, axis=0), fps=25.0)
+    makes = (
+        lambda scores: animator.edit(source, scores),
+        lambda scores: animator.animate(source, still, scores=scores),
+        lambda scores: animator.orbit(source, seconds=0.5, scores=scores),
+        lambda scores: expressions(source, animator.space, scores=scores),
+    )
+    for make in makes:
+        make({"tongueOut": 0.0, "jawOpen": 0.5})
+        assert not caplog.records
+        make({"TongueOut": 1.0, "jawOpen": 0.5})
+        assert [record.getMessage().partition(":")[0] for record in caplog.records] == ["tongueOut shows no tongue"]
+        caplog.clear()
 
 
 def test_an_edit_sets_scores_moves_sliders_and_turns_the_head(animator: Animator, source: Source) -> None:
