@@ -193,7 +193,7 @@ def prepare(
             return prepare(paths, out, None, workers, resume, val_fraction, limits, progress, fitted)
     _forget_moved(out, jobs)
     report = _report(out, [*outside, *unfinished], done, len(jobs) - len(todo), ignored, time.monotonic() - began)
-    _write_report(report, limits)
+    _write_report(report, limits, _folders(out, paths, manifest))
     return report
 
 
@@ -380,7 +380,28 @@ def _report(out: Place, more_rejects: list[Reject], done: int, skipped: int, ign
     return Report(out, splits, (*rejects, *more_rejects), done, skipped, ignored, seconds)
 
 
-def _write_report(report: Report, limits: Limits) -> None:
+def prepared_from(out: Path) -> list[str]:
+    """The folders whose files were prepared, relative to `out`; empty if its report does not name them."""
+    try:
+        folders = json.loads((read(out / REPORT_JSON) or b"{}").decode())["folders"]
+        return [name for name in folders if isinstance(name, str)]
+    except (InputError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _folders(out: Place, inputs: Sequence[Place], manifest: Path | str | None) -> list[str]:
+    """The folders that the names of files are relative to, of this run and those before; none of URLs."""
+    if not isinstance(out, Path):
+        return []
+    given = [as_place(manifest)] if manifest is not None else inputs
+    folders = [place if kind_at(place) == "folder" else place.parent for place in given if isinstance(place, Path)]
+    known = prepared_from(out)
+    with contextlib.suppress(ValueError):  # on another drive of Windows
+        known += [os.path.relpath(folder.resolve(), out.resolve()) for folder in folders]
+    return list(dict.fromkeys(known))
+
+
+def _write_report(report: Report, limits: Limits, folders: Sequence[str]) -> None:
     value = {
         "splits": report.splits,
         "reasons": report.reasons,
@@ -389,6 +410,7 @@ def _write_report(report: Report, limits: Limits) -> None:
         "files_ignored": report.ignored,
         "seconds": round(report.seconds, 1),
         "limits": asdict(limits),
+        "folders": list(folders),
         "rejects": [_public(reject) for reject in report.rejects],
     }
     table = io.StringIO()

@@ -21,7 +21,7 @@ from export3d.data import prepare as module
 from export3d.data.clips import Limits
 from export3d.data.frames import FrameStore
 from export3d.data.manifest import coefficients_of, find_files, read_manifest
-from export3d.data.prepare import Report, prepare
+from export3d.data.prepare import Report, prepare, prepared_from
 from export3d.data.shard_writer import verify
 from export3d.data.shards import read_index, read_shards
 from export3d.errors import ConfigError, InputError, OutputError
@@ -181,6 +181,18 @@ def test_a_manifest_needs_its_columns(clips: Path, tmp_path: Path) -> None:
     (clips / "list.csv").write_text("file,who\nanna.mp4,p1\n")
     with pytest.raises(InputError, match="lacks the columns person, split"):
         run([], tmp_path / "out", clips / "list.csv")
+
+
+def test_the_report_says_where_the_files_are_relative_to_it(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    out, name = tmp_path / "sets" / "out", os.path.relpath(clips, tmp_path / "sets" / "out")
+    run([clips / "anna.mp4"], out)
+    assert prepared_from(out) == [name]
+    (tmp_path / "lists").mkdir()
+    row = f"{os.path.relpath(clips, tmp_path / 'lists')}/anna.mp4,anna,train,,"
+    run([], out, write_manifest(tmp_path / "lists" / "list.csv", row))
+    assert prepared_from(out) == [name, os.path.join("..", "..", "lists")]
+    (out / "report.json").write_text("[")
+    assert prepared_from(out) == []
 
 
 @pytest.fixture

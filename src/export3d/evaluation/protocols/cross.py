@@ -62,7 +62,7 @@ from export3d.evaluation.measures.sharpness import MEASURE as SHARPNESS
 from export3d.evaluation.measures.sharpness import sharpness
 from export3d.evaluation.measures.temporal import Flicker
 from export3d.evaluation.protocols.driven import FPS, at_size, distance_from, most_frontal
-from export3d.evaluation.protocols.originals import Original, check_size, resized, with_pixels
+from export3d.evaluation.protocols.originals import Original, check_size, folders_of, resized, with_pixels
 from export3d.evaluation.protocols.pairs import check_pairs, choose_pairs, read_pairs
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.provenance import (
@@ -111,6 +111,7 @@ def cross_identity(
     against: Path | str | None = None,
     max_pairs: int | None = None,
     size: int | None = None,
+    originals: Path | str | None = None,
     publishable_only: bool = True,
     run: RunSettings = RunSettings(),  # noqa: B008 - frozen
     progress: Progress | None = None,
@@ -132,6 +133,7 @@ def cross_identity(
         max_pairs: only the first pairs.
         size: of the results, pixels across the face crop; by default the model's. At another size the source's pixels
             come from the file that it was prepared from, and sources whose crop has fewer are left out.
+        originals: at another size, a folder in which those files are looked for first, see `originals.folders_of`.
         publishable_only: show on the sheet only people whose images may be published (`figures.publishable`).
         run: device, processes, batch, engine, and where images are saved: in SOURCE_by_DRIVER, with the driver's frames
             as targets.
@@ -151,9 +153,10 @@ def cross_identity(
     listed = list(choose_pairs(index) if pairs is None else read_pairs(pairs))
     check_pairs(listed, index)
     check_size(size, model)
+    folders = () if size is None else folders_of(split, originals)
     small: dict[str, str] = {}
     if size is not None:
-        listed, small = _with_pixels(split, listed, index, size)
+        listed, small = _with_pixels(split, listed, index, size, folders)
     listed = listed[:max_pairs]
     identities = [load_identity(name) for name in identity]
     measures = cross_measures(identities, reader is not None, index.space == ARKIT)
@@ -180,6 +183,7 @@ def cross_identity(
         motion=motion,
         frames=frames,
         size=size,
+        folders=folders,
         device=str(device),
         publishable_only=publishable_only,
         run=run,
@@ -235,6 +239,7 @@ class _Plan:
     motion: Transfer
     frames: int
     size: int | None
+    folders: tuple[Path, ...]
     device: str
     publishable_only: bool
     run: RunSettings
@@ -254,10 +259,12 @@ def _score_pairs(
     return scored, skipped
 
 
-def _with_pixels(split: Place, pairs: Sequence[Pair], index: Index, size: int) -> tuple[list[Pair], dict[str, str]]:
+def _with_pixels(
+    split: Place, pairs: Sequence[Pair], index: Index, size: int, folders: Sequence[Path]
+) -> tuple[list[Pair], dict[str, str]]:
     """The pairs whose source has the pixels, and the reason for each of the others; see `originals.with_pixels`."""
     sources = {pair.source for pair in pairs}
-    small = with_pixels(split, [entry for entry in index.entries if entry.key in sources], size)[1]
+    small = with_pixels(split, [entry for entry in index.entries if entry.key in sources], size, folders)[1]
     reasons = {pair.name: f"{pair.source}: {small[pair.source]}" for pair in pairs if pair.source in small}
     return [pair for pair in pairs if pair.name not in reasons], reasons
 
@@ -394,7 +401,7 @@ class _Work:
         parts = zip(*(torch.split(values, self._plan.run.batch) for values in wanted))
         size = self._plan.size
         if size is not None:
-            original = Original(source, size)
+            original = Original(source, size, self._plan.folders)
             photo = original.check(frame, still)
             render = at_size(self._engine, photo, original.box, own[0][None].to(self._plan.device), size)
             large = np.concatenate([render(self._engine.planes(features, e), c)[0] for e, c in parts])

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -215,12 +216,20 @@ def driven_chunks(clip: DrivenClip, methods: Mapping[str, Method], device: torch
         yield Chunk(rows, clip.targets(rows), pictures, shares, clip.small_targets(rows), small)
 
 
-def driven_clip(record: Record, space: str, size: int, every: int = 1, scored: int | None = None) -> DrivenClip:
+def driven_clip(
+    record: Record,
+    space: str,
+    size: int,
+    every: int = 1,
+    scored: int | None = None,
+    folders: Sequence[Path] = (Path(),),
+) -> DrivenClip:
     """Decode a record and choose its source and driven frames by the rules above.
 
     Args:
         size: of the model's images.
         scored: size of the images that are scored, if it is another one.
+        folders: where the file that the record was made from is then looked for.
 
     Raises:
         NoFaceFound: fewer than two different frames show the face.
@@ -238,7 +247,7 @@ def driven_clip(record: Record, space: str, size: int, every: int = 1, scored: i
     identical = int((record.found & equal).sum()) - 1
     if scored is None:
         return DrivenClip(record, frames, motion, source, driven, identical)
-    original = Original(record, scored)
+    original = Original(record, scored, folders)
     photo = original.check(source, frames[source].permute(1, 2, 0).numpy())
     return DrivenClip(record, frames, motion, source, driven, identical, original, photo)
 

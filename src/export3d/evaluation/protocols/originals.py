@@ -6,6 +6,7 @@ source's and the true pixels are read from that file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export3d.data.clips import FPS
+from export3d.data.prepare import prepared_from
 from export3d.data.shards import Entry, Record, read_tar
 from export3d.errors import ConfigError, InputError
 from export3d.face.crop import CropBox, crop
@@ -37,6 +39,7 @@ class Original:
     Args:
         record: of a video or a still image.
         size: of the images that it shall give, pixels across the face crop.
+        folders: where the file is looked for, see `folders_of`.
 
     Attributes:
         size: the same.
@@ -46,11 +49,11 @@ class Original:
         InputError: the file has fewer pixels, is no longer there, or the record does not name it.
     """
 
-    def __init__(self, record: Record, size: int) -> None:
+    def __init__(self, record: Record, size: int, folders: Sequence[Path] = (Path(),)) -> None:
         try:
             place, start_s = record.info["crop"], float(record.info["start_s"])
             self.box = CropBox((float(place["centre"][0]), float(place["centre"][1])), float(place["side"]))
-            self._path = Path(record.info["file"])
+            name = str(record.info["file"])
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise InputError(
                 f"record {record.key} does not tell where its pixels come from; prepare it again"
@@ -58,8 +61,10 @@ class Original:
         self.size = size
         if self.box.side < size:
             raise InputError(f"its face crop has {int(self.box.side)} pixels, {size} are needed")
-        if kind_at(self._path) != "file":
-            raise InputError(f"{self._path}, which it was made from, is not there; give its folder with --clips")
+        found = _find(name, folders)
+        if found is None:
+            raise InputError(f"{name}, which it was made from, is not there; give its folder with --clips")
+        self._path = found
         self._still = record.kind == "image"
         self._first = round(start_s * FPS)
         self._frames: Iterator[Picture] = iter(())
@@ -98,6 +103,35 @@ class Original:
         return frame
 
 
+def folders_of(split: Place, given: Path | str | None = None) -> tuple[Path, ...]:
+    """The folders in which the files of a split's records are looked for.
+
+    Records name a file relative to the folder or the manifest that was prepared. `prepare` keeps these folders in its
+    report. If that is not there, files are looked for here, beside the splits, and beside the folder of splits.
+
+    Args:
+        split: a folder of shards or its URL.
+        given: a folder that the user names; it comes first.
+
+    Raises:
+        InputError: `given` is no folder.
+    """
+    first = [] if given is None else [Path(given)]
+    if first and kind_at(first[0]) != "folder":
+        raise InputError(f"{given} is no folder; give the folder of the videos that the data was prepared from")
+    if isinstance(split, Path):
+        data = split.absolute().parent
+        first += [Path(os.path.normpath(data / name)) for name in prepared_from(data)]
+        return (*first, Path.cwd(), data, data.parent)
+    return (*first, Path.cwd())
+
+
+def _find(name: str, folders: Sequence[Path]) -> Path | None:
+    """A record's file: by its name, which may have folders in it, else by the last part of the name."""
+    paths = [folder / each for each in (name, Path(name).name) for folder in folders]
+    return next((path for path in paths if kind_at(path) == "file"), None)
+
+
 def check_size(size: int | None, model: Export3D) -> None:
     """`ConfigError` unless frames can be scored at a size, pixels across the face crop; None: the model's own."""
     if size is None:
@@ -111,8 +145,10 @@ def check_size(size: int | None, model: Export3D) -> None:
         )
 
 
-def with_pixels(split: Place, entries: Sequence[Entry], size: int) -> tuple[list[Entry], dict[str, str]]:
-    """The records whose files can be read at a size, and the reason for each of the others by key.
+def with_pixels(
+    split: Place, entries: Sequence[Entry], size: int, folders: Sequence[Path] = (Path(),)
+) -> tuple[list[Entry], dict[str, str]]:
+    """The records whose files, in these folders, can be read at a size; the reason for each of the others by key.
 
     Raises:
         InputError: there are none.
@@ -125,8 +161,8 @@ def with_pixels(split: Place, entries: Sequence[Entry], size: int) -> tuple[list
             if record.key not in wanted:
                 continue
             try:
-                largest = max(largest, int(Original(record, 1).box.side))
-                Original(record, size)
+                largest = max(largest, int(Original(record, 1, folders).box.side))
+                Original(record, size, folders)
             except InputError as error:
                 known[record.key] = str(error)
     usable = [entry for entry in entries if entry.key not in known]

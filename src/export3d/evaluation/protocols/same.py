@@ -24,7 +24,7 @@ from export3d.errors import ConfigError, InputError, NoFaceFound
 from export3d.evaluation.measures.image import PSNR
 from export3d.evaluation.measures.rendered import MEASURES as RENDERED
 from export3d.evaluation.protocols.driven import DrivenClip, Method, Reenactment, driven_chunks, driven_clip
-from export3d.evaluation.protocols.originals import check_size, resized, with_pixels
+from export3d.evaluation.protocols.originals import check_size, folders_of, resized, with_pixels
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
 from export3d.evaluation.protocols.provenance import (
     engine_of_run,
@@ -59,6 +59,7 @@ def same_identity(
     every: int = 1,
     max_clips: int | None = None,
     size: int | None = None,
+    originals: Path | str | None = None,
     publishable_only: bool = True,
     run: RunSettings = RunSettings(),  # noqa: B008 - frozen
     progress: Progress | None = None,
@@ -79,6 +80,7 @@ def same_identity(
         size: of the frames, pixels across the face crop; by default the model's. At another size the pixels come from
             the files that the clips were prepared from, clips whose crop has fewer are left out, and so is the oracle,
             which would show the driving frame's own pixels.
+        originals: at another size, a folder in which those files are looked for first, see `originals.folders_of`.
         publishable_only: show on the sheet only people whose images may be published (`figures.publishable`).
         run: device, processes, batch, engine, and where images are saved.
         progress: called with (frames done, frames); the latter is an estimate.
@@ -96,9 +98,10 @@ def same_identity(
     device = pick_device(run.device_of_crew)
     index, model = _matching(split, weights)
     check_size(size, model)
+    folders = () if size is None else folders_of(split, originals)
     videos, small = [entry for entry in index.entries if entry.kind == "video"], dict[str, str]()
     if size is not None:
-        videos, small = with_pixels(split, videos, size)
+        videos, small = with_pixels(split, videos, size, folders)
     videos = videos[:max_clips]
     shares = () if size is not None else RENDERED if scoring.faces else RENDERED[:1]
     with ClipScorer(
@@ -123,6 +126,7 @@ def same_identity(
         scoring=scoring,
         every=every,
         size=size,
+        folders=folders,
         device=str(device),
         publishable_only=publishable_only,
         run=run,
@@ -171,6 +175,7 @@ class _Plan:
     scoring: Scoring
     every: int
     size: int | None
+    folders: tuple[Path, ...]
     device: str
     publishable_only: bool
     run: RunSettings
@@ -219,7 +224,7 @@ class _Work:
     def _score(self, entry: Entry) -> None:
         plan = self._plan
         record = read_record(plan.split, entry)
-        clip = driven_clip(record, self._space, self._size, plan.every, plan.size)
+        clip = driven_clip(record, self._space, self._size, plan.every, plan.size, plan.folders)
         farthest = clip.farthest
         shown: list[Picture] = []
         source = clip.source_picture

@@ -14,7 +14,7 @@ from export3d.data.shard_writer import update
 from export3d.data.shards import Record, read_index
 from export3d.errors import ConfigError, InputError
 from export3d.evaluation.protocols.driven import driven_clip
-from export3d.evaluation.protocols.originals import Original, check_size, with_pixels
+from export3d.evaluation.protocols.originals import Original, check_size, folders_of, with_pixels
 from export3d.evaluation.protocols.same import same_identity
 from export3d.evaluation.protocols.settings import Scoring
 from export3d.face.crop import CropBox, crop
@@ -84,6 +84,34 @@ def test_frames_at_another_size_have_the_pixels_of_the_file(
     assert [measure.name for measure in plain.measures] == ["psnr", "ssim", "rendered"]
     known = next(clip for clip in plain.clips if clip.key == "large")
     assert scored.value("ours at 256", "psnr_256") == pytest.approx(known.value("ours", "psnr"), abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "people/a.mp4"])
+def test_files_are_found_where_they_were_prepared_beside_the_data_and_where_the_user_says(
+    clip_of: Callable[..., Record], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Records name files relative to a folder; the command may run in any other one."""
+    record = clip_of("a")
+    record.info["file"] = name
+    split, here = tmp_path / "sets" / "data" / "val", tmp_path / "here"
+    update(split, [record])
+    here.mkdir()
+    monkeypatch.chdir(here)
+    file, entries = tmp_path / "a.mp4", read_index(split).entries
+    with pytest.raises(
+        InputError, match=rf"{name}, which it was made from, is not there; give its folder with --clips"
+    ):
+        with_pixels(split, entries, 256, folders_of(split))
+    (split.parent / "report.json").write_text('{"folders": ["../../videos"]}')
+    for folder in (tmp_path / "videos", here, split.parent, split.parent.parent, tmp_path / "moved"):
+        given = folder if folder.name == "moved" else None
+        moved = folder / name
+        moved.parent.mkdir(exist_ok=True, parents=True)
+        file = file.rename(moved)
+        assert with_pixels(split, entries, 256, folders_of(split, given))[1] == {}
+        assert Original(record, 256, folders_of(split, given)).frame(0).shape == (WIDE, WIDE, 3)
+    with pytest.raises(InputError, match="is no folder"):
+        folders_of(split, tmp_path / "nowhere")
 
 
 def test_too_small_for_a_size_is_one_sentence(clip_of: Callable[..., Record], tmp_path: Path) -> None:
