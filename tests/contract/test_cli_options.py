@@ -87,12 +87,12 @@ OPTIONS: dict[str, list[str]] = {
         "identity=()", "frames=40", "every=5", "print_config=False",
     ],
     "evaluate same": [
-        "data='data'", "scoring=...", "run=...", "output='evaluation'", "split='val'", "clips=None", "weights=None",
+        "data=None", "scoring=...", "run=...", "output='evaluation'", "split='val'", "clips=None", "weights=None",
         "references=('copy', 'warp', 'mesh', 'oracle')", "every=1", "max_clips=None",
         "size=None",
     ],
     "evaluate cross": [
-        "data='data'", "run=...", "output='evaluation'", "split='val'", "clips=None", "weights=None", "pairs=None",
+        "data=None", "run=...", "output='evaluation'", "split='val'", "clips=None", "weights=None", "pairs=None",
         "identity=()", "expression='arkit52'", "motion='absolute'", "frames=40", "against=None", "max_pairs=None",
         "size=None",
     ],

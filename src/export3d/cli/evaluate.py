@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import tyro
 
@@ -26,32 +27,47 @@ class ScoringOptions(Scoring):
         return replace(self, identity=self.identity or Scoring.identity)
 
 
-def split_folder(data: Path | str, split: str, clips: Path | None, output: Path | str) -> Place:
-    """The folder of shards to score, or its URL; videos given with `--clips` are prepared first.
+class Scored(NamedTuple):
+    """What is scored: a folder of shards or its URL, and where `--clips` says that its videos are, if it does so."""
+
+    split: Place
+    originals: Path | None
+    own: bool
+    """Whether they are the user's own videos, whose images only the user sees."""
+
+
+def scored(data: str | None, split: str, clips: Path | None, output: Path | str, size: int | None) -> Scored:
+    """The shards to score. Videos given with `--clips` alone are prepared first; beside DATA they are its originals.
 
     Raises:
         InputError: `data` has no such split.  OutputError: `output` cannot be a folder.
-        ConfigError: `clips` with a URL for the output.
+        ConfigError: `clips` with a URL for the output, or beside `data` at the size of the shards.
     """
     from export3d.data.shards import INDEX_NAME, has_split
 
-    data, output = as_place(data), as_place(output)
+    output = as_place(output)
     if isinstance(output, Path):
         check_folder(output)
-    if clips is not None:
+    if clips is not None and data is None:
         from export3d.evaluation.protocols.user_clips import prepare_clips
 
         if isinstance(output, str):
             raise ConfigError(f"--clips prepares videos beside the results, and {output} is a URL; give a folder")
-        return prepare_clips(clips, output / "prepared")
-    if read(inside(data, INDEX_NAME)) is not None:
-        return data
-    if not has_split(data, split):
-        raise InputError(
-            f"{data} has no split {split!r}; prepare clips for it (export3d prepare), or give a folder of videos "
-            "with --clips"
+        return Scored(prepare_clips(clips, output / "prepared"), None, own=True)
+    if clips is not None and size is None:
+        raise ConfigError(
+            f"{data} and --clips {clips} both say what is scored; leave one of them out (with --size, --clips is the "
+            "folder of the videos that the data was prepared from)"
         )
-    return inside(data, split)
+    place = as_place("data" if data is None else data)
+    if read(inside(place, INDEX_NAME)) is None:
+        if not has_split(place, split):
+            raise InputError(
+                f"{place} has no split {split!r}; prepare clips for it (export3d prepare), or give a folder of videos "
+                "with --clips"
+            )
+        place = inside(place, split)
+    return Scored(place, clips, own=False)
 
 
 def told(output: Path | str, credits: Sequence[object], publishable_only: bool) -> str:

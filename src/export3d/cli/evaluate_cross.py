@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import tyro
 
-from export3d.cli.evaluate import split_folder, told
+from export3d.cli.evaluate import scored, told
 from export3d.cli.terminal import job_progress, tell
 from export3d.evaluation.protocols.settings import RunSettings
 
 
 def command(
-    data: tyro.conf.Positional[str] = "data",
+    data: tyro.conf.Positional[str | None] = None,
     run: RunSettings = RunSettings(),  # noqa: B008 - frozen
     *,
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])] = "evaluation",
@@ -34,11 +34,12 @@ def command(
     Writes report.html, report.md, report.json and sheet.png. Repeating the command continues an interrupted run.
 
     Args:
-        data: folder that `export3d prepare` made, or one split in it; or its URL (s3, http, …).
+        data: folder that `export3d prepare` made, or one split in it; or its URL (s3, http, …); by default
+            the folder data.
         run: how the clips are rendered.
         output: folder for the results, created if missing, or its URL (s3, …).
         split: name of the split.
-        clips: folder of your own videos, instead of prepared data.
+        clips: folder of your own videos, instead of DATA; with DATA and --size, the folder that it was prepared from.
         weights: a name that `export3d weights` lists, or a .safetensors file; by default the packaged weights.
         pairs: CSV file of sources and drivers; by default every clip drives the next two people.
         identity: face descriptor for CSIM: dlib, or an ArcFace .onnx file; may be repeated; by default dlib.
@@ -51,9 +52,10 @@ def command(
     """
     from export3d.evaluation.protocols.cross import cross_identity
 
+    shown = scored(data, split, clips, output, size)
     with job_progress("scoring", unit="frame") as progress:
         report = cross_identity(
-            split_folder(data, split, clips, output),
+            shown.split,
             output,
             weights=weights,
             pairs=pairs,
@@ -64,10 +66,11 @@ def command(
             against=against,
             max_pairs=max_pairs,
             size=size,
-            publishable_only=clips is None,
+            originals=shown.originals,
+            publishable_only=not shown.own,
             run=run,
             progress=progress,
         )
     print(report.markdown())
-    tell(told(output, report.credits, clips is None))
+    tell(told(output, report.credits, not shown.own))
     return 0

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from export3d.cli.evaluate import told
+from export3d.cli.evaluate import scored, told
 from export3d.cli.main import main
+from export3d.data.shard_writer import update
+from export3d.errors import InputError
 
 Capture = pytest.CaptureFixture[str]
 
@@ -113,3 +115,21 @@ def test_images_that_the_policy_forbids_are_refused_before_clips_are_prepared(
     assert main(["evaluate", name, *words]) == 2
     assert "predictions have none" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["policy.toml"]
+
+
+@pytest.mark.parametrize("name", ["same", "cross"])
+def test_data_and_clips_do_not_say_twice_what_is_scored(name: str, tmp_path: Path, capsys: Capture) -> None:
+    words = [str(tmp_path), "--clips", str(tmp_path), "-o", str(tmp_path / "out")]
+    assert main(["evaluate", name, *words]) == 2
+    assert "both say what is scored; leave one of them out (with --size, --clips is" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_clips_beside_data_and_a_size_are_the_videos_of_the_data(tmp_path: Path) -> None:
+    update(tmp_path / "data" / "val", [])
+    videos, out = tmp_path / "videos", tmp_path / "out"
+    beside = scored(str(tmp_path / "data"), "val", videos, out, 512)
+    assert beside == (tmp_path / "data" / "val", videos, False)
+    assert scored(str(tmp_path / "data"), "val", None, out, 512) == (tmp_path / "data" / "val", None, False)
+    with pytest.raises(InputError, match="videos does not exist; give a folder of videos"):
+        scored(None, "val", videos, out, 512)
