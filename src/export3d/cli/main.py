@@ -226,8 +226,10 @@ def _without_subcommand(name: str, argv: list[str]) -> int:
     if argv[:1] in ([], ["-h"], ["--help"]):
         print(overview(group))
         return 0
+    known = ", ".join(command.removeprefix(group) for command in COMMANDS if command.startswith(group))
     subcommand = importlib.import_module(f"export3d.cli.{name}").subcommand_for(argv)
-    print(f"export3d: {name} needs a subcommand; for these options, use `{name} {subcommand}`", file=sys.stderr)
+    sentence = f"{name} needs a subcommand ({known}); for these options, use `{name} {subcommand}`"
+    print(f"export3d: {sentence}", file=sys.stderr)
     return 2
 
 

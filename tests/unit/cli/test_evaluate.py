@@ -81,6 +81,7 @@ def test_the_old_spelling_names_the_new_one(words: list[str], new: str, capsys: 
     assert main(["evaluate", *words]) == 2
     err = capsys.readouterr().err
     assert f"`{new}`" in err
+    assert "needs a subcommand (same, cross, predictions)" in err
     assert err.startswith("export3d: ")
     assert err.count("\n") == 1
 
