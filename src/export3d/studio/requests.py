@@ -36,6 +36,8 @@ _ALLOWED = {
     "basis": f"amounts from -20 to 20 by direction, 1 to {DIRECTIONS}",
 }
 """Where pydantic's own words would tell of one alternative only."""
+_OPTIONS = {"set": "scores", "absolute": "relative", "source": "portrait"}
+"""Options and arguments of the commands that have another name here."""
 
 
 def is_id(text: str) -> bool:
@@ -225,10 +227,12 @@ def sentence(problem: ValidationError) -> str:
     kind, context = first["type"], first.get("ctx", {})
     if kind == "json_invalid":
         return 'the request is not valid JSON; send one object, such as {"verb": "edit", "portrait": "bundled"}'
-    if kind in ("union_tag_invalid", "union_tag_not_found"):
+    if kind == "union_tag_invalid":
+        return f"the request has an unknown verb {str(context['tag'])[:40]!r}; the verbs are {', '.join(VERBS)}"
+    if kind == "union_tag_not_found":
         return f"the request needs a verb; the verbs are {', '.join(VERBS)}"
     if kind == "extra_forbidden":
-        return f"the request has an unknown field {where!r}; leave it out"
+        return f"the request has an unknown field {where!r}; {_instead(where, str(first['loc'][0]))}"
     if kind == "missing":
         return f"the request lacks the field {where!r}; add it"
     if kind in ("value_error", "assertion_error"):
@@ -239,6 +243,16 @@ def sentence(problem: ValidationError) -> str:
     text = first["msg"][:1].lower() + first["msg"][1:]
     text = f"it must be {_ALLOWED[place[0]]}" if place[0] in _ALLOWED else text.replace("input should", "it must")
     return f"the request's field {where!r} is not possible: {text}"
+
+
+def _instead(field: str, verb: str) -> str:
+    """What to do about an unknown field of a verb, or of a request for a head."""
+    kinds: dict[str, type[BaseModel]] = dict(zip(VERBS, get_args(Verb)))
+    known = [name for name in kinds.get(verb, Head).model_fields if name != "verb"]
+    name = "driving_face" if field == "face" else _OPTIONS.get(field)
+    if name in known:
+        return f"its name here is {name!r}"
+    return f"leave it out; the fields of {verb if verb in VERBS else 'a head'} are {', '.join(known)}"
 
 
 def _is_branch(part: str) -> bool:

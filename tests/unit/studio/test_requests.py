@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 import shlex
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 
 from export3d.cli import main as cli
 from export3d.errors import InputError
-from export3d.studio.requests import command_line, parse_head, parse_verb, shown_name
+from export3d.studio.requests import Animate, Edit, Orbit, Track, command_line, parse_head, parse_verb, shown_name
 
 ID, OTHER, THIRD = "0" * 32, "1" * 32, "ab" * 16
 NAMES = {ID: "my photo.jpg", OTHER: "-me.mp4", THIRD: "it's.csv", "bundled": "astronaut.png"}
@@ -79,7 +80,7 @@ def test_the_label_of_the_server_is_part_of_the_command() -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        ({"verb": "delete"}, "verbs are animate, orbit, edit, track"),
+        ({"verb": "delete"}, "unknown verb 'delete'; the verbs are animate, orbit, edit, track"),
         ({"portrait": "../../etc/passwd"}, "portrait: must be an id"),
         ({"portrait": "/etc/passwd"}, "portrait: must be an id"),
         ({"portrait": None}, "'portrait'"),
@@ -96,7 +97,8 @@ def test_the_label_of_the_server_is_part_of_the_command() -> None:
         ({"background": "/etc/passwd"}, "background: must be keep"),
         ({"background": "#20a04"}, "background: must be keep"),
         ({"face": 0}, "'face'"),
-        ({"weights": "x.safetensors"}, "unknown field 'weights'"),
+        ({"weights": "x"}, "unknown field 'weights'; leave it out; the fields of edit are portrait, face, frame, size"),
+        ({"set": {"jawOpen": 1}}, "unknown field 'set'; its name here is 'scores'"),
         ({"label": "yes"}, "'label'"),
     ],
     ids=str,
@@ -108,6 +110,29 @@ def test_what_cannot_be_asked_for_is_one_sentence(change: dict[str, Any], words:
     assert words in text
     assert "\n" not in text
     assert len(text) < 400
+
+
+def test_options_with_another_name_are_told_the_name_of_the_verb() -> None:
+    with pytest.raises(InputError, match="unknown field 'face'; its name here is 'driving_face'"):
+        parse_verb(json.dumps({"verb": "track", "driving": ID, "face": "left"}))
+    with pytest.raises(InputError, match="unknown field 'absolute'; its name here is 'relative'"):
+        parse_verb(json.dumps({"verb": "animate", "portrait": "bundled", "motion": "speech", "absolute": True}))
+    with pytest.raises(InputError, match="unknown field 'absolute'; leave it out; the fields of edit are portrait"):
+        parse_verb(json.dumps({"verb": "edit", "portrait": "bundled", "absolute": True}))
+    with pytest.raises(InputError, match="unknown field 'set'; its name here is 'scores'"):
+        parse_head(json.dumps({"n": 1, "portrait": "bundled", "set": {}}))
+
+
+@pytest.mark.parametrize("kind", [Animate, Orbit, Edit, Track])
+def test_every_option_of_a_command_is_a_field_or_in_the_guide(
+    kind: type[Animate | Orbit | Edit | Track], capsys: pytest.CaptureFixture[str]
+) -> None:
+    guide = Path(__file__).parents[3] / "docs" / "studio.md"
+    table = guide.read_text(encoding="utf-8").split("| command | field |")[1].split("\n\n")[0]
+    assert cli.main([kind.__name__.lower(), "--help"]) == 0
+    options = set(re.findall(r"--[a-z][a-z-]*", capsys.readouterr().out)) - {"--help", "--output"}
+    unlike = {name for name in options if name[2:].replace("-", "_") not in kind.model_fields}
+    assert {name for name in unlike if not re.search(rf"`{name}[` ]", table)} == set()
 
 
 @pytest.mark.parametrize(
