@@ -318,7 +318,9 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
     @app.post("/api/jobs", status_code=202, tags=["jobs"], openapi_extra=_verb_body())
     async def submit(request: Request) -> dict[str, Any]:
         """Queue a verb: animate, orbit, edit or track."""
-        return jobs.shown(jobs.submit(parse_verb(await request.body()), request.state.client))
+        asked = parse_verb(await request.body())
+        await jobs.check(asked)
+        return jobs.shown(jobs.submit(asked, request.state.client))
 
     @app.get("/api/jobs/{job_id}", tags=["jobs"])
     async def state(job_id: str) -> dict[str, Any]:

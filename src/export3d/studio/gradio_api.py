@@ -132,7 +132,9 @@ class GradioApi:
                 fields = {"verb": name}
                 for parameter, value in zip(parameters, given):
                     fields[parameter.name] = await self._taken(parameter.name, value)
-                job = self._jobs.submit(parse_verb(json.dumps(fields)), client)
+                asked = parse_verb(json.dumps(fields))
+                await self._jobs.check(asked)
+                job = self._jobs.submit(asked, client)
                 async for _ in self._jobs.events(job):
                     pass
                 if job.state != "done":

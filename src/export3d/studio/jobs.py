@@ -13,11 +13,11 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from export3d.errors import Export3DError
-from export3d.studio.engine import EngineLike
+from export3d.studio.engine import EngineLike, EngineStopped
 from export3d.studio.intake import Intake
 from export3d.studio.metrics import Metrics
 from export3d.studio.refusals import LEAVING, Refused, gone, refusal
-from export3d.studio.requests import LONGEST_S, MOTIONS, Animate, Edit, Track, Verb, is_id
+from export3d.studio.requests import BUNDLED, LONGEST_S, MOTIONS, Animate, Edit, Track, Verb, is_id
 from export3d.studio.uploads import Uploads
 from export3d.studio.workspace import Workspace
 
@@ -117,6 +117,36 @@ class Jobs:
         self._free = asyncio.Semaphore(at_once)
         self._work = asyncio.Event()
         self._closed = False
+
+    async def check(self, request: Verb) -> None:
+        """Refuse a request for a face that the portrait does not show, before it is queued.
+
+        An upload lists the faces that one look finds. For a higher number the engine looks again, closer, and keeps
+        what it finds for the job.
+
+        Raises:
+            Refused: 422: there is no such face; 403: it may not be animated; 404: the portrait is gone.
+        """
+        face = "largest" if isinstance(request, Track) else request.face
+        if isinstance(request, Track) or not isinstance(face, int):
+            return
+        portrait = self._uploads.portrait(request.portrait)
+        if request.portrait == BUNDLED:
+            if face > 1:
+                raise Refused(
+                    422, f"{portrait['name']} shows only one face, and no face {face}; leave out the choice of a face"
+                )
+            return
+        if face <= len(self._uploads.get(request.portrait).shown["faces"]):
+            return
+        try:
+            with self._workspace.holding(request.portrait):
+                await self._engine.encode(portrait, face)
+        except EngineStopped:
+            return  # the job waits for it
+        except Export3DError as problem:
+            refused = refusal(problem)
+            raise Refused(422, str(problem)) if refused is None or refused.status == 400 else refused from problem
 
     def submit(self, request: Verb, client: str) -> Job:
         """Queue a job.

@@ -20,7 +20,7 @@ class Refused(Export3DError):
 
     Attributes:
         status: of HTTP: 401 token, 403 origin or consent, 404 gone, 409, 411, 413 too large, 414, 415, 421 wrong host,
-            429 too many, 503 starting or full, 507 disk full.
+            422 no such face, 429 too many, 503 starting or full, 507 disk full.
         retry_s: when it may be asked for again, seconds; 0: that would not help.
     """
 

@@ -14,7 +14,7 @@ pytest.importorskip("fastapi", reason="the extra studio is not installed")
 
 from fastapi.testclient import TestClient
 
-from export3d.errors import BadImage, BadVideo
+from export3d.errors import BadImage, BadVideo, NoFaceFound
 from export3d.studio import app as app_module
 from export3d.studio.app import Settings, Studio
 from export3d.studio.engine import Picture
@@ -46,7 +46,9 @@ class DoubleEngine:
     async def stop(self) -> None:
         self.alive = False
 
-    async def encode(self, portrait: Mapping[str, Any], face: str = "largest") -> dict[str, Any]:
+    async def encode(self, portrait: Mapping[str, Any], face: str | int = "largest") -> dict[str, Any]:
+        if isinstance(face, int) and face > 2:
+            raise NoFaceFound(f"{portrait['name']} shows 2 faces, counted from left to right; face {face} is not one")
         faces = [{"number": 1, "box": [1.0, 2.0, 3.0, 3.0]}]
         return {"width": 4, "height": 5, "faces": faces, "values": {"jawOpen": 0.25}}
 

@@ -67,6 +67,19 @@ def test_a_photo_becomes_an_upload(client: TestClient, studio: Studio) -> None:
     refused(client.delete(f"/api/uploads/{made['id']}"), 404, "upload")
 
 
+def test_a_face_that_the_photo_does_not_show_is_refused_at_once(client: TestClient, studio: Studio) -> None:
+    """The upload lists one face; a closer look of the engine finds a second one, and no third."""
+    asked = {"verb": "edit", "portrait": sent(client)["id"]}
+    refused(
+        client.post("/api/jobs", json={**asked, "face": 7}), 422, "me.jpg shows 2 faces, counted from left to right"
+    )
+    refused(client.post("/api/jobs", json={**asked, "portrait": "bundled", "face": 2}), 422, "shows only one face")
+    refused(client.post("/api/jobs", json={**asked, "portrait": "0" * 32, "face": 2}), 404, "upload")
+    assert studio.jobs.idle
+    for face in (1, 2, "right", "all"):
+        assert client.post("/api/jobs", json={**asked, "face": face}).status_code in (202, 429)
+
+
 def test_the_register_is_looked_at_for_every_head_and_job(
     client: TestClient, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -170,7 +170,9 @@ def test_the_same_photo_is_sent_once_and_removed_with_the_last_use(
     soon(lambda: len(list(folder.iterdir())) < kept)
 
 
-def test_refusals_call_files_by_the_users_names(front: Studio, astronaut_path: Path, tmp_path: Path) -> None:
+def test_refusals_call_files_by_the_users_names(
+    front: Studio, face_video: Path, astronaut_path: Path, tmp_path: Path
+) -> None:
     Image.new("RGB", (300, 300), "green").save(tmp_path / "clean.png")
     with front.client() as client:
         body = (tmp_path / "clean.png").read_bytes()
@@ -178,11 +180,15 @@ def test_refusals_call_files_by_the_users_names(front: Studio, astronaut_path: P
         assert answer.status_code == 400
         assert "no face" in answer.json()["error"]
         assert "meadow.jpg" in answer.json()["error"]
+        photo = sent(front, "photo", astronaut_path, "me.jpg")
+        answer = client.post("/api/jobs", json={"verb": "edit", "portrait": photo["id"], "face": 7})
+        assert answer.status_code == 422
+        assert answer.json()["error"] == "me.jpg shows only one face, and no face 7; leave out the choice of a face"
         assert client.post("/api/uploads", params={"name": "meadow.jpg"}, content=b"x").status_code == 400
-        portrait = sent(front, "photo", astronaut_path, "me.png")["id"]
-        job = ended(client, client.post("/api/jobs", json={"verb": "edit", "portrait": portrait, "face": 7}).json())
+        video = sent(front, "video", face_video, "my walk.mp4")["id"]
+        job = ended(client, client.post("/api/jobs", json={"verb": "track", "driving": video, "start": 500}).json())
         assert (job["state"], job["files"]) == ("failed", [])
-        assert "me.png" in job["error"]
+        assert job["error"].startswith("my walk.mp4 is ")
 
 
 def test_a_cancelled_job_is_cancelled_there_too(front: Studio, backend: Studio) -> None:
