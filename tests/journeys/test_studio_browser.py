@@ -354,6 +354,15 @@ def test_a_face_of_a_group_is_chosen_on_the_photo(page: Page, astronaut: np.ndar
     assert np.abs(_picture(page)[:256, :256].astype(float) - first[:256, :256]).mean() > 3
 
 
+def test_what_is_warned_of_a_photo_is_shown_until_another_one_is_chosen(page: Page, astronaut: np.ndarray) -> None:
+    small = np.asarray(Image.fromarray(astronaut).resize((200, 200)))
+    _upload(page, _as_png(small, "small.png"))
+    warnings = page.locator("#photo-warnings li")
+    sync_api.expect(warnings.first).to_contain_text("small.png: the face is only")
+    _upload(page, _as_png(astronaut, "large.png"))
+    sync_api.expect(warnings).to_have_count(0)
+
+
 def test_the_webcam_takes_a_photo_and_the_answer_is_shown(page: Page) -> None:
     """Chromium's fake camera shows no face, which the server answers with a sentence."""
     page.click("#photo-camera")

@@ -210,14 +210,14 @@ class Engine:
         self._process = None
 
     async def encode(self, portrait: Portrait, face: str | int = "largest") -> dict[str, Any]:
-        """Encode a portrait: `width`, `height`, `faces` and `values`, see `work.Work.encode`.
+        """Encode a portrait: `width`, `height`, `faces`, `values` and `warnings`, see `work.Work.encode`.
 
         Raises:
             NoFaceFound, BadImage, ConsentRefused, ConfigError: with the user's name of the portrait.
             EngineStopped: see the class.
         """
         answer = await self._ask({"op": "encode", "portrait": _plain(portrait), "face": face})
-        return {name: answer[name] for name in ("width", "height", "faces", "values")}
+        return {name: answer[name] for name in ("width", "height", "faces", "values", "warnings")}
 
     async def head(self, request: Mapping[str, Any], portrait: Portrait) -> Picture | None:
         """One image of a head; None if a newer request of the same `key` has replaced this one.

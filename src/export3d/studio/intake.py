@@ -67,7 +67,7 @@ class Intake:
         """An image as `folder/photo.png`: upright, sRGB, without metadata, of at most 8 megapixels.
 
         Returns:
-            `width`, `height` and `file`. Faces are the engine's subject.
+            `width`, `height`, `warnings` (sentences) and `file`. Faces are the engine's subject.
         """
         return {**await self._child("photo", path, folder, name), "file": folder / "photo.png"}
 

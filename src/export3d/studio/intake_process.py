@@ -65,15 +65,17 @@ Say = Callable[[dict[str, Any]], None]
 
 
 def photo(path: Path, folder: Path, say: Say) -> dict[str, Any]:
-    """An image, upright and in sRGB without metadata, as `photo.png`."""
+    """An image, upright and in sRGB without metadata, as `photo.png`; and the warnings of reading it."""
     from export3d.image import read_image, write_png
+    from export3d.workers.messages import caught_warnings
 
-    image = read_image(path, most_pixels=MOST_PIXELS, reduced_to=KEPT_PIXELS)
+    with caught_warnings() as warnings:
+        image = read_image(path, most_pixels=MOST_PIXELS, reduced_to=KEPT_PIXELS)
     height, width = image.shape[:2]
     if max(height, width) > MOST_RATIO * min(height, width):
         raise BadImage(f"{path} is {MOST_RATIO} times as long as wide or more; cut it to the part that is needed")
     write_png(folder / "photo.png", image, level=1)
-    return {"width": width, "height": height}
+    return {"width": width, "height": height, "warnings": [_one_line(warning) for warning in warnings]}
 
 
 def video(path: Path, folder: Path, say: Say) -> dict[str, Any]:

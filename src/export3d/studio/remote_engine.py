@@ -157,12 +157,14 @@ class RemoteEngine:
         """
         self._permit()
         if portrait["id"] == BUNDLED:
-            return {"width": 512, "height": 512, "faces": [], "values": {}}
+            return {"width": 512, "height": 512, "faces": [], "values": {}, "warnings": []}
         file = _portrait(portrait)
         self._portraits[portrait["id"]] = file.alias
 
         async def sent(ids: dict[str, str]) -> dict[str, Any]:
-            return {name: self._files[file.alias].result()[name] for name in ("width", "height", "faces", "values")}
+            told = self._files[file.alias].result()
+            warnings = [warning.replace(file.alias, file.name) for warning in told.get("warnings", ())]
+            return {name: told[name] for name in ("width", "height", "faces", "values")} | {"warnings": warnings}
 
         made = await self._with({"portrait": file}, sent)
         if face != "largest":

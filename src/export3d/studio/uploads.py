@@ -228,5 +228,6 @@ class Uploads:
         upload = Upload(entry.id, kind, name, file, kept.digest, {})
         if kind == "photo":
             self.before_portrait()
-            made |= await self._engine.encode(upload.portrait())
+            found = await self._engine.encode(upload.portrait())
+            made |= found | {"warnings": list(dict.fromkeys([*made["warnings"], *found["warnings"]]))}
         return replace(upload, shown={"id": entry.id, "kind": kind, "name": name, **made})

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -39,6 +39,7 @@ from export3d.policy import current_policy
 from export3d.provenance.statement import digest_of_file
 from export3d.provenance.writing import Marks, encoded_jpeg
 from export3d.studio.requests import LONGEST_S
+from export3d.workers.messages import caught_warnings
 
 Picture = NDArray[np.uint8]
 Message = Mapping[str, Any]
@@ -130,6 +131,14 @@ class _Kept(Generic[K, V]):
             return [self._values.pop(key) for key in [key for key in self._values if matches(key)]]
 
 
+@dataclass(frozen=True)
+class _Portrait:
+    """An encoded photo: a source for each face that was asked for, and what was warned of."""
+
+    sources: list[Source]
+    warnings: tuple[str, ...]
+
+
 class Work:
     """Portraits, and what is made of them; several threads may ask at a time.
 
@@ -150,8 +159,8 @@ class Work:
         self.animator = Animator.from_pretrained(
             settings["weights"], settings["device"], settings["pure"], settings["engine"]
         )
-        self._sources: _Kept[tuple[Any, ...], list[Source]] = _Kept(
-            _SOURCES, _SOURCE_BYTES, lambda sources: sources[0].photo.nbytes
+        self._sources: _Kept[tuple[Any, ...], _Portrait] = _Kept(
+            _SOURCES, _SOURCE_BYTES, lambda portrait: portrait.sources[0].photo.nbytes
         )
         self._encoding = threading.Lock()
         self._planes: _Kept[tuple[Any, ...], tuple[Source, Planes]] = _Kept(_PLANES)
@@ -177,16 +186,25 @@ class Work:
 
         Returns:
             `width` and `height` of the photo; `faces`, `{"number", "box": [x, y, w, h]}` from left to right, `box` the
-            square that is animated; `values`, the tracked scores by the names of the sliders.
+            square that is animated; `values`, the tracked scores by the names of the sliders; `warnings`, the sentences
+            that commands print about this photo, with the user's name of it.
         """
-        source = self._encoded(message)[0]
+        encoded = self._portrait(message)
+        source = encoded.sources[0]
         boxes = sorted((source.crop, *source.others), key=lambda box: box.centre[0])
         faces = [
             {"number": number, "box": [round(float(v), 1) for v in (*box.corner, box.side, box.side)]}
             for number, box in enumerate(boxes, 1)
         ]
         height, width = source.photo.shape[:2]
-        return {"width": width, "height": height, "faces": faces, "values": self._values(source)}
+        path, name = str(message["portrait"]["path"]), str(message["portrait"]["name"])
+        return {
+            "width": width,
+            "height": height,
+            "faces": faces,
+            "values": self._values(source),
+            "warnings": [warning.replace(path, name) for warning in encoded.warnings],
+        }
 
     def head(self, message: Message) -> dict[str, Any]:
         """One marked image of a head.
@@ -267,21 +285,26 @@ class Work:
 
     def _encoded(self, message: Message) -> list[Source]:
         """The sources of a portrait, one unless all faces are asked for; kept."""
+        return self._portrait(message).sources
+
+    def _portrait(self, message: Message) -> _Portrait:
         portrait, face = message["portrait"], message.get("face", "largest")
         consent = _consent()
         if consent != self._consent:  # of portraits that are kept it may have ended
             self._let_go(self._sources.remove(lambda key: True))
             self._consent = consent
 
-        def encoded() -> list[Source]:
-            made = (
-                self.animator.encode_all(portrait["path"])
-                if face == "all"
-                else [self.animator.encode(portrait["path"], face)]
-            )
+        def encoded() -> _Portrait:
+            with caught_warnings() as warnings:
+                made = (
+                    self.animator.encode_all(portrait["path"])
+                    if face == "all"
+                    else [self.animator.encode(portrait["path"], face)]
+                )
             give_back_memory()  # of decoding and tracking
             sent = portrait.get("digest")
-            return made if sent is None else [replace(one, digest=sent) for one in made]
+            sources = made if sent is None else [replace(one, digest=sent) for one in made]
+            return _Portrait(sources, tuple(warnings))
 
         key = portrait["id"], face, consent  # another thread may just encode as it was allowed before
         found = self._sources.find(key)
@@ -292,8 +315,8 @@ class Work:
                 self._let_go([old])
         return found
 
-    def _let_go(self, portraits: Iterable[list[Source]]) -> None:
-        gone = [source for sources in portraits for source in sources]
+    def _let_go(self, portraits: Iterable[_Portrait]) -> None:
+        gone = [source for portrait in portraits for source in portrait.sources]
         numbers = set(map(id, gone))
         self._planes.remove(lambda key: key[0] in numbers)
         for source in gone:

@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,31 @@ def caught_log() -> Iterator[list[str]]:
         package.removeHandler(handler)
         package.propagate = propagate
         messages += stream.getvalue().splitlines()
+
+
+@contextlib.contextmanager
+def caught_warnings() -> Iterator[list[str]]:
+    """Collect the package's warnings that this thread logs, as they come; other threads may log meanwhile."""
+    package, handler = logging.getLogger("export3d"), _Collector(threading.get_ident())
+    package.addHandler(handler)
+    try:
+        yield handler.messages
+    finally:
+        package.removeHandler(handler)
+
+
+class _Collector(logging.Handler):
+    """Keeps each warning of a thread once."""
+
+    def __init__(self, thread: int) -> None:
+        super().__init__(logging.WARNING)
+        self._thread = thread
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        if record.thread == self._thread and message not in self.messages:
+            self.messages.append(message)
 
 
 @contextlib.contextmanager

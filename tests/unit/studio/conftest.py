@@ -50,7 +50,7 @@ class DoubleEngine:
         if isinstance(face, int) and face > 2:
             raise NoFaceFound(f"{portrait['name']} shows 2 faces, counted from left to right; face {face} is not one")
         faces = [{"number": 1, "box": [1.0, 2.0, 3.0, 3.0]}]
-        return {"width": 4, "height": 5, "faces": faces, "values": {"jawOpen": 0.25}}
+        return {"width": 4, "height": 5, "faces": faces, "values": {"jawOpen": 0.25}, "warnings": ["soft", "small"]}
 
     async def head(self, request: Mapping[str, Any], portrait: Mapping[str, Any]) -> Picture:
         self.heads.append({**request, "portrait": dict(portrait)})
@@ -97,7 +97,7 @@ class DoubleIntake:
         if path.read_bytes().startswith(b"bad"):
             raise BadImage(f"{name} is no image; send a JPEG or PNG")
         (folder / "photo.png").write_bytes(b"png")
-        return {"width": 4, "height": 5, "digest": "00", "file": folder / "photo.png"}
+        return {"width": 4, "height": 5, "warnings": ["soft"], "digest": "00", "file": folder / "photo.png"}
 
     background = photo
 

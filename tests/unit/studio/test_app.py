@@ -57,6 +57,7 @@ def test_a_photo_becomes_an_upload(client: TestClient, studio: Studio) -> None:
     assert made["name"] == "me.jpg"
     assert made["faces"] == [{"number": 1, "box": [1.0, 2.0, 3.0, 3.0]}]
     assert made["values"] == {"jawOpen": 0.25}
+    assert made["warnings"] == ["soft", "small"], "of reading the file and of its face, each once"
     assert {"width", "height", "id", "kind"} < made.keys()
     upload = studio.uploads.get(made["id"], "photo")
     assert [path.name for path in upload.path.parent.iterdir()] == ["photo.png"]

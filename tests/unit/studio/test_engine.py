@@ -24,12 +24,13 @@ from export3d.consent.descriptor import describe, network
 from export3d.consent.register import Register
 from export3d.errors import CheckpointError, ConsentRefused, NoFaceFound
 from export3d.face.tracker import Tracker
-from export3d.image import write_png
+from export3d.image import read_image, write_png
 from export3d.motion.motion import Motion
 from export3d.provenance import signing
 from export3d.provenance.watermark.detect import find_watermark
 from export3d.studio.engine import _LEAVING_S, Engine, EngineStopped, Portrait
 from export3d.video import probe, read_frames
+from export3d.workers.messages import caught_warnings
 
 pytest.importorskip("mediapipe")
 pytestmark = pytest.mark.slow
@@ -114,7 +115,7 @@ def test_a_bundled_motion_is_called_by_its_name_alone(with_engine: Run, portrait
     async def use(engine: Engine) -> None:
         job = {"id": "1", "verb": "animate", "portrait": portrait, "motion": "speech", "start": 60.0}
         failed = (await events(engine, {**job, "out": str(tmp_path)}))[-1]
-        assert failed["error"].startswith("speech.motion is")
+        assert failed["error"].startswith("the bundled motion speech is")
 
     with_engine(use)
 
@@ -160,6 +161,14 @@ async def encoding(engine: Engine, portrait: Portrait, tmp_path: Path) -> None:
     assert x < 224 < x + width
     assert y < 127 < y + height
     assert made["values"]["mouthSmile"] > 0.5
+    assert made["warnings"] == []
+    with Image.open(portrait["path"]) as image:
+        write_png(tmp_path / "photo.png", np.asarray(image.convert("RGB").resize((200, 200))).copy())
+    small = await engine.encode({"id": "3", "path": tmp_path / "photo.png", "digest": SENT, "name": "small.jpg"})
+    with caught_warnings() as warnings, Tracker() as tracker:
+        tracker.track_image(read_image(tmp_path / "photo.png"), "small.jpg")
+    assert small["warnings"] == warnings
+    assert small["warnings"][0].startswith("small.jpg: the face is only ")
     Image.new("RGB", (300, 300), "green").save(tmp_path / "clean.png")
     with pytest.raises(NoFaceFound, match=r"meadow\.jpg") as refused:
         await engine.encode({"id": "2", "path": tmp_path / "clean.png", "digest": SENT, "name": "meadow.jpg"})

@@ -68,11 +68,18 @@ def test_a_photo_comes_upright_and_without_metadata(astronaut: np.ndarray, folde
     path = folder / "original"
     Image.fromarray(astronaut[:200]).save(path, "JPEG", quality=95, exif=exif)
     made = given(path, "photo", "me.jpg", folder)
-    assert made == {"width": 200, "height": 512, "file": folder / "photo.png"}
+    assert made == {"width": 200, "height": 512, "warnings": [], "file": folder / "photo.png"}
     np.testing.assert_array_equal(read_image(made["file"]), read_image(path))
     with Image.open(made["file"]) as image:
         assert not image.info
         assert not image.getexif()
+
+
+def test_a_photo_comes_with_the_warnings_of_reading_it(astronaut: np.ndarray, folder: Path) -> None:
+    frames = [Image.fromarray(astronaut[:, shift:400]) for shift in (0, 1)]
+    frames[0].save(folder / "original", "PNG", save_all=True, append_images=[frames[1].resize(frames[0].size)])
+    made = given(folder / "original", "photo", "../me.png", folder)
+    assert made["warnings"] == ["me.png is an animation of 2 frames; the first one is used"]
 
 
 def test_a_system_that_does_not_confine_children_is_told_once(

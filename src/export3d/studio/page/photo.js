@@ -6,7 +6,7 @@ import { stopGlancing } from "./stage.js";
 import { text } from "./strings.js";
 import { kindOf, uploadFile } from "./uploads.js";
 
-const portraits = new Map(); // by id: {id, name, width, height, faces, picture}
+const portraits = new Map(); // by id: {id, name, width, height, faces, warnings, picture}
 const scores = new Map(); // tracked scores by portrait and face
 let head;
 
@@ -32,6 +32,7 @@ export function startPhoto(theHead, bundled, takeMotion) {
     if (key === faceKey(head.now)) return;
     key = faceKey(head.now);
     showFaces();
+    showWarnings();
     showOwnScores();
   });
 }
@@ -84,6 +85,13 @@ function startDrop(takeMotion) {
     else if (kind) takeMotion(file, kind);
     else say(byId("photo-error"), text.unknownDrop(file.name));
   });
+}
+
+/** What the server warned of when it took the photo in; of another face than the largest it knows nothing yet. */
+function showWarnings() {
+  const { warnings = [] } = portrait();
+  const shown = head.now.face === "largest" ? warnings : [];
+  byId("photo-warnings").replaceChildren(...shown.map((warning) => make("li", {}, warning)));
 }
 
 /** A photo with several faces: each face is a button on the photo. */
