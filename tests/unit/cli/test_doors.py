@@ -40,7 +40,7 @@ LINES = (
     "refine @data -o @o --config @recipe.toml --from-pretrained WEIGHTS",
     "ablate @data -o @o --config @recipe.toml --set loop.max_images=1",
     "evaluate same @data -o @o --weights WEIGHTS",
-    "evaluate same data -o @o --clips @clips",
+    "evaluate same -o @o --clips @clips",
     "evaluate cross @data -o @o --weights WEIGHTS",
     "evaluate predictions @data -o o",
     "evaluate-expression @data -o @o",
