@@ -21,7 +21,7 @@ def command(
     """Pack prepared data as JPEG frames in parts of at most 50 MB, to train on another machine.
 
     The folder can stand in place of DATA for `train`, `refine` and `python -m export3d.training`. It is read without a
-    video decoder.
+    video decoder. With MediaPipe installed, masks of the people come along, which training `base` needs.
 
     Args:
         data: folder of prepared shards, or its URL: its splits train, val and pseudo/train are packed; or one split.

@@ -34,6 +34,7 @@ from export3d.data.decoding import decode, decoders
 from export3d.data.frame_layout import Arrays, Clip, clips_from_json, layout
 from export3d.data.packed_frames import (
     DAMAGE,
+    MASKS,
     PACKED_FORMAT,
     PACKED_INDEX,
     TRACKS,
@@ -64,6 +65,7 @@ class FrameStore:
         clip: (N,) int64, number of the clip in `clips`.
         clips: names, kinds ("video", "image" or "pseudo"), people, terms and rows.
         space: name of the expression space.
+        masks: (N, 1, m, m) uint8, where people are, 255 for certain (`photo.matte.person_masks`); None: not known.
     """
 
     frames: Tensor
@@ -74,6 +76,7 @@ class FrameStore:
     clip: Tensor
     clips: tuple[Clip, ...]
     space: str
+    masks: Tensor | None = None
 
     def __post_init__(self) -> None:
         n = sum(clip.frames for clip in self.clips)
@@ -83,6 +86,8 @@ class FrameStore:
         check_shape(self.landmarks, f"{n} L 2", "landmarks")
         check_shape(self.found, f"{n}", "found")
         check_shape(self.clip, f"{n}", "clip")
+        if self.masks is not None:
+            check_shape(self.masks, f"{n} 1 m m", "masks")
 
     def __len__(self) -> int:
         return len(self.clip)
@@ -119,7 +124,8 @@ class FrameStore:
 
     def to(self, device: torch.device | str) -> FrameStore:
         """The same store with its tensors on `device`."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS})
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(self, **{name: getattr(self, name).to(device) for name in _TENSORS}, masks=masks)
 
     @staticmethod
     def join(stores: Sequence[FrameStore]) -> FrameStore:
@@ -139,7 +145,9 @@ class FrameStore:
         numbers = np.cumsum([0, *(len(store.clips) for store in stores)])
         tensors = {name: torch.cat([getattr(store, name) for store in stores]) for name in _TENSORS if name != "clip"}
         clip = torch.cat([store.clip + int(at) for at, store in zip(numbers, stores)])
-        return FrameStore(**tensors, clip=clip, clips=tuple(moved), space=first.space)
+        known = [store.masks for store in stores if store.masks is not None]
+        masks = torch.cat(known) if len(known) == len(stores) else None
+        return FrameStore(**tensors, clip=clip, clips=tuple(moved), space=first.space, masks=masks)
 
     def as_pseudo(self) -> FrameStore:
         """The same store with its videos marked as pseudo-clips (see `data.pseudo_clips`)."""
@@ -240,6 +248,8 @@ class FrameStore:
                 }
                 for name in TRACKS:
                     part[name] = np.ascontiguousarray(getattr(self, name)[first:last].cpu().numpy())
+                if self.masks is not None:
+                    part[MASKS] = np.ascontiguousarray(self.masks[first:last].cpu().numpy())
                 name = f"part-{len(parts):04d}.safetensors"
                 write_bytes(folder / name, save(part))
                 parts.append({"file": name, "frames": last - first})
@@ -297,11 +307,13 @@ class FrameStore:
             clips.append(replace(clip, start=at, frames=len(rows)))
             at += len(rows)
         rows = torch.cat(kept)
-        return replace(self, **{name: getattr(self, name)[rows] for name in _TENSORS}, clips=tuple(clips))
+        masks = None if self.masks is None else self.masks[rows]
+        return replace(self, **{name: getattr(self, name)[rows] for name in _TENSORS}, clips=tuple(clips), masks=masks)
 
     def _jpeg_runs(self, pool: ThreadPoolExecutor, quality: int, max_bytes: int) -> Iterator[tuple[int, list[bytes]]]:
         """(first row, JPEG of each frame) of consecutive parts of at most `max_bytes` (tracks included)."""
         per_frame = sum(getattr(self, name)[:1].nbytes for name in TRACKS) + 8
+        per_frame += 0 if self.masks is None else self.masks[:1].nbytes
         first, images, size = 0, list[bytes](), 0
         for begin in range(0, len(self), 256):
             chunk = self.frames[begin : begin + 256].permute(0, 2, 3, 1).cpu().numpy()
@@ -314,7 +326,7 @@ class FrameStore:
         yield first, images
 
 
-_TENSORS = tuple(f.name for f in fields(FrameStore) if f.name not in ("clips", "space"))
+_TENSORS = tuple(f.name for f in fields(FrameStore) if f.name not in ("clips", "space", MASKS))
 
 
 def space_of(data: Place) -> str | None:
@@ -383,7 +395,8 @@ def _encode_jpeg(picture: NDArray[np.uint8], quality: int) -> bytes:
 
 
 def _from_arrays(arrays: Arrays, clips: tuple[Clip, ...], space: str) -> FrameStore:
-    return FrameStore(**{name: torch.from_numpy(arrays[name]) for name in _TENSORS}, clips=clips, space=space)
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    return FrameStore(**tensors, clips=clips, space=space)
 
 
 def _mapped_safetensors(path: Path, specs: dict[str, tuple[tuple[int, ...], str]], metadata: dict[str, str]) -> Arrays:

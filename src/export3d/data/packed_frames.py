@@ -28,6 +28,8 @@ PACKED_FORMAT = "export3d.packed"
 VERSION = 1
 PACKED_INDEX = "packed.json"
 TRACKS = tuple(name for name in layout(1, 1, 1) if name != "frames")
+MASKS = "masks"
+"""Where people are (`FrameStore.masks`), if that was known when the frames were packed."""
 DAMAGE = (
     *(InputError, OSError, ValueError, LookupError, TypeError, AttributeError),
     *(MemoryError, RecursionError, SafetensorError),
@@ -78,6 +80,7 @@ def decode_packed(folder: Path, packed: Packed, size: int, pool: ThreadPoolExecu
 
     shapes = layout(1, packed.resolution, SPACES[packed.space])
     tracks: dict[str, list[NDArray[Any]]] = {name: [] for name in TRACKS}
+    masks: list[NDArray[np.uint8]] = []
     pictures = np.empty((sum(frames for _, frames in packed.parts), 3, size, size), np.uint8)
     at = 0
     for file, frames in packed.parts:
@@ -89,6 +92,10 @@ def decode_packed(folder: Path, packed: Packed, size: int, pool: ThreadPoolExecu
             if part[name].dtype.kind == "f" and not np.isfinite(part[name]).all():
                 raise ValueError(f"{name} in {file} is not finite")
             tracks[name].append(part[name])
+        if MASKS in part:
+            if part[MASKS].shape[:2] != (frames, 1) or part[MASKS].dtype != np.uint8:
+                raise ValueError(f"{MASKS} in {file} has shape {part[MASKS].shape} and type {part[MASKS].dtype}")
+            masks.append(part[MASKS])
         offsets, blob = part["offsets"], part["jpeg"].tobytes()
         if offsets.shape != (frames + 1,):
             raise ValueError(f"{file} holds {len(offsets) - 1} frames, not {frames}")
@@ -98,5 +105,7 @@ def decode_packed(folder: Path, packed: Packed, size: int, pool: ThreadPoolExecu
             pictures[row] = picture[0]
         at += frames
     arrays = {"frames": pictures, **{name: np.concatenate(rows) for name, rows in tracks.items()}}
+    if masks and len(masks) == len(packed.parts):
+        arrays[MASKS] = np.concatenate(masks)
     arrays["clip"] = np.repeat(np.arange(len(packed.clips)), [clip.frames for clip in packed.clips])
     return arrays

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
+
+import torch
 
 from export3d.data.frames import FrameStore
 from export3d.data.packed_frames import is_packed
 from export3d.data.shards import INDEX_NAME, has_split
 from export3d.errors import ConfigError, InputError
 from export3d.files import kind_at, write_failure
+from export3d.image import resize
 from export3d.locations import as_place, inside
+from export3d.photo.matte import person_masks
+
+log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "pseudo/train")
 """Splits of a prepared folder that are packed, where they exist."""
+_MASK_SIZE = 64
+"""Side of the masks of people, pixels."""
+_AT_ONCE = 64
+"""Frames whose people are looked for at once."""
 
 
 def pack(
@@ -75,7 +88,19 @@ def pack(
         with tempfile.TemporaryDirectory(dir=out, prefix=".packing-") as room:  # decoded frames stay on disk
             split = inside(place, name) if name else place
             store = FrameStore.load(split, size, cache=Path(room) / "frames.safetensors", progress=progress)
-            store = store.thinned(every) if every > 1 else store
+            store = _with_masks(store.thinned(every) if every > 1 else store)
             store.save(folder, quality)
         packed[name or out.name] = len(store), sum(part.stat().st_size for part in folder.glob("part-*.safetensors"))
     return packed
+
+
+def _with_masks(store: FrameStore) -> FrameStore:
+    """The store with `masks`, for models that tell them from the background; as it is where MediaPipe is missing."""
+    if find_spec("mediapipe") is None:
+        log.warning("without MediaPipe (extra face) the packed frames do not say where people are, which base needs")
+        return store
+    masks = []
+    for start in range(0, len(store), _AT_ONCE):
+        found = resize(person_masks(store.frames[start : start + _AT_ONCE].float() / 127.5 - 1.0), _MASK_SIZE)
+        masks.append((found * 255.0).round().to(torch.uint8))
+    return replace(store, masks=torch.cat(masks))

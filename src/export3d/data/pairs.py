@@ -168,7 +168,7 @@ class PairSampler:
             source_expression, expression (b, E); source_camera, camera (b, 25); source_landmarks, landmarks
             (b, 478, 2), 0..1 across their image; valid (b, 1, R, R), 1 where the driving frame shows the source video
             and 0 where its crop lies outside the video and repeats an edge; and clip (b,) int64 (for a sitting, any of
-            its portraits).
+            its portraits). If the store knows where people are, source_mask (b, 1, m, m) too, 0..1.
 
         Raises:
             ConfigError: the batch cannot be shared evenly.
@@ -184,7 +184,8 @@ class PairSampler:
         first, second, common = _transferred([*plans, shared], self.store.device)
         sides = [self._side(found, plan) for found, plan in ((first, plans[0]), (second, plans[1]))]
         source, driving = (recolour(side["image"], common["colour"]) for side in sides)
-        return {
+        mask = {"source_mask": sides[0]["mask"]} if "mask" in sides[0] else {}
+        return mask | {
             "source": source,
             "driving": driving,
             "source_expression": sides[0]["expression"],
@@ -276,7 +277,12 @@ class PairSampler:
             landmarks = torch.where(mask[:, None, None], other, landmarks)
         if not plan["still"].all():
             image, landmarks = _move(image, landmarks, found)
-        return {"image": image, "camera": found["camera"], "expression": expression, "landmarks": landmarks}
+        side = {"image": image, "camera": found["camera"], "expression": expression, "landmarks": landmarks}
+        if store.masks is not None:
+            mask = store.masks[rows].float() / 255.0
+            mask = torch.where(found["mirrored"].bool()[:, None, None, None], mask.flip(-1), mask)
+            side["mask"] = _looked_up(mask, found, "bilinear")
+        return side
 
     def _edges(self, draws: list[Draw]) -> dict[str, Array]:
         """Corners (B, 2) of the part of the unmoved images that shows the source video: `low` and `high`."""
@@ -364,11 +370,15 @@ def _transferred(groups: Sequence[dict[str, NDArray[Any]]], device: torch.device
 def _move(image: Tensor, landmarks: Tensor, plan: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Apply p' = A p + b to images (B, 3, R, R) and points (B, L, 2) that are not still; edges are repeated."""
     matrix, offset = plan["matrix"], plan["offset"]
+    moved = landmarks @ matrix.mT + offset[:, None]
+    return _looked_up(image, plan, "bicubic"), torch.where(plan["still"].bool()[:, None, None], landmarks, moved)
+
+
+def _looked_up(image: Tensor, plan: dict[str, Tensor], mode: str) -> Tensor:
+    """Images (B, C, h, h) in [-1, 1], moved where they are not still; edges are repeated."""
     grid = torch.nn.functional.affine_grid(plan["lookup"], list(image.shape), align_corners=False)
-    moved = torch.nn.functional.grid_sample(image, grid, mode="bicubic", padding_mode="border", align_corners=False)
-    still = plan["still"].bool()
-    image = torch.where(still[:, None, None, None], image, moved.clamp_(-1.0, 1.0))
-    return image, torch.where(still[:, None, None], landmarks, landmarks @ matrix.mT + offset[:, None])
+    moved = torch.nn.functional.grid_sample(image, grid, mode, padding_mode="border", align_corners=False)
+    return torch.where(plan["still"].bool()[:, None, None, None], image, moved.clamp_(-1.0, 1.0))
 
 
 def _affine(geometry: Array, centre: Array) -> tuple[Array, Array]:

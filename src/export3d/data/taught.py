@@ -145,7 +145,8 @@ class MixedSampler:
         if len(parts) == 1:
             return parts[0]
         order = torch.from_numpy(np.argsort(places)).to(parts[0]["source"].device)
-        return {name: torch.cat([part[name] for part in parts])[order] for name in parts[0]}
+        common = [name for name in parts[0] if name in parts[1]]
+        return {name: torch.cat([part[name] for part in parts])[order] for name in common}
 
     def _is_taught(self, number: int) -> bool:
         group = number // GROUP

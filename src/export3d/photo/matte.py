@@ -123,7 +123,7 @@ def person_matte(image: Pixels, *boxes: CropBox) -> Pixels:
     return _refined(image, on_grid(image, rows, columns), mask, face, hair, side * rows / height)
 
 
-def crop_mattes(model: Export3D, crops: Tensor) -> Tensor | None:
+def crop_mattes(model: Export3D, crops: Tensor, masks: Tensor | None = None) -> Tensor | None:
     """Opacity of the people in face crops, for `Export3D.encode`; found in as many threads as PyTorch uses.
 
     It takes less time than `person_matte`, and lacks the single hairs that the model's pixels do not show.
@@ -131,34 +131,48 @@ def crop_mattes(model: Export3D, crops: Tensor) -> Tensor | None:
     Args:
         model: None is returned if it has no use for it.
         crops: (B, 3, H, H) in [-1, 1].
+        masks: (B, 1, h, h) in 0..1, where the people are (`person_masks`); None: they are looked for.
 
     Returns:
-        (B, 1, H, H), 0 to 1, on the crops' device.
+        (B, 1, H, H), 0 to 1, on the crops' device: the masks, steeper, refined by a guided filter of a pixel in 85.
+
+    Raises:
+        MissingExtra: mediapipe is not installed, and there are no masks.
+    """
+    if model.warp is None or not model.warp.config.matte:
+        return None
+    size, crops = crops.shape[-1], crops.detach().float()
+    masks = (person_masks(crops) if masks is None else masks).to(crops.device)
+    with torch.no_grad():
+        steep = F.interpolate(masks, (size, size), mode="bilinear", align_corners=False)
+        steep = ((steep - 0.35) / 0.3).clamp(0, 1)
+        small = (crops + 1) / 2
+        field = _guided(small, steep, max(size // 85, 1))
+        opacity = ((field[:, :3] * small).sum(1, True) + field[:, 3:]).clamp(0, 1)
+        return ((opacity - 0.04) / 0.92).clamp(0, 1)
+
+
+def person_masks(crops: Tensor) -> Tensor:
+    """Probability of a person in face crops, as the network gives it.
+
+    Args:
+        crops: (B, 3, H, H) in [-1, 1].
+
+    Returns:
+        (B, 1, 256, 256) in 0..1, on the CPU.
 
     Raises:
         MissingExtra: mediapipe is not installed.
     """
-    if model.warp is None or not model.warp.config.matte:
-        return None
     parts = torch.tensor_split(crops.detach().float().cpu(), min(torch.get_num_threads(), len(crops)))
     with ThreadPoolExecutor(len(parts)) as pool:
-        return torch.cat(list(pool.map(_crop_mattes, parts))).to(crops.device)
+        return torch.cat(list(pool.map(_person_masks, parts)))
 
 
-@torch.no_grad()
-def _crop_mattes(crops: Tensor) -> Tensor:
-    """(B, 1, H, H): the network's mask, steeper, refined by a guided filter of a pixel in 85."""
-    made, size = [], crops.shape[-1]
+def _person_masks(crops: Tensor) -> Tensor:
+    whole = (0.0, 0.0, float(crops.shape[-1]), float(crops.shape[-1]))
     with PersonSegmenter() as segmenter:
-        for crop in crops:
-            mask = torch.from_numpy(segmenter.mask(to_uint8(crop), (0.0, 0.0, float(size), float(size))))[None, None]
-            steep = F.interpolate(mask, (size, size), mode="bilinear", align_corners=False)
-            steep = ((steep - 0.35) / 0.3).clamp(0, 1)
-            small = (crop[None] + 1) / 2
-            field = _guided(small, steep, max(size // 85, 1))
-            opacity = ((field[:, :3] * small).sum(1, True) + field[:, 3:]).clamp(0, 1)
-            made.append(((opacity - 0.04) / 0.92).clamp(0, 1))
-    return torch.cat(made)
+        return torch.stack([torch.from_numpy(segmenter.mask(to_uint8(crop), whole))[None] for crop in crops])
 
 
 def person_share(image: Pixels, box: CropBox) -> float:

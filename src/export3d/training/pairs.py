@@ -219,7 +219,7 @@ class PairTask:
         pairs = self.sampler.batch(images_seen, batch_size, rank, world)
         share = batch_size // world
         first = images_seen + rank * share
-        found = crop_mattes(self.model, pairs["source"])
+        found = crop_mattes(self.model, pairs["source"], pairs.get("source_mask"))
         if found is not None:
             pairs = {**pairs, "source_matte": found}
         return {**pairs, "number": torch.arange(first, first + share, device=pairs["source"].device)}
@@ -331,7 +331,8 @@ class PairTask:
             batch = sampler.batch(start, min(_AT_ONCE, count - start))
             pair = {name: value.to(device) for name, value in batch.items()}
             own = [pair[f"source_{name}"] for name in ("camera", "expression", "landmarks")]
-            features = ema.encode(pair["source"], *own, crop_mattes(self.model, pair["source"]))  # type: ignore[operator]
+            matte = crop_mattes(self.model, pair["source"], pair.get("source_mask"))
+            features = ema.encode(pair["source"], *own, matte)  # type: ignore[operator]
             planes = ema.planes(features, pair["expression"])  # type: ignore[operator]
             rendered: Rendered = ema.render(planes, pair["camera"])  # type: ignore[operator]
             yield Drawn(pair, ema.finish(planes, pair["camera"], rendered), rendered)  # type: ignore[operator]

@@ -246,7 +246,8 @@ class ReconstructionTask(PairTask):
             names = ("frames", "camera", "expression", "landmarks")
             frames, *tracks = (getattr(store, name)[clip.rows].to(device).float() for name in names)
             shown = frames / 127.5 - 1.0
-            own = (*(track[:1] for track in tracks), crop_mattes(self.model, shown[:1]))
+            mask = None if store.masks is None else store.masks[clip.rows][:1].to(device).float() / 255.0
+            own = (*(track[:1] for track in tracks), crop_mattes(self.model, shown[:1], mask))
             features = ema.encode(shown[:1], *own)  # type: ignore[operator]
             planes = ema.planes(features, tracks[1][1:])  # type: ignore[operator]
             found.append(explained(ema.frame(planes, tracks[0][1:]), shown[1:]))  # type: ignore[operator]

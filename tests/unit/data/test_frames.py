@@ -117,6 +117,21 @@ def test_packed_frames_come_back_nearly_equal_in_small_parts(split: Path, tmp_pa
     assert (back.frames.float() - store.frames.float()).abs().mean() < 2.0
 
 
+def test_masks_of_people_come_along(split: Path, tmp_path: Path) -> None:
+    store = FrameStore.load(split, 64)
+    store = replace(store, masks=torch.randint(0, 256, (len(store), 1, 16, 16)).byte())
+    store.save(tmp_path / "packed", max_bytes=40_000)
+    back = FrameStore.load_packed(tmp_path / "packed").to("cpu")
+    assert back.masks is not None
+    assert store.masks is not None
+    assert torch.equal(back.masks, store.masks)
+    both = FrameStore.join([back, back.thinned(2)])
+    assert both.masks is not None
+    assert torch.equal(both.masks[: len(back)], store.masks)
+    assert len(both.masks) == len(both)
+    assert FrameStore.join([back, FrameStore.load(split, 64)]).masks is None
+
+
 @pytest.mark.slow
 def test_packed_frames_and_caches_need_no_pyav(split: Path, tmp_path: Path) -> None:
     FrameStore.load(split, 32, cache=tmp_path / "c.safetensors").save(tmp_path / "packed")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from export3d.cli.main import main
+from export3d.data import packing
 from export3d.data.frames import FrameStore, space_of
 from export3d.data.packing import pack
 from export3d.data.training_frames import load_frames
@@ -42,7 +43,19 @@ def test_a_packed_folder_trains_like_the_one_it_was_made_of(
     assert clips.kinds.count("pseudo") == 3
     thin = held_out.thinned(2)
     assert torch.equal(val.camera, thin.camera)
+    assert val.masks is not None
+    assert val.masks.shape == (len(val), 1, 64, 64)
+    assert thin.masks is None
     assert (val.frames.float() - thin.frames.float()).abs().mean() < 2.0
+
+
+def test_without_mediapipe_packed_frames_have_no_masks(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(packing, "find_spec", lambda name: None)
+    pack(data / "val", tmp_path / "one", 32)
+    assert FrameStore.load(tmp_path / "one", 32).masks is None
+    assert "without MediaPipe" in caplog.text
 
 
 def test_a_single_split_is_packed_by_itself(data: Path, tmp_path: Path) -> None:

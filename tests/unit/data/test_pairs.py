@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from export3d.data.shard_writer import update
 from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError
 from export3d.face.mesh import canonical_mesh, landmark_mirror_map
+from export3d.image import resize
 from export3d.motion.arkit import ARKIT52
 
 Make = Callable[..., Record]
@@ -267,6 +269,22 @@ def test_picture_landmarks_and_camera_move_together(tmp_path: Path, make_record:
         point = world[7] * [-1, 1, 1] if flips else world[7]
         np.testing.assert_allclose(batch["landmarks"][i, number], centre, atol=0.01)
         np.testing.assert_allclose(cameras.project(point[None], label)[0], centre, atol=0.01)
+
+
+def test_masks_move_with_their_pictures(tmp_path: Path, make_record: Make) -> None:
+    update(tmp_path / "s", [make_record("x", 4)])
+    store = FrameStore.load(tmp_path / "s", 64)
+    y, x = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    spot = 255.0 * torch.exp(-((x - 20.0).square() + (y - 36.0).square()) / 200.0)
+    store.frames[:] = spot.round().byte()
+    assert "source_mask" not in PairSampler(store, 0).batch(0, 1)
+    store = replace(store, masks=resize(store.frames[:, :1].float(), 32).round().byte())
+    limits = Augment(geometry_probability=1.0, shift=0.1, scale=0.2, roll_deg=30.0, colour_probability=0.0)
+    batch = PairSampler(store, 0, augment=limits).batch(0, 24)
+    seen = resize((batch["source"][:, :1] + 1.0) / 2.0, 32)
+    assert batch["source_mask"].shape == seen.shape
+    assert (batch["source_mask"] - seen).abs().max() < 0.04
+    assert (seen - seen[:1]).abs().max() > 0.3
 
 
 def test_pixels_from_beyond_the_source_are_not_valid(tmp_path: Path, make_record: Make) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,7 +41,7 @@ from export3d.training.state import load_state
 from export3d.triplane.blocks import EAdaLN
 from export3d.warping.losses import landmark_error, moved_error
 from export3d.weights.file import read_sidecar
-from tests.tiny_models import warped
+from tests.tiny_models import PARTS, warped
 
 PLAIN = ReconstructionConfig(preset="tiny", backbone="none", augment=False, mirror=False, sheet_pairs=2)
 
@@ -133,6 +134,24 @@ def test_a_handful_of_steps_lowers_the_loss(tmp_path: Path) -> None:
     assert float(after["total"]) < 0.6 * float(before["total"])
     assert float(after["l2"]) < float(before["l2"])
     assert float(after["l2_raw"]) < float(before["l2_raw"])
+
+
+def test_known_masks_spare_the_search_for_people(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine without MediaPipe: a model with a matte trains and is validated by masks that came along."""
+    config = warped(*PARTS)
+    monkeypatch.setitem(model_settings.PRESETS, "tiny", lambda: config)
+    monkeypatch.setitem(sys.modules, "mediapipe", None)
+    store = made_up_store()
+    with pytest.raises(MissingExtra, match="face"):
+        ReconstructionTask(PLAIN, store).batch(0, 2, 0, 1)
+    store = replace(store, masks=torch.full((len(store), 1, 16, 16), 255, dtype=torch.uint8))
+    trained = ReconstructionTask(PLAIN, store, store)
+    batch = trained.batch(0, 2, 0, 1)
+    assert batch["source_matte"].shape == (2, 1, 64, 64)
+    assert (batch["source_matte"] == 1.0).all()
+    assert torch.isfinite(trained.losses(batch, 0)["total"])
+    with torch.no_grad():
+        assert math.isfinite(trained.validate(trained.module)["psnr"])
 
 
 def everything(result: Result) -> dict[str, Any]:
