@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
@@ -25,10 +24,15 @@ from export3d.photo.fields import (
     on_grid,
     strips,
 )
+from export3d.photo.matte import foreground
 from export3d.photo.options import check_background, colour
 
 _MARGIN = 0.012
 """Width of the margin around the people whose pixels are filled in too, over the mean of height and width."""
+_FOUND = 0.04
+"""Opacity from which a pixel of a detailed background counts as one of a person."""
+_DETAIL = 0.02, 0.05
+"""Standard deviation of a background over two margins, 0..1, from which its details matter, and wholly."""
 _BLUR = 0.02
 """Standard deviation of the blur, over the mean of height and width."""
 
@@ -45,30 +49,79 @@ def plate(image: Pixels, matte: Pixels) -> Pixels:
         and matte always give the same plate.
     """
     check_photo(image, matte)
-    height, width = matte.shape
-    rows, columns = grid_size(height, width)
-    margin = max(_MARGIN * (rows + columns) / 2, 2.0)
-    person = _widened((on_grid(matte, rows, columns) > 0.02).float(), margin)
-    small = on_grid(image, rows, columns)
-    fill = filled(small, (person <= 0).float())
+    person, _, fill = _fill(image, matte)
     return _blended(image, torch.cat([fill, person], 1))
 
 
-def surrounding(changed: NDArray[np.bool_], boxes: Sequence[CropBox]) -> Pixels:
-    """Opacity uint8 (H, W) of these pixels (H, W) and of what is near them: full on them, none farther than a margin.
+def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixels, Pixels]:
+    """What is behind the people, as `plate` has it, and what moves with them.
 
-    The margin is 1.5 % of the smallest face crop.
+    Before a plain wall a margin of surroundings moves with the people, so that no hair is cut off; nobody sees the wall
+    move. Before a background with details, which would be seen to move, the matte alone decides.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        matte: uint8 (H, W), opacity of the people.
+        boxes: crops of their faces; the margin is 1.5 % of the smallest.
+
+    Returns:
+        uint8 (H, W, 3), and uint8 (H, W, 4) colours and opacity. The latter laid over the former is the photo, before a
+        plain wall to the bit.
     """
-    height, width = changed.shape
+    check_photo(image, matte)
+    height, width = matte.shape
+    person, small, fill = _fill(image, matte)
+    margin = 0.015 * min(box.side for box in boxes) * person.shape[-2] / height
+    near = _widened((person > 0).float(), max(margin, 4.0))
+    plain, colours = 1.0 - _detailed(small, person), image
+    if bool(((plain < 1.0) & (near > 0.0)).any()):
+        colours = foreground(image, matte)
+        close = _widened((on_grid(matte, *person.shape[-2:]) > _FOUND).float(), 2.0)
+        fill = torch.lerp(filled(small, (close <= 0).float()), fill, plain)
+        person = torch.lerp(close, person, plain)
+    fields = torch.cat([fill, person, near * plain, plain], 1)
+    behind, moving = np.empty_like(image), np.empty((height, width, 4), np.uint8)
+    for rows in strips(height, width):
+        own, values = in_rows(image, rows), at_pixels(fields, rows, (0, width), height, width)
+        part = slice(*rows)
+        behind[part] = as_pixels(torch.lerp(own, values[:3], values[3:4]))
+        moved = torch.lerp(in_rows(colours, rows), own, values[5:])
+        opacity = torch.maximum(values[4:5], in_rows(matte, rows))
+        moving[part] = np.concatenate([as_pixels(moved), as_pixels(opacity)], axis=2)
+    return behind, moving
+
+
+def _fill(image: Pixels, matte: Pixels) -> tuple[Tensor, Tensor, Tensor]:
+    """Fields of a photo's grid: where people and a margin around them are filled in, the photo, and with what."""
+    height, width = matte.shape
     rows, columns = grid_size(height, width)
-    margin = 0.015 * min(box.side for box in boxes) * rows / height
-    near = _widened((on_grid(changed.astype(np.uint8) * 255, rows, columns) > 0).float(), max(margin, 4.0))
-    out = np.empty((height, width), np.uint8)
-    for first, last in strips(height, width):
-        part = at_pixels(near, (first, last), (0, width), height, width)
-        out[first:last] = as_pixels(part)[..., 0]
-    out[changed] = 255
-    return out
+    person = _widened((on_grid(matte, rows, columns) > 0.02).float(), _margin(rows, columns))
+    small = on_grid(image, rows, columns)
+    return person, small, filled(small, (person <= 0).float())
+
+
+def _margin(rows: int, columns: int) -> float:
+    return max(_MARGIN * (rows + columns) / 2, 2.0)
+
+
+def _detailed(small: Tensor, person: Tensor) -> Tensor:
+    """Whether the background nearby has details that are seen to move, 0 to 1: (1, 1, h, w).
+
+    Args:
+        small: (1, 3, h, w), the photo.
+        person: (1, 1, h, w), 0 where nobody is.
+    """
+    rest, cell = (person <= 0).float(), max(round(2 * _margin(*person.shape[-2:])), 2)
+    parts = torch.cat([small * rest, small.square() * rest, rest], 1)
+    means = F.avg_pool2d(parts, cell, ceil_mode=True, count_include_pad=False)
+    share = means[:, 6:]
+    colour = means[:, :3] / share.clamp_min(1e-3)
+    spread = (means[:, 3:6] / share.clamp_min(1e-3) - colour.square()).clamp_min(0.0).mean(1, True).sqrt()
+    count = blur(share, 1.5)
+    detail = filled(blur(spread * share, 1.5) / count.clamp_min(1e-3), (count > 0.05).float())
+    detail = ((detail - _DETAIL[0]) / (_DETAIL[1] - _DETAIL[0])).clamp(0, 1)
+    height, width = person.shape[-2:]
+    return F.interpolate(detail, scale_factor=float(cell), mode="bilinear")[..., :height, :width]
 
 
 def replaced(

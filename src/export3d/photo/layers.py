@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from export3d.errors import BadImage
 from export3d.face.crop import CropBox
-from export3d.photo.background import replaced, surrounding
+from export3d.photo.background import apart, replaced
 from export3d.photo.fields import strips
 from export3d.photo.matte import foreground, person_matte, person_share
 from export3d.photo.options import check_background
@@ -53,9 +53,8 @@ def layers(
 ) -> Layers:
     """Take a photo apart.
 
-    With "keep" the person moves together with a margin of their surroundings, so that no hair is cut off, before the
-    photo in which they are filled in; while nothing moves that is the photo, to the bit. With another background the
-    matte cuts them out.
+    With "keep" the person moves before the photo in which they are filled in (`background.apart`); while nothing moves
+    that is the photo. With another background the matte cuts them out.
 
     Args:
         image: uint8 (H, W, 3).
@@ -77,10 +76,9 @@ def layers(
         )
     boxes = [*boxes, *(box for box in others if person_share(image, box) >= _FOUND)]
     matte = person_matte(image, *boxes)
-    behind = replaced(image, matte, background, window)
     if background == "keep":
-        opacity = surrounding((behind != image).any(axis=2), boxes)
-        return Layers(image, behind, _with_opacity(image, opacity), matte)
+        return Layers(image, *apart(image, matte, boxes), matte)
+    behind = replaced(image, matte, background, window)
     person, still = foreground(image, matte), np.empty_like(image)
     for first, last in strips(*matte.shape):
         own, share = person[first:last].astype(np.float32), matte[first:last, :, None].astype(np.float32) / 255.0

@@ -5,8 +5,9 @@ import pytest
 from PIL import Image
 
 from export3d.errors import BadImage, ConfigError, ShapeError
+from export3d.face.crop import CropBox
 from export3d.image import write_png
-from export3d.photo.background import plate, replaced
+from export3d.photo.background import apart, plate, replaced
 from export3d.photo.options import check_background
 
 
@@ -55,6 +56,39 @@ def test_a_photo_without_people_is_its_own_plate(photo):
     image, matte, _ = photo
     np.testing.assert_array_equal(plate(image, np.zeros_like(matte)), image)
     np.testing.assert_array_equal(replaced(image, np.zeros_like(matte), "keep"), image)
+
+
+BOX = CropBox((150.0, 130.0), 200.0)
+
+
+def laid_over(behind, moving):
+    share = moving[..., 3:] / 255.0
+    return (share * moving[..., :3] + (1 - share) * behind).round()
+
+
+def test_before_a_plain_wall_a_margin_moves_with_the_person(photo):
+    image, matte, _ = photo
+    behind, moving = apart(image, matte, [BOX])
+    np.testing.assert_array_equal(behind, plate(image, matte))
+    np.testing.assert_array_equal(laid_over(behind, moving), image)
+    np.testing.assert_array_equal(moving[..., :3], image)
+    y, x = np.mgrid[:240, :320] + 0.5
+    away = np.hypot(x - 150, y - 130) - 60
+    assert (moving[away < 4, 3] == 255).all()
+    assert (moving[away > 16, 3] == 0).all()
+
+
+def test_before_a_background_with_details_the_person_moves_alone(photo):
+    image, matte, _ = photo
+    y, x = np.mgrid[:240, :320]
+    board = np.where(((x // 6 + y // 6) % 2 == 0)[..., None], 60, 200).astype(np.uint8)
+    image = np.where(matte[..., None] > 0, image, board)
+    behind, moving = apart(image, matte, [BOX])
+    away = np.hypot(x + 0.5 - 150, y + 0.5 - 130) - 60
+    np.testing.assert_array_equal(moving[..., 3], matte)
+    assert np.abs(behind[away > 6].astype(int) - image[away > 6]).max() <= 1
+    assert np.abs(behind[away < -6].astype(int) - 130).max() < 60  # nothing of the red disc
+    assert np.abs(laid_over(behind, moving) - image)[np.abs(away) > 6].max() <= 1
 
 
 def test_a_blurred_background_shows_nothing_of_the_person(photo):
