@@ -23,9 +23,9 @@ _LEAN = 3.0
 
 In an open mouth nothing is taken from the latter."""
 _LEAN_ON_FACE = 6.0
-"""Added to the logit of the moved image on the face, but not in an open mouth.
+"""Taken on the face from the logits of all images but the moved one.
 
-The other images do not show the face where it has turned to. They would shine through as a second outline."""
+They do not show the face where it has turned to, or not well. They would shine through as a second outline."""
 _HALF_DEG = 8.0, 12.0
 """Yaw of a portrait from which it shows one half of the face too little, and wholly."""
 _GAIN = 0.15
@@ -96,8 +96,8 @@ def leaning(logits: Tensor, share: Tensor, face: Tensor, mouth: Tensor | None) -
     closed = torch.ones_like(face)
     if mouth is not None:
         closed = closed - F.max_pool2d(F.avg_pool2d(mouth[:, :1], 4), 3, 1, 1)
-    others = torch.zeros_like(face)
-    lean = [-_LEAN * closed, _LEAN + _LEAN_ON_FACE * closed * _smooth(face), others, others]
+    others = -_LEAN_ON_FACE * _smooth(face)
+    lean = [closed * (others - _LEAN), torch.full_like(face, _LEAN), others, others]
     return logits + share * torch.cat(lean, dim=1)
 
 

@@ -68,7 +68,7 @@ def test_an_open_mouth_keeps_what_was_learned_about_it() -> None:
     assert (turned[0, 3:5, 3:5] == 0.0).all()
     assert (turned[0, 0] < 0.0).all()
     assert (turned[1] > 0.0).all()
-    assert turned[1, 3:5, 3:5].max() < turned[1, 0].min()
+    assert (turned[2:] < 0.0).all()
     near, turned = fading(colour, share, mouth).unbind()
     assert torch.equal(near, colour[0])
     assert torch.equal(turned[:, 12:20, 12:20], colour[1, :, 12:20, 12:20])
