@@ -212,6 +212,8 @@ def animate_batch(
                     reason = f"the process that made it died (exit code {outcome.exit_code}); the next run tries again"
                     outcome = Outcome(row.number, row.output, row.sheet, "crashed", reason=reason)
                 outcomes[row.number] = outcome
+                for message in outcome.messages if workers != 0 else ():  # those of this process are printed already
+                    logger.warning("%s: %s", row.output, message)
                 if progress is not None:
                     progress(done, len(todo), row.output)
         finally:
@@ -241,6 +243,9 @@ def _digest(weights: str | None) -> str:
 
 def _earlier(out: Place) -> dict[str, Outcome]:
     """What earlier runs made, of this list or others, by output; `OutputError` if the report is another command's."""
+    for name in (REPORT_JSON, REPORT_CSV):
+        if isinstance(out, Path) and kind_at(out / name, OutputError) == "folder":
+            raise OutputError(f"{out / name} is a folder, and the report has that name; move it away")
     data = read(inside(out, REPORT_JSON))
     if data is None:
         return {}

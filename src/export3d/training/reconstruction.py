@@ -168,8 +168,9 @@ class ReconstructionTask(PairTask):
         motion, steps = self.landmark_motion, self.settings.motion_steps
         if motion is None or not steps or motion.out.weight.any() or "warp" in self.settings.freeze:
             return 0.0
+        log.info("fitting the motion of landmarks, %d steps, before the first image is drawn", steps)
         store = self.sampler.store
-        sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2]))  # images are not used
+        sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2], masks=None))  # images are not used
         with torch.no_grad():
             motion.standardise(store.expression, self.model.expression.coefficients(store.expression))
         trained = [p.requires_grad for p in motion.parameters()]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from export3d.animate.batch import BatchReport, animate_batch
 from export3d.cli.main import main
-from export3d.errors import CheckpointError, ConfigError, Export3DError, OutputError
+from export3d.errors import CheckpointError, ConfigError, OutputError
 from export3d.locations import inside, names, read, write
 from export3d.motion.motion import Motion
 
@@ -102,6 +102,12 @@ def test_two_processes_make_the_same_files(make: Make, folder: Path) -> None:
     make(*LINES, out=folder / "b", workers=2)
     for name in ("one.mp4", "people/two.mp4", "people/two.png", "three.mp4"):
         assert (folder / "a" / name).read_bytes() == (folder / "b" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_warnings_of_processes_are_told(make: Make, caplog: pytest.LogCaptureFixture) -> None:
+    make("portrait,motion,output,seconds,set", "face.png,speech,one.mp4,0.04,tongueOut=0.5", workers=1)
+    assert [text for text in caplog.messages if text.startswith("one.mp4: ") and "tongueOut" in text]
 
 
 def test_a_second_run_makes_what_is_missing_or_has_changed(make: Make, folder: Path) -> None:
@@ -216,7 +222,7 @@ def test_inputs_and_reports_of_others_are_not_replaced(make: Make, folder: Path)
 def test_a_folder_in_place_of_a_report_is_refused_before_anything_is_made(name: str, make: Make, folder: Path) -> None:
     (folder / "out" / name).mkdir(parents=True)
     begun: list[int] = []
-    with pytest.raises(Export3DError, match=rf"{name}.*(it is a folder|is a directory)"):
+    with pytest.raises(OutputError, match=f"{name} is a folder, and the report has that name"):
         make(*LINES[:2], progress=lambda done, total, _: begun.append(done))
     assert begun == []
     assert [path.name for path in (folder / "out").iterdir()] == [name]
