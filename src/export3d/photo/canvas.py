@@ -37,7 +37,8 @@ class Canvas:
         image: uint8 (H, W, 3), the photo on this grid; beyond its border its colours continue smoothly.
         scale: pixels of the grid per pixel of the photo.
         corner: (x, y) where the grid begins in the photo, pixels of the photo.
-        limits: left, top, right and bottom of what may be looked up; of the whole photo, its border.
+        limits: left, top, right and bottom of what may be looked up. Of the whole photo its border, since shoulders
+            end there; but above it, where it may cut hair, all of the image.
         window: (rows, columns) of the image that a frame shows: an even number of each.
         whole: whether frames show the whole photo, so that the face crop's border must not be seen.
     """
@@ -113,7 +114,7 @@ def _whole(photo: Picture, scale: float, margin: int) -> Canvas:
                 (width, height), Image.Resampling.LANCZOS, box=(0, 0, width / scale, height / scale)
             )
         )
-    limits = (0.0, 0.0, photo.shape[1] * scale + 2 * margin, photo.shape[0] * scale + 2 * margin)
+    limits = (float(margin), 0.0, photo.shape[1] * scale + margin, photo.shape[0] * scale + margin)
     window = slice(margin, margin + height), slice(margin, margin + width)
     image = extended(image, margin) if margin else image[window]
     return Canvas(image, scale, (-margin / scale, -margin / scale), limits, window, True)

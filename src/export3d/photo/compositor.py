@@ -105,8 +105,10 @@ class _Face:
         check_shape(source, "1 3 h h", "source")
         self.alone = not others
         self._box, self._others, self._limits, self._source = box, others, canvas.limits, source
-        border = canvas.window[0].start if canvas.whole else 0  # beyond a photo the crop and the canvas only resemble
-        self._comparable = np.reshape(canvas.limits, (2, 2)) + np.array([[border], [-border]])
+        (rows, columns), limits = canvas.window, np.reshape(canvas.limits, (2, 2))
+        if canvas.whole:  # beyond a photo the crop and the canvas only resemble
+            limits = np.array([[columns.start, rows.start], [columns.stop, rows.stop]], float)
+        self._comparable = limits
         (left, top), side = box.corner, box.side
         reach = _REACH * side if canvas.whole else 0.0
         self._first = (canvas.window[0].start, canvas.window[1].start)

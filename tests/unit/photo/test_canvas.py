@@ -33,7 +33,7 @@ def test_the_canvas_reaches_beyond_a_photo_that_a_crop_reaches_beyond(scale: flo
     alone = canvas(image, BOX, long_side=round(404 * scale))
     assert np.array_equal(made.image[made.window], alone.image)
     assert made.image.shape == (round(400 * scale), round(504 * scale), 3), "a quarter of the crop on every side"
-    assert made.limits == (0.0, 0.0, 504.0 * scale, 400.0 * scale)
+    assert made.limits == (50.0 * scale, 0.0, 454.0 * scale, 350.0 * scale)
     assert made.place(box).centre == pytest.approx((440.0 * scale, 190.0 * scale))
     other = canvas(image, BOX, others=[box])
     assert other.window[0].start == round(0.25 * BOX.side), "also for the sake of another face"
