@@ -33,6 +33,8 @@ _FOUND = 0.04
 """Opacity from which a pixel of a detailed background counts as one of a person."""
 _DETAIL = 0.02, 0.05
 """Standard deviation of a background over two margins, 0..1, from which its details matter, and wholly."""
+_REACH = 0.4
+"""Crop sides around a crop, less than those over which `photo.compositor` fades its motion out."""
 _BLUR = 0.02
 """Standard deviation of the blur, over the mean of height and width."""
 
@@ -57,7 +59,7 @@ def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixel
     """What is behind the people, as `plate` has it, and what moves with them.
 
     Before a plain wall a margin of surroundings moves with the people, so that no hair is cut off; nobody sees the wall
-    move. Before a background with details, which would be seen to move, the matte alone decides.
+    move. Before a background with details, which would be seen to move, the matte alone decides, as far as heads reach.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -73,7 +75,7 @@ def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixel
     person, small, fill = _fill(image, matte)
     margin = 0.015 * min(box.side for box in boxes) * person.shape[-2] / height
     near = _widened((person > 0).float(), max(margin, 4.0))
-    plain, colours = 1.0 - _detailed(small, person), image
+    plain, colours = 1.0 - _detailed(small, person) * _reached(boxes, image, person.shape[-2:]), image
     if bool(((plain < 1.0) & (near > 0.0)).any()):
         colours = foreground(image, matte)
         close = _widened((on_grid(matte, *person.shape[-2:]) > _FOUND).float(), 2.0)
@@ -102,6 +104,18 @@ def _fill(image: Pixels, matte: Pixels) -> tuple[Tensor, Tensor, Tensor]:
 
 def _margin(rows: int, columns: int) -> float:
     return max(_MARGIN * (rows + columns) / 2, 2.0)
+
+
+def _reached(boxes: Sequence[CropBox], image: Pixels, shape: Sequence[int]) -> Tensor:
+    """1 in the crops of faces, falling to 0 at `_REACH` crop sides around them: (1, 1, h, w)."""
+    (height, width), (rows, columns) = image.shape[:2], shape
+    x = (torch.arange(columns) + 0.5) * (width / columns)
+    y = (torch.arange(rows) + 0.5) * (height / rows)
+    reached = torch.zeros(rows, columns)
+    for box in boxes:
+        across, down = (((at - centre).abs() / box.side - 0.5).clamp_min(0.0) for at, centre in zip((x, y), box.centre))
+        reached = torch.maximum(reached, (1.0 - torch.hypot(across[None, :], down[:, None]) / _REACH).clamp_min(0.0))
+    return reached[None, None]
 
 
 def _detailed(small: Tensor, person: Tensor) -> Tensor:
