@@ -109,10 +109,19 @@ def without_seam(flow: Tensor, on_face: Tensor) -> Tensor:
     means = F.avg_pool2d(means, 3, 1)
     soft, of_face, share = means[:, :2], means[:, 2:4], means[:, 4:]
     beside = of_face / share.clamp_min(1e-3) - (soft - of_face) / (1.0 - share).clamp_min(1e-3)
-    jump = beside.detach().norm(dim=1, keepdim=True) / 2.0
-    near = (2.0 - (4.0 * share - 2.0).abs()).clamp(0.0, 1.0) * (3.0 - 2.0 * jump / _SMALL_JUMP).clamp(0.0, 1.0)
+    far = beside.detach().norm(dim=1, keepdim=True) / 2.0
+    near = (2.0 - (4.0 * share - 2.0).abs()).clamp(0.0, 1.0) * (3.0 - 2.0 * far / _SMALL_JUMP).clamp(0.0, 1.0)
+    near = near * _jumps(flow.detach(), step)
     smooth = F.interpolate(torch.cat([soft, near], dim=1), flow.shape[-2:], mode="bilinear")
     return torch.lerp(flow, smooth[:, :2], smooth[:, 2:])
+
+
+def _jumps(flow: Tensor, step: int) -> Tensor:
+    """(B, 1, R / step, R / step): whether lookups jump there from one pixel to the next, by one pixel or by two."""
+    across, down = flow[..., 1:] - flow[..., :-1], flow[..., 1:, :] - flow[..., :-1, :]
+    steps = F.pad(across.abs().amax(dim=1), (0, 1)), F.pad(down.abs().amax(dim=1), (0, 0, 0, 1))
+    largest = F.max_pool2d(torch.maximum(*steps)[:, None], step)
+    return F.max_pool2d((flow.shape[-1] * largest / 2.0 - 1.0).clamp(0.0, 1.0), 3, 1, 1)
 
 
 @functools.lru_cache(maxsize=1)
