@@ -79,7 +79,8 @@ def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixel
     if bool(((plain < 1.0) & (near > 0.0)).any()):
         colours = foreground(image, matte)
         close = _widened((on_grid(matte, *person.shape[-2:]) > _FOUND).float(), 2.0)
-        fill = torch.lerp(filled(small, (close <= 0).float()), fill, plain)
+        fringe = _widened((close > 0).float(), 3.0)  # has the people's colours
+        fill = torch.lerp(filled(small, (fringe <= 0).float()), fill, plain)
         person = torch.lerp(close, person, plain)
     fields = torch.cat([fill, person, near * plain, plain], 1)
     behind, moving = np.empty_like(image), np.empty((height, width, 4), np.uint8)
