@@ -22,9 +22,9 @@ from export3d.warping.irises import at_rest
 from export3d.warping.landmark_motion import Face
 
 _SEAM = 64
-"""Cells across the image in which the flow is averaged around the outline of the face."""
+"""Cells across the image. Around the outline of the face the flow is averaged over 3 x 3 of them where it jumps."""
 _SMALL_JUMP = 1.0 / 32.0
-"""Image widths by which a lookup may jump there for that."""
+"""Farthest jump of a lookup that is mended, in image widths; from half as much again on it stays as it is."""
 
 
 def plane_flow(points: Tensor, face: Face, half_extent: float, size: int, painter: Painter | None = None) -> Tensor:
@@ -104,7 +104,8 @@ def without_seam(flow: Tensor, on_face: Tensor) -> Tensor:
         (B, 2, R, R).
     """
     step = max(flow.shape[-1] // _SEAM, 1)
-    few, inside = (part[..., step // 2 :: step, step // 2 :: step] for part in (flow, on_face[:, None].to(flow.dtype)))
+    some = slice(step // 2, flow.shape[-1] // step * step, step)  # a pixel of each whole cell, as `_jumps` has them
+    few, inside = (part[..., some, some] for part in (flow, on_face[:, None].to(flow.dtype)))
     means = F.pad(torch.cat([few, few * inside, inside], dim=1), (1, 1, 1, 1), "replicate")
     means = F.avg_pool2d(means, 3, 1)
     soft, of_face, share = means[:, :2], means[:, 2:4], means[:, 4:]

@@ -237,9 +237,12 @@ def test_under_bfloat16_autocast_nothing_is_rounded() -> None:
         assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(("jump_px", "mended"), [(4.0, True), (-4.0, True), (16.0, False)])
-def test_seams_at_the_outline_are_mended_where_nothing_hides_what_lies_behind(jump_px: float, mended: bool) -> None:
-    size = 256
+@pytest.mark.parametrize(
+    ("size", "jump_px", "mended"), [(256, 4.0, True), (256, -4.0, True), (256, 16.0, False), (224, 3.0, True)]
+)
+def test_seams_at_the_outline_are_mended_where_nothing_hides_what_lies_behind(
+    size: int, jump_px: float, mended: bool
+) -> None:
     on_face = torch.zeros(1, size, size, dtype=torch.bool)
     on_face[..., 100:] = True
     flow = torch.zeros(1, 2, size, size)
