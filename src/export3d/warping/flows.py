@@ -6,6 +6,7 @@ Letters: B batch, L = 478 landmarks, H pixels.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,8 @@ from export3d.warping.flow_field import covered, look_up, pixel_grid
 from export3d.warping.irises import at_rest
 from export3d.warping.landmark_motion import Face
 
+Mender = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""`mended`, or `fused.mended`."""
 _SEAM = 64
 """Cells across the image. Around the outline of the face the flow is averaged over 3 x 3 of them where it jumps."""
 _SMALL_JUMP = 1.0 / 32.0
@@ -53,6 +56,7 @@ def driving_flow(
     face: Face,
     size: int,
     painter: Painter | None = None,
+    mend: Mender | None = None,
     *,
     resting: bool = False,
     lashes: bool = False,
@@ -64,6 +68,7 @@ def driving_flow(
         distance: (B, L) from its camera.
         size: pixels across the frame.
         painter: see `ElasticMesh.lookup`.
+        mend: see `without_seam`.
         resting: whether the irises rest, as `irises.rolled` needs them.
         lashes: whether lashes move with the edges of the lids, see `ElasticMesh`.
 
@@ -86,10 +91,10 @@ def driving_flow(
         along = (turn.sum(dim=1, keepdim=True) + 2.0 * shift - 1.0).mT[..., None]
         as_face = across * here[:, :1, :1] + (down * here[:, 1:, :, :1] + along)
         on_face = number >= mesh.ground
-        return without_seam(elastic, on_face), as_face, on_face
+        return without_seam(elastic, on_face, mend), as_face, on_face
 
 
-def without_seam(flow: Tensor, on_face: Tensor) -> Tensor:
+def without_seam(flow: Tensor, on_face: Tensor, mend: Mender | None = None) -> Tensor:
     """The flow on an elastic mesh, made continuous where it jumps a little at the outline of the face.
 
     Where a cheek hides that outline the mesh is folded, and what lies around the face moves with the hidden outline
@@ -99,20 +104,32 @@ def without_seam(flow: Tensor, on_face: Tensor) -> Tensor:
     Args:
         flow: (B, 2, R, R), [-1, 1] grid units.
         on_face: (B, R, R), where the mesh shows the face.
+        mend: in place of `mended`.
 
     Returns:
         (B, 2, R, R).
     """
     step = max(flow.shape[-1] // _SEAM, 1)
     some = slice(step // 2, flow.shape[-1] // step * step, step)  # a pixel of each whole cell, as `_jumps` has them
-    few, inside = (part[..., some, some] for part in (flow, on_face[:, None].to(flow.dtype)))
+    few, inside = (part[..., some, some].to(flow.dtype) for part in (flow, on_face[:, None]))
     means = F.pad(torch.cat([few, few * inside, inside], dim=1), (1, 1, 1, 1), "replicate")
     means = F.avg_pool2d(means, 3, 1)
     soft, of_face, share = means[:, :2], means[:, 2:4], means[:, 4:]
     beside = of_face / share.clamp_min(1e-3) - (soft - of_face) / (1.0 - share).clamp_min(1e-3)
-    far = beside.detach().norm(dim=1, keepdim=True) / 2.0
+    far = beside.detach().square().sum(dim=1, keepdim=True).sqrt() / 2.0
     near = (2.0 - (4.0 * share - 2.0).abs()).clamp(0.0, 1.0) * (3.0 - 2.0 * far / _SMALL_JUMP).clamp(0.0, 1.0)
-    near = near * _jumps(flow.detach(), step)
+    return (mend or mended)(flow, soft, near)
+
+
+def mended(flow: Tensor, soft: Tensor, near: Tensor) -> Tensor:
+    """The flow, passed over to its means where it jumps.
+
+    Args:
+        flow: (B, 2, R, R), [-1, 1] grid units.
+        soft: (B, 2, n, n), its means around cells of R / n pixels, rounded down.
+        near: (B, 1, n, n), 0 to 1, how much may be passed over.
+    """
+    near = near * _jumps(flow.detach(), flow.shape[-1] // near.shape[-1])
     smooth = F.interpolate(torch.cat([soft, near], dim=1), flow.shape[-2:], mode="bilinear")
     return torch.lerp(flow, smooth[:, :2], smooth[:, 2:])
 

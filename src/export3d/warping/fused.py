@@ -1,9 +1,9 @@
 """Steps of the warp compiled by Numba, without gradients, each in one pass over an image.
 
-`paint` and `show` of `elastic_mesh`, `stretch` of `flow_field`, `mixed` of `dense_motion`, and `Detail.blend`. `paint`
-gives the same bits, the others the same values within 1e-5. Importing this module needs Numba. The first call compiles
-the passes, or loads them from Numba's cache: see `render.compiled`. The images of a batch are computed in as many
-threads as PyTorch uses.
+`paint` and `show` of `elastic_mesh`, `mended` of `flows`, `stretch` of `flow_field`, `mixed` of `dense_motion`, and
+`Detail.blend`. `paint` gives the same bits, the others the same values within 1e-5. Importing this module needs Numba.
+The first call compiles the passes, or loads them from Numba's cache: see `render.compiled`. The images of a batch are
+computed in as many threads as PyTorch uses.
 
 Letters: V vertices, T triangles, R pixels per side, H W pixels, C channels. Arrays are float32.
 """
@@ -128,6 +128,76 @@ def stretch(flow: Tensor) -> Tensor:
     out = np.empty((len(given), *given.shape[2:]), np.float32)
     _each(len(given), lambda k: _stretch(given[k], out[k]))
     return torch.from_numpy(out)[:, None]
+
+
+@compiled
+def _largest_jump(flow: Any, top: int, left: int, step: int) -> Any:
+    """From a pixel of a cell to the next one, across or down."""
+    size, largest = flow.shape[1], _ZERO
+    for c in range(2):
+        for y in range(top, top + step):
+            for x in range(left, left + step):
+                if x + 1 < size:
+                    largest = max(largest, abs(flow[c, y, x + 1] - flow[c, y, x]))
+                if y + 1 < size:
+                    largest = max(largest, abs(flow[c, y + 1, x] - flow[c, y, x]))
+    return largest
+
+
+@compiled
+def _only_jumps(flow: Any, near: Any) -> bool:
+    """Multiply the parts (n, n) by what `flows.mended` finds of jumps; whether any is left."""
+    size, cells = flow.shape[1], len(near)
+    largest = np.full((cells, cells), -_ONE, np.float32)
+    some = False
+    for y in range(cells):
+        for x in range(cells):
+            if not near[y, x] > _ZERO:
+                continue
+            around = _ZERO
+            for j in range(max(y - 1, 0), min(y + 2, cells)):
+                for i in range(max(x - 1, 0), min(x + 2, cells)):
+                    if largest[j, i] < _ZERO:
+                        step = size // cells
+                        largest[j, i] = _largest_jump(flow, j * step, i * step, step)
+                    around = max(around, largest[j, i])
+            near[y, x] *= min(max(np.float32(size) * around / _TWO - _ONE, _ZERO), _ONE)
+            some |= near[y, x] > _ZERO
+    return some
+
+
+@compiled
+def _bilinear(values: Any, rows: Any, columns: Any) -> Any:
+    (upper, lower, down), (left, right, across) = rows, columns
+    above = values[upper, left] + across * (values[upper, right] - values[upper, left])
+    below = values[lower, left] + across * (values[lower, right] - values[lower, left])
+    return above + down * (below - above)
+
+
+@compiled
+def _mend(flow: Any, soft: Any, near: Any) -> None:
+    """Flow (2, R, R), mean flow (2, n, n) and parts (n, n)."""
+    before, after, part = _steps(flow.shape[1], len(near))
+    for y in range(flow.shape[1]):
+        rows = before[y], after[y], part[y]
+        for x in range(flow.shape[1]):
+            columns = before[x], after[x], part[x]
+            share = _bilinear(near, rows, columns)
+            if share > _ZERO:
+                for c in range(2):
+                    flow[c, y, x] += share * (_bilinear(soft[c], rows, columns) - flow[c, y, x])
+
+
+def mended(flow: Tensor, soft: Tensor, near: Tensor) -> Tensor:
+    """See `flows.mended`."""
+    out, means, parts = _array(flow).copy(), _array(soft), _array(near).copy()
+
+    def one(k: int) -> None:
+        if _only_jumps(out[k], parts[k, 0]):
+            _mend(out[k], means[k], parts[k, 0])
+
+    _each(len(out), one)
+    return torch.from_numpy(out)
 
 
 @_by_row
@@ -416,6 +486,7 @@ def trial() -> None:
     paint(torch.eye(3, 2)[None], torch.eye(3, 2)[None], triangle, torch.zeros(1, 1, dtype=torch.long), 1)
     flow, image, mask = torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4), torch.zeros(1, 1, 4, 4)
     stretch(flow)
+    mended(flow, flow, mask)
     show(image, torch.zeros(1, 4, 4, 2), image[..., :2, :2])
     views = Views(image, mask, flow, image, image, flow, flow, flow, flow)
     halved(image)

@@ -289,12 +289,14 @@ class SourceWarp(nn.Module):
         places, distance = projected(points, camera)
         if self.config.lids:
             places = shut(places, face.places)
+        passes = self._passes(points)
         flow, as_face, on_face = driving_flow(
             places,
             distance,
             face,
             size,
             self._painter(points),
+            None if passes is None else passes.mended,
             resting=self.config.irises,
             lashes=self.config.lids,
         )
@@ -303,7 +305,6 @@ class SourceWarp(nn.Module):
             head = torch.cat([head_nearness(seen), view.head], dim=1)
             as_head = turned_flow(own, seen)
             turned = look_up(image, as_head)
-        passes = self._passes(points)
         stretching = stretch if passes is None else passes.stretch
         elastic, stretched = flow, stretching(flow)
         if self.dense is not None and view.small is not None:

@@ -14,6 +14,7 @@ from export3d.warping.dense_motion import mixed
 from export3d.warping.detail import Detail, Views
 from export3d.warping.elastic_mesh import FACE, ElasticMesh, paint, show
 from export3d.warping.flow_field import stretch
+from export3d.warping.flows import without_seam
 from export3d.warping.landmark_motion import average_landmarks
 
 fused = pytest.importorskip("export3d.warping.fused")
@@ -91,6 +92,19 @@ def test_it_mixes_flows_as_dense_motion_does(size: int, grid: int) -> None:
     found = fused.mixed(mixture, flows)
     torch.testing.assert_close(found, mixed(mixture, flows), atol=1e-5, rtol=0)
     assert (found[0] - found[1]).abs().mean() > 0.1
+
+
+@pytest.mark.parametrize("size", [64, 128, 224])
+def test_it_mends_seams_as_flows_do(size: int) -> None:
+    torch.manual_seed(0)
+    flow = 0.002 * smooth(2, 2, size)
+    flow[0, :, :, size // 3 :] += 4.0 / size
+    on_face = torch.zeros(2, size, size, dtype=torch.bool)
+    on_face[:, size // 4 : -size // 4, size // 3 : -size // 4] = True
+    wanted, found = without_seam(flow, on_face), without_seam(flow, on_face, fused.mended)
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=0)
+    assert (wanted - flow)[0].abs().max() > 1e-2
+    assert torch.equal(found[1], flow[1])  # no jump
 
 
 @pytest.mark.parametrize(("teeth", "turned"), [(False, None), (True, None), (True, (0.0, 0.0)), (True, (0.0, 0.7))])
