@@ -19,7 +19,7 @@ from export3d.image import resize
 from export3d.render.renderer import Rendered, VolumeRenderer
 from export3d.superres import SuperResolution
 from export3d.triplane.generator import SourceFeatures, TriplaneGenerator
-from export3d.warping.source_warp import DetailGuide, Eyes, Origin, SourceMotion, SourceView, SourceWarp
+from export3d.warping.source_warp import DetailGuide, Origin, Regions, SourceMotion, SourceView, SourceWarp
 from export3d.weights.hub import HubModel
 from export3d.weights.migration import migrate
 
@@ -166,7 +166,7 @@ class Export3D(HubModel):
         return Encoded(self.generator.encode(seen), view)
 
     def planes(
-        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, eyes: Eyes | None = None
+        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, regions: Regions | None = None
     ) -> Planes:
         """T_beta(S) (Eq. 6): encoded sources and expressions (B, E) to tri-planes.
 
@@ -174,7 +174,7 @@ class Export3D(HubModel):
 
         Args:
             shift: (B, n) or (1, n), added to lambda (sliders along the basis); None: no shift.
-            eyes: how the source's eyes move on their own (`animate.eyelids`); only the warp uses them.
+            regions: how parts of the source's face move on their own (`animate.eyelids`); only the warp uses them.
         """
         tokens = source.features.tokens
         if tokens.shape[0] != expression.shape[0]:
@@ -184,7 +184,7 @@ class Export3D(HubModel):
         if shift is not None:
             check_shape(shift, f"{shift.shape[0]} {coefficients.shape[1]}", "shift of lambda")
             coefficients = coefficients + shift
-        return self._planes(source, self.expression.embed(coefficients), expression, shift, eyes)[0]
+        return self._planes(source, self.expression.embed(coefficients), expression, shift, regions)[0]
 
     def _planes(
         self,
@@ -192,13 +192,13 @@ class Export3D(HubModel):
         beta: Tensor,
         expression: Tensor,
         shift: Tensor | None = None,
-        eyes: Eyes | None = None,
+        regions: Regions | None = None,
     ) -> tuple[Planes, Tensor]:
         """Features, beta' (B, d) and what it was made of to tri-planes, with and without the tri-plane EMA."""
         motion = None
         if self.warp is not None and source.view is not None:
             asked = beta if self.warp.motion is None else self.warp.motion.input(beta, expression, shift)
-            motion = self.warp.move(asked, source.view, source.features.stem, eyes)
+            motion = self.warp.move(asked, source.view, source.features.stem, regions)
         generated = self.generator.generate(source.features, beta, None if motion is None else motion.walk)
         return Planes(self.generator.average(generated), source, motion), generated
 

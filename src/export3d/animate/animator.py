@@ -317,7 +317,7 @@ class Animator:
         self._check_scores(scores)
         expression = with_scores(source.expression, scores) if scores else source.expression
         shift = sliders.shift(self.model.expression, expression, basis)[None] if basis else None
-        return self._planes(source, expression[None], shift)
+        return self._planes(source, expression[None], shift, edited=True)
 
     def _check_scores(self, scores: Mapping[str, float] | None) -> None:
         if scores and self.space != "arkit52":
@@ -598,13 +598,14 @@ class Animator:
                 yield from made
 
     @torch.inference_mode()
-    def _planes(self, source: Source, expression: NDArray, shift: NDArray | None = None) -> Planes:
-        """(B, E) and (B, n) to the source's planes."""
+    def _planes(
+        self, source: Source, expression: NDArray, shift: NDArray | None = None, edited: bool = False
+    ) -> Planes:
+        """(B, E) and (B, n) to the source's planes; `edited` as in `closing_eyes`."""
         moved = None if shift is None else self._tensor(shift)
-        asked, eyes = closing_eyes(
-            self.model, source.features, self._tensor(source.expression), self._tensor(expression), moved
-        )
-        return self.engine.planes(source.features, asked, moved, eyes)
+        own, wanted = self._tensor(source.expression), self._tensor(expression)
+        asked, regions = closing_eyes(self.model, source.features, own, wanted, moved, edited)
+        return self.engine.planes(source.features, asked, moved, regions)
 
     def _drawn(
         self, view: _View, parts: Sequence[tuple[Planes, NDArray]], batch: int = 1, rays: int | None = None

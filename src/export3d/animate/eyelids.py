@@ -1,4 +1,6 @@
-"""Eyes close as far as their blink scores say, each on its own (not in the paper).
+"""Eyes close as far as their blink scores say, each on its own, and sliders move their own part of the face.
+
+None of this is in the paper.
 
 In videos a blink comes with eyeLookDown: the upper eyelid and the gaze go down together, and that is what the model
 has learned. A score of eyeBlink alone closes an eye half, and wide eyes less. The ten directions also tie the eyes
@@ -7,6 +9,10 @@ together: one that winks draws the other along.
 Here each eye moves as if both did what its own scores say. Where its landmarks then stay more open than eyes with such
 a score are in videos, eyeLookDown is raised until they do not, and after that eyeBlink beyond 1. The generator gets
 what both eyes need. Below a blink of 0.3 nothing changes; up to 0.6 it fades in.
+
+In videos the scores of jaw and mouth also come with a motion of eyes and brows, and those of the eyes with one of the
+lips: it makes up for errors of the tracked pose. A portrait that is edited has no such errors. There brows move by
+their own scores alone, eyes by theirs and those of the brows, and all below by the others.
 
 Letters: B frames, E = 52 scores, K steps, s the step along the path: up to 1 of eyeLookDown, then of eyeBlink.
 """
@@ -20,12 +26,14 @@ from export3d.expression.encoder import ExpressionEncoder
 from export3d.layers import constant
 from export3d.model import Encoded, Export3D
 from export3d.motion.arkit import ARKIT52
-from export3d.warping.landmark_motion import Eyes, Face, LandmarkMotion
+from export3d.warping.landmark_motion import Face, LandmarkMotion, Regions
 from export3d.warping.source_warp import SourceView
 
 _SIDES = ("Right", "Left")
 _BLINK = tuple(ARKIT52.index(f"eyeBlink{side}") for side in _SIDES)
 _DOWN = tuple(ARKIT52.index(f"eyeLookDown{side}") for side in _SIDES)
+_BROWS, _EYES = (tuple(name.startswith(names) for name in ARKIT52) for names in ("brow", ("brow", "eye")))
+"""Whether a score moves the brows of an edited portrait, and whether its eyes; the others move all below them."""
 _UPPER = ((158, 159, 160), (385, 386, 387))
 _LOWER = ((153, 145, 144), (380, 374, 373))
 """Landmarks in the middle of the eyelids, in the order of `_SIDES`."""
@@ -43,8 +51,13 @@ _LONGEST, _STEPS = 2.5, 26
 
 
 def closing_eyes(
-    model: Export3D, source: Encoded, own: Tensor, expression: Tensor, shift: Tensor | None = None
-) -> tuple[Tensor, Eyes | None]:
+    model: Export3D,
+    source: Encoded,
+    own: Tensor,
+    expression: Tensor,
+    shift: Tensor | None = None,
+    edited: bool = False,
+) -> tuple[Tensor, Regions | None]:
     """What closing eyes add to an expression.
 
     Args:
@@ -53,16 +66,17 @@ def closing_eyes(
         own: (E,) its scores.
         expression: (B, E) driving scores.
         shift: (B, n) or (1, n), added to lambda.
+        edited: whether the scores are the source's own but for some that were set, not tracked ones.
 
     Returns:
-        (B, E) the scores for the model, and how the eyes move; None where no eye closes.
+        (B, E) the scores for the model, and how regions of the face move on their own; None where none does.
     """
     motion = None if model.warp is None else model.warp.motion
     if motion is None or source.view is None or model.config.space != "arkit52":
         return expression, None
-    if not bool(_share(expression).any()):
+    if not edited and not bool(_share(expression).any()):
         return expression, None
-    return closed(model.expression, motion, source.view, own[None], expression, shift)
+    return closed(model.expression, motion, source.view, own[None], expression, shift, edited)
 
 
 def closed(
@@ -72,7 +86,8 @@ def closed(
     own: Tensor,
     expression: Tensor,
     shift: Tensor | None = None,
-) -> tuple[Tensor, Eyes]:
+    edited: bool = False,
+) -> tuple[Tensor, Regions]:
     """As `closing_eyes`, for S = 1 or B sources, whether an eye closes or not.
 
     Args:
@@ -89,15 +104,23 @@ def closed(
         moved = None if shift is None else shift[:, None, None]
         return motion.input(encoder.embed(coefficients if moved is None else coefficients + moved), scores, moved)
 
+    brows, around_eyes = (constant(which, own.device) for which in (_BROWS, _EYES))
+    looking = torch.where(around_eyes, expression, own) if edited else expression
     at_rest = asked(_as_both(own, torch.zeros_like(own[:, None, :2])), None)[:, 0]
-    opened = _openings(motion, view, asked(_as_both(expression, steps), shift), at_rest)
+    opened = _openings(motion, view, asked(_as_both(looking, steps), shift), at_rest)
     usual = _usual(own[:, _BLINK])
     wanted = 1.0 - (usual - _usual(blink)) / usual.clamp_min(_LEAST)
     step = _first_below(opened, torch.minimum(wanted, opened[:, 0]))
-    at_last = asked(_as_both(expression, step[:, None]), shift)[:, 0]
-    eyes = Eyes(at_last, at_rest.expand(blink.shape[0], -1, -1), share)
-    needed = step.amin(dim=1, keepdim=True)
-    return torch.lerp(expression, _along(expression, needed.expand(-1, 2)), share[:, None]), eyes
+    needed = step.amin(dim=1, keepdim=True).expand(-1, 2)
+    closing = torch.lerp(expression, _along(expression, needed), share[:, None])
+    rest = torch.stack([closing, closing], dim=1)
+    if edited:
+        rest = torch.stack([torch.where(brows, expression, own), torch.where(around_eyes, own, expression)], dim=1)
+        step, share = step * share[:, None], torch.ones_like(share)
+    at_last, rest = asked(_as_both(looking, step[:, None]), shift)[:, 0], asked(rest[:, None], shift)[:, 0]
+    whole = asked(own[:, None, None], None)[:, 0].expand(-1, 2, -1)
+    both = torch.cat([at_rest, whole], dim=1).expand(len(blink), -1, -1)
+    return closing, Regions(torch.cat([at_last, rest], dim=1), both, share)
 
 
 def _share(expression: Tensor) -> Tensor:

@@ -49,10 +49,10 @@ class EyeClosing(Part):
     """`eyelids.closed`.
 
     Inputs: expression (B, E), shift (B, n), source_expression (B, E) and the tensors of `Encoded.view.face`.
-    Outputs: expression, eyes.asked, eyes.own and eyes.share, for `ExpressionMotion`.
+    Outputs: expression, regions.asked, regions.own and regions.share, for `ExpressionMotion`.
     """
 
-    outputs = ("expression", "eyes.asked", "eyes.own", "eyes.share")
+    outputs = ("expression", "regions.asked", "regions.own", "regions.share")
 
     def __init__(self, motion: ExpressionMotion) -> None:
         super().__init__()
@@ -65,10 +65,10 @@ class EyeClosing(Part):
         view = parts.rebuilt(of.like, named).view
         assert of.motion is not None
         assert view is not None
-        asked, eyes = closed(
+        asked, regions = closed(
             of.expression, of.motion, view, named["source_expression"], named["expression"], named["shift"]
         )
-        return asked, eyes.asked, eyes.own, eyes.share
+        return asked, regions.asked, regions.own, regions.share
 
 
 def graphs(model: Export3D) -> dict[str, Part]:

@@ -123,8 +123,8 @@ def _of_network(animator: Animator, source: Source, batch: int) -> dict[str, Sta
     driving, cameras = tensor(motion.expression), tensor(motion.camera)
 
     def planes(run: Engine) -> Planes:
-        asked, eyes = closing_eyes(model, source.features, neutral[0], driving, None)
-        return run.planes(source.features, asked, None, eyes)
+        asked, regions = closing_eyes(model, source.features, neutral[0], driving, None)
+        return run.planes(source.features, asked, None, regions)
 
     plain, fast = Engine(model), getattr(engine, "precision", "float32")
     moved = planes(plain)

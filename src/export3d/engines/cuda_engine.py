@@ -18,7 +18,7 @@ from export3d.engines.torch_engine import PartsEngine
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.warping.detail import Views
-from export3d.warping.source_warp import Eyes, SourceMotion
+from export3d.warping.source_warp import Regions, SourceMotion
 
 logger = logging.getLogger(__name__)
 
@@ -135,18 +135,18 @@ class CudaEngine(PartsEngine):
         made = self._renderer({"triplane": planes.triplane, "camera": camera})
         return Rendered(made["feature"], made["depth"], made["opacity"])
 
-    def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
+    def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, regions: Regions | None) -> Planes:
         sizes, batch = self.model.config.expression, len(expression)
         if len(source.features.tokens) != batch:
             source = source.expand(batch)
         if shift is None:
             shift = expression.new_zeros(1, sizes.latent)
-        if eyes is None:
+        if regions is None:
             moved = None if self.model.warp is None else self.model.warp.motion
-            none = expression.new_zeros(batch, 2, sizes.d if moved is None else moved.width)
-            eyes = Eyes(none, none, none[:, 0, 0])
+            none = expression.new_zeros(batch, 4, sizes.d if moved is None else moved.width)
+            regions = Regions(none, none, none[:, 0, 0])
         given = {"expression": expression, "shift": shift.expand(batch, -1)}
-        made = self._plane_part(given | parts.tensors(source) | parts.tensors(eyes, "eyes"))
+        made = self._plane_part(given | parts.tensors(source) | parts.tensors(regions, "regions"))
         motion = None if self.model.warp is None else SourceMotion(made.get("points"))
         return Planes(made["triplane"], source, motion)
 

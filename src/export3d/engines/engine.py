@@ -8,7 +8,7 @@ from torch import Tensor
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.warping.detail import Views
-from export3d.warping.source_warp import Eyes, Origin
+from export3d.warping.source_warp import Origin, Regions
 
 
 def views_of(model: Export3D, planes: Planes, camera: Tensor) -> Views:
@@ -46,10 +46,10 @@ class Engine:
 
     @torch.inference_mode()
     def planes(
-        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, eyes: Eyes | None = None
+        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, regions: Regions | None = None
     ) -> Planes:
         """See `Export3D.planes`."""
-        return self.model.planes(source, expression, shift, eyes)
+        return self.model.planes(source, expression, shift, regions)
 
     @torch.inference_mode()
     def render(self, planes: Planes, camera: Tensor, rays: int | None = None) -> Rendered:

@@ -21,7 +21,7 @@ from export3d.model import Encoded, Planes
 from export3d.render.renderer import Rendered
 from export3d.warping.detail import Views
 from export3d.warping.origin import Origin
-from export3d.warping.source_warp import Eyes, SourceMotion
+from export3d.warping.source_warp import Regions, SourceMotion
 
 MOST = 8
 """Calls that are merged at most."""
@@ -79,10 +79,10 @@ class MergedEngine(Engine):
         return made
 
     def planes(
-        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, eyes: Eyes | None = None
+        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, regions: Regions | None = None
     ) -> Planes:
         """See `Export3D.planes`."""
-        made: Planes = self._ask(Call("planes", (source, expression, shift, eyes))).taken()
+        made: Planes = self._ask(Call("planes", (source, expression, shift, regions))).taken()
         return made
 
     def render(self, planes: Planes, camera: Tensor, rays: int | None = None) -> Rendered:
@@ -136,7 +136,7 @@ def _kind(call: Call, number: int) -> Any:
 
 
 def _fixed(call: Call) -> tuple[Any, ...]:
-    """Of the arguments those that every call of a kind has; `shift` and `eyes` may be missing."""
+    """Of the arguments those that every call of a kind has; `shift` and `regions` may be missing."""
     return call.given[:2] if call.step == "planes" else call.given
 
 
@@ -171,14 +171,14 @@ def _merged(engine: Engine, calls: Sequence[Call]) -> list[Any]:
 
 
 def _merged_planes(engine: Engine, calls: Sequence[Call]) -> list[Planes]:
-    sources, expressions, shifts, eyes = zip(*(call.given for call in calls))
+    sources, expressions, shifts, regions = zip(*(call.given for call in calls))
     counts = [len(expression) for expression in expressions]
     expanded = [
         source if len(source.features.tokens) == count else source.expand(count)
         for source, count in zip(sources, counts)
     ]
     joined = _joined(expanded[0], [parts.tensors(source) for source in expanded])
-    made = engine.planes(joined, torch.cat(expressions), _shifts(shifts, counts), _eyes(eyes, expressions))
+    made = engine.planes(joined, torch.cat(expressions), _shifts(shifts, counts), _regions(regions, expressions))
     return [
         # copies: planes are kept, and a part of a batch would keep all of it
         Planes(made.triplane[at].clone(), source, _moved(made.motion, at))
@@ -199,16 +199,16 @@ def _shifts(shifts: Sequence[Tensor | None], counts: Sequence[int]) -> Tensor | 
     return torch.cat([(zeros if one is None else one).expand(n, -1) for one, n in zip(shifts, counts)])
 
 
-def _eyes(eyes: Sequence[Eyes | None], expressions: Sequence[Tensor]) -> Eyes | None:
-    """Eyes of which none moves on its own stand for no eyes."""
-    if all(one is None for one in eyes):
+def _regions(regions: Sequence[Regions | None], expressions: Sequence[Tensor]) -> Regions | None:
+    """Regions of which none moves on its own stand for no regions."""
+    if all(one is None for one in regions):
         return None
-    like = next(one for one in eyes if one is not None)
+    like = next(one for one in regions if one is not None)
     filled = []
-    for one, expression in zip(eyes, expressions):
+    for one, expression in zip(regions, expressions):
         none = expression.new_zeros(len(expression), *like.own.shape[1:])
-        filled.append(parts.tensors(one or Eyes(none, none, none[:, 0, 0])))
-    return Eyes(**{name: torch.cat([one[name] for one in filled]) for name in filled[0]})
+        filled.append(parts.tensors(one or Regions(none, none, none[:, 0, 0])))
+    return Regions(**{name: torch.cat([one[name] for one in filled]) for name in filled[0]})
 
 
 def _expanded(given: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -39,7 +39,7 @@ from export3d.render.renderer import Rendered
 from export3d.triplane.generator import SidePath, SourceFeatures
 from export3d.warping.detail import Views
 from export3d.warping.skip_path import SkipWalk
-from export3d.warping.source_warp import Eyes, fused_passes
+from export3d.warping.source_warp import Regions, fused_passes
 
 _KEPT = 4
 """Compiled batch sizes that a part keeps."""
@@ -117,8 +117,8 @@ class OpenVinoEngine(PartsEngine):
         """See `Export3D.render`."""
         return self._fast.render(planes, camera, rays)
 
-    def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
-        return self._fast.planes(source, expression, shift, eyes)
+    def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, regions: Regions | None) -> Planes:
+        return self._fast.planes(source, expression, shift, regions)
 
     def _views(self, planes: Planes, camera: Tensor) -> Views:
         return views_of(self._fast, planes, camera)

@@ -24,7 +24,7 @@ from export3d.expression.encoder import ExpressionEncoder
 from export3d.model import Encoded, Export3D
 from export3d.warping.detail import Detail, DetailGuide, Views
 from export3d.warping.flows import plane_flow
-from export3d.warping.landmark_motion import Eyes, average_landmarks
+from export3d.warping.landmark_motion import Regions, average_landmarks
 from export3d.warping.source_warp import SourceMotion
 
 T = TypeVar("T")
@@ -122,7 +122,7 @@ class ExpressionMotion(Part):
     """Expressions to beta' (Eq. 3) and, with a warp, to what moves the source.
 
     Inputs: expression (B, E); shift (B, n), zeros for none; with landmark motion the tensors of `Encoded.view.face`,
-    and eyes.asked (B, 2, m), eyes.own (B, 2, m) and eyes.share (B,), zeros for none.
+    and regions.asked (B, 4, m), regions.own (B, 4, m) and regions.share (B,), zeros for none.
     Outputs: beta (B, d); with landmark motion points (B, 478, 3); with a flow field (B, 2, h, h).
     """
 
@@ -137,7 +137,7 @@ class ExpressionMotion(Part):
         face: tuple[str, ...] = ()
         if self.motion is not None:
             face = tuple(name for name in tensors(self.like) if name.startswith("view.face."))
-            face += ("eyes.asked", "eyes.own", "eyes.share")
+            face += ("regions.asked", "regions.own", "regions.share")
         self.inputs = ("expression", "shift", *face)
         self.outputs = ("beta", *(["points"] if self.motion else []), *(["field"] if self.flow else []))
 
@@ -150,7 +150,8 @@ class ExpressionMotion(Part):
         assert view is not None
         assert view.face is not None
         asked = self.motion.input(beta, named["expression"], named["shift"])
-        points = self.motion(asked, view.face, Eyes(named["eyes.asked"], named["eyes.own"], named["eyes.share"]))
+        regions = Regions(*(named[f"regions.{name}"] for name in ("asked", "own", "share")))
+        points = self.motion(asked, view.face, regions)
         if not self.flow:
             return beta, points
         return beta, points, plane_flow(points, view.face, self.half_extent, self.size)
@@ -338,9 +339,9 @@ def examples(model: Export3D, batch: int = 2, seed: int = 0) -> dict[str, Tensor
         "source_matte": _uniform(random, batch, 1, size, size).abs(),
         "expression": _uniform(random, batch, sizes.inputs).abs(),
         "shift": _uniform(random, batch, sizes.latent),
-        "eyes.asked": 0.1 * _uniform(random, batch, 2, width),
-        "eyes.own": 0.1 * _uniform(random, batch, 2, width),
-        "eyes.share": _uniform(random, batch).abs(),
+        "regions.asked": 0.1 * _uniform(random, batch, 4, width),
+        "regions.own": 0.1 * _uniform(random, batch, 4, width),
+        "regions.share": _uniform(random, batch).abs(),
         "camera": camera[batch:],
     }
     return {name: value.to(device) for name, value in made.items()}

@@ -18,7 +18,7 @@ from export3d.memory import keep_freed_memory
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.warping.detail import MixedOrigin, Views
-from export3d.warping.source_warp import Eyes, Origin
+from export3d.warping.source_warp import Origin, Regions
 
 logger = logging.getLogger(__name__)
 
@@ -53,12 +53,12 @@ class TorchEngine(Engine):
 
     @torch.inference_mode()
     def planes(
-        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, eyes: Eyes | None = None
+        self, source: Encoded, expression: Tensor, shift: Tensor | None = None, regions: Regions | None = None
     ) -> Planes:
         """See `Export3D.planes`."""
         with self._autocast():
-            made = self._planes(source, expression, shift, eyes)
-        return made if self._is_finite(made.triplane) else self.model.planes(source, expression, shift, eyes)
+            made = self._planes(source, expression, shift, regions)
+        return made if self._is_finite(made.triplane) else self.model.planes(source, expression, shift, regions)
 
     @torch.inference_mode()
     def views(self, planes: Planes, camera: Tensor) -> Views:
@@ -83,8 +83,8 @@ class TorchEngine(Engine):
             made = self._frame_and_share(planes, camera)
         return made if self._is_finite(made[0]) else self.model.frame_and_share(planes, camera)
 
-    def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, eyes: Eyes | None) -> Planes:
-        return self.model.planes(source, expression, shift, eyes)
+    def _planes(self, source: Encoded, expression: Tensor, shift: Tensor | None, regions: Regions | None) -> Planes:
+        return self.model.planes(source, expression, shift, regions)
 
     def _views(self, planes: Planes, camera: Tensor) -> Views:
         return views_of(self.model, planes, camera)

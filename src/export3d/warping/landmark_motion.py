@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.errors import check_shape
-from export3d.face.landmark_sets import EYE_CORNERS, IRISES, LIPS
+from export3d.face.landmark_sets import EYE_CORNERS, IRISES, LIPS, MOUTH_CORNERS
 from export3d.face.mesh import LANDMARKS, canonical_mesh
 from export3d.layers import constant
 from export3d.warping.average_head import plane_positions
@@ -33,6 +33,8 @@ _FAR = 1000.0
 """Range of expression coefficients before training."""
 _LIPS, _IRISES, _AROUND_LIPS = 1.32, 1.15, 0.03
 """Gains of `amplify`, and up to which distance from the lips theirs reaches, scene units."""
+_ABOVE, _BELOW = (-0.12, -0.28), (0.2, 0.6)
+"""Where the regions of `Regions` above and below the eyes begin, and are all: parts of the way from eyes to mouth."""
 _LEARNED = 0.1
 """Input scale in scene units: faces that differ by 0.1 give inputs of about 1."""
 
@@ -62,13 +64,15 @@ class Face:
 
 
 @dataclass(frozen=True)
-class Eyes:
-    """How the right and the left eye of B faces move on their own, each as if both did so.
+class Regions:
+    """How four regions of B faces move on their own: the right eye, the left eye, all above, and all below.
+
+    The corners of an eye do not rise farther than with all above it.
 
     Attributes:
-        asked: (B, 2, m) what they follow, see `LandmarkMotion.input`.
-        own: (B, 2, m) that of the sources in the same sense.
-        share: (B,) how far they do, 0 to 1; else they move with the rest of the face.
+        asked: (B, 4, m) what they follow, see `LandmarkMotion.input`.
+        own: (B, 4, m) that of the sources in the same sense.
+        share: (B,) how far they do, 0 to 1; else they move with the whole face.
     """
 
     asked: Tensor
@@ -88,7 +92,8 @@ class LandmarkMotion(nn.Module):
     """
 
     average: Tensor
-    near_eyes: Tensor
+    regions: Tensor
+    along: Tensor
     mean: Tensor
     deviation: Tensor
     low: Tensor
@@ -115,7 +120,8 @@ class LandmarkMotion(nn.Module):
             nn.init.zeros_(layer.weight)
         nn.init.zeros_(self.depth.bias)
         self.register_buffer("average", average_landmarks(), persistent=False)
-        self.register_buffer("near_eyes", _near_eyes(average_landmarks()), persistent=False)
+        self.register_buffer("regions", _regions(self.average), persistent=False)
+        self.register_buffer("along", torch.stack([_along(self.average, eye) for eye in EYE_CORNERS]), persistent=False)
 
     @torch.no_grad()
     def standardise(self, expression: Tensor, coefficients: Tensor) -> None:
@@ -184,20 +190,22 @@ class LandmarkMotion(nn.Module):
                 aligned = plane_positions(places, camera, half_extent)
         return Face(own, places, aligned, points, code)
 
-    def forward(self, asked: Tensor, face: Face, eyes: Eyes | None = None) -> Tensor:
+    def forward(self, asked: Tensor, face: Face, regions: Regions | None = None) -> Tensor:
         """What the driving expressions give (B, m) and faces to the moved landmarks (B, L, 3), scene units.
 
-        `eyes` move by their own.
+        `regions` move by their own.
         """
         with torch.autocast(asked.device.type, enabled=False):
             move = self._offsets(asked.float(), face.code) - self._offsets(face.own, face.code)
             points = face.points + _MOTION_UNIT * move
-            if eyes is not None:
-                both = [self(eyes.asked[:, k], replace(face, own=eyes.own[:, k])) for k in (0, 1)]
-                points = points + sum(
-                    (eyes.share[:, None, None] * near[:, None] * (alone - points))
-                    for near, alone in zip(self.near_eyes, both)
-                )
+            if regions is not None:
+                alone = [self(regions.asked[:, k], replace(face, own=regions.own[:, k])) for k in range(4)]
+                for eye, (corners, along) in enumerate(zip(EYE_CORNERS, self.along)):
+                    risen = (alone[2] - alone[eye])[:, constant(corners, asked.device), 1].clamp_min(0.0)
+                    down = torch.lerp(risen[:, :1], risen[:, 1:], along)
+                    alone[eye] = alone[eye] + F.pad(down[..., None], (1, 1))
+                apart = sum(there[:, None] * moved for there, moved in zip(self.regions, alone))
+                points = torch.lerp(points, apart, regions.share[:, None, None])
             return points
 
     def _offsets(self, given: Tensor, code: Tensor) -> Tensor:
@@ -206,15 +214,30 @@ class LandmarkMotion(nn.Module):
         return out.view(-1, LANDMARKS, 3)
 
 
-def _near_eyes(points: Tensor) -> Tensor:
-    """(2, L) landmarks near the right and the left eye: 1 up to 0.8 eye widths from its centre, 0 from 1.5 on."""
-    shares = []
-    for corners in EYE_CORNERS:
-        outer, inner = points[list(corners), :2]
-        away = (points[:, :2] - (outer + inner) / 2.0).norm(dim=1) / (outer - inner).norm()
-        share = ((1.5 - away) / 0.7).clamp(0.0, 1.0)
-        shares.append(share * share * (3.0 - 2.0 * share))
-    return torch.stack(shares)
+def _regions(points: Tensor) -> Tensor:
+    """(4, L) share of each region of `Regions` in each of the average landmarks (L, 3); they sum to 1.
+
+    Those of the eyes pass into each other between the inner corners.
+    """
+    (right, left), mouth = (points[list(corners), :2] for corners in EYE_CORNERS), points[list(MOUTH_CORNERS), 1].mean()
+    height = torch.cat([right, left])[:, 1].mean()
+    down = (points[:, 1] - height) / (mouth - height)
+    above, below = (_smooth((down - first) / (last - first)) for first, last in (_ABOVE, _BELOW))
+    eyes, on_left = 1.0 - above - below, _smooth((points[:, 0] - right[1, 0]) / (left[1, 0] - right[1, 0]))
+    return torch.stack([eyes * (1.0 - on_left), eyes * on_left, above, below])
+
+
+def _along(points: Tensor, corners: tuple[int, int]) -> Tensor:
+    """(L,) where the average landmarks (L, 3) lie on the way from the outer corner of an eye to the inner, 0 to 1."""
+    outer, inner = points[list(corners), :2]
+    way = inner - outer
+    part: Tensor = (points[:, :2] - outer) @ way / way.square().sum()
+    return part.clamp(0.0, 1.0)
+
+
+def _smooth(x: Tensor) -> Tensor:
+    x = x.clamp(0.0, 1.0)
+    return x * x * (3.0 - 2.0 * x)
 
 
 def average_landmarks() -> Tensor:

@@ -31,9 +31,9 @@ from export3d.warping.elastic_mesh import Painter, show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
 from export3d.warping.flows import driving_flow, mirrored_flow, mouth_mask, openings, plane_flow
 from export3d.warping.irises import rolled
-from export3d.warping.landmark_motion import Eyes as Eyes
 from export3d.warping.landmark_motion import Face, LandmarkMotion
-from export3d.warping.lids import shut
+from export3d.warping.landmark_motion import Regions as Regions
+from export3d.warping.lids import shut, unfolded
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.skip_path import SkipPath, SkipWalk
 from export3d.warping.teeth import opened, smoothed, unstretched, upper_teeth
@@ -63,7 +63,8 @@ class WarpConfig:
         mouth: the choice also sees where the mouth is open in the driving view and in the source. Needs `detail`.
         irises: irises roll between the eyelids as discs, not as the middle of the mesh's triangles (`irises.rolled`).
             Needs `detail`.
-        lids: almost closed lids meet, and lashes move with their edges (`lids.shut`, `elastic_mesh`). Needs `detail`.
+        lids: almost closed lids meet, open ones stop at their folds (`lids`), and lashes move with their edges
+            (`elastic_mesh`). Needs `detail`.
         teeth: where a mouth opens, teeth that the source shows keep their size (`teeth`). Needs `mouth`.
         turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
             `detail`.
@@ -254,14 +255,16 @@ class SourceWarp(nn.Module):
             small = resize(pixels if matte is None else torch.cat([pixels, matte], dim=1), GRID)
         return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth, matte)
 
-    def move(self, asked: Tensor, view: SourceView, stem: Sequence[Tensor], eyes: Eyes | None = None) -> SourceMotion:
+    def move(
+        self, asked: Tensor, view: SourceView, stem: Sequence[Tensor], regions: Regions | None = None
+    ) -> SourceMotion:
         """What driving expressions give (B, m), the source and its stem features (H/8, H/4, H/2) to its motion.
 
-        `eyes` follow their own, see `LandmarkMotion`.
+        `regions` follow their own, see `LandmarkMotion`.
         """
         points = field = walk = None
         if self.motion is not None and view.face is not None:
-            points = self.motion(asked, view.face, eyes)
+            points = self.motion(asked, view.face, regions)
             if self.config.flow:
                 field = plane_flow(points, view.face, self.half_extent, stem[-1].shape[-1], self._painter(points))
         if self.skip is not None:
@@ -288,7 +291,7 @@ class SourceWarp(nn.Module):
         turn = far(own, camera) if self.config.turns else None
         places, distance = projected(points, camera)
         if self.config.lids:
-            places = shut(places, face.places)
+            places = unfolded(shut(places, face.places), face.places)
         passes = self._passes(points)
         flow, as_face, on_face = driving_flow(
             places,

@@ -12,9 +12,11 @@ from torch import Tensor
 
 from export3d.animate.animator import Animator, Source
 from export3d.animate.eyelids import closing_eyes
+from export3d.face.landmark_sets import EYELIDS, LIPS
 from export3d.motion.arkit import ARKIT52, with_scores
 
 RIGHT, LEFT = ((159, 145), (386, 374))
+BROWS = (105, 66, 107, 336, 296, 334)
 BLINKS = [ARKIT52.index("eyeBlinkRight"), ARKIT52.index("eyeBlinkLeft")]
 
 
@@ -23,18 +25,21 @@ def numbers(values: np.ndarray) -> Tensor:
 
 
 @torch.inference_mode()
-def landmarks(animator: Animator, source: Source, expression: np.ndarray, closing: bool = True) -> np.ndarray:
+def landmarks(
+    animator: Animator, source: Source, expression: np.ndarray, closing: bool = True, edited: bool = False
+) -> np.ndarray:
     """(B, 478, 3) moved landmarks of expressions (B, 52)."""
     assert animator.model.warp is not None
     motion, view = animator.model.warp.motion, source.features.view
     assert motion is not None
     assert view is not None
     assert view.face is not None
-    asked, eyes = numbers(expression), None
+    asked, regions = numbers(expression), None
     if closing:
-        asked, eyes = closing_eyes(animator.model, source.features, numbers(source.expression), asked)
+        own = numbers(source.expression)
+        asked, regions = closing_eyes(animator.model, source.features, own, asked, edited=edited)
     by = motion.input(animator.model.expression(asked), asked)
-    points: Tensor = motion(by, view.face.expand(len(asked)), eyes)
+    points: Tensor = motion(by, view.face.expand(len(asked)), regions)
     return points.numpy()
 
 
@@ -67,9 +72,9 @@ def test_one_eye_closes_alone(animator: Animator, source: Source, side: str, clo
 
 def test_small_values_stay_as_they_are_to_the_bit(animator: Animator, source: Source) -> None:
     asked = numbers(with_scores(source.expression, {"eyeBlink": 0.3, "jawOpen": 0.5})[None])
-    made, eyes = closing_eyes(animator.model, source.features, numbers(source.expression), asked)
+    made, regions = closing_eyes(animator.model, source.features, numbers(source.expression), asked)
     assert made is asked
-    assert eyes is None
+    assert regions is None
 
 
 def test_eyes_close_steadily(animator: Animator, source: Source) -> None:
@@ -110,9 +115,38 @@ def test_what_does_not_move_landmarks_is_left_alone(tiny_weights: Path, astronau
     ):
         source = animator.encode(astronaut)
         asked = numbers(with_scores(source.expression, {"eyeBlink": 1.0})[None])
-        made, eyes = closing_eyes(animator.model, source.features, numbers(source.expression), asked)
+        made, regions = closing_eyes(animator.model, source.features, numbers(source.expression), asked)
         assert made is asked
-        assert eyes is None
+        assert regions is None
+
+
+@pytest.mark.parametrize(
+    ("scores", "moving", "still"),
+    [
+        ({"jawLeft": 1.0}, LIPS, (*EYELIDS, *BROWS)),
+        ({"mouthFrown": 1.0}, LIPS, (*EYELIDS, *BROWS)),
+        ({"eyeWide": 1.0}, EYELIDS, (*LIPS, *BROWS)),
+        ({"browInnerUp": 1.0}, BROWS, LIPS),
+        ({"eyeBlink": 1.0}, EYELIDS, (*LIPS, *BROWS)),
+    ],
+)
+def test_what_is_edited_moves_its_own_part_of_the_face(
+    animator: Animator, source: Source, scores: dict[str, float], moving: tuple[int, ...], still: tuple[int, ...]
+) -> None:
+    asked = np.stack([source.expression, with_scores(source.expression, scores)])
+    before, after = landmarks(animator, source, asked, edited=True)
+    _, driven = landmarks(animator, source, asked)
+    away, leak = (np.linalg.norm(points - before, axis=1) for points in (after, driven))
+    assert away[list(still)].max() < 1e-5
+    assert leak[list(still)].max() > 1e-3, "tracked scores move the whole face"
+    assert away[list(moving)].max() > 4e-3
+
+
+def test_an_edit_that_changes_nothing_leaves_the_face_as_it_is(animator: Animator, source: Source) -> None:
+    assert source.features.view is not None
+    assert source.features.view.face is not None
+    made = landmarks(animator, source, source.expression[None], edited=True)
+    np.testing.assert_allclose(made[0], source.features.view.face.points[0].numpy(), atol=1e-6)
 
 
 @pytest.mark.slow

@@ -116,10 +116,10 @@ def test_eyes_close_in_the_exported_planes_as_in_the_animator() -> None:
     for k in range(3):
         one = {name: value[k : k + 1] for name, value in given.items()}
         source = model.encode(**{name: one[name] for name in parts.source_inputs(model)})
-        expected, eyes = closing_eyes(model, source, one["source_expression"][0], one["expression"], one["shift"])
+        expected, regions = closing_eyes(model, source, one["source_expression"][0], one["expression"], one["shift"])
         torch.testing.assert_close(asked[k : k + 1], expected)
-        if eyes is not None:
-            for found, wanted in ((beta, eyes.asked), (own, eyes.own), (share, eyes.share)):
+        if regions is not None:
+            for found, wanted in ((beta, regions.asked), (own, regions.own), (share, regions.share)):
                 torch.testing.assert_close(found[k : k + 1], wanted)
 
 

@@ -14,7 +14,7 @@ from export3d.engines.cuda_engine import CudaEngine
 from export3d.engines.engine import Engine
 from export3d.engines.torch_engine import TorchEngine
 from export3d.model import Export3D
-from export3d.warping.landmark_motion import Eyes
+from export3d.warping.landmark_motion import Regions
 from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
 
 gpu = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -54,12 +54,12 @@ def frames(engine: Engine, batch: int = 2, closing: bool = True) -> tuple[Tensor
     known = (tensor.to(device) for tensor in (source, camera, expression, landmarks(camera), matte(source)))
     encoded = engine.encode(*known)
     sizes = engine.model.config.expression
-    eyes = None
+    regions = None
     if closing and encoded.view is not None and encoded.view.face is not None:
         width = encoded.view.face.own.shape[1]
-        eyes = Eyes(*(0.1 * torch.randn(2, batch, 2, width)).to(device), torch.rand(batch).to(device))
+        regions = Regions(*(0.1 * torch.randn(2, batch, 4, width)).to(device), torch.rand(batch).to(device))
     shift = 0.1 * torch.randn(1, sizes.n).to(device) if closing else None
-    planes = engine.planes(encoded, torch.rand(batch, 52).to(device), shift, eyes)
+    planes = engine.planes(encoded, torch.rand(batch, 52).to(device), shift, regions)
     image, origin = engine.frame_and_origin(planes, cameras(batch).to(device))
     _, share = engine.frame_and_share(planes, cameras(batch).to(device))
     return (image, share) if origin is None else (image, share, origin.offset, origin.trust)

@@ -15,7 +15,7 @@ from export3d.engines.engine import Engine
 from export3d.engines.merged import Answer, Call, MergedEngine, run_calls
 from export3d.engines.torch_engine import TorchEngine
 from export3d.model import Export3D
-from export3d.warping.source_warp import Eyes
+from export3d.warping.source_warp import Regions
 from tests.tiny_models import PARTS, awake, warped
 
 NAMES = ("source", "source_camera", "source_expression", "source_landmarks", "source_matte")
@@ -25,9 +25,9 @@ def made_by(engine: Engine, user: int, rays: int | None = None) -> tuple[Any, ..
     """The steps of one user's frame: planes, raw image, final image and origin. Only odd users shift and blink."""
     given = parts.examples(engine.model, 1, seed=user)
     source = engine.encode(*(given[name] for name in NAMES))
-    eyes = Eyes(given["eyes.asked"], given["eyes.own"], given["eyes.share"])
+    regions = Regions(given["regions.asked"], given["regions.own"], given["regions.share"])
     shift = given["shift"] if user % 2 else None
-    planes = engine.planes(source, given["expression"], shift, eyes if user % 2 else None)
+    planes = engine.planes(source, given["expression"], shift, regions if user % 2 else None)
     camera = given["camera"]
     rendered = None if rays is None else engine.render(planes, camera, rays)
     if rendered is not None:
@@ -67,9 +67,9 @@ class Counting(Engine):
         super().__init__(model)
         self.sizes: list[tuple[str, int]] = []
 
-    def planes(self, source: Any, expression: Any, shift: Any = None, eyes: Any = None) -> Any:
+    def planes(self, source: Any, expression: Any, shift: Any = None, regions: Any = None) -> Any:
         self.sizes.append(("planes", len(expression)))
-        return super().planes(source, expression, shift, eyes)
+        return super().planes(source, expression, shift, regions)
 
     def frame_and_origin(self, planes: Any, camera: Any, rendered: Any = None) -> Any:
         self.sizes.append(("frame", len(camera)))

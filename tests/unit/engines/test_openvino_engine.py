@@ -21,7 +21,7 @@ from export3d.engines.parts import Part
 from export3d.engines.torch_engine import TorchEngine
 from export3d.errors import ConfigError, MissingExtra
 from export3d.model import Encoded, Export3D
-from export3d.warping.landmark_motion import Eyes
+from export3d.warping.landmark_motion import Regions
 from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
 
 installed = importlib.util.find_spec("openvino") is not None
@@ -50,10 +50,10 @@ def frames(engine: Engine, batch: int) -> tuple[Tensor, ...]:
     """Images, rendered shares and, if there is one, the origin."""
     source = encoded(engine)
     sizes = engine.model.config.expression
-    eyes = None
+    regions = None
     if source.view is not None and source.view.face is not None:
-        eyes = Eyes(*0.1 * torch.randn(2, batch, 2, source.view.face.own.shape[1]), torch.rand(batch))
-    planes = engine.planes(source, torch.rand(batch, 52), 0.1 * torch.randn(1, sizes.n), eyes)
+        regions = Regions(*0.1 * torch.randn(2, batch, 4, source.view.face.own.shape[1]), torch.rand(batch))
+    planes = engine.planes(source, torch.rand(batch, 52), 0.1 * torch.randn(1, sizes.n), regions)
     image, origin = engine.frame_and_origin(planes, cameras(batch))
     _, share = engine.frame_and_share(planes, cameras(batch))
     if origin is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from export3d.config import ModelConfig, preset
 from export3d.engines import parts
 from export3d.model import Export3D
-from export3d.warping.landmark_motion import Eyes
+from export3d.warping.landmark_motion import Regions
 from tests.tiny_models import PARTS, awake, warped
 
 WARPS = {
@@ -30,8 +30,8 @@ def run(part: parts.Part, known: dict[str, Tensor]) -> None:
 
 def by_model(model: Export3D, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     encoded = model.encode(**{name: given[name] for name in parts.source_inputs(model)})
-    eyes = Eyes(given["eyes.asked"], given["eyes.own"], given["eyes.share"])
-    planes = model.planes(encoded, given["expression"], given["shift"], eyes)
+    regions = Regions(given["regions.asked"], given["regions.own"], given["regions.share"])
+    planes = model.planes(encoded, given["expression"], given["shift"], regions)
     return planes.triplane, model.frame(planes, given["camera"])
 
 

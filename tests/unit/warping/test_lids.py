@@ -12,7 +12,7 @@ from export3d.camera import projected
 from export3d.face.landmark_sets import AROUND_EYES, EYE_LOOPS, LID_MIDDLES, LOWER_LIDS, UPPER_LIDS
 from export3d.warping.elastic_mesh import FACE, ElasticMesh
 from export3d.warping.landmark_motion import average_landmarks
-from export3d.warping.lids import shut
+from export3d.warping.lids import shut, unfolded
 from tests.tiny_models import cameras
 
 SIZE = 256
@@ -60,6 +60,16 @@ def test_the_gap_shrinks_without_a_jump() -> None:
 def test_its_own_expression_leaves_a_face_unchanged(part: float) -> None:
     points = face(right=part)
     torch.testing.assert_close(shut(points, own(points)), points)
+
+
+def test_lids_that_open_wide_do_not_pass_their_folds() -> None:
+    source, wide = face(), face(right=2.5)
+    upper, fold = ([points[k] for k in (3, 4)] for points in (EYE_LOOPS[0][1:8], AROUND_EYES[0][1:8]))
+    room = [(points[0, upper, 1] - points[0, fold, 1]) for points in (source, wide, unfolded(wide, own(source)))]
+    assert room[0].min() > 0.0
+    assert room[1].max() < 0.0, "the lid has passed its fold"
+    assert (room[2] > 0.1 * room[0]).all()
+    torch.testing.assert_close(unfolded(face(right=0.3), own(source)), face(right=0.3))
 
 
 def test_only_lids_move_and_gradients_reach_them() -> None:
