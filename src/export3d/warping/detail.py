@@ -69,9 +69,10 @@ class Views:
 
     def leaned(self, logits: Tensor) -> Tensor:
         """The logits of `Detail.overlook`, as they are where the head is turned (`turns.leaning`)."""
-        if self.far is None or self.face is None:
+        logits = logits.float()
+        if self.far is None or self.face is None or not counts(self.far):
             return logits
-        return leaning(logits, self.far, self.face, self.mouth)
+        return leaning(logits, self.far, self.face, self.mouth, self.person)
 
     def stacked(self) -> Tensor:
         """Images and masks (B, `SEEN`, H, W), then those of the mouth and `person`, if there are any."""

@@ -25,7 +25,8 @@ In an open mouth nothing is taken from the latter."""
 _LEAN_ON_FACE = 6.0
 """Taken on the face from the logits of all images but the moved one.
 
-They do not show the face where it has turned to, or not well. They would shine through as a second outline."""
+They do not show the face where it has turned to, or not well. They would shine through as a second outline. As much is
+taken from the still and the turned image where they show the person and the moved one shows what the head has left."""
 _HALF_DEG = 8.0, 12.0
 """Yaw of a portrait from which it shows one half of the face too little, and wholly."""
 _GAIN = 0.15
@@ -84,20 +85,24 @@ def fill(stretched: Tensor, mirrored: Tensor, face: Tensor, share: Tensor) -> Te
     return enlarge(share * _smooth(inside * gained), 4)
 
 
-def leaning(logits: Tensor, share: Tensor, face: Tensor, mouth: Tensor | None) -> Tensor:
+def leaning(logits: Tensor, share: Tensor, face: Tensor, mouth: Tensor | None, person: Tensor | None) -> Tensor:
     """The logits of `Detail.overlook`, leaning to the moved image.
 
     Args:
         logits: (B, 4, H/4, H/4) of the rendered, moved, still and turned image.
         share: (B, 1, 1, 1), see `far`.
         face: (B, 1, H/4, H/4), see `Views.face`.
-        mouth: (B, 2, H, H), see `Views.mouth`.
+        mouth, person: (B, 2, H, H) and (B, 3, H, H), see `Views`.
     """
     closed = torch.ones_like(face)
     if mouth is not None:
         closed = closed - F.max_pool2d(F.avg_pool2d(mouth[:, :1], 4), 3, 1, 1)
     others = -_LEAN_ON_FACE * _smooth(face)
-    lean = [closed * (others - _LEAN), torch.full_like(face, _LEAN), others, others]
+    still = turned = others
+    if person is not None:
+        ghosts = F.avg_pool2d(person[:, 1:] * (1.0 - person[:, :1]), 4)
+        still, turned = (others - _LEAN_ON_FACE * ghosts[:, k : k + 1] for k in (0, 1))
+    lean = [closed * (others - _LEAN), torch.full_like(face, _LEAN), still, turned]
     return logits + share * torch.cat(lean, dim=1)
 
 

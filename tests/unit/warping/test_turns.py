@@ -49,7 +49,7 @@ def test_the_choice_leans_to_the_moved_image_only() -> None:
     share = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
     face = torch.zeros(2, 1, 8, 8)
     face[..., 4:] = 1.0
-    near, turned = leaning(logits, share, face, None).unbind()
+    near, turned = leaning(logits, share, face, None, None).unbind()
     assert torch.equal(near, logits[0])
     before, after = logits[1].softmax(dim=0), turned.softmax(dim=0)
     assert (after[1] > before[1]).all()
@@ -59,11 +59,24 @@ def test_the_choice_leans_to_the_moved_image_only() -> None:
         assert (after[other, :, 5:] < 0.01).all()  # on the face hardly anything else is left
 
 
+def test_where_the_head_has_left_no_image_shows_it() -> None:
+    person = torch.zeros(2, 3, 32, 32)
+    person[:, 0, :, :12] = person[:, 1, :, 8:24] = person[:, 2, :, :16] = 1.0  # the head has moved to the left
+    share = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    near, turned = leaning(torch.zeros(2, 4, 8, 8), share, torch.zeros(2, 1, 8, 8), None, person).unbind()
+    assert near.count_nonzero() == 0
+    shown = turned.softmax(dim=0)[:, 4].T
+    assert (shown[3:6, 2] < 1e-3).all(), "where the unmoved head was"
+    assert shown[3, 3] < 1e-3
+    assert (shown[[0, 1, 2, 6, 7], 2] > 0.02).all()
+    assert (shown[4:, 3] > 0.02).all()
+
+
 def test_an_open_mouth_keeps_what_was_learned_about_it() -> None:
     mouth = torch.zeros(2, 2, 32, 32)
     mouth[:, 0, 12:20, 12:20] = 1.0
     share, colour = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1), torch.rand(2, 3, 32, 32)
-    near, turned = leaning(torch.zeros(2, 4, 8, 8), share, torch.ones(2, 1, 8, 8), mouth).unbind()
+    near, turned = leaning(torch.zeros(2, 4, 8, 8), share, torch.ones(2, 1, 8, 8), mouth, None).unbind()
     assert near.count_nonzero() == 0
     assert (turned[0, 3:5, 3:5] == 0.0).all()
     assert (turned[0, 0] < 0.0).all()
