@@ -38,6 +38,8 @@ _REACH = 0.5
 """Beyond the face crop, in crop sides, motion fades out over this distance."""
 _FADE = 0.08
 """Inside the face crop, in crop sides, the model's image fades in over this distance from the border."""
+_BESIDE = 0.05
+"""Along the crop's border, in crop sides, the motion of a person counts by 1/e less over this distance."""
 _EDGE = 0.07
 """Width of the edge of what the model saw, in half crop sides; there reduced frames are not compared."""
 _BORDER = 0.1
@@ -130,6 +132,9 @@ class _Face:
         ]  # for both axes, whether the photo goes on beyond the first and the last border of the crop
         size = source.shape[-1]
         self._window = self._fade_in(size)
+        at = torch.arange(size, device=source.device) / size
+        self._beside = torch.exp((at[:, None] - at).abs() / -_BESIDE)
+        self._ramp = _smooth((at - at[-1]) / _FADE + 1.0)
         matte, opacity = (
             crop(np.repeat(layer[..., None], 3, axis=2), box, size) for layer in (layers.matte, layers.person[..., 3])
         )
@@ -311,9 +316,27 @@ class _Face:
         apart = apart * _smooth(_length(apart) / (2.0 * unit) - 0.5)  # a head at rest stays in place
         return replace(
             origin,
-            offset=origin.offset + apart,
+            offset=self._of_the_person(origin.offset + apart),
             trust=origin.trust * torch.exp(-(_length(apart) / unit).square()),
         )
+
+    def _of_the_person(self, offset: Tensor) -> Tensor:
+        """The offset (1, 2, h, h), at those borders the nearest person's where the background lies.
+
+        Beyond the border the person may begin there, as shoulders do beside a neck. They move with it.
+        """
+        size = offset.shape[-1]
+        people = look_up(self._small[:, :1], offset)
+        for axis, sides in enumerate(self._open):
+            for end, goes_on in enumerate(sides):
+                moved, known = (part.select(3 - axis, end * (size - 1)) for part in (offset, people))
+                if not goes_on or not bool((known > 0.5).any()):
+                    continue
+                along = (moved * known) @ self._beside / (known @ self._beside)
+                ramp = self._ramp if end else self._ramp.flip(0)
+                ramp = ramp[None, :] if axis == 0 else ramp[:, None]
+                offset = torch.lerp(offset, along.unsqueeze(3 - axis), (1.0 - known).unsqueeze(3 - axis) * ramp)
+        return offset
 
     def _territory(self, x: Tensor, y: Tensor) -> Tensor | None:
         """How far places belong to this face, 0 to 1; None if there is no other."""

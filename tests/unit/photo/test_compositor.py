@@ -136,6 +136,29 @@ def test_a_torn_contour_is_not_continued_beyond_the_crop() -> None:
     assert (made[80:, 130:170] < 8).all()
 
 
+def test_shoulders_below_the_crop_move_with_the_neck() -> None:
+    """A neck (200) that moves down by 8 pixels reaches the crop's lower border; shoulders begin 4 pixels below it."""
+    image = np.full((480, 600, 3), 100, np.uint8)
+    image[:, 270:330], image[304:, 150:450] = 200, 200
+    box = CropBox((300.0, 200.0), 200.0)
+    grid = canvas(image, box)
+    layers = Layers.opaque(grid.image)
+    background = grid.image[..., 0] < 150
+    layers.person[background, 3] = 0
+    layers.matte[background] = 0
+    layers = replace(layers, behind=np.full_like(layers.behind, 100))
+    offset = torch.zeros(1, 2, SIZE, SIZE)
+    offset[:, 1, :, 20:44] = -2.0 * 8.0 / box.side
+    small = source(image, box)
+    made = Compositor(grid, layers, [(grid.place(box), small)]).frame(
+        [(compositor.look_up(small, offset), Origin(offset, torch.ones(1, 1, SIZE, SIZE)))]
+    )
+    top = (made[290:330, :, 0] > 150).argmax(axis=0)[180:260] + 290
+    assert top.min() >= 310, "they have moved down by 6 to 8 pixels"
+    assert np.abs(np.diff(top)).max() <= 1
+    assert (made[:280, :260] == 100).all(), "the background stays"
+
+
 def test_the_border_of_the_crop_cannot_be_found() -> None:
     """Gradients across the crop's border are no larger than those just beside it."""
     image = photo(smooth=True)
