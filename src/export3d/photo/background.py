@@ -33,6 +33,10 @@ _FOUND = 0.04
 """Opacity from which a pixel of a detailed background counts as one of a person."""
 _DETAIL = 0.02, 0.05
 """Standard deviation of a background over two margins, 0..1, from which its details matter, and wholly."""
+_BESIDE = 6.0
+"""Around the margin, in margins: what lies there hardly counts as detail if the background goes on beyond it."""
+_HAIR = 0.06
+"""Difference from the wall, 0..1, of loose hair."""
 _REACH = 0.4
 """Crop sides around a crop, less than those over which `photo.compositor` fades its motion out."""
 _BLUR = 0.02
@@ -58,8 +62,9 @@ def plate(image: Pixels, matte: Pixels) -> Pixels:
 def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixels, Pixels]:
     """What is behind the people, as `plate` has it, and what moves with them.
 
-    Before a plain wall a margin of surroundings moves with the people, so that no hair is cut off; nobody sees the wall
-    move. Before a background with details, which would be seen to move, the matte alone decides, as far as heads reach.
+    Before a plain wall a margin of surroundings and loose hair beyond it move with the people, so that no hair is cut
+    off; nobody sees the wall move. Before a background with details, which would be seen to move, the matte alone
+    decides, as far as heads reach.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -73,9 +78,14 @@ def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixel
     check_photo(image, matte)
     height, width = matte.shape
     person, small, fill = _fill(image, matte)
+    detail = _detailed(small, person)
+    loose = _loose_hair(small, person, detail, 0.12 * min(box.side for box in boxes) * person.shape[-2] / height)
+    if bool(((loose > 0) & (person < 1)).any()):
+        person = torch.maximum(person, _widened(loose, max(0.3 * _margin(*person.shape[-2:]), 3.0)))
+        fill = filled(small, (person <= 0).float())
     margin = 0.015 * min(box.side for box in boxes) * person.shape[-2] / height
     near = _widened((person > 0).float(), max(margin, 4.0))
-    plain, colours = 1.0 - _detailed(small, person) * _reached(boxes, image, person.shape[-2:]), image
+    plain, colours = 1.0 - detail * _reached(boxes, image, person.shape[-2:]), image
     if bool(((plain < 1.0) & (near > 0.0)).any()):
         colours = foreground(image, matte)
         close = _widened((on_grid(matte, *person.shape[-2:]) > _FOUND).float(), 2.0)
@@ -126,14 +136,17 @@ def _detailed(small: Tensor, person: Tensor) -> Tensor:
         small: (1, 3, h, w), the photo.
         person: (1, 1, h, w), 0 where nobody is.
     """
-    rest, cell = (person <= 0).float(), max(round(2 * _margin(*person.shape[-2:])), 2)
+    rest, margin = (person <= 0).float(), _margin(*person.shape[-2:])
+    cell = max(round(2 * margin), 2)
     parts = torch.cat([small * rest, small.square() * rest, rest], 1)
     means = F.avg_pool2d(parts, cell, ceil_mode=True, count_include_pad=False)
     share = means[:, 6:]
     colour = means[:, :3] / share.clamp_min(1e-3)
     spread = (means[:, 3:6] / share.clamp_min(1e-3) - colour.square()).clamp_min(0.0).mean(1, True).sqrt()
+    beside = F.avg_pool2d(_widened((person > 0).float(), _BESIDE * margin), cell, ceil_mode=True)
+    share = share * (1.0 - beside).clamp_min(0.002)  # hair that the matte has missed is no detail of the background
     count = blur(share, 1.5)
-    detail = filled(blur(spread * share, 1.5) / count.clamp_min(1e-3), (count > 0.05).float())
+    detail = filled(blur(spread * share, 1.5) / count.clamp_min(1e-5), (count / 0.05).clamp(max=1))
     detail = ((detail - _DETAIL[0]) / (_DETAIL[1] - _DETAIL[0])).clamp(0, 1)
     height, width = person.shape[-2:]
     return F.interpolate(detail, scale_factor=float(cell), mode="bilinear")[..., :height, :width]
@@ -175,12 +188,36 @@ def replaced(
     return np.pad(shown, ((top, height - bottom), (left, width - right), (0, 0)), "edge")
 
 
+def _loose_hair(small: Tensor, person: Tensor, detail: Tensor, reach: float) -> Tensor:
+    """Thin lines before a plain wall that begin at a person: (1, 1, h, w), 0 or 1. The matte misses their ends.
+
+    Args:
+        small, person: see `_fill`.
+        detail: see `_detailed`.
+        reach: how far they go, cells of the grid.
+    """
+    few, near = (F.avg_pool2d(x, 4, ceil_mode=True) for x in (small, (person > 0).float()))
+    wall = filled(few, (_widened((near > 0).float(), reach / 4) <= 0).float())
+    wall = F.interpolate(wall, scale_factor=4.0, mode="bilinear")[..., : small.shape[-2], : small.shape[-1]]
+    differs = ((small - wall).abs().amax(1, True) > _HAIR) & (detail < 0.1)
+    lines, begun = (F.max_pool2d(part.float(), 2, ceil_mode=True) for part in (differs, person > 0))
+    thick = max(round(_margin(*person.shape[-2:]) / 3), 1)
+    thin = lines * (1 - _dilated(1 - _dilated(1 - lines, thick), 2 * thick))
+    hair = begun
+    for _ in range(max(round(reach / 4), 1)):
+        hair = torch.maximum(hair, _dilated(hair, 2) * thin)
+    return F.interpolate(hair * thin, scale_factor=2.0)[..., : person.shape[-2], : person.shape[-1]]
+
+
+def _dilated(mask: Tensor, reach: int) -> Tensor:
+    """The largest of (2 reach + 1) x (2 reach + 1) values."""
+    wide = F.max_pool2d(mask, (2 * reach + 1, 1), 1, (reach, 0))
+    return F.max_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))
+
+
 def _widened(person: Tensor, margin: float) -> Tensor:
     """1 within half the margin of a person, falling to 0 at the margin: (1, 1, h, w)."""
-    reach = max(round(margin * 0.75), 1)
-    wide = F.max_pool2d(person, (2 * reach + 1, 1), 1, (reach, 0))
-    wide = F.max_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))
-    soft = blur(wide, max(margin / 8, 0.5))
+    soft = blur(_dilated(person, max(round(margin * 0.75), 1)), max(margin / 8, 0.5))
     return ((soft - 0.02) / 0.96).clamp(0, 1)
 
 

@@ -78,6 +78,22 @@ def test_before_a_plain_wall_a_margin_moves_with_the_person(photo):
     assert (moving[away > 16, 3] == 0).all()
 
 
+def test_loose_hair_before_a_plain_wall_moves_with_the_person(photo):
+    """The matte misses a line that begins at the person; a block of the wall that touches the person stays."""
+    image, matte, wall = photo
+    box = CropBox((150.0, 130.0), 300.0)
+    image[100:160, 208:238] = image[129:131, 72:92] = 20
+    behind, moving = apart(image, matte, [box])
+    hair = slice(129, 131), slice(73, 92)
+    assert (moving[hair][..., 3] == 255).all()
+    assert np.abs(behind[hair].astype(int) - wall[hair]).max() < 16
+    block = slice(105, 155), slice(225, 238)
+    assert (moving[block][..., 3] == 0).all()
+    np.testing.assert_array_equal(behind[block], image[block])
+    left = slice(None), slice(0, 150)
+    np.testing.assert_array_equal(laid_over(behind, moving)[left], image[left])
+
+
 def test_before_a_background_with_details_the_person_moves_alone(photo):
     image, matte, _ = photo
     y, x = np.mgrid[:240, :320]
