@@ -135,6 +135,19 @@ def test_every_option_of_a_command_is_a_field_or_in_the_guide(
     assert {name for name in unlike if not re.search(rf"`{name}[` ]", table)} == set()
 
 
+def test_limits_that_the_commands_do_not_have_are_in_the_guide() -> None:
+    guide = " ".join((Path(__file__).parents[3] / "docs" / "studio.md").read_text(encoding="utf-8").split())
+    for verb, field, least, words in [
+        ("edit", "yaw", -45, "`edit` and `orbit` refuse a `yaw`, `pitch` or `roll` beyond 45 degrees"),
+        ("orbit", "yaw", -45, "`edit` and `orbit` refuse a `yaw`, `pitch` or `roll` beyond 45 degrees"),
+        ("orbit", "seconds", 0.5, "`orbit` refuses less than 0.5 `seconds`"),
+    ]:
+        parse_verb(json.dumps({"verb": verb, "portrait": "bundled", field: least}))
+        with pytest.raises(InputError, match=f"'{field}'.*{least}"):
+            parse_verb(json.dumps({"verb": verb, "portrait": "bundled", field: least - 0.1}))
+        assert words in guide
+
+
 @pytest.mark.parametrize(
     "body", ["", "[]", "null", "{", '"edit"', "{}", '{"verb": 1}', "\x00", "[" * 10_000, '{"verb":"edit","yaw":NaN}']
 )
