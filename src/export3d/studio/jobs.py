@@ -119,14 +119,16 @@ class Jobs:
         self._closed = False
 
     async def check(self, request: Verb) -> None:
-        """Refuse a request for a face that the portrait does not show, before it is queued.
+        """Refuse a start after the end of an upload, or a face that the portrait does not show, before it is queued.
 
         An upload lists the faces that one look finds. For a higher number the engine looks again, closer, and keeps
         what it finds for the job.
 
         Raises:
-            Refused: 422: there is no such face; 403: it may not be animated; 404: the portrait is gone.
+            Refused: 400: nothing is left after the start; 422: there is no such face; 403: it may not be animated; 404:
+                an upload is gone.
         """
+        self._check_start(request)
         face = "largest" if isinstance(request, Track) else request.face
         if isinstance(request, Track) or not isinstance(face, int):
             return
@@ -147,6 +149,20 @@ class Jobs:
         except Export3DError as problem:
             refused = refusal(problem)
             raise Refused(422, str(problem)) if refused is None or refused.status == 400 else refused from problem
+
+    def _check_start(self, request: Verb) -> None:
+        """Refuse a start at which the driving video or motion has ended, as its upload tells."""
+        if not isinstance(request, (Animate, Track)) or not request.start:
+            return
+        name = request.driving or (request.motion if isinstance(request, Animate) else None)
+        if name is None or name in MOTIONS:
+            return
+        upload = self._uploads.get(name)
+        seconds = upload.shown.get("seconds")
+        if seconds is not None and request.start >= seconds:
+            raise Refused(
+                400, f"{upload.name} is {seconds:.2f} s long, so it has ended at {request.start:g} s; start earlier"
+            )
 
     def submit(self, request: Verb, client: str) -> Job:
         """Queue a job.

@@ -81,6 +81,20 @@ def test_a_face_that_the_photo_does_not_show_is_refused_at_once(client: TestClie
         assert client.post("/api/jobs", json={**asked, "face": face}).status_code in (202, 429)
 
 
+@pytest.mark.parametrize(("kind", "field"), [("video", "driving"), ("motion", "motion")])
+def test_a_start_after_the_end_of_an_upload_is_refused_at_once(
+    client: TestClient, studio: Studio, kind: str, field: str
+) -> None:
+    asked = {"verb": "animate", "portrait": "bundled", field: sent(client, kind, "me.x")["id"]}
+    words = "me.x is 2.00 s long, so it has ended at 2 s; start earlier"
+    refused(client.post("/api/jobs", json={**asked, "start": 2.0}), 400, words)
+    if kind == "video":
+        refused(client.post("/api/jobs", json={"verb": "track", field: asked[field], "start": 2.0}), 400, words)
+    refused(client.post("/api/jobs", json={**asked, field: "0" * 32, "start": 2.0}), 404, "upload")
+    assert studio.jobs.idle
+    assert client.post("/api/jobs", json={**asked, "start": 1.9}).status_code == 202
+
+
 def test_the_register_is_looked_at_for_every_head_and_job(
     client: TestClient, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,9 +186,11 @@ def test_refusals_call_files_by_the_users_names(
         assert answer.json()["error"] == "me.jpg shows only one face, and no face 7; leave out the choice of a face"
         assert client.post("/api/uploads", params={"name": "meadow.jpg"}, content=b"x").status_code == 400
         video = sent(front, "video", face_video, "my walk.mp4")["id"]
-        job = ended(client, client.post("/api/jobs", json={"verb": "track", "driving": video, "start": 500}).json())
+        job = ended(
+            client, client.post("/api/jobs", json={"verb": "track", "driving": video, "driving_face": 9}).json()
+        )
         assert (job["state"], job["files"]) == ("failed", [])
-        assert job["error"].startswith("my walk.mp4 is ")
+        assert job["error"].startswith("my walk.mp4 ")
 
 
 def test_a_cancelled_job_is_cancelled_there_too(front: Studio, backend: Studio) -> None:
