@@ -363,6 +363,7 @@ def _add_jobs(app: FastAPI, studio: Studio) -> None:
     async def command(request: Request) -> dict[str, str]:
         """The command line that does the same as a verb."""
         asked = parse_verb(await request.body())
+        await jobs.check(asked)
         bundled = str(BUNDLED_PORTRAIT["name" if studio.settings.shared_on else "path"])
         return {"command": command_line(asked, {**studio.uploads.names, "bundled": bundled}, label=True)}
 

@@ -119,7 +119,7 @@ class Jobs:
         self._closed = False
 
     async def check(self, request: Verb) -> None:
-        """Refuse a start after the end of an upload, or a face that the portrait does not show, before it is queued.
+        """Refuse a start after the end of an upload, or a face that the portrait does not show.
 
         An upload lists the faces that one look finds. For a higher number the engine looks again, closer, and keeps
         what it finds for the job.

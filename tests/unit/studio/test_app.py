@@ -409,6 +409,10 @@ def test_the_command_names_files_as_the_user_did(client: TestClient) -> None:
     assert line == "export3d edit 'my photo.jpg' -o 'my photo-edit.png' --yaw 10 --label"
     bundled = client.post("/api/command", json={"verb": "edit", "portrait": "bundled"}).json()["command"]
     assert Path(bundled.split()[2]).is_file()
+    words = "me.jpg shows 2 faces, counted from left to right"
+    group = {**asked, "portrait": sent(client)["id"]}
+    refused(client.post("/api/command", json={**group, "face": 7}), 422, words)
+    assert "--face 2" in client.post("/api/command", json={**group, "face": 2}).json()["command"]
 
 
 def test_the_marks_of_a_file_are_told_and_the_file_is_not_kept(client: TestClient, studio: Studio) -> None:
