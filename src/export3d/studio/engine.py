@@ -241,8 +241,8 @@ class Engine:
 
         `{"op": "progress", "id", "stage", "done", "total", "preview"}`: `stage` is "preparing", "rendering" or
         "writing"; `preview` is a marked image of `IMAGE_TYPE`, about twice a second, or None. `{"op": "done", "id",
-        "files"}`: names in the folder `out`. `{"op": "failed", "id", "error", "kind"}`: a sentence, and the name of its
-        class; nothing is left in `out`. Whoever stops listening cancels the job.
+        "files", "warnings"}`: names in the folder `out`, and sentences. `{"op": "failed", "id", "error", "kind"}`: a
+        sentence, and the name of its class; nothing is left in `out`. Whoever stops listening cancels the job.
 
         Args:
             job: `id`; `names`, what the user calls other files of the job, by path; and see `work.Work.job`. The folder

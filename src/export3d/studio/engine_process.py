@@ -169,13 +169,16 @@ class _Loop:
 
 
 def attempt(does: Callable[[Message], Message], message: Message) -> Message:
-    """The result of a request, or its error and kind."""
+    """The result of a request, or its error and kind; in warnings the user's names stand for our paths."""
     try:
-        return does(message)
+        made = does(message)
     except (Cancelled, _Gone):
         raise
     except Exception as problem:
         return failure(problem, message)
+    if "warnings" in made:
+        made["warnings"] = [_with_names(warning, message) for warning in made["warnings"]]
+    return made
 
 
 def failure(problem: Exception, message: Message) -> Message:
@@ -185,10 +188,13 @@ def failure(problem: Exception, message: Message) -> Message:
         what = "memory is short" if isinstance(problem, MemoryError) else type(problem).__name__
         sentence = f"the engine could not do this ({what}); try another portrait, a smaller size or a shorter motion"
         return {"error": sentence, "kind": "Export3DError"}
-    sentence = str(problem)
+    return {"error": _with_names(str(problem), message), "kind": type(problem).__name__}
+
+
+def _with_names(sentence: str, message: Message) -> str:
     for path, name in _names(message).items():
         sentence = sentence.replace(path, name)
-    return {"error": sentence, "kind": type(problem).__name__}
+    return sentence
 
 
 def _names(message: Message) -> dict[str, str]:

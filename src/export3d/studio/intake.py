@@ -106,8 +106,9 @@ class Intake:
             progress: called with the number of frames tracked.
 
         Returns:
-            `frames`, `seconds`; `motion`, a .motion file; `sound`, a file of sound alone that begins with the motion,
-            or None; `pictures`, PNG files of the driving face at the frames of `export.sheet_frames`.
+            `frames`, `seconds`; `warnings` (sentences); `motion`, a .motion file; `sound`, a file of sound alone that
+            begins with the motion, or None; `pictures`, PNG files of the driving face at the frames of
+            `export.sheet_frames`.
         """
         made = await self._child("track", path, folder, name, progress, start=start, seconds=seconds, face=face)
         sound = folder / "sound.mp4" if made["sound"] else None

@@ -115,9 +115,11 @@ def track(path: Path, folder: Path, say: Say, start: float, seconds: float | Non
     from export3d.animate.export import sheet_frames
     from export3d.image import write_png
     from export3d.video.sound import write_sound
+    from export3d.workers.messages import caught_warnings
 
     seconds = MOST_TRACKED_S if seconds is None else min(seconds, MOST_TRACKED_S)
-    driven = driving(path, progress=lambda done: say({"progress": done}), face=face, start_s=start, seconds=seconds)
+    with caught_warnings() as warnings:
+        driven = driving(path, progress=lambda done: say({"progress": done}), face=face, start_s=start, seconds=seconds)
     made = replace(driven.motion, meta={})
     made.save(folder / "motion.motion")
     pictures = driven.pictures(sheet_frames(len(made)))
@@ -131,7 +133,8 @@ def track(path: Path, folder: Path, say: Say, start: float, seconds: float | Non
         audible = False
     if not audible:
         sound.unlink(missing_ok=True)
-    return {"frames": len(made), "seconds": made.duration_s, "sound": audible, "pictures": len(pictures)}
+    facts = {"frames": len(made), "seconds": made.duration_s, "sound": audible, "pictures": len(pictures)}
+    return facts | {"warnings": [_one_line(warning) for warning in warnings]}
 
 
 def verify(path: Path, folder: Path, say: Say) -> dict[str, Any]:

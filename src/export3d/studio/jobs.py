@@ -46,6 +46,7 @@ class Job:
         stage, done, total: what is going on: tracking, rendering or writing, and how many frames of it are done.
         preview: the newest preview, JPEG; `previews` counts them.
         error: why it failed, one sentence.
+        warnings: the sentences that the command prints.
     """
 
     id: str
@@ -59,6 +60,7 @@ class Job:
     preview: bytes | None = None
     previews: int = 0
     error: str | None = None
+    warnings: tuple[str, ...] = ()
     stage_since: float = 0.0
     changes: int = 0
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -225,6 +227,7 @@ class Jobs:
             "left_s": job.left_s,
             "preview": job.previews,
             "error": job.error,
+            "warnings": job.warnings,
             "files": self._results(job),
         }
 
@@ -361,6 +364,7 @@ class Jobs:
         told = request.model_dump() | self._files(request)
         if self._tracks and isinstance(request, (Animate, Track)) and request.driving is not None:
             told |= await self._track(job, request) | self._files(request)  # the policy may have changed meanwhile
+            told["names"][told["motion"]] = told["names"][told["driving"]]
         if self._tracks and isinstance(request, Track):
             Path(told["motion"]).rename(job.results / "motion.motion")
             return
@@ -370,6 +374,8 @@ class Jobs:
                 if event.get("preview"):
                     job.tell(preview=event["preview"], previews=job.previews + 1)
                 job.tell(stage=event["stage"], done=event["done"], total=event["total"])
+            elif event["op"] == "done":
+                job.tell(warnings=tuple(dict.fromkeys([*job.warnings, *event["warnings"]])))
             elif event["op"] == "failed":
                 raise Refused(403 if event.get("kind") == "ConsentRefused" else 400, event["error"])
             elif event["op"] == "cancelled":
@@ -397,6 +403,7 @@ class Jobs:
         except Export3DError:
             self._uploads.get(request.driving)  # whoever removed it is told that it is gone
             raise
+        job.tell(warnings=tuple(made["warnings"]))
         sound = made["sound"]
         return {
             "motion": str(made["motion"]),

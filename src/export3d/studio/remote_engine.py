@@ -310,8 +310,11 @@ class RemoteEngine:
             body = {field: job[field] for field in _FIELDS[job["verb"]] if job.get(field) is not None}
             if job["verb"] != "track":
                 body |= {"portrait": BUNDLED} | self._permit()
-            made = await self._with(_files(job), lambda ids: self._once({**body, **ids}, name, out, tell), patient=True)
-            last = {"op": "done", "files": made}
+            files = _files(job)
+            made = await self._with(files, lambda ids: self._once({**body, **ids}, name, out, tell), patient=True)
+            last = {"op": "done", **made}
+            for file in files.values():
+                last["warnings"] = [warning.replace(file.alias, file.name) for warning in last["warnings"]]
         except asyncio.CancelledError:
             last = {"op": "cancelled"}
         except Exception as problem:
@@ -322,8 +325,8 @@ class RemoteEngine:
             last = {"op": "failed", "error": sentence, "kind": type(problem).__name__}
         tell({"id": name, **last})
 
-    async def _once(self, body: dict[str, Any], name: str, out: Path, tell: Tell) -> list[str]:
-        """Have a job done, and its files written here."""
+    async def _once(self, body: dict[str, Any], name: str, out: Path, tell: Tell) -> dict[str, Any]:
+        """Have a job done, and its files written here: `files` and `warnings`."""
         job = await self._queued(body, name)
         try:
             shown = await self._followed(job, name, tell)
@@ -331,7 +334,7 @@ class RemoteEngine:
                 raise Refused(400, shown["error"])
             if shown["state"] == "cancelled":  # as it ended
                 raise EngineStopped("the machine that renders has cancelled this job; ask for it again")
-            return await self._fetched(job, shown["files"], out)
+            return {"files": await self._fetched(job, shown["files"], out), "warnings": shown.get("warnings", [])}
         finally:
             self._do_later(self._backend.call("DELETE", f"/api/jobs/{job}"))
 

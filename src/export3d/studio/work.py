@@ -259,15 +259,26 @@ class Work:
             tell: see `Tell`.
 
         Returns:
-            `files`, the names of those in the folder.
+            `files`, the names of those in the folder; `warnings`, the sentences that the command prints.
         """
         verbs = {"animate": self._animate, "orbit": self._orbit, "edit": self._edit}
         out = Path(message["out"])
         tell("preparing", 0, 0)
-        sources = self._encoded(message)
+        portrait = self._portrait(message)
+        sources = portrait.sources
         between()
         try:
-            verbs[message["verb"]](message, sources, out, between, tell)
+            with caught_warnings() as warnings:
+
+                def apart() -> None:
+                    """`between`, whose requests' warnings are not those of the job."""
+                    own = len(warnings)
+                    try:
+                        between()
+                    finally:
+                        del warnings[own:]
+
+                verbs[message["verb"]](message, sources, out, apart, tell)
             names = [name for name in (VIDEO, POSTER, SHEET, MOTION, STILL) if kind_at(out / name)]
         except BaseException:
             for name in (VIDEO, POSTER, SHEET, MOTION, STILL):
@@ -277,7 +288,7 @@ class Work:
             for source in sources:
                 self.animator.forget(source, above=_SMALL_VIEW)
             give_back_memory()
-        return {"files": names}
+        return {"files": names, "warnings": list(dict.fromkeys([*portrait.warnings, *warnings]))}
 
     def forget(self, portrait: str) -> None:
         """Let go of a portrait that the user has removed."""

@@ -69,7 +69,7 @@ class DoubleEngine:
             return
         for file in ("video.mp4", "poster.png", "motion.motion"):
             (Path(job["out"]) / file).write_bytes(b"0123456789")
-        yield {"op": "done", "id": name, "files": ["video.mp4"]}
+        yield {"op": "done", "id": name, "files": ["video.mp4"], "warnings": ["no tongue"]}
 
     def cancel(self, job: str) -> None:
         self.cancelled.append(job)
@@ -118,7 +118,8 @@ class DoubleIntake:
         if not path.exists():
             raise BadVideo(f"{name} does not exist; check the path")
         (folder / "motion.motion").write_bytes(b"tracked")
-        return {"frames": 50, "seconds": 2.0, "motion": folder / "motion.motion", "sound": None, "pictures": []}
+        facts = {"frames": 50, "seconds": 2.0, "sound": None, "pictures": [], "warnings": [f"{name}: lost"]}
+        return {**facts, "motion": folder / "motion.motion"}
 
     async def verify(self, path: Path, name: str) -> dict[str, Any]:
         return {"path": name, "result": "marked"}

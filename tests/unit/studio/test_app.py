@@ -204,9 +204,10 @@ def test_a_driving_video_is_tracked_first(client: TestClient, studio: Studio) ->
     video = sent(client, "video", "me.mp4")
     asked = {"verb": "animate", "portrait": "bundled", "driving": video["id"], "start": 0.5}
     job = ended(client, client.post("/api/jobs", json=asked).json())
-    assert job["state"] == "done"
+    assert (job["state"], job["warnings"]) == ("done", ["me.mp4: lost", "no tongue"])
     told = studio.engine.jobs[0]  # type: ignore[attr-defined]
     assert Path(told["motion"]).read_bytes() == b"tracked"
+    assert told["names"][told["motion"]] == "me.mp4"
     assert (told["start"], told["seconds"], told["motion_digest"]) == (
         0.0,
         None,
@@ -214,6 +215,7 @@ def test_a_driving_video_is_tracked_first(client: TestClient, studio: Studio) ->
     )
     track = ended(client, client.post("/api/jobs", json={"verb": "track", "driving": video["id"]}).json())
     assert [file["name"] for file in track["files"]] == ["motion.motion"]
+    assert track["warnings"] == ["me.mp4: lost"]
     assert client.get(track["files"][0]["url"]).content == b"tracked"
 
 

@@ -226,8 +226,12 @@ async def animating(engine: Engine, portrait: Portrait, video: Path, motion: Pat
     answered = 0
     while not task.done():
         answered += await engine.head({"key": 1, "yaw": float(answered % 20), "quality": "fast"}, portrait) is not None
+        if answered == 2:
+            await engine.encode({"id": "4", "path": tmp_path / "photo.png", "digest": SENT, "name": "small.jpg"})
     seen = await task
     assert answered > 3, "heads are answered while a job runs"
+    warnings = seen[-1].pop("warnings")
+    assert [warning.partition(" has ")[0] for warning in warnings] == ["the face crop"], "of the job, not of photo.png"
     assert seen[-1] == {"op": "done", "id": "a", "files": ["video.mp4", "poster.png", "sheet.png", "motion.motion"]}
     assert [event["stage"] for event in seen[:2]] == ["preparing", "rendering"]
     assert (seen[-2]["stage"], seen[-2]["done"], seen[-2]["total"]) == ("writing", 12, 12)
@@ -251,8 +255,13 @@ async def other_jobs(engine: Engine, portrait: Portrait, tmp_path: Path) -> None
         out = tmp_path / verb
         out.mkdir()
         seen = await events(engine, {"id": verb, "verb": verb, "portrait": portrait, "out": out, "size": 256, **more})
-        assert seen[-1] == {"op": "done", "id": verb, "files": files}
+        assert {**seen[-1], "warnings": []} == {"op": "done", "id": verb, "files": files, "warnings": []}
         assert sorted(path.name for path in out.iterdir()) == sorted(files)
+    small: Portrait = {"id": "3", "path": tmp_path / "photo.png", "digest": SENT, "name": "small.jpg"}
+    job = {"id": "small", "verb": "edit", "portrait": small, "out": out, "frame": "crop", "scores": {"tongueOut": 1.0}}
+    face, tongue = (await events(engine, job))[-1]["warnings"]
+    assert face.startswith("small.jpg: the face is only ")
+    assert tongue.startswith("tongueOut shows no tongue")
 
 
 async def cancelling(engine: Engine, portrait: Portrait, tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ def test_tracking_in_a_child_gives_the_same_motion(face_video: Path, folder: Pat
     made = given(face_video, "track", "me.mp4", folder, start=0.2, seconds=0.4, progress=seen.append)
     assert Motion.load(made["motion"]) == driving_motion(face_video, start_s=0.2, seconds=0.4)
     assert seen[-1] == made["frames"] == 10
+    assert made["warnings"] == []
     assert made["sound"] is not None
     assert len(made["pictures"]) == len(sheet_frames(10))
     assert {read_image(path).shape for path in made["pictures"]} == {(256, 256, 3)}

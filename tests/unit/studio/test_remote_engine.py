@@ -143,6 +143,10 @@ def test_a_driving_video_is_tracked_there(
     assert signed is not None
     assert signed.statement is not None
     assert signed.statement["motion"] == hashlib.sha256(face_video.read_bytes()).hexdigest()
+    with front.client() as client:
+        edit = {"verb": "edit", "portrait": "bundled", "frame": "crop", "scores": {"tongueOut": 1}}
+        (warning,) = ended(client, client.post("/api/jobs", json=edit).json())["warnings"]
+        assert warning.startswith("tongueOut shows no tongue")
     tracked = done(front, tmp_path / "b", verb="track", driving=video["id"], seconds=0.4)
     assert tracked["motion.motion"].read_bytes() == files["motion.motion"].read_bytes()
     asked |= {"motion": motion["id"], "background": behind["id"]}
