@@ -59,10 +59,12 @@ def pack(
         InputError: nothing prepared is there, or it is damaged, or packed already.
         OutputError: `out` cannot be written.
     """
-    if size < 32 or size % 32 or every < 1 or not 1 <= quality <= 100:
-        raise ConfigError(
-            f"size {size} must be a multiple of 32, every {every} at least 1 and quality {quality} from 1 to 100"
-        )
+    if size < 32 or size % 32:
+        raise ConfigError(f"frames cannot have a size of {size} pixels; give a multiple of 32")
+    if every < 1:
+        raise ConfigError(f"one of every {every} frames cannot be kept; give 1 or more")
+    if not 1 <= quality <= 100:
+        raise ConfigError(f"JPEG images cannot have a quality of {quality}; give 1 to 100")
     place = as_place(data)
     single = isinstance(place, Path) and kind_at(place / INDEX_NAME) == "file"
     names = ("",) if single else tuple(name for name in SPLITS if has_split(place, name))

@@ -66,9 +66,9 @@ def test_a_single_split_is_packed_by_itself(data: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--size", "40"], "size 40 must be a multiple of 32"),
-        (["--every", "0"], "every 0 at least 1"),
-        (["--quality", "101"], "quality 101 from 1 to 100"),
+        (["--size", "40"], "export3d: frames cannot have a size of 40 pixels; give a multiple of 32\n"),
+        (["--every", "0"], "export3d: one of every 0 frames cannot be kept; give 1 or more\n"),
+        (["--quality", "101"], "export3d: JPEG images cannot have a quality of 101; give 1 to 100\n"),
         (["--size", "128"], "resolution 128 needs larger crops"),
     ],
 )
