@@ -40,9 +40,10 @@ def scored(data: str | None, split: str, clips: Path | None, output: Path | str,
     """The shards to score. Videos given with `--clips` alone are prepared first; beside DATA they are its originals.
 
     Raises:
-        InputError: `data` has no such split.  OutputError: `output` cannot be a folder.
+        InputError: `data` has no such split, or is packed.  OutputError: `output` cannot be a folder.
         ConfigError: `clips` with a URL for the output, or beside `data` at the size of the shards.
     """
+    from export3d.data.packed_frames import is_packed
     from export3d.data.shards import INDEX_NAME, has_split
 
     output = as_place(output)
@@ -61,6 +62,10 @@ def scored(data: str | None, split: str, clips: Path | None, output: Path | str,
         )
     place = as_place("data" if data is None else data)
     if read(inside(place, INDEX_NAME)) is None:
+        if any(is_packed(each) for each in (place, inside(place, split), inside(place, "train"))):
+            raise InputError(
+                f"{place} holds packed frames, which cannot be scored; give the prepared shards they were made from"
+            )
         if not has_split(place, split):
             raise InputError(
                 f"{place} has no split {split!r}; prepare clips for it (export3d prepare), or give a folder of videos "

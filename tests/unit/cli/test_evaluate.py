@@ -12,6 +12,7 @@ import pytest
 
 from export3d.cli.evaluate import scored, told
 from export3d.cli.main import main
+from export3d.data.packed_frames import PACKED_INDEX
 from export3d.data.shard_writer import update
 from export3d.errors import InputError
 
@@ -104,6 +105,16 @@ def test_options_of_another_subcommand_are_refused(words: list[str], tmp_path: P
 def test_a_missing_split_is_one_sentence(tmp_path: Path, capsys: Capture) -> None:
     assert main(["evaluate", "same", str(tmp_path), "--split", "test", "-o", str(tmp_path / "out")]) == 2
     assert "has no split 'test'; prepare clips for it" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["same", "cross"])
+@pytest.mark.parametrize(("given", "packed"), [("", "val"), ("", "train"), ("val", "val")])
+def test_packed_frames_are_called_so(name: str, given: str, packed: str, tmp_path: Path, capsys: Capture) -> None:
+    (tmp_path / packed).mkdir()
+    (tmp_path / packed / PACKED_INDEX).write_text("{}")
+    assert main(["evaluate", name, str(tmp_path / given), "-o", str(tmp_path / "out")]) == 2
+    assert f"{tmp_path / given} holds packed frames, which cannot be scored; give the" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("name", ["same", "cross"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -114,11 +115,14 @@ def folders_of(split: Place, given: Path | str | None = None) -> tuple[Path, ...
         given: a folder that the user names; it comes first.
 
     Raises:
-        InputError: `given` is no folder.
+        InputError: `given` is no folder, or empty.
     """
     first = [] if given is None else [Path(given)]
     if first and kind_at(first[0]) != "folder":
         raise InputError(f"{given} is no folder; give the folder of the videos that the data was prepared from")
+    with suppress(OSError):  # a folder that cannot be listed may still hold the files
+        if first and not any(first[0].iterdir()):
+            raise InputError(f"{given} is empty; give the folder of the videos that the data was prepared from")
     if isinstance(split, Path):
         data = split.absolute().parent
         first += [Path(os.path.normpath(data / name)) for name in prepared_from(data)]

@@ -189,7 +189,8 @@ def _score_videos(plan: _Plan, videos: Sequence[Entry], progress: Progress | Non
     scored, skipped = score_all(videos, finished, functools.partial(_Work, plan), frames, plan.run.crew, progress)
     if not scored:
         reason = next(iter(skipped.values()), "it holds no video")
-        raise InputError(f"nothing in {plan.split} can be scored: {reason}; name a prepared split with clips")
+        advice = "" if ";" in reason else "; name a prepared split with clips"  # some reasons end with their own
+        raise InputError(f"nothing in {plan.split} can be scored: {reason}{advice}")
     return scored, skipped
 
 

@@ -112,6 +112,9 @@ def test_files_are_found_where_they_were_prepared_beside_the_data_and_where_the_
         assert Original(record, 256, folders_of(split, given)).frame(0).shape == (WIDE, WIDE, 3)
     with pytest.raises(InputError, match="is no folder"):
         folders_of(split, tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="empty is empty; give the folder of the videos that"):
+        folders_of(split, tmp_path / "empty")
 
 
 def test_too_small_for_a_size_is_one_sentence(clip_of: Callable[..., Record], tmp_path: Path) -> None:
@@ -135,6 +138,9 @@ def test_files_that_are_gone_changed_or_unknown_are_named(
     assert "is not there; give its folder with --clips" in report.skipped["gone"]
     assert "has changed since it was prepared" in report.skipped["changed"]
     assert "does not tell where its pixels come from" in report.skipped["unknown"]
+    update(split, [], drop=["print-good", "print-unknown"])
+    with pytest.raises(InputError, match=r"has changed since it was prepared; prepare it again$"):
+        same_identity(split, tmp_path / "out", weights=rigid_weights, references=(), scoring=PLAIN, size=256)
 
 
 @pytest.mark.parametrize("size", [0, 255, 257, 1026])
