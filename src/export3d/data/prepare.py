@@ -250,8 +250,9 @@ def _do_local(tracker: Tracker, limits: Limits, job: Job, path: Path) -> list[st
         except Exception as error:  # decoders and networks may raise anything on an unusual file
             logger.exception("%s", job.file)
             refusals = [Refusal("failed", f"{type(error).__name__}: {error}")]
+    shown = job.file if isinstance(job.path, Path) else job.path
     rejects = [
-        Reject(job.file, job.split, r.reason, r.detail.replace(str(path), str(job.path)), job.fingerprint, job.place)
+        Reject(job.file, job.split, r.reason, r.detail.replace(str(path), shown), job.fingerprint, job.place)
         for r in refusals
     ]
     if records:

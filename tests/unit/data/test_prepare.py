@@ -97,6 +97,14 @@ def test_a_folder_becomes_shards_and_a_report(clips: Path, tmp_path: Path, drawn
     assert not list(out.rglob("parts"))
 
 
+def test_a_video_that_is_cut_off_is_called_as_in_the_report(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
+    whole = (clips / "anna.mp4").read_bytes()
+    (clips / "more" / "cut.mp4").write_bytes(whole[: len(whole) // 2])
+    report = run(clips, tmp_path / "out")
+    (told,) = [reject.detail for reject in report.rejects if reject.file == "more/cut.mp4"]
+    assert told.startswith("more/cut.mp4 holds no frame that can be decoded")
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there, and there are no pipes")
 def test_broken_links_and_pipes_that_promise_a_video_are_told(clips: Path, tmp_path: Path, drawn: list[str]) -> None:
     """A pipe is not waited for, whatever its name promises."""
