@@ -160,6 +160,9 @@ def prepare(
     fitted = None if coefficients is None else _folder(Path(coefficients))
     space = "arkit52" if fitted is None else "bfm64"
     out = make_place(out)
+    for name in (REPORT_JSON, REPORT_CSV):
+        if isinstance(out, Path) and kind_at(out / name, OutputError) == "folder":
+            raise OutputError(f"{out / name} is a folder, and the report has that name; move it away")
     _check_space(out, space)
     jobs, outside = make_jobs(files, rows, out, limits, val_fraction, fitted)
     finished = _finished(out, jobs) if resume else set()

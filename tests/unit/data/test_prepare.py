@@ -448,6 +448,16 @@ def test_an_output_that_cannot_be_written_ends_the_run(clips: Path, tmp_path: Pa
         run(clips, tmp_path / "out")
 
 
+@pytest.mark.parametrize("name", ["report.json", "report.csv"])
+def test_a_folder_in_place_of_a_report_is_refused_first(
+    name: str, clips: Path, tmp_path: Path, drawn: list[str]
+) -> None:
+    (tmp_path / "out" / name).mkdir(parents=True)
+    with pytest.raises(OutputError, match=rf"{name} is a folder, and the report has that name; move it away"):
+        run(clips, tmp_path / "out")
+    assert drawn == []
+
+
 def test_a_full_disk_ends_the_run_and_keeps_what_was_finished(
     clips: Path, tmp_path: Path, drawn: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
