@@ -80,10 +80,10 @@ def command(
     inputs = [source, *([Path(camera)] if is_file(camera) else []), *([weights] if weights else []), *read]
     pixels = None if size is None else parse_size(size)
     marking.check()
+    check_source(camera)
     shown_in = open_sink(sink, marking.marks())
     if sink not in ("window", "virtual"):
         check_output(sink, VIDEO_SUFFIXES, inputs)
-    check_source(camera)
 
     from export3d.animate.animator import Animator
     from export3d.animate.live import Live

@@ -126,7 +126,7 @@ def test_without_a_face_the_run_ends_with_a_sentence(live: Run, tmp_path: Path, 
         ("0", ["--seconds", "-1"], "not possible; use a positive number"),
         ("0", ["--size", "3"], "size"),
         ("0", ["--face", "middle"], "no face 'middle'"),
-        ("0", ["--sink", "screen"], "no sink 'screen'"),
+        ("film.mp4", ["--sink", "screen"], "no sink 'screen'"),
         ("0", ["--background", "nosuch.png"], "nosuch.png"),
         ("film.mp4", ["--sink", "film.mp4"], "would overwrite the input"),
         ("", [], "no camera ''; give its number"),
@@ -160,6 +160,14 @@ def test_a_camera_that_is_not_there_is_refused_before_pytorch_is_loaded(
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == f"export3d: {sentence}\n"
     assert done.returncode == 2
+
+
+def test_a_camera_that_is_not_there_is_told_before_a_display(
+    astronaut_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    assert main(["live", str(astronaut_path), "--camera", "none.mp4"]) == 2
+    assert capsys.readouterr().err.startswith("export3d: none.mp4 does not exist")
 
 
 @pytest.mark.parametrize("camera", ["987", "none.mp4", "http://127.0.0.1:9/a.mp4"])
