@@ -125,10 +125,11 @@ def test_relative_paths_are_those_of_the_command(nodes: Nodes, tmp_path: Path, m
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no process groups")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("name", "code"), [("SIGINT", 130), ("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_ray_of_this_machine_ends_with_the_command_that_is_stopped(
-    number: int, code: int, clips: Path, tmp_path: Path
+    name: str, code: int, clips: Path, tmp_path: Path
 ) -> None:
+    number = signal.Signals[name]
     command = [sys.executable, "-m", "export3d", "prepare", str(clips), "-o", str(tmp_path / "data"), "--ray"]
     run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE, text=True)
     ours = f"_{run.pid}/"  # the end of the name of Ray's folder, which all its processes are told

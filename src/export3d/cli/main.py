@@ -7,9 +7,12 @@ Exit codes:
   rows.
 - 2: a bad input, setting or output, or a path that the system refuses, reported in one sentence on standard error.
 - 3: the answer is no (`verify`: a file is not marked; `consent check`: the face matches nobody).
+- 129: ended by SIGHUP, as by a terminal that is closed.
 - 130: interrupted.
 - 141: the reader of the output closed the pipe (as `| head` does).
-- 143: ended by SIGTERM; as after an interruption, no partial output is left.
+- 143: ended by SIGTERM.
+
+After a signal, as after an interruption, no partial output is left.
 
 Any other exception is a bug and keeps its traceback.
 
@@ -149,7 +152,7 @@ def _main(argv: list[str]) -> int:
 
 @contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Let SIGTERM, as Ctrl-C does, unwind the program as an exception, so that temporary files are removed.
+    """Let SIGTERM and SIGHUP, as Ctrl-C does, unwind the program as an exception, so that temporary files are removed.
 
     Python drops an exception that a destructor or a callback raises; the signal is then sent again.
     """
@@ -179,8 +182,11 @@ def _ending_on_signals() -> Iterator[None]:
         yield
         return
     asked_for: list[int] = []
-    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler  # not under nohup
-    numbers = [signal.SIGTERM, signal.SIGINT] if interruptible else [signal.SIGTERM]
+    numbers = [signal.SIGTERM]
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not in the background of a shell
+        numbers.append(signal.SIGINT)
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup asks
+        numbers.append(signal.SIGHUP)
     previous = {number: signal.signal(number, asked) for number in numbers}
     shown, sys.unraisablehook = sys.unraisablehook, lost
     try:

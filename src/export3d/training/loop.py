@@ -86,7 +86,7 @@ def train(
     resume: bool = True,
     command: Sequence[str] | None = None,
 ) -> Result:
-    """Train `task.module` until `max_images`, `max_minutes`, SIGINT or SIGTERM; always ends with a saved state.
+    """Train `task.module` until `max_images`, `max_minutes` or a signal to end; always ends with a saved state.
 
     Args:
         task: what to train; `task.module` holds the trained weights afterwards.

@@ -43,11 +43,16 @@ def seed_everything(seed: int, rank: int, images_seen: int) -> None:
 
 @contextlib.contextmanager
 def stop_signals(handler: Any) -> Iterator[None]:
-    """Route the first SIGINT or SIGTERM to `handler`; a second acts as usual. No effect outside the main thread."""
+    """Route the first SIGINT, SIGTERM or, unless it is ignored, SIGHUP to `handler`; a second acts as usual.
+
+    No effect outside the main thread.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup asks
+        previous[signal.SIGHUP] = signal.getsignal(signal.SIGHUP)
 
     def once(number: int, frame: object) -> None:
         signal.signal(number, previous[signal.Signals(number)])

@@ -199,11 +199,14 @@ def _connect(cluster: Cluster) -> int:
 def own_signals() -> Iterator[None]:
     """Keep this process's handlers of signals: Ray's own would end it at once, with a dump.
 
-    Processes that Ray starts meanwhile are deaf to SIGTERM, as Ray makes them to SIGINT: it is often sent to all
-    processes of a command, and if Ray ends first, Ray ends this process too, with code 1 and without a word.
+    Processes that Ray starts meanwhile are deaf to SIGTERM and SIGHUP, as Ray makes them to SIGINT: these are often
+    sent to all processes of a command, and if Ray ends first, Ray ends this process too, with code 1 and without a
+    word.
     """
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    heard = None if sys.platform == "win32" else signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    heard = None
+    if sys.platform != "win32":
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
     try:
         yield
     finally:

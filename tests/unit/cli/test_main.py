@@ -72,19 +72,44 @@ def test_an_interrupt_is_code_130_without_a_traceback(command: ModuleType, capsy
     assert capsys.readouterr().err == "export3d: interrupted\n"
 
 
-def test_sigterm_is_code_143_and_leaves_no_partial_file(command: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system's terminals send no such signal")
+@pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_to_end_leaves_no_partial_file(name: str, code: int, command: ModuleType, tmp_path: Path) -> None:
+    number = signal.Signals[name]
+
     def ended() -> None:
         """End in the middle of writing."""
         with replacing(tmp_path / "out.bin") as temporary:
             temporary.write_bytes(b"half")
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
             time.sleep(5.0)
 
+    def never(number: int, frame: object) -> None:
+        raise AssertionError("the command handles the signal itself")
+
     command.command = ended
-    before = signal.getsignal(signal.SIGTERM)
-    assert door.main(["try"]) == 143
+    before = signal.signal(number, never)
+    try:
+        assert door.main(["try"]) == code
+        assert signal.getsignal(number) is never
+    finally:
+        signal.signal(number, before)
     assert not list(tmp_path.iterdir())
-    assert signal.getsignal(signal.SIGTERM) is before
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system's terminals send no such signal")
+def test_a_hangup_that_is_ignored_stays_ignored(command: ModuleType) -> None:
+    def hung_up() -> None:
+        """Lose the terminal under nohup."""
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    command.command = hung_up
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert door.main(["try"]) == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
