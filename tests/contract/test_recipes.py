@@ -159,6 +159,14 @@ def test_the_recipes_of_the_package_are_these() -> None:
         assert set(parse((folder / f"{name}.toml").read_text("utf-8"), name)) <= set(KEYS)
 
 
+@pytest.mark.parametrize("name", ["base", "core"])
+def test_the_variants_of_a_recipe_change_its_preset(name: str) -> None:
+    settings = resolve(ReconstructionConfig, name).config
+    assert settings.preset is not None
+    own = preset(settings.preset)
+    assert [each for each in settings.variants if variant(own, each) == own] == []
+
+
 def test_the_recipe_core_gives_the_form_of_the_weights_that_ship() -> None:
     sidecar = json.loads((Path(export3d.__file__).parent / "assets" / "core.json").read_text("utf-8"))
     found = resolve(ReconstructionConfig, "core").config.model_config()
