@@ -409,7 +409,17 @@ def on_a_full_disk(size: int, *arguments: object) -> subprocess.CompletedProcess
 def test_a_full_disk_leaves_no_video(
     size: int, astronaut_path: Path, short_motion: Path, tiny_weights: Path, out: Path
 ) -> None:
-    files = ["--motion", short_motion, "--weights", tiny_weights, "-o", out / "a.mp4", "--sheet", out / "a.png", "--no-mark"]
+    files = [
+        "--motion",
+        short_motion,
+        "--weights",
+        tiny_weights,
+        "-o",
+        out / "a.mp4",
+        "--sheet",
+        out / "a.png",
+        "--no-mark",
+    ]
     done = on_a_full_disk(size, "animate", astronaut_path, *files)
     assert done.returncode == 2, done.stderr
     begun, sentence = done.stderr.splitlines()
