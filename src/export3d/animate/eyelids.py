@@ -119,7 +119,7 @@ def closed(
         step, share = step * share[:, None], torch.ones_like(share)
     at_last, rest = asked(_as_both(looking, step[:, None]), shift)[:, 0], asked(rest[:, None], shift)[:, 0]
     whole = asked(own[:, None, None], None)[:, 0].expand(-1, 2, -1)
-    both = torch.cat([at_rest, whole], dim=1).expand(len(blink), -1, -1)
+    both = torch.cat([at_rest, whole], dim=1).expand(blink.shape[0], -1, -1)
     return closing, Regions(torch.cat([at_last, rest], dim=1), both, share)
 
 
