@@ -11,6 +11,7 @@ Letters: B batch, L = 478 landmarks, F = 470 face vertices of the elastic mesh.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.face.landmark_sets import AROUND_EYES, EYE_CORNERS, EYE_LOOPS, LOWER_LIDS, UPPER_LIDS
@@ -51,7 +52,9 @@ def unfolded(landmarks: Tensor, own: Tensor) -> Tensor:
     way = own[:, edges] - own[:, folds]
     along = ((landmarks[:, edges] - landmarks[:, folds]) * way).sum(dim=-1, keepdim=True)
     missing = (_LEAST_LID - along / way.square().sum(dim=-1, keepdim=True).clamp_min(1e-8)).clamp_min(0.0)
-    return landmarks.index_add(1, edges, missing * way)
+    around = missing.unflatten(1, (2, -1))[..., 0]  # a lid stays round: what one vertex lacks its neighbours lack too
+    around = F.avg_pool1d(F.max_pool1d(F.pad(around, (4, 4), "circular"), 5, 1), 5, 1)
+    return landmarks.index_add(1, edges, around.flatten(1)[..., None] * way)
 
 
 def _openness(places: Tensor) -> Tensor:
