@@ -52,7 +52,8 @@ def unfolded(landmarks: Tensor, own: Tensor) -> Tensor:
     way = own[:, edges] - own[:, folds]
     along = ((landmarks[:, edges] - landmarks[:, folds]) * way).sum(dim=-1, keepdim=True)
     missing = (_LEAST_LID - along / way.square().sum(dim=-1, keepdim=True).clamp_min(1e-8)).clamp_min(0.0)
-    around = missing.reshape(missing.shape[0], 2, -1)  # a lid stays round: what one vertex lacks its neighbours lack too
+    around = missing.reshape(missing.shape[0], 2, -1)
+    # lids stay round: what one vertex lacks its neighbours lack too
     around = F.avg_pool1d(F.max_pool1d(F.pad(around, (4, 4), "circular"), 5, 1), 5, 1)
     return landmarks.index_add(1, edges, around.flatten(1)[..., None] * way)
 
