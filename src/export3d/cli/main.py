@@ -240,6 +240,10 @@ def _without_subcommand(name: str, argv: list[str]) -> int:
 
 
 def _run(name: str, argv: list[str]) -> int:
+    if name == "animate" and len(argv) > 1 and not any(word.startswith("-") for word in argv[:2]):
+        sentence = f"animate takes one portrait; for {argv[1]!r} write --driving or --motion before it"
+        print(f"export3d: {sentence}", file=sys.stderr)
+        return 2
     import tyro
 
     if shutil.get_terminal_size().columns < _NARROWEST:

@@ -150,8 +150,10 @@ def prepare(
     began = time.monotonic()
     out, limits = as_place(out), limits or Limits()
     workers = (os.cpu_count() or 1) if workers is None else workers
-    if not 0.0 <= (val_fraction or 0.0) < 1.0 or (isinstance(workers, int) and workers < 0):
-        raise ConfigError("val_fraction must be at least 0 and below 1, and workers not negative")
+    if not 0.0 <= (val_fraction or 0.0) < 1.0:
+        raise ConfigError(f"the fraction of people for val must be at least 0 and below 1, got {val_fraction:g}")
+    if isinstance(workers, int) and workers < 0:
+        raise ConfigError(f"workers must not be negative, got {workers}")
     if manifest is not None and val_fraction:
         raise ConfigError("the manifest already assigns the splits; leave val_fraction out")
     rows = None if manifest is None else read_manifest(as_place(manifest))

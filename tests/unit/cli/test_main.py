@@ -212,6 +212,13 @@ def test_the_librarys_warnings_are_shown_once_and_only_while_a_command_runs(
     assert logging.getLogger("export3d").handlers == []
 
 
+def test_a_driving_video_without_its_option_is_told_which(capsys: pytest.CaptureFixture[str]) -> None:
+    assert door.main(["animate", "me.jpg", "her.mp4", "-o", "a.mp4"]) == 2
+    assert capsys.readouterr().err == (
+        "export3d: animate takes one portrait; for 'her.mp4' write --driving or --motion before it\n"
+    )
+
+
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert door.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("export3d 0.")

@@ -512,7 +512,7 @@ def test_inputs_that_do_not_exist_are_named(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="nothing to prepare"):
         run(tmp_path / "empty", tmp_path / "out")
-    with pytest.raises(ConfigError, match="val_fraction"):
+    with pytest.raises(ConfigError, match="must be at least 0 and below 1, got 1"):
         run(tmp_path / "empty", tmp_path / "out", val_fraction=1.0)
     with pytest.raises(ConfigError, match="leave val_fraction out"):
         run([], tmp_path / "out", tmp_path / "list.csv", val_fraction=0.5)
