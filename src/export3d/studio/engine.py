@@ -32,7 +32,6 @@ from export3d import errors
 from export3d.engines.names import EngineName
 from export3d.errors import Export3DError
 from export3d.studio import engine_process
-from export3d.workers.processes import interrupts_held
 
 log = logging.getLogger(__name__)
 
@@ -319,7 +318,7 @@ class Engine:
         process = context.Process(
             target=engine_process.main, args=(theirs, self._settings), name="export3d-engine", daemon=True
         )
-        await asyncio.to_thread(_start, process)
+        await asyncio.to_thread(process.start)
         theirs.close()
         self._process, self._pipe = process, ours
         self._listening = threading.Thread(target=self._listen, args=(loop, ours, process), name="engine", daemon=True)
@@ -385,12 +384,6 @@ class Engine:
                 return
             except Export3DError as problem:
                 log.warning("the engine did not start again: %s", problem)
-
-
-def _start(process: BaseProcess) -> None:
-    """In a thread: a Ctrl-C meanwhile reaches this process only."""
-    with interrupts_held():
-        process.start()
 
 
 def _plain(portrait: Portrait) -> dict[str, Any]:

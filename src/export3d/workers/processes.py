@@ -42,7 +42,7 @@ def run_in_processes(
     try:
         while waiting or crew:
             while waiting and len(crew) < workers:
-                with interrupts_held():
+                with _interrupts_held():
                     crew.append(_Worker(context, start, temporary.name))
                 crew[-1].give(*waiting.popleft())
             ready = wait([worker.pipe for worker in crew])
@@ -69,9 +69,9 @@ def run_in_processes(
 
 
 @contextlib.contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back from this thread until the block ends. A process that starts in it never gets one, from its
-    first instruction on: it would print a traceback of what it was importing.
+def _interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the block ends. A process that starts in it never gets one, from its first instruction
+    on: it would print a traceback of what it was importing.
 
     Not on Windows, which has no signal masks.
     """

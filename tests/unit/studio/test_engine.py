@@ -337,34 +337,6 @@ def test_a_child_that_starts_is_not_waited_for(rigid_weights: Path) -> None:
     asyncio.run(use())
 
 
-INTERRUPTED = """
-import asyncio, os, signal
-from export3d.errors import CheckpointError
-from export3d.studio.engine import Engine
-
-async def main():
-    engine = Engine(weights="none.safetensors")
-    try:
-        await engine.start()
-    except CheckpointError:
-        print("started")
-    await engine.stop()
-
-if __name__ == "__mp_main__":
-    os.kill(os.getpid(), signal.SIGINT)
-if __name__ == "__main__":
-    asyncio.run(main())
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no signal masks")
-def test_ctrl_c_does_not_reach_a_child_that_starts(tmp_path: Path) -> None:
-    """It gets one here while it imports the main module, before any code of ours."""
-    (tmp_path / "main.py").write_text(INTERRUPTED)
-    done = subprocess.run([sys.executable, tmp_path / "main.py"], capture_output=True, text=True, check=False)
-    assert (done.stdout, done.stderr) == ("started\n", "")
-
-
 ORPHAN = """
 import asyncio, sys, time
 from export3d.studio.engine import Engine
