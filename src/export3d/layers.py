@@ -38,6 +38,12 @@ def constant(values: Any, device: torch.device, dtype: torch.dtype | None = None
     return _constants[key]
 
 
+def smooth_step(x: Tensor) -> Tensor:
+    """0 below 0, 1 above 1, smooth between."""
+    x = x.clamp(0.0, 1.0)
+    return x * x * (3.0 - 2.0 * x)
+
+
 def conv3x3(channels_in: int, channels_out: int, stride: int = 1) -> nn.Conv2d:
     """3x3 convolution, padding 1, He-initialised for a leaky ReLU after it."""
     layer = nn.Conv2d(channels_in, channels_out, 3, stride, 1)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from export3d.expression.encoder import ExpressionEncoder
-from export3d.layers import constant
+from export3d.layers import constant, smooth_step
 from export3d.model import Encoded, Export3D
 from export3d.motion.arkit import ARKIT52
 from export3d.warping.landmark_motion import Face, LandmarkMotion, Regions
@@ -113,10 +113,11 @@ def closed(
     step = _first_below(opened, torch.minimum(wanted, opened[:, 0]))
     needed = step.amin(dim=1, keepdim=True).expand(-1, 2)
     closing = torch.lerp(expression, _along(expression, needed), share[:, None])
-    rest = torch.stack([closing, closing], dim=1)
+    above = below = closing
     if edited:
-        rest = torch.stack([torch.where(brows, expression, own), torch.where(around_eyes, own, expression)], dim=1)
+        above, below = torch.where(brows, expression, own), torch.where(around_eyes, own, expression)
         step, share = step * share[:, None], torch.ones_like(share)
+    rest = torch.stack([above, below], dim=1)
     at_last, rest = asked(_as_both(looking, step[:, None]), shift)[:, 0], asked(rest[:, None], shift)[:, 0]
     whole = asked(own[:, None, None], None)[:, 0].expand(-1, 2, -1)
     both = torch.cat([at_rest, whole], dim=1).expand(blink.shape[0], -1, -1)
@@ -125,7 +126,7 @@ def closed(
 
 def _share(expression: Tensor) -> Tensor:
     """(B,) how far eyes close by their scores (B, E) rather than with the face."""
-    return _smooth((expression[:, _BLINK].amax(dim=1) - _FADE[0]) / (_FADE[1] - _FADE[0]))
+    return smooth_step((expression[:, _BLINK].amax(dim=1) - _FADE[0]) / (_FADE[1] - _FADE[0]))
 
 
 def _along(expression: Tensor, step: Tensor) -> Tensor:
@@ -185,8 +186,3 @@ def _first_below(values: Tensor, limit: Tensor) -> Tensor:
     first, second = values.gather(1, before), values.gather(1, number)
     part = ((first - limit[:, None]) / (first - second).clamp_min(1e-6)).clamp(0.0, 1.0)
     return ((before + part * (number - before)) * (_LONGEST / (_STEPS - 1)))[:, 0]
-
-
-def _smooth(x: Tensor) -> Tensor:
-    x = x.clamp(0.0, 1.0)
-    return x * x * (3.0 - 2.0 * x)

@@ -37,6 +37,8 @@ _BESIDE = 6.0
 """Around the margin, in margins: what lies there hardly counts as detail if the background goes on beyond it."""
 _HAIR = 0.06
 """Difference from the wall, 0..1, of loose hair."""
+_STRAND = 0.12
+"""Crop sides that loose hair reaches beyond the matte at most."""
 _REACH = 0.4
 """Crop sides around a crop, less than those over which `photo.compositor` fades its motion out."""
 _BLUR = 0.02
@@ -79,11 +81,12 @@ def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixel
     height, width = matte.shape
     person, small, fill = _fill(image, matte)
     detail = _detailed(small, person)
-    loose = _loose_hair(small, person, detail, 0.12 * min(box.side for box in boxes) * person.shape[-2] / height)
+    side = min(box.side for box in boxes) * person.shape[-2] / height
+    loose = _loose_hair(small, person, detail, _STRAND * side)
     if bool(((loose > 0) & (person < 1)).any()):
         person = torch.maximum(person, _widened(loose, max(0.3 * _margin(*person.shape[-2:]), 3.0)))
         fill = filled(small, (person <= 0).float())
-    margin = 0.015 * min(box.side for box in boxes) * person.shape[-2] / height
+    margin = 0.015 * side
     near = _widened((person > 0).float(), max(margin, 4.0))
     plain, colours = 1.0 - detail * _reached(boxes, image, person.shape[-2:]), image
     if bool(((plain < 1.0) & (near > 0.0)).any()):

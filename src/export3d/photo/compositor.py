@@ -25,7 +25,7 @@ from torch import Tensor
 from export3d.errors import check_shape
 from export3d.face.crop import CropBox, crop
 from export3d.image import resize
-from export3d.layers import constant
+from export3d.layers import constant, smooth_step
 from export3d.photo.canvas import Canvas
 from export3d.photo.layers import Layers
 from export3d.warping.elastic_mesh import softened
@@ -134,7 +134,7 @@ class _Face:
         self._window = self._fade_in(size)
         at = torch.arange(size, device=source.device) / size
         self._beside = torch.exp((at[:, None] - at).abs() / -_BESIDE)
-        self._ramp = _smooth((at - at[-1]) / _FADE + 1.0)
+        self._ramp = smooth_step((at - at[-1]) / _FADE + 1.0)
         matte, opacity = (
             crop(np.repeat(layer[..., None], 3, axis=2), box, size) for layer in (layers.matte, layers.person[..., 3])
         )
@@ -199,7 +199,7 @@ class _Face:
         """Places (h, w, 2) of a band's pixels in the person, grid units, x first, and how far each moves, 0 to 1."""
         x, y = self._x[None, :], self._y[rows, None]
         (left, top), side = self._box.corner, self._box.side
-        free = _smooth(1.0 - torch.hypot(_outside((x - left) / side), _outside((y - top) / side)) / _REACH)
+        free = smooth_step(1.0 - torch.hypot(_outside((x - left) / side), _outside((y - top) / side)) / _REACH)
         territory = self._territory(x, y)
         if territory is not None:
             free = free * territory
@@ -299,7 +299,7 @@ class _Face:
                 fade = torch.minimum(fade, at / _FADE)
             if after:
                 fade = torch.minimum(fade, at.flip(0) / _FADE)
-            fades.append(_smooth(fade))
+            fades.append(smooth_step(fade))
         return (fades[1][:, None] * fades[0][None, :])[None, None]
 
     def _continued(self, origin: Origin) -> Origin:
@@ -313,7 +313,7 @@ class _Face:
         inner = origin.offset[..., rows[0] : size - rows[1], columns[0] : size - columns[1]]
         apart = F.pad(inner, (*columns, *rows), "replicate") - origin.offset
         unit = 2.0 * _AGREED / 256.0
-        apart = apart * _smooth(_length(apart) / (2.0 * unit) - 0.5)  # a head at rest stays in place
+        apart = apart * smooth_step(_length(apart) / (2.0 * unit) - 0.5)  # a head at rest stays in place
         return replace(
             origin,
             offset=self._of_the_person(origin.offset + apart),
@@ -344,7 +344,7 @@ class _Face:
             return None
         own = _away(x, y, self._box)
         nearest = torch.stack([_away(x, y, box) for box in self._others]).amin(dim=0)
-        return _smooth(0.5 + (nearest - own) / _BORDER)
+        return smooth_step(0.5 + (nearest - own) / _BORDER)
 
 
 class _Taps:
@@ -480,12 +480,6 @@ def _length(flow: Tensor) -> Tensor:
 def _outside(share: Tensor) -> Tensor:
     """How far places 0..1 lie outside that range."""
     return torch.maximum(-share, share - 1.0).clamp_min(0.0)
-
-
-def _smooth(x: Tensor) -> Tensor:
-    """0 below 0, 1 above 1, smooth between."""
-    x = x.clamp(0.0, 1.0)
-    return x * x * (3.0 - 2.0 * x)
 
 
 def _away(x: Tensor, y: Tensor, box: CropBox) -> Tensor:

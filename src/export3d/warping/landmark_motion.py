@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from export3d.errors import check_shape
 from export3d.face.landmark_sets import EYE_CORNERS, IRISES, LIPS, MOUTH_CORNERS
 from export3d.face.mesh import LANDMARKS, canonical_mesh
-from export3d.layers import constant
+from export3d.layers import constant, smooth_step
 from export3d.warping.average_head import plane_positions
 from export3d.warping.elastic_mesh import FACE
 
@@ -222,8 +222,8 @@ def _regions(points: Tensor) -> Tensor:
     (right, left), mouth = (points[list(corners), :2] for corners in EYE_CORNERS), points[list(MOUTH_CORNERS), 1].mean()
     height = torch.cat([right, left])[:, 1].mean()
     down = (points[:, 1] - height) / (mouth - height)
-    above, below = (_smooth((down - first) / (last - first)) for first, last in (_ABOVE, _BELOW))
-    eyes, on_left = 1.0 - above - below, _smooth((points[:, 0] - right[1, 0]) / (left[1, 0] - right[1, 0]))
+    above, below = (smooth_step((down - first) / (last - first)) for first, last in (_ABOVE, _BELOW))
+    eyes, on_left = 1.0 - above - below, smooth_step((points[:, 0] - right[1, 0]) / (left[1, 0] - right[1, 0]))
     return torch.stack([eyes * (1.0 - on_left), eyes * on_left, above, below])
 
 
@@ -233,11 +233,6 @@ def _along(points: Tensor, corners: tuple[int, int]) -> Tensor:
     way = inner - outer
     part: Tensor = (points[:, :2] - outer) @ way / way.square().sum()
     return part.clamp(0.0, 1.0)
-
-
-def _smooth(x: Tensor) -> Tensor:
-    x = x.clamp(0.0, 1.0)
-    return x * x * (3.0 - 2.0 * x)
 
 
 def average_landmarks() -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.face.landmark_sets import AROUND_EYES, EYE_CORNERS, EYE_LOOPS, LOWER_LIDS, UPPER_LIDS
-from export3d.layers import constant
+from export3d.layers import constant, smooth_step
 
 _UPPER, _LOWER = (tuple(n for lid in lids for n in lid) for lids in (UPPER_LIDS, LOWER_LIDS))
 _EDGES, _FOLDS = (tuple(n for loop in loops for n in loop) for loops in (EYE_LOOPS, AROUND_EYES))
@@ -63,6 +63,4 @@ def _openness(places: Tensor) -> Tensor:
     upper, lower, outer = (places[:, constant(numbers, places.device)] for numbers in (_UPPER, _LOWER, _OUTER))
     gap = (lower - upper).norm(dim=-1).unflatten(1, (2, -1)).mean(dim=-1)
     width = (outer[:, 0] - outer[:, 1]).norm(dim=-1, keepdim=True).clamp_min(1e-4)
-    part = ((gap / width - _SHUT) / (_OPEN - _SHUT)).clamp(0.0, 1.0)
-    out: Tensor = part * part * (3.0 - 2.0 * part)
-    return out
+    return smooth_step((gap / width - _SHUT) / (_OPEN - _SHUT))
