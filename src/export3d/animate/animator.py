@@ -579,8 +579,7 @@ class Animator:
         def frames(start: int) -> list[Picture]:
             at = _numbers(start, together, count)
             parts = [
-                (self._planes(one, motion.expression[at]), motion.camera[at])
-                for one, motion in zip(view.sources, motions)
+                (self._moving(one, motion.rows(at)), motion.camera[at]) for one, motion in zip(view.sources, motions)
             ]
             return self._frames(view, parts)[: count - start]
 
@@ -606,6 +605,11 @@ class Animator:
         own, wanted = self._tensor(source.expression), self._tensor(expression)
         asked, regions = closing_eyes(self.model, source.features, own, wanted, moved, edited)
         return self.engine.planes(source.features, asked, moved, regions)
+
+    def _moving(self, source: Source, motion: Motion) -> Planes:
+        """The planes of each frame of a motion, which also know of the driving shoulders."""
+        planes = self._planes(source, motion.expression)
+        return planes.with_shoulders(self._tensor(motion.shoulders)) if motion.shoulders.any() else planes
 
     def _drawn(
         self, view: _View, parts: Sequence[tuple[Planes, NDArray]], batch: int = 1, rays: int | None = None

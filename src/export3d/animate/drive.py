@@ -28,6 +28,7 @@ from export3d.animate.head_motion import (
     displacement,
     eased,
     eased_expression,
+    limited,
     neck_place,
     runs,
     seen_rotation,
@@ -67,6 +68,8 @@ _AT_REST = (
 """Scores that say how far a face is from rest, for choosing the reference frame."""
 _LEAVING_S = 0.3
 """A face leaves the frame, or comes into it, in about this time, and is then seen in part."""
+FARTHEST_SHOULDERS = 0.12
+"""Farthest that shoulders move from their place beside the neck's own way, crop widths."""
 _RESTLESS = 0.3
 """A shot whose most neutral face is so much farther from rest than the motion's takes the motion's."""
 
@@ -201,10 +204,12 @@ def _ready_to_track() -> Tracker:
     import numpy.ma  # noqa: F401 - NumPy imports it for its first median
     from PIL import Image
 
+    from export3d.face.shoulders import search
     from export3d.face.tracker import Tracker
 
     Image.init()
     canonical_mesh()
+    search()
     return Tracker()
 
 
@@ -379,6 +384,9 @@ def rebase(
     turned: NDArray[np.floating] = rotation @ np.swapaxes(rotation[frames.pose], -1, -2) @ own_rotation
     turned[away] = own_rotation
     moved: NDArray[np.floating] = displacement(motion, frames.place, head_motion)
+    shoulders: NDArray[np.floating] = motion.shoulders_from(frames.place)
+    shoulders[:, :2] = limited(shoulders[:, :2], FARTHEST_SHOULDERS)
+    shoulders[away] = 0.0
     expression: NDArray[np.floating] = own_expression + motion.expression - motion.expression[frames.expression]
     expression[away] = own_expression
     if len(runs(motion.shot)) > 1:
@@ -386,10 +394,11 @@ def rebase(
         turned = camera.head_rotation(eased(angles, motion.shot, motion.fps))
         moved = eased(moved, motion.shot, motion.fps)
         expression = eased_expression(expression, motion.shot, motion.fps)
+        shoulders = eased(shoulders, motion.shot, motion.fps)
     labels = with_neck(turned, neck_place(source_camera) + moved, intrinsics)
     if motion.space == "arkit52":
         expression = expression.clip(0.0, 1.0)
-    return replace(motion, expression=expression.astype(np.float32), camera=labels.astype(np.float32))
+    return replace(motion, expression=expression, camera=labels, shoulders=shoulders)
 
 
 def hold(motion: Motion, scores: Mapping[str, float]) -> Motion:

@@ -14,18 +14,19 @@ Nothing is known of what follows, so three things differ from a clip's motion:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from export3d import camera
-from export3d.animate.drive import restlessness
+from export3d.animate.drive import FARTHEST_SHOULDERS, restlessness
 from export3d.animate.head_motion import (
     Displacement,
     HeadMotion,
     angles_deg,
     check_head_motion,
+    limited,
     neck_place,
     seen_rotation,
     with_neck,
@@ -35,6 +36,7 @@ from export3d.errors import ConfigError, check_shape
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox, crop_box
 from export3d.face.landmarks import Face
+from export3d.face.shoulders import UNKNOWN
 from export3d.face.smooth import from_pose_numbers, pose_numbers
 from export3d.motion.arkit import ARKIT52
 
@@ -58,6 +60,8 @@ _SCORES = (2.0, 4.0)
 On four filmed clips a blink is delayed by 18 ms, a jaw by 25 and a head turn by 33, and the frame-to-frame jitter of
 scores (second differences) falls to 0.6 of the tracker's, as in `export3d.face.smooth`.
 """
+_SHOULDERS = ([2.0, 2.0, 2.0], [14.0, 14.0, 0.0])
+"""The same of the shoulders' place, crop widths, and of how sure it is."""
 _POSE = np.array([[2.0, 0.1]] * 3 + [[2.0, 60.0]] * 2 + [[0.4, 2.0]])
 """The same of head angles (degrees), direction (x / z) and log distance, which fluctuates most."""
 
@@ -101,16 +105,18 @@ def _share(cutoff_hz: float | Array, seconds: float) -> float | Array:
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """What the portrait does: an expression (E,) and a camera label (25,), float32."""
+    """What the portrait does: an expression (E,), a camera label (25,) and shoulders (3,) as in `Motion`, float32."""
 
     expression: NDArray[np.float32]
     camera: NDArray[np.float32]
+    shoulders: NDArray[np.float32] = field(default_factory=UNKNOWN.copy)
 
     def __eq__(self, other: object) -> bool:
         return (
             isinstance(other, Pose)
             and np.array_equal(self.expression, other.expression)
             and np.array_equal(self.camera, other.camera)
+            and np.array_equal(self.shoulders, other.shoulders)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -118,12 +124,13 @@ class Pose:
 
 @dataclass(frozen=True)
 class _Neutral:
-    """The face that changes are measured from: its crop in the frames, mesh, scores and head rotation."""
+    """The face that changes are measured from: its crop in the frames, mesh, scores, head rotation and shoulders."""
 
     crop: CropBox
     shape: Array
     scores: Array
     rotation: Array
+    shoulders: Array
 
 
 class Follower:
@@ -153,13 +160,14 @@ class Follower:
         self._head_motion = head_motion
         self._expression, self._rotation = at_rest(scores), seen_rotation(label)
         self._place, self._intrinsics = neck_place(label), camera.unpack(label)[1]
-        self._at_rest = self._numbers(self._rotation, self._expression, np.zeros(3))
+        self._at_rest = self._numbers(self._rotation, self._expression, np.zeros(3), np.zeros(3))
         self.rest = self._pose(self._at_rest)
         self.calibrating = True
-        self._seen: list[tuple[Array, Array, float]] = []
+        self._seen: list[tuple[Array, Array, Array, float]] = []
         self._neutral: _Neutral | None = None
         self._scores = OneEuro(*_SCORES)
         self._head = OneEuro(*_POSE.T)
+        self._shoulders = OneEuro(*_SHOULDERS)
         self._last_seen, self._missed = -np.inf, True
         self._following = False
         self._target, self._shown = self._at_rest, self._at_rest
@@ -169,21 +177,22 @@ class Follower:
         """Measure the neutral face anew from the next second; until then the old one is followed."""
         self._seen, self.calibrating = [], True
 
-    def step(self, face: Face | None, time_s: float) -> Pose:
+    def step(self, face: Face | None, time_s: float, shoulders: NDArray[np.float32] = UNKNOWN) -> Pose:
         """What the portrait does in the next frame of the camera.
 
         Args:
             face: in a frame of the camera, None where there is none.
             time_s: when the frame was captured, seconds; ascending.
+            shoulders: (3,) of that face, see `Shoulders.step`.
         """
         if face is not None:
             if self._missed and time_s - self._last_seen > HOLD_S:
                 self._restart()
             self._last_seen = time_s
             if self.calibrating:
-                self._collect(face, time_s)
+                self._collect(face, shoulders, time_s)
             if self._neutral is not None:
-                self._target = self._followed(face, self._neutral, time_s)
+                self._target = self._followed(face, shoulders, self._neutral, time_s)
         self._missed = face is None
         follows = self._neutral is not None and not (self._missed and time_s - self._last_seen > HOLD_S)
         if follows != self._following:
@@ -201,29 +210,32 @@ class Follower:
     def _restart(self) -> None:
         self._scores.reset()
         self._head.reset()
+        self._shoulders.reset()
         if self._neutral is not None:
             self._displacement.restart()
         self._seen = []
 
-    def _collect(self, face: Face, time_s: float) -> None:
-        self._seen.append((face.landmarks[:, :2], face.scores, time_s))
-        if len(self._seen) < _FEWEST or time_s - self._seen[0][2] < CALIBRATION_S:
+    def _collect(self, face: Face, shoulders: Array, time_s: float) -> None:
+        self._seen.append((face.landmarks[:, :2], face.scores, shoulders, time_s))
+        if len(self._seen) < _FEWEST or time_s - self._seen[0][3] < CALIBRATION_S:
             return
-        landmarks, scores = (np.stack([one[part] for one in self._seen[-_MOST:]]) for part in (0, 1))
+        landmarks, scores, known = (np.stack([one[part] for one in self._seen[-_MOST:]]) for part in (0, 1, 2))
         box = crop_box(landmarks)
         shape = pose.person_shape(box.to_crop(landmarks), CROP_SIZE)
         labels = pose.fit_cameras(box.to_crop(landmarks), CROP_SIZE, shape, scores)[0]
         angles, position = pose_numbers(labels)
         label = from_pose_numbers(np.median(angles, axis=0)[None], np.median(position, axis=0)[None])[0]
         calm = scores[np.argsort(restlessness(scores))[: max(_FEWEST, len(scores) // _CALM)]]
-        self._neutral = _Neutral(box, shape, np.median(calm, axis=0), seen_rotation(label))
+        places = np.median(_in_crop(known, box) - _neck(labels), axis=0)
+        self._neutral = _Neutral(box, shape, np.median(calm, axis=0), seen_rotation(label), places)
         self._displacement = Displacement(self._head_motion, neck_place(label))
         self._scores.reset()
         self._head.reset()
+        self._shoulders.reset()
         self._passage = (self._shown, time_s)
         self._seen, self.calibrating = [], False
 
-    def _followed(self, face: Face, neutral: _Neutral, time_s: float) -> Array:
+    def _followed(self, face: Face, shoulders: Array, neutral: _Neutral, time_s: float) -> Array:
         points = neutral.crop.to_crop(face.landmarks[None, :, :2])
         label = pose.fit_cameras(points, CROP_SIZE, neutral.shape, face.scores[None])[0]
         numbers = self._head.step(np.concatenate(pose_numbers(label), axis=1)[0], time_s)
@@ -231,17 +243,32 @@ class Follower:
         rotation = seen_rotation(label) @ neutral.rotation.T @ self._rotation
         scores = self._scores.step(face.scores.astype(np.float64), time_s)
         moved = self._displacement.step(neck_place(label), time_s)
-        return self._numbers(rotation, (self._expression + scores - neutral.scores).clip(0.0, 1.0), moved)
+        beside = self._shoulders.step(_in_crop(shoulders[None], neutral.crop)[0], time_s) - _neck(label[None])[0]
+        way = limited(beside[None, :2] - neutral.shoulders[:2], FARTHEST_SHOULDERS)[0]
+        sure = beside[2] * neutral.shoulders[2]
+        expression = (self._expression + scores - neutral.scores).clip(0.0, 1.0)
+        return self._numbers(rotation, expression, moved, np.array([*way, sure]))
 
     @staticmethod
-    def _numbers(rotation: Array, expression: Array, moved: Array) -> Array:
-        """Head angles, displacement and expression as (58,) numbers between which one can pass over."""
-        return np.concatenate([angles_deg(rotation[None])[0], moved, expression])
+    def _numbers(rotation: Array, expression: Array, moved: Array, shoulders: Array) -> Array:
+        """Head angles, displacement, shoulders and expression as (61,) numbers between which one can pass over."""
+        return np.concatenate([angles_deg(rotation[None])[0], moved, shoulders, expression])
 
     def _pose(self, numbers: Array) -> Pose:
         rotation, place = camera.head_rotation(numbers[None, :3]), self._place + numbers[None, 3:6]
         label = with_neck(rotation, place, self._intrinsics)[0]
-        return Pose(numbers[6:].astype(np.float32), label.astype(np.float32))
+        return Pose(*(part.astype(np.float32) for part in (numbers[9:], label, numbers[6:9])))
+
+
+def _in_crop(shoulders: Array, box: CropBox) -> Array:
+    """`Shoulders.step` (T, 3) with places in a crop, crop widths."""
+    return np.concatenate([box.to_crop(shoulders[:, :2], 1.0), shoulders[:, 2:]], axis=1)
+
+
+def _neck(labels: Array) -> Array:
+    """(T, 3) place of the neck of cameras (T, 25), crop widths, and 0."""
+    places = camera.project(np.broadcast_to(camera.NECK, (len(labels), 1, 3)), labels)[:, 0]
+    return np.pad(places, ((0, 0), (0, 1)))
 
 
 def check_space(space: str) -> None:

@@ -31,9 +31,7 @@ Array = NDArray[np.floating]
 HeadMotion = Literal["steady", "full", "rotation"]
 """Names of what becomes of the head's place."""
 
-NECK = np.array([0.0, 0.1, 0.1])
-"""The neck in head axes, scene units: 5.5 cm below the head's origin and behind it. Fitted to 210 clips of talking
-heads: relative to it, quick movements (under 1.5 s) of the origin are 20 % smaller."""
+_NECK = np.array(camera.NECK)
 _LIMITS = {"steady": (0.1, 0.06), "full": (0.25, 0.25)}
 """Largest displacement across the picture, crop widths, and of the logarithm of the distance."""
 _SHAKE_S, _RETURN_S = 0.16, 2.0
@@ -62,7 +60,7 @@ def neck_place(labels: ArrayLike) -> Array:
     """The place (..., 3) of the neck in the view of camera labels (..., 25)."""
     labels = np.asarray(labels, dtype=np.float64)
     cam2world, intrinsics = camera.unpack(labels)
-    x, y, z = np.moveaxis(camera.head_position(labels) + NECK @ cam2world[..., :3, :3], -1, 0)
+    x, y, z = np.moveaxis(camera.head_position(labels) + _NECK @ cam2world[..., :3, :3], -1, 0)
     z = np.maximum(z, 1e-6)
     return np.stack([x / z * intrinsics[..., 0, 0], y / z * intrinsics[..., 1, 1], np.log(z)], axis=-1)
 
@@ -85,7 +83,7 @@ def with_neck(rotation: Array, place: Array, intrinsics: Array) -> Array:
     neck = np.concatenate([place[:, :2] / np.diag(intrinsics)[:2] * z, z], axis=1)
     cam2world = np.tile(np.eye(4), (len(place), 1, 1))
     cam2world[:, :3, :3] = np.swapaxes(_toward(place, intrinsics) @ rotation, -1, -2)
-    cam2world[:, :3, 3] = NECK - (cam2world[:, :3, :3] @ neck[:, :, None])[:, :, 0]
+    cam2world[:, :3, 3] = _NECK - (cam2world[:, :3, :3] @ neck[:, :, None])[:, :, 0]
     return camera.pack(cam2world, np.broadcast_to(intrinsics, (len(place), 3, 3)))
 
 

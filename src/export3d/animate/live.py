@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from export3d.animate.follow import Follower, Pose, check_space
 from export3d.animate.head_motion import HeadMotion
 from export3d.errors import Export3DError, NoFaceFound
 from export3d.face.landmarks import LONG_SIDE, Face
 from export3d.face.people import Person
+from export3d.face.shoulders import UNKNOWN
 from export3d.model import Planes
 from export3d.photo.options import Frame, Size
 from export3d.video.capture import TIMEOUT_S, Capture, Newest
@@ -229,7 +231,8 @@ class Live:
                     self.stats.shown_s.append(now)
 
     def _rendered(self, pose: Pose, planes: Planes) -> Picture:
-        return self._animator.render_planes(self._source, planes, pose.camera, **self._options)
+        known = torch.from_numpy(pose.shoulders)[None].to(self._animator.device)
+        return self._animator.render_planes(self._source, planes.with_shoulders(known), pose.camera, **self._options)
 
     def _track(self, pose: Pose, planes: Planes) -> None:
         try:
@@ -243,7 +246,7 @@ class Live:
                 self._crowd.step(captured.pixels)
                 face = self._face()
                 self._crowd.forget()
-                before, pose = pose, self._follower.step(face, captured.time_s)
+                before, pose = pose, self._follower.step(face, captured.time_s, self._shoulders())
                 if not np.array_equal(pose.expression, before.expression):
                     planes = self._animator.planes(self._source, pose.expression)
                 self.stats.tracked += 1
@@ -253,6 +256,10 @@ class Live:
             self._failure = problem
         finally:
             self._tracked.close()
+
+    def _shoulders(self) -> NDArray[np.float32]:
+        """The shoulders of the person who was seen last."""
+        return UNKNOWN if self._person is None else self._person.shoulders()[-1].copy()
 
     def _face(self) -> Face | None:
         """The face of the person who is followed, until that person is gone; then the largest."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from export3d.animate.animator import Animator
@@ -35,8 +33,7 @@ def measured_ranges(model: Export3D) -> Ranges:
             source = animator.encode(picture)
             for name in BUNDLED:
                 motion = Motion.load(bundled_motion(name))
-                kept = replace(motion, expression=motion.expression[::_EVERY], camera=motion.camera[::_EVERY])
-                for _ in animator.animate(source, kept, relative=False):
+                for _ in animator.animate(source, motion[::_EVERY], relative=False):
                     pass
             planes = animator.planes(source, source.expression)
             for camera in _CAMERAS:

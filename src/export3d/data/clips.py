@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export3d.data.shards import Record
+from export3d.data.shards import FPS, Record
 from export3d.errors import BadMotionFile, ConfigError, InputError, NoFaceFound
 from export3d.face.crop import CROP_SIZE, FACE_HEIGHTS, crop
 from export3d.face.landmark_sets import NOSE_TIP
@@ -34,7 +34,6 @@ from export3d.video.kinds import is_video
 Coefficients = NDArray[np.float32]
 """(T, 64)."""
 
-FPS = 25.0
 _CUT_JUMP = 0.5
 """A nose tip that moves by more than this many face heights between two frames marks a cut."""
 _OUTSIDE_SHARE = 0.2
@@ -148,7 +147,7 @@ def _expressed(track: Track, given: Coefficients | None, start: int = 0) -> Trac
     if given is None:
         return track
     motion, rows = track.motion, given[start : start + len(track.found)]
-    return replace(track, motion=Motion(rows, motion.camera, motion.fps, "bfm64"))
+    return replace(track, motion=Motion(rows, motion.camera, motion.fps, "bfm64", shoulders=motion.shoulders))
 
 
 def _still(
@@ -305,6 +304,7 @@ def _record(
         landmarks.clip(-4.0, 4.0).astype(np.float16),
         found,
         {**info, **details},
+        track.motion.shoulders,
     )
 
 

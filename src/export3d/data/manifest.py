@@ -38,7 +38,7 @@ from export3d.motion.bfm64 import SUFFIXES
 
 logger = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 """Version of the preparation. It is part of every fingerprint: raising it causes every file to be prepared again."""
 PARTS_FOLDER = "parts"
 """Folder inside a split for the output of finished jobs."""

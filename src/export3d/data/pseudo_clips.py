@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from export3d.camera import head_angles, head_rotation
-from export3d.data.clips import FPS, Limits, encode_clip
+from export3d.data.clips import Limits, encode_clip
 from export3d.data.shard_writer import update
-from export3d.data.shards import INDEX_NAME, Record, Reject, read_index, read_shards
+from export3d.data.shards import FPS, INDEX_NAME, Record, Reject, read_index, read_shards
 from export3d.errors import ConfigError, InputError, counted
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE

@@ -208,6 +208,8 @@ def _members(record: Record) -> dict[str, bytes]:
         "landmarks": record.landmarks,
         "found": record.found,
     }
+    if record.shoulders.any():
+        track["shoulders"] = record.shoulders
     return {
         "json": (json.dumps(record.info, indent=1, ensure_ascii=False) + "\n").encode(),
         "track.safetensors": save_tensors(track),

@@ -4,7 +4,8 @@ A split is a folder of tar files in the WebDataset layout and one `index.json` t
 still portrait, stored as three adjacent members of one tar:
 
     KEY.json                provenance: source file, person, split, terms, fps, crop, reprojection, tool version
-    KEY.track.safetensors   expression (T, E) f32, camera (T, 25) f32, landmarks (T, 478, 2) f16, found (T,) bool
+    KEY.track.safetensors   expression (T, E) f32, camera (T, 25) f32, landmarks (T, 478, 2) f16, found (T,) bool, and,
+                            where they are seen, shoulders (T, 3) f32
     KEY.mp4 | KEY.png       256x256 face crop, 25 fps video or one image
 
 Only the tars named in the index belong to the split. New tars are written first (temporary name, then rename), then the
@@ -34,9 +35,12 @@ from export3d.camera import LABEL_SIZE
 from export3d.errors import InputError, ShapeError, check_shape
 from export3d.files import kind_at
 from export3d.locations import Place, as_place, fetch, inside
+from export3d.motion.motion import Motion
 
 FORMAT = "export3d.shards"
 VERSION = 1
+FPS = 25.0
+"""Frames per second of clips."""
 INDEX_NAME = "index.json"
 MAX_SHARD_BYTES = 64 * 2**20
 """Maximum size of a tar; a single larger record gets a tar of its own."""
@@ -47,6 +51,8 @@ Box = tuple[float, float, float, float]
 WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 _MAX_MEMBER_BYTES = 2 * 2**30
+_NUMBERS = {"expression": np.float32, "camera": np.float32, "landmarks": np.float16, "shoulders": np.float32}
+_UNKNOWN = np.zeros((0, 3), np.float32)
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,7 @@ class Record:
         landmarks: (T, 478, 2) float16, 0..1 across the crop (outside that range where the face leaves the crop).
         found: (T,) bool; False where the face was lost and the track is interpolated.
         info: provenance, JSON values only.
+        shoulders: (T, 3) float32, see `Motion`; zeros where they are not seen, or the record was made without them.
 
     Raises:
         ShapeError: the shapes do not match.  InputError: an invalid key or suffix, or numbers that are not finite.
@@ -75,13 +82,16 @@ class Record:
     landmarks: NDArray[np.float16]
     found: NDArray[np.bool_]
     info: dict[str, Any] = field(default_factory=dict)
+    shoulders: NDArray[np.float32] = field(default_factory=lambda: _UNKNOWN)
 
     def __post_init__(self) -> None:
         if not KEY_PATTERN.fullmatch(self.key):
             raise InputError(f"{self.key!r} cannot name a record; use letters, digits, _ and -")
         if self.suffix not in MEDIA_SUFFIXES:
             raise InputError(f"record {self.key} is a .{self.suffix}; a record is one of {', '.join(MEDIA_SUFFIXES)}")
-        for name, dtype in (("expression", np.float32), ("camera", np.float32), ("landmarks", np.float16)):
+        if not len(self.shoulders):
+            object.__setattr__(self, "shoulders", np.zeros((len(self.expression), 3), np.float32))
+        for name, dtype in _NUMBERS.items():
             value = np.ascontiguousarray(getattr(self, name), dtype=dtype)
             if not np.isfinite(value).all():
                 raise InputError(f"record {self.key} has numbers in {name} that are not finite; prepare it again")
@@ -92,6 +102,7 @@ class Record:
         check_shape(self.camera, f"{frames} {LABEL_SIZE}", f"camera of {self.key}")
         check_shape(self.landmarks, f"{frames} N 2", f"landmarks of {self.key}")
         check_shape(self.found, f"{frames}", f"found of {self.key}")
+        check_shape(self.shoulders, f"{frames} 3", f"shoulders of {self.key}")
         if frames == 0 or (self.suffix == "png" and frames != 1):
             raise ShapeError(f"record {self.key} has {frames} frames; a png has one and an mp4 at least one")
 
@@ -104,6 +115,10 @@ class Record:
     def kind(self) -> str:
         """Either "video" or "image"."""
         return "image" if self.suffix == "png" else "video"
+
+    def motion(self, space: str) -> Motion:
+        """How its face moves, T frames of an expression space; raises what `Motion` does."""
+        return Motion(self.expression, self.camera, FPS, space, shoulders=self.shoulders)
 
 
 @dataclass(frozen=True)
@@ -345,8 +360,17 @@ def _record(path: Place, key: str, members: dict[str, bytes]) -> Record:
     try:
         info = json.loads(members["json"])
         track = load_tensors(members["track.safetensors"])
+        shoulders = track.get("shoulders", _UNKNOWN)
         return Record(
-            key, members[suffix], suffix, track["expression"], track["camera"], track["landmarks"], track["found"], info
+            key,
+            members[suffix],
+            suffix,
+            track["expression"],
+            track["camera"],
+            track["landmarks"],
+            track["found"],
+            info,
+            shoulders,
         )
     except (ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"record {key} in {path} is damaged ({error}); prepare the data again") from error

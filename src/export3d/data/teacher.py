@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export3d.camera import from_pose, head_angles, head_position, projected
-from export3d.data.clips import FPS, Limits, encode_clip
+from export3d.data.clips import Limits, encode_clip
 from export3d.data.decoding import decode
 from export3d.data.shard_writer import update
-from export3d.data.shards import INDEX_NAME, WHOLE, Entry, Index, Record, read_index, read_shard
+from export3d.data.shards import FPS, INDEX_NAME, WHOLE, Entry, Index, Record, read_index, read_shard
 from export3d.data.taught import GROUP, KEY
 from export3d.errors import CheckpointError, ConfigError, InputError
 from export3d.files import check_folder, kind_at

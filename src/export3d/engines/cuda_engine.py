@@ -154,6 +154,8 @@ class CudaEngine(PartsEngine):
         given = {"feature": rendered.feature, "camera": camera} | parts.tensors(planes.source)
         if planes.motion is not None and planes.motion.points is not None:
             given["points"] = planes.motion.points
+        known = None if planes.motion is None else planes.motion.shoulders
+        given["shoulders"] = camera.new_zeros(len(camera), 3) if known is None else known
         made = self._frame_part(given)
         if not self.model.moves_pixels:
             return made, None

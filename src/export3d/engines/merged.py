@@ -215,7 +215,7 @@ def _expanded(given: tuple[Any, ...]) -> tuple[Any, ...]:
     """Planes, expanded to the cameras, and what follows; without what served to make the planes."""
     planes, camera, *rest = given
     planes = planes if len(planes.triplane) == len(camera) else planes.expand(len(camera))
-    motion = planes.motion and SourceMotion(planes.motion.points)
+    motion = planes.motion and SourceMotion(planes.motion.points, shoulders=planes.motion.shoulders)
     return Planes(planes.triplane, planes.source, motion), camera, *rest
 
 

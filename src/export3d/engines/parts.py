@@ -204,7 +204,8 @@ class Renderer(Part):
 class CameraViews(Part):
     """`SourceWarp.views`: the source as cameras see it. Only for models that move pixels.
 
-    Inputs: the tensors of `Encoded.view` that it needs, points (B, 478, 3), camera (B, 25). Outputs: the tensors of
+    Inputs: the tensors of `Encoded.view` that it needs, points (B, 478, 3), camera (B, 25), and, if shoulders follow,
+    shoulders (B, 3), zeros for none. Outputs: the tensors of
     `Views`, as `views.…`, without the unmoved source.
     """
 
@@ -214,7 +215,8 @@ class CameraViews(Part):
         self.warp = model.warp
         self.like = _encoded(model)
         kept = [name for name in tensors(self.like) if name.startswith("view.")]
-        self.inputs = (*kept, "points", "camera")
+        assert self.warp is not None
+        self.inputs = (*kept, "points", "camera", *(["shoulders"] if self.warp.config.shoulders else []))
         self.outputs = tuple(name for name in tensors(_views(model), "views") if name != "views.still")
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
@@ -222,7 +224,8 @@ class CameraViews(Part):
         view = rebuilt(self.like, named).view
         assert view is not None
         assert self.warp is not None
-        made = tensors(self.warp.views(view, SourceMotion(named["points"]), named["camera"]), "views")
+        motion = SourceMotion(named["points"], shoulders=named.get("shoulders"))
+        made = tensors(self.warp.views(view, motion, named["camera"]), "views")
         return tuple(made[name] for name in self.outputs)
 
 
@@ -343,6 +346,7 @@ def examples(model: Export3D, batch: int = 2, seed: int = 0) -> dict[str, Tensor
         "regions.own": 0.1 * _uniform(random, batch, 4, width),
         "regions.share": _uniform(random, batch).abs(),
         "camera": camera[batch:],
+        "shoulders": _uniform(random, batch, 3).abs(),
     }
     return {name: value.to(device) for name, value in made.items()}
 

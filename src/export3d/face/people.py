@@ -24,6 +24,7 @@ from export3d.face.landmarks import (
     glance,
     spread,
 )
+from export3d.face.shoulders import UNKNOWN, Shoulders
 
 SEARCH_EVERY = 12
 """Frames between two searches of the whole frame, and frames for which a lost face is looked for where it was."""
@@ -69,18 +70,20 @@ class Person:
         self.weight = 0.0
         self._landmarks = bytearray()
         self._scores = bytearray()
+        self._shoulders = bytearray()
 
-    def append(self, frame: int, face: Face) -> None:
-        """Add the face of a later frame."""
+    def append(self, frame: int, face: Face, shoulders: NDArray[np.float32] = UNKNOWN) -> None:
+        """Add the face of a later frame, and its shoulders (3,), see `Shoulders`."""
         self.frames.append(frame)
         self.weight += face.size
         self._landmarks += face.landmarks[:, :2].astype(np.float32).tobytes()
         self._scores += face.scores.astype(np.float32).tobytes()
+        self._shoulders += shoulders.tobytes()
 
     def forget(self) -> None:
         """Keep the last frame only."""
-        landmarks, scores = self.landmarks()[-1].tobytes(), self.scores()[-1].tobytes()
-        self.frames, self._landmarks, self._scores = self.frames[-1:], bytearray(landmarks), bytearray(scores)
+        last = (bytearray(kept[-1].tobytes()) for kept in (self.landmarks(), self.scores(), self.shoulders()))
+        self.frames, (self._landmarks, self._scores, self._shoulders) = self.frames[-1:], last
 
     def landmarks(self, rows: int | None = None) -> NDArray[np.float32]:
         """(rows, 478, 2), pixels of the frames: first the N frames with the face, then unused space; by default N."""
@@ -93,6 +96,10 @@ class Person:
     def scores(self) -> NDArray[np.float32]:
         """(N, 52)."""
         return np.frombuffer(self._scores, dtype=np.float32).reshape(len(self.frames), -1)
+
+    def shoulders(self) -> NDArray[np.float32]:
+        """(N, 3), see `Shoulders`."""
+        return np.frombuffer(self._shoulders, dtype=np.float32).reshape(-1, 3)
 
     def face(self, row: int) -> Face:
         """The face in the frame `frames[row]`."""
@@ -125,6 +132,7 @@ class _Pieces:
         for piece, row in map(self._places.__getitem__, self._frames):
             whole._landmarks += piece.landmarks()[row].tobytes()
             whole._scores += piece.scores()[row].tobytes()
+            whole._shoulders += piece.shoulders()[row].tobytes()
         return whole
 
     def continued_by(self, other: Person) -> bool:
@@ -181,9 +189,13 @@ class Crowd:
             are in pixels of the turned frames. Decided at the first face.
         several: number of frames with more than one face.
         unconfirmed: whether something like a face was seen that is none.
+
+    Args:
+        landmarker: finds faces.
+        shoulders: whether the shoulders are followed too.
     """
 
-    def __init__(self, landmarker: Landmarker) -> None:
+    def __init__(self, landmarker: Landmarker, shoulders: bool = False) -> None:
         self.people: list[Person] = []
         self.faces: list[Face] = []
         self.present: list[Person] = []
@@ -191,6 +203,7 @@ class Crowd:
         self.several = 0
         self.unconfirmed = False
         self._landmarker = landmarker
+        self._shoulders = shoulders
         self._frame = -1
         self._followers: list[_Follower] = []
         self._refused: list[tuple[int, Face]] = []
@@ -209,7 +222,7 @@ class Crowd:
         before, cut = self._grid, self._is_cut(image)
         if self._stands(image, np.array_equal(before, self._grid)):
             for person, face in zip(self.present, self.faces):
-                person.append(self._frame, face)
+                person.append(self._frame, face, person.shoulders()[-1].copy())
             self.several += len(self.faces) > 1
             return
         self._refused = [(frame, face) for frame, face in self._refused if self._frame - frame < _REFUSED_FOR]
@@ -236,9 +249,9 @@ class Crowd:
             others = [one.last for one in self._followers if one is not follower and not one.lost]
             face = follower.step(look, others, cut)
             if face is not None and self._is_new(face):
-                follower.person.append(self._frame, face)
-                self.faces.append(face)
-                self.present.append(follower.person)
+                if cut:
+                    follower.shoulders = None
+                self._append(follower, look)
             else:
                 follower.lose()
         self._followers = [one for one in self._followers if one.lost <= (0 if cut else SEARCH_EVERY)]
@@ -264,11 +277,19 @@ class Crowd:
         for face in faces[: MAX_FACES - len(self.faces)]:
             follower = _Follower(look, face)
             if self._is_new(follower.last):
-                follower.person.append(self._frame, follower.last)
                 self._followers.append(follower)
                 self.people.append(follower.person)
-                self.faces.append(follower.last)
-                self.present.append(follower.person)
+                self._append(follower, look)
+
+    def _append(self, follower: _Follower, look: _Look) -> None:
+        """Keep the face that a follower has just found."""
+        face, known = follower.last, UNKNOWN
+        if self._shoulders:
+            follower.shoulders = follower.shoulders or Shoulders()
+            known = follower.shoulders.step(look.image, face.landmarks)
+        follower.person.append(self._frame, face, known)
+        self.faces.append(face)
+        self.present.append(follower.person)
 
     def _upright(self, look: _Look, faces: list[Face]) -> tuple[_Look, list[Face]]:
         """The first faces, in the frame turned upright: the detector takes some that lie for upright ones.
@@ -375,6 +396,7 @@ class _Follower:
 
     def __init__(self, look: _Look, face: Face) -> None:
         self.person = Person()
+        self.shoulders: Shoulders | None = None
         self.lost = 0
         self._region: CropBox | None = None
         found = any(face is other for other in look.whole)

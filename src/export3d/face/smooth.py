@@ -78,6 +78,27 @@ def smooth_expression(expression: ArrayLike, fps: float, smoothing: Smoothing | 
     return smooth(np.asarray(expression, dtype=np.float64), width).clip(0.0, 1.0).astype(np.float32)
 
 
+def smooth_shoulders(
+    shoulders: ArrayLike, labels: ArrayLike, fps: float, smoothing: Smoothing, shot: NDArray[np.int32]
+) -> Array:
+    """What `Motion.shoulders` says, from places in the crop, crop widths, and how sure they are: (T, 3) to (T, 3).
+
+    They are smoothed as head poses are, measured from the neck of smooth cameras (T, 25), and then from their median
+    in each shot (T,).
+    """
+    values = np.array(shoulders, dtype=np.float64)
+    neck = camera.project(np.broadcast_to(camera.NECK, (len(values), 1, 3)), np.asarray(labels, dtype=np.float64))[:, 0]
+    for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(shot)) + 1):
+        sure = values[part, 2] > 0.0
+        if not sure.any() or shot[part[0]] < 0:
+            values[part] = 0.0
+            continue
+        place = smooth(values[part, :2], smoothing.pose_s * fps) - neck[part]
+        values[part, :2] = place - np.median(place[sure], axis=0)
+        values[part, 2] = smooth(values[part, 2], smoothing.pose_s * fps, order=0)
+    return values
+
+
 def pose_numbers(labels: ArrayLike) -> tuple[Array, Array]:
     """Convert labels (T, 25) to numbers that can be averaged.
 

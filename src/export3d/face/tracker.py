@@ -21,7 +21,15 @@ from export3d.face.landmark_sets import NOSE_TIP
 from export3d.face.landmarks import Face, FaceLandmarker, Landmarker, alike, all_faces
 from export3d.face.mesh import canonical_mesh
 from export3d.face.people import Crowd, Person, joined
-from export3d.face.smooth import Smoothing, from_pose_numbers, pose_numbers, shots, smooth_cameras, smooth_expression
+from export3d.face.smooth import (
+    Smoothing,
+    from_pose_numbers,
+    pose_numbers,
+    shots,
+    smooth_cameras,
+    smooth_expression,
+    smooth_shoulders,
+)
 from export3d.memory import give_back_memory
 from export3d.motion.motion import AWAY, Motion
 
@@ -221,7 +229,7 @@ class Tracker:
 
     def crowd(self) -> Crowd:
         """Tracking frame by frame, without knowing what comes: see `Crowd.step`."""
-        return Crowd(self._landmarker)
+        return Crowd(self._landmarker, shoulders=True)
 
     def track_video(
         self,
@@ -276,7 +284,7 @@ class Tracker:
             ConfigError: `face` is none of these.
         """
         wanted = face_choice(face, one=True)
-        crowd = Crowd(self._landmarker)
+        crowd = Crowd(self._landmarker, shoulders=True)
         total = 0
         for frame in frames:
             crowd.step(frame)
@@ -397,12 +405,15 @@ def _track(person: Person, total: int, fps: float, smoothing: Smoothing) -> Trac
     labels = from_pose_numbers(*(bridge(numbers) for numbers in pose_numbers(labels)))
     labels = smooth_cameras(labels, fps, smoothing, shot)
     scores = smooth_expression(bridge(seen_scores), fps, smoothing)
+    seen_shoulders = person.shoulders()
+    shoulders = np.concatenate([box.to_crop(seen_shoulders[:, :2], 1.0), seen_shoulders[:, 2:]], axis=1)
+    shoulders = smooth_shoulders(bridge(shoulders), labels, fps, smoothing, shot)
     distance = np.full(len(found), np.nan, dtype=np.float32)
     distance[found] = pose.reprojection(pose_landmarks, labels[found], CROP_SIZE, shape)
     for piece in reversed(pose.pieces(len(found))):  # in place: frame t is made of rows 0..t of `in_frames`
         landmarks[piece] = bridge(in_frames, piece, box.to_crop)
     return Track(
-        motion=Motion(scores, labels, fps, "arkit52", shot=shot),
+        motion=Motion(scores, labels, fps, "arkit52", shot=shot, shoulders=shoulders),
         crop=box,
         landmarks=landmarks,
         found=found,

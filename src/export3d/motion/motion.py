@@ -1,8 +1,9 @@
 """Motion: an expression and a camera for each frame, and its file format.
 
 A `.motion` file is a safetensors file: tensors `expression` (T, E) and `camera` (T, 25), float32, with a JSON header
-that holds format, version, fps, expression space and free-text notes; a motion of several shots, or without a face in
-some frames, also has `shot` (T,), int32. Nothing in it can execute. Expression spaces:
+that holds format, version, fps, expression space and free-text notes. A motion of several shots, or without a face in
+some frames, also has `shot` (T,), int32; one whose video shows shoulders has `shoulders` (T, 3), float32. Nothing in it
+can execute. Expression spaces:
 
 - `arkit52`: the 52 ARKit blendshape scores, 0..1, in the order of `arkit.ARKIT52`; what our own tracker gives.
 - `bfm64`: the 64 expression coefficients of the Basel Face Model as Deep3DFaceRecon fits them (the paper's space);
@@ -42,12 +43,20 @@ MAX_FRAMES = 1_000_000
 MAX_HEADER = 1 << 20
 MAX_EXPRESSION = 1e3
 MAX_FPS = 1000.0
+MAX_SHOULDERS = 4.0
 AWAY = -1
 """In `Motion.shot`: the face is not in the frame."""
 _RESERVED = ("format", "version", "fps", "space")
-_STORED = {"expression": (("F32", "F16", "F64"), 2), "camera": (("F32", "F16", "F64"), 2), "shot": (("I32",), 1)}
+_FLOATS = ("F32", "F16", "F64")
+_STORED = {
+    "expression": (_FLOATS, 2),
+    "camera": (_FLOATS, 2),
+    "shot": (("I32",), 1),
+    "shoulders": (_FLOATS, 2),
+}
 """Types that are read of each tensor, the one that is written first, and the number of its axes."""
 _ONE_SHOT: NDArray[np.int32] = np.zeros(0, np.int32)
+_UNKNOWN: NDArray[np.float32] = np.zeros((0, 3), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +71,8 @@ class Motion:
         meta: notes that travel with the file, such as where it came from.
         shot: (T,) int32, the number of the shot that a frame belongs to, from 0; -1 where the face is away, and
             expression and camera are made up. By default all frames are of one shot.
+        shoulders: (T, 3) float32: how far, relative to the neck, they are to the right and below their usual place in
+            the shot, crop widths; and how sure that is, 0 to 1. By default nothing is known about them, which is 0.
 
     Raises:
         ShapeError, ConfigError or InputError when the parts do not fit together or hold NaN or infinity.
@@ -77,6 +88,7 @@ class Motion:
     space: str = "arkit52"
     meta: Mapping[str, str] = field(default_factory=dict)
     shot: NDArray[np.int32] = field(default_factory=lambda: _ONE_SHOT)
+    shoulders: Array = field(default_factory=lambda: _UNKNOWN)
 
     def __post_init__(self) -> None:
         if self.space not in SPACES:
@@ -86,7 +98,9 @@ class Motion:
             raise ConfigError(f"fps must be above 0 and at most {MAX_FPS:g}, got {self.fps}")
         object.__setattr__(self, "fps", fps)
         object.__setattr__(self, "meta", {str(key): str(value) for key, value in self.meta.items()})
-        for name, width in (("expression", SPACES[self.space]), ("camera", cameras.LABEL_SIZE)):
+        if not np.any(self.shoulders):  # nothing known, of however many frames
+            object.__setattr__(self, "shoulders", np.zeros((len(self.camera), 3), np.float32))
+        for name, width in (("expression", SPACES[self.space]), ("camera", cameras.LABEL_SIZE), ("shoulders", 3)):
             with np.errstate(over="ignore"):  # what does not fit becomes infinity, refused below
                 value = np.array(getattr(self, name), dtype=np.float32)
             if value.ndim != 2 or value.shape[1] != width or len(value) == 0:
@@ -98,8 +112,9 @@ class Motion:
                 raise InputError(f"{name} holds NaN or infinity in frame {bad[0]} ({len(bad)} of {len(value)} frames)")
             value.flags.writeable = False
             object.__setattr__(self, name, value)
-        if len(self.expression) != len(self.camera):
-            raise ShapeError(f"{len(self.expression)} expression frames but {len(self.camera)} camera frames")
+        for name in ("expression", "shoulders"):
+            if len(getattr(self, name)) != len(self.camera):
+                raise ShapeError(f"{len(getattr(self, name))} {name} frames but {len(self.camera)} camera frames")
         shot = np.array(self.shot)
         if shot.ndim == 1 and shot.dtype.kind in "iu" and not shot.any():  # one shot, of however many frames
             shot = np.zeros(len(self.camera), np.int32)
@@ -124,7 +139,11 @@ class Motion:
         start, stop, step = frames.indices(len(self))
         if not range(start, stop, step):
             raise IndexError(f"frames {start}:{stop} are outside a motion of {len(self)} frames")
-        return replace(self, expression=self.expression[frames], camera=self.camera[frames], shot=self.shot[frames])
+        return self.rows(frames)
+
+    def rows(self, frames: slice | NDArray[np.int64]) -> Motion:
+        """The motion of some frames, at least one, by a slice or by their numbers."""
+        return replace(self, **{name: getattr(self, name)[frames] for name in _STORED})
 
     def __eq__(self, other: object) -> bool:
         """Same frames, rate and space; notes do not count."""
@@ -135,6 +154,7 @@ class Motion:
             and np.array_equal(self.expression, other.expression)
             and np.array_equal(self.camera, other.camera)
             and np.array_equal(self.shot, other.shot)
+            and np.array_equal(self.shoulders, other.shoulders)
         )
 
     __hash__ = None  # type: ignore[assignment]
@@ -148,6 +168,17 @@ class Motion:
     def angles_deg(self) -> Array:
         """(T, 3) yaw, pitch and roll of the head in degrees (`camera.head_angles`)."""
         return cameras.head_angles(self.camera)
+
+    def shoulders_from(self, reference: int | NDArray[np.int64]) -> NDArray[np.float32]:
+        """(T, 3) `shoulders` measured from their place in one frame, or in a frame (T,) for each; sure where both are.
+
+        >>> still = Motion(np.zeros((2, 52)), np.zeros((2, 25)), 25.0, shoulders=[[0.1, 0.0, 1.0], [0.3, 0.1, 0.5]])
+        >>> still.shoulders_from(0).round(2).tolist()
+        [[0.0, 0.0, 1.0], [0.2, 0.1, 0.5]]
+        """
+        own = self.shoulders[reference]
+        place, sure = self.shoulders[:, :2] - own[..., :2], self.shoulders[:, 2:] * own[..., 2:]
+        return np.concatenate([place, sure], axis=1).astype(np.float32)
 
     def scores(self, name: str) -> Array:
         """(T,) one named ARKit score; `eyeBlink` and the like (no such name) are the mean of left and right.
@@ -194,9 +225,9 @@ class Motion:
         apart = self.shot[before] != self.shot[after]
         weight[apart] = np.round(weight[apart])
         shot = self.shot[np.where(weight < 0.5, before, after)]
-        expression = _mix(self.expression[before], self.expression[after], weight)
+        expression, shoulders = (_mix(x[before], x[after], weight) for x in (self.expression, self.shoulders))
         camera = _mix_cameras(self.camera[before], self.camera[after], weight)
-        return replace(self, expression=expression, camera=camera, fps=fps, shot=shot)
+        return replace(self, expression=expression, camera=camera, fps=fps, shot=shot, shoulders=shoulders)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a `.motion` file: whole or not at all, the same bytes for the same motion.
@@ -214,8 +245,7 @@ class Motion:
             "space": self.space,
         }
         tensors: dict[str, NDArray[Any]] = {"expression": self.expression, "camera": self.camera}
-        if self.shot.any():
-            tensors["shot"] = self.shot
+        tensors |= {name: getattr(self, name) for name in ("shot", "shoulders") if getattr(self, name).any()}
         files.write_bytes(path, _safetensors(tensors, header))
 
     @classmethod
@@ -243,7 +273,8 @@ class Motion:
             fps = float(header["fps"])
             meta = {key: value for key, value in header.items() if key not in _RESERVED}
             space, shot = header.get("space", "missing"), tensors.get("shot", _ONE_SHOT)
-            motion = cls(tensors["expression"], tensors["camera"], fps, space, meta, shot)
+            shoulders = tensors.get("shoulders", _UNKNOWN)
+            motion = cls(tensors["expression"], tensors["camera"], fps, space, meta, shot, shoulders)
             check_sane(motion)
         except KeyError as problem:
             raise BadMotionFile(f"{path} lacks {problem.args[0]!r}; {remedy}") from problem
@@ -300,6 +331,9 @@ def check_sane(motion: Motion) -> None:
     """Raise `InputError` for numbers that are finite and still cannot be a face and a camera."""
     if np.abs(motion.expression).max() > MAX_EXPRESSION:
         raise InputError(f"expression values above {MAX_EXPRESSION:g}")
+    *place, sure = np.abs(motion.shoulders).max(axis=0)
+    if max(place) > MAX_SHOULDERS or sure > 1.0 or motion.shoulders[:, 2].min() < 0.0:
+        raise InputError(f"shoulders farther than {MAX_SHOULDERS:g} crop widths away, or surer than from 0 to 1")
     cam2world, intrinsics = cameras.unpack(motion.camera.astype(np.float64))
     rotation = cam2world[:, :3, :3]
     skewed = np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max(axis=(1, 2)) > 1e-3

@@ -35,11 +35,12 @@ from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.landmark_motion import Regions as Regions
 from export3d.warping.lids import shut, unfolded
 from export3d.warping.origin import Origin as Origin
+from export3d.warping.shoulders import following
 from export3d.warping.skip_path import SkipPath, SkipWalk
 from export3d.warping.teeth import opened, smoothed, unstretched, upper_teeth
 from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
-_NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth"} | dict.fromkeys(
+_NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth", "shoulders": "matte"} | dict.fromkeys(
     ("dense", "mouth", "irises", "lids", "turns", "matte"), "detail"
 )
 
@@ -68,6 +69,8 @@ class WarpConfig:
         teeth: where a mouth opens, teeth that the source shows keep their size (`teeth`). Needs `mouth`.
         turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
             `detail`.
+        shoulders: the person below the chin goes where the driving shoulders went, if that is known (`shoulders`).
+            Needs `matte`.
         matte: the choice and the mixture of motions see the person's opacity, and so tell hair from background. Needs
             `detail`.
         scores: landmarks move with the expression coefficients themselves, not with beta' (`landmark_motion`). Needs
@@ -85,6 +88,7 @@ class WarpConfig:
     lids: bool = False
     teeth: bool = False
     turns: bool = False
+    shoulders: bool = False
     matte: bool = False
     scores: bool = False
 
@@ -136,10 +140,13 @@ class SourceMotion:
     Attributes:
         points: (B, 478, 3) moved landmarks in the head's own axes, scene units; None without `flow` and `detail`.
         walk: adds the skips to the generator's features, grid by grid; None without `skip`.
+        shoulders: (B, 3) how far, relative to the neck, the driving shoulders are to the right and below their place
+            when the driving person was as the source is, crop widths; and how sure that is, 0 to 1. None: nowhere sure.
     """
 
     points: Tensor | None = None
     walk: SkipWalk | None = None
+    shoulders: Tensor | None = None
 
     @property
     def flow(self) -> Tensor | None:
@@ -152,7 +159,9 @@ class SourceMotion:
 
     def expand(self, batch: int) -> SourceMotion:
         """One expression repeated for a batch of cameras; copies nothing."""
-        return SourceMotion(None if self.points is None else self.points.expand(batch, -1, -1), self.walk)
+        points = None if self.points is None else self.points.expand(batch, -1, -1)
+        shoulders = None if self.shoulders is None else self.shoulders.expand(batch, -1)
+        return SourceMotion(points, self.walk, shoulders)
 
 
 @cache
@@ -315,6 +324,9 @@ class SourceWarp(nn.Module):
             flow = self.dense(view.small, (flow, as_head, as_face), hints, None if passes is None else passes.mixed)
             if turn is not None and counts(turn):
                 flow = on_mesh(flow, elastic, on_face, stretched, turn)
+        shoulders, matte = motion.shoulders if self.config.shoulders else None, view.matte
+        if shoulders is not None and matte is not None and counts(shoulders[:, 2]):
+            flow = following(flow, shoulders, own, camera, places, matte)
         if self.config.irises:
             flow = rolled(flow, elastic, places, face.places)
         if flow is not elastic:
@@ -341,7 +353,7 @@ class SourceWarp(nn.Module):
             if counts(share[:, 1:]):
                 moved = smoothed(share[:, 1:], mouth[:, :1], moved)
         person = None
-        if (matte := view.matte) is not None:
+        if matte is not None:
             person = torch.cat([look_up(matte, flow), matte, look_up(matte, as_head)], dim=1)
         face_share = None if turn is None else F.avg_pool2d(on_face[:, None].float(), 4)
         return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, face_share, person)

@@ -15,6 +15,7 @@ import pytest
 from export3d import camera
 from export3d.animate.drive import (
     BUNDLED,
+    FARTHEST_SHOULDERS,
     FPS,
     bundled_motion,
     bundled_portrait,
@@ -109,6 +110,29 @@ def test_rebased_cameras_are_rigid_and_keep_the_sources_lens(motion: Motion) -> 
     rotation = cam2world[:, :3, :3]
     np.testing.assert_allclose(rotation @ np.swapaxes(rotation, 1, 2), np.tile(np.eye(3), (20, 1, 1)), atol=1e-6)
     np.testing.assert_allclose(intrinsics[:, 0, 0], 3.5, rtol=1e-6)
+
+
+def test_shoulders_move_as_they_do_beside_the_driving_neck(
+    motion: Motion, source: tuple[np.ndarray, np.ndarray]
+) -> None:
+    """From their place in the reference frame, and not much farther than shoulders go."""
+    known = replace(motion, shoulders=np.linspace([0.03, 0.0, 1.0], [0.0, 0.05, 1.0], 20))
+    found = rebase(known, *source, reference=7).shoulders
+    np.testing.assert_allclose(found, known.shoulders_from(7), atol=1e-6)
+    assert not rebase(motion, *source).shoulders.any()
+    far = rebase(replace(motion, shoulders=np.linspace([0.0, 0.0, 1.0], [3.0, 0.0, 1.0], 20)), *source, reference=0)
+    assert far.shoulders[:, 0].max() <= FARTHEST_SHOULDERS + 1e-6
+    assert (np.diff(far.shoulders[:, 0]) >= -1e-6).all()
+
+
+def test_where_the_face_is_away_nothing_is_known_of_shoulders(
+    motion: Motion, source: tuple[np.ndarray, np.ndarray]
+) -> None:
+    shot = np.repeat([0, -1], [18, 2])
+    known = replace(motion, shoulders=np.full((20, 3), 0.5), shot=shot)
+    sure = rebase(known, *source).shoulders[:, 2]
+    assert sure[:18] == pytest.approx([0.25] * 18)
+    assert sure[19] < sure[18] < 0.25
 
 
 def test_rebasing_in_the_mirror_is_the_mirror_of_rebasing(

@@ -28,6 +28,7 @@ def made_by(engine: Engine, user: int, rays: int | None = None) -> tuple[Any, ..
     regions = Regions(given["regions.asked"], given["regions.own"], given["regions.share"])
     shift = given["shift"] if user % 2 else None
     planes = engine.planes(source, given["expression"], shift, regions if user % 2 else None)
+    planes = planes.with_shoulders(given["shoulders"])
     camera = given["camera"]
     rendered = None if rays is None else engine.render(planes, camera, rays)
     if rendered is not None:

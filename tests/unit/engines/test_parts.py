@@ -31,7 +31,7 @@ def run(part: parts.Part, known: dict[str, Tensor]) -> None:
 def by_model(model: Export3D, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     encoded = model.encode(**{name: given[name] for name in parts.source_inputs(model)})
     regions = Regions(given["regions.asked"], given["regions.own"], given["regions.share"])
-    planes = model.planes(encoded, given["expression"], given["shift"], regions)
+    planes = model.planes(encoded, given["expression"], given["shift"], regions).with_shoulders(given["shoulders"])
     return planes.triplane, model.frame(planes, given["camera"])
 
 

@@ -26,7 +26,7 @@ from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, w
 
 EXTENDED = warped(*PARTS)
 """The warp of `base` at the size of `tiny`."""
-STARING = warped(*(part for part in PARTS if part not in ("irises", "lids", "teeth", "turns", "matte")))
+STARING = warped(*(part for part in PARTS if part not in ("irises", "lids", "teeth", "turns", "shoulders", "matte")))
 ON_THE_MESH = variant(STARING, "no_dense")
 HALF = EXTENDED.render.half_extent
 
@@ -38,7 +38,7 @@ def test_the_parts_are_these_and_all_on() -> None:
     assert tuple(field.name for field in fields(WarpConfig)) == PARTS
     assert all(getattr(preset("base").warp, part) for part in PARTS)
     assert preset("base").warp == WarpConfig(
-        irises=True, lids=True, teeth=True, turns=True, matte=True, scores=True
+        irises=True, lids=True, teeth=True, turns=True, shoulders=True, matte=True, scores=True
     )  # not in weights that do not say so
 
 
@@ -53,6 +53,7 @@ def test_the_parts_are_these_and_all_on() -> None:
         ("lids", "detail"),
         ("teeth", "mouth"),
         ("turns", "detail"),
+        ("shoulders", "matte"),
         ("matte", "detail"),
     ],
 )

@@ -44,6 +44,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from export3d.animate.animator import pick_device
 from export3d.animate.drive import rebase
@@ -61,7 +62,7 @@ from export3d.evaluation.measures.rendered import on_grid, rendered_scores
 from export3d.evaluation.measures.sharpness import MEASURE as SHARPNESS
 from export3d.evaluation.measures.sharpness import sharpness
 from export3d.evaluation.measures.temporal import Flicker
-from export3d.evaluation.protocols.driven import FPS, at_size, distance_from, most_frontal
+from export3d.evaluation.protocols.driven import at_size, distance_from, most_frontal
 from export3d.evaluation.protocols.originals import Original, check_size, folders_of, resized, with_pixels
 from export3d.evaluation.protocols.pairs import check_pairs, choose_pairs, read_pairs
 from export3d.evaluation.protocols.prediction_writer import PredictionWriter
@@ -86,7 +87,7 @@ from export3d.face.smooth import Smoothing
 from export3d.face.tracker import Tracker
 from export3d.image import to_tensor, to_uint8
 from export3d.locations import Place, as_place
-from export3d.model import Export3D
+from export3d.model import Export3D, Planes
 from export3d.motion.motion import Motion
 from export3d.photo.matte import crop_mattes
 from export3d.pretrained import load_pretrained
@@ -311,7 +312,7 @@ class _Work:
         frame = most_frontal(source.camera, source.found)
         camera, expression = source.camera[frame], source.expression[frame]
         still = np.ascontiguousarray(np.moveaxis(decode(source, self._size)[frame], 0, -1))
-        asked = _at(asked_motion(driver.motion, camera, expression, self._plan.motion), driver.rows)
+        asked = asked_motion(driver.motion, camera, expression, self._plan.motion).rows(driver.rows)
         pictures, shares, large = self._render(still, source, frame, asked)
         ours, theirs = self._seen(pictures, pair.name), driver.seen
 
@@ -368,7 +369,7 @@ class _Work:
 
     def _movement(self, asked: Motion, ours: SeenFrames, driver: _Driver) -> tuple[dict[str, float], dict[str, float]]:
         """Motion measures of the result and of the driving frames, without those that compare these with themselves."""
-        own, theirs, absent = _at(driver.motion, driver.rows), driver.seen, set[str]()
+        own, theirs, absent = driver.motion.rows(driver.rows), driver.seen, set[str]()
         if asked.space != ARKIT:
             asked, own = (replace(theirs.track.motion, camera=motion.camera) for motion in (asked, own))
             absent |= {"jawOpen", "eyeBlink", "mouthLeft", "mouthRight", "mouthPucker"}
@@ -396,17 +397,22 @@ class _Work:
         image, camera, expression, landmarks = (values[None].to(self._plan.device) for values in own)
         features = self._engine.encode(image, camera, expression, landmarks, crop_mattes(self._engine.model, image))
         wanted = (
-            torch.from_numpy(np.array(values)).to(self._plan.device) for values in (asked.expression, asked.camera)
+            torch.from_numpy(np.array(values)).to(self._plan.device)
+            for values in (asked.expression, asked.camera, asked.shoulders)
         )
         parts = zip(*(torch.split(values, self._plan.run.batch) for values in wanted))
+
+        def planes(expression: Tensor, shoulders: Tensor) -> Planes:
+            return self._engine.planes(features, expression).with_shoulders(shoulders)
+
         size = self._plan.size
         if size is not None:
             original = Original(source, size, self._plan.folders)
             photo = original.check(frame, still)
             render = at_size(self._engine, photo, original.box, own[0][None].to(self._plan.device), size)
-            large = np.concatenate([render(self._engine.planes(features, e), c)[0] for e, c in parts])
+            large = np.concatenate([render(planes(e, s), c)[0] for e, c, s in parts])
             return resized(large, self._size), None, (large, crop(photo, original.box, size))
-        frames = [self._engine.frame_and_share(self._engine.planes(features, e), c) for e, c in parts]
+        frames = [self._engine.frame_and_share(planes(e, s), c) for e, c, s in parts]
         images, shares = zip(*frames)
         return np.concatenate([to_uint8(image) for image in images]), np.concatenate([on_grid(x) for x in shares]), None
 
@@ -429,9 +435,5 @@ class _Driver:
         self.record = record
         self.rows = found[np.linspace(0, len(found) - 1, min(frames, len(found))).round().astype(int)]
         self.landmarks = record.landmarks[self.rows].astype(np.float64) * CROP_SIZE
-        self.motion = Motion(record.expression, record.camera, FPS, space)
+        self.motion = record.motion(space)
         self.seen = see(np.ascontiguousarray(np.moveaxis(decode(record, size)[self.rows], 1, -1)), record.key)
-
-
-def _at(motion: Motion, rows: NDArray[np.int64]) -> Motion:
-    return replace(motion, expression=motion.expression[rows], camera=motion.camera[rows], shot=motion.shot[rows])

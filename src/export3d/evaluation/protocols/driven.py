@@ -60,7 +60,6 @@ class Prediction(NamedTuple):
 Predict = Callable[[Rows], Prediction]
 """Frame numbers (B,) to predicted frames."""
 
-FPS = 25.0
 _ANGLE_SCALE_DEG = 15.0
 
 
@@ -144,21 +143,25 @@ class Reenactment:
         camera = torch.from_numpy(np.array(clip.motion.camera)).to(device)
         image, row = clip.images([clip.source], device), [clip.source]
         landmarks = torch.from_numpy(np.array(clip.record.landmarks[row], dtype=np.float32)).to(device)
+        shoulders = torch.from_numpy(clip.motion.shoulders_from(clip.source)).to(device)
         model = self.model.model if isinstance(self.model, Engine) else self.model
         features = self.model.encode(image, camera[row], expression[row], landmarks, crop_mattes(model, image))
+
+        def planes(at: Tensor) -> Planes:
+            return self.model.planes(features, expression[at]).with_shoulders(shoulders[at])
 
         if clip.original is None or clip.photo is None:
 
             def predict(rows: Rows) -> Prediction:
                 at = torch.from_numpy(rows).to(device)
-                return Prediction(*self.model.frame_and_share(self.model.planes(features, expression[at]), camera[at]))
+                return Prediction(*self.model.frame_and_share(planes(at), camera[at]))
 
             return predict
         large = at_size(self.model, clip.photo, clip.original.box, image, clip.size)
 
         def predict_large(rows: Rows) -> Prediction:
             at = torch.from_numpy(rows).to(device)
-            frames, small = large(self.model.planes(features, expression[at]), camera[at])
+            frames, small = large(planes(at), camera[at])
             return Prediction(to_tensor(frames), small=small)
 
         return predict_large
@@ -235,7 +238,7 @@ def driven_clip(
         NoFaceFound: fewer than two different frames show the face.
         InputError: the file that the record was made from cannot give images of that size.
     """
-    motion = Motion(record.expression, record.camera, FPS, space)
+    motion = record.motion(space)
     frames = torch.from_numpy(decode(record, size))
     if not record.found.any():
         raise NoFaceFound(f"the face was not found in any frame of {record.key}; prepare it again")

@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from export3d.data.clips import FPS
 from export3d.data.prepare import prepared_from
-from export3d.data.shards import Entry, Record, read_tar
+from export3d.data.shards import FPS, Entry, Record, read_tar
 from export3d.errors import ConfigError, InputError
 from export3d.face.crop import CropBox, crop
 from export3d.files import kind_at

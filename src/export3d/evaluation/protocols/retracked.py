@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export3d.camera import head_angles, head_position
+from export3d.data.shards import FPS
 from export3d.evaluation.measures import facial_motion, sharpness, temporal
 from export3d.evaluation.measures.face_distances import aed, apd, apd6
 from export3d.evaluation.measures.face_readers import Expression
 from export3d.evaluation.measures.identity import Identity
 from export3d.evaluation.measures.image import Measure
-from export3d.evaluation.protocols.driven import FPS
 from export3d.evaluation.protocols.scoring import enlarged
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE

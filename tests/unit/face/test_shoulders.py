@@ -1,0 +1,99 @@
+"""Shoulders, followed by what lies below the chin."""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from export3d.face.mesh import canonical_mesh
+from export3d.face.people import Crowd
+from export3d.face.shoulders import UNKNOWN, Shoulders
+from export3d.face.tracker import Tracker
+
+pytest.importorskip("cv2")
+
+SIDE, CHIN_Y = 400, 200.0
+
+
+def cloth(seed: int = 0) -> NDArray[np.uint8]:
+    """Blots of random colours all over a picture."""
+    random = np.random.default_rng(seed).integers(0, 255, (16, 16, 3), dtype=np.uint8)
+    return np.asarray(Image.fromarray(random).resize((SIDE, SIDE), Image.Resampling.BICUBIC))
+
+
+def picture(x: int = 0, y: int = 0, seed: int = 0) -> NDArray[np.uint8]:
+    """A grey wall; below the chin, cloth that was moved by so many pixels."""
+    frame = np.full((SIDE, SIDE, 3), 90, np.uint8)
+    frame[round(CHIN_Y) + 10 :] = np.roll(cloth(seed), (y, x), (0, 1))[round(CHIN_Y) + 10 :]
+    return frame
+
+
+def landmarks(x: float = 0.0, y: float = 0.0, size: float = 1.0) -> NDArray[np.float64]:
+    """A face 100 pixels high whose chin is in the middle, moved and enlarged."""
+    flat = canonical_mesh().vertices[:, :2]
+    low, high = flat.min(axis=0), flat.max(axis=0)
+    points = (flat - [flat[152, 0], high[1]]) * (100.0 * size / (high[1] - low[1])) + [SIDE / 2 + x, CHIN_Y + y]
+    return np.concatenate([points, points[:10]])
+
+
+def test_they_go_where_the_cloth_goes_whatever_the_face_does() -> None:
+    shoulders = Shoulders()
+    first = shoulders.step(picture(), landmarks())
+    for k, (x, y) in enumerate([(3, 0), (6, 2), (9, 4), (6, -2)]):
+        found = shoulders.step(picture(x, y), landmarks(2.0 * (-1) ** k))
+        assert found[:2] - first[:2] == pytest.approx([x, y], abs=0.5)
+        assert found[2] == 1.0
+
+
+def test_a_long_way_is_followed_over_several_frames_that_are_compared_with() -> None:
+    shoulders = Shoulders()
+    first = shoulders.step(picture(), landmarks())
+    for x in range(4, 64, 4):
+        found = shoulders.step(picture(x), landmarks(x))
+    assert found[:2] - first[:2] == pytest.approx([60.0, 0.0], abs=2.5)
+
+
+def test_where_the_picture_ends_at_the_chin_nothing_is_known() -> None:
+    shoulders, end = Shoulders(), round(CHIN_Y) + 12
+    for x in (0, 5):
+        assert shoulders.step(picture(x)[:end], landmarks())[2] == 0.0
+
+
+def test_what_looks_different_is_not_believed_and_soon_compared_with() -> None:
+    shoulders = Shoulders()
+    first = shoulders.step(picture(), landmarks())
+    found = [shoulders.step(picture(seed=4), landmarks()) for _ in range(14)]
+    assert found[0][2] < 0.5
+    assert found[-1][2] == 1.0
+    assert found[-1][:2] == pytest.approx(first[:2], abs=0.1)
+
+
+def test_without_opencv_nothing_is_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    assert Shoulders().step(picture(), landmarks()).tolist() == UNKNOWN.tolist()
+
+
+def test_a_clip_tells_where_its_shoulders_are_beside_the_neck(landmarker: object, astronaut: NDArray[np.uint8]) -> None:
+    """The whole picture shifts: neither neck nor shoulders move beside each other. Then only what is below the chin."""
+    tracker = Tracker(landmarker)  # type: ignore[arg-type]
+    low = tracker.track_image(astronaut).crop
+    cut = round(low.centre[1] + 0.36 * low.side)
+    shifts = [*range(16), *range(16, 0, -1)]
+    together = tracker.track_frames(np.roll(astronaut, x, axis=1) for x in shifts)
+    apart = tracker.track_frames(np.concatenate([astronaut[:cut], np.roll(astronaut[cut:], x, axis=1)]) for x in shifts)
+    assert together.motion.shoulders[:, 2].min() > 0.9
+    assert np.ptp(together.motion.shoulders[:, 0]) < 0.02
+    wanted = np.array(shifts) / apart.crop.side
+    assert np.corrcoef(apart.motion.shoulders[:, 0], wanted)[0, 1] > 0.9
+    assert np.ptp(apart.motion.shoulders[:, 0]) > 0.5 * np.ptp(wanted)
+
+
+def test_who_does_not_ask_for_shoulders_gets_none(landmarker: object, astronaut: NDArray[np.uint8]) -> None:
+    for asked in (False, True):
+        crowd = Crowd(landmarker, shoulders=asked)  # type: ignore[arg-type]
+        crowd.step(astronaut)
+        assert bool(crowd.present[0].shoulders().any()) is asked

@@ -1,0 +1,88 @@
+"""Shoulders that go where the driving ones went."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from export3d.camera import NECK, Camera, projected
+from export3d.config import variant
+from export3d.warping.shoulders import following
+from tests.tiny_models import PARTS, awake, inputs, landmarks, matte, warped
+
+SIZE = 64
+OWN = torch.from_numpy(Camera.orbit().label[None]).float()
+PLACES = landmarks(OWN)
+CHIN = float(PLACES[0, 152, 1])
+
+
+def person() -> Tensor:
+    """Opacity of somebody whose body fills the middle half of the picture."""
+    opacity = torch.zeros(1, 1, SIZE, SIZE)
+    opacity[..., SIZE // 4 : -SIZE // 4] = 1.0
+    return opacity
+
+
+def moved(x: float, y: float, sure: float = 1.0, flow: Tensor | None = None, camera: Tensor = OWN) -> Tensor:
+    """The change of a flow, crop widths, by shoulders that went so far."""
+    before = torch.zeros(1, 2, SIZE, SIZE) if flow is None else flow
+    asked = torch.tensor([[x, y, sure]])
+    return (following(before, asked, OWN, camera, PLACES, person()) - before) / 2.0
+
+
+def test_below_the_chin_the_person_is_looked_up_where_it_came_from() -> None:
+    change = moved(0.1, -0.04)
+    low = change[0, :, -6:, SIZE // 2 - 4 : SIZE // 2 + 4].mean(dim=(1, 2))
+    assert low[0] / -0.1 == pytest.approx(0.85, abs=0.03)  # what is measured is trusted so far
+    assert low[1] / 0.04 == pytest.approx(0.85, abs=0.03)
+
+
+def test_head_and_background_stay() -> None:
+    change = moved(0.1, 0.1).abs()
+    assert change[0, :, : int((CHIN - 0.1) * SIZE)].max() == 0.0
+    assert change[..., :2].max() < 1e-3
+
+
+def test_it_is_the_mean_that_is_corrected_and_not_what_was_learned_about_places() -> None:
+    flow = 0.05 * torch.randn(1, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    flow = torch.nn.functional.interpolate(flow, SIZE, mode="bilinear")
+    change = moved(0.05, 0.0, flow=flow)[0, :, -6:, SIZE // 2 - 4 : SIZE // 2 + 4]
+    assert (change.amax(dim=(1, 2)) - change.amin(dim=(1, 2))).max() < 1e-4
+
+
+def test_shoulders_go_with_the_neck_where_they_do_not_move_beside_it() -> None:
+    camera = torch.from_numpy(Camera.orbit(yaw_deg=20.0).label[None]).float()
+    neck = torch.tensor(NECK).view(1, 1, 3)
+    way = (projected(neck, camera)[0] - projected(neck, OWN)[0])[0, 0]
+    low = moved(0.0, 0.0, camera=camera)[0, :, -6:, SIZE // 2 - 4 : SIZE // 2 + 4].mean(dim=(1, 2))
+    torch.testing.assert_close(low, -0.85 * way, atol=2e-3, rtol=0.0)
+
+
+def test_how_sure_it_is_decides_how_far_they_go() -> None:
+    torch.testing.assert_close(moved(0.1, 0.0, 0.5), 0.5 * moved(0.1, 0.0))
+    assert not moved(0.1, 0.0, 0.0).any()
+
+
+def test_a_picture_that_ends_at_the_chin_is_left_alone() -> None:
+    low = PLACES + torch.tensor([0.0, 1.0 - CHIN])
+    flow = torch.zeros(1, 2, SIZE, SIZE)
+    assert torch.equal(following(flow, torch.tensor([[0.1, 0.1, 1.0]]), OWN, OWN, low, person()), flow)
+
+
+def test_a_model_moves_them_only_with_the_part_and_where_they_are_known() -> None:
+    whole = awake(warped(*PARTS))
+    without = awake(variant(warped(*PARTS), "no_shoulders"))
+    without.load_state_dict(whole.state_dict())
+    source, expression, camera = inputs(2)
+    known = torch.tensor([[0.2, 0.1, 1.0], [0.2, 0.1, 0.0]])
+    frames = []
+    for model, told in ((whole, False), (whole, True), (without, True)):
+        with torch.no_grad():
+            encoded = model.encode(source, camera, expression, landmarks(camera), matte(source))
+            planes = model.planes(encoded, expression)
+            frames.append(model.frame(planes.with_shoulders(known) if told else planes, camera))
+    resting, following_, off = frames
+    assert torch.equal(resting, off)
+    assert not torch.equal(resting[0], following_[0])
+    assert torch.equal(resting[1], following_[1])
