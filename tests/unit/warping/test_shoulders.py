@@ -9,7 +9,7 @@ from torch import Tensor
 from export3d.camera import NECK, Camera, projected
 from export3d.config import variant
 from export3d.warping.shoulders import following
-from tests.tiny_models import PARTS, awake, inputs, landmarks, matte, warped
+from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
 SIZE = 64
 OWN = torch.from_numpy(Camera.orbit().label[None]).float()
@@ -79,7 +79,7 @@ def test_a_model_moves_them_only_with_the_part_and_where_they_are_known() -> Non
     frames = []
     for model, told in ((whole, False), (whole, True), (without, True)):
         with torch.no_grad():
-            encoded = model.encode(source, camera, expression, landmarks(camera), matte(source))
+            encoded = model.encode(source, camera, expression, landmarks(camera), torch.ones_like(source[:, :1]))
             planes = model.planes(encoded, expression)
             frames.append(model.frame(planes.with_shoulders(known) if told else planes, camera))
     resting, following_, off = frames
