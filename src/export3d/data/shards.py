@@ -89,7 +89,7 @@ class Record:
             raise InputError(f"{self.key!r} cannot name a record; use letters, digits, _ and -")
         if self.suffix not in MEDIA_SUFFIXES:
             raise InputError(f"record {self.key} is a .{self.suffix}; a record is one of {', '.join(MEDIA_SUFFIXES)}")
-        if not len(self.shoulders):
+        if not self.shoulders.any():  # nothing known, of however many frames
             object.__setattr__(self, "shoulders", np.zeros((len(self.expression), 3), np.float32))
         for name, dtype in _NUMBERS.items():
             value = np.ascontiguousarray(getattr(self, name), dtype=dtype)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 import export3d.camera as cameras
-from export3d.data.shards import Record
+from export3d.data.shards import FPS, Record
 from export3d.errors import ShapeError
 from export3d.evaluation.measures.image import psnr
-from export3d.evaluation.protocols.driven import FPS, DrivenClip, Reenactment, driven_clip
+from export3d.evaluation.protocols.driven import DrivenClip, Reenactment, driven_clip
 from export3d.evaluation.protocols.references import (
     REFERENCES,
     Copy,
