@@ -28,7 +28,6 @@ from export3d.animate.head_motion import (
     displacement,
     eased,
     eased_expression,
-    limited,
     neck_place,
     runs,
     seen_rotation,
@@ -68,8 +67,6 @@ _AT_REST = (
 """Scores that say how far a face is from rest, for choosing the reference frame."""
 _LEAVING_S = 0.3
 """A face leaves the frame, or comes into it, in about this time, and is then seen in part."""
-FARTHEST_SHOULDERS = 0.12
-"""Farthest that shoulders move from their place beside the neck's own way, crop widths."""
 _RESTLESS = 0.3
 """A shot whose most neutral face is so much farther from rest than the motion's takes the motion's."""
 
@@ -352,7 +349,8 @@ def rebase(
     Relative: with W the world-to-camera rotation as seen along the ray to the neck, frame k of the result has
     W = W_k W_ref^-1 W_source and expression source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the
     reference frame the source keeps its own rotation and expression exactly. The source's expression is the one that
-    it has `at_rest`: an open mouth closes. The neck moves from its place in the source as `head_motion` says. Each shot
+    it has `at_rest`: an open mouth closes. The neck moves from its place in the source as `head_motion` says, and so do
+    the shoulders beside it. Each shot
     of the motion has its own reference frame. Where the face is away, the source's own pose and expression are the
     result. What would jump between shots passes over in half a second (see `export3d.animate.head_motion`).
 
@@ -385,7 +383,8 @@ def rebase(
     turned[away] = own_rotation
     moved: NDArray[np.floating] = displacement(motion, frames.place, head_motion)
     shoulders: NDArray[np.floating] = motion.shoulders_from(frames.place)
-    shoulders[:, :2] = limited(shoulders[:, :2], FARTHEST_SHOULDERS)
+    beside = np.pad(motion.shoulders[:, :2], ((0, 0), (0, 1))).astype(np.float64)
+    shoulders[:, :2] = displacement(motion, frames.place, head_motion, beside)[:, :2]
     shoulders[away] = 0.0
     expression: NDArray[np.floating] = own_expression + motion.expression - motion.expression[frames.expression]
     expression[away] = own_expression

@@ -20,13 +20,12 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from export3d import camera
-from export3d.animate.drive import FARTHEST_SHOULDERS, restlessness
+from export3d.animate.drive import restlessness
 from export3d.animate.head_motion import (
     Displacement,
     HeadMotion,
     angles_deg,
     check_head_motion,
-    limited,
     neck_place,
     seen_rotation,
     with_neck,
@@ -213,6 +212,7 @@ class Follower:
         self._shoulders.reset()
         if self._neutral is not None:
             self._displacement.restart()
+            self._beside.restart()
         self._seen = []
 
     def _collect(self, face: Face, shoulders: Array, time_s: float) -> None:
@@ -229,6 +229,7 @@ class Follower:
         places = np.median(_in_crop(known, box) - _neck(labels), axis=0)
         self._neutral = _Neutral(box, shape, np.median(calm, axis=0), seen_rotation(label), places)
         self._displacement = Displacement(self._head_motion, neck_place(label))
+        self._beside = Displacement(self._head_motion, np.array([*places[:2], 0.0]))
         self._scores.reset()
         self._head.reset()
         self._shoulders.reset()
@@ -244,10 +245,10 @@ class Follower:
         scores = self._scores.step(face.scores.astype(np.float64), time_s)
         moved = self._displacement.step(neck_place(label), time_s)
         beside = self._shoulders.step(_in_crop(shoulders[None], neutral.crop)[0], time_s) - _neck(label[None])[0]
-        way = limited(beside[None, :2] - neutral.shoulders[:2], FARTHEST_SHOULDERS)[0]
+        way = self._beside.step(np.array([*beside[:2], 0.0]), time_s)
         sure = beside[2] * neutral.shoulders[2]
         expression = (self._expression + scores - neutral.scores).clip(0.0, 1.0)
-        return self._numbers(rotation, expression, moved, np.array([*way, sure]))
+        return self._numbers(rotation, expression, moved, np.array([*way[:2], sure]))
 
     @staticmethod
     def _numbers(rotation: Array, expression: Array, moved: Array, shoulders: Array) -> Array:

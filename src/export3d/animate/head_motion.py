@@ -12,7 +12,8 @@ about which the head turns, follows that of the driving face in one of three way
 A head that only moves aside is seen from another side, by up to 13 degrees per crop width. Rotations are therefore
 taken as seen along the ray to the neck, and do not change with what becomes of its place.
 
-Places are the neck's image coordinates in crop widths and the logarithm of its distance, (T, 3).
+Places are the neck's image coordinates in crop widths and the logarithm of its distance, (T, 3). Shoulders are moved
+beside the neck in the same way.
 """
 
 from __future__ import annotations
@@ -101,18 +102,19 @@ def _toward(place: Array, intrinsics: Array) -> Array:
     return np.moveaxis(np.array(rows), (0, 1), (-2, -1))
 
 
-def displacement(motion: Motion, references: NDArray[np.int64], how: HeadMotion) -> Array:
+def displacement(motion: Motion, references: NDArray[np.int64], how: HeadMotion, filmed: Array | None = None) -> Array:
     """How far (T, 3) the neck is moved from its place in the portrait.
 
     Args:
         motion: the driving motion.
         references: (T,) the frame of its run (`runs`) that "full" measures each frame from.
         how: see above.
+        filmed: (T, 3) where something else was filmed that is moved in the same way; None: the neck.
     """
     moved = np.zeros((len(motion), 3))
     if how == "rotation":
         return moved
-    filmed = neck_place(motion.camera)
+    filmed = neck_place(motion.camera) if filmed is None else filmed
     for run in runs(motion.shot):
         if motion.shot[run.start] == AWAY:
             continue

@@ -31,9 +31,14 @@ _BELIEVED = 0.5
 _FAR = 0.06
 """Distance from the nearest known frame at which a frame becomes another one, see `_Reference.distance`."""
 _MOST = 12
-"""Known frames that are kept."""
+"""Known frames that are kept, the first among them."""
 _UNSURE = 12
-"""After so many frames without being sure, all known frames are forgotten."""
+"""So does a frame after so many in which it was not sure."""
+_STAYED, _MOST_DIFFERENT = 0.9, 30.0
+"""Shoulders stayed if the frame then differs by less than this share of what it else would; of each pixel at most so
+many grey levels count."""
+_FASTEST = 0.03
+"""Sides of the crop, per frame, faster than which shoulders do not move."""
 UNKNOWN: NDArray[np.float32] = np.zeros(3, np.float32)
 """What `Shoulders.step` returns where nothing is known."""
 
@@ -47,7 +52,7 @@ class Shoulders:
     def __init__(self) -> None:
         self._search = search()
         self._known: list[_Reference] = []
-        self._place = np.zeros(2)
+        self._place: NDArray[np.floating] = np.zeros(2)
         self._unsure = 0
 
     def step(self, image: NDArray[np.uint8], landmarks: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -64,15 +69,17 @@ class Shoulders:
             self._place = points.mean(axis=0)
             self._known.append(_Reference(image, points, self._place))
             return self._told(0.0 if self._known[0].inside is None else 1.0)
-        before = min(self._known, key=lambda one: one.distance(points, self._place))
-        way, sure = before.way_to(image, self._search)
-        if sure >= _BELIEVED:
-            self._place = before.place + way
+        nearest = min(reversed(self._known), key=lambda one: one.distance(points, self._place))
+        oldest = next((one for one in self._known if one.distance(points) < _FAR), nearest)
+        seen = [one.find(image, self._place, self._search) for one in dict.fromkeys((nearest, oldest))]
+        _, place, sure = min(seen, key=lambda one: one[0])
+        if np.linalg.norm(place - self._place) > _FASTEST * (1 + self._unsure) * nearest.box.side:
+            sure = 0.0
         self._unsure = 0 if sure >= _BELIEVED else self._unsure + 1
-        if self._unsure == _UNSURE or before.distance(points, self._place) > _FAR:
-            if self._unsure == _UNSURE:
-                self._known.clear()
-            self._known = [*self._known, _Reference(image, points, self._place)][-_MOST:]
+        if sure >= _BELIEVED:
+            self._place = place
+        if self._unsure == _UNSURE or nearest.distance(points, self._place) > _FAR:
+            self._known = [*self._known[:1], *self._known[1:][1 - _MOST :], _Reference(image, points, self._place)]
             self._unsure = 0
         return self._told(sure)
 
@@ -101,25 +108,43 @@ class _Reference:
         expected &= ((places >= 0.0) & (places <= image.shape[1::-1])).all(axis=-1)
         return expected if np.count_nonzero(expected) >= _FEWEST else None
 
-    def way_to(self, image: NDArray[np.uint8], search: Any) -> tuple[NDArray[np.floating], float]:
-        """How far (2,) the shoulders are away from here in another frame, pixels of the frame, and how sure that is."""
+    def find(
+        self, image: NDArray[np.uint8], last: NDArray[np.floating], search: Any
+    ) -> tuple[float, NDArray[np.floating], float]:
+        """The shoulders in another frame.
+
+        What moves before them, such as a hand, misleads the search. Then they are where they were `last`.
+
+        Returns:
+            How much the frame differs there, their place (2,), and how sure that is, 0 to 1.
+        """
         if self.inside is None:
-            return np.zeros(2), 0.0
-        now = _grey(image, self.box)
-        way = np.median(search.calc(self.grey, now, None)[self.inside], axis=0)
+            return np.inf, last, 0.0
+        scale, now = self.box.side / _SIZE, _grey(image, self.box)
+        way = np.median(search.calc(self.grey, now, None)[self.inside], axis=0) * scale
+        found, stayed = (self._compared(now, one / scale) for one in (way, last - self.place))
+        place, (difference, alike) = (last, stayed) if stayed[0] < _STAYED * found[0] else (self.place + way, found)
+        low, high = _ALIKE
+        return difference, place, float(np.clip((alike - low) / (high - low), 0.0, 1.0))
+
+    def _compared(self, now: NDArray[np.uint8], way: NDArray[np.floating]) -> tuple[float, float]:
+        """How much another crop differs after a way (2,), pixels, on average and at most `_MOST_DIFFERENT` each.
+
+        And the correlation of both.
+        """
+        assert self.inside is not None
         y, x = np.nonzero(self.inside)
         there = (np.rint(place).astype(int).clip(0, _SIZE - 1) for place in (y + way[1], x + way[0]))
-        before, after = (
-            grey - grey.mean() for grey in (self.grey[y, x].astype(float), now[tuple(there)].astype(float))
-        )
-        alike = (before * after).mean() / max(before.std() * after.std(), 1e-6)
-        low, high = _ALIKE
-        return way * (self.box.side / _SIZE), float(np.clip((alike - low) / (high - low), 0.0, 1.0))
+        before, after = self.grey[y, x].astype(float), now[tuple(there)].astype(float)
+        apart = after - before
+        difference = float(np.abs(apart - np.median(apart)).clip(max=_MOST_DIFFERENT).mean())
+        before, after = before - before.mean(), after - after.mean()
+        return difference, float((before * after).mean() / max(before.std() * after.std(), 1e-6))
 
-    def distance(self, points: NDArray[np.floating], place: NDArray[np.floating]) -> float:
-        """How far face or shoulders have moved from here, sides of the crop, or how much its size has changed."""
+    def distance(self, points: NDArray[np.floating], place: NDArray[np.floating] | None = None) -> float:
+        """How far the face, or the shoulders, have moved from here, sides of the crop, or how much its size differs."""
         box = crop_box(points)
-        ways = np.subtract(box.centre, self.box.centre), place - self.place
+        ways = [np.subtract(box.centre, self.box.centre), *([] if place is None else [place - self.place])]
         moved = max(float(np.linalg.norm(way)) for way in ways) / self.box.side
         return max(moved, abs(float(np.log(box.side / self.box.side))))
 

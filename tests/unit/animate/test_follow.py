@@ -129,7 +129,7 @@ def test_what_lasts_is_what_a_clip_would_show() -> None:
 
 def test_shoulders_are_followed_from_the_neutral_face_on() -> None:
     """Pixels of the frame, of which the crop has about 256."""
-    follower, still = Follower(OWN, SMILE), np.array([150.0, 400.0, 1.0], np.float32)
+    follower, still = Follower(OWN, SMILE, "full"), np.array([150.0, 400.0, 1.0], np.float32)
     for k in range(50):
         pose = follower.step(face(), k / FPS, still)
     assert pose.shoulders == pytest.approx([0.0, 0.0, 1.0], abs=1e-3)
