@@ -173,7 +173,7 @@ class Motion:
         """(T, 3) `shoulders` measured from their place in one frame, or in a frame (T,) for each; sure where both are.
 
         >>> still = Motion(np.zeros((2, 52)), np.zeros((2, 25)), 25.0, shoulders=[[0.1, 0.0, 1.0], [0.3, 0.1, 0.5]])
-        >>> still.shoulders_from(0).round(2).tolist()
+        >>> still.shoulders_from(0).astype(float).round(2).tolist()
         [[0.0, 0.0, 1.0], [0.2, 0.1, 0.5]]
         """
         own = self.shoulders[reference]

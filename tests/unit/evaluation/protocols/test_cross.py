@@ -25,7 +25,7 @@ from export3d.evaluation.protocols.settings import RunSettings
 from export3d.evaluation.reports.cross import Pair
 from export3d.face.tracker import Track
 from export3d.image import read_image
-from export3d.model import Export3D
+from export3d.model import Export3D, Planes
 from export3d.motion.motion import Motion
 from export3d.pretrained import adapt_resolution, load_pretrained, save_pretrained
 from tests.made_up_networks import coefficient_network
@@ -128,17 +128,18 @@ class Mirror:
         return source
 
     def planes(self, source, expression, *more):
-        return source.expand(len(expression), -1, -1, -1)
+        return Planes(source.expand(len(expression), -1, -1, -1), source, None)
 
     def frame_and_share(self, planes, camera):
-        return planes, torch.zeros_like(planes[:, :1])
+        return planes.triplane, torch.zeros_like(planes.triplane[:, :1])
 
 
 class Dim(Mirror):
     """The source picture, darker."""
 
     def frame_and_share(self, planes, camera):
-        return super().frame_and_share(0.5 * planes - 0.5, camera)
+        picture, share = super().frame_and_share(planes, camera)
+        return 0.5 * picture - 0.5, share
 
 
 @pytest.fixture
