@@ -248,6 +248,12 @@ def project(points: Array, label: Array) -> Array:
     return pixels
 
 
+def neck(label: Array) -> Array:
+    """The place (..., 2) of `NECK` in the images of labels (..., 25), 0..1 across the image."""
+    place: Array = project(np.broadcast_to(NECK, (*np.shape(label)[:-1], 1, 3)), label)[..., 0, :]
+    return place
+
+
 def projected(points: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """`project` for the network: differentiable, in float32.
 

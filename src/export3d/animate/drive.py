@@ -346,8 +346,8 @@ def rebase(
 ) -> Motion:
     """Cameras and expressions to render the source with.
 
-    Relative: with W the world-to-camera rotation as seen along the ray to the neck, frame k of the result has W = W_k
-    W_ref^-1 W_source and expression source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the
+    Relative: with W the world-to-camera rotation as seen along the ray to the neck, frame k of the result has
+    W = W_k W_ref^-1 W_source and expression source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the
     reference frame the source keeps its own rotation and expression exactly. The source's expression is the one that it
     has `at_rest`: an open mouth closes. The neck moves from its place in the source as `head_motion` says, and so do
     the shoulders beside it. Each shot of the motion has its own reference frame. Where the face is away, the source's

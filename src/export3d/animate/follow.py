@@ -226,7 +226,7 @@ class Follower:
         angles, position = pose_numbers(labels)
         label = from_pose_numbers(np.median(angles, axis=0)[None], np.median(position, axis=0)[None])[0]
         calm = scores[np.argsort(restlessness(scores))[: max(_FEWEST, len(scores) // _CALM)]]
-        places = np.median(_in_crop(known, box) - _neck(labels), axis=0)
+        places = np.median(_in_crop(known, box) - np.pad(camera.neck(labels), ((0, 0), (0, 1))), axis=0)
         self._neutral = _Neutral(box, shape, np.median(calm, axis=0), seen_rotation(label), places)
         self._displacement = Displacement(self._head_motion, neck_place(label))
         self._beside = Displacement(self._head_motion, np.array([*places[:2], 0.0]))
@@ -244,7 +244,9 @@ class Follower:
         rotation = seen_rotation(label) @ neutral.rotation.T @ self._rotation
         scores = self._scores.step(face.scores.astype(np.float64), time_s)
         moved = self._displacement.step(neck_place(label), time_s)
-        beside = self._shoulders.step(_in_crop(shoulders[None], neutral.crop)[0], time_s) - _neck(label[None])[0]
+        beside = self._shoulders.step(_in_crop(shoulders[None], neutral.crop)[0], time_s) - np.append(
+            camera.neck(label), 0.0
+        )
         way = self._beside.step(np.array([*beside[:2], 0.0]), time_s)
         sure = beside[2] * neutral.shoulders[2]
         expression = (self._expression + scores - neutral.scores).clip(0.0, 1.0)
@@ -264,12 +266,6 @@ class Follower:
 def _in_crop(shoulders: Array, box: CropBox) -> Array:
     """`Shoulders.step` (T, 3) with places in a crop, crop widths."""
     return np.concatenate([box.to_crop(shoulders[:, :2], 1.0), shoulders[:, 2:]], axis=1)
-
-
-def _neck(labels: Array) -> Array:
-    """(T, 3) place of the neck of cameras (T, 25), crop widths, and 0."""
-    places = camera.project(np.broadcast_to(camera.NECK, (len(labels), 1, 3)), labels)[:, 0]
-    return np.pad(places, ((0, 0), (0, 1)))
 
 
 def check_space(space: str) -> None:

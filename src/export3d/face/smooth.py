@@ -87,7 +87,7 @@ def smooth_shoulders(
     in each shot (T,).
     """
     values = np.array(shoulders, dtype=np.float64)
-    neck = camera.project(np.broadcast_to(camera.NECK, (len(values), 1, 3)), np.asarray(labels, dtype=np.float64))[:, 0]
+    neck = camera.neck(np.asarray(labels, dtype=np.float64))
     for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(shot)) + 1):
         sure = values[part, 2] > 0.0
         if not sure.any() or shot[part[0]] < 0:
