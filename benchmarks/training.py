@@ -373,6 +373,7 @@ def made_up_clips(size: int, space: str, clips: int = 8, frames: int = 12) -> Fr
         frames=torch.from_numpy(rng.integers(0, 256, (total, 3, size, size), dtype=np.uint8)),
         expression=torch.from_numpy(rng.uniform(0.0, 1.0, (total, SPACES[space]))).float(),
         camera=torch.from_numpy(cameras).float(),
+        shoulders=torch.zeros(total, 3),
         landmarks=torch.from_numpy(landmarks).half(),
         found=torch.ones(total, dtype=torch.bool),
         clip=torch.arange(total) // frames,

@@ -255,6 +255,7 @@ class Export3D(HubModel):
         source_expression: Tensor | None = None,
         source_landmarks: Tensor | None = None,
         source_matte: Tensor | None = None,
+        shoulders: Tensor | None = None,
         jitter: Tensor | None = None,
         resolution: int | None = None,
         superres: bool = True,
@@ -263,12 +264,14 @@ class Export3D(HubModel):
 
         Args:
             source_camera, source_expression, source_landmarks, source_matte: see `encode`.
+            shoulders: (B, 3), see `Planes.with_shoulders`.
             jitter: (B,) int64 seeds that jitter each item's ray samples (training).
             resolution: rays per side, for training phases that render fewer.
             superres: whether to compute the final image.
         """
         encoded = self.encode(source, source_camera, source_expression, source_landmarks, source_matte)
         planes, generated = self._planes(encoded, self.expression(expression), expression)
+        planes = planes if shoulders is None else planes.with_shoulders(shoulders)
         rendered = self.renderer(planes.triplane, camera, resolution, jitter)
         image, guide = self._finish(planes, camera, rendered) if superres else (None, None)
         moved, offset = (None, None) if guide is None else (guide.views.moved, guide.views.offset)

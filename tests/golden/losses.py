@@ -80,6 +80,7 @@ def made_up_clips(people: int = 3, frames: int = 6, size: int = SIZE, seed: int 
         frames=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(),
         expression=torch.from_numpy(np.stack(expressions)).float(),
         camera=torch.from_numpy(np.stack(cameras)).float(),
+        shoulders=torch.zeros(len(pictures), 3),
         landmarks=torch.from_numpy(np.stack(landmarks)).half(),
         found=torch.ones(len(pictures), dtype=torch.bool),
         clip=torch.tensor([number for number, count in enumerate(counts) for _ in range(count)]),

@@ -66,6 +66,7 @@ def speaking_clip(tracker: Tracker) -> FrameStore:
         frames=torch.from_numpy(frames).permute(0, 3, 1, 2).contiguous(),
         expression=torch.tensor(track.motion.expression),
         camera=torch.from_numpy(moved_camera(track.motion.camera, np.array([[0.0, 0.0, ZOOM, 0.0]] * FRAMES))).float(),
+        shoulders=torch.tensor(track.motion.shoulders),
         landmarks=torch.from_numpy(close.to_crop(track.landmarks, 1.0)).half(),
         found=torch.ones(FRAMES, dtype=torch.bool),
         clip=torch.zeros(FRAMES, dtype=torch.int64),

@@ -60,6 +60,7 @@ class FrameStore:
         frames: (N, 3, R, R) uint8 RGB.
         expression: (N, E) float32 in `space`.
         camera: (N, 25) float32 labels.
+        shoulders: (N, 3) float32, see `Motion`; zeros where they are not known.
         landmarks: (N, 478, 2) float16, 0..1 across the crop.
         found: (N,) bool; False where the face was lost and the track is interpolated.
         clip: (N,) int64, number of the clip in `clips`.
@@ -71,6 +72,7 @@ class FrameStore:
     frames: Tensor
     expression: Tensor
     camera: Tensor
+    shoulders: Tensor
     landmarks: Tensor
     found: Tensor
     clip: Tensor
@@ -83,6 +85,7 @@ class FrameStore:
         check_shape(self.frames, f"{n} 3 R R", "frames")
         check_shape(self.expression, f"{n} E", "expression")
         check_shape(self.camera, f"{n} 25", "camera")
+        check_shape(self.shoulders, f"{n} 3", "shoulders")
         check_shape(self.landmarks, f"{n} L 2", "landmarks")
         check_shape(self.found, f"{n}", "found")
         check_shape(self.clip, f"{n}", "clip")
@@ -366,7 +369,7 @@ def _fill(
             if (record.key, record.frames) != (clip.name, clip.frames):
                 raise InputError(f"record {record.key} does not match the index ({clip.name}); prepare the data again")
             arrays["frames"][clip.rows] = decode(record, resolution)
-            for name in ("expression", "camera", "landmarks", "found"):
+            for name in ("expression", "camera", "shoulders", "landmarks", "found"):
                 arrays[name][clip.rows] = getattr(record, name)
             arrays["clip"][clip.rows] = number
             with lock:

@@ -28,6 +28,8 @@ PACKED_FORMAT = "export3d.packed"
 VERSION = 1
 PACKED_INDEX = "packed.json"
 TRACKS = tuple(name for name in layout(1, 1, 1) if name != "frames")
+SHOULDERS = "shoulders"
+"""Left out by earlier versions."""
 MASKS = "masks"
 """Where people are (`FrameStore.masks`), if that was known when the frames were packed."""
 DAMAGE = (
@@ -87,6 +89,8 @@ def decode_packed(folder: Path, packed: Packed, size: int, pool: ThreadPoolExecu
         part = load_file(folder / file)
         for name in TRACKS:
             (_, *shape), dtype = shapes[name]
+            if name == SHOULDERS:
+                part.setdefault(name, np.zeros((frames, *shape), dtype))
             if part[name].shape != (frames, *shape) or part[name].dtype != np.dtype(dtype):
                 raise ValueError(f"{name} in {file} has shape {part[name].shape} and type {part[name].dtype}")
             if part[name].dtype.kind == "f" and not np.isfinite(part[name]).all():

@@ -138,7 +138,7 @@ class PairSampler:
         self._join_sittings(stills)
         self._clip = store.clip.cpu().numpy()
         self._camera = store.camera.cpu().numpy().astype(np.float64)
-        self._expression = store.expression.cpu().numpy()
+        self._expression, self._shoulders = store.expression.cpu().numpy(), store.shoulders.cpu().numpy()
         self._landmark_mirror = torch.from_numpy(landmark_mirror_map()).to(store.device) if mirror else None
 
     def _join_sittings(self, stills: Sequence[int]) -> None:
@@ -166,7 +166,8 @@ class PairSampler:
         Returns:
             float32 on the store's device, with b = batch_size / world: source, driving (b, 3, R, R) in [-1, 1];
             source_expression, expression (b, E); source_camera, camera (b, 25); source_landmarks, landmarks
-            (b, 478, 2), 0..1 across their image; valid (b, 1, R, R), 1 where the driving frame shows the source video
+            (b, 478, 2), 0..1 across their image; shoulders (b, 3), see `SourceMotion`, not known where source and
+            driving frame are moved differently; valid (b, 1, R, R), 1 where the driving frame shows the source video
             and 0 where its crop lies outside the video and repeats an edge; and clip (b,) int64 (for a sitting, any of
             its portraits). If the store knows where people are, source_mask (b, 1, m, m) too, 0..1.
 
@@ -181,6 +182,7 @@ class PairSampler:
         plans = [self._plan(draws, which) for which in (0, 1)]
         shared = {"colour": np.stack([draw.colour for draw in draws]), **self._edges(draws)}
         shared["clip"] = np.array([draw.clip for draw in draws])
+        shared["shoulders"] = np.stack([self._shoulders_of(draw) for draw in draws])
         first, second, common = _transferred([*plans, shared], self.store.device)
         sides = [self._side(found, plan) for found, plan in ((first, plans[0]), (second, plans[1]))]
         source, driving = (recolour(side["image"], common["colour"]) for side in sides)
@@ -194,6 +196,7 @@ class PairSampler:
             "camera": sides[1]["camera"],
             "source_landmarks": sides[0]["landmarks"],
             "landmarks": sides[1]["landmarks"],
+            "shoulders": common["shoulders"],
             "valid": self._valid(second, common),
             "clip": common["clip"].long(),
         }
@@ -222,6 +225,13 @@ class PairSampler:
             if rng.random() < limits.together and not still:
                 geometry[1] = geometry[0]
         return Draw(clip, (int(frame), int(driving)), self.mirror and bool(mirrored), geometry, colour)
+
+    def _shoulders_of(self, draw: Draw) -> Array:
+        """(3,) how far the driving shoulders are from where they were in the source frame, and how sure that is."""
+        own, there = (self._shoulders[row].astype(np.float64) for row in draw.rows)
+        way, sure = there[:2] - own[:2], own[2] * there[2] * (draw.geometry[0] == draw.geometry[1]).all()
+        zoom, turn = draw.geometry[0, 2:]
+        return np.append(zoom * _rotation(turn) @ (way * (-1.0 if draw.mirrored else 1.0, 1.0)), sure)
 
     def _hard_share(self, number: int) -> float:
         """Probability of a hard pair for the sample `number`."""

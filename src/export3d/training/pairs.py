@@ -257,6 +257,7 @@ class PairTask:
             batch["source_expression"],
             batch["source_landmarks"],
             batch.get("source_matte"),
+            batch["shoulders"],
             jitter=batch["number"],
             superres=superres,
         )
@@ -333,7 +334,7 @@ class PairTask:
             own = [pair[f"source_{name}"] for name in ("camera", "expression", "landmarks")]
             matte = crop_mattes(self.model, pair["source"], pair.get("source_mask"))
             features = ema.encode(pair["source"], *own, matte)  # type: ignore[operator]
-            planes = ema.planes(features, pair["expression"])  # type: ignore[operator]
+            planes = ema.planes(features, pair["expression"]).with_shoulders(pair["shoulders"])  # type: ignore[operator]
             rendered: Rendered = ema.render(planes, pair["camera"])  # type: ignore[operator]
             yield Drawn(pair, ema.finish(planes, pair["camera"], rendered), rendered)  # type: ignore[operator]
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from export3d.cli.main import main
 from export3d.data import packing
@@ -47,6 +48,18 @@ def test_a_packed_folder_trains_like_the_one_it_was_made_of(
     assert val.masks.shape == (len(val), 1, 64, 64)
     assert thin.masks is None
     assert (val.frames.float() - thin.frames.float()).abs().mean() < 2.0
+
+
+def test_packed_frames_keep_the_shoulders_and_those_of_earlier_versions_have_none(data: Path, tmp_path: Path) -> None:
+    store = FrameStore.load(data / "val", 32)
+    store.shoulders[:] = torch.rand(len(store), 3)
+    store.save(tmp_path / "new")
+    assert torch.equal(FrameStore.load(tmp_path / "new", 32).shoulders, store.shoulders)
+    for part in (tmp_path / "new").glob("part-*"):
+        tensors = load_file(part)
+        del tensors["shoulders"]
+        save_file(tensors, part)
+    assert not FrameStore.load(tmp_path / "new", 32).shoulders.any()
 
 
 def test_without_mediapipe_packed_frames_have_no_masks(

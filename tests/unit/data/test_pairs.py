@@ -22,7 +22,7 @@ Make = Callable[..., Record]
 PLAIN = {"mirror": False, "augment": False}
 KEYS = {
     "source", "driving", "source_expression", "expression", "source_camera", "camera", "source_landmarks", "landmarks",
-    "valid", "clip",
+    "shoulders", "valid", "clip",
 }  # fmt: skip
 
 
@@ -269,6 +269,27 @@ def test_picture_landmarks_and_camera_move_together(tmp_path: Path, make_record:
         point = world[7] * [-1, 1, 1] if flips else world[7]
         np.testing.assert_allclose(batch["landmarks"][i, number], centre, atol=0.01)
         np.testing.assert_allclose(cameras.project(point[None], label)[0], centre, atol=0.01)
+
+
+@pytest.mark.parametrize("together", [0.0, 1.0])
+def test_shoulders_are_where_they_are_in_the_moved_pictures(tmp_path: Path, make_record: Make, together: float) -> None:
+    """Two landmarks stand for the shoulders and the neck."""
+    update(tmp_path / "s", [make_record("x", 9)])
+    store = FrameStore.load(tmp_path / "s", 16)
+    at, sure = torch.linspace(-0.1, 0.1, 9)[:, None] * torch.tensor([1.0, -0.5]), torch.linspace(0.5, 1.0, 9)[:, None]
+    store.shoulders[:] = torch.cat([at, sure], dim=1)
+    places = store.landmarks.float()
+    places[:, 1], places[:, 4] = 0.5 + at, 0.5
+    limits = Augment(geometry_probability=1.0, together=together, scale=0.2, roll_deg=30.0)
+    sampler = PairSampler(replace(store, landmarks=places), 0, augment=limits)
+    batch = sampler.batch(0, 32)
+    seen, before = (batch[name][:, 1] - batch[name][:, 4] for name in ("landmarks", "source_landmarks"))
+    if together:
+        torch.testing.assert_close(batch["shoulders"][:, :2], seen - before, atol=1e-5, rtol=0)
+        assert (batch["shoulders"][:, 2] > 0.2).all()
+    else:
+        assert not batch["shoulders"][:, 2].any()
+    assert landmark_mirror_map()[[1, 4]].tolist() == [1, 4]
 
 
 def test_masks_move_with_their_pictures(tmp_path: Path, make_record: Make) -> None:

@@ -75,6 +75,7 @@ def made_up_store(
         frames=torch.from_numpy(np.concatenate([pictures for pictures, _ in made])).permute(0, 3, 1, 2).contiguous(),
         expression=torch.from_numpy(np.concatenate([expression for _, expression in made])),
         camera=torch.from_numpy(Camera.orbit().label).float().expand(total, 25),
+        shoulders=torch.zeros(total, 3),
         landmarks=torch.from_numpy(landmarks(total)),
         found=torch.ones(total, dtype=torch.bool),
         clip=torch.from_numpy(np.repeat(np.arange(len(clips)), counts)),

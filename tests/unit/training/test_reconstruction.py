@@ -75,6 +75,7 @@ def made_up_store(videos: int = 2, stills: int = 1, frames: int = 5, size: int =
         frames=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(),
         expression=torch.from_numpy(np.stack(expressions)).float(),
         camera=torch.from_numpy(np.stack(cameras)).float(),
+        shoulders=torch.zeros(total, 3),
         landmarks=torch.from_numpy(rng.uniform(0.3, 0.7, (total, 478, 2))).half(),
         found=torch.ones(total, dtype=torch.bool),
         clip=torch.tensor(numbers),
