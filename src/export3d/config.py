@@ -136,7 +136,9 @@ def base() -> ModelConfig:
         ),
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
         superres=SuperResConfig(mid_channels=32, high_channels=16),
-        warp=WarpConfig(irises=True, lids=True, teeth=True, turns=True, shoulders=True, matte=True, scores=True),
+        warp=WarpConfig(
+            irises=True, lids=True, teeth=True, inside=True, turns=True, shoulders=True, matte=True, scores=True
+        ),
     )
 
 
@@ -232,7 +234,7 @@ def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
             raise ConfigError(f"{prefix}{name} must be of type {wanted.__name__}, got {value!r}")
 
 
-_OF_DETAIL = ("detail", "dense", "mouth", "irises", "lids", "teeth", "turns", "shoulders", "matte")
+_OF_DETAIL = ("detail", "dense", "mouth", "irises", "lids", "teeth", "inside", "turns", "shoulders", "matte")
 """What a warp that adds the source's pixels may have."""
 VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "direct_3dmm": direct_3dmm,
@@ -246,13 +248,15 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_redraw": without("redraw"),
     "no_detail": without(*_OF_DETAIL),
     "no_dense": without("dense"),
-    "no_mouth": without("mouth", "teeth"),
+    "no_mouth": without("mouth", "teeth", "inside"),
     "irises": having("irises"),
     "no_irises": without("irises"),
     "lids": having("lids"),
     "no_lids": without("lids"),
     "teeth": having("teeth"),
-    "no_teeth": without("teeth"),
+    "no_teeth": without("teeth", "inside"),
+    "inside": having("inside"),
+    "no_inside": without("inside"),
     "turns": having("turns"),
     "no_turns": without("turns"),
     "shoulders": having("shoulders"),

@@ -239,7 +239,7 @@ class Finish(Part):
     def __init__(self, model: Export3D) -> None:
         super().__init__()
         self.superres = model.superres
-        self.detail = model.warp.detail if model.warp is not None else None
+        self.detail, self.inner = (None, None) if model.warp is None else (model.warp.detail, model.warp.inner)
         self.inputs, self.outputs = ("feature",), ("image",)
         if self.detail is not None:
             self.like = _views(model)
@@ -252,7 +252,7 @@ class Finish(Part):
         if self.detail is None:
             return (self.superres(named["feature"]).clamp(-1.0, 1.0),)
         views = rebuilt(self.like, named | {"views.still": named["view.image"]}, "views")
-        guide = DetailGuide(self.detail, views, named["feature"])
+        guide = DetailGuide(self.detail, views, named["feature"], self.inner)
         image = self.superres(named["feature"], guide).clamp(-1.0, 1.0)
         assert guide.share is not None
         return image, guide.share

@@ -21,6 +21,7 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor, nn
 
+from export3d.config import variant
 from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore, space_of
 from export3d.data.training_frames import load_frames
@@ -33,6 +34,7 @@ from export3d.model import Export3D, Output
 from export3d.pretrained import adapt_resolution, load_pretrained
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
+from export3d.training.mouths import MouthTask
 from export3d.training.pairs import Drawn, PairConfig, PairTask, check_space, export, words
 from export3d.training.task import OpponentConfig
 from export3d.weights.file import load_into
@@ -45,7 +47,9 @@ class AdversarialConfig(PairConfig):
 
     Attributes:
         adv_trainable: "sr": the super-resolution alone is trained, all else stays as it is, bit for bit; "all": the
-            whole model, as in the paper (a pre-trained expression encoder stays frozen).
+            whole model, as in the paper (a pre-trained expression encoder stays frozen); "mouth": what draws the inside
+            of mouths alone, which weights without it get (`training.mouths`, with losses and a discriminator of its
+            own: of the settings of both only `backbone`, its files, `d_lr` and `d_betas` count).
         lambda_rec: weight of the reconstruction in Eq. 12; the paper's.
         lambda_adv: weight of the adversarial loss; the paper's.
         discriminator: its size, see `export3d.discriminator.PRESETS`.
@@ -56,7 +60,7 @@ class AdversarialConfig(PairConfig):
         r1_every: steps between two in which R1 is taken, with so many times its weight.
     """
 
-    adv_trainable: Literal["sr", "all"] = "sr"
+    adv_trainable: Literal["sr", "all", "mouth"] = "sr"
     lambda_rec: float = 1.0
     lambda_adv: float = 0.01
     discriminator: Literal["full", "small", "tiny"] = "full"
@@ -201,6 +205,30 @@ class AdversarialTask(PairTask):
         return resize(target, output.image.shape[-1]), resize(target, output.rendered.raw.shape[-1])
 
 
+def mouth_task(
+    config: AdversarialConfig,
+    former: Export3D,
+    train_frames: FrameStore | Rotation,
+    val_frames: FrameStore | None,
+    seed: int,
+) -> MouthTask:
+    """The task of phase two for the inside of mouths; arguments as of `AdversarialTask`.
+
+    Raises:
+        ConfigError: the model does not move the source's pixels and teeth.
+    """
+    torch.manual_seed(seed)
+    if former.config.warp is None or not former.config.warp.teeth:
+        raise ConfigError(
+            "model.trainable is mouth, but these weights have no warp that keeps teeth; start from weights such as base"
+        )
+    model = Export3D(config.sized(variant(former.config, "inside")))
+    known = adapt_resolution(former.state_dict(), model)
+    load_into(model, {**model.state_dict(), **known}, what="the weights of phase one")
+    settings = OpponentConfig(lr=config.d_lr, betas=config.d_betas)
+    return MouthTask(config, model, train_frames, val_frames, seed, settings)
+
+
 def run(
     data: Path | str,
     out: Path,
@@ -228,7 +256,11 @@ def run(
     size = config.sized(former.config).image_size
     discriminator_config(config.discriminator, size)  # refused before minutes of decoding
     clips, val = load_frames(data, size, pseudo, cache, config.memory)
-    task = AdversarialTask(config, former, clips, val, loop.seed)
+    task: AdversarialTask | MouthTask
+    if config.adv_trainable == "mouth":
+        task = mouth_task(config, former, clips, val, loop.seed)
+    else:
+        task = AdversarialTask(config, former, clips, val, loop.seed)
     result = train(task, out, loop, opponent=task.opponent, resume=resume)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         export(result.checkpoint, out / "weights.safetensors", "adversarial", loop.weights_part_mb)

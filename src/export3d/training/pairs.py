@@ -230,6 +230,8 @@ class PairTask:
         Raises:
             ConfigError: the model does not have such a part, or nothing is left to train.
         """
+        if self.model.warp is not None and self.model.warp.inner is not None:
+            self.model.warp.inner.requires_grad_(False)  # a loss on pixels would blur it
         for name in self.settings.freeze:
             part: nn.Module | None = getattr(self.model, name)
             if part is None:

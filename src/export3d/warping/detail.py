@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.layers import activated, conv3x3, enlarge
+from export3d.warping.inner_mouth import InnerMouth
 from export3d.warping.origin import Origin, origin
 from export3d.warping.teeth import chosen
 from export3d.warping.turns import counts, fading, leaning
@@ -47,6 +48,8 @@ class Views:
             `WarpConfig.turns`.
         face: (B, 1, H/4, W/4) share of the pixels in which the mesh shows the face. None without `WarpConfig.turns`.
         person: (B, 3, H, W) opacity of the person in `moved`, `still` and `turned`. None without `WarpConfig.matte`.
+        lips: (B, 478, 2) the landmarks in the driving view, 0..1, and hidden: (B, 1, 1, 1) how far a mouth has opened
+            of which the source shows nothing (`teeth.hidden`). None without `WarpConfig.inside`.
     """
 
     moved: Tensor
@@ -61,6 +64,8 @@ class Views:
     far: Tensor | None = None
     face: Tensor | None = None
     person: Tensor | None = None
+    lips: Tensor | None = None
+    hidden: Tensor | None = None
 
     @property
     def mean_offset(self) -> Tensor:
@@ -180,15 +185,16 @@ class DetailGuide:
 
     Args:
         feature: (B, F, H/4, W/4) rendered features.
+        inner: draws mouths of which the source shows nothing; None: nothing does.
 
     Attributes:
         share: (B, 4, H, W) shares of the four images in the final one, see `Detail`; None until it is finished.
     """
 
-    def __init__(self, detail: Detail, views: Views, feature: Tensor) -> None:
+    def __init__(self, detail: Detail, views: Views, feature: Tensor, inner: InnerMouth | None = None) -> None:
         self.views = views
         self.share: Tensor | None = None
-        self._detail = detail
+        self._detail, self._inner = detail, inner
         self._stacked = views.stacked().contiguous(memory_format=torch.channels_last)
         self._half = F.avg_pool2d(self._stacked, 2)
         lean = detail.overlook(feature, self._half, views.mean_offset)
@@ -202,7 +208,9 @@ class DetailGuide:
     def at_full(self, x: Tensor, image: Tensor) -> Tensor:
         """Features (B, high, H, W) and the rendered image (B, 3, H, W) to the final image."""
         choice = self._detail.choose(x, image, self._stacked)
-        out, self.share = self._detail.blend(choice, image, self._lean, self.views)
+        out, self.share = drawn_within(
+            self._inner, self._detail.blend(choice, image, self._lean, self.views), self.views
+        )
         return out
 
     @property
@@ -211,6 +219,13 @@ class DetailGuide:
         if self.share is None:
             return None
         return MixedOrigin(self.share, self.views)
+
+
+def drawn_within(inner: InnerMouth | None, made: tuple[Tensor, Tensor], views: Views) -> tuple[Tensor, Tensor]:
+    """What `Detail.blend` has made, with mouths that the source does not show."""
+    if inner is None or views.lips is None or views.hidden is None:
+        return made
+    return inner.filled(*made, views.lips, views.hidden)
 
 
 class MixedOrigin(Origin):

@@ -30,6 +30,7 @@ from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp
 from export3d.warping.elastic_mesh import Painter, show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
 from export3d.warping.flows import driving_flow, mirrored_flow, mouth_mask, openings, plane_flow
+from export3d.warping.inner_mouth import InnerMouth
 from export3d.warping.irises import rolled
 from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.landmark_motion import Regions as Regions
@@ -37,10 +38,10 @@ from export3d.warping.lids import shut, unfolded
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.shoulders import following
 from export3d.warping.skip_path import SkipPath, SkipWalk
-from export3d.warping.teeth import opened, smoothed, unstretched, upper_teeth
+from export3d.warping.teeth import hidden, opened, smoothed, unstretched, upper_teeth
 from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
-_NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth", "shoulders": "matte"} | dict.fromkeys(
+_NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth", "shoulders": "matte", "inside": "teeth"} | dict.fromkeys(
     ("dense", "mouth", "irises", "lids", "turns", "matte"), "detail"
 )
 
@@ -67,6 +68,8 @@ class WarpConfig:
         lids: almost closed lids meet, open ones stop at their folds (`lids`), and lashes move with their edges
             (`elastic_mesh`). Needs `detail`.
         teeth: where a mouth opens, teeth that the source shows keep their size (`teeth`). Needs `mouth`.
+        inside: the mouth of a source with closed lips is drawn by a network of its own when it opens (`inner_mouth`).
+            Needs `teeth`.
         turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
             `detail`.
         shoulders: the person below the chin goes where the driving shoulders went, if that is known (`shoulders`).
@@ -87,6 +90,7 @@ class WarpConfig:
     irises: bool = False
     lids: bool = False
     teeth: bool = False
+    inside: bool = False
     turns: bool = False
     shoulders: bool = False
     matte: bool = False
@@ -205,6 +209,7 @@ class SourceWarp(nn.Module):
         self.dense = DenseMotion(config.matte) if config.dense else None
         self.skip = SkipPath(skip_widths, config.flow, config.redraw) if config.skip else None
         self.detail = Detail(*superres_widths, config.mouth, config.matte) if config.detail else None
+        self.inner = InnerMouth() if config.inside else None
 
     def frontal(self, image: Tensor, camera: Tensor | None) -> Tensor:
         """The generator's input (B, 3, h, h): the source, resampled onto the xy plane where `align` is on.
@@ -289,7 +294,7 @@ class SourceWarp(nn.Module):
         """
         if self.detail is None:
             return None
-        return DetailGuide(self.detail, self.views(view, motion, camera), feature)
+        return DetailGuide(self.detail, self.views(view, motion, camera), feature, self.inner)
 
     def views(self, view: SourceView, motion: SourceMotion, camera: Tensor) -> Views:
         """The source as it may appear in driving frames of cameras (B, 25)."""
@@ -313,9 +318,9 @@ class SourceWarp(nn.Module):
             lashes=self.config.lids,
         )
         with torch.no_grad():
-            seen = seen_places(camera, size)
-            head = torch.cat([head_nearness(seen), view.head], dim=1)
-            as_head = turned_flow(own, seen)
+            on_head = seen_places(camera, size)
+            head = torch.cat([head_nearness(on_head), view.head], dim=1)
+            as_head = turned_flow(own, on_head)
             turned = look_up(image, as_head)
         stretching = stretch if passes is None else passes.stretch
         elastic, stretched = flow, stretching(flow)
@@ -355,8 +360,10 @@ class SourceWarp(nn.Module):
         person = None
         if matte is not None:
             person = torch.cat([look_up(matte, flow), matte, look_up(matte, as_head)], dim=1)
-        face_share = None if turn is None else F.avg_pool2d(on_face[:, None].float(), 4)
-        return Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, face_share, person)
+        seen = Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, person=person)
+        if turn is not None:
+            seen = replace(seen, face=F.avg_pool2d(on_face[:, None].float(), 4))
+        return seen if self.inner is None else replace(seen, lips=places, hidden=hidden(points, face.points))
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""

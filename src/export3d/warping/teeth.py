@@ -27,6 +27,8 @@ _SHOWN = 0.05, 0.08
 shows teeth."""
 _WIDER, _WIDE = (0.02, 0.06), (0.1, 0.18)
 """By how much the gap must get wider for teeth to leave the mesh, and to leave it wholly; and for closed lips."""
+_PARTED = 0.03, 0.07
+"""Gap up to which lips count as closed, and from which they are open."""
 _EDGE = 1.0 / 128.0
 """Edge of the source's mouth that counts as lip, in image widths: landmarks are not more exact."""
 _ACROSS = 1.0 / 21.0
@@ -48,6 +50,14 @@ def opened(points: Tensor, own: Tensor) -> Tensor:
     before = _gap(own)
     wider, shown = _gap(points) - before, _step(before, _SHOWN)
     return torch.stack([shown * _step(wider, _WIDER), (1.0 - shown) * _step(wider, _WIDE)], dim=1)[..., None, None]
+
+
+@torch.no_grad()
+def hidden(points: Tensor, own: Tensor) -> Tensor:
+    """How far a mouth has opened whose lips are closed in the source: (B, 1, 1, 1), 0 to 1. See `opened`."""
+    before, now = _gap(own), _gap(points)
+    share = (1.0 - _step(before, _SHOWN)) * _step(now, _PARTED) * _step(now - before, _WIDER)
+    return share[:, None, None, None]
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ from export3d.warping.source_warp import SourceMotion
 from export3d.warping.teeth import chosen, opened, smoothed, unstretched, upper_teeth
 from tests.tiny_models import PARTS, awake, cameras, inputs, matte, warped
 
-WHOLE = warped(*PARTS)
+WHOLE = variant(warped(*PARTS), "no_inside")
 LOWER = INNER_LIPS[11:]
 
 

@@ -22,7 +22,7 @@ from export3d.weights.migration import migrate
 from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
 FORMER = tuple(
-    part for part in PARTS if part not in ("irises", "lids", "teeth", "turns", "shoulders", "matte", "scores")
+    part for part in PARTS if part not in ("irises", "lids", "teeth", "inside", "turns", "shoulders", "matte", "scores")
 )
 """The parts that there were."""
 FORMER_PARTS = {"generator": ("skip", "align", "flow", "redraw"), "superres": ("detail", "dense", "mouth")}
@@ -66,7 +66,17 @@ def leaves(values: Mapping[str, Any]) -> dict[str, Any]:
 def former_base() -> Export3D:
     """A model like the `base` of then."""
     config = preset("base")
-    for name in ("clebs", "no_irises", "no_lids", "no_teeth", "no_turns", "no_shoulders", "no_matte", "no_scores"):
+    for name in (
+        "clebs",
+        "no_irises",
+        "no_lids",
+        "no_teeth",
+        "no_inside",
+        "no_turns",
+        "no_shoulders",
+        "no_matte",
+        "no_scores",
+    ):
         config = variant(config, name)
     return awake(config)
 

@@ -1,0 +1,130 @@
+"""Phase two for the inside of mouths alone (`warping.inner_mouth`; not in the paper).
+
+No image is rendered. The network sees frames without what lies between their lips, draws that, and is compared with the
+frame: by absolute error, LPIPS, a discriminator that sees patches of the square, and that one's features. Whose mouth
+it may be is not known in use either: there the source's lips are closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export3d.data.frame_window import Rotation
+from export3d.data.frames import FrameStore
+from export3d.losses import adversarial, discrimination
+from export3d.model import Export3D
+from export3d.training.pairs import PairConfig, PairTask, words
+from export3d.training.task import OpponentConfig
+from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, opening
+
+_L1, _LPIPS, _ADVERSARIAL, _FEATURES = 0.5, 2.0, 0.1, 0.2
+"""Weights of the losses."""
+_RAMP = 13_000
+"""Images over which those of the discriminator grow to theirs."""
+_LEAST = 0.008
+"""Share of the square from which a mouth counts as open."""
+_PATCH = 8
+"""Pixels of the square per score of the discriminator, along each axis."""
+
+
+class PatchDiscriminator(nn.Module):
+    """Scores patches of a square: real or drawn. Spectral norms bound its slope (Miyato et al. 2018)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        normed = nn.utils.parametrizations.spectral_norm
+        self.layers = nn.ModuleList(
+            normed(layer)
+            for layer in (
+                nn.Conv2d(4, 32, 4, 2, 1),
+                nn.Conv2d(32, 64, 4, 2, 1),
+                nn.Conv2d(64, 128, 4, 2, 1),
+                nn.Conv2d(128, 128, 3, 1, 1),
+            )
+        )
+        self.score = normed(nn.Conv2d(128, 1, 3, 1, 1))
+
+    def forward(self, square: Tensor, hole: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Squares (B, 3, s, s) and holes (B, 1, s, s) to the scores of the patches in the holes (N,), and features."""
+        x, features = torch.cat([square, 2.0 * hole - 1.0], dim=1), []
+        for layer in self.layers:
+            x = F.leaky_relu(layer(x), 0.2)
+            features.append(x)
+        return self.score(x)[F.max_pool2d(hole, _PATCH) > 0.0], features
+
+
+class MouthSide:
+    """The opponent: a discriminator of drawn mouths."""
+
+    def __init__(self, settings: OpponentConfig) -> None:
+        self.module: nn.Module = PatchDiscriminator()
+        self.settings = settings
+        self.shown: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def losses(self, batch: Mapping[str, Any], step: int) -> Mapping[str, Tensor]:
+        """Both logistic losses on what the task has just seen and drawn."""
+        assert self.shown is not None, "the losses of the task come first"
+        (seen, drawn, hole), self.shown = self.shown, None
+        terms = discrimination(self.module(seen, hole)[0], self.module(drawn, hole)[0])
+        return {**terms, "total": terms["real"] + terms["fake"]}
+
+
+class MouthTask(PairTask):
+    """The task, trained together with `opponent`; all but `warp.inner` stays as it is, bit for bit.
+
+    Args:
+        config: how pairs are sampled; driving frames alone are looked at.
+        model: with `WarpConfig.inside`.
+        train_frames, val_frames, seed: see `PairTask`.
+        settings: those of the discriminator's optimiser.
+    """
+
+    def __init__(
+        self,
+        config: PairConfig,
+        model: Export3D,
+        train_frames: FrameStore | Rotation,
+        val_frames: FrameStore | None,
+        seed: int,
+        settings: OpponentConfig,
+    ) -> None:
+        super().__init__(config, model, train_frames, val_frames, seed)
+        assert model.warp is not None
+        assert model.warp.inner is not None
+        self.inner: InnerMouth = model.warp.inner
+        model.requires_grad_(False)
+        self.inner.requires_grad_(True)
+        self.opponent = MouthSide(settings)
+        self.config: Mapping[str, Any] = {"model": model.config.to_dict(), "adversarial": words(config)}
+
+    def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
+        """Losses on the frames of a batch whose mouths are open, each with its weight."""
+        with torch.no_grad():
+            places = batch["landmarks"].float()
+            square = Square(places)
+            seen, hole = square.seen(batch["driving"]), opening(square, places)
+            shown = hole.sum(dim=(1, 2, 3)) > _LEAST * SIDE**2
+            shown[0] |= ~shown.any()  # a batch of closed mouths teaches nothing, but it is one
+            seen, hole = seen[shown], hole[shown]
+        drawn = torch.where(hole > 0.0, self.inner(seen, hole).float(), seen)
+        area = hole.sum(dim=(1, 2, 3)).clamp_min(1.0)
+        terms = {"l1": _L1 * ((drawn - seen).abs().mean(dim=1).sum(dim=(1, 2)) / area).mean()}
+        if self.perceptual is not None:
+            terms["lpips"] = _LPIPS * self.perceptual(drawn, seen).mean()
+        ramp = min(1.0, images_seen / _RAMP)
+        scores, features = self.opponent.module(drawn, hole)
+        with torch.no_grad():
+            _, wanted = self.opponent.module(seen, hole)
+        terms["adversarial"] = ramp * _ADVERSARIAL * adversarial(scores)
+        apart = torch.stack([(one - other).abs().mean() for one, other in zip(features, wanted, strict=True)])
+        terms["features"] = ramp * _FEATURES * apart.sum()
+        self.opponent.shown = seen, drawn.detach(), hole
+        return {**terms, "total": torch.stack(list(terms.values())).sum()}
+
+    def end_step(self) -> None:
+        """Nothing to do: no planes are generated."""

@@ -1,0 +1,144 @@
+"""The inside of a mouth that its source does not show (not in the paper).
+
+A source with closed lips tells nothing of what lies behind them, and of all that may be there a loss on pixels draws
+the mean: a pale disc. Here a small network draws teeth, tongue and the dark behind them, from the lips around the
+opening and its shape. It is trained against a discriminator (`training.mouths`). It guesses: the teeth are nobody's.
+Its square is fixed to the skull, below the nose, so that upper teeth stay where they are in speech.
+
+Letters: B batch, L = 478 landmarks, H pixels, s = `SIDE` pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS
+from export3d.layers import constant
+from export3d.warping.flow_field import covered, pixel_grid
+from export3d.warping.turns import counts
+
+SIDE = 64
+"""Pixels of the square that is drawn."""
+_CORNERS = EYE_CORNERS[0][0], EYE_CORNERS[1][0]
+_BRIDGE, _BASE = 168, 2
+"""Landmarks of the nose between the eyes and above the upper lip."""
+_PROFILE = 1.9
+"""A face is as large as its outer eye corners are apart, or, turned away, as its nose is long by so much."""
+_HALF, _BELOW = 0.48, 0.33
+"""Half the square's side, and how far its centre lies below the nose, in sizes of the face."""
+_WIDTHS = 32, 64, 96
+
+
+class Square:
+    """Where the square lies in images.
+
+    Args:
+        places: (B, L, 2) landmarks, 0..1, x first.
+    """
+
+    def __init__(self, places: Tensor) -> None:
+        left, right, bridge, base = (places[:, number] for number in (*_CORNERS, _BRIDGE, _BASE))
+        across = right - left
+        wide = across.norm(dim=-1, keepdim=True).clamp_min(1e-4)
+        size = torch.maximum(wide, _PROFILE * (base - bridge).norm(dim=-1, keepdim=True))
+        across = across / wide
+        down = torch.stack([-across[:, 1], across[:, 0]], dim=-1)
+        self._centre = base + _BELOW * size * down
+        self._half = _HALF * size
+        self._axes = torch.stack([across, down], dim=1)
+
+    def seen(self, image: Tensor) -> Tensor:
+        """What the square shows of images (B, C, H, H): (B, C, s, s)."""
+        own = pixel_grid(SIDE, image.device).flatten(2).mT
+        places = self._centre[:, None] + self._half[:, None] * (own @ self._axes)
+        grid = (2.0 * places - 1.0).view(-1, SIDE, SIDE, 2)
+        return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+
+    def inside(self, places: Tensor) -> Tensor:
+        """Places (B, N, 2) of images in the square: 0..1 there."""
+        away = (places - self._centre[:, None]) @ self._axes.mT
+        return (away / self._half[:, None] + 1.0) / 2.0
+
+    def spread(self, drawn: Tensor, size: int) -> Tensor:
+        """What is drawn in squares (B, C, s, s) at its place in images (B, C, size, size), 0 around it."""
+        pixels = ((pixel_grid(size, drawn.device).flatten(2).mT + 1.0) / 2.0).expand(drawn.shape[0], -1, -1)
+        grid = 2.0 * self.inside(pixels) - 1.0
+        return F.grid_sample(drawn, grid.view(-1, size, size, 2), padding_mode="zeros", align_corners=False)
+
+
+def opening(square: Square, places: Tensor) -> Tensor:
+    """(B, 1, s, s), 0 or 1: between the inner lips and on their edges, which landmarks (B, L, 2) miss by a pixel."""
+    return F.max_pool2d(covered(_lips(square, places), SIDE), 3, 1, 1)
+
+
+def blended(square: Square, places: Tensor) -> Tensor:
+    """(B, 1, s, s), 0 to 1: how far what is drawn covers the lips' edges; by less than a pixel, so that none jumps."""
+    return F.avg_pool2d(F.max_pool2d(covered(_lips(square, places), 2 * SIDE), 3, 1, 1), 2)
+
+
+class InnerMouth(nn.Module):
+    """Draws what lies between opened lips: a U-Net at s/2, s/4 and s/8."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        half, quarter, eighth = _WIDTHS
+        self.first = nn.Conv2d(4 * 4, half, 3, padding=1)
+        self.down = nn.ModuleList(
+            nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in ((half, quarter), (quarter, eighth))
+        )
+        self.deep = nn.ModuleList(nn.Conv2d(eighth, eighth, 3, padding=1) for _ in range(3))
+        self.up = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in ((eighth, quarter), (quarter, half)))
+        self.last = nn.Conv2d(half, 4 * 3, 3, padding=1)
+
+    def forward(self, seen: Tensor, hole: Tensor) -> Tensor:
+        """What is drawn in squares (B, 3, s, s), colours in [-1, 1].
+
+        Args:
+            seen: (B, 3, s, s), what is around the opening.
+            hole: (B, 1, s, s), 0 or 1, see `opening`.
+        """
+        x = _bent(self.first(F.pixel_unshuffle(torch.cat([seen * (1.0 - hole), hole], dim=1), 2)))
+        kept = []
+        for layer in self.down:
+            kept.append(x)
+            x = _bent(layer(x))
+        for layer in self.deep:
+            x = x + _bent(layer(x))
+        for layer in self.up:
+            x = kept.pop() + _bent(layer(F.interpolate(x, scale_factor=2.0, mode="nearest")))
+        out: Tensor = F.pixel_shuffle(self.last(x), 2).tanh()
+        return out
+
+    def filled(self, image: Tensor, share: Tensor, lips: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+        """Images with drawn mouths.
+
+        Args:
+            image: (B, 3, H, H).
+            share: (B, 4, H, H), what it is made of, the rendered image first (`detail.Detail.blend`).
+            lips: (B, L, 2) the driven landmarks, 0..1.
+            part: (B, 1, 1, 1) how far mouths are drawn, 0 to 1.
+
+        Returns:
+            both, changed where mouths are open; what is drawn counts as rendered.
+        """
+        if not counts(part):
+            return image, share
+        image, lips = image.float(), lips.detach().float()
+        square = Square(lips)
+        hole = opening(square, lips)
+        drawn = self(square.seen(image.clamp(-1.0, 1.0)), hole).float()
+        alpha = blended(square, lips)
+        found = part * square.spread(torch.cat([drawn * alpha, alpha], dim=1), image.shape[-1])
+        drawn, alpha = found[:, :3], found[:, 3:]
+        rendered = torch.cat([alpha, torch.zeros_like(share[:, 1:])], dim=1)
+        return drawn + (1.0 - alpha) * image, rendered + (1.0 - alpha) * share
+
+
+def _lips(square: Square, places: Tensor) -> Tensor:
+    return square.inside(places[:, constant(INNER_LIPS, places.device)])
+
+
+def _bent(x: Tensor) -> Tensor:
+    return F.leaky_relu(x, 0.2)

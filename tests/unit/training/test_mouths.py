@@ -1,0 +1,106 @@
+"""Phase two for the inside of mouths alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from export3d.config import tiny, variant
+from export3d.data.frames import FrameStore
+from export3d.errors import ConfigError
+from export3d.model import Export3D
+from export3d.training.adversarial import AdversarialConfig, mouth_task
+from export3d.training.loop import train
+from export3d.training.loop_config import LoopConfig
+from export3d.training.mouths import MouthTask, PatchDiscriminator
+from export3d.training.state import load_state
+from export3d.warping.inner_mouth import SIDE
+from tests.tiny_models import PARTS, warped
+
+pytest.importorskip("accelerate")
+
+CONFIG = AdversarialConfig(adv_trainable="mouth", backbone="none", augment=False, mirror=False, d_lr=2e-3)
+LOOP = LoopConfig(
+    batch_size=4, max_images=16, log_every=2, sheet_every=0, validate_every=0, save_every=0, lr=2e-3, warmup_images=0,
+    ema_halflife_images=4, ema_rampup=0.5, precision="fp32", cpu=True, tensorboard=False, progress=False,
+)  # fmt: skip
+
+
+@pytest.fixture
+def clips(golden: ModuleType) -> FrameStore:
+    """Made-up clips of people whose mouths are open by a tenth of the picture."""
+    store: FrameStore = golden.made_up_clips()
+    places = store.landmarks.float()
+    for lip, to in (((82, 13, 312), -0.05), ((87, 14, 317), 0.05)):
+        places[:, list(lip), 1] = places[:, 13:14, 1] + to
+    return replace(store, landmarks=places.half())
+
+
+def former() -> Export3D:
+    torch.manual_seed(3)
+    return Export3D(variant(warped(*PARTS), "no_inside")).eval().requires_grad_(False)
+
+
+def task(clips: FrameStore) -> MouthTask:
+    return mouth_task(CONFIG, former(), clips, None, 0)
+
+
+@pytest.mark.slow
+def test_weights_get_a_mouth_and_all_else_stays_bit_for_bit(clips: FrameStore, tmp_path: Path) -> None:
+    given = task(clips)
+    fresh = {name: x.clone() for name, x in given.model.state_dict().items()}
+    result = train(given, tmp_path, LOOP, opponent=given.opponent)
+    state = load_state(result.checkpoint)
+    assert state.config["task"]["model"]["warp"]["inside"]
+    before = former().state_dict()
+    for found in (state.model, state.ema):
+        assert before.keys() < found.keys()
+        assert all(torch.equal(found[name], value) for name, value in before.items())
+        learned = {name for name in found.keys() - before.keys() if not torch.equal(found[name], fresh[name])}
+        assert learned == {name for name in found if name.startswith("warp.inner.")}
+
+
+def test_what_lies_between_the_lips_is_not_seen(clips: FrameStore) -> None:
+    """The first loss depends on it, what is drawn does not."""
+    given, drawn, terms = task(clips), [], []
+    batch = dict(given.batch(0, 4, 0, 1))
+    for colour in (None, 1.0):
+        if colour is not None:
+            y0, y1 = (int(batch["landmarks"][0, n, 1] * batch["driving"].shape[-1]) for n in (13, 14))
+            x = int(batch["landmarks"][0, 13, 0] * batch["driving"].shape[-1])
+            batch["driving"] = batch["driving"].clone()
+            batch["driving"][0, :, (y0 + y1) // 2, x] = colour
+        terms.append(given.losses(batch, 0))
+        assert given.opponent.shown is not None
+        _, made, hole = given.opponent.shown
+        drawn.append((made * hole)[0])
+    assert not torch.equal(terms[0]["l1"], terms[1]["l1"])
+    torch.testing.assert_close(drawn[0], drawn[1])
+
+
+def test_closed_mouths_give_a_loss_that_is_a_number(clips: FrameStore) -> None:
+    places = clips.landmarks.clone()
+    places[:, [14, 87, 317]] = places[:, [13, 82, 312]]
+    given = task(replace(clips, landmarks=places))
+    total = given.losses(given.batch(0, 4, 0, 1), 10**6)["total"]
+    torch.autograd.backward(total)
+    assert total.isfinite()
+    assert all(torch.isfinite(value) for value in given.opponent.losses({}, 0).values())
+
+
+def test_scores_are_those_of_the_patches_with_a_hole() -> None:
+    hole = torch.zeros(2, 1, SIDE, SIDE)
+    hole[0, :, 10:12, 10:12] = 1.0
+    hole[1, :, 8:24, 8:16] = 1.0
+    scores, features = PatchDiscriminator()(torch.rand(2, 3, SIDE, SIDE), hole)
+    assert scores.shape == (1 + 2,)
+    assert len(features) == 4
+
+
+def test_weights_that_keep_no_teeth_are_refused_in_one_sentence(clips: FrameStore) -> None:
+    with pytest.raises(ConfigError, match=r"^model\.trainable is mouth, but these weights have no warp"):
+        mouth_task(CONFIG, Export3D(tiny()), clips, None, 0)

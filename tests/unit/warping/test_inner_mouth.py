@@ -1,0 +1,124 @@
+"""Mouths that are drawn because the source does not show them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from export3d.camera import Camera
+from export3d.config import variant
+from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, opening
+from export3d.warping.teeth import hidden
+from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
+
+SIZE = 128
+FRONT = torch.from_numpy(Camera.orbit().label[None]).float()
+LIPS = (13, 312, 311, 310, 415, 82, 81, 80, 191), (14, 317, 402, 318, 324, 87, 178, 88, 95)
+"""Inner lips, the upper one first, without the corners."""
+
+
+def opened(places: Tensor, gap: float) -> Tensor:
+    """Landmarks (B, 478, 2 or 3) with the lower lip so far below the upper one."""
+    out = places.clone()
+    upper, lower = (out[:, list(lip)] for lip in LIPS)
+    upper[..., 1] = lower[..., 1] = out[:, 13:14, 1]
+    lower[..., 1] += gap
+    out[:, list(LIPS[0])], out[:, list(LIPS[1])] = upper, lower
+    return out
+
+
+def turned(places: Tensor, degrees: float, zoom: float, shift: tuple[float, float]) -> Tensor:
+    """Landmarks (B, 478, 2), turned clockwise about the image's middle, enlarged and shifted."""
+    angle = torch.tensor(degrees).deg2rad()
+    c, s = angle.cos(), angle.sin()
+    return zoom * (places - 0.5) @ torch.stack([torch.stack([c, s]), torch.stack([-s, c])]) + 0.5 + torch.tensor(shift)
+
+
+def test_the_square_goes_where_the_face_goes() -> None:
+    """What it shows of a picture of its own pixels' places is the same face at every place, size and angle."""
+    places = landmarks(FRONT)
+    moved = turned(places, 25.0, 1.3, (0.06, -0.04))
+    y, x = torch.meshgrid(torch.arange(SIZE) + 0.5, torch.arange(SIZE) + 0.5, indexing="ij")
+    here = torch.stack([x, y]).div(SIZE)[None]
+    seen, also = (Square(one).seen(here).flatten(2).mT for one in (places, moved))
+    torch.testing.assert_close(turned(seen, 25.0, 1.3, (0.06, -0.04)), also, atol=2e-3, rtol=0)
+    mouth = Square(places).inside(places[:, [78, 308, 13, 14]])
+    assert mouth.min() > 0.2
+    assert mouth.max() < 0.8
+
+
+def test_a_square_shown_and_spread_again_is_where_it_was() -> None:
+    picture = torch.nn.functional.interpolate(torch.rand(1, 3, 9, 9), SIZE, mode="bicubic")
+    square = Square(landmarks(FRONT))
+    found = square.spread(torch.cat([square.seen(picture), torch.ones(1, 1, SIDE, SIDE)], dim=1), SIZE)
+    inside = found[:, 3:] > 0.999
+    assert 0.03 < inside.float().mean() < 0.5
+    assert ((found[:, :3] - picture).abs() * inside).max() < 0.02
+
+
+def test_the_hole_is_what_lies_between_the_lips() -> None:
+    places = landmarks(FRONT)
+    square = Square(places)
+    closed, ajar, wide = (opening(square, opened(places, gap)).sum() for gap in (0.0, 0.02, 0.06))
+    assert closed < ajar < wide < 0.3 * SIDE**2
+
+
+def test_only_the_hole_is_drawn_by_its_share_and_counts_as_rendered() -> None:
+    torch.manual_seed(0)
+    image, share = torch.rand(2, 3, SIZE, SIZE), torch.rand(2, 4, SIZE, SIZE).softmax(dim=1)
+    places = opened(landmarks(FRONT), 0.05).expand(2, -1, -1)
+    part = torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
+    with torch.no_grad():
+        drawn, shares = InnerMouth().filled(image, share, places, part)
+    changed = (drawn != image).any(dim=1)
+    square = Square(places)
+    hole = square.spread(opening(square, places), SIZE)[:, 0] > 0.0
+    assert changed.any(dim=(1, 2)).all()
+    assert not (changed & ~hole).any()
+    torch.testing.assert_close(shares.sum(dim=1), torch.ones_like(shares[:, 0]))
+    middle = (places[0, 13] + places[0, 14]) / 2.0 * SIZE
+    at = (..., int(middle[1]), int(middle[0]))
+    torch.testing.assert_close(shares[0][at], torch.tensor([1.0, 0.0, 0.0, 0.0]), atol=1e-4, rtol=0)
+    torch.testing.assert_close(shares[1][at], (shares[0][at] + share[1][at]) / 2.0, atol=1e-4, rtol=0)
+
+
+def test_closed_mouths_are_left_alone() -> None:
+    image, share = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 4, SIZE, SIZE)
+    made = InnerMouth().filled(image, share, landmarks(FRONT), torch.zeros(1, 1, 1, 1))
+    assert made[0] is image
+    assert made[1] is share
+
+
+@pytest.mark.parametrize(
+    ("own", "driven", "drawn"), [(0.0, 0.1, 1.0), (0.0, 0.0, 0.0), (0.1, 0.2, 0.0), (0.1, 0.1, 0.0)]
+)
+def test_a_mouth_is_hidden_if_its_source_is_closed(own: float, driven: float, drawn: float) -> None:
+    points = torch.zeros(1, 478, 3)
+    points[:, 263, 0] = 1.0  # the outer eye corners
+    before, after = points.clone(), points.clone()
+    before[:, 14, 1], after[:, 14, 1] = own, driven
+    assert hidden(after, before).item() == pytest.approx(drawn)
+
+
+def test_frames_change_only_where_a_hidden_mouth_opens() -> None:
+    model = awake(warped(*PARTS))
+    without = awake(variant(warped(*PARTS), "no_inside"))
+    without.load_state_dict({name: x for name, x in model.state_dict().items() if not name.startswith("warp.inner.")})
+    source, expression, camera = inputs(2)
+    own = torch.zeros(2, 52)
+    places = opened(landmarks(camera), 0.0)
+    with torch.no_grad():
+        planes = model.planes(model.encode(source, camera, own, places, matte(source)), expression)
+        assert planes.motion is not None
+        for gap, drawn in ((0.0, False), (0.15, True)):
+            assert planes.motion.points is not None
+            still = planes.source.view.face.points
+            points = still.clone()
+            points[:, list(LIPS[1]), 1] += gap * (-1.0 if still[0, 152, 1] < still[0, 10, 1] else 1.0)
+            asked = replace(planes, motion=replace(planes.motion, points=points))
+            made, plain = (one.frame(asked, cameras(2)) for one in (model, without))
+            assert torch.equal(made, plain) != drawn
+            assert (made != plain).any(dim=1).float().mean() < 0.2
