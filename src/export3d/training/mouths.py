@@ -102,6 +102,10 @@ class MouthTask(PairTask):
         self.opponent = MouthSide(settings)
         self.config: Mapping[str, Any] = {"model": model.config.to_dict(), "adversarial": words(config)}
 
+    def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
+        """Pairs by number, see `PairSampler.batch`; of the source nothing is needed, nor the person's opacity."""
+        return self.sampler.batch(images_seen, batch_size, rank, world)
+
     def losses(self, batch: Mapping[str, Any], images_seen: int) -> Mapping[str, Tensor]:
         """Losses on the frames of a batch whose mouths are open, each with its weight."""
         with torch.no_grad():
