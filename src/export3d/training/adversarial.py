@@ -205,6 +205,16 @@ class AdversarialTask(PairTask):
         return resize(target, output.image.shape[-1]), resize(target, output.rendered.raw.shape[-1])
 
 
+def check_mouth(config: AdversarialConfig, former: Export3D) -> None:
+    """Raise `ConfigError` unless what draws the inside of mouths can be trained for this model."""
+    if former.config.warp is None or not former.config.warp.teeth:
+        raise ConfigError(
+            "model.trainable is mouth, but these weights have no warp that keeps teeth; start from weights such as base"
+        )
+    if "warp" in config.freeze:
+        raise ConfigError("model.trainable is mouth, a part of the warp, but model.freeze names warp; leave one out")
+
+
 def mouth_task(
     config: AdversarialConfig,
     former: Export3D,
@@ -212,16 +222,9 @@ def mouth_task(
     val_frames: FrameStore | None,
     seed: int,
 ) -> MouthTask:
-    """The task of phase two for the inside of mouths; arguments as of `AdversarialTask`.
-
-    Raises:
-        ConfigError: the model does not move the source's pixels and teeth.
-    """
+    """The task of phase two for the inside of mouths; arguments as of `AdversarialTask`, errors of `check_mouth`."""
+    check_mouth(config, former)
     torch.manual_seed(seed)
-    if former.config.warp is None or not former.config.warp.teeth:
-        raise ConfigError(
-            "model.trainable is mouth, but these weights have no warp that keeps teeth; start from weights such as base"
-        )
     model = Export3D(config.sized(variant(former.config, "inside")))
     known = adapt_resolution(former.state_dict(), model)
     load_into(model, {**model.state_dict(), **known}, what="the weights of phase one")
@@ -254,7 +257,10 @@ def run(
     former = load_pretrained(locate(from_pretrained)[0])
     check_space(space_of(as_place(data)), former.config)
     size = config.sized(former.config).image_size
-    discriminator_config(config.discriminator, size)  # refused before minutes of decoding
+    if config.adv_trainable == "mouth":  # both refuse before minutes of decoding
+        check_mouth(config, former)
+    else:
+        discriminator_config(config.discriminator, size)
     clips, val = load_frames(data, size, pseudo, cache, config.memory)
     task: AdversarialTask | MouthTask
     if config.adv_trainable == "mouth":

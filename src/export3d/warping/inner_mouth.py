@@ -15,19 +15,24 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS
-from export3d.layers import constant
+from export3d.layers import constant, smooth_step
+from export3d.warping.elastic_mesh import softened
 from export3d.warping.flow_field import covered, pixel_grid
 from export3d.warping.turns import counts
 
 SIDE = 64
 """Pixels of the square that is drawn."""
 _CORNERS = EYE_CORNERS[0][0], EYE_CORNERS[1][0]
-_BRIDGE, _BASE = 168, 2
-"""Landmarks of the nose between the eyes and above the upper lip."""
+_BRIDGE, _BASE, _LOWER = 168, 2, 14
+"""Landmarks of the nose between the eyes and above the upper lip, and of the lower lip."""
 _PROFILE = 1.9
 """A face is as large as its outer eye corners are apart, or, turned away, as its nose is long by so much."""
 _HALF, _BELOW = 0.48, 0.33
 """Half the square's side, and how far its centre lies below the nose, in sizes of the face."""
+_DEEPEST = _BELOW + 0.8 * _HALF
+"""So far below the nose the lower lip may be; the square of a mouth that opens farther is larger."""
+_WIDE = 0.08, 0.16
+"""Shares of the square from which a mouth is softened, and from which wholly: pixels of the widest form a lattice."""
 _WIDTHS = 32, 64, 96
 
 
@@ -45,6 +50,8 @@ class Square:
         size = torch.maximum(wide, _PROFILE * (base - bridge).norm(dim=-1, keepdim=True))
         across = across / wide
         down = torch.stack([-across[:, 1], across[:, 0]], dim=-1)
+        lowest = ((places[:, _LOWER] - base) * down).sum(dim=-1, keepdim=True)
+        size = torch.maximum(size, lowest / _DEEPEST)
         self._centre = base + _BELOW * size * down
         self._half = _HALF * size
         self._axes = torch.stack([across, down], dim=1)
@@ -129,6 +136,8 @@ class InnerMouth(nn.Module):
         square = Square(lips)
         hole = opening(square, lips)
         drawn = self(square.seen(image.clamp(-1.0, 1.0)), hole).float()
+        wide = smooth_step((hole.mean(dim=(1, 2, 3), keepdim=True) - _WIDE[0]) / (_WIDE[1] - _WIDE[0]))
+        drawn = torch.lerp(drawn, softened(drawn), wide)
         alpha = blended(square, lips)
         found = part * square.spread(torch.cat([drawn * alpha, alpha], dim=1), image.shape[-1])
         drawn, alpha = found[:, :3], found[:, 3:]

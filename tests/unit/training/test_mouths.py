@@ -104,3 +104,8 @@ def test_scores_are_those_of_the_patches_with_a_hole() -> None:
 def test_weights_that_keep_no_teeth_are_refused_in_one_sentence(clips: FrameStore) -> None:
     with pytest.raises(ConfigError, match=r"^model\.trainable is mouth, but these weights have no warp"):
         mouth_task(CONFIG, Export3D(tiny()), clips, None, 0)
+
+
+def test_a_frozen_warp_is_refused_in_one_sentence(clips: FrameStore) -> None:
+    with pytest.raises(ConfigError, match=r"leave one out\.?$"):
+        mouth_task(replace(CONFIG, freeze=("warp",)), former(), clips, None, 0)

@@ -66,6 +66,16 @@ def test_the_hole_is_what_lies_between_the_lips() -> None:
     assert closed < ajar < wide < 0.3 * SIDE**2
 
 
+def test_however_wide_a_mouth_opens_it_lies_in_the_square() -> None:
+    for gap in (0.1, 0.2, 0.4):
+        places = opened(landmarks(FRONT), gap)
+        square = Square(places)
+        inside = square.inside(places[:, [n for lip in LIPS for n in lip]])
+        assert inside.min() > 0.05
+        assert inside.max() <= 0.91
+        assert opening(square, places)[..., -2:, :].sum() == 0.0
+
+
 def test_only_the_hole_is_drawn_by_its_share_and_counts_as_rendered() -> None:
     torch.manual_seed(0)
     image, share = torch.rand(2, 3, SIZE, SIZE), torch.rand(2, 4, SIZE, SIZE).softmax(dim=1)
