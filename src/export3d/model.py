@@ -255,19 +255,19 @@ class Export3D(HubModel):
         source_expression: Tensor | None = None,
         source_landmarks: Tensor | None = None,
         source_matte: Tensor | None = None,
-        shoulders: Tensor | None = None,
         jitter: Tensor | None = None,
         resolution: int | None = None,
         superres: bool = True,
+        shoulders: Tensor | None = None,
     ) -> Output:
         """Source (B, 3, H, W), driving expression (B, E) and camera (B, 25) to the driving frame.
 
         Args:
             source_camera, source_expression, source_landmarks, source_matte: see `encode`.
-            shoulders: (B, 3), see `Planes.with_shoulders`.
             jitter: (B,) int64 seeds that jitter each item's ray samples (training).
             resolution: rays per side, for training phases that render fewer.
             superres: whether to compute the final image.
+            shoulders: (B, 3), see `Planes.with_shoulders`.
         """
         encoded = self.encode(source, source_camera, source_expression, source_landmarks, source_matte)
         planes, generated = self._planes(encoded, self.expression(expression), expression)

@@ -259,7 +259,7 @@ class PairTask:
             batch["source_expression"],
             batch["source_landmarks"],
             batch.get("source_matte"),
-            batch["shoulders"],
+            shoulders=batch["shoulders"],
             jitter=batch["number"],
             superres=superres,
         )

@@ -105,7 +105,7 @@ def test_a_pre_trained_expression_encoder_and_the_motion_fitted_to_it_stay_froze
     state = load_state(train(task, tmp_path, loop(), opponent=task.opponent).checkpoint)
     before = former(clebs(config)).state_dict()
     changed = moved(before, state.model)
-    frozen = {name for name in before if name.startswith(("expression.", "warp.motion."))}
+    frozen = {name for name in before if name.startswith(("expression.", "warp.motion.", "warp.inner."))}
     wanted = {name for name, _ in task.model.named_parameters()} | {"generator.average.value"}
     assert changed == wanted - frozen
     assert any(name.startswith("warp.motion.") for name in before) == (config is MOVING)
