@@ -58,7 +58,7 @@ def test_frames_stay_close_to_float32(model: Export3D, kind: str) -> None:
     image = made(engine)
     assert not torch.equal(image, made(OpenVinoEngine(model, torch.float32))), "the number format had an effect"
     assert torch.equal(image, made(engine)), "the same bytes twice"
-    # random weights: 28 to 40 dB by seed, the least on processors without VNNI, whose 8-bit sums saturate
+    # random weights: from 28 dB up by seed, on processors without VNNI, whose 8-bit sums saturate
     assert 10.0 * torch.log10(4.0 / (image - wanted).square().mean()) > 25.0
 
 
