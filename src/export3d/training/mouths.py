@@ -1,8 +1,8 @@
 """Phase two for the inside of mouths alone (`warping.inner_mouth`; not in the paper).
 
 No image is rendered. The network sees frames without what lies between their lips, draws that, and is compared with the
-frame: by absolute error, LPIPS, a discriminator that sees patches of the square, and that one's features. Whose mouth
-it may be is not known in use either: there the source's lips are closed.
+frame: by absolute error, LPIPS, a discriminator that scores patches of the square, and the discriminator's features. It
+never sees another frame of the person: the closed lips of a source would tell it nothing.
 """
 
 from __future__ import annotations
