@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import time
 from collections import deque
@@ -13,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from export3d.errors import Export3DError
+from export3d.motion.motion import Motion
 from export3d.studio.engine import EngineLike, EngineStopped
 from export3d.studio.intake import Intake
 from export3d.studio.metrics import Metrics
@@ -153,17 +155,21 @@ class Jobs:
             raise Refused(422, str(problem)) if refused is None or refused.status == 400 else refused from problem
 
     def _check_start(self, request: Verb) -> None:
-        """Refuse a start at which the driving video or motion has ended, as its upload tells."""
+        """Refuse a start at which the driving video or motion has ended, as its upload or its file tells."""
         if not isinstance(request, (Animate, Track)) or not request.start:
             return
         name = request.driving or (request.motion if isinstance(request, Animate) else None)
-        if name is None or name in MOTIONS:
+        if name is None:
             return
-        upload = self._uploads.get(name)
-        seconds = upload.shown.get("seconds")
+        seconds: float | None
+        if name in MOTIONS:
+            title, seconds = f"the bundled motion {name}", _duration_s(name)
+        else:
+            upload = self._uploads.get(name)
+            title, seconds = upload.name, upload.shown.get("seconds")
         if seconds is not None and request.start >= seconds:
             raise Refused(
-                400, f"{upload.name} is {seconds:.2f} s long, so it has ended at {request.start:g} s; start earlier"
+                400, f"{title} is {seconds:.2f} s long, so it has ended at {request.start:g} s; start earlier"
             )
 
     def submit(self, request: Verb, client: str) -> Job:
@@ -420,3 +426,9 @@ def _files_in(folder: Path) -> list[Path]:
     with suppress(FileNotFoundError):
         return list(folder.iterdir())
     return []
+
+
+@functools.cache
+def _duration_s(name: str) -> float:
+    """That of a bundled motion."""
+    return Motion.load(Path(__file__).resolve().parents[1] / "assets" / "motions" / f"{name}.motion").duration_s

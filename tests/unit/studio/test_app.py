@@ -95,6 +95,13 @@ def test_a_start_after_the_end_of_an_upload_is_refused_at_once(
     assert client.post("/api/jobs", json={**asked, "start": 1.9}).status_code == 202
 
 
+def test_a_start_after_the_end_of_a_bundled_motion_is_refused_at_once(client: TestClient, studio: Studio) -> None:
+    asked = {"verb": "animate", "portrait": "bundled", "motion": "turns"}
+    refused(client.post("/api/jobs", json={**asked, "start": 500.0}), 400, "the bundled motion turns is ")
+    assert studio.jobs.idle
+    assert client.post("/api/jobs", json={**asked, "start": 1.0}).status_code == 202
+
+
 def test_the_register_is_looked_at_for_every_head_and_job(
     client: TestClient, studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
