@@ -38,7 +38,7 @@ from export3d.warping.lids import shut, unfolded
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.shoulders import following
 from export3d.warping.skip_path import SkipPath, SkipWalk
-from export3d.warping.teeth import hidden, opened, smoothed, unstretched, upper_teeth
+from export3d.warping.teeth import closed, hidden, opened, smoothed, unstretched, upper_teeth
 from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth", "shoulders": "matte", "inside": "teeth"} | dict.fromkeys(
@@ -67,8 +67,9 @@ class WarpConfig:
             Needs `detail`.
         lids: almost closed lids meet, open ones stop at their folds (`lids`), and lashes move with their edges
             (`elastic_mesh`). Needs `detail`.
-        teeth: where a mouth opens, teeth that the source shows keep their size (`teeth`). Needs `mouth`.
-        inside: the mouth of a source with closed lips is drawn by a network of its own when it opens (`inner_mouth`).
+        teeth: where a mouth opens, teeth that the source shows keep their size; lips that almost close meet (`teeth`).
+            Needs `mouth`.
+        inside: what an opened mouth shows and its source does not is drawn by a network of its own (`inner_mouth`).
             Needs `teeth`.
         turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
             `detail`.
@@ -303,6 +304,8 @@ class SourceWarp(nn.Module):
             raise ConfigError("this model takes detail from its source: make its features by Export3D.encode()")
         size, image = image.shape[-1], image.float()
         turn = far(own, camera) if self.config.turns else None
+        if self.config.teeth:
+            points = closed(points, face.points)
         places, distance = projected(points, camera)
         if self.config.lids:
             places = unfolded(shut(places, face.places), face.places)

@@ -1,9 +1,10 @@
-"""Teeth keep their size when a mouth opens (not in the paper).
+"""Teeth keep their size when a mouth opens, and are gone when it closes (not in the paper).
 
 Where a mouth opens wider than the source's, the elastic mesh stretches what the source shows between its lips down to
 the lower lip. Teeth become long and transparent, but upper teeth belong to the skull. Here such a mouth shows the
 source turned with the head where that shows the inside of its mouth, and below that it is hollow: rendered, with dark
-pixels in place of the stretched ones. The line between closed lips becomes vertical bars; it is smoothed across.
+pixels in place of the stretched ones. The line between closed lips becomes vertical bars; it is smoothed across. Where a
+mouth closes, what is left of its opening would show squeezed teeth as a pale line; such lips meet.
 
 Letters: B batch, L = 478 landmarks, H pixels, W pixels.
 """
@@ -14,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export3d.face.landmark_sets import EYE_CORNERS
+from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS
 from export3d.layers import constant, enlarge
 from export3d.warping.elastic_mesh import softened
 
@@ -29,6 +30,13 @@ _WIDER, _WIDE = (0.02, 0.06), (0.1, 0.18)
 """By how much the gap must get wider for teeth to leave the mesh, and to leave it wholly; and for closed lips."""
 _PARTED = 0.03, 0.07
 """Gap up to which lips count as closed, and from which they are open."""
+_MEETING, _LEAST = (0.02, 0.055), 0.02
+"""Driven gap up to which lips meet, and from which they stay, and openness that counts as none. Where sources smile and
+drivers' lips are closed the motion leaves 0.02 to 0.04."""
+_INNER = INNER_LIPS[1:10], INNER_LIPS[:10:-1]
+"""The upper and the lower inner lip, without the corners."""
+_UP = 0.6
+"""The lower lip's share of closing the gap."""
 _EDGE = 1.0 / 128.0
 """Edge of the source's mouth that counts as lip, in image widths: landmarks are not more exact."""
 _ACROSS = 1.0 / 21.0
@@ -50,6 +58,18 @@ def opened(points: Tensor, own: Tensor) -> Tensor:
     before = _gap(own)
     wider, shown = _gap(points) - before, _step(before, _SHOWN)
     return torch.stack([shown * _step(wider, _WIDER), (1.0 - shown) * _step(wider, _WIDE)], dim=1)[..., None, None]
+
+
+def closed(points: Tensor, own: Tensor) -> Tensor:
+    """Driven landmarks (B, L, 3) whose almost closed lips meet, if the source's are farther open; differentiable.
+
+    Its own expression leaves a face unchanged. `own` as for `opened`.
+    """
+    upper, lower = (constant(numbers, points.device) for numbers in _INNER)
+    kept = (_step(_gap(points), _MEETING) + _LEAST) / (_step(_gap(own), _MEETING) + _LEAST)
+    gap = (1.0 - kept.clamp_max(1.0))[:, None, None] * (points[:, lower] - points[:, upper])
+    both = torch.cat([upper, lower])
+    return points.index_add(1, both, torch.cat([(1.0 - _UP) * gap, -_UP * gap], dim=1))
 
 
 @torch.no_grad()

@@ -12,7 +12,7 @@ from export3d.face.landmark_sets import INNER_LIPS
 from export3d.warping.flows import mouth_mask
 from export3d.warping.landmark_motion import average_landmarks
 from export3d.warping.source_warp import SourceMotion
-from export3d.warping.teeth import chosen, opened, smoothed, unstretched, upper_teeth
+from export3d.warping.teeth import chosen, closed, opened, smoothed, unstretched, upper_teeth
 from tests.tiny_models import PARTS, awake, cameras, inputs, matte, warped
 
 WHOLE = variant(warped(*PARTS), "no_inside")
@@ -27,6 +27,11 @@ def gaping(gap: float) -> Tensor:
     down = torch.tensor([0.0, -1.0 if points[0, 10, 1] > points[0, 152, 1] else 1.0, 0.0])
     points[:, lower] += gap * (points[0, 33] - points[0, 263]).norm() * down
     return points
+
+
+def gap(points: Tensor) -> float:
+    """Between the lips of (1, 478, 3), in distances of the outer eye corners."""
+    return float((points[0, 13] - points[0, 14]).norm() / (points[0, 33] - points[0, 263]).norm())
 
 
 def masks(driving: slice, source: slice) -> Tensor:
@@ -144,3 +149,27 @@ def test_a_picture_changes_only_in_a_mouth_that_opens(driven: float) -> None:
     assert kept.any()
     torch.testing.assert_close(with_teeth.moved[0][:, kept], with_teeth.turned[0][:, kept])
     torch.testing.assert_close(with_teeth.offset[0][:, kept], with_teeth.turn[0][:, kept])
+
+
+@pytest.mark.parametrize(
+    ("own", "driven", "left"),
+    [
+        (0.12, 0.015, 0.0),  # the motion seldom closes a smile wholly
+        (0.12, 0.03, 0.0064),
+        (0.12, 0.06, 0.06),
+        (0.12, 0.12, 0.12),
+        (0.01, 0.015, 0.015),  # as far closed as its source
+        (0.03, 0.03, 0.03),
+    ],
+)
+def test_almost_closed_lips_meet_if_the_sources_are_open(own: float, driven: float, left: float) -> None:
+    found = closed(gaping(driven), gaping(own))
+    assert gap(found) == pytest.approx(left, abs=5e-4)
+    others = [n for n in range(478) if n not in INNER_LIPS]
+    assert torch.equal(found[:, others], gaping(driven)[:, others])
+    assert torch.equal(found[:, [78, 308]], gaping(driven)[:, [78, 308]])
+
+
+def test_lips_that_close_do_so_evenly() -> None:
+    gaps = [gap(closed(gaping(step / 500.0), gaping(0.12))) for step in range(40)]
+    assert all(-1e-5 <= after - before < 0.008 for before, after in zip(gaps, gaps[1:]))
