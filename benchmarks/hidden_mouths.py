@@ -39,9 +39,10 @@ def main() -> None:
     parser.add_argument("split")
     parser.add_argument("--backbone-file", type=Path)
     parser.add_argument("--heads-file", type=Path)
+    parser.add_argument("--weights", default="base")
     parser.add_argument("--sheet", type=Path, help="rows of true mouths, drawn ones, and those without warp.inside")
     options = parser.parse_args()
-    model = load_pretrained(locate("base")[0])
+    model = load_pretrained(locate(options.weights)[0])
     assert model.warp is not None
     inner, distance = model.warp.inner, load_perceptual("alex", options.backbone_file, options.heads_file)
     store = FrameStore.load(options.split, model.config.image_size)

@@ -2,10 +2,10 @@
 
 Without bf16 instructions, layers whose ranges are known compute with 8-bit integers (`int8`).
 
-OpenVINO runs the generator, and in one graph super-resolution and detail. It reads them from a trace and compiles them:
-1.5 s of processor time per batch size at the first run, whose graphs are kept (`graphs`). Numba runs the volume
-renderer and what the warp does with every pixel: it compiles them at the first run, in 10 s, and keeps the code in its
-cache.
+OpenVINO runs the generator, in one graph super-resolution and detail, and what draws mouths. It reads them from a trace
+and compiles them: 1.5 s of processor time per batch size at the first run, whose graphs are kept (`graphs`). Numba runs
+the volume renderer and what the warp does with every pixel: it compiles them at the first run, in 10 s, and keeps the
+code in its cache.
 """
 
 from __future__ import annotations
@@ -99,6 +99,10 @@ class OpenVinoEngine(PartsEngine):
             self._fast.warp.fused = True
         self._passes = fused_passes() if model.moves_pixels else None
         self._finish = self._compiled((parts.Finish if self._passes is None else parts.Choice)(model))
+        self._draw = None
+        if model.warp is not None and model.warp.inner is not None:
+            mouths = _Compiled(parts.Mouths(model), self.dtype, about=model.config)
+            self._draw = lambda *given: mouths(dict(zip(parts.Mouths.inputs, given, strict=True)))["drawn"]
 
     @property
     def precision(self) -> str:
@@ -135,8 +139,7 @@ class OpenVinoEngine(PartsEngine):
         given = {"feature": rendered.feature, "stacked": stacked, "half": half, "offset": views.mean_offset}
         made = self._finish(given)
         blended = self._passes.blend(made["choice"], made["rendered"], views.leaned(made["lean"]), views)
-        assert self.model.warp is not None
-        image, share = drawn_within(self.model.warp.inner, blended, views)
+        image, share = drawn_within(self._draw, blended, views)
         return {"image": image, "share": share}, views
 
 

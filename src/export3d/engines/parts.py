@@ -284,6 +284,22 @@ class Choice(Part):
         return guide.choice, rendered, lean
 
 
+class Mouths(Part):
+    """What draws mouths, `warp.inner`. Inputs: seen and hole as of `InnerMouth`. Outputs: drawn."""
+
+    inputs = ("seen", "hole")
+    outputs = ("drawn",)
+
+    def __init__(self, model: Export3D) -> None:
+        super().__init__()
+        assert model.warp is not None
+        self.inner = model.warp.inner
+
+    def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
+        assert self.inner is not None
+        return (self.inner(*given),)
+
+
 class _Chooser:
     """A `superres.Guide` that only chooses."""
 

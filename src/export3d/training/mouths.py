@@ -7,6 +7,7 @@ never sees another frame of the person: the closed lips of a source would tell i
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,15 +17,17 @@ from torch import Tensor, nn
 
 from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore
-from export3d.losses import adversarial, discrimination
+from export3d.losses import adversarial, discrimination, r1_penalty
 from export3d.model import Export3D
 from export3d.training.pairs import PairConfig, PairTask, words
 from export3d.training.task import OpponentConfig
 from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, opening
 
-_L1, _LPIPS, _ADVERSARIAL, _FEATURES = 0.5, 2.0, 0.1, 0.2
+_L1, _LPIPS, _ADVERSARIAL, _FEATURES = 0.3, 2.0, 0.3, 0.3
 """Weights of the losses."""
-_RAMP = 13_000
+_R1, _R1_EVERY = 0.3, 8
+"""Gamma of R1, and steps between two in which it is taken, with so many times its weight."""
+_RAMP = 10_000
 """Images over which those of the discriminator grow to theirs."""
 _LEAST = 0.008
 """Share of the square from which a mouth counts as open."""
@@ -32,22 +35,25 @@ _PATCH = 8
 """Pixels of the square per score of the discriminator, along each axis."""
 
 
+def _nothing(module: nn.Module) -> Tensor:
+    """The loss of a batch without open mouths, 0, with a gradient for each parameter, 0 too."""
+    return torch.stack([parameter.sum() for parameter in module.parameters()]).sum() * 0.0
+
+
 class PatchDiscriminator(nn.Module):
-    """Scores patches of a square: real or drawn. Spectral norms bound its slope (Miyato et al. 2018)."""
+    """Scores patches of a square: real or drawn."""
 
     def __init__(self) -> None:
         super().__init__()
-        normed = nn.utils.parametrizations.spectral_norm
         self.layers = nn.ModuleList(
-            normed(layer)
-            for layer in (
-                nn.Conv2d(4, 32, 4, 2, 1),
-                nn.Conv2d(32, 64, 4, 2, 1),
-                nn.Conv2d(64, 128, 4, 2, 1),
-                nn.Conv2d(128, 128, 3, 1, 1),
+            (
+                nn.Conv2d(4, 48, 4, 2, 1),
+                nn.Conv2d(48, 96, 4, 2, 1),
+                nn.Conv2d(96, 160, 4, 2, 1),
+                nn.Conv2d(160, 160, 3, 1, 1),
             )
         )
-        self.score = normed(nn.Conv2d(128, 1, 3, 1, 1))
+        self.score = nn.Conv2d(160, 1, 3, 1, 1)
 
     def forward(self, square: Tensor, hole: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Squares (B, 3, s, s) and holes (B, 1, s, s) to the scores of the patches in the holes (N,), and features."""
@@ -64,14 +70,24 @@ class MouthSide:
     def __init__(self, settings: OpponentConfig) -> None:
         self.module: nn.Module = PatchDiscriminator()
         self.settings = settings
-        self.shown: tuple[Tensor, Tensor, Tensor] | None = None
+        self.shown: tuple[Tensor, Tensor, Tensor] | None = None  # None: no mouth of the batch is open
 
     def losses(self, batch: Mapping[str, Any], step: int) -> Mapping[str, Tensor]:
-        """Both logistic losses on what the task has just seen and drawn."""
-        assert self.shown is not None, "the losses of the task come first"
+        """Both logistic losses on what the task has just seen and drawn, and R1, per patch, when due."""
+        due = step % _R1_EVERY == 0
+        if self.shown is None:
+            return dict.fromkeys(("real", "fake", *(["r1"] if due else []), "total"), _nothing(self.module))
         (seen, drawn, hole), self.shown = self.shown, None
-        terms = discrimination(self.module(seen, hole)[0], self.module(drawn, hole)[0])
-        return {**terms, "total": terms["real"] + terms["fake"]}
+        seen = seen.detach().requires_grad_(due)
+        full = torch.autocast(seen.device.type, enabled=False) if due else contextlib.nullcontext()
+        with full:  # second-order gradients need float32
+            real = self.module(seen, hole)[0]
+        terms = discrimination(real, self.module(drawn, hole)[0])
+        total = terms["real"] + terms["fake"]
+        if due:
+            terms["r1"] = 0.5 * _R1 * r1_penalty(real, [seen]) * len(seen) / len(real)
+            total = total + _R1_EVERY * terms["r1"]
+        return {**terms, "total": total}
 
 
 class MouthTask(PairTask):
@@ -113,8 +129,10 @@ class MouthTask(PairTask):
             square = Square(places)
             seen, hole = square.seen(batch["driving"]), opening(square, places)
             shown = hole.sum(dim=(1, 2, 3)) > _LEAST * SIDE**2
-            shown[0] |= ~shown.any()  # a batch of closed mouths teaches nothing, but it is one
             seen, hole = seen[shown], hole[shown]
+        if not len(hole):
+            names = "l1", *([] if self.perceptual is None else ["lpips"]), "adversarial", "features", "total"
+            return dict.fromkeys(names, _nothing(self.inner))
         drawn = torch.where(hole > 0.0, self.inner(seen, hole).float(), seen)
         area = hole.sum(dim=(1, 2, 3)).clamp_min(1.0)
         terms = {"l1": _L1 * ((drawn - seen).abs().mean(dim=1).sum(dim=(1, 2)) / area).mean()}
@@ -125,8 +143,8 @@ class MouthTask(PairTask):
         with torch.no_grad():
             _, wanted = self.opponent.module(seen, hole)
         terms["adversarial"] = ramp * _ADVERSARIAL * adversarial(scores)
-        apart = torch.stack([(one - other).abs().mean() for one, other in zip(features, wanted, strict=True)])
-        terms["features"] = ramp * _FEATURES * apart.sum()
+        apart = [(one - other).abs().mean() / other.abs().mean() for one, other in zip(features, wanted, strict=True)]
+        terms["features"] = ramp * _FEATURES * torch.stack(apart).mean()
         self.opponent.shown = seen, drawn.detach(), hole
         return {**terms, "total": torch.stack(list(terms.values())).sum()}
 

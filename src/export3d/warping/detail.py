@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.layers import activated, conv3x3, enlarge
-from export3d.warping.inner_mouth import InnerMouth
+from export3d.warping.inner_mouth import Draw, filled
 from export3d.warping.origin import Origin, origin
 from export3d.warping.teeth import chosen
 from export3d.warping.turns import counts, fading, leaning
@@ -191,7 +191,7 @@ class DetailGuide:
         share: (B, 4, H, W) shares of the four images in the final one, see `Detail`; None until it is finished.
     """
 
-    def __init__(self, detail: Detail, views: Views, feature: Tensor, inner: InnerMouth | None = None) -> None:
+    def __init__(self, detail: Detail, views: Views, feature: Tensor, inner: Draw | None = None) -> None:
         self.views = views
         self.share: Tensor | None = None
         self._detail, self._inner = detail, inner
@@ -221,11 +221,11 @@ class DetailGuide:
         return MixedOrigin(self.share, self.views)
 
 
-def drawn_within(inner: InnerMouth | None, made: tuple[Tensor, Tensor], views: Views) -> tuple[Tensor, Tensor]:
+def drawn_within(draw: Draw | None, made: tuple[Tensor, Tensor], views: Views) -> tuple[Tensor, Tensor]:
     """What `Detail.blend` has made, with mouths that the source does not show."""
-    if inner is None or views.lips is None or views.hidden is None:
+    if draw is None or views.lips is None or views.hidden is None:
         return made
-    return inner.filled(*made, views.lips, views.hidden)
+    return filled(draw, *made, views.lips, views.hidden)
 
 
 class MixedOrigin(Origin):

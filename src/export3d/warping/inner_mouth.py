@@ -10,30 +10,39 @@ Letters: B batch, L = 478 landmarks, H pixels, s = `SIDE` pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeAlias
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS
-from export3d.layers import constant, smooth_step
-from export3d.warping.elastic_mesh import softened
+from export3d.layers import constant, enlarge, smooth_step
 from export3d.warping.flow_field import covered, pixel_grid
 from export3d.warping.turns import counts
 
 SIDE = 64
 """Pixels of the square that is drawn."""
 _CORNERS = EYE_CORNERS[0][0], EYE_CORNERS[1][0]
-_BRIDGE, _BASE, _LOWER = 168, 2, 14
-"""Landmarks of the nose between the eyes and above the upper lip, and of the lower lip."""
+_BRIDGE, _BASE, _LOWER, _CHIN = 168, 2, 14, 152
+"""Landmarks of the nose between the eyes and above the upper lip, of the lower lip, and of the chin."""
 _PROFILE = 1.9
 """A face is as large as its outer eye corners are apart, or, turned away, as its nose is long by so much."""
 _HALF, _BELOW = 0.48, 0.33
 """Half the square's side, and how far its centre lies below the nose, in sizes of the face."""
 _DEEPEST = _BELOW + 0.8 * _HALF
 """So far below the nose the lower lip may be; the square of a mouth that opens farther is larger."""
-_WIDE = 0.08, 0.16
-"""Shares of the square from which a mouth is softened, and from which wholly: pixels of the widest form a lattice."""
-_WIDTHS = 32, 64, 96
+_OBLIQUE, _UPRIGHT = 0.82, 0.94
+"""Cosine of the angle between the square and the face, up to which nothing is drawn, and from which all is (35 and 20
+degrees). Faces that are turned far to a side and up or down look oblique."""
+_WIDTHS, _DEEP, _FINE = (32, 64, 128), 5, 12
+"""Channels at s/2, s/4 and s/8, layers at s/8, and channels at s."""
+_EDGE = 2
+"""So many pixels around what is drawn are not looked at: landmarks miss the lips' edges, and teeth would show there."""
+
+Draw: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""What `InnerMouth.forward` does, by itself or compiled."""
 
 
 class Square:
@@ -41,6 +50,9 @@ class Square:
 
     Args:
         places: (B, L, 2) landmarks, 0..1, x first.
+
+    Attributes:
+        upright: (B, 1, 1, 1) how far the square has the directions of the face, 0 to 1.
     """
 
     def __init__(self, places: Tensor) -> None:
@@ -52,6 +64,9 @@ class Square:
         down = torch.stack([-across[:, 1], across[:, 0]], dim=-1)
         lowest = ((places[:, _LOWER] - base) * down).sum(dim=-1, keepdim=True)
         size = torch.maximum(size, lowest / _DEEPEST)
+        long = places[:, _CHIN] - bridge
+        cosine = (long * down).sum(dim=-1) / long.norm(dim=-1).clamp_min(1e-4)
+        self.upright = smooth_step((cosine - _OBLIQUE) / (_UPRIGHT - _OBLIQUE))[:, None, None, None]
         self._centre = base + _BELOW * size * down
         self._half = _HALF * size
         self._axes = torch.stack([across, down], dim=1)
@@ -86,18 +101,19 @@ def blended(square: Square, places: Tensor) -> Tensor:
 
 
 class InnerMouth(nn.Module):
-    """Draws what lies between opened lips: a U-Net at s/2, s/4 and s/8."""
+    """Draws what lies between opened lips: a U-Net at s/2, s/4 and s/8, and two narrow layers at s."""
 
     def __init__(self) -> None:
         super().__init__()
         half, quarter, eighth = _WIDTHS
-        self.first = nn.Conv2d(4 * 4, half, 3, padding=1)
+        self.first = nn.Conv2d(4 * (3 + 2) + 2, half, 3, padding=1)
         self.down = nn.ModuleList(
             nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in ((half, quarter), (quarter, eighth))
         )
-        self.deep = nn.ModuleList(nn.Conv2d(eighth, eighth, 3, padding=1) for _ in range(3))
+        self.deep = nn.ModuleList(nn.Conv2d(eighth, eighth, 3, padding=1) for _ in range(_DEEP))
         self.up = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1) for a, b in ((eighth, quarter), (quarter, half)))
-        self.last = nn.Conv2d(half, 4 * 3, 3, padding=1)
+        self.fine = nn.ModuleList(nn.Conv2d(a, _FINE, 3, padding=1) for a in (half, _FINE + 3 + 1))
+        self.last = nn.Conv2d(_FINE, 3, 3, padding=1)
 
     def forward(self, seen: Tensor, hole: Tensor) -> Tensor:
         """What is drawn in squares (B, 3, s, s), colours in [-1, 1].
@@ -106,7 +122,12 @@ class InnerMouth(nn.Module):
             seen: (B, 3, s, s), what is around the opening.
             hole: (B, 1, s, s), 0 or 1, see `opening`.
         """
-        x = _bent(self.first(F.pixel_unshuffle(torch.cat([seen * (1.0 - hole), hole], dim=1), 2)))
+        unseen = F.max_pool2d(hole, 2 * _EDGE + 1, 1, _EDGE)
+        seen = seen * (1.0 - unseen)
+        x = F.pixel_unshuffle(torch.cat([seen, hole, unseen], dim=1), 2)
+        across, down = pixel_grid(x.shape[-1], x.device).expand(x.shape[0], -1, -1, -1).chunk(2, dim=1)
+        x = torch.cat([x, across.abs(), down], dim=1).contiguous(memory_format=torch.channels_last)
+        x = _bent(self.first(x))
         kept = []
         for layer in self.down:
             kept.append(x)
@@ -115,34 +136,35 @@ class InnerMouth(nn.Module):
             x = x + _bent(layer(x))
         for layer in self.up:
             x = kept.pop() + _bent(layer(F.interpolate(x, scale_factor=2.0, mode="nearest")))
-        out: Tensor = F.pixel_shuffle(self.last(x), 2).tanh()
+        x = _bent(self.fine[0](enlarge(x, 2)))
+        x = x + _bent(self.fine[1](torch.cat([x, seen, hole], dim=1)))
+        out: Tensor = self.last(x).tanh()
         return out
 
-    def filled(self, image: Tensor, share: Tensor, lips: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
-        """Images with drawn mouths.
 
-        Args:
-            image: (B, 3, H, H).
-            share: (B, 4, H, H), what it is made of, the rendered image first (`detail.Detail.blend`).
-            lips: (B, L, 2) the driven landmarks, 0..1.
-            part: (B, 1, 1, 1) how far mouths are drawn, 0 to 1.
+def filled(draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+    """Images with drawn mouths.
 
-        Returns:
-            both, changed where mouths are open; what is drawn counts as rendered.
-        """
-        if not counts(part):
-            return image, share
-        image, lips = image.float(), lips.detach().float()
-        square = Square(lips)
-        hole = opening(square, lips)
-        drawn = self(square.seen(image.clamp(-1.0, 1.0)), hole).float()
-        wide = smooth_step((hole.mean(dim=(1, 2, 3), keepdim=True) - _WIDE[0]) / (_WIDE[1] - _WIDE[0]))
-        drawn = torch.lerp(drawn, softened(drawn), wide)
-        alpha = blended(square, lips)
-        found = part * square.spread(torch.cat([drawn * alpha, alpha], dim=1), image.shape[-1])
-        drawn, alpha = found[:, :3], found[:, 3:]
-        rendered = torch.cat([alpha, torch.zeros_like(share[:, 1:])], dim=1)
-        return drawn + (1.0 - alpha) * image, rendered + (1.0 - alpha) * share
+    Args:
+        draw: an `InnerMouth`.
+        image: (B, 3, H, H).
+        share: (B, 4, H, H), what it is made of, the rendered image first (`detail.Detail.blend`).
+        lips: (B, L, 2) the driven landmarks, 0..1.
+        part: (B, 1, 1, 1) how far mouths are drawn, 0 to 1.
+
+    Returns:
+        both, the image in [-1, 1], changed where mouths are open; what is drawn counts as rendered.
+    """
+    if not counts(part):
+        return image, share
+    image, lips = image.float().clamp(-1.0, 1.0), lips.detach().float()
+    square = Square(lips)
+    drawn = draw(square.seen(image), opening(square, lips)).float()
+    alpha = blended(square, lips)
+    found = part * square.upright * square.spread(torch.cat([drawn * alpha, alpha], dim=1), image.shape[-1])
+    drawn, alpha = found[:, :3], found[:, 3:]
+    rendered = torch.cat([alpha, torch.zeros_like(share[:, 1:])], dim=1)
+    return drawn + (1.0 - alpha) * image, rendered + (1.0 - alpha) * share
 
 
 def _lips(square: Square, places: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ class WarpConfig:
             (`elastic_mesh`). Needs `detail`.
         teeth: where a mouth opens, teeth that the source shows keep their size; lips that almost close meet (`teeth`).
             Needs `mouth`.
-        inside: what an opened mouth shows and its source does not is drawn by a network of its own (`inner_mouth`).
+        inside: the mouth of a source with closed lips is drawn by a network of its own when it opens (`inner_mouth`).
             Needs `teeth`.
         turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
             `detail`.

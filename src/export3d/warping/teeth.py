@@ -3,8 +3,8 @@
 Where a mouth opens wider than the source's, the elastic mesh stretches what the source shows between its lips down to
 the lower lip. Teeth become long and transparent, but upper teeth belong to the skull. Here such a mouth shows the
 source turned with the head where that shows the inside of its mouth, and below that it is hollow: rendered, with dark
-pixels in place of the stretched ones. The line between closed lips becomes vertical bars; it is smoothed across. Where a
-mouth closes, what is left of its opening would show squeezed teeth as a pale line; such lips meet.
+pixels in place of the stretched ones. The line between closed lips becomes vertical bars; it is smoothed across. Lips
+that almost close meet: squeezed teeth would show between them as a pale line.
 
 Letters: B batch, L = 478 landmarks, H pixels, W pixels.
 """

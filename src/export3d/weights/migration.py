@@ -1,4 +1,4 @@
-"""Weights that were saved before the warp was a part of its own: their settings and tensors under today's names."""
+"""Weights of earlier forms: their settings and tensors under today's names."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ _PREFIXES = {
     r"generator\.flows\.": "warp.skip.flows.",
     r"superres\.detail\.": "warp.detail.",
 }
+_FIRST_OF_MOUTHS, _FORMER_MOUTH = "warp.inner.first.weight", 16
+"""The network of mouths sees so many channels in its first form, which knew no teeth."""
 
 
 def migrate(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A model's settings (`ModelConfig.to_dict`) and tensors with the warp in `warp`; today's come back as they are.
 
+    The first form of `warp.inner`, which saw 16 channels, is left out.
+
     Raises `CheckpointError` where two tensors would get one name.
     """
     settings = dict(values)
     if "warp" in settings:
-        return settings, dict(tensors)
+        return _without_former_mouths(settings, dict(tensors))
     warp: dict[str, Any] = {}
     for part, names in _PARTS.items():
         given = settings.get(part)
@@ -49,3 +53,11 @@ def _renamed(name: str) -> str:
         if match := re.match(former, name):
             return today + name[match.end() :]
     return name
+
+
+def _without_former_mouths(settings: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+    first = tensors.get(_FIRST_OF_MOUTHS)
+    if first is None or first.shape[1] != _FORMER_MOUTH:
+        return settings, tensors
+    settings["warp"] = {**settings["warp"], "inside": False}
+    return settings, {name: value for name, value in tensors.items() if not name.startswith("warp.inner.")}

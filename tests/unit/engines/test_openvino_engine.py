@@ -21,6 +21,7 @@ from export3d.engines.parts import Part
 from export3d.engines.torch_engine import TorchEngine
 from export3d.errors import ConfigError, MissingExtra
 from export3d.model import Encoded, Export3D
+from export3d.warping.inner_mouth import SIDE
 from export3d.warping.landmark_motion import Regions
 from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
 
@@ -75,6 +76,17 @@ def test_in_float32_it_is_the_reference(warp: str) -> None:
     for batch in (1, 3):
         for ours, exact in zip(frames(engine, batch), frames(Engine(model), batch), strict=True):
             torch.testing.assert_close(ours, exact, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.slow
+@needs_openvino
+def test_mouths_are_drawn_by_a_compiled_part(engine: OpenVinoEngine) -> None:
+    inner = engine.model.warp.inner  # type: ignore[union-attr]
+    assert inner is not None
+    for batch in (1, 3):
+        given = torch.rand(batch, 3, SIDE, SIDE), torch.rand(batch, 1, SIDE, SIDE).round()
+        assert engine._draw is not None
+        torch.testing.assert_close(engine._draw(*given), inner(*given), atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.slow

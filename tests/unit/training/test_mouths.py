@@ -12,6 +12,7 @@ import torch
 from export3d.config import tiny, variant
 from export3d.data.frames import FrameStore
 from export3d.errors import ConfigError
+from export3d.face.landmark_sets import INNER_LIPS
 from export3d.model import Export3D
 from export3d.training.adversarial import AdversarialConfig, mouth_task
 from export3d.training.loop import train
@@ -43,6 +44,13 @@ def clips(golden: ModuleType) -> FrameStore:
 def former() -> Export3D:
     torch.manual_seed(3)
     return Export3D(variant(warped(*PARTS), "no_inside")).eval().requires_grad_(False)
+
+
+def shut(clips: FrameStore) -> torch.Tensor:
+    """The landmarks of clips with closed lips."""
+    places = clips.landmarks.clone()
+    places[:, list(INNER_LIPS)] = places[:, 13:14]
+    return places
 
 
 def task(clips: FrameStore) -> MouthTask:
@@ -109,3 +117,24 @@ def test_weights_that_keep_no_teeth_are_refused_in_one_sentence(clips: FrameStor
 def test_a_frozen_warp_is_refused_in_one_sentence(clips: FrameStore) -> None:
     with pytest.raises(ConfigError, match=r"leave one out\.?$"):
         mouth_task(replace(CONFIG, freeze=("warp",)), former(), clips, None, 0)
+
+
+def test_a_batch_of_closed_mouths_changes_nothing(clips: FrameStore) -> None:
+    given = task(replace(clips, landmarks=shut(clips)))
+    batch = given.batch(0, 4, 0, 1)
+    for side, module in ((given, given.inner), (given.opponent, given.opponent.module)):
+        losses = side.losses(batch, 0)
+        assert losses["total"].item() == 0.0
+        losses["total"].backward()
+        assert all(p.grad is not None and not p.grad.any() for p in module.parameters())
+
+
+def test_a_batch_of_closed_mouths_has_the_losses_of_others(clips: FrameStore) -> None:
+    """Processes add theirs up, and only some may have such a batch."""
+    for step in (0, 1):
+        names = []
+        for places in (clips.landmarks, shut(clips)):
+            given = task(replace(clips, landmarks=places))
+            batch = given.batch(0, 4, 0, 1)
+            names.append([*given.losses(batch, step), *given.opponent.losses(batch, step)])
+        assert names[0] == names[1]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from export3d.camera import Camera
 from export3d.config import variant
-from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, opening
+from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, filled, opening
 from export3d.warping.teeth import hidden
 from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
 
@@ -82,7 +82,7 @@ def test_only_the_hole_is_drawn_by_its_share_and_counts_as_rendered() -> None:
     places = opened(landmarks(FRONT), 0.05).expand(2, -1, -1)
     part = torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
     with torch.no_grad():
-        drawn, shares = InnerMouth().filled(image, share, places, part)
+        drawn, shares = filled(InnerMouth(), image, share, places, part)
     changed = (drawn != image).any(dim=1)
     square = Square(places)
     hole = square.spread(opening(square, places), SIZE)[:, 0] > 0.0
@@ -95,9 +95,34 @@ def test_only_the_hole_is_drawn_by_its_share_and_counts_as_rendered() -> None:
     torch.testing.assert_close(shares[1][at], (shares[0][at] + share[1][at]) / 2.0, atol=1e-4, rtol=0)
 
 
+def test_what_is_drawn_does_not_depend_on_what_lies_within_or_on_the_edge() -> None:
+    torch.manual_seed(0)
+    places = opened(landmarks(FRONT), 0.06)
+    hole = opening(Square(places), places)
+    seen = torch.rand(1, 3, SIDE, SIDE)
+    edge = torch.nn.functional.max_pool2d(hole, 5, 1, 2)
+    network = InnerMouth()
+    with torch.no_grad():
+        other = torch.lerp(seen, torch.rand_like(seen), edge)
+        assert torch.equal(network(seen, hole), network(other, hole))
+
+
+def test_a_square_that_does_not_stand_on_the_face_draws_nothing() -> None:
+    """Where a face is turned to a side and up or down, down in the picture is not across to its eyes."""
+    places = opened(landmarks(FRONT), 0.06)
+    assert float(Square(places).upright) == 1.0
+    assert float(Square(turned(places, 70.0, 1.0, (0.0, 0.0))).upright) == 1.0
+    for slope, drawn in ((0.2, 1.0), (0.5, 0.5), (0.9, 0.0)):
+        skewed = places.clone()
+        skewed[..., 1] += slope * (skewed[..., 0] - 0.5)
+        assert float(Square(skewed).upright) == pytest.approx(drawn, abs=0.3)
+    image, share = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 4, SIZE, SIZE)
+    assert torch.equal(filled(InnerMouth(), image, share, skewed, torch.ones(1, 1, 1, 1))[0], image)
+
+
 def test_closed_mouths_are_left_alone() -> None:
     image, share = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 4, SIZE, SIZE)
-    made = InnerMouth().filled(image, share, landmarks(FRONT), torch.zeros(1, 1, 1, 1))
+    made = filled(InnerMouth(), image, share, landmarks(FRONT), torch.zeros(1, 1, 1, 1))
     assert made[0] is image
     assert made[1] is share
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from torch import Tensor
@@ -172,4 +174,4 @@ def test_almost_closed_lips_meet_if_the_sources_are_open(own: float, driven: flo
 
 def test_lips_that_close_do_so_evenly() -> None:
     gaps = [gap(closed(gaping(step / 500.0), gaping(0.12))) for step in range(40)]
-    assert all(-1e-5 <= after - before < 0.008 for before, after in zip(gaps, gaps[1:]))
+    assert all(-1e-5 <= after - before < 0.008 for before, after in itertools.pairwise(gaps))

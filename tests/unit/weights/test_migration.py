@@ -195,6 +195,15 @@ def test_only_what_begins_with_a_former_name_is_renamed() -> None:
     assert [*migrate({}, dict.fromkeys(names, torch.zeros(1)))[1]] == names
 
 
+def test_the_first_form_of_what_draws_mouths_is_left_out() -> None:
+    config = warped(*PARTS)
+    tensors = dict(Export3D(config).state_dict())
+    tensors["warp.inner.first.weight"] = torch.zeros(32, 16, 3, 3)
+    settings, kept = migrate(config.to_dict(), tensors)
+    assert ModelConfig.from_dict(settings) == variant(config, "no_inside")
+    assert kept.keys() == Export3D(variant(config, "no_inside")).state_dict().keys()
+
+
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
