@@ -153,17 +153,18 @@ def filled(draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor)
         part: (B, 1, 1, 1) how far mouths are drawn, 0 to 1.
 
     Returns:
-        both, the image in [-1, 1], changed where mouths are open; what is drawn counts as rendered.
+        both, changed where mouths are open, and there in [-1, 1]; what is drawn counts as rendered.
     """
     if not counts(part):
         return image, share
-    image, lips = image.float().clamp(-1.0, 1.0), lips.detach().float()
-    square = Square(lips)
-    drawn = draw(square.seen(image), opening(square, lips)).float()
+    image, lips = image.float(), lips.detach().float()
+    square, bounded = Square(lips), image.clamp(-1.0, 1.0)
+    drawn = draw(square.seen(bounded), opening(square, lips)).float()
     alpha = blended(square, lips)
     found = part * square.upright * square.spread(torch.cat([drawn * alpha, alpha], dim=1), image.shape[-1])
     drawn, alpha = found[:, :3], found[:, 3:]
     rendered = torch.cat([alpha, torch.zeros_like(share[:, 1:])], dim=1)
+    image = torch.where(alpha > 0.0, bounded, image)
     return drawn + (1.0 - alpha) * image, rendered + (1.0 - alpha) * share
 
 

@@ -20,13 +20,13 @@ _PREFIXES = {
     r"superres\.detail\.": "warp.detail.",
 }
 _FIRST_OF_MOUTHS, _FORMER_MOUTH = "warp.inner.first.weight", 16
-"""The network of mouths sees so many channels in its first form, which knew no teeth."""
+"""What draws mouths saw so many channels in its first form."""
 
 
 def migrate(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """A model's settings (`ModelConfig.to_dict`) and tensors with the warp in `warp`; today's come back as they are.
 
-    The first form of `warp.inner`, which saw 16 channels, is left out.
+    What draws mouths is left out in its first form.
 
     Raises `CheckpointError` where two tensors would get one name.
     """
