@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("split")
     parser.add_argument("--backbone-file", type=Path)
     parser.add_argument("--heads-file", type=Path)
-    parser.add_argument("--weights", default="base")
+    parser.add_argument("--weights", default="base", help="a name or a file")
     parser.add_argument("--sheet", type=Path, help="rows of true mouths, drawn ones, and those without warp.inside")
     options = parser.parse_args()
     model = load_pretrained(locate(options.weights)[0])

@@ -55,7 +55,9 @@ def _renamed(name: str) -> str:
     return name
 
 
-def _without_former_mouths(settings: dict[str, Any], tensors: dict[str, Tensor]) -> tuple[Any, dict[str, Tensor]]:
+def _without_former_mouths(
+    settings: dict[str, Any], tensors: dict[str, Tensor]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     first = tensors.get(_FIRST_OF_MOUTHS)
     if first is None or first.shape[1] != _FORMER_MOUTH:
         return settings, tensors
