@@ -25,7 +25,7 @@ train() { # OUT and options; a finished leg is left alone
         --set loss.heads_file="$networks/squeeze.pth" -o "$@"
 }
 train "$out/small" --set model.image_size=128 --set loss.lpips=0.3 --set loop.lr=6e-4 --set loop.warmup_images=800 \
-    --set loop.max_minutes="$((minutes / 3))" --set loop.validate_every=2000
+    --set loop.max_minutes="$((minutes / 3))" --set loop.validate_every=2000 --set model.score_steps="$((minutes * 5))"
 decays="--set loop.lr=4e-4 --set loop.warmup_images=100 --set loop.decay=clock --set loop.decay_from=0.3
     --set loop.final_lr_ratio=0.05 --set loop.ema_rampup=0.5 --set loop.log_every=80 --set loop.validate_every=800
     --set loop.sheet_every=800 --set loop.max_minutes=$((minutes / 3)) --set loss.mouth=1"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +11,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export3d.errors import CheckpointError, ShapeError, check_shape
+from export3d.errors import ShapeError, check_shape
 from export3d.face.landmark_sets import EYE_CORNERS, NOSE_BASE
-from export3d.files import kind_at
+from export3d.face.packaged import ASSETS, packaged_tensors
 from export3d.layers import constant
 
 Picture = NDArray[np.uint8]
@@ -22,7 +21,7 @@ Vector = NDArray[np.float32]
 
 PACKAGED = "dlib"
 
-FILE = Path(__file__).resolve().parents[1] / "assets" / "identity.safetensors"
+FILE = ASSETS / "identity.safetensors"
 """Weights of the packaged network."""
 
 DLIB_SIZE = 150
@@ -60,7 +59,7 @@ class DlibIdentity:
     description = "dlib ResNet-29 (packaged), 150 px chip of five points with padding 0.25"
 
     def __init__(self) -> None:
-        self._network = _ResNet29(_weights())
+        self._network = _ResNet29(packaged_tensors(FILE, "face descriptor"))
 
     def __call__(self, picture: Picture, landmarks: NDArray[np.floating[Any]]) -> Vector:
         """See `Identity.__call__`; (128,)."""
@@ -137,18 +136,6 @@ def face_chip(
     fine_chip = F.grid_sample(pixels, torch.from_numpy(grid), padding_mode="border", align_corners=False)
     pairs = fine_chip[0, :, 0::2] + fine_chip[0, :, 1::2]  # several times faster than avg_pool2d on three channels
     return (pairs[..., 0::2] + pairs[..., 1::2]) / 4.0
-
-
-def _weights() -> dict[str, Tensor]:
-    from safetensors.torch import load_file
-
-    if kind_at(FILE, CheckpointError) != "file":
-        raise CheckpointError(f"there is no face descriptor at {FILE}; install export3d again")
-    try:
-        tensors: dict[str, Tensor] = load_file(FILE)
-    except Exception as error:  # safetensors raises its own
-        raise CheckpointError(f"the face descriptor {FILE} is damaged; install export3d again") from error
-    return tensors
 
 
 class _ResNet29:

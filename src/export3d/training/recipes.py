@@ -72,7 +72,7 @@ KEYS: dict[str, dict[str, str]] = {
         **_LOOP,
     },
     "train": {
-        **_same("model", "preset variants image_size expression motion_steps freeze"),
+        **_same("model", "preset variants image_size expression motion_steps score_steps freeze"),
         **_RENDER,
         **_LOSS,
         "loss.between": "config.between",

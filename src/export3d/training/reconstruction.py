@@ -29,10 +29,10 @@ from export3d.photo.matte import crop_mattes
 from export3d.pretrained import inherit, load_encoder, load_pretrained
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
+from export3d.training.motion_fit import MotionFit
 from export3d.training.pairs import PairConfig, PairTask, check_space, export, words
 from export3d.training.state import latest_state
 from export3d.warping.landmark_motion import LandmarkMotion
-from export3d.warping.losses import landmark_error
 from export3d.weights.file import load_into
 from export3d.weights.hub import locate
 
@@ -55,6 +55,9 @@ class ReconstructionConfig(PairConfig):
         superres: train the super-resolution too; without it only the raw image is compared.
         motion_steps: steps in which a fresh run first fits the motion of landmarks to 256 pairs of them each, without
             pictures: a minute that saves many thousand images.
+        score_steps: steps that then fit it to the scores that moved landmarks read as, of 64 pairs and of 64 people
+            with another one's expression each (`training.motion_fit`), about a second each on one core. The motion of
+            the weights to begin with is fitted on by them. Needs expressions in arkit52.
         taught: folders or URLs that `export3d teach` made, to train on beside the real clips.
         taught_share: share of the images from them; 0: real frames alone.
         between: weight of `losses.between` on them.
@@ -65,6 +68,7 @@ class ReconstructionConfig(PairConfig):
     expression: Path | None = None
     superres: bool = True
     motion_steps: int = 1500
+    score_steps: int = 0
     taught: tuple[str, ...] = ()
     taught_share: float = 0.5
     between: float = 0.0
@@ -76,8 +80,9 @@ class ReconstructionConfig(PairConfig):
                 f"taught_share is {self.taught_share} and between {self.between}; give a number from 0 to 1, and one "
                 "that is not negative"
             )
-        if self.motion_steps < 0:
-            raise ConfigError(f"motion_steps must not be negative, got {self.motion_steps}; 0 leaves the fit out")
+        for name in ("motion_steps", "score_steps"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}; 0 leaves the fit out")
         if self.preset is not None:
             preset(self.preset)  # refuses an unknown one
         for name in self.variants:
@@ -133,6 +138,11 @@ class ReconstructionTask(PairTask):
         if former is not None:
             check_space(train_frames.space, former.config)
         self.model_config = config.model_config(None if former is None else former.config, train_frames.space)
+        if config.score_steps and self.model_config.space != "arkit52":
+            raise ConfigError(
+                f"score_steps compares landmarks with arkit52 scores, but the data is in {self.model_config.space}; "
+                "set it to 0"
+            )
         self.config: Mapping[str, Any] = {"model": self.model_config.to_dict(), "reconstruction": words(config)}
         torch.manual_seed(seed)
         super().__init__(config, Export3D(self.model_config), train_frames, val_frames, seed)
@@ -159,43 +169,37 @@ class ReconstructionTask(PairTask):
         return None if self.model.warp is None else self.model.warp.motion
 
     def fit_motion(self) -> float:
-        """Fit the depth and the motion of landmarks to landmarks alone; returns the mean error of the last tenth.
+        """Fit the depth and the motion of landmarks before the first image; returns the mean error of the last tenth.
 
-        A motion that is not zero was fitted or trained before and is kept. The encoder is not trained here. With a
-        frozen encoder the loop keeps the fitted motion and trains only the refinement of the flow by features;
-        otherwise it continues to train both. Errors are those of `warping.losses.landmark_error`.
+        A new motion is fitted to landmarks in `motion_steps`. A motion that is not zero was fitted or trained before
+        and is kept. Then `score_steps` fit either to the scores that its landmarks read as (`training.motion_fit`).
+        The encoder is not trained here. With a frozen encoder the loop keeps the fitted motion and trains only the
+        refinement of the flow by features; otherwise it continues to train both. Errors are those of
+        `warping.losses.landmark_error`; 0.0 if nothing was fitted.
         """
-        motion, steps = self.landmark_motion, self.settings.motion_steps
-        if motion is None or not steps or motion.out.weight.any() or "warp" in self.settings.freeze:
+        motion, s = self.landmark_motion, self.settings
+        if motion is None or "warp" in s.freeze:
             return 0.0
-        log.info("fitting the motion of landmarks, %d steps, before the first image is drawn", steps)
+        new = not motion.out.weight.any()
+        if not (s.motion_steps if new else s.score_steps):
+            return 0.0
         store = self.sampler.store
         sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2], masks=None))  # images are not used
-        with torch.no_grad():
-            motion.standardise(store.expression, self.model.expression.coefficients(store.expression))
-        trained = [p.requires_grad for p in motion.parameters()]
-        optimizer = torch.optim.AdamW(motion.requires_grad_(True).parameters(), lr=2e-3)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=max(steps, 20), pct_start=0.1)
-        half, errors = self.model_config.render.half_extent, []
-        for step in range(steps):
-            batch = sampler.batch(step * 256, 256)
+        fit = MotionFit(motion, self.model.expression, sampler, self.model_config.render.half_extent)
+        errors = []
+        if new:
+            log.info("fitting the motion of landmarks, %d steps, before the first image is drawn", s.motion_steps)
             with torch.no_grad():
-                own, asked = (
-                    motion.input(self.model.expression(batch[name]), batch[name])
-                    for name in ("source_expression", "expression")
-                )
-            face = motion.face(own, batch["source_landmarks"], batch["source_camera"], half)
-            error = landmark_error(motion(asked, face), batch["landmarks"], batch["camera"])
-            optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward(error)
-            optimizer.step()
-            schedule.step()
-            errors.append(float(error.detach()))
-        for parameter, was in zip(motion.parameters(), trained):
-            parameter.requires_grad_(was)
+                motion.standardise(store.expression, self.model.expression.coefficients(store.expression))
+            errors = fit.to_landmarks(s.motion_steps)
+        else:
+            motion.amplify(undo=True)
+        if s.score_steps:
+            log.info("fitting it to the scores that its landmarks read as, %d steps", s.score_steps)
+            errors = [*errors[:1], *fit.to_scores(s.score_steps)]
         motion.amplify()
-        last = float(np.mean(errors[-max(1, steps // 10) :]))
-        log.info("motion fitted to landmarks: error from %.4f to %.4f image widths", errors[0], last)
+        last = float(np.mean(errors[-max(1, len(errors) // 10) :]))
+        log.info("motion fitted: error of landmarks from %.4f to %.4f image widths", errors[0], last)
         return last
 
     def _taught(self, frames: FrameStore | Rotation) -> PairSampler | RotatingSampler:

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from export3d import config as model_settings
-from export3d.camera import Camera, project
+from export3d.camera import Camera, project, projected
 from export3d.config import ModelConfig, tiny
 from export3d.data.frame_layout import Clip
 from export3d.data.frames import FrameStore
@@ -28,17 +28,21 @@ from export3d.expression.contrastive import ResNetSE18
 from export3d.expression.directions import measure_ranges
 from export3d.expression.encoder import ExpressionConfig, ExpressionEncoder
 from export3d.face.mesh import canonical_mesh
+from export3d.face.scores import ScoreReader
 from export3d.losses import ReconstructionWeights
 from export3d.model import Export3D
 from export3d.pretrained import load_encoder, load_pretrained, save_encoder
+from export3d.training import motion_fit
 from export3d.training.face_features import FacePerceptual
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
+from export3d.training.motion_fit import MotionFit
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask, explained, run
 from export3d.training.record import Recorder
 from export3d.training.regularisers import ReaderConfig, save_reader
 from export3d.training.state import load_state
 from export3d.triplane.blocks import EAdaLN
+from export3d.warping.landmark_motion import LandmarkMotion
 from export3d.warping.losses import landmark_error, moved_error
 from export3d.weights.file import read_sidecar
 from tests.tiny_models import PARTS, warped
@@ -531,6 +535,80 @@ def test_the_motion_is_fitted_to_landmarks_before_there_are_pictures() -> None:
     after = {name: value.clone() for name, value in made.model.state_dict().items()}
     assert made.fit_motion() == 0.0  # what is fitted or trained stays
     assert all(torch.equal(value, after[name]) for name, value in made.model.state_dict().items())
+
+
+def with_read_scores(store: FrameStore) -> FrameStore:
+    """The store whose landmarks differ by a person's own face and whose scores are what they read as."""
+    landmarks = with_real_landmarks(store).landmarks.float()
+    own = torch.tensor([[1.0, 1.0], [0.92, 1.0], [1.0, 0.94], [1.05, 1.0]])
+    landmarks = 0.5 + (landmarks - 0.5) * own[store.clip][:, None]
+    return replace(store, landmarks=landmarks.half(), expression=ScoreReader()(landmarks))
+
+
+def error_of_scores(made: ReconstructionTask) -> float:
+    """Of 32 faces with another person's expression and camera."""
+    motion, pairs = made.landmark_motion, made.batch(0, 32, 0, 1)
+    assert motion is not None
+    asked, camera = (pairs[name].roll(1, 0) for name in ("expression", "camera"))
+    with torch.no_grad():
+        own, given = (motion.input(made.model.expression(x), x) for x in (pairs["source_expression"], asked))
+        face = motion.face(own, pairs["source_landmarks"], pairs["source_camera"], 0.45)
+        return float((ScoreReader()(projected(motion(given, face), camera)[0]) - asked).abs().mean())
+
+
+@pytest.fixture
+def few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step of the fit to scores takes eight pairs."""
+    monkeypatch.setattr(motion_fit, "_READ_PAIRS", 8)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("few")
+def test_fitted_to_scores_a_face_shows_another_ones_expression_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(LandmarkMotion, "amplify", lambda *given, **named: None)  # which is for what pictures lose
+    found = {}
+    for steps in (0, 40):
+        monkeypatch.setitem(model_settings.PRESETS, "tiny", lambda: warped("align", "skip", "flow", "scores"))
+        made = ReconstructionTask(
+            replace(PLAIN, motion_steps=30, score_steps=steps), with_read_scores(made_up_store(4, 0, frames=12))
+        )
+        assert made.fit_motion() > 0.0
+        found[steps] = error_of_scores(made), error_of_landmarks(made)
+    assert found[40][0] < 0.8 * found[0][0]
+    assert found[40][1] < 1.2 * found[0][1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("extended", "few")
+def test_steps_for_scores_fit_a_fitted_motion_on_and_without_gains(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = with_read_scores(made_up_store(4, 0))
+    made = ReconstructionTask(replace(PLAIN, motion_steps=5), store)
+    made.fit_motion()
+    motion = made.landmark_motion
+    assert motion is not None
+    kept = {name: value.clone() for name, value in motion.state_dict().items()}
+    plain = []
+    monkeypatch.setattr(MotionFit, "to_scores", lambda fit, steps: plain.append(motion.out.weight.clone()) or [0.1])
+    made.settings = replace(made.settings, score_steps=2)
+    assert made.fit_motion() == pytest.approx(0.1)
+    lips = 3 * 13 + 1
+    torch.testing.assert_close(1.2 * plain[0][lips], kept["out.weight"][lips])
+    for name, value in motion.state_dict().items():
+        torch.testing.assert_close(value, kept[name])
+    monkeypatch.undo()
+    monkeypatch.setattr(motion_fit, "_READ_PAIRS", 8)
+    made.fit_motion()
+    assert not torch.equal(motion.out.weight, kept["out.weight"])
+    assert all(p.requires_grad for p in motion.parameters())
+
+
+def test_scores_are_read_of_the_trackers_expressions_only() -> None:
+    store = made_up_store()
+    other = replace(store, expression=torch.rand(len(store), 64), space="bfm64")
+    with pytest.raises(
+        ConfigError, match="score_steps compares landmarks with arkit52 scores, but the data is in bfm64"
+    ):
+        ReconstructionTask(replace(PLAIN, score_steps=1), other)
 
 
 @pytest.mark.usefixtures("extended")

@@ -1,0 +1,33 @@
+"""Packaged networks of this room: reading their tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from export3d.errors import CheckpointError
+from export3d.files import kind_at
+
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
+
+def packaged_tensors(file: Path, what: str) -> dict[str, Tensor]:
+    """The tensors of a packaged `.safetensors` file by name.
+
+    Args:
+        file: in `ASSETS`.
+        what: what it is, for the message.
+
+    Raises:
+        CheckpointError: the file is missing or damaged.
+    """
+    from safetensors.torch import load_file
+
+    if kind_at(file, CheckpointError) != "file":
+        raise CheckpointError(f"there is no {what} at {file}; install export3d again")
+    try:
+        tensors: dict[str, Tensor] = load_file(file)
+    except Exception as error:  # safetensors raises its own
+        raise CheckpointError(f"the {what} {file} is damaged; install export3d again") from error
+    return tensors
