@@ -26,8 +26,8 @@ AROUND_EYES = (
     (359, 467, 260, 259, 257, 258, 286, 414, 463, 341, 256, 252, 253, 254, 339, 255),
 )
 """The next landmarks outward from each of `EYE_LOOPS`; above the eye, in the crease of the lid."""
-BROWS = (70, 63, 105, 66, 107, 46, 53, 52, 65, 55, 300, 293, 334, 296, 336, 276, 283, 282, 295, 285)
-"""Upper, then lower edge of the right brow, each from the outer end inward; likewise the left brow."""
+BROWS = (105, 66, 107, 52, 65, 55, 334, 296, 336, 282, 295, 285)
+"""The inner three fifths of the brows: upper, then lower edge of the right one, each inward; likewise the left one."""
 EYELIDS = tuple(n for loops in (EYE_CORNERS, UPPER_LIDS, LOWER_LIDS) for loop in loops for n in loop)
 LID_MIDDLES = {"Right": (159, 145), "Left": (386, 374)}
 """Middle of the upper and the lower eyelid of each eye."""

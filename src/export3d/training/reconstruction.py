@@ -146,6 +146,11 @@ class ReconstructionTask(PairTask):
         self.config: Mapping[str, Any] = {"model": self.model_config.to_dict(), "reconstruction": words(config)}
         torch.manual_seed(seed)
         super().__init__(config, Export3D(self.model_config), train_frames, val_frames, seed)
+        if config.score_steps and (self.landmark_motion is None or "warp" in config.freeze):
+            raise ConfigError(
+                "score_steps fits the warp's motion of landmarks, but this model has none or freeze names warp; set it "
+                "to 0"
+            )
         self.taught = None if taught is None else self._taught(taught)
         self.taught_val = taught_val
         encoder = pretrained_encoder(config, self.model_config, former)
@@ -168,14 +173,14 @@ class ReconstructionTask(PairTask):
         """The part of the warp that moves the source's landmarks; None where the model has none."""
         return None if self.model.warp is None else self.model.warp.motion
 
-    def fit_motion(self) -> float:
+    def fit_motion(self, progress: bool = False) -> float:
         """Fit the depth and the motion of landmarks before the first image; returns the mean error of the last tenth.
 
         A new motion is fitted to landmarks in `motion_steps`. A motion that is not zero was fitted or trained before
         and is kept. Then `score_steps` fit either to the scores that its landmarks read as (`training.motion_fit`).
         The encoder is not trained here. With a frozen encoder the loop keeps the fitted motion and trains only the
         refinement of the flow by features; otherwise it continues to train both. Errors are those of
-        `warping.losses.landmark_error`; 0.0 if nothing was fitted.
+        `warping.losses.landmark_error`; 0.0 if nothing was fitted. `progress` shows a bar.
         """
         motion, s = self.landmark_motion, self.settings
         if motion is None or "warp" in s.freeze:
@@ -185,17 +190,15 @@ class ReconstructionTask(PairTask):
             return 0.0
         store = self.sampler.store
         sampler = self._sampler(replace(store, frames=store.frames[:, :, :2, :2], masks=None))  # images are not used
-        fit = MotionFit(motion, self.model.expression, sampler, self.model_config.render.half_extent)
+        fit = MotionFit(motion, self.model.expression, sampler, self.model_config.render.half_extent, progress)
         errors = []
         if new:
-            log.info("fitting the motion of landmarks, %d steps, before the first image is drawn", s.motion_steps)
             with torch.no_grad():
                 motion.standardise(store.expression, self.model.expression.coefficients(store.expression))
             errors = fit.to_landmarks(s.motion_steps)
         else:
             motion.amplify(undo=True)
         if s.score_steps:
-            log.info("fitting it to the scores that its landmarks read as, %d steps", s.score_steps)
             errors = [*errors[:1], *fit.to_scores(s.score_steps)]
         motion.amplify()
         last = float(np.mean(errors[-max(1, len(errors) // 10) :]))
@@ -346,7 +349,7 @@ def run(
     taught = load_taught(config.taught, size, config.memory, cache) if config.taught else (None, None)
     task = ReconstructionTask(config, clips, val, loop.seed, former, *taught)
     if latest_state(out / "checkpoints") is None:
-        task.fit_motion()
+        task.fit_motion(loop.progress)
     result = train(task, out, loop, resume=resume)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
         export(result.checkpoint, out / "weights.safetensors", "reconstruction", loop.weights_part_mb)

@@ -31,9 +31,9 @@ _DEPTH_UNIT, _MOTION_UNIT = 0.02, 0.05
 """Output scales in scene units: an output of 1 offsets depth by 0.02 and moves a landmark by 0.05."""
 _FAR = 1000.0
 """Range of expression coefficients before training."""
-_GAINS = ((*LIPS, *BROWS), 1.2), (EYELIDS, 1.15)
-_IRISES, _AROUND = 1.25, 0.03
-"""Gains of `amplify`, and up to which distance from lips, brows and lids theirs reach, scene units."""
+_GAINS = (LIPS, 1.2, 0.03), (EYELIDS, 1.15, 0.03), (BROWS, 1.2, 0.015)
+_IRISES = 1.25
+"""Gains of `amplify`, and up to which distance those of lips, lids and brows reach, scene units."""
 _ABOVE, _BELOW = (-0.12, -0.28), (0.2, 0.6)
 """Where the regions of `Regions` above and below the eyes begin, and are all: parts of the way from eyes to mouth."""
 _LEARNED = 0.1
@@ -147,12 +147,13 @@ class LandmarkMotion(nn.Module):
         """Let lips and brows move 1.2 times as far, eyelids 1.15 and irises 1.25 times; call it once, after the fit.
 
         In the pictures that `base` makes, the tracker finds landmarks 0.74 to 0.9 times as far from their places
-        in the source as they were moved. The gains make up for it. Those of lips, brows and lids fade to 1 within
-        `_AROUND` of them. `undo` takes them back.
+        in the source as they were moved. The gains make up for it. Those of lips, brows and lids fade to 1 around
+        them. Outer ends of brows have none: in a turned head they would stand out of the face. `undo` takes the gains
+        back.
         """
         gain = torch.ones_like(self.average[:, 0])
-        for part, most in _GAINS:
-            near = 1.0 - torch.cdist(self.average[:, :2], self.average[list(part), :2]).amin(dim=1) / _AROUND
+        for part, most, around in _GAINS:
+            near = 1.0 - torch.cdist(self.average[:, :2], self.average[list(part), :2]).amin(dim=1) / around
             gain = torch.maximum(gain, 1.0 + (most - 1.0) * near.clamp_min(0.0))
         gain[IRISES[0].start :] = _IRISES
         gain = gain.repeat_interleave(3)[:, None]

@@ -611,6 +611,14 @@ def test_scores_are_read_of_the_trackers_expressions_only() -> None:
         ReconstructionTask(replace(PLAIN, score_steps=1), other)
 
 
+@pytest.mark.parametrize("freeze", [(), ("warp",)])
+def test_scores_need_a_motion_that_is_trained(freeze: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    if freeze:
+        monkeypatch.setitem(model_settings.PRESETS, "tiny", lambda: warped("align", "skip", "flow"))
+    with pytest.raises(ConfigError, match="score_steps fits the warp's motion of landmarks"):
+        task(replace(PLAIN, score_steps=1, freeze=freeze))
+
+
 @pytest.mark.usefixtures("extended")
 def test_the_motion_stays_rigid_where_nobody_wants_it() -> None:
     made = task(replace(PLAIN, motion_steps=0))

@@ -64,8 +64,8 @@ def test_what_is_amplified_moves_farther_in_the_same_directions_and_the_rest_as_
     for moved, wanted in ((list(LIPS), 1.2), (list(BROWS), 1.2), (list(range(468, 478)), 1.25)):
         torch.testing.assert_close(gain[moved], torch.full((len(moved),), wanted), atol=1e-3, rtol=0)
     assert gain[list(EYELIDS)].min() > 1.149
-    nose, forehead, chin = 4, 10, 152
-    torch.testing.assert_close(gain[[nose, forehead, chin]], torch.ones(3), atol=1e-3, rtol=0)
+    nose, forehead, chin, end_of_brow = 4, 10, 152, 70
+    torch.testing.assert_close(gain[[nose, forehead, chin, end_of_brow]], torch.ones(4), atol=1e-3, rtol=0)
     assert bool((gain > 0.999).all())
     assert torch.equal(motion(face.own, face), face.points)
     motion.amplify(undo=True)
