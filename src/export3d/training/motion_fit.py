@@ -26,7 +26,7 @@ from export3d.warping.landmark_motion import LandmarkMotion
 from export3d.warping.losses import landmark_error
 
 _PAIRS, _READ_PAIRS = 256, 64
-"""Pairs a step: of landmarks alone, and where they are read too, 64 times as costly."""
+"""Pairs a step: of landmarks alone, and where they are read too, which costs more."""
 _LANDMARK_LR, _SCORE_LR = 2e-3, 1.5e-3
 _SCORES = 0.15
 """Weight of the mean absolute error of the scores of pairs, and of others; that of landmarks is in image widths."""
