@@ -27,6 +27,7 @@ from export3d.image import to_uint8
 from export3d.model import Export3D
 from export3d.photo.matte import crop_mattes
 from export3d.pretrained import load_pretrained
+from export3d.weights.hub import locate
 
 PARTS = {
     "brows": list(BROWS),
@@ -59,10 +60,10 @@ def cases(store: FrameStore, count: int) -> Iterator[tuple[int, torch.Tensor]]:
 def moved(model: Export3D, store: FrameStore, source: int, rows: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Landmarks (N, 478, 2) of the source turned rigidly and moved, 0..1, and the images (N, 3, H, H)."""
     assert model.warp is not None
-    shown = store.frames[source : source + 1].float() / 127.5 - 1.0
     at = slice(source, source + 1)
+    shown = store.frames[at].float() / 127.5 - 1.0
     own = (store.camera[at], store.expression[at], store.landmarks[at].float())
-    mask = None if store.masks is None else store.masks[source : source + 1].float() / 255.0
+    mask = None if store.masks is None else store.masks[at].float() / 255.0
     features = model.encode(shown, *own, crop_mattes(model, shown, mask)).expand(len(rows))
     planes, camera = model.planes(features, store.expression[rows]), store.camera[rows]
     view, motion = planes.source.view, planes.motion
@@ -77,15 +78,12 @@ def moved(model: Export3D, store: FrameStore, source: int, rows: torch.Tensor) -
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("split", type=Path)
-    parser.add_argument("--weights", default="base")
+    parser.add_argument("--weights", default="base", help="a name or a file")
     parser.add_argument("--sources", type=int, default=160)
     parser.add_argument("--cache", type=Path, help="file with decoded frames of an earlier training run")
     given = parser.parse_args()
-    store, model, reader = (
-        FrameStore.load(given.split, 256, cache=given.cache),
-        load_pretrained(given.weights),
-        ScoreReader(),
-    )
+    store = FrameStore.load(given.split, 256, cache=given.cache)
+    model, reader = load_pretrained(locate(given.weights)[0]), ScoreReader()
     ways, errors = [], []
     with FaceLandmarker() as tracker:
         for source, rows in cases(store, given.sources):
