@@ -27,11 +27,12 @@ _RIGID, _STILL = 1.1, 2.4
 
 def at_rest(places: Tensor, own: Tensor) -> Tensor:
     """Driven places (B, F, 2) with the irises where the eyelids carry them from the source's places `own`."""
-    loops = constant(EYE_LOOPS, places.device)
-    turn, shift = similarity(own[:, loops].flatten(0, 1), places[:, loops].flatten(0, 1))
-    centres = constant(_CENTRES, places.device)
-    rest = own[:, centres].flatten(0, 1)[:, None] @ turn + shift
-    return places.index_copy(1, centres, rest.view(-1, 2, 2))
+    with torch.autocast(places.device.type, enabled=False):  # bf16 would round places to a quarter of a pixel
+        loops = constant(EYE_LOOPS, places.device)
+        turn, shift = similarity(own[:, loops].flatten(0, 1), places[:, loops].flatten(0, 1))
+        centres = constant(_CENTRES, places.device)
+        rest = own[:, centres].flatten(0, 1)[:, None] @ turn + shift
+        return places.index_copy(1, centres, rest.view(-1, 2, 2))
 
 
 def rolled(flow: Tensor, elastic: Tensor, landmarks: Tensor, own: Tensor) -> Tensor:
