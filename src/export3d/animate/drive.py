@@ -37,7 +37,7 @@ from export3d.animate.rest import at_rest
 from export3d.errors import BadMotionFile, ConfigError, check_shape
 from export3d.face.mesh import canonical_mesh
 from export3d.files import kind_at
-from export3d.motion.arkit import ARKIT52, with_scores
+from export3d.motion.arkit import ARKIT52, columns_of, with_scores
 from export3d.motion.bfm64 import load_bfm64
 from export3d.motion.livelink import load_live_link_face
 from export3d.motion.motion import AWAY, Motion
@@ -65,6 +65,10 @@ _AT_REST = (
     "mouthPucker",
 )
 """Scores that say how far a face is from rest, for choosing the reference frame."""
+_OPENED = ("jawOpen", "mouthFunnel", "mouthPucker", "mouthLowerDown", "mouthUpperUp")
+"""Scores of a mouth that opens. People speak: that of the reference frame may be open. In many clips it is."""
+_CLOSED = 10.0
+"""Per cent of a motion's frames in which each of these scores counts as at rest."""
 _LEAVING_S = 0.3
 """A face leaves the frame, or comes into it, in about this time, and is then seen in part."""
 _RESTLESS = 0.3
@@ -336,6 +340,16 @@ def references(motion: Motion, reference: int | None = None) -> References:
     return References(pose, expression, place)
 
 
+def _resting(motion: Motion, frames: NDArray[np.int64]) -> NDArray[np.floating]:
+    """(T, E) the expression of each frame's reference, with a mouth as far closed as it becomes in the motion."""
+    rest: NDArray[np.floating] = motion.expression[frames]
+    seen = motion.expression[motion.shot != AWAY]
+    if motion.space == "arkit52" and len(seen):
+        mouth = [column for name in _OPENED for column in columns_of(name)]
+        rest[:, mouth] = np.minimum(rest[:, mouth], np.percentile(seen[:, mouth], _CLOSED, axis=0))
+    return rest
+
+
 def rebase(
     motion: Motion,
     source_camera: NDArray[np.floating],
@@ -348,8 +362,9 @@ def rebase(
 
     Relative: with W the world-to-camera rotation as seen along the ray to the neck, frame k of the result has
     W = W_k W_ref^-1 W_source and expression source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the
-    reference frame the source keeps its own rotation and expression exactly. The source's expression is the one that it
-    has `at_rest`: an open mouth closes. The neck moves from its place in the source as `head_motion` says, and so do
+    reference frame the source keeps its own rotation and expression. If the driving mouth is open there, its scores are
+    those of the tenth of the frames in which it is closed farthest. The source's expression is the one that it has
+    `at_rest`: an open mouth closes. The neck moves from its place in the source as `head_motion` says, and so do
     the shoulders beside it. Each shot of the motion has its own reference frame. Where the face is away, the source's
     own pose and expression are the result. What would jump between shots passes over in half a second (see
     `export3d.animate.head_motion`).
@@ -359,7 +374,8 @@ def rebase(
         source_camera: (25,) label of the source portrait.
         source_expression: (E,) of the source portrait, in the motion's expression space.
         relative: False returns the motion as it is.
-        reference: frame number to count from in its shot; by default each shot's `reference_frame`.
+        reference: frame number to count from in its shot, whatever its mouth does; by default each shot's
+            `reference_frame`.
         head_motion: "steady", "full" or "rotation".
 
     Returns:
@@ -386,7 +402,8 @@ def rebase(
     beside = np.pad(motion.shoulders[:, :2], ((0, 0), (0, 1))).astype(np.float64)
     shoulders[:, :2] = displacement(motion, frames.place, head_motion, beside)[:, :2]
     shoulders[away] = 0.0
-    expression: NDArray[np.floating] = own_expression + motion.expression - motion.expression[frames.expression]
+    rest = _resting(motion, frames.expression) if reference is None else motion.expression[frames.expression]
+    expression: NDArray[np.floating] = own_expression + motion.expression - rest
     expression[away] = own_expression
     if len(runs(motion.shot)) > 1:
         angles = np.unwrap(angles_deg(turned), axis=0, period=360.0)

@@ -50,7 +50,7 @@ def made(
 def motion(rng: np.random.Generator) -> Motion:
     """Random head angles and expressions, 20 frames; frame 7 is frontal and at rest."""
     angles, scores = rng.uniform(-25, 25, (20, 3)), rng.uniform(0, 1, (20, 52))
-    angles[7], scores[7] = 0.5, 0.01
+    angles[7], scores[7] = 0.5, 0.0
     return made(angles, scores)
 
 
@@ -74,6 +74,32 @@ def test_at_the_reference_frame_the_source_keeps_pose_and_expression(
     steady = rebase(motion, *source)
     np.testing.assert_allclose(seen_rotation(steady.camera[7]), seen_rotation(source[0]), atol=1e-6)
     np.testing.assert_allclose(steady.expression[7], source[1], atol=1e-6)
+
+
+def test_a_driver_who_speaks_in_the_reference_frame_still_opens_the_portraits_mouth(
+    source: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Most frames are turned away or open wider, so that an open mouth is the reference; a smile there still counts."""
+    spoken, frames = np.zeros((40, 52)), np.arange(40)
+    jaw, smile = ARKIT52.index("jawOpen"), ARKIT52.index("mouthSmileLeft")
+    spoken[:, jaw] = 0.2 + 0.2 * np.cos(frames)
+    spoken[:, smile] = 0.3
+    angles = np.full((40, 3), 8.0)
+    angles[0] = 0.0
+    motion = made(angles, spoken)
+    assert reference_frame(motion) == 0
+    portrait = with_scores(source[1], {"jawOpen": 0.0})
+    moved = rebase(motion, source[0], portrait)
+    np.testing.assert_allclose(moved.expression[:, jaw], spoken[:, jaw], atol=0.02)
+    np.testing.assert_allclose(moved.expression[:, smile], portrait[smile], atol=1e-6)
+    chosen = rebase(motion, source[0], portrait, reference=0)
+    assert chosen.expression[:, jaw].max() == 0.0
+
+
+def test_a_mouth_that_stays_open_counts_as_closed(source: tuple[np.ndarray, np.ndarray]) -> None:
+    scores = with_scores(np.zeros(52), {"jawOpen": 0.3})
+    moved = rebase(made(np.zeros((9, 3)), np.tile(scores, (9, 1))), *source)
+    np.testing.assert_allclose(moved.expression, np.tile(source[1], (9, 1)), atol=1e-6)
 
 
 def test_the_reference_frame_can_be_chosen(motion: Motion, source: tuple[np.ndarray, np.ndarray]) -> None:
