@@ -65,7 +65,7 @@ _AT_REST = (
     "mouthPucker",
 )
 """Scores that say how far a face is from rest, for choosing the reference frame."""
-_OPENED = ("jawOpen", "mouthFunnel", "mouthPucker", "mouthLowerDown", "mouthUpperUp")
+_OPENED = ("jawOpen", "mouthLowerDown", "mouthUpperUp")
 """Scores of a mouth that opens. People speak: that of the reference frame may be open. In many clips it is."""
 _CLOSED = 10.0
 """Per cent of a motion's frames in which each of these scores counts as at rest."""
