@@ -33,7 +33,7 @@ from export3d.animate.head_motion import (
     seen_rotation,
     with_neck,
 )
-from export3d.animate.rest import at_rest
+from export3d.animate.rest import at_rest, giving_way
 from export3d.errors import BadMotionFile, ConfigError, check_shape
 from export3d.face.mesh import canonical_mesh
 from export3d.files import kind_at
@@ -362,12 +362,12 @@ def rebase(
 
     Relative: with W the world-to-camera rotation as seen along the ray to the neck, frame k of the result has
     W = W_k W_ref^-1 W_source and expression source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the
-    reference frame the source keeps its own rotation and expression. If the driving mouth is open there, its scores are
-    those of the tenth of the frames in which it is closed farthest. The source's expression is the one that it has
-    `at_rest`: an open mouth closes. The neck moves from its place in the source as `head_motion` says, and so do
-    the shoulders beside it. Each shot of the motion has its own reference frame. Where the face is away, the source's
-    own pose and expression are the result. What would jump between shots passes over in half a second (see
-    `export3d.animate.head_motion`).
+    reference frame the source keeps its own rotation and expression. A driving mouth that is open there counts as closed
+    as far as it is in a tenth of all frames. The source's expression is the one that it has `at_rest`: an open mouth
+    closes. Its smile is `giving_way` to a jaw that opens wide. The neck moves from its place in the source as
+    `head_motion` says, and so do the shoulders beside it. Each shot of the motion has its own reference frame. Where the
+    face is away, the source's own pose and expression are the result. What would jump between shots passes over in half
+    a second (see `export3d.animate.head_motion`).
 
     Args:
         motion: the driving motion, T frames.
@@ -404,6 +404,8 @@ def rebase(
     shoulders[away] = 0.0
     rest = _resting(motion, frames.expression) if reference is None else motion.expression[frames.expression]
     expression: NDArray[np.floating] = own_expression + motion.expression - rest
+    if motion.space == "arkit52":
+        expression = giving_way(own_expression, expression)
     expression[away] = own_expression
     if len(runs(motion.shot)) > 1:
         angles = np.unwrap(angles_deg(turned), axis=0, period=360.0)

@@ -7,7 +7,7 @@ import pytest
 
 from export3d import camera
 from export3d.animate.drive import driving_motion, rebase
-from export3d.animate.rest import at_rest
+from export3d.animate.rest import at_rest, giving_way
 from export3d.motion.arkit import columns_of, with_scores
 
 
@@ -56,3 +56,17 @@ def test_an_open_mouth_closes_while_it_speaks() -> None:
     closed = rebase(speech, own, scored(jawOpen=0.02)).scores("jawOpen")
     assert moved.min() < 0.05
     np.testing.assert_allclose(moved, closed, atol=1e-6)
+
+
+def test_a_smile_gives_way_to_a_wide_jaw_and_to_nothing_else() -> None:
+    own = scored(mouthSmile=0.8)
+    moved = np.stack([scored(mouthSmile=0.8, jawOpen=jaw, mouthPucker=0.9) for jaw in (0.0, 0.45, 0.65, 0.85, 1.0)])
+    found = giving_way(own, moved)
+    np.testing.assert_allclose(found[:, columns_of("mouthSmile")[0]], [0.8, 0.8, 0.4, 0.0, 0.0], atol=1e-9)
+    others = np.setdiff1d(np.arange(52), columns_of("mouthSmile"))
+    np.testing.assert_array_equal(found[:, others], moved[:, others])
+
+
+def test_the_smile_of_the_driver_is_kept_while_the_jaw_is_wide() -> None:
+    moved = scored(mouthSmile=0.8 + 0.15, jawOpen=0.9)
+    np.testing.assert_allclose(giving_way(scored(mouthSmile=0.8), moved)[columns_of("mouthSmile")], 0.15)
