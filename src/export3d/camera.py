@@ -221,12 +221,11 @@ def checked_turn(yaw_deg: float, pitch_deg: float, roll_deg: float) -> Array:
         ConfigError: one is no finite number, or yaw or pitch reaches 90 degrees.
     """
     turn = np.array([yaw_deg, pitch_deg, roll_deg], dtype=np.float64)
+    wanted = f"yaw {yaw_deg:g}, pitch {pitch_deg:g} and roll {roll_deg:g} degrees"
     if not np.isfinite(turn).all():
-        raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
+        raise ConfigError(f"the head cannot turn by {wanted}; give finite numbers")
     if (np.abs(turn[:2]) >= 90.0).any():
-        raise ConfigError(
-            f"the head cannot turn by {turn.tolist()} degrees; stay between -90 and 90 with yaw and pitch"
-        )
+        raise ConfigError(f"the head cannot turn by {wanted}; stay between -90 and 90 with yaw and pitch")
     return turn
 
 

@@ -224,7 +224,7 @@ class Work:
         basis = {int(number): float(amount) for number, amount in (message.get("basis") or {}).items()}
         turn = np.array([message.get(name, 0.0) for name in ("yaw", "pitch", "roll")], dtype=np.float64)
         if not np.isfinite(turn).all():
-            raise ConfigError(f"the head cannot turn by {turn.tolist()} degrees; give finite numbers")
+            raise ConfigError("yaw, pitch and roll must be finite numbers of degrees")
         key = (id(source), tuple(sorted(scores.items())), tuple(sorted(basis.items())))
         _, planes = self._planes.get(key, lambda: (source, self.animator.edited_planes(source, scores, basis)))
         self._planes.surplus()

@@ -103,7 +103,7 @@ def test_an_edit_that_cannot_be_is_refused(
         (["--set", "smile=1"], "there is no ARKit score 'smile'; the nearest name is mouthSmileLeft"),
         (
             ["--yaw", "90"],
-            "the head cannot turn by [90.0, 0.0, 0.0] degrees; stay between -90 and 90 with yaw and pitch",
+            "the head cannot turn by yaw 90, pitch 0 and roll 0 degrees; stay between -90 and 90 with yaw and pitch",
         ),
     ],
 )
