@@ -48,8 +48,9 @@ class Views:
             `WarpConfig.turns`.
         face: (B, 1, H/4, W/4) share of the pixels in which the mesh shows the face. None without `WarpConfig.turns`.
         person: (B, 3, H, W) opacity of the person in `moved`, `still` and `turned`. None without `WarpConfig.matte`.
-        lips: (B, 478, 2) the landmarks in the driving view, 0..1, and hidden: (B, 1, 1, 1) how far a mouth has opened
-            of which the source shows nothing (`teeth.hidden`). None without `WarpConfig.inside`.
+        lips: (B, 478, 2) the landmarks in the driving view, 0..1; hidden: (B, 1, 1, 1) how far the mouth is drawn
+            (`teeth.hidden`); and kept: (B, 1, H/2, W/2) where it is not, since `turned` shows upper teeth there. None
+            without `WarpConfig.inside`.
     """
 
     moved: Tensor
@@ -66,6 +67,7 @@ class Views:
     person: Tensor | None = None
     lips: Tensor | None = None
     hidden: Tensor | None = None
+    kept: Tensor | None = None
 
     @property
     def mean_offset(self) -> Tensor:
@@ -223,9 +225,9 @@ class DetailGuide:
 
 def drawn_within(draw: Draw | None, made: tuple[Tensor, Tensor], views: Views) -> tuple[Tensor, Tensor]:
     """What `Detail.blend` has made, with mouths that the source does not show."""
-    if draw is None or views.lips is None or views.hidden is None:
+    if draw is None or views.lips is None or views.hidden is None or views.kept is None:
         return made
-    return filled(draw, *made, views.lips, views.hidden)
+    return filled(draw, *made, views.lips, views.hidden, views.kept)
 
 
 class MixedOrigin(Origin):

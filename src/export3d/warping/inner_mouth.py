@@ -1,8 +1,9 @@
 """The inside of a mouth that its source does not show (not in the paper).
 
-A source with closed lips tells nothing of what lies behind them, and of all that may be there a loss on pixels draws
-the mean: a pale disc. Here a small network draws teeth, tongue and the dark behind them, from the lips around the
-opening and its shape. It is trained against a discriminator (`training.mouths`). It guesses: the teeth are nobody's.
+A source with closed lips tells nothing of what lies behind them, and one that smiles nothing of what lies below its
+upper teeth. Of all that may be there a loss on pixels draws the mean: a pale disc. Here a small network draws teeth,
+tongue and the dark behind them, from what is around the opening and its shape. Upper teeth that the source shows stay.
+It is trained against a discriminator (`training.mouths`). It guesses: the teeth that it draws are nobody's.
 Its square is fixed to the skull, below the nose, so that upper teeth stay where they are in speech.
 
 Letters: B batch, L = 478 landmarks, H pixels, s = `SIDE` pixels.
@@ -74,14 +75,16 @@ class Square:
     def seen(self, image: Tensor) -> Tensor:
         """What the square shows of images (B, C, H, H): (B, C, s, s)."""
         own = pixel_grid(SIDE, image.device).flatten(2).mT
-        places = self._centre[:, None] + self._half[:, None] * (own @ self._axes)
+        with torch.autocast(image.device.type, enabled=False):  # bf16 would round places
+            places = self._centre[:, None] + self._half[:, None] * (own @ self._axes)
         grid = (2.0 * places - 1.0).view(-1, SIDE, SIDE, 2)
         return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
 
     def inside(self, places: Tensor) -> Tensor:
         """Places (B, N, 2) of images in the square: 0..1 there."""
-        away = (places - self._centre[:, None]) @ self._axes.mT
-        return (away / self._half[:, None] + 1.0) / 2.0
+        with torch.autocast(places.device.type, enabled=False):
+            away = (places - self._centre[:, None]) @ self._axes.mT
+            return (away / self._half[:, None] + 1.0) / 2.0
 
     def spread(self, drawn: Tensor, size: int) -> Tensor:
         """What is drawn in squares (B, C, s, s) at its place in images (B, C, size, size), 0 around it."""
@@ -142,7 +145,9 @@ class InnerMouth(nn.Module):
         return out
 
 
-def filled(draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor) -> tuple[Tensor, Tensor]:
+def filled(
+    draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor, teeth: Tensor
+) -> tuple[Tensor, Tensor]:
     """Images with drawn mouths.
 
     Args:
@@ -151,6 +156,7 @@ def filled(draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor)
         share: (B, 4, H, H), what it is made of, the rendered image first (`detail.Detail.blend`).
         lips: (B, L, 2) the driven landmarks, 0..1.
         part: (B, 1, 1, 1) how far mouths are drawn, 0 to 1.
+        teeth: (B, 1, h, h), 0 to 1, where the image shows upper teeth: they stay, with what is above them.
 
     Returns:
         both, changed where mouths are open, and there in [-1, 1]; what is drawn counts as rendered.
@@ -159,13 +165,20 @@ def filled(draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor)
         return image, share
     image, lips = image.float(), lips.detach().float()
     square, bounded = Square(lips), image.clamp(-1.0, 1.0)
-    drawn = draw(square.seen(bounded), opening(square, lips)).float()
-    alpha = blended(square, lips)
+    kept = with_above(square.seen(teeth))
+    drawn = draw(square.seen(bounded), opening(square, lips) * (kept < 0.5)).float()
+    alpha = blended(square, lips) * (1.0 - kept)
     found = part * square.upright * square.spread(torch.cat([drawn * alpha, alpha], dim=1), image.shape[-1])
     drawn, alpha = found[:, :3], found[:, 3:]
     rendered = torch.cat([alpha, torch.zeros_like(share[:, 1:])], dim=1)
     image = torch.where(alpha > 0.0, bounded, image)
     return drawn + (1.0 - alpha) * image, rendered + (1.0 - alpha) * share
+
+
+def with_above(mask: Tensor) -> Tensor:
+    """Masks (B, 1, s, s) with all that is above them."""
+    below = mask.shape[-2] - 1
+    return F.max_pool2d(F.pad(mask, (0, 0, 0, below)), (below + 1, 1), 1)
 
 
 def _lips(square: Square, places: Tensor) -> Tensor:

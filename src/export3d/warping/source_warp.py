@@ -30,7 +30,7 @@ from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp
 from export3d.warping.elastic_mesh import Painter, show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
 from export3d.warping.flows import driving_flow, mirrored_flow, mouth_mask, openings, plane_flow
-from export3d.warping.inner_mouth import InnerMouth
+from export3d.warping.inner_mouth import InnerMouth, Square, opening
 from export3d.warping.irises import rolled
 from export3d.warping.landmark_motion import Face, LandmarkMotion
 from export3d.warping.landmark_motion import Regions as Regions
@@ -38,7 +38,7 @@ from export3d.warping.lids import shut, unfolded
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.shoulders import following
 from export3d.warping.skip_path import SkipPath, SkipWalk
-from export3d.warping.teeth import closed, hidden, opened, smoothed, unstretched, upper_teeth
+from export3d.warping.teeth import closed, hidden, opened, shown, smoothed, unstretched, upper_row, upper_teeth
 from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth", "shoulders": "matte", "inside": "teeth"} | dict.fromkeys(
@@ -69,8 +69,8 @@ class WarpConfig:
             (`elastic_mesh`). Needs `detail`.
         teeth: where a mouth opens, teeth that the source shows keep their size; lips that almost close meet (`teeth`).
             Needs `mouth`.
-        inside: the mouth of a source with closed lips is drawn by a network of its own when it opens (`inner_mouth`).
-            Needs `teeth`.
+        inside: what a mouth that opens shows and its source does not is drawn by a network of its own
+            (`inner_mouth`). Needs `teeth`.
         turns: where a head is turned far from its source, the learned parts give way to the mesh (`turns`). Needs
             `detail`.
         shoulders: the person below the chin goes where the driving shoulders went, if that is known (`shoulders`).
@@ -119,6 +119,7 @@ class SourceView:
         small: (B, 3, 64, 64) the source for `DenseMotion`, with `matte` (B, 4, 64, 64); None without `dense`.
         head: (B, 1, H, H) `average_head.head_nearness` of its camera; None without `detail`.
         mouth: (B, 1, H/2, H/2) its open mouth; None without `mouth`.
+        teeth: (B, 1, H/2, H/2) its upper teeth (`teeth.upper_row`); None without `inside`.
         matte: (B, 1, H, H) opacity of its person; None without `matte`.
     """
 
@@ -129,6 +130,7 @@ class SourceView:
     small: Tensor | None = None
     head: Tensor | None = None
     mouth: Tensor | None = None
+    teeth: Tensor | None = None
     matte: Tensor | None = None
 
     def expand(self, batch: int) -> SourceView:
@@ -256,6 +258,11 @@ class SourceWarp(nn.Module):
         with torch.no_grad():
             head = head_nearness(seen_places(camera, image.shape[-1]))
             mouth = mouth_mask(face.places, image.shape[-1] // 2) if self.config.mouth else None
+            teeth = None
+            if self.config.inside:
+                square = Square(face.places)
+                row = upper_row(square.seen(pixels), opening(square, face.places))
+                teeth = (shown(face.points) > 0.5) * square.spread(row, image.shape[-1] // 2)
         if not self.config.matte:
             matte = None
         elif matte is None:
@@ -268,7 +275,7 @@ class SourceWarp(nn.Module):
         small = None
         if self.config.dense:
             small = resize(pixels if matte is None else torch.cat([pixels, matte], dim=1), GRID)
-        return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth, matte)
+        return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth, teeth, matte)
 
     def move(
         self, asked: Tensor, view: SourceView, stem: Sequence[Tensor], regions: Regions | None = None
@@ -351,11 +358,12 @@ class SourceWarp(nn.Module):
             flow = torch.where(part > 0.5, torch.cat([back[:, :1], other[:, 1:]], dim=1), flow)
         mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_head)
         teeth = None
+        row = None if view.teeth is None else look_up(view.teeth, resize(as_head, size // 2))
         if self.config.teeth and mouth is not None:
             share = opened(points, face.points)
             teeth = torch.zeros_like(mouth)
             if counts(share[:, :1]):
-                teeth = upper_teeth(share[:, :1], mouth)
+                teeth = upper_teeth(share[:, :1], mouth, row)
                 moved, stretched = unstretched(teeth, moved, stretched, turned)
                 flow = torch.lerp(flow, as_head, teeth[:, :1])
             if counts(share[:, 1:]):
@@ -366,7 +374,12 @@ class SourceWarp(nn.Module):
         seen = Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, person=person)
         if turn is not None:
             seen = replace(seen, face=F.avg_pool2d(on_face[:, None].float(), 4))
-        return seen if self.inner is None else replace(seen, lips=places, hidden=hidden(points, face.points))
+        if row is None:
+            return seen
+        drawn = hidden(points, face.points)
+        if turn is not None:  # below teeth that are seen from the side it is drawn badly
+            drawn = drawn * (1.0 - turn * shown(face.points))
+        return replace(seen, lips=places, hidden=drawn, kept=row)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""

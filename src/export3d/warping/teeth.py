@@ -3,10 +3,11 @@
 Where a mouth opens wider than the source's, the elastic mesh stretches what the source shows between its lips down to
 the lower lip. Teeth become long and transparent, but upper teeth belong to the skull. Here such a mouth shows the
 source turned with the head where that shows the inside of its mouth, and below that it is hollow: rendered, with dark
-pixels in place of the stretched ones. The line between closed lips becomes vertical bars; it is smoothed across. Lips
-that almost close meet: squeezed teeth would show between them as a pale line.
+pixels in place of the stretched ones. When it opens farther, all below the upper teeth is drawn (`inner_mouth`). The
+line between closed lips becomes vertical bars; it is smoothed across. Lips that almost close meet: squeezed teeth would
+show between them as a pale line.
 
-Letters: B batch, L = 478 landmarks, H pixels, W pixels.
+Letters: B batch, L = 478 landmarks, H pixels, W pixels, s pixels of a mouth's square.
 """
 
 from __future__ import annotations
@@ -28,6 +29,9 @@ _SHOWN = 0.05, 0.08
 shows teeth."""
 _WIDER, _WIDE = (0.02, 0.06), (0.1, 0.18)
 """By how much the gap must get wider for teeth to leave the mesh, and to leave it wholly; and for closed lips."""
+_BEHIND, _BELOW = (0.02, 0.06), (0.06, 0.14)
+"""By how much it must get wider for the mouth to begin to be drawn, and to be drawn wholly: behind closed lips, and
+below visible teeth."""
 _PARTED = 0.03, 0.07
 """Gap up to which lips count as closed, and from which they are open."""
 _MEETING, _LEAST = (0.02, 0.055), 0.02
@@ -43,6 +47,14 @@ _ACROSS = 1.0 / 21.0
 """Bars are smoothed over so many image widths to each side."""
 _HOLLOW = (-0.82, -0.82, -0.82)
 """Colour of the inside of a wide open mouth: dark, and grey, so that a grey photo stays grey."""
+_WHITE, _SHADED, _WHITER = 0.6, 0.6, 1.05
+"""How white a tooth is at least, relative to the whitest pixel of columns nearby; that one relative to the whitest of
+the mouth; and that relative to the lips. White is the smallest of red, green and blue: tongues and gums are red."""
+_NEARBY, _LIP, _COLUMNS, _CORNER = 9, 9, 5, 31
+"""Pixels of the square: columns nearby, width of mouth and lips around a pixel of it, columns that decide together, and
+width around a column without bright teeth, as in the corners of a mouth, in which the lowest teeth decide for it."""
+_FIRST, _FEW = 0.3, 5.0
+"""Upper teeth begin above this share of the opening, or within so many pixels of the square from the upper lip."""
 
 
 @torch.no_grad()
@@ -55,9 +67,9 @@ def opened(points: Tensor, own: Tensor) -> Tensor:
     Returns:
         (B, 2, 1, 1), 0 to 1.
     """
-    before = _gap(own)
-    wider, shown = _gap(points) - before, _step(before, _SHOWN)
-    return torch.stack([shown * _step(wider, _WIDER), (1.0 - shown) * _step(wider, _WIDE)], dim=1)[..., None, None]
+    wider, teeth = _gap(points) - _gap(own), shown(own)[:, 0]
+    wide = torch.stack([_step(wider, _WIDER), _step(wider, _WIDE)], dim=1)[..., None, None]
+    return torch.stack([teeth, 1.0 - teeth], dim=1) * wide
 
 
 def closed(points: Tensor, own: Tensor) -> Tensor:
@@ -73,21 +85,63 @@ def closed(points: Tensor, own: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def hidden(points: Tensor, own: Tensor) -> Tensor:
-    """How far a mouth has opened whose lips are closed in the source: (B, 1, 1, 1), 0 to 1. See `opened`."""
-    before, now = _gap(own), _gap(points)
-    share = (1.0 - _step(before, _SHOWN)) * _step(now, _PARTED) * _step(now - before, _WIDER)
-    return share[:, None, None, None]
+def shown(own: Tensor) -> Tensor:
+    """How far the lips of a source's landmarks (B, L, 3) are open enough to show teeth: (B, 1, 1, 1), 0 to 1."""
+    return _step(_gap(own), _SHOWN)[:, None, None, None]
 
 
 @torch.no_grad()
-def upper_teeth(share: Tensor, mouth: Tensor) -> Tensor:
+def hidden(points: Tensor, own: Tensor) -> Tensor:
+    """How far a mouth is drawn, as it has opened beyond what the source shows: (B, 1, 1, 1), 0 to 1. See `opened`."""
+    before, now = _gap(own), _gap(points)
+    teeth = _step(before, _SHOWN)
+    first, last = (behind + (below - behind) * teeth for behind, below in zip(_BEHIND, _BELOW))
+    return (_step(now, _PARTED) * _step(now - before, (first, last)))[:, None, None, None]
+
+
+@torch.no_grad()
+def upper_row(seen: Tensor, hole: Tensor) -> Tensor:
+    """Where squares of open mouths show upper teeth: from the upper lip down to where it gets darker or redder.
+
+    Dark corners beside them count, as far down as the teeth.
+
+    Args:
+        seen: (B, 3, s, s) colours in [-1, 1], see `inner_mouth.Square`.
+        hole: (B, 1, s, s), 0 or 1, see `inner_mouth.opening`.
+
+    Returns:
+        (B, 1, s, s), 0 or 1, with what is between them and the lip. All 0 where nothing is whiter than the lips.
+    """
+    white = (seen.float().amin(dim=1, keepdim=True) + 1.0) / 2.0
+    soft = F.avg_pool2d(white, 3, 1, 1)
+    lips = F.max_pool2d(hole, _LIP, 1, _LIP // 2) - F.max_pool2d(hole, 3, 1, 1)
+    lip = (white * lips).sum(dim=(2, 3), keepdim=True) / lips.sum(dim=(2, 3), keepdim=True).clamp_min(1.0)
+    column = (soft * (1.0 - F.max_pool2d(1.0 - hole, 3, 1, 1))).amax(dim=2, keepdim=True)
+    whitest = column.amax(dim=3, keepdim=True)
+    near = torch.maximum(F.max_pool2d(column, (1, _NEARBY), 1, (0, _NEARBY // 2)), _SHADED * whitest)
+    tooth = hole * (soft > _WHITE * near)
+    begun = hole * (tooth.cumsum(dim=2) > 0.0)
+    ended = (begun - tooth).clamp_min(0.0).cumsum(dim=2) > 1.0  # a gap of one pixel does not count
+    above = hole.sum(dim=2, keepdim=True) - begun.sum(dim=2, keepdim=True)
+    begins = above < torch.clamp(_FIRST * hole.sum(dim=2, keepdim=True), min=_FEW)
+    row = hole * begins * ((tooth * ~ended).flip(2).cumsum(dim=2).flip(2) > 0.0)
+    even = hole * (F.avg_pool2d(row, (1, _COLUMNS), 1, (0, _COLUMNS // 2), count_include_pad=False) >= 0.5)
+    height = torch.arange(1, hole.shape[-2] + 1, device=hole.device).view(-1, 1)
+    lowest = (even * height).amax(dim=2, keepdim=True)
+    beside = F.max_pool2d(lowest, (1, _CORNER), 1, (0, _CORNER // 2))
+    return hole * (height <= torch.where(lowest > 0.0, lowest, beside)) * (whitest > _WHITER * lip)
+
+
+@torch.no_grad()
+def upper_teeth(share: Tensor, mouth: Tensor, row: Tensor | None = None) -> Tensor:
     """What a mouth shows that has opened.
 
     Args:
         share: (B, 1, 1, 1) how far, see `opened`.
         mouth: (B, 2, H, W), 0 to 1: where the mouth is open in the driving view, and in the source turned as the head
             is (`flows.openings`).
+        row: (B, 1, H/2, W/2), 0 to 1, where the source turned as the head is shows upper teeth (`upper_row`), which
+            are shown to their edges. None: not known.
 
     Returns:
         (B, 2, H, W), 0 to 1: where it has opened, and where the turned source shows teeth; elsewhere it is hollow.
@@ -98,6 +152,7 @@ def upper_teeth(share: Tensor, mouth: Tensor) -> Tensor:
         inside = (softened(inside) > 0.999).to(mouth.dtype)
     # the edge of the lower lip must not hang in the opening; the upper lip's stays where it is
     inside = torch.maximum(inside, F.pad(inside[..., reach:, :], (0, 0, 0, reach)))
+    inside = inside if row is None else torch.maximum(inside, row)
     return torch.cat([softened(share * mouth[:, :1]), enlarge(softened(inside), 2)], dim=1)
 
 
@@ -143,7 +198,7 @@ def _gap(points: Tensor) -> Tensor:
     return out
 
 
-def _step(value: Tensor, span: tuple[float, float]) -> Tensor:
+def _step(value: Tensor, span: tuple[float, float] | tuple[Tensor, Tensor]) -> Tensor:
     """From 0 at the beginning of a span to 1 at its end, smoothly."""
     part = ((value - span[0]) / (span[1] - span[0])).clamp(0.0, 1.0)
     out: Tensor = part * part * (3.0 - 2.0 * part)

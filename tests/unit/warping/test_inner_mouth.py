@@ -1,16 +1,21 @@
-"""Mouths that are drawn because the source does not show them."""
+"""What is drawn of mouths because the source does not show it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from export3d.camera import Camera
+from export3d.camera import turned as turned_labels
 from export3d.config import variant
-from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, filled, opening
+from export3d.warping.detail import Views
+from export3d.warping.flows import mouth_mask
+from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, filled, opening, with_above
+from export3d.warping.source_warp import SourceMotion
 from export3d.warping.teeth import hidden
 from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
 
@@ -18,6 +23,7 @@ SIZE = 128
 FRONT = torch.from_numpy(Camera.orbit().label[None]).float()
 LIPS = (13, 312, 311, 310, 415, 82, 81, 80, 191), (14, 317, 402, 318, 324, 87, 178, 88, 95)
 """Inner lips, the upper one first, without the corners."""
+NO_TEETH = torch.zeros(1, 1, SIZE, SIZE)
 
 
 def opened(places: Tensor, gap: float) -> Tensor:
@@ -48,6 +54,13 @@ def test_the_square_goes_where_the_face_goes() -> None:
     mouth = Square(places).inside(places[:, [78, 308, 13, 14]])
     assert mouth.min() > 0.2
     assert mouth.max() < 0.8
+
+
+def test_half_precision_does_not_round_where_the_square_is() -> None:
+    places = turned(landmarks(FRONT), 25.0, 1.0, (0.0, 0.0))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = Square(places).inside(places)
+    torch.testing.assert_close(found, Square(places).inside(places))
 
 
 def test_a_square_shown_and_spread_again_is_where_it_was() -> None:
@@ -82,7 +95,7 @@ def test_only_the_hole_is_drawn_by_its_share_and_counts_as_rendered() -> None:
     places = opened(landmarks(FRONT), 0.05).expand(2, -1, -1)
     part = torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
     with torch.no_grad():
-        drawn, shares = filled(InnerMouth(), image, share, places, part)
+        drawn, shares = filled(InnerMouth(), image, share, places, part, NO_TEETH.expand(2, -1, -1, -1))
     changed = (drawn != image).any(dim=1)
     square = Square(places)
     hole = square.spread(opening(square, places), SIZE)[:, 0] > 0.0
@@ -93,6 +106,41 @@ def test_only_the_hole_is_drawn_by_its_share_and_counts_as_rendered() -> None:
     at = (..., int(middle[1]), int(middle[0]))
     torch.testing.assert_close(shares[0][at], torch.tensor([1.0, 0.0, 0.0, 0.0]), atol=1e-4, rtol=0)
     torch.testing.assert_close(shares[1][at], (shares[0][at] + share[1][at]) / 2.0, atol=1e-4, rtol=0)
+
+
+def test_a_mask_is_filled_upwards() -> None:
+    mask = torch.zeros(1, 1, SIDE, SIDE)
+    mask[..., 20, 10], mask[..., 5, 11] = 1.0, 0.5
+    found = with_above(mask)[0, 0]
+    assert (found[:21, 10] == 1.0).all()
+    assert (found[:6, 11] == 0.5).all()
+    assert found.sum() == 21 + 6 * 0.5
+
+
+def test_teeth_and_what_is_above_them_stay_and_what_is_below_is_drawn() -> None:
+    torch.manual_seed(0)
+    image, share = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 4, SIZE, SIZE).softmax(dim=1)
+    places = opened(landmarks(FRONT), 0.15)
+    upper, lower = (places[0, lip] * SIZE for lip in (13, 14))
+    middle, column = int((upper[1] + lower[1]) / 2.0), int(upper[0])
+    teeth = torch.zeros_like(NO_TEETH)
+    teeth[..., middle - 3 : middle, column - 8 : column + 8] = 1.0
+    holes = []
+
+    def draw(seen: Tensor, hole: Tensor) -> Tensor:
+        holes.append(hole)
+        return torch.full_like(seen, -1.0)
+
+    with torch.no_grad():
+        drawn, shares = filled(draw, image, share, places, torch.ones(1, 1, 1, 1), teeth)
+        filled(draw, image, share, places, torch.ones(1, 1, 1, 1), NO_TEETH)
+    above = (..., slice(middle - 1), slice(column - 4, column + 4))
+    assert torch.equal(drawn[above], image[above])
+    below = (..., slice(middle + 3, int(lower[1]) - 1), column)
+    assert (drawn[below] < -0.99).all()
+    torch.testing.assert_close(shares[below][:, 0], torch.ones_like(shares[below][:, 0]))
+    assert holes[0].sum() < holes[1].sum()
+    assert not (holes[0] > holes[1]).any()
 
 
 def test_what_is_drawn_does_not_depend_on_what_lies_within_or_on_the_edge() -> None:
@@ -117,25 +165,34 @@ def test_a_square_that_does_not_stand_on_the_face_draws_nothing() -> None:
         skewed[..., 1] += slope * (skewed[..., 0] - 0.5)
         assert float(Square(skewed).upright) == pytest.approx(drawn, abs=0.3)
     image, share = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 4, SIZE, SIZE)
-    assert torch.equal(filled(InnerMouth(), image, share, skewed, torch.ones(1, 1, 1, 1))[0], image)
+    assert torch.equal(filled(InnerMouth(), image, share, skewed, torch.ones(1, 1, 1, 1), NO_TEETH)[0], image)
 
 
 def test_closed_mouths_are_left_alone() -> None:
     image, share = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 4, SIZE, SIZE)
-    made = filled(InnerMouth(), image, share, landmarks(FRONT), torch.zeros(1, 1, 1, 1))
+    made = filled(InnerMouth(), image, share, landmarks(FRONT), torch.zeros(1, 1, 1, 1), NO_TEETH)
     assert made[0] is image
     assert made[1] is share
 
 
 @pytest.mark.parametrize(
-    ("own", "driven", "drawn"), [(0.0, 0.1, 1.0), (0.0, 0.0, 0.0), (0.1, 0.2, 0.0), (0.1, 0.1, 0.0)]
+    ("own", "driven", "drawn"),
+    [
+        (0.0, 0.1, 1.0),
+        (0.0, 0.0, 0.0),
+        (0.065, 0.135, 0.5),  # half shows teeth
+        (0.1, 0.16, 0.0),  # teeth of the source are still all there is
+        (0.1, 0.2, 0.5),
+        (0.1, 0.24, 1.0),
+        (0.2, 0.1, 0.0),
+    ],
 )
-def test_a_mouth_is_hidden_if_its_source_is_closed(own: float, driven: float, drawn: float) -> None:
+def test_a_mouth_is_drawn_as_far_as_it_opens_beyond_its_source(own: float, driven: float, drawn: float) -> None:
     points = torch.zeros(1, 478, 3)
     points[:, 263, 0] = 1.0  # the outer eye corners
     before, after = points.clone(), points.clone()
     before[:, 14, 1], after[:, 14, 1] = own, driven
-    assert hidden(after, before).item() == pytest.approx(drawn)
+    assert hidden(after, before).item() == pytest.approx(drawn, abs=1e-4)
 
 
 def test_frames_change_only_where_a_hidden_mouth_opens() -> None:
@@ -157,3 +214,37 @@ def test_frames_change_only_where_a_hidden_mouth_opens() -> None:
             made, plain = (one.frame(asked, cameras(2)) for one in (model, without))
             assert torch.equal(made, plain) != drawn
             assert (made != plain).any(dim=1).float().mean() < 0.2
+
+
+def mouth_views(gap: float, turned_by: float = 0.0) -> tuple[Views, Tensor]:
+    """How a mouth that is white above its middle and dark below is seen when it opens farther; and what is below."""
+    model, camera = awake(warped(*PARTS)), cameras(1)
+    assert model.warp is not None
+    places = opened(landmarks(camera), gap)
+    size = inputs(1)[0].shape[-1]
+    below = torch.arange(size).view(-1, 1) > size * places[0, [13, 14], 1].mean()
+    mouth = mouth_mask(places, size) > 0.0
+    source = torch.where(mouth, torch.where(below, -1.0, 1.0), -0.3).expand(1, 3, -1, -1)
+    away = torch.from_numpy(turned_labels(camera.numpy(), np.array([[turned_by, 0.0, 0.0]]))).float()
+    with torch.no_grad():
+        view = model.encode(source, camera, torch.zeros(1, 52), places, matte(source)).view
+        assert view is not None
+        assert view.face is not None
+        points = view.face.points.clone()
+        points[:, list(LIPS[1]), 1] += 0.1 * (-1.0 if points[0, 152, 1] < points[0, 10, 1] else 1.0)
+        return model.warp.views(view, SourceMotion(points), away), below
+
+
+@pytest.mark.parametrize(("gap", "shown"), [(0.0, False), (0.1, True)])
+def test_the_upper_teeth_of_a_source_that_shows_them_are_kept(gap: float, shown: bool) -> None:
+    views, below = mouth_views(gap)
+    assert views.kept is not None
+    kept = torch.nn.functional.interpolate(views.kept, len(below)) > 0.5
+    assert kept.any() == shown
+    assert not (kept & below).any()
+    assert float(views.hidden) > 0.9
+
+
+@pytest.mark.parametrize(("gap", "drawn"), [(0.0, True), (0.1, False)])
+def test_nothing_is_drawn_below_teeth_that_are_seen_from_the_side(gap: float, drawn: bool) -> None:
+    assert (float(mouth_views(gap, 40.0)[0].hidden) > 0.9) == drawn

@@ -14,7 +14,7 @@ from export3d.face.landmark_sets import INNER_LIPS
 from export3d.warping.flows import mouth_mask
 from export3d.warping.landmark_motion import average_landmarks
 from export3d.warping.source_warp import SourceMotion
-from export3d.warping.teeth import chosen, closed, opened, smoothed, unstretched, upper_teeth
+from export3d.warping.teeth import chosen, closed, opened, shown, smoothed, unstretched, upper_row, upper_teeth
 from tests.tiny_models import PARTS, awake, cameras, inputs, matte, warped
 
 WHOLE = variant(warped(*PARTS), "no_inside")
@@ -82,6 +82,75 @@ def test_teeth_are_where_both_mouths_are_open_and_the_hollow_is_below() -> None:
     assert inside[100, 65] < 0.5  # the edge of the source's mouth is lip,
     assert inside[118, 128] < 0.5  # most of all the lower one
     assert inside[81, 128] > 0.5
+
+
+def square(*rows: tuple[slice, float]) -> tuple[Tensor, Tensor]:
+    """A square (1, 3, 64, 64) of skin with an open mouth in rows 20 to 44, dark but for rows of such brightness.
+
+    And where the mouth is.
+    """
+    seen = torch.full((1, 3, 64, 64), -0.2)
+    hole = torch.zeros(1, 1, 64, 64)
+    hole[..., 20:44, 12:52] = 1.0
+    seen[..., 20:44, 12:52] = -0.9
+    for where, colour in rows:
+        seen[..., where, 12:52] = colour
+    return seen, hole
+
+
+TOP = slice(22, 30)
+
+
+@pytest.mark.parametrize(
+    ("rows", "last"),
+    [
+        ([(TOP, 0.6)], 30),
+        ([(TOP, 0.6), (slice(38, 44), 0.6)], 30),  # lower teeth are not upper ones
+        ([(TOP, 0.6), (slice(26, 27), -0.2)], 30),  # the shade of one pixel ends nothing
+        ([(slice(20, 44), 0.6)], 44),
+        ([(slice(36, 44), 0.6)], None),
+        ([(TOP, -0.25)], None),  # no whiter than the lips
+        ([], None),
+    ],
+)
+def test_upper_teeth_reach_from_the_upper_lip_to_where_it_gets_dark(
+    rows: list[tuple[slice, float]], last: int | None
+) -> None:
+    seen, hole = square(*rows)
+    found = upper_row(seen, hole)
+    assert not (found > hole).any()
+    reached = found[0, 0].sum(dim=0)[20:44]
+    assert (reached - (0.0 if last is None else last - 20)).abs().max() <= 1.0
+
+
+def test_red_below_white_teeth_is_a_tongue() -> None:
+    seen, hole = square((TOP, 0.6))
+    seen[:, 0, 30:44, 12:52] = 0.6
+    seen[:, 1:, 30:44, 12:52] = -0.3
+    assert (upper_row(seen, hole)[0, 0].sum(dim=0)[20:44] - 10.0).abs().max() <= 1.0
+
+
+def test_dark_corners_beside_the_teeth_count_as_far_down() -> None:
+    seen, hole = square()
+    seen[:, :, TOP, 24:40] = 0.6
+    reached = upper_row(seen, hole)[0, 0].sum(dim=0)
+    assert (reached[12:52] - 10.0).abs().max() <= 1.0
+    assert reached[:12].sum() == reached[52:].sum() == 0.0
+
+
+def test_upper_teeth_are_shown_to_their_edges() -> None:
+    mouth, row = masks(slice(88, 180), slice(80, 120)), torch.zeros(1, 1, 128, 128)
+    row[..., 40:60, 32:96] = 1.0
+    with_row, without = (upper_teeth(torch.ones(1, 1, 1, 1), mouth, part)[0] for part in (row, None))
+    assert torch.equal(with_row[0], without[0])
+    assert (with_row[1] >= without[1]).all()
+    assert (with_row[1, 84:116, 68:188] > 0.99).all()
+    assert without[1, 118, 128] < 0.5
+
+
+@pytest.mark.parametrize(("gap", "share"), [(0.0, 0.0), (0.05, 0.0), (0.065, 0.5), (0.12, 1.0)])
+def test_lips_show_teeth_from_a_gap_on(gap: float, share: float) -> None:
+    assert float(shown(gaping(gap))) == pytest.approx(share, abs=1e-3)
 
 
 def test_the_moved_source_loses_its_stretched_teeth() -> None:
