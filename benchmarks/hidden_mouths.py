@@ -1,10 +1,11 @@
-"""Mouths that open from closed lips, drawn by `base` and without its `warp.inside`, beside the true ones.
+"""Mouths that open, drawn by `base` and without its `warp.inside`, beside the true ones.
 
     python benchmarks/hidden_mouths.py data/val --backbone-file alexnet_features_fp16.pth --heads-file alex.pth \
         --sheet mouths.png
 
 The source is the frame of a clip whose lips are closed farthest; the driving frames are six of those with the widest
-open mouths. Clips without such frames are left out. Printed: the contrast between the lips (standard deviation of the
+open mouths. With `--ajar` it is the widest open one up to a limit, as of a smile, and the driving frames are open
+farther. Clips without such frames are left out. Printed: the contrast between the lips (standard deviation of the
 brightness, relative to that of the cheeks), and LPIPS and absolute error (of 255) of the mouth.
 """
 
@@ -29,6 +30,8 @@ from export3d.weights.hub import locate
 
 CLOSED, OPEN, FRAMES = 0.03, 0.1, 6
 """Gap between the lips, in distances of the outer eye corners: at most of a source, at least of a driving frame."""
+AJAR, WIDER = (0.07, 0.15), 0.06
+"""With `--ajar`: the gap of a source, and by how much that of driving frames is wider at least."""
 CHEEKS = (50, 280)
 
 
@@ -40,6 +43,7 @@ def main() -> None:
     parser.add_argument("--backbone-file", type=Path)
     parser.add_argument("--heads-file", type=Path)
     parser.add_argument("--weights", default="base", help="a name or a file")
+    parser.add_argument("--ajar", action="store_true", help="sources that show teeth, not those with closed lips")
     parser.add_argument("--sheet", type=Path, help="rows of true mouths, drawn ones, and those without warp.inside")
     options = parser.parse_args()
     model = load_pretrained(locate(options.weights)[0])
@@ -51,11 +55,17 @@ def main() -> None:
         places = store.landmarks[clip.rows].float()
         gap = (places[:, 13] - places[:, 14]).norm(dim=-1) / (places[:, 33] - places[:, 263]).norm(dim=-1)
         gap = torch.where(store.found[clip.rows], gap, torch.nan).numpy()
-        wide = np.flatnonzero(gap > max(OPEN, 0.6 * np.nanmax(gap)))
-        if np.nanmin(gap) > CLOSED or not len(wide):
+        if options.ajar:
+            own = np.where((gap > AJAR[0]) & (gap < AJAR[1]), gap, -np.inf)
+            first, least = int(own.argmax()), max(OPEN, own.max() + WIDER)
+        else:
+            first = int(np.nanargmin(gap))
+            own, least = np.where(gap <= CLOSED, gap, -np.inf), max(OPEN, 0.6 * np.nanmax(gap))
+        wide = np.flatnonzero(gap > least)
+        if own[first] < 0.0 or not len(wide):
             continue
         driving = clip.start + random.choice(wide, min(FRAMES, len(wide)), replace=False)
-        source = [clip.start + int(np.nanargmin(gap))]
+        source = [clip.start + first]
         image = store.frames[source].float() / 127.5 - 1.0
         own = (store.camera[source], store.expression[source], store.landmarks[source].float())
         features = model.encode(image, *own, crop_mattes(model, image))

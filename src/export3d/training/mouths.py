@@ -1,8 +1,9 @@
 """Phase two for the inside of mouths alone (`warping.inner_mouth`; not in the paper).
 
 No image is rendered. The network sees frames without what lies between their lips, draws that, and is compared with the
-frame: by absolute error, LPIPS, a discriminator that scores patches of the square, and the discriminator's features. It
-never sees another frame of the person: the closed lips of a source would tell it nothing.
+frame: by absolute error, LPIPS, a discriminator that scores patches of the square, and the discriminator's features. Of
+every other frame it sees the upper teeth too, as of a source that smiles. It never sees another frame of the person:
+the closed lips of a source would tell it nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from export3d.model import Export3D
 from export3d.training.pairs import PairConfig, PairTask, words
 from export3d.training.task import OpponentConfig
 from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, opening
+from export3d.warping.teeth import upper_row
 
 _L1, _LPIPS, _ADVERSARIAL, _FEATURES = 0.3, 2.0, 0.3, 0.3
 """Weights of the losses."""
-_R1, _R1_EVERY = 0.3, 8
+_R1, _R1_EVERY = 0.1, 8
 """Gamma of R1, and steps between two in which it is taken, with so many times its weight."""
 _RAMP = 10_000
 """Images over which those of the discriminator grow to theirs."""
@@ -33,6 +35,8 @@ _LEAST = 0.008
 """Share of the square from which a mouth counts as open."""
 _PATCH = 8
 """Pixels of the square per score of the discriminator, along each axis."""
+_FINE = 8.0
+"""How far the discriminator's input enlarges details: they are small, and tell most of what is drawn."""
 
 
 def _nothing(module: nn.Module) -> Tensor:
@@ -47,17 +51,21 @@ class PatchDiscriminator(nn.Module):
         super().__init__()
         self.layers = nn.ModuleList(
             (
-                nn.Conv2d(4, 48, 4, 2, 1),
+                nn.Conv2d(3 + 3 + 1, 48, 4, 2, 1),
                 nn.Conv2d(48, 96, 4, 2, 1),
                 nn.Conv2d(96, 160, 4, 2, 1),
                 nn.Conv2d(160, 160, 3, 1, 1),
             )
         )
+        for layer in self.layers:
+            assert isinstance(layer, nn.Conv2d)
+            nn.init.kaiming_normal_(layer.weight, 0.2)
         self.score = nn.Conv2d(160, 1, 3, 1, 1)
 
     def forward(self, square: Tensor, hole: Tensor) -> tuple[Tensor, list[Tensor]]:
         """Squares (B, 3, s, s) and holes (B, 1, s, s) to the scores of the patches in the holes (N,), and features."""
-        x, features = torch.cat([square, 2.0 * hole - 1.0], dim=1), []
+        means = F.avg_pool2d(F.pad(square, (1, 1, 1, 1), "replicate"), 3, 1)
+        x, features = torch.cat([square, _FINE * (square - means), 2.0 * hole - 1.0], dim=1), []
         for layer in self.layers:
             x = F.leaky_relu(layer(x), 0.2)
             features.append(x)
@@ -128,6 +136,7 @@ class MouthTask(PairTask):
             places = batch["landmarks"].float()
             square = Square(places)
             seen, hole = square.seen(batch["driving"]), opening(square, places)
+            hole[::2] *= 1.0 - upper_row(seen[::2], hole[::2])
             shown = hole.sum(dim=(1, 2, 3)) > _LEAST * SIDE**2
             seen, hole = seen[shown], hole[shown]
         if not len(hole):

@@ -73,21 +73,40 @@ def test_weights_get_a_mouth_and_all_else_stays_bit_for_bit(clips: FrameStore, t
 
 
 def test_what_lies_between_the_lips_is_not_seen(clips: FrameStore) -> None:
-    """The first loss depends on it, what is drawn does not."""
+    """The loss depends on it, what is drawn does not."""
     given, drawn, terms = task(clips), [], []
     batch = dict(given.batch(0, 4, 0, 1))
     for colour in (None, 1.0):
         if colour is not None:
-            y0, y1 = (int(batch["landmarks"][0, n, 1] * batch["driving"].shape[-1]) for n in (13, 14))
-            x = int(batch["landmarks"][0, 13, 0] * batch["driving"].shape[-1])
+            y0, y1 = (int(batch["landmarks"][1, n, 1] * batch["driving"].shape[-1]) for n in (13, 14))
+            x = int(batch["landmarks"][1, 13, 0] * batch["driving"].shape[-1])
             batch["driving"] = batch["driving"].clone()
-            batch["driving"][0, :, (y0 + y1) // 2, x] = colour
+            batch["driving"][1, :, (y0 + y1) // 2, x] = colour
         terms.append(given.losses(batch, 0))
         assert given.opponent.shown is not None
         _, made, hole = given.opponent.shown
-        drawn.append((made * hole)[0])
+        drawn.append((made * hole)[1])
     assert not torch.equal(terms[0]["l1"], terms[1]["l1"])
     torch.testing.assert_close(drawn[0], drawn[1])
+
+
+def test_of_every_other_frame_the_upper_teeth_are_seen(clips: FrameStore) -> None:
+    """The lower half of these mouths is dark and the upper one white."""
+    given = task(clips)
+    batch = dict(given.batch(0, 4, 0, 1))
+    batch["driving"], size = torch.full_like(batch["driving"], -0.3), batch["driving"].shape[-1]
+    upper, middle, lower = (
+        (size * batch["landmarks"][:, numbers, 1].float()).mean(dim=1).round().int().tolist()
+        for numbers in ([13], [13, 14], [14])
+    )
+    for n in range(4):
+        batch["driving"][n, :, upper[n] : middle[n]] = 0.9
+        batch["driving"][n, :, middle[n] : lower[n]] = -1.0
+    given.losses(batch, 0)
+    assert given.opponent.shown is not None
+    first, second, third, fourth = (float(hole.sum()) for hole in given.opponent.shown[2])
+    assert 0.2 * second < first < 0.8 * second
+    assert 0.2 * fourth < third < 0.8 * fourth
 
 
 def test_closed_mouths_give_a_loss_that_is_a_number(clips: FrameStore) -> None:
