@@ -25,7 +25,7 @@ from export3d.training.task import OpponentConfig
 from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, opening
 from export3d.warping.teeth import upper_row
 
-_L1, _LPIPS, _ADVERSARIAL, _FEATURES = 0.3, 2.0, 0.3, 0.3
+_L1, _LPIPS, _ADVERSARIAL, _FEATURES = 0.3, 2.0, 0.5, 0.3
 """Weights of the losses."""
 _R1, _R1_EVERY = 0.1, 8
 """Gamma of R1, and steps between two in which it is taken, with so many times its weight."""
