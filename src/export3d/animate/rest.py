@@ -5,7 +5,7 @@ It is the face at rest, where the photo caught it in the middle of a word or of 
 Relative motion adds to the source's expression. If that holds an open mouth or closed eyes, they would stay so in every
 frame: driving faces hardly close a mouth further than theirs is in the reference frame. So motion is added to the
 expression that the source would have at rest. What people hold in a photo, a smile above all, stays, until a jaw opens
-so wide as nobody does who smiles.
+wider than those of people who smile.
 """
 
 from __future__ import annotations
