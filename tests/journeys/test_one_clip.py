@@ -122,7 +122,7 @@ def test_without_a_warp_the_expression_opens_the_mouth_and_the_camera_turns_the_
 
     driving = Motion(clip.expression.numpy(), clip.camera.numpy(), 25.0, "arkit52")
     followed = compare(driving, tracked_again(model, clip, clip.expression, tracker))["correlation"]
-    assert followed["jawOpen"] >= 0.7, "other seeds gave 0.81 to 0.94; one of five runs learned no mouth"
+    assert followed["jawOpen"] >= 0.7, "four seeds gave 0.81 to 0.94; an unseeded start learned no mouth"
     assert followed["yaw"] >= 0.9
     average = clip.expression.mean(dim=0).expand(FRAMES, -1)
     still = compare(driving, tracked_again(model, clip, average, tracker))["correlation"]
