@@ -33,7 +33,7 @@ from export3d.animate.head_motion import (
     seen_rotation,
     with_neck,
 )
-from export3d.animate.rest import at_rest, giving_way
+from export3d.animate.rest import at_rest, changed
 from export3d.errors import BadMotionFile, ConfigError, check_shape
 from export3d.face.mesh import canonical_mesh
 from export3d.files import kind_at
@@ -403,9 +403,8 @@ def rebase(
     shoulders[:, :2] = displacement(motion, frames.place, head_motion, beside)[:, :2]
     shoulders[away] = 0.0
     rest = _resting(motion, frames.expression) if reference is None else motion.expression[frames.expression]
-    expression: NDArray[np.floating] = own_expression + motion.expression - rest
-    if motion.space == "arkit52":
-        expression = giving_way(own_expression, expression)
+    change: NDArray[np.floating] = motion.expression - rest
+    expression = changed(own_expression, change) if motion.space == "arkit52" else own_expression + change
     expression[away] = own_expression
     if len(runs(motion.shot)) > 1:
         angles = np.unwrap(angles_deg(turned), axis=0, period=360.0)

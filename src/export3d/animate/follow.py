@@ -30,7 +30,7 @@ from export3d.animate.head_motion import (
     seen_rotation,
     with_neck,
 )
-from export3d.animate.rest import at_rest, giving_way
+from export3d.animate.rest import at_rest, changed
 from export3d.errors import ConfigError, check_shape
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox, crop_box
@@ -249,7 +249,7 @@ class Follower:
         )
         way = self._beside.step(np.array([*beside[:2], 0.0]), time_s)
         sure = beside[2] * neutral.shoulders[2]
-        expression = giving_way(self._expression, self._expression + scores - neutral.scores).clip(0.0, 1.0)
+        expression = changed(self._expression, scores - neutral.scores)
         return self._numbers(rotation, expression, moved, np.array([*way[:2], sure]))
 
     @staticmethod

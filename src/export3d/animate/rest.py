@@ -13,17 +13,29 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from export3d.motion.arkit import columns_of
+from export3d.motion.arkit import ARKIT52, columns_of
 
-_USUAL: dict[str, tuple[float, float]] = {
-    "jawOpen": (0.02, 0.13),
-    "mouthFunnel": (0.0, 0.1),
-    "mouthPucker": (0.0, 0.6),
-    "mouthLowerDown": (0.01, 0.2),
-    "mouthUpperUp": (0.0, 0.1),
-    "eyeBlink": (0.15, 0.35),
+_USUAL: dict[str, tuple[float, float, float]] = {
+    "jawOpen": (0.01, 0.04, 0.13),
+    "mouthFunnel": (0.0, 0.1, 0.1),
+    "mouthPucker": (0.0, 0.6, 0.6),
+    "mouthLowerDown": (0.0, 0.01, 0.2),
+    "mouthUpperUp": (0.0, 0.02, 0.1),
+    "eyeBlink": (0.15, 0.35, 0.35),
 }
-"""Median score of posed portraits and a limit that 95 % do not exceed (431 portraits)."""
+"""Median score of posed portraits, and limits that 95 % do not exceed: of those with serious, closed lips (220
+portraits; of lips that rise or fall 0.01 more) and of all (431)."""
+_SMILING = 0.2, 0.5
+"""mouthSmile up to which a portrait counts as serious, and from which it smiles."""
+_OPPOSITE = (
+    ("eyeLookInLeft", "eyeLookOutLeft"),
+    ("eyeLookInRight", "eyeLookOutRight"),
+    ("eyeLookUpLeft", "eyeLookDownLeft"),
+    ("eyeLookUpRight", "eyeLookDownRight"),
+    ("jawLeft", "jawRight"),
+    ("mouthLeft", "mouthRight"),
+)
+"""Scores of one motion to both sides."""
 _WIDE = 0.45, 0.85
 """jawOpen from which a smile gives way, and at which nothing of it is left. Where it is above 0.6 in the training data,
 97 % of the frames have smiles below 0.17; between 0.4 and 0.5, below 0.76."""
@@ -33,22 +45,32 @@ def at_rest(expression: NDArray[np.floating]) -> NDArray[np.floating]:
     """The expression (52,) of ARKit scores with jaw, lips and eyelids at rest.
 
     A score up to its usual limit stays. From there to twice the limit it passes over to the median of posed portraits.
-    A smile raises the upper lip; that does not count.
+    A smile parts the lips and raises the upper one; that does not count.
     """
     rest = np.array(expression)
     smile = rest[columns_of("mouthSmile")]
-    for name, (median, limit) in _USUAL.items():
+    first, last = _SMILING
+    smiling = ((smile.mean() - first) / (last - first)).clip(0.0, 1.0)
+    for name, (median, serious, happy) in _USUAL.items():
         columns = columns_of(name)
         score = rest[columns]
-        allowed = np.maximum(limit, smile) if name == "mouthUpperUp" else limit
-        rest[columns] = score + (median - score) * (score / allowed - 1.0).clip(0.0, 1.0)
+        limit = serious + smiling * ((np.maximum(happy, smile) if name == "mouthUpperUp" else happy) - serious)
+        rest[columns] = score + (median - score) * (score / limit - 1.0).clip(0.0, 1.0)
     return rest
 
 
-def giving_way(own: NDArray[np.floating], moved: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Expressions (T, 52) of ARKit scores in which the portrait's own smile (of `own`, 52) gives way to a wide jaw."""
-    out = np.array(moved)
+def changed(own: NDArray[np.floating], change: NDArray[np.floating]) -> NDArray[np.floating]:
+    """A portrait's expression (52,) of ARKit scores with the change (T, 52) of another face: (T, 52), within 0..1.
+
+    Of two opposite scores, such as looks to the left and right, one goes on where the other has reached 0. The
+    portrait's own smile gives way to a jaw that opens wide.
+    """
+    out = own + change
+    for pair in _OPPOSITE:
+        one, other = (ARKIT52.index(name) for name in pair)
+        past = np.minimum(out[..., [one, other]], 0.0)
+        out[..., [other, one]] -= past
     smile, jaw = columns_of("mouthSmile"), columns_of("jawOpen")
     first, last = _WIDE
     out[..., smile] -= own[smile] * ((out[..., jaw] - first) / (last - first)).clip(0.0, 1.0)
-    return out
+    return np.asarray(out.clip(0.0, 1.0))
