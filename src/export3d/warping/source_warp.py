@@ -38,7 +38,17 @@ from export3d.warping.lids import shut, unfolded
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.shoulders import following
 from export3d.warping.skip_path import SkipPath, SkipWalk
-from export3d.warping.teeth import closed, hidden, opened, shown, smoothed, unstretched, upper_row, upper_teeth
+from export3d.warping.teeth import (
+    closed,
+    hidden,
+    opened,
+    risen,
+    shown,
+    smoothed,
+    unstretched,
+    upper_row,
+    upper_teeth,
+)
 from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth", "shoulders": "matte", "inside": "teeth"} | dict.fromkeys(
@@ -379,7 +389,8 @@ class SourceWarp(nn.Module):
         drawn = hidden(points, face.points)
         if turn is not None:  # below teeth that are seen from the side it is drawn badly
             drawn = drawn * (1.0 - turn * shown(face.points))
-        return replace(seen, lips=places, hidden=drawn, kept=row)
+        kept = row * (1.0 - risen(points, face.points))
+        return replace(seen, lips=places, hidden=drawn, kept=kept)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""

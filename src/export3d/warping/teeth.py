@@ -24,6 +24,8 @@ _CORNERS = (EYE_CORNERS[0][0], EYE_CORNERS[1][0])
 """The outer ones."""
 _LIPS = (13, 14)
 """Middles of the inner lips, the upper one first."""
+_UPPER, _UPWARD = (81, 13, 311), (152, 168)
+"""The middle of the inner upper lip, and the chin and the nose between the eyes."""
 _SHOWN = 0.05, 0.08
 """Gap between the lips, in distances of the outer eye corners, up to which a source counts as closed, and from which it
 shows teeth."""
@@ -32,6 +34,9 @@ _WIDER, _WIDE = (0.02, 0.06), (0.1, 0.18)
 _BEHIND, _BELOW = (0.02, 0.06), (0.06, 0.14)
 """By how much it must get wider for the mouth to begin to be drawn, and to be drawn wholly: behind closed lips, and
 below visible teeth."""
+_RISEN = 0.015, 0.025
+"""Rise of the upper lip from which teeth below it begin to be drawn in place of the source's, whose upper parts it hid,
+and from which they all are."""
 _PARTED = 0.03, 0.07
 """Gap up to which lips count as closed, and from which they are open."""
 _MEETING, _LEAST = (0.02, 0.055), 0.02
@@ -57,6 +62,13 @@ _FIRST, _FEW = 0.3, 5.0
 """Upper teeth begin above this share of the opening, or within so many pixels of the square from the upper lip."""
 
 
+def lip_gap(points: Tensor) -> Tensor:
+    """Between the inner lips of landmarks (B, L, 2 or 3): (B,), in distances of the outer eye corners."""
+    lips = points[:, constant(_LIPS, points.device)]
+    out: Tensor = (lips[:, 0] - lips[:, 1]).norm(dim=-1) / _width(points)
+    return out
+
+
 @torch.no_grad()
 def opened(points: Tensor, own: Tensor) -> Tensor:
     """How far a mouth has opened, for a source that shows teeth and for one with closed lips.
@@ -67,7 +79,7 @@ def opened(points: Tensor, own: Tensor) -> Tensor:
     Returns:
         (B, 2, 1, 1), 0 to 1.
     """
-    wider, teeth = _gap(points) - _gap(own), shown(own)[:, 0]
+    wider, teeth = lip_gap(points) - lip_gap(own), shown(own)[:, 0]
     wide = torch.stack([_step(wider, _WIDER), _step(wider, _WIDE)], dim=1)[..., None, None]
     return torch.stack([teeth, 1.0 - teeth], dim=1) * wide
 
@@ -78,7 +90,7 @@ def closed(points: Tensor, own: Tensor) -> Tensor:
     Its own expression leaves a face unchanged. `own` as for `opened`.
     """
     upper, lower = (constant(numbers, points.device) for numbers in _INNER)
-    kept = (_step(_gap(points), _MEETING) + _LEAST) / (_step(_gap(own), _MEETING) + _LEAST)
+    kept = (_step(lip_gap(points), _MEETING) + _LEAST) / (_step(lip_gap(own), _MEETING) + _LEAST)
     gap = (1.0 - kept.clamp_max(1.0))[:, None, None] * (points[:, lower] - points[:, upper])
     both = torch.cat([upper, lower])
     return points.index_add(1, both, torch.cat([(1.0 - _UP) * gap, -_UP * gap], dim=1))
@@ -87,16 +99,29 @@ def closed(points: Tensor, own: Tensor) -> Tensor:
 @torch.no_grad()
 def shown(own: Tensor) -> Tensor:
     """How far the lips of a source's landmarks (B, L, 3) are open enough to show teeth: (B, 1, 1, 1), 0 to 1."""
-    return _step(_gap(own), _SHOWN)[:, None, None, None]
+    return _step(lip_gap(own), _SHOWN)[:, None, None, None]
 
 
 @torch.no_grad()
 def hidden(points: Tensor, own: Tensor) -> Tensor:
-    """How far a mouth is drawn, as it has opened beyond what the source shows: (B, 1, 1, 1), 0 to 1. See `opened`."""
-    before, now = _gap(own), _gap(points)
+    """How far a mouth is drawn: as it has opened beyond what the source shows, or is `risen`. (B, 1, 1, 1), 0 to 1.
+
+    See `opened`.
+    """
+    before, now = lip_gap(own), lip_gap(points)
     teeth = _step(before, _SHOWN)
     first, last = (behind + (below - behind) * teeth for behind, below in zip(_BEHIND, _BELOW))
-    return (_step(now, _PARTED) * _step(now - before, (first, last)))[:, None, None, None]
+    wider = torch.maximum(_step(now - before, (first, last)), teeth * risen(points, own).flatten())
+    return (_step(now, _PARTED) * wider)[:, None, None, None]
+
+
+@torch.no_grad()
+def risen(points: Tensor, own: Tensor) -> Tensor:
+    """How far the upper lip uncovers what it hid in the source: (B, 1, 1, 1), 0 to 1. See `opened`."""
+    upper, (chin, bridge) = constant(_UPPER, points.device), _UPWARD
+    up = own[:, bridge] - own[:, chin]
+    rise = ((points[:, upper] - own[:, upper]).mean(dim=1) * up).sum(dim=-1) / up.norm(dim=-1).clamp_min(1e-4)
+    return _step(rise / _width(own), _RISEN)[:, None, None, None]
 
 
 @torch.no_grad()
@@ -190,12 +215,10 @@ def chosen(teeth: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(share, torch.cat([1.0 - inside, none, none, inside], dim=1), here)
 
 
-def _gap(points: Tensor) -> Tensor:
-    """(B,) between the inner lips, in distances of the outer eye corners."""
-    lips, corners = (points[:, constant(pair, points.device)] for pair in (_LIPS, _CORNERS))
-    width = (corners[:, 0] - corners[:, 1]).norm(dim=-1).clamp_min(1e-4)
-    out: Tensor = (lips[:, 0] - lips[:, 1]).norm(dim=-1) / width
-    return out
+def _width(points: Tensor) -> Tensor:
+    """(B,) between the outer eye corners."""
+    corners = points[:, constant(_CORNERS, points.device)]
+    return (corners[:, 0] - corners[:, 1]).norm(dim=-1).clamp_min(1e-4)
 
 
 def _step(value: Tensor, span: tuple[float, float] | tuple[Tensor, Tensor]) -> Tensor:
