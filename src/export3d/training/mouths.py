@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,12 +19,13 @@ from torch import Tensor, nn
 
 from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore
+from export3d.data.pairs import PairSampler
 from export3d.losses import adversarial, discrimination, r1_penalty
 from export3d.model import Export3D
 from export3d.training.pairs import PairConfig, PairTask, words
 from export3d.training.task import OpponentConfig
 from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, opening
-from export3d.warping.teeth import upper_row
+from export3d.warping.teeth import lip_gap, upper_row
 
 _L1, _LPIPS, _ADVERSARIAL, _FEATURES = 0.3, 2.0, 0.5, 0.3
 """Weights of the losses."""
@@ -33,6 +35,8 @@ _RAMP = 10_000
 """Images over which those of the discriminator grow to theirs."""
 _LEAST = 0.008
 """Share of the square from which a mouth counts as open."""
+_OPEN = 0.06
+"""Gap between the lips, in distances of the outer eye corners, from which frames are drawn, if there are such."""
 _PATCH = 8
 """Pixels of the square per score of the discriminator, along each axis."""
 _FINE = 8.0
@@ -125,6 +129,11 @@ class MouthTask(PairTask):
         self.inner.requires_grad_(True)
         self.opponent = MouthSide(settings)
         self.config: Mapping[str, Any] = {"model": model.config.to_dict(), "adversarial": words(config)}
+
+    def _pairs(self, frames: FrameStore) -> PairSampler:
+        """As for other tasks, but frames with closed mouths are left out, if there are others."""
+        open_wide = frames.found & (lip_gap(frames.landmarks.float()) > _OPEN)
+        return super()._pairs(replace(frames, found=open_wide) if open_wide.any() else frames)
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
         """Pairs by number, see `PairSampler.batch`; of the source nothing is needed, nor the person's opacity."""

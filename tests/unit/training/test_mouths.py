@@ -109,6 +109,15 @@ def test_of_every_other_frame_the_upper_teeth_are_seen(clips: FrameStore) -> Non
     assert 0.2 * fourth < third < 0.8 * fourth
 
 
+def test_frames_with_closed_lips_are_not_drawn(clips: FrameStore) -> None:
+    """Half of the frames of each clip are closed; the images of the others are white."""
+    closed = torch.arange(len(clips)) % 2 == 0
+    places = torch.where(closed[:, None, None], shut(clips), clips.landmarks)
+    frames = torch.where(closed[:, None, None, None], clips.frames, torch.full_like(clips.frames, 255))
+    given = task(replace(clips, landmarks=places, frames=frames))
+    assert all((given.batch(number, 4, 0, 1)["driving"] == 1.0).all() for number in range(0, 32, 4))
+
+
 def test_closed_mouths_give_a_loss_that_is_a_number(clips: FrameStore) -> None:
     places = clips.landmarks.clone()
     places[:, [14, 87, 317]] = places[:, [13, 82, 312]]
