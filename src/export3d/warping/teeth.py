@@ -34,9 +34,9 @@ _WIDER, _WIDE = (0.02, 0.06), (0.1, 0.18)
 _BEHIND, _BELOW = (0.02, 0.06), (0.06, 0.14)
 """By how much it must get wider for the mouth to begin to be drawn, and to be drawn wholly: behind closed lips, and
 below visible teeth."""
-_RISEN = 0.015, 0.025
+_RISEN = 0.03, 0.055
 """Rise of the upper lip from which teeth below it begin to be drawn in place of the source's, whose upper parts it hid,
-and from which they all are."""
+and from which they all are. A smile that speaks stays below 0.025."""
 _PARTED = 0.03, 0.07
 """Gap up to which lips count as closed, and from which they are open."""
 _MEETING, _LEAST = (0.02, 0.055), 0.02

@@ -248,7 +248,7 @@ def test_the_upper_teeth_of_a_source_that_shows_them_are_kept(gap: float, shown:
     assert float(views.hidden) > 0.9
 
 
-@pytest.mark.parametrize(("raised", "whole"), [(-0.1, 0.0), (0.015, 0.0), (0.02, 0.5), (0.03, 1.0)])
+@pytest.mark.parametrize(("raised", "whole"), [(-0.1, 0.0), (0.03, 0.0), (0.0425, 0.5), (0.06, 1.0)])
 def test_all_teeth_are_drawn_where_the_upper_lip_uncovers_more_of_them(raised: float, whole: float) -> None:
     shown, views = (mouth_views(0.1, wider=0.0, raised=up)[0] for up in (0.0, raised))
     assert views.kept is not None
