@@ -266,11 +266,12 @@ class _Face:
         return down(across(image[0].mT).mT)[None]
 
     def _known(self, offset: Tensor) -> Tensor:
-        """(1, 1, h, h): 1 where the model looked pixels up in what the crop shows of the photo, 0 beyond."""
-        place = pixel_grid(offset.shape[-1], offset.device) + offset
+        """(1, 1, h, h): 1 where the crop shows the photo and the model looked pixels up there, 0 beyond."""
+        own = pixel_grid(offset.shape[-1], offset.device)
+        place = own + offset
         limits = (self._comparable - self._box.corner) * (2.0 / self._box.side) - 1.0
         first, last = (constant(tuple(row), place.device, place.dtype)[:, None, None] for row in limits.clip(-1.0, 1.0))
-        room = torch.minimum(place - first, last - place).amin(dim=1)
+        room = torch.minimum(torch.minimum(place, own) - first, last - torch.maximum(place, own)).amin(dim=1)
         return (room / _EDGE - 1.0).clamp(0.0, 1.0)[:, None]
 
     def _laid_over(self, layer: Tensor, rest: Tensor, band: _Band) -> Picture:

@@ -239,3 +239,16 @@ def test_where_the_photo_ends_below_a_crop_it_is_stretched_and_nothing_comes_in(
     assert np.abs(rows[:50] - np.arange(170, 220)).max() <= 2
     assert 236 <= rows[-1] <= 239
     assert np.diff(rows).min() >= -1
+
+
+def test_what_the_model_draws_below_the_photo_does_not_glow_at_its_border() -> None:
+    """A grey person moves down by 10 pixels, out of the photo; the model shows the rows below it, brighter."""
+    image = np.full((240, 300, 3), 100, dtype=np.uint8)
+    box = CropBox((150.0, 210.0), 100.0)
+    small, grid = source(image, box), canvas(image, box)
+    drawn = small.clone()
+    drawn[..., round(SIZE * 0.8) + 1 :, :] = 1.0  # the photo ends at 0.8 of the crop
+    made = Compositor(grid, Layers.opaque(grid.image), [(grid.place(box), small)]).frame(
+        [(drawn, origin(0.0, -10.0, box.side))]
+    )
+    assert np.abs(made[230:].astype(int) - 100).max() <= 15  # what bicubic enlarging spreads; the glow is 40
