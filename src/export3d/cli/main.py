@@ -81,6 +81,8 @@ The function of a command is the module's `command`, or the one named after a co
 """
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 """Why standard output takes no more."""
+_REPEATED = ("--set", "--basis", "--min")
+"""Options of the form NAME=VALUE, which are repeated for more of them."""
 _NARROWEST = 40
 """Columns of a terminal, for help pages."""
 
@@ -211,14 +213,14 @@ def overview(group: str = "") -> str:
     lines = [f"  {name:<{width}}  {summary}" for name, summary in chosen.items()]
     return "\n".join(
         [
-            "usage: export3d COMMAND [OPTIONS]",
+            f"usage: export3d {group}COMMAND [OPTIONS]",
             "",
-            "Animate one portrait photo in 3D.",
-            "",
+            *([] if group else ["Animate one portrait photo in 3D.", ""]),
             "commands:",
             *lines,
             "",
-            "`export3d COMMAND --help` lists the options of a command; `export3d --version` prints the version.",
+            f"`export3d {group}COMMAND --help` lists the options of a command"
+            + ("." if group else "; `export3d --version` prints the version."),
         ]
     )
 
@@ -244,6 +246,11 @@ def _run(name: str, argv: list[str]) -> int:
         sentence = f"animate takes one portrait; for {argv[1]!r} write --driving or --motion before it"
         print(f"export3d: {sentence}", file=sys.stderr)
         return 2
+    for option, value, word in zip(argv, argv[1:], argv[2:]):
+        if option in _REPEATED and "=" in value and "=" in word and not word.startswith("-"):
+            sentence = f"{option} takes one value; for {word!r} write {option} again: {option} {value} {option} {word}"
+            print(f"export3d: {sentence}", file=sys.stderr)
+            return 2
     import tyro
 
     if shutil.get_terminal_size().columns < _NARROWEST:

@@ -506,3 +506,13 @@ def test_a_missing_driving_video_is_refused_before_pytorch_is_loaded(astronaut_p
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.stderr == "export3d: none.mp4 does not exist; give the path of a driving video\n"
     assert done.returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "first", "second"), [("--set", "jawOpen=0.5", "mouthSmile=0.8"), ("--basis", "0=1.5", "3=-1")]
+)
+def test_two_values_after_one_option_are_refused_with_the_way_to_give_both(
+    option: str, first: str, second: str, out: Path, capsys: Capture
+) -> None:
+    code = main(["edit", "face.png", option, first, second, "-o", str(out / "made.png")])
+    refused(code, capsys, out, f"{option} {first} {option} {second}")
