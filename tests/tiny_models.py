@@ -19,8 +19,8 @@ from export3d.warping.skip_path import FlowStep
 from export3d.warping.source_warp import WarpConfig
 
 PARTS = (
-    "align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "teeth", "inside", "turns",
-    "shoulders", "matte", "scores",
+    "align", "skip", "flow", "redraw", "detail", "dense", "mouth", "irises", "lids", "glasses", "teeth", "inside",
+    "turns", "shoulders", "matte", "scores",
 )  # fmt: skip
 """All parts of a warp."""
 

@@ -137,7 +137,15 @@ def base() -> ModelConfig:
         render=RenderConfig(coarse=16, fine=16, half_extent=0.36),
         superres=SuperResConfig(mid_channels=32, high_channels=16),
         warp=WarpConfig(
-            irises=True, lids=True, teeth=True, inside=True, turns=True, shoulders=True, matte=True, scores=True
+            irises=True,
+            lids=True,
+            glasses=True,
+            teeth=True,
+            inside=True,
+            turns=True,
+            shoulders=True,
+            matte=True,
+            scores=True,
         ),
     )
 
@@ -234,7 +242,9 @@ def _check_types(prefix: str, values: dict[str, Any], default: Any) -> None:
             raise ConfigError(f"{prefix}{name} must be of type {wanted.__name__}, got {value!r}")
 
 
-_OF_DETAIL = ("detail", "dense", "mouth", "irises", "lids", "teeth", "inside", "turns", "shoulders", "matte")
+_OF_DETAIL = (
+    "detail", "dense", "mouth", "irises", "lids", "glasses", "teeth", "inside", "turns", "shoulders", "matte",
+)  # fmt: skip
 """What a warp that adds the source's pixels may have."""
 VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "direct_3dmm": direct_3dmm,
@@ -253,6 +263,8 @@ VARIANTS: dict[str, Callable[[ModelConfig], ModelConfig]] = {
     "no_irises": without("irises"),
     "lids": having("lids"),
     "no_lids": without("lids"),
+    "glasses": having("glasses"),
+    "no_glasses": without("glasses"),
     "teeth": having("teeth"),
     "no_teeth": without("teeth", "inside"),
     "inside": having("inside"),

@@ -118,7 +118,7 @@ def test_a_warp_is_null_or_a_part_of_its_own() -> None:
     assert ModelConfig.from_dict({"warp": {"dense": False, "mouth": False}}).warp == parts
     words = json.loads(replace(tiny(), warp=parts).to_json())
     on = ("align", "skip", "flow", "redraw", "detail")
-    off = ("dense", "mouth", "irises", "lids", "teeth", "inside", "turns", "shoulders", "matte", "scores")
+    off = ("dense", "mouth", "irises", "lids", "glasses", "teeth", "inside", "turns", "shoulders", "matte", "scores")
     assert words["warp"] == dict.fromkeys(on, True) | dict.fromkeys(off, False)
     assert json.loads(tiny().to_json())["warp"] is None
 
@@ -157,11 +157,27 @@ def test_the_low_pass_can_be_left_out_and_nothing_else_changes(name: str) -> Non
         ("no_skip", {"skip", "flow", "redraw"}),  # what needs a part goes with it
         ("no_flow", {"flow", "redraw"}),
         ("no_redraw", {"redraw"}),
-        ("no_detail", {"detail", "dense", "mouth", "irises", "lids", "teeth", "inside", "turns", "shoulders", "matte"}),
+        (
+            "no_detail",
+            {
+                "detail",
+                "dense",
+                "mouth",
+                "irises",
+                "lids",
+                "glasses",
+                "teeth",
+                "inside",
+                "turns",
+                "shoulders",
+                "matte",
+            },
+        ),
         ("no_dense", {"dense"}),
         ("no_mouth", {"mouth", "teeth", "inside"}),
         ("no_irises", {"irises"}),
         ("no_lids", {"lids"}),
+        ("no_glasses", {"glasses"}),
         ("no_teeth", {"teeth", "inside"}),
         ("no_inside", {"inside"}),
         ("no_shoulders", {"shoulders"}),
@@ -177,6 +193,7 @@ def test_the_low_pass_can_be_left_out_and_nothing_else_changes(name: str) -> Non
                 "mouth",
                 "irises",
                 "lids",
+                "glasses",
                 "teeth",
                 "inside",
                 "turns",

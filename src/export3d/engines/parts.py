@@ -122,21 +122,22 @@ class ExpressionMotion(Part):
     """Expressions to beta' (Eq. 3) and, with a warp, to what moves the source.
 
     Inputs: expression (B, E); shift (B, n), zeros for none; with landmark motion the tensors of `Encoded.view.face`,
-    and regions.asked (B, 4, m), regions.own (B, 4, m) and regions.share (B,), zeros for none.
+    view.glasses (B, 1, 1) if glasses hold landmarks, and regions.asked (B, 4, m), regions.own (B, 4, m) and
+    regions.share (B,), zeros for none.
     Outputs: beta (B, d); with landmark motion points (B, 478, 3); with a flow field (B, 2, h, h).
     """
 
     def __init__(self, model: Export3D) -> None:
         super().__init__()
         self.expression = _with_fixed_basis(model.expression)
-        self.motion = None if model.warp is None else model.warp.motion
+        self.motion, self.glasses = (None, None) if model.warp is None else (model.warp.motion, model.warp.glasses)
         self.half_extent = model.config.render.half_extent
         self.size = model.config.generator.image_size // 2
         self.flow = model.warp is not None and model.warp.config.flow
         self.like = _encoded(model)
         face: tuple[str, ...] = ()
         if self.motion is not None:
-            face = tuple(name for name in tensors(self.like) if name.startswith("view.face."))
+            face = tuple(name for name in tensors(self.like) if name.startswith(("view.face.", "view.glasses")))
             face += ("regions.asked", "regions.own", "regions.share")
         self.inputs = ("expression", "shift", *face)
         self.outputs = ("beta", *(["points"] if self.motion else []), *(["field"] if self.flow else []))
@@ -152,6 +153,9 @@ class ExpressionMotion(Part):
         asked = self.motion.input(beta, named["expression"], named["shift"])
         regions = Regions(*(named[f"regions.{name}"] for name in ("asked", "own", "share")))
         points = self.motion(asked, view.face, regions)
+        if self.glasses is not None:
+            assert view.glasses is not None
+            points = self.glasses.hold(points, view.face.points, view.glasses)
         if not self.flow:
             return beta, points
         return beta, points, plane_flow(points, view.face, self.half_extent, self.size)

@@ -30,6 +30,7 @@ from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp
 from export3d.warping.elastic_mesh import Painter, show
 from export3d.warping.flow_field import look_up, pixel_grid, stretch
 from export3d.warping.flows import driving_flow, mirrored_flow, mouth_mask, openings, plane_flow
+from export3d.warping.glasses import Glasses
 from export3d.warping.inner_mouth import InnerMouth, Square, opening
 from export3d.warping.irises import rolled
 from export3d.warping.landmark_motion import Face, LandmarkMotion
@@ -52,7 +53,7 @@ from export3d.warping.teeth import (
 from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth", "shoulders": "matte", "inside": "teeth"} | dict.fromkeys(
-    ("dense", "mouth", "irises", "lids", "turns", "matte"), "detail"
+    ("dense", "mouth", "irises", "lids", "glasses", "turns", "matte"), "detail"
 )
 
 
@@ -77,6 +78,8 @@ class WarpConfig:
             Needs `detail`.
         lids: almost closed lids meet, open ones stop at their folds (`lids`), and lashes move with their edges
             (`elastic_mesh`). Needs `detail`.
+        glasses: where a source wears glasses, landmarks around them keep their places in the head (`glasses`). Needs
+            `detail`.
         teeth: where a mouth opens, teeth that the source shows keep their size; lips that almost close meet (`teeth`).
             Needs `mouth`.
         inside: what a mouth that opens shows and its source does not is drawn by a network of its own
@@ -100,6 +103,7 @@ class WarpConfig:
     mouth: bool = True
     irises: bool = False
     lids: bool = False
+    glasses: bool = False
     teeth: bool = False
     inside: bool = False
     turns: bool = False
@@ -131,6 +135,7 @@ class SourceView:
         mouth: (B, 1, H/2, H/2) its open mouth; None without `mouth`.
         teeth: (B, 1, H/2, H/2) its upper teeth (`teeth.upper_row`); None without `inside`.
         matte: (B, 1, H, H) opacity of its person; None without `matte`.
+        glasses: (B, 1, 1) how sure it is that its person wears glasses, 0 to 1; None without `glasses`.
     """
 
     face: Face | None = None
@@ -142,6 +147,7 @@ class SourceView:
     mouth: Tensor | None = None
     teeth: Tensor | None = None
     matte: Tensor | None = None
+    glasses: Tensor | None = None
 
     def expand(self, batch: int) -> SourceView:
         """One source repeated for a batch of expressions; copies nothing."""
@@ -223,6 +229,7 @@ class SourceWarp(nn.Module):
         self.skip = SkipPath(skip_widths, config.flow, config.redraw) if config.skip else None
         self.detail = Detail(*superres_widths, config.mouth, config.matte) if config.detail else None
         self.inner = InnerMouth() if config.inside else None
+        self.glasses = Glasses() if config.glasses else None
 
     def frontal(self, image: Tensor, camera: Tensor | None) -> Tensor:
         """The generator's input (B, 3, h, h): the source, resampled onto the xy plane where `align` is on.
@@ -268,6 +275,7 @@ class SourceWarp(nn.Module):
         with torch.no_grad():
             head = head_nearness(seen_places(camera, image.shape[-1]))
             mouth = mouth_mask(face.places, image.shape[-1] // 2) if self.config.mouth else None
+            glasses = None if self.glasses is None else self.glasses(pixels, landmarks)
             teeth = None
             if self.config.inside:
                 square = Square(face.places)
@@ -285,7 +293,7 @@ class SourceWarp(nn.Module):
         small = None
         if self.config.dense:
             small = resize(pixels if matte is None else torch.cat([pixels, matte], dim=1), GRID)
-        return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth, teeth, matte)
+        return SourceView(face, image, camera, F.avg_pool2d(pixels, 2), small, head, mouth, teeth, matte, glasses)
 
     def move(
         self, asked: Tensor, view: SourceView, stem: Sequence[Tensor], regions: Regions | None = None
@@ -297,6 +305,8 @@ class SourceWarp(nn.Module):
         points = field = walk = None
         if self.motion is not None and view.face is not None:
             points = self.motion(asked, view.face, regions)
+            if self.glasses is not None and view.glasses is not None:
+                points = self.glasses.hold(points, view.face.points, view.glasses)
             if self.config.flow:
                 field = plane_flow(points, view.face, self.half_extent, stem[-1].shape[-1], self._painter(points))
         if self.skip is not None:

@@ -27,7 +27,11 @@ from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, w
 EXTENDED = warped(*PARTS)
 """The warp of `base` at the size of `tiny`."""
 STARING = warped(
-    *(part for part in PARTS if part not in ("irises", "lids", "teeth", "inside", "turns", "shoulders", "matte"))
+    *(
+        part
+        for part in PARTS
+        if part not in ("irises", "lids", "glasses", "teeth", "inside", "turns", "shoulders", "matte")
+    )
 )
 ON_THE_MESH = variant(STARING, "no_dense")
 HALF = EXTENDED.render.half_extent
@@ -40,7 +44,15 @@ def test_the_parts_are_these_and_all_on() -> None:
     assert tuple(field.name for field in fields(WarpConfig)) == PARTS
     assert all(getattr(preset("base").warp, part) for part in PARTS)
     assert preset("base").warp == WarpConfig(
-        irises=True, lids=True, teeth=True, inside=True, turns=True, shoulders=True, matte=True, scores=True
+        irises=True,
+        lids=True,
+        glasses=True,
+        teeth=True,
+        inside=True,
+        turns=True,
+        shoulders=True,
+        matte=True,
+        scores=True,
     )  # not in weights that do not say so
 
 
@@ -53,6 +65,7 @@ def test_the_parts_are_these_and_all_on() -> None:
         ("mouth", "detail"),
         ("irises", "detail"),
         ("lids", "detail"),
+        ("glasses", "detail"),
         ("teeth", "mouth"),
         ("inside", "teeth"),
         ("turns", "detail"),
@@ -379,7 +392,9 @@ def test_a_slider_moves_landmarks_flow_and_planes_along_its_direction() -> None:
         beta = model.expression.embed(model.expression.coefficients(expression) + shift)
         many = encoded.expand(3)
         asked = model.warp.motion.input(beta, expression, shift)
-        field = plane_flow(model.warp.motion(asked, many.view.face), many.view.face, HALF, 32)
+        points = model.warp.motion(asked, many.view.face)
+        points = model.warp.glasses.hold(points, many.view.face.points, many.view.glasses)
+        field = plane_flow(points, many.view.face, HALF, 32)
         by_hand = model.generator(many.features, beta, model.warp.skip.walk(many.features.stem, field))
         each = model.planes(encoded, expression, torch.cat([torch.zeros(2, 10), shift])).triplane
     torch.testing.assert_close(moved, by_hand)

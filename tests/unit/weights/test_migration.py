@@ -22,7 +22,9 @@ from export3d.weights.migration import migrate
 from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
 FORMER = tuple(
-    part for part in PARTS if part not in ("irises", "lids", "teeth", "inside", "turns", "shoulders", "matte", "scores")
+    part
+    for part in PARTS
+    if part not in ("irises", "lids", "glasses", "teeth", "inside", "turns", "shoulders", "matte", "scores")
 )
 """The parts that there were."""
 FORMER_PARTS = {"generator": ("skip", "align", "flow", "redraw"), "superres": ("detail", "dense", "mouth")}
@@ -70,6 +72,7 @@ def former_base() -> Export3D:
         "clebs",
         "no_irises",
         "no_lids",
+        "no_glasses",
         "no_teeth",
         "no_inside",
         "no_turns",
