@@ -30,8 +30,8 @@ _SHOWN = 0.05, 0.08
 """Gap between the lips, in distances of the outer eye corners, up to which a source counts as closed, and from which it
 shows teeth."""
 _WIDER, _WIDE = (0.005, 0.02), (0.1, 0.18)
-"""By how much the gap must get wider for teeth to leave the mesh, and to leave it wholly; and for closed lips. Between the
-two, teeth are shown twice, the farther apart the wider the gap."""
+"""By how much the gap must get wider for teeth to leave the mesh, and to leave it wholly; and for closed lips. Between
+the two, teeth are shown twice, the farther apart the wider the gap."""
 _BEHIND, _BELOW = (0.02, 0.06), (0.06, 0.14)
 """By how much it must get wider for the mouth to begin to be drawn, and to be drawn wholly: behind closed lips, and
 below visible teeth."""
@@ -219,7 +219,8 @@ def chosen(teeth: Tensor, share: Tensor) -> Tensor:
 def _width(points: Tensor) -> Tensor:
     """(B,) between the outer eye corners."""
     corners = points[:, constant(_CORNERS, points.device)]
-    return (corners[:, 0] - corners[:, 1]).norm(dim=-1).clamp_min(1e-4)
+    out: Tensor = (corners[:, 0] - corners[:, 1]).norm(dim=-1).clamp_min(1e-4)
+    return out
 
 
 def _step(value: Tensor, span: tuple[float, float] | tuple[Tensor, Tensor]) -> Tensor:
