@@ -27,9 +27,9 @@ from export3d.training.task import OpponentConfig
 from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, opening
 from export3d.warping.teeth import lip_gap, upper_row
 
-_L1, _LPIPS, _ADVERSARIAL, _FEATURES = 0.3, 2.0, 0.5, 0.3
+_L1, _LPIPS, _ADVERSARIAL, _FEATURES = 0.6, 2.0, 0.1, 0.3
 """Weights of the losses."""
-_R1, _R1_EVERY = 0.1, 8
+_R1, _R1_EVERY = 0.02, 8
 """Gamma of R1, and steps between two in which it is taken, with so many times its weight."""
 _RAMP = 10_000
 """Images over which those of the discriminator grow to theirs."""
@@ -39,7 +39,7 @@ _OPEN = 0.06
 """Gap between the lips, in distances of the outer eye corners, from which frames are drawn, if there are such."""
 _PATCH = 8
 """Pixels of the square per score of the discriminator, along each axis."""
-_FINE = 8.0
+_FINE = 4.0
 """How far the discriminator's input enlarges details: they are small, and tell most of what is drawn."""
 
 
