@@ -13,16 +13,16 @@ from torch import Tensor
 
 from export3d.config import variant
 from export3d.errors import CheckpointError, ShapeError
-from export3d.face.landmark_sets import AROUND_EYES, BROWS, CHIN, EYELIDS, FOREHEAD, IRISES, LIPS
+from export3d.face.landmark_sets import AROUND_EYES, CHIN, EYELIDS, FOREHEAD, IRISES, LIPS
 from export3d.face.landmarks import FaceLandmarker
 from export3d.model import Export3D
 from export3d.warping import glasses
 from export3d.warping.glasses import Glasses
 from tests.tiny_models import PARTS, awake, inputs, landmarks, matte, warped
 
-BRIDGE = (168, 6)
-"""On the nose, where glasses rest."""
-FREE = (*EYELIDS, *IRISES[0], *IRISES[1], *AROUND_EYES[0], *AROUND_EYES[1], *LIPS, FOREHEAD, CHIN)
+RIMS = (168, 6, 117, 118, 119, 346, 347, 348)
+"""On the nose, where glasses rest, and below the eyes."""
+FREE = (*EYELIDS, *IRISES[0], *IRISES[1], *AROUND_EYES[0], *AROUND_EYES[1], *LIPS, FOREHEAD, CHIN, 105, 66, 334, 296)
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, monkeypatch: pytest.
 def test_landmarks_around_glasses_stay_and_those_of_eyes_and_lips_move_as_asked(reader: Glasses) -> None:
     points, resting = torch.rand(2, 2, 478, 3)
     found = reader.hold(points, resting, torch.ones(2, 1, 1))
-    torch.testing.assert_close(found[:, [*BROWS, *BRIDGE]], resting[:, [*BROWS, *BRIDGE]], atol=5e-3, rtol=0)
+    torch.testing.assert_close(found[:, list(RIMS)], resting[:, list(RIMS)], atol=5e-3, rtol=0)
     assert torch.equal(found[:, list(FREE)], points[:, list(FREE)])
     assert 0.0 <= reader.held.min() < reader.held.max() <= 1.0
 
@@ -183,8 +183,8 @@ def test_a_model_holds_the_glasses_of_its_source_and_leaves_faces_without() -> N
     asked = expression.flip(0)
     held, left = (model.planes(of, asked) for model, of in zip(models, (one, other)))
     resting = one.view.face.points
-    assert (left.motion.points - resting)[0, list(BROWS)].abs().max() > 2e-3
-    torch.testing.assert_close(held.motion.points[0, list(BROWS)], resting[0, list(BROWS)], atol=2e-5, rtol=0)
+    assert (left.motion.points - resting)[0, list(RIMS)].abs().max() > 2e-3
+    torch.testing.assert_close(held.motion.points[0, list(RIMS)], resting[0, list(RIMS)], atol=2e-5, rtol=0)
     assert torch.equal(held.motion.points[0, list(FREE)], left.motion.points[0, list(FREE)])
     assert torch.equal(held.motion.points[1], left.motion.points[1])
     assert (held.motion.flow - left.motion.flow)[0].abs().max() > 1e-4, "the field follows them"
