@@ -120,9 +120,9 @@ def two_shots() -> Motion:
 
 @pytest.mark.parametrize("how", WAYS)
 def test_a_cut_to_another_framing_does_not_show(how: HeadMotion) -> None:
-    result = rebase(two_shots(), OWN, np.full(52, 0.05), head_motion=how)
+    result = rebase(two_shots(), OWN, np.full(52, 0.01), head_motion=how)
     np.testing.assert_allclose(result.camera, np.tile(OWN, (80, 1)), atol=1e-5)
-    np.testing.assert_allclose(result.expression, 0.05, atol=1e-6)
+    np.testing.assert_allclose(result.expression, 0.01, atol=1e-6)
 
 
 def test_without_shots_the_same_cut_jumps() -> None:
@@ -156,11 +156,11 @@ def test_a_face_that_slides_into_the_frame_does_not_carry_the_head_along() -> No
 
 @pytest.mark.parametrize("how", WAYS)
 def test_while_the_face_is_away_the_portrait_rests(how: HeadMotion) -> None:
-    own = np.full(52, 0.05)
+    own = np.full(52, 0.01)
     result = rebase(away_and_back(), OWN, own, head_motion=how)
     np.testing.assert_allclose(result.camera[55:80], np.tile(OWN, (25, 1)), atol=1e-5)
     np.testing.assert_allclose(result.expression[55:80], np.tile(own, (25, 1)), atol=1e-6)
-    assert np.abs(result.scores("jawOpen")[95:] - 0.55).max() < 1e-6, "the jaw opens from the same rest as before"
+    assert np.abs(result.scores("jawOpen")[95:] - 0.51).max() < 1e-6, "the jaw opens from the same rest as before"
     seen = seen_rotation(result.camera)
     np.testing.assert_allclose(seen[95:], np.tile(seen[39], (25, 1, 1)), atol=1e-5)
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,10 @@ def test_tracking_in_a_child_gives_the_same_motion(face_video: Path, folder: Pat
     pytest.importorskip("mediapipe")
     seen: list[int] = []
     made = given(face_video, "track", "me.mp4", folder, start=0.2, seconds=0.4, progress=seen.append)
-    assert Motion.load(made["motion"]) == driving_motion(face_video, start_s=0.2, seconds=0.4)
+    found, wanted = Motion.load(made["motion"]), driving_motion(face_video, start_s=0.2, seconds=0.4)
+    # on some processors optical flow rounds differently in another number of threads
+    np.testing.assert_allclose(found.shoulders, wanted.shoulders, atol=1e-6)
+    assert replace(found, shoulders=wanted.shoulders) == wanted
     assert seen[-1] == made["frames"] == 10
     assert made["warnings"] == []
     assert made["sound"] is not None
