@@ -39,17 +39,7 @@ from export3d.warping.lids import shut, unfolded
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.shoulders import following
 from export3d.warping.skip_path import SkipPath, SkipWalk
-from export3d.warping.teeth import (
-    closed,
-    hidden,
-    opened,
-    risen,
-    shown,
-    smoothed,
-    unstretched,
-    upper_row,
-    upper_teeth,
-)
+from export3d.warping.teeth import closed, hidden, opened, shown, smoothed, unstretched, upper_row, upper_teeth
 from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth", "shoulders": "matte", "inside": "teeth"} | dict.fromkeys(
@@ -399,8 +389,7 @@ class SourceWarp(nn.Module):
         drawn = hidden(points, face.points)
         if turn is not None:  # below teeth that are seen from the side it is drawn badly
             drawn = drawn * (1.0 - turn * shown(face.points))
-        kept = row * (1.0 - risen(points, face.points))
-        return replace(seen, lips=places, hidden=drawn, kept=kept)
+        return replace(seen, lips=places, hidden=drawn, kept=row)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""

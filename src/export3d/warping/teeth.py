@@ -24,8 +24,6 @@ _CORNERS = (EYE_CORNERS[0][0], EYE_CORNERS[1][0])
 """The outer ones."""
 _LIPS = (13, 14)
 """Middles of the inner lips, the upper one first."""
-_UPPER, _UPWARD = (81, 13, 311), (152, 168)
-"""The middle of the inner upper lip, and the chin and the nose between the eyes."""
 _SHOWN = 0.05, 0.08
 """Gap between the lips, in distances of the outer eye corners, up to which a source counts as closed, and from which it
 shows teeth."""
@@ -35,9 +33,6 @@ the two, teeth are shown twice, the farther apart the wider the gap."""
 _BEHIND, _BELOW = (0.02, 0.06), (0.06, 0.14)
 """By how much it must get wider for the mouth to begin to be drawn, and to be drawn wholly: behind closed lips, and
 below visible teeth."""
-_RISEN = 0.03, 0.055
-"""Rise of the upper lip from which teeth below it begin to be drawn in place of the source's, whose upper parts it hid,
-and from which they all are. A smile that speaks stays below 0.025."""
 _PARTED = 0.03, 0.07
 """Gap up to which lips count as closed, and from which they are open."""
 _MEETING, _LEAST = (0.02, 0.055), 0.02
@@ -65,8 +60,9 @@ _FIRST, _FEW = 0.3, 5.0
 
 def lip_gap(points: Tensor) -> Tensor:
     """Between the inner lips of landmarks (B, L, 2 or 3): (B,), in distances of the outer eye corners."""
-    lips = points[:, constant(_LIPS, points.device)]
-    out: Tensor = (lips[:, 0] - lips[:, 1]).norm(dim=-1) / _width(points)
+    lips, corners = (points[:, constant(pair, points.device)] for pair in (_LIPS, _CORNERS))
+    width = (corners[:, 0] - corners[:, 1]).norm(dim=-1).clamp_min(1e-4)
+    out: Tensor = (lips[:, 0] - lips[:, 1]).norm(dim=-1) / width
     return out
 
 
@@ -105,24 +101,11 @@ def shown(own: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hidden(points: Tensor, own: Tensor) -> Tensor:
-    """How far a mouth is drawn: as it has opened beyond what the source shows, or is `risen`. (B, 1, 1, 1), 0 to 1.
-
-    See `opened`.
-    """
+    """How far a mouth is drawn, as it has opened beyond what the source shows: (B, 1, 1, 1), 0 to 1. See `opened`."""
     before, now = lip_gap(own), lip_gap(points)
     teeth = _step(before, _SHOWN)
     first, last = (behind + (below - behind) * teeth for behind, below in zip(_BEHIND, _BELOW))
-    wider = torch.maximum(_step(now - before, (first, last)), teeth * risen(points, own).flatten())
-    return (_step(now, _PARTED) * wider)[:, None, None, None]
-
-
-@torch.no_grad()
-def risen(points: Tensor, own: Tensor) -> Tensor:
-    """How far the upper lip uncovers what it hid in the source: (B, 1, 1, 1), 0 to 1. See `opened`."""
-    upper, (chin, bridge) = constant(_UPPER, points.device), _UPWARD
-    up = own[:, bridge] - own[:, chin]
-    rise = ((points[:, upper] - own[:, upper]).mean(dim=1) * up).sum(dim=-1) / up.norm(dim=-1).clamp_min(1e-4)
-    return _step(rise / _width(own), _RISEN)[:, None, None, None]
+    return (_step(now, _PARTED) * _step(now - before, (first, last)))[:, None, None, None]
 
 
 @torch.no_grad()
@@ -214,13 +197,6 @@ def chosen(teeth: Tensor, share: Tensor) -> Tensor:
     here, inside = teeth[:, :1], teeth[:, 1:]
     none = torch.zeros_like(inside)
     return torch.lerp(share, torch.cat([1.0 - inside, none, none, inside], dim=1), here)
-
-
-def _width(points: Tensor) -> Tensor:
-    """(B,) between the outer eye corners."""
-    corners = points[:, constant(_CORNERS, points.device)]
-    out: Tensor = (corners[:, 0] - corners[:, 1]).norm(dim=-1).clamp_min(1e-4)
-    return out
 
 
 def _step(value: Tensor, span: tuple[float, float] | tuple[Tensor, Tensor]) -> Tensor:

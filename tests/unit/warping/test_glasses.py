@@ -13,7 +13,7 @@ from torch import Tensor
 
 from export3d.config import variant
 from export3d.errors import CheckpointError, ShapeError
-from export3d.face.landmark_sets import AROUND_EYES, CHIN, EYELIDS, FOREHEAD, IRISES, LIPS
+from export3d.face.landmark_sets import CHIN, EYELIDS, FOREHEAD, IRISES, LIPS
 from export3d.face.landmarks import FaceLandmarker
 from export3d.model import Export3D
 from export3d.warping import glasses
@@ -22,7 +22,7 @@ from tests.tiny_models import PARTS, awake, inputs, landmarks, matte, warped
 
 RIMS = (168, 6, 117, 118, 119, 346, 347, 348)
 """On the nose, where glasses rest, and below the eyes."""
-FREE = (*EYELIDS, *IRISES[0], *IRISES[1], *AROUND_EYES[0], *AROUND_EYES[1], *LIPS, FOREHEAD, CHIN, 105, 66, 334, 296)
+FREE = (*EYELIDS, *IRISES[0], *IRISES[1], *LIPS, FOREHEAD, CHIN)
 
 
 @pytest.fixture(scope="module")
