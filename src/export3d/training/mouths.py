@@ -36,7 +36,7 @@ _RAMP = 10_000
 _LEAST = 0.008
 """Share of the square from which a mouth counts as open."""
 _OPEN = 0.06
-"""Gap between the lips, in distances of the outer eye corners, from which frames are drawn, if there are such."""
+"""Gap between the lips from which a frame is sampled, in distances of the outer eye corners."""
 _PATCH = 8
 """Pixels of the square per score of the discriminator, along each axis."""
 _FINE = 4.0
@@ -131,9 +131,9 @@ class MouthTask(PairTask):
         self.config: Mapping[str, Any] = {"model": model.config.to_dict(), "adversarial": words(config)}
 
     def _pairs(self, frames: FrameStore) -> PairSampler:
-        """As for other tasks, but frames with closed mouths are left out, if there are others."""
-        open_wide = frames.found & (lip_gap(frames.landmarks.float()) > _OPEN)
-        return super()._pairs(replace(frames, found=open_wide) if open_wide.any() else frames)
+        """As for other tasks, but frames with closed lips are not sampled, unless all lips are closed."""
+        parted = frames.found & (lip_gap(frames.landmarks.float()) > _OPEN)
+        return super()._pairs(replace(frames, found=parted) if parted.any() else frames)
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
         """Pairs by number, see `PairSampler.batch`; of the source nothing is needed, nor the person's opacity."""

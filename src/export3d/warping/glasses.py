@@ -110,6 +110,6 @@ def _held(points: Tensor) -> Tensor:
     down = (points[:, 1] - height) / (points[list(MOUTH_CORNERS), 1].mean() - height)
     above, below = (smooth_step((down - first) / (last - first)) for first, last in (_ABOVE, _BELOW))
     share = above * below
-    for free, part in ((EYELIDS, 0.0), *((iris, 0.0) for iris in IRISES), *((loop, 0.5) for loop in AROUND_EYES)):
-        share[list(free)] *= part
+    share[[*EYELIDS, *IRISES[0], *IRISES[1]]] = 0.0
+    share[[*AROUND_EYES[0], *AROUND_EYES[1]]] *= 0.5  # between lids that move and rims that stay
     return share[:, None]
