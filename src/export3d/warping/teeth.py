@@ -3,9 +3,9 @@
 Where a mouth opens wider than the source's, the elastic mesh stretches what the source shows between its lips down to
 the lower lip. Teeth become long and transparent, but upper teeth belong to the skull. Here such a mouth shows the
 source turned with the head where that shows the inside of its mouth, and below that it is hollow: rendered, with dark
-pixels in place of the stretched ones. When it opens farther, all below the upper teeth is drawn (`inner_mouth`). The
-line between closed lips becomes vertical bars; it is smoothed across. Lips that almost close meet: squeezed teeth would
-show between them as a pale line.
+pixels in place of the stretched ones. An upper lip that comes down takes the teeth along (`sunk`). When it opens
+farther, all below the upper teeth is drawn (`inner_mouth`). The line between closed lips becomes vertical bars; it is
+smoothed across. Lips that almost close meet: squeezed teeth would show between them as a pale line.
 
 Letters: B batch, L = 478 landmarks, H pixels, W pixels, s pixels of a mouth's square.
 """
@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from export3d.camera import projected
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS
 from export3d.layers import constant, enlarge
 from export3d.warping.elastic_mesh import softened
@@ -91,6 +92,25 @@ def closed(points: Tensor, own: Tensor) -> Tensor:
     gap = (1.0 - kept.clamp_max(1.0))[:, None, None] * (points[:, lower] - points[:, upper])
     both = torch.cat([upper, lower])
     return points.index_add(1, both, torch.cat([(1.0 - _UP) * gap, -_UP * gap], dim=1))
+
+
+@torch.no_grad()
+def sunk(points: Tensor, own: Tensor, camera: Tensor) -> Tensor:
+    """How far an upper lip that has come down takes the teeth along: (B, 2), image widths, x first.
+
+    It should hide them. But of teeth the source shows nothing lower, and in a mouth that has not opened wider they move
+    with the lips on the mesh: they would jump.
+
+    Args:
+        points, own: as for `opened`.
+        camera: (B, 25) of the driving frames.
+    """
+    upper = _LIPS[0]
+    before = own[:, upper : upper + 1]
+    down = (points[:, upper : upper + 1, 1:2] - before[..., 1:2]).clamp_min(0.0)
+    after = torch.cat([before[..., :1], before[..., 1:2] + down, before[..., 2:]], dim=-1)
+    places = projected(torch.cat([before, after], dim=1), camera)[0]
+    return places[:, 1] - places[:, 0]
 
 
 @torch.no_grad()

@@ -8,13 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from export3d.camera import projected
+from export3d.camera import Camera, projected
 from export3d.config import variant
 from export3d.face.landmark_sets import INNER_LIPS
+from export3d.warping.average_head import seen_places, turned_flow
 from export3d.warping.flows import mouth_mask
 from export3d.warping.landmark_motion import average_landmarks
 from export3d.warping.source_warp import SourceMotion
-from export3d.warping.teeth import chosen, closed, opened, shown, smoothed, unstretched, upper_row, upper_teeth
+from export3d.warping.teeth import chosen, closed, opened, shown, smoothed, sunk, unstretched, upper_row, upper_teeth
 from tests.tiny_models import PARTS, awake, cameras, inputs, matte, warped
 
 WHOLE = variant(warped(*PARTS), "no_inside")
@@ -220,6 +221,41 @@ def test_a_picture_changes_only_in_a_mouth_that_opens(driven: float) -> None:
     assert kept.any()
     torch.testing.assert_close(with_teeth.moved[0][:, kept], with_teeth.turned[0][:, kept])
     torch.testing.assert_close(with_teeth.offset[0][:, kept], with_teeth.turn[0][:, kept])
+
+
+@pytest.mark.parametrize("yaw", [0.0, 25.0])
+def test_an_upper_lip_that_comes_down_takes_the_teeth_along(yaw: float) -> None:
+    own = gaping(0.12)
+    camera = torch.from_numpy(Camera.orbit(yaw, 0.0).label).float()[None]
+    lowered, raised = own.clone(), own.clone()
+    down = own[0, 152, 1].sub(own[0, 10, 1]).sign() * 0.02
+    lowered[:, 13, 1] += down
+    raised[:, 13, 1] -= down
+    way = projected(lowered[:, 13:14], camera)[0] - projected(own[:, 13:14], camera)[0]
+    torch.testing.assert_close(sunk(lowered, own, camera), way[:, 0], atol=1e-6, rtol=0.0)
+    assert way[0, 0, 1] > 0.01
+    for points in (own, raised):
+        assert (sunk(points, own, camera) == 0.0).all()
+
+
+def test_teeth_that_are_taken_along_are_those_of_the_source_higher_up() -> None:
+    own, camera = gaping(0.8), cameras(1)
+    source, expression, _ = inputs(1)
+    points = gaping(1.4)
+    points[:, list(INNER_LIPS)] += torch.tensor([0.0, 0.03 * float(own[0, 152, 1].sub(own[0, 10, 1]).sign()), 0.0])
+    with torch.no_grad():
+        model = awake(WHOLE)
+        encoded = model.encode(source, camera, expression, projected(own, camera)[0], matte(source))
+        assert model.warp is not None
+        views = model.warp.views(encoded.view, SourceMotion(points), camera)
+        way = 2.0 * sunk(points, encoded.view.face.points, camera)
+        rigid = turned_flow(camera, seen_places(camera, source.shape[-1]))
+    kept = views.teeth[0].amin(dim=0) == 1.0
+    assert kept.any()
+    expected = (rigid - way[..., None, None])[0][:, kept]
+    torch.testing.assert_close(views.turn[0][:, kept], expected, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(views.offset[0][:, kept], expected, atol=1e-5, rtol=0.0)
+    torch.testing.assert_close(views.moved[0][:, kept], views.turned[0][:, kept])
 
 
 @pytest.mark.parametrize(
