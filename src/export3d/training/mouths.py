@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from export3d.data.frame_window import Rotation
 from export3d.data.frames import FrameStore
-from export3d.data.pairs import PairSampler
+from export3d.data.pairs import Draw, PairSampler
 from export3d.losses import adversarial, discrimination, r1_penalty
 from export3d.model import Export3D
 from export3d.training.pairs import PairConfig, PairTask, words
@@ -35,8 +35,11 @@ _RAMP = 10_000
 """Images over which those of the discriminator grow to theirs."""
 _LEAST = 0.008
 """Share of the square from which a mouth counts as open."""
-_OPEN = 0.06
-"""Gap between the lips from which a frame is sampled, in distances of the outer eye corners."""
+_OPEN, _WIDE = 0.06, 0.22
+"""Gap between the lips from which a frame is sampled, and from which it is wide, in distances of the outer eye
+corners."""
+_WIDE_SHARE = 2, 5
+"""So many of so many frames are wide ones. They are rare; without them wide mouths are streaks below their teeth."""
 _PATCH = 8
 """Pixels of the square per score of the discriminator, along each axis."""
 _FINE = 4.0
@@ -76,6 +79,18 @@ class PatchDiscriminator(nn.Module):
         return self.score(x)[F.max_pool2d(hole, _PATCH) > 0.0], features
 
 
+class MouthSampler(PairSampler):
+    """Frames with open mouths, and some of those of `wide`."""
+
+    wide: PairSampler | None = None
+
+    def _draw(self, number: int) -> Draw:
+        some, of = _WIDE_SHARE
+        if self.wide is not None and number % of < some:
+            return self.wide._draw(number)
+        return super()._draw(number)
+
+
 class MouthSide:
     """The opponent: a discriminator of drawn mouths."""
 
@@ -112,6 +127,8 @@ class MouthTask(PairTask):
         settings: those of the discriminator's optimiser.
     """
 
+    sampler_class = MouthSampler
+
     def __init__(
         self,
         config: PairConfig,
@@ -131,9 +148,13 @@ class MouthTask(PairTask):
         self.config: Mapping[str, Any] = {"model": model.config.to_dict(), "adversarial": words(config)}
 
     def _pairs(self, frames: FrameStore) -> PairSampler:
-        """As for other tasks, but frames with closed lips are not sampled, unless all lips are closed."""
-        parted = frames.found & (lip_gap(frames.landmarks.float()) > _OPEN)
-        return super()._pairs(replace(frames, found=parted) if parted.any() else frames)
+        """As for other tasks, but of frames with open mouths, many of them wide; of any frames if none is open."""
+        gap = lip_gap(frames.landmarks.float())
+        parted, wide = (frames.found & (gap > least) for least in (_OPEN, _WIDE))
+        sampler = super()._pairs(replace(frames, found=parted) if parted.any() else frames)
+        if wide.any() and isinstance(sampler, MouthSampler):
+            sampler.wide = super()._pairs(replace(frames, found=wide))
+        return sampler
 
     def batch(self, images_seen: int, batch_size: int, rank: int, world: int) -> Mapping[str, Any]:
         """Pairs by number, see `PairSampler.batch`; of the source nothing is needed, nor the person's opacity."""

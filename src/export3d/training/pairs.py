@@ -173,6 +173,8 @@ class PairTask:
         InputError: the expression space of the frames differs from the model's.
     """
 
+    sampler_class = PairSampler
+
     def __init__(
         self,
         config: PairConfig,
@@ -381,7 +383,7 @@ class PairTask:
 
     def _pairs(self, frames: FrameStore) -> PairSampler:
         s = self.settings
-        return PairSampler(
+        return self.sampler_class(
             frames,
             self.seed,
             mirror=s.mirror and frames.space == "arkit52",

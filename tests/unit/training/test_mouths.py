@@ -166,3 +166,15 @@ def test_a_batch_of_closed_mouths_has_the_losses_of_others(clips: FrameStore) ->
             batch = given.batch(0, 4, 0, 1)
             names.append([*given.losses(batch, step), *given.opponent.losses(batch, step)])
         assert names[0] == names[1]
+
+
+def test_two_frames_of_five_are_wide_where_any_is(clips: FrameStore) -> None:
+    """One frame of each clip opens wider, by a third of the picture, and is white."""
+    first = torch.tensor([clip.start for clip in clips.clips])
+    places, frames = clips.landmarks.clone(), clips.frames.clone()
+    places[first[:, None], [87, 14, 317], 1] += 0.3
+    frames[first] = 255
+    given = task(replace(clips, landmarks=places, frames=frames))
+    white = [(given.batch(n, 1, 0, 1)["driving"] == 1.0).all().item() for n in range(60)]
+    assert all(seen for n, seen in enumerate(white) if n % 5 < 2)
+    assert not all(seen for n, seen in enumerate(white) if n % 5 >= 2)
