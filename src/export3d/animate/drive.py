@@ -33,7 +33,7 @@ from export3d.animate.head_motion import (
     seen_rotation,
     with_neck,
 )
-from export3d.animate.rest import at_rest, changed
+from export3d.animate.rest import around, at_rest, changed, moving
 from export3d.errors import BadMotionFile, ConfigError, check_shape
 from export3d.face.mesh import canonical_mesh
 from export3d.files import kind_at
@@ -364,10 +364,11 @@ def rebase(
     W_ref^-1 W_source and expression source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the
     reference frame the source keeps its own rotation and expression. A driving mouth that is open there is taken to
     be as far closed as it is in a tenth of all frames. The source's expression is the one that it has `at_rest`: an
-    open mouth closes. Its smile is `giving_way` to a jaw that opens wide. The neck moves from its place in the source
-    as `head_motion` says, and so do the shoulders beside it. Each shot of the motion has its own reference frame.
-    Where the face is away, the source's own pose and expression are the result. What would jump between shots passes
-    over in half a second (see `export3d.animate.head_motion`).
+    open mouth closes. Its smile gives way to a jaw that opens wide. While the driving mouth moves, it is smaller and
+    does not part the lips (`rest.changed`). The neck moves from its place in the source as `head_motion` says, and so
+    do the shoulders beside it. Each shot of the motion has its own reference frame. Where the face is away, the
+    source's own pose and expression are the result. What would jump between shots passes over in half a second (see
+    `export3d.animate.head_motion`).
 
     Args:
         motion: the driving motion, T frames.
@@ -404,7 +405,11 @@ def rebase(
     shoulders[away] = 0.0
     rest = _resting(motion, frames.expression) if reference is None else motion.expression[frames.expression]
     change: NDArray[np.floating] = motion.expression - rest
-    expression = changed(own_expression, change) if motion.space == "arkit52" else own_expression + change
+    if motion.space == "arkit52":
+        moves = np.where(away, 0.0, moving(change))
+        expression = changed(own_expression, change, around(moves, motion.fps))
+    else:
+        expression = own_expression + change
     expression[away] = own_expression
     if len(runs(motion.shot)) > 1:
         angles = np.unwrap(angles_deg(turned), axis=0, period=360.0)

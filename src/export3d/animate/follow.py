@@ -1,6 +1,6 @@
 """Relative motion frame by frame, for a camera: the causal counterpart of `drive.rebase`.
 
-Nothing is known of what follows, so three things differ from a clip's motion:
+Nothing is known of what follows, so four things differ from a clip's motion:
 
 - The neutral face, from which changes are measured, is that of one second: the first in which the face is seen, and
   another one whenever `Follower.calibrate` asks for it. Its pose is the median, its expression that of the frames in
@@ -8,6 +8,7 @@ Nothing is known of what follows, so three things differ from a clip's motion:
 - Scores and pose are smoothed by the One-Euro filter (Casiez et al. 2012, *1 Euro Filter: A Simple Speed-based
   Low-pass Filter for Noisy Input in Interactive Systems*): a low-pass filter whose cut-off frequency rises with speed,
   so a still face does not jitter and a blink is hardly delayed.
+- The lips of a smile come together when a mouth has begun to move, not before (`Lately`).
 - Whatever changes abruptly (the face is lost or comes back, a new neutral face) passes over in half a second, from
   what was shown last.
 """
@@ -30,7 +31,7 @@ from export3d.animate.head_motion import (
     seen_rotation,
     with_neck,
 )
-from export3d.animate.rest import at_rest, changed
+from export3d.animate.rest import REACH_S, at_rest, changed, moving
 from export3d.errors import ConfigError, check_shape
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox, crop_box
@@ -94,6 +95,22 @@ class OneEuro:
         smooth = smooth + _share(self._rest + self._slope * np.abs(speed), seconds) * (values - smooth)
         self._before = (smooth, speed, time_s)
         return smooth
+
+
+class Lately:
+    """How far a mouth has moved in the last moments (`rest.moving`), without jumps: the causal `rest.around`."""
+
+    def __init__(self) -> None:
+        self._seen: list[tuple[float, float]] = []
+        self._level, self._time_s = 0.0, -np.inf
+
+    def step(self, moves: float, time_s: float) -> float:
+        """The level, 0 to 1, after a frame in which the mouth moves so far."""
+        self._seen = [(at, value) for at, value in self._seen if 0.0 <= time_s - at < REACH_S] + [(time_s, moves)]
+        most = min((time_s - self._time_s) / REACH_S, 1.0)
+        self._level += float(np.clip(max(value for _, value in self._seen) - self._level, -most, most))
+        self._time_s = time_s
+        return self._level
 
 
 def _share(cutoff_hz: float | Array, seconds: float) -> float | Array:
@@ -164,7 +181,7 @@ class Follower:
         self.calibrating = True
         self._seen: list[tuple[Array, Array, Array, float]] = []
         self._neutral: _Neutral | None = None
-        self._scores = OneEuro(*_SCORES)
+        self._scores, self._lately = OneEuro(*_SCORES), Lately()
         self._head = OneEuro(*_POSE.T)
         self._shoulders = OneEuro(*_SHOULDERS)
         self._last_seen, self._missed = -np.inf, True
@@ -249,7 +266,8 @@ class Follower:
         )
         way = self._beside.step(np.array([*beside[:2], 0.0]), time_s)
         sure = beside[2] * neutral.shoulders[2]
-        expression = changed(self._expression, scores - neutral.scores)
+        change = scores - neutral.scores
+        expression = changed(self._expression, change, self._lately.step(float(moving(change)), time_s))
         return self._numbers(rotation, expression, moved, np.array([*way[:2], sure]))
 
     @staticmethod

@@ -5,7 +5,8 @@ It is the face at rest, where the photo caught it in the middle of a word or of 
 Relative motion adds to the source's expression. If that holds an open mouth or closed eyes, they would stay so in every
 frame: driving faces hardly close a mouth further than theirs is in the reference frame. So motion is added to the
 expression that the source would have at rest. What people hold in a photo, a smile above all, stays, until a jaw opens
-wider than those of people who smile.
+wider than those of people who smile. While a mouth moves, as in speech, a smile is smaller and does not part the lips
+by itself: they could not close.
 """
 
 from __future__ import annotations
@@ -40,6 +41,14 @@ _OPPOSITE = (
 _WIDE = 0.45, 0.85
 """jawOpen from which a smile gives way, and at which nothing of it is left. Where it is above 0.6 in the training data,
 97 % of the frames have smiles below 0.17; between 0.4 and 0.5, below 0.76."""
+_MOVING = {"jawOpen": (0.04, 0.12), "mouthPucker": (0.12, 0.35), "mouthFunnel": (0.08, 0.25)}
+"""Change of a score up to which a driving mouth is still, and from which it moves."""
+_PARTED = {"jawOpen": 0.01, "mouthLowerDown": 0.0, "mouthUpperUp": 0.0}
+"""Scores of parted lips, and what they are where a smile is closed."""
+_LESS = 0.4
+"""Share of a smile that is left out while a mouth moves."""
+REACH_S = 0.6
+"""Lips that are about to move come together in about this time, and part again in this time after they have moved."""
 
 
 def at_rest(expression: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -60,18 +69,42 @@ def at_rest(expression: NDArray[np.floating]) -> NDArray[np.floating]:
     return rest
 
 
-def changed(own: NDArray[np.floating], change: NDArray[np.floating]) -> NDArray[np.floating]:
+def moving(change: NDArray[np.floating]) -> NDArray[np.floating]:
+    """How far mouths move, as in speech, from changes of scores (..., 52): (...), 0 to 1."""
+    steps = []
+    for name, (first, last) in _MOVING.items():
+        score = change[..., columns_of(name)].mean(axis=-1)
+        steps.append(((score - first) / (last - first)).clip(0.0, 1.0))
+    return np.asarray(np.max(steps, axis=0))
+
+
+def around(moves: NDArray[np.floating], fps: float) -> NDArray[np.floating]:
+    """`moving` (T,) with the moments before and after, and without jumps: (T,), 0 to 1."""
+    reach = max(1, round(REACH_S * fps / 2))
+    window = np.lib.stride_tricks.sliding_window_view
+    most = window(np.pad(moves, 2 * reach), 2 * reach + 1).max(axis=-1)
+    return np.asarray(window(most, 2 * reach + 1).mean(axis=-1))
+
+
+def changed(
+    own: NDArray[np.floating], change: NDArray[np.floating], moves: NDArray[np.floating] | float = 0.0
+) -> NDArray[np.floating]:
     """A portrait's expression (52,) of ARKit scores with the change (T, 52) of another face: (T, 52), within 0..1.
 
     Of two opposite scores, such as looks to the left and right, one goes on where the other has reached 0. The
-    portrait's own smile gives way to a jaw that opens wide.
+    portrait's own smile gives way to a jaw that opens wide. Where the driving mouth moves (`moves`, (T,) or one number,
+    see `moving`), it is smaller and does not part the lips.
     """
     out = own + change
+    for name, closed in _PARTED.items():
+        columns = columns_of(name)
+        out[..., columns] -= np.asarray(moves)[..., None] * np.maximum(own[columns] - closed, 0.0)
     for pair in _OPPOSITE:
         one, other = (ARKIT52.index(name) for name in pair)
         past = np.minimum(out[..., [one, other]], 0.0)
         out[..., [other, one]] -= past
     smile, jaw = columns_of("mouthSmile"), columns_of("jawOpen")
     first, last = _WIDE
-    out[..., smile] -= own[smile] * ((out[..., jaw] - first) / (last - first)).clip(0.0, 1.0)
+    wide = ((out[..., jaw] - first) / (last - first)).clip(0.0, 1.0)
+    out[..., smile] -= own[smile] * np.maximum(wide, _LESS * np.asarray(moves)[..., None])
     return np.asarray(out.clip(0.0, 1.0))

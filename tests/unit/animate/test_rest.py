@@ -7,7 +7,7 @@ import pytest
 
 from export3d import camera
 from export3d.animate.drive import driving_motion, rebase
-from export3d.animate.rest import at_rest, changed
+from export3d.animate.rest import around, at_rest, changed, moving
 from export3d.motion.arkit import columns_of, with_scores
 
 
@@ -98,3 +98,48 @@ def test_what_has_no_opposite_ends_at_its_limits() -> None:
     found = changed(scored(), change)
     assert found.min() == 0.0
     assert found.max() == 1.0
+
+
+def test_while_the_mouth_moves_a_smile_is_smaller_and_does_not_part_the_lips() -> None:
+    own = scored(jawOpen=0.11, mouthSmile=0.8, mouthUpperUp=0.4, mouthLowerDown=0.2)
+    moves = np.array([0.0, 0.5, 1.0])
+    found = changed(own, np.zeros((3, 52)), moves)
+    for name, values in {
+        "jawOpen": (0.11, 0.06, 0.01),
+        "mouthUpperUp": (0.4, 0.2, 0.0),
+        "mouthLowerDown": (0.2, 0.1, 0.0),
+        "mouthSmile": (0.8, 0.64, 0.48),
+    }.items():
+        np.testing.assert_allclose(found[:, columns_of(name)].mean(axis=1), values, atol=1e-9)
+    driven = changed(own, scored(mouthUpperUp=0.3) - 0.05, 1.0)
+    np.testing.assert_allclose(driven[columns_of("mouthUpperUp")], 0.25, atol=1e-9)  # the driver's own
+    closed = scored(jawOpen=0.005, mouthSmile=0.0, mouthUpperUp=0.0, mouthLowerDown=0.0)
+    np.testing.assert_array_equal(changed(closed, np.zeros(52), 1.0), closed)
+
+
+def test_speech_and_puckers_move_a_mouth_and_smiles_do_not() -> None:
+    still = scored(jawOpen=0.02)
+    moved = [scored(jawOpen=0.2), scored(jawOpen=0.02, mouthPucker=0.5), scored(jawOpen=0.02, mouthSmile=1.0)]
+    assert moving(np.stack(moved) - still).tolist() == [1.0, 1.0, 0.0]
+    assert 0.0 < moving(scored(jawOpen=0.1) - still) < 1.0
+
+
+def test_the_moments_before_and_after_count_too_and_nothing_jumps() -> None:
+    fps, moves = 25.0, np.zeros(100)
+    moves[50] = 1.0
+    found = around(moves, fps)
+    assert found[50] == 1.0
+    assert found[[15, 85]].tolist() == [0.0, 0.0]
+    assert (found[35:66] > 0.0).all()
+    assert np.abs(np.diff(found)).max() < 0.12
+    np.testing.assert_allclose(found[1:50], found[99:50:-1], atol=1e-12)  # the same before and after
+    assert around(np.ones(1), fps).shape == (1,)
+
+
+def test_a_smile_with_bared_teeth_closes_its_lips_in_speech() -> None:
+    speech, own = driving_motion("speech"), camera.Camera.look_at().label
+    smile = scored(jawOpen=0.05, mouthSmile=0.6, mouthUpperUp=0.4, mouthLowerDown=0.1)
+    moved = rebase(speech, own, smile)
+    shut = speech.scores("mouthUpperUp") < 0.01
+    assert np.median(moved.scores("mouthUpperUp")[shut]) < 0.1
+    assert moved.scores("mouthSmile").min() > 0.3
