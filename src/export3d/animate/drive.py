@@ -362,13 +362,13 @@ def rebase(
 
     Relative: with W the world-to-camera rotation as seen along the ray to the neck, frame k of the result has W = W_k
     W_ref^-1 W_source and expression source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the
-    reference frame the source keeps its own rotation and expression. A driving mouth that is open there is taken to
-    be as far closed as it is in a tenth of all frames. The source's expression is the one that it has `at_rest`: an
-    open mouth closes. Its smile gives way to a jaw that opens wide. While the driving mouth moves, it is smaller and
-    does not part the lips (`rest.changed`). The neck moves from its place in the source as `head_motion` says, and so
-    do the shoulders beside it. Each shot of the motion has its own reference frame. Where the face is away, the
-    source's own pose and expression are the result. What would jump between shots passes over in half a second (see
-    `export3d.animate.head_motion`).
+    reference frame the source keeps its own rotation and expression. A driving mouth that is open there is taken to be
+    as far closed as it is in a tenth of all frames. The source's expression is the one that it has `at_rest`: an open
+    mouth closes. Its smile gives way to a jaw that opens wide. While the driving mouth moves, near the reference frame
+    too, it is smaller and does not part the lips (`rest.changed`). The neck moves from its place in the source as
+    `head_motion` says, and so do the shoulders beside it. Each shot of the motion has its own reference frame. Where
+    the face is away, the source's own pose and expression are the result. What would jump between shots passes over in
+    half a second (see `export3d.animate.head_motion`).
 
     Args:
         motion: the driving motion, T frames.

@@ -107,7 +107,7 @@ class Lately:
     def step(self, moves: float, time_s: float) -> float:
         """The level, 0 to 1, after a frame in which the mouth moves so far."""
         self._seen = [(at, value) for at, value in self._seen if 0.0 <= time_s - at < REACH_S] + [(time_s, moves)]
-        most = min((time_s - self._time_s) / REACH_S, 1.0)
+        most = float(np.clip((time_s - self._time_s) / REACH_S, 0.0, 1.0))
         self._level += float(np.clip(max(value for _, value in self._seen) - self._level, -most, most))
         self._time_s = time_s
         return self._level

@@ -41,7 +41,7 @@ _OPPOSITE = (
 _WIDE = 0.45, 0.85
 """jawOpen from which a smile gives way, and at which nothing of it is left. Where it is above 0.6 in the training data,
 97 % of the frames have smiles below 0.17; between 0.4 and 0.5, below 0.76."""
-_MOVING = {"jawOpen": (0.04, 0.12), "mouthPucker": (0.12, 0.35), "mouthFunnel": (0.08, 0.25)}
+_MOVING = {"jawOpen": (0.06, 0.15), "mouthPucker": (0.2, 0.5), "mouthFunnel": (0.12, 0.3)}
 """Change of a score up to which a driving mouth is still, and from which it moves."""
 _PARTED = {"jawOpen": 0.01, "mouthLowerDown": 0.0, "mouthUpperUp": 0.0}
 """Scores of parted lips, and what they are where a smile is closed."""

@@ -39,7 +39,18 @@ from export3d.warping.lids import shut, unfolded
 from export3d.warping.origin import Origin as Origin
 from export3d.warping.shoulders import following
 from export3d.warping.skip_path import SkipPath, SkipWalk
-from export3d.warping.teeth import closed, hidden, opened, shown, smoothed, sunk, unstretched, upper_row, upper_teeth
+from export3d.warping.teeth import (
+    around,
+    closed,
+    hidden,
+    opened,
+    shown,
+    smoothed,
+    taken_along,
+    unstretched,
+    upper_row,
+    upper_teeth,
+)
 from export3d.warping.turns import counts, far, fill, on_mesh, one_sided
 
 _NEEDED = {"flow": "skip", "redraw": "flow", "teeth": "mouth", "shoulders": "matte", "inside": "teeth"} | dict.fromkeys(
@@ -366,7 +377,7 @@ class SourceWarp(nn.Module):
             # x of the same places in the source as it is, not flipped
             back = -2.0 * pixel_grid(size, flow.device) - other
             flow = torch.where(part > 0.5, torch.cat([back[:, :1], other[:, 1:]], dim=1), flow)
-        as_teeth = as_head - 2.0 * sunk(points, face.points, camera)[..., None, None] if self.config.teeth else as_head
+        as_teeth = as_head - 2.0 * taken_along(points, face.points, camera, size) if self.config.teeth else as_head
         mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_teeth)
         teeth = None
         row = None if view.teeth is None else look_up(view.teeth, resize(as_teeth, size // 2))
@@ -375,7 +386,7 @@ class SourceWarp(nn.Module):
             teeth = torch.zeros_like(mouth)
             if counts(share[:, :1]):
                 teeth = upper_teeth(share[:, :1], mouth, row)
-                as_head = torch.lerp(as_head, as_teeth, teeth[:, :1])
+                as_head = torch.where(around(teeth[:, :1]), as_teeth, as_head)
                 turned = look_up(image, as_head)
                 moved, stretched = unstretched(teeth, moved, stretched, turned)
                 flow = torch.lerp(flow, as_head, teeth[:, :1])

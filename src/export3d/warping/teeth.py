@@ -3,7 +3,7 @@
 Where a mouth opens wider than the source's, the elastic mesh stretches what the source shows between its lips down to
 the lower lip. Teeth become long and transparent, but upper teeth belong to the skull. Here such a mouth shows the
 source turned with the head where that shows the inside of its mouth, and below that it is hollow: rendered, with dark
-pixels in place of the stretched ones. An upper lip that comes down takes the teeth along (`sunk`). When it opens
+pixels in place of the stretched ones. An upper lip that comes down takes the teeth along (`taken_along`). When it opens
 farther, all below the upper teeth is drawn (`inner_mouth`). The line between closed lips becomes vertical bars; it is
 smoothed across. Lips that almost close meet: squeezed teeth would show between them as a pale line.
 
@@ -20,6 +20,7 @@ from export3d.camera import projected
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS
 from export3d.layers import constant, enlarge
 from export3d.warping.elastic_mesh import softened
+from export3d.warping.flow_field import pixel_grid
 
 _CORNERS = (EYE_CORNERS[0][0], EYE_CORNERS[1][0])
 """The outer ones."""
@@ -31,6 +32,8 @@ shows teeth."""
 _WIDER, _WIDE = (0.005, 0.02), (0.1, 0.18)
 """By how much the gap must get wider for teeth to leave the mesh, and to leave it wholly; and for closed lips. Between
 the two, teeth are shown twice, the farther apart the wider the gap."""
+_MOVED = 0.05, 0.1
+"""They leave it too where a point of the lips has moved so far: there the mesh squeezes them."""
 _BEHIND, _BELOW = (0.02, 0.06), (0.06, 0.14)
 """By how much it must get wider for the mouth to begin to be drawn, and to be drawn wholly: behind closed lips, and
 below visible teeth."""
@@ -41,10 +44,14 @@ _MEETING, _LEAST = (0.02, 0.055), 0.02
 drivers' lips are closed the motion leaves 0.02 to 0.04."""
 _INNER = INNER_LIPS[1:10], INNER_LIPS[:10:-1]
 """The upper and the lower inner lip, without the corners."""
+_UPPER = INNER_LIPS[:11]
+"""The upper inner lip from corner to corner."""
 _UP = 0.6
 """The lower lip's share of closing the gap."""
 _EDGE = 1.0 / 128.0
 """Edge of the source's mouth that counts as lip, in image widths: landmarks are not more exact."""
+_AROUND = 1.0 / 64.0
+"""So far around a mouth, image widths, its teeth are taken along too: its edge is soft."""
 _ACROSS = 1.0 / 21.0
 """Bars are smoothed over so many image widths to each side."""
 _HOLLOW = (-0.82, -0.82, -0.82)
@@ -61,9 +68,15 @@ _FIRST, _FEW = 0.3, 5.0
 
 def lip_gap(points: Tensor) -> Tensor:
     """Between the inner lips of landmarks (B, L, 2 or 3): (B,), in distances of the outer eye corners."""
-    lips, corners = (points[:, constant(pair, points.device)] for pair in (_LIPS, _CORNERS))
-    width = (corners[:, 0] - corners[:, 1]).norm(dim=-1).clamp_min(1e-4)
-    out: Tensor = (lips[:, 0] - lips[:, 1]).norm(dim=-1) / width
+    lips = points[:, constant(_LIPS, points.device)]
+    out: Tensor = (lips[:, 0] - lips[:, 1]).norm(dim=-1) / _corner_distance(points)
+    return out
+
+
+def _corner_distance(points: Tensor) -> Tensor:
+    """Between the outer eye corners of landmarks (B, L, 2 or 3): (B,)."""
+    corners = points[:, constant(_CORNERS, points.device)]
+    out: Tensor = (corners[:, 0] - corners[:, 1]).norm(dim=-1).clamp_min(1e-4)
     return out
 
 
@@ -78,7 +91,10 @@ def opened(points: Tensor, own: Tensor) -> Tensor:
         (B, 2, 1, 1), 0 to 1.
     """
     wider, teeth = lip_gap(points) - lip_gap(own), shown(own)[:, 0]
-    wide = torch.stack([_step(wider, _WIDER), _step(wider, _WIDE)], dim=1)[..., None, None]
+    lips = constant(INNER_LIPS, points.device)
+    moved = (points[:, lips] - own[:, lips]).norm(dim=-1).amax(dim=1) / _corner_distance(own)
+    left = torch.maximum(_step(wider, _WIDER), _step(moved, _MOVED))
+    wide = torch.stack([left, _step(wider, _WIDE)], dim=1)[..., None, None]
     return torch.stack([teeth, 1.0 - teeth], dim=1) * wide
 
 
@@ -95,22 +111,34 @@ def closed(points: Tensor, own: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def sunk(points: Tensor, own: Tensor, camera: Tensor) -> Tensor:
-    """How far an upper lip that has come down takes the teeth along: (B, 2), image widths, x first.
+def taken_along(points: Tensor, own: Tensor, camera: Tensor, size: int) -> Tensor:
+    """How far an upper lip that comes down takes the teeth along: (B, 2, size, size), image widths, x first.
 
-    It should hide them. But of teeth the source shows nothing lower, and in a mouth that has not opened wider they move
-    with the lips on the mesh: they would jump.
+    It should hide them. But the source shows no more of them, and a grey band would be left below.
 
     Args:
         points, own: as for `opened`.
         camera: (B, 25) of the driving frames.
+        size: pixels of the image.
     """
-    upper = _LIPS[0]
-    before = own[:, upper : upper + 1]
-    down = (points[:, upper : upper + 1, 1:2] - before[..., 1:2]).clamp_min(0.0)
-    after = torch.cat([before[..., :1], before[..., 1:2] + down, before[..., 2:]], dim=-1)
-    places = projected(torch.cat([before, after], dim=1), camera)[0]
-    return places[:, 1] - places[:, 0]
+    lip = constant(_UPPER, points.device)
+    there, before = (projected(part[:, lip], camera)[0] for part in (points, own))
+    across = F.normalize(before[:, -1:] - before[:, :1], dim=-1)
+    down = torch.stack([-across[..., 1], across[..., 0]], dim=-1)
+    way = ((there - before) * down).sum(dim=-1).clamp_min(0.0)
+    at = ((there - there[:, :1]) * across).sum(dim=-1)
+    pixels = (pixel_grid(size // 4, points.device).flatten(2).mT + 1.0) / 2.0
+    where = ((pixels - there[:, :1]) * across).sum(dim=-1)
+    part = (where[:, None] - at[:, :-1, None]) / (at[:, 1:, None] - at[:, :-1, None]).clamp_min(1e-5)
+    steps = (way[:, 1:] - way[:, :-1])[..., None] * part.clamp(0.0, 1.0)
+    found = (way[:, :1] + steps.sum(dim=1)).view(-1, 1, size // 4, size // 4)
+    return enlarge(found, 4) * down.mT[..., None]
+
+
+def around(mask: Tensor) -> Tensor:
+    """A mask (B, 1, H, W) of a mouth, 0 to 1, with its soft edge and what is near: (B, 1, H, W), bool."""
+    reach = round(_AROUND * mask.shape[-1])
+    return F.max_pool2d(mask, 2 * reach + 1, 1, reach) > 0.0
 
 
 @torch.no_grad()

@@ -56,8 +56,8 @@ def motion(rng: np.random.Generator) -> Motion:
 
 @pytest.fixture
 def source(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Camera (25,) and expression (52,) of a portrait that looks to the side and smiles with closed lips."""
-    closed = {"mouthSmile": 0.4, "jawOpen": 0.01, "mouthLowerDown": 0.0, "mouthUpperUp": 0.0}
+    """Camera (25,) and expression (52,) of a portrait that looks to the side, its lips closed."""
+    closed = {"mouthSmile": 0.0, "jawOpen": 0.01, "mouthLowerDown": 0.0, "mouthUpperUp": 0.0}
     expression = with_scores(rng.uniform(0.02, 0.1, 52), closed)
     return camera.from_pose(np.array([12.0, -4.0, 3.0]), np.array([0.01, -0.03, 2.8])), expression
 

@@ -119,7 +119,7 @@ def test_while_the_mouth_moves_a_smile_is_smaller_and_does_not_part_the_lips() -
 
 def test_speech_and_puckers_move_a_mouth_and_smiles_do_not() -> None:
     still = scored(jawOpen=0.02)
-    moved = [scored(jawOpen=0.2), scored(jawOpen=0.02, mouthPucker=0.5), scored(jawOpen=0.02, mouthSmile=1.0)]
+    moved = [scored(jawOpen=0.2), scored(jawOpen=0.02, mouthPucker=0.6), scored(jawOpen=0.02, mouthSmile=1.0)]
     assert moving(np.stack(moved) - still).tolist() == [1.0, 1.0, 0.0]
     assert 0.0 < moving(scored(jawOpen=0.1) - still) < 1.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +16,18 @@ from export3d.warping.average_head import seen_places, turned_flow
 from export3d.warping.flows import mouth_mask
 from export3d.warping.landmark_motion import average_landmarks
 from export3d.warping.source_warp import SourceMotion
-from export3d.warping.teeth import chosen, closed, opened, shown, smoothed, sunk, unstretched, upper_row, upper_teeth
+from export3d.warping.teeth import (
+    around,
+    chosen,
+    closed,
+    opened,
+    shown,
+    smoothed,
+    taken_along,
+    unstretched,
+    upper_row,
+    upper_teeth,
+)
 from tests.tiny_models import PARTS, awake, cameras, inputs, matte, warped
 
 WHOLE = variant(warped(*PARTS), "no_inside")
@@ -55,7 +67,8 @@ def masks(driving: slice, source: slice) -> Tensor:
         (0.12, 0.125, 0.0),  # as good as not wider
         (0.12, 0.1325, 0.5),
         (0.12, 0.14, 1.0),
-        (0.3, 0.1, 0.0),  # closing
+        (0.12, 0.08, 0.0),  # closing a little
+        (0.3, 0.1, 1.0),  # closing: a lip has moved far
     ],
 )
 def test_a_mouth_counts_as_opened_where_it_gets_wider_than_one_that_shows_teeth(
@@ -223,39 +236,67 @@ def test_a_picture_changes_only_in_a_mouth_that_opens(driven: float) -> None:
     torch.testing.assert_close(with_teeth.offset[0][:, kept], with_teeth.turn[0][:, kept])
 
 
-@pytest.mark.parametrize("yaw", [0.0, 25.0])
-def test_an_upper_lip_that_comes_down_takes_the_teeth_along(yaw: float) -> None:
+DOWN = torch.tensor([0.0, 1.0, 0.0])
+UPPER = list(INNER_LIPS[:11])
+
+
+def test_lips_that_move_far_count_as_opened_too() -> None:
+    """In distances of the outer eye corners; the gap becomes narrower."""
     own = gaping(0.12)
-    camera = torch.from_numpy(Camera.orbit(yaw, 0.0).label).float()[None]
-    lowered, raised = own.clone(), own.clone()
-    down = own[0, 152, 1].sub(own[0, 10, 1]).sign() * 0.02
-    lowered[:, 13, 1] += down
-    raised[:, 13, 1] -= down
-    way = projected(lowered[:, 13:14], camera)[0] - projected(own[:, 13:14], camera)[0]
-    torch.testing.assert_close(sunk(lowered, own, camera), way[:, 0], atol=1e-6, rtol=0.0)
-    assert way[0, 0, 1] > 0.01
-    for points in (own, raised):
-        assert (sunk(points, own, camera) == 0.0).all()
+    corners = float((own[0, 33] - own[0, 263]).norm())
+    for way, share in ((0.05, 0.0), (0.075, 0.5), (0.1, 1.0)):
+        points = own.clone()
+        points[:, INNER_LIPS[5]] += way * corners * DOWN
+        found = opened(points, own)
+        assert found[0, 0, 0, 0] == pytest.approx(share, abs=1e-3)
+        assert found[0, 1, 0, 0] == 0.0
+    assert (opened(points, gaping(0.05)) == 0.0).all()  # whose source shows no teeth
+
+
+@pytest.mark.parametrize("roll", [0.0, 30.0])
+def test_an_upper_lip_that_comes_down_takes_the_teeth_along(roll: float) -> None:
+    """Along the head's own down, as far as the lip is above or below the pixel; beside the mouth as at its corner."""
+    own = gaping(0.12)
+    camera = torch.from_numpy(Camera.orbit(0.0, 0.0).label).float()[None]
+    turn = torch.tensor(np.radians(roll), dtype=torch.float32)
+    camera[:, :16] = (torch.block_diag(_rotated(turn), torch.eye(2)).T @ camera[0, :16].view(4, 4)).view(1, 16)
+    lowered = own.clone()
+    lowered[:, UPPER] += torch.linspace(0.01, 0.03, 11)[:, None] * DOWN
+    found = taken_along(lowered, own, camera, 256)
+    there, before = (projected(points[:, UPPER], camera)[0][0] for points in (lowered, own))
+    for place, way in zip(there[1:-1], (there - before)[1:-1]):
+        x, y = (256 * place).long().tolist()
+        torch.testing.assert_close(found[0, :, y, x], way, atol=1e-3, rtol=0.0)
+    assert found.abs().max() < 1.2 * (there - before).norm(dim=-1).max()
+    for points in (own, own - 0.02 * DOWN):
+        assert taken_along(points, own, camera, 256).abs().max() < 1e-6
+
+
+def _rotated(angle: Tensor) -> Tensor:
+    return torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
 
 
 def test_teeth_that_are_taken_along_are_those_of_the_source_higher_up() -> None:
     own, camera = gaping(0.8), cameras(1)
     source, expression, _ = inputs(1)
     points = gaping(1.4)
-    points[:, list(INNER_LIPS)] += torch.tensor([0.0, 0.03 * float(own[0, 152, 1].sub(own[0, 10, 1]).sign()), 0.0])
+    points[:, list(INNER_LIPS)] += 0.03 * DOWN
     with torch.no_grad():
         model = awake(WHOLE)
         encoded = model.encode(source, camera, expression, projected(own, camera)[0], matte(source))
         assert model.warp is not None
         views = model.warp.views(encoded.view, SourceMotion(points), camera)
-        way = 2.0 * sunk(points, encoded.view.face.points, camera)
+        way = 2.0 * taken_along(points, encoded.view.face.points, camera, source.shape[-1])
         rigid = turned_flow(camera, seen_places(camera, source.shape[-1]))
     kept = views.teeth[0].amin(dim=0) == 1.0
     assert kept.any()
-    expected = (rigid - way[..., None, None])[0][:, kept]
+    expected = (rigid - way)[0][:, kept]
+    assert (way[0, 1][kept] > 0.01).all()
     torch.testing.assert_close(views.turn[0][:, kept], expected, atol=1e-5, rtol=0.0)
     torch.testing.assert_close(views.offset[0][:, kept], expected, atol=1e-5, rtol=0.0)
     torch.testing.assert_close(views.moved[0][:, kept], views.turned[0][:, kept])
+    far = ~around(views.teeth[:, :1])[0, 0]
+    torch.testing.assert_close(views.turn[0][:, far], rigid[0][:, far])
 
 
 @pytest.mark.parametrize(
