@@ -31,7 +31,7 @@ from export3d.animate.head_motion import (
     seen_rotation,
     with_neck,
 )
-from export3d.animate.rest import REACH_S, at_rest, changed, moving
+from export3d.animate.rest import EASED_S, HELD_S, at_rest, changed, moving
 from export3d.errors import ConfigError, check_shape
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox, crop_box
@@ -106,8 +106,8 @@ class Lately:
 
     def step(self, moves: float, time_s: float) -> float:
         """The level, 0 to 1, after a frame in which the mouth moves so far."""
-        self._seen = [(at, value) for at, value in self._seen if 0.0 <= time_s - at < REACH_S] + [(time_s, moves)]
-        most = float(np.clip((time_s - self._time_s) / REACH_S, 0.0, 1.0))
+        self._seen = [(at, value) for at, value in self._seen if 0.0 <= time_s - at < HELD_S] + [(time_s, moves)]
+        most = float(np.clip((time_s - self._time_s) / EASED_S, 0.0, 1.0))
         self._level += float(np.clip(max(value for _, value in self._seen) - self._level, -most, most))
         self._time_s = time_s
         return self._level
@@ -250,6 +250,7 @@ class Follower:
         self._scores.reset()
         self._head.reset()
         self._shoulders.reset()
+        self._lately = Lately()
         self._passage = (self._shown, time_s)
         self._seen, self.calibrating = [], False
 

@@ -47,8 +47,8 @@ _PARTED = {"jawOpen": 0.01, "mouthLowerDown": 0.0, "mouthUpperUp": 0.0}
 """Scores of parted lips, and what they are where a smile is closed."""
 _LESS = 0.4
 """Share of a smile that is left out while a mouth moves."""
-REACH_S = 0.6
-"""Lips that are about to move come together in about this time, and part again in this time after they have moved."""
+HELD_S, EASED_S = 1.5, 0.6
+"""So long before and after a mouth moves it counts as moving, and so long it takes to pass over."""
 
 
 def at_rest(expression: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -80,10 +80,10 @@ def moving(change: NDArray[np.floating]) -> NDArray[np.floating]:
 
 def around(moves: NDArray[np.floating], fps: float) -> NDArray[np.floating]:
     """`moving` (T,) with the moments before and after, and without jumps: (T,), 0 to 1."""
-    reach = max(1, round(REACH_S * fps / 2))
+    held, eased = (max(1, round(seconds * fps)) for seconds in (HELD_S, EASED_S / 2.0))
     window = np.lib.stride_tricks.sliding_window_view
-    most = window(np.pad(moves, 2 * reach), 2 * reach + 1).max(axis=-1)
-    return np.asarray(window(most, 2 * reach + 1).mean(axis=-1))
+    most = window(np.pad(moves, held + eased), 2 * held + 1).max(axis=-1)
+    return np.asarray(window(most, 2 * eased + 1).mean(axis=-1))
 
 
 def changed(
