@@ -389,7 +389,7 @@ class SourceWarp(nn.Module):
                 as_head = torch.where(around(teeth[:, :1]), as_teeth, as_head)
                 turned = look_up(image, as_head)
                 moved, stretched = unstretched(teeth, moved, stretched, turned)
-                flow = torch.lerp(flow, as_head, teeth[:, :1])
+                flow = torch.where(teeth[:, :1] > 0.5, as_head, flow)
             if counts(share[:, 1:]):
                 moved = smoothed(share[:, 1:], mouth[:, :1], moved)
         person = None
