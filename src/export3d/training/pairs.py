@@ -174,6 +174,7 @@ class PairTask:
     """
 
     sampler_class = PairSampler
+    """What samples the pairs; a task may have its own."""
 
     def __init__(
         self,

@@ -1,11 +1,12 @@
 """Teeth keep their size when a mouth opens, and are gone when it closes (not in the paper).
 
 Where a mouth opens wider than the source's, the elastic mesh stretches what the source shows between its lips down to
-the lower lip. Teeth become long and transparent, but upper teeth belong to the skull. Here such a mouth shows the
-source turned with the head where that shows the inside of its mouth, and below that it is hollow: rendered, with dark
-pixels in place of the stretched ones. An upper lip that comes down takes the teeth along (`taken_along`). When it opens
-farther, all below the upper teeth is drawn (`inner_mouth`). The line between closed lips becomes vertical bars; it is
-smoothed across. Lips that almost close meet: squeezed teeth would show between them as a pale line.
+the lower lip. Teeth become long and transparent. Where lips move far without opening, it squeezes them. But upper teeth
+belong to the skull. Here such a mouth shows the source turned with the head where that shows the inside of its mouth,
+and below that it is hollow: rendered, with dark pixels in place of the stretched ones. An upper lip that comes down
+takes the teeth along (`taken_along`). When it opens farther, all below the upper teeth is drawn (`inner_mouth`). The
+line between closed lips becomes vertical bars; it is smoothed across. Lips that almost close meet: squeezed teeth would
+show between them as a pale line.
 
 Letters: B batch, L = 478 landmarks, H pixels, W pixels, s pixels of a mouth's square.
 """
@@ -83,6 +84,8 @@ def _corner_distance(points: Tensor) -> Tensor:
 @torch.no_grad()
 def opened(points: Tensor, own: Tensor) -> Tensor:
     """How far a mouth has opened, for a source that shows teeth and for one with closed lips.
+
+    One that shows teeth also counts as opened where its lips have moved far.
 
     Args:
         points, own: (B, L, 3) driven landmarks and the source's, in the head's own axes.
