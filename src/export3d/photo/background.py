@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,6 +22,7 @@ from export3d.photo.fields import (
     check_photo,
     filled,
     grid_size,
+    grown,
     in_rows,
     on_grid,
     strips,
@@ -35,6 +38,8 @@ _DETAIL = 0.02, 0.05
 """Standard deviation of a background over two margins, 0..1, from which its details matter, and wholly."""
 _BESIDE = 6.0
 """Around the margin, in margins: what lies there hardly counts as detail if the background goes on beyond it."""
+_NEIGHBOURS = 5
+"""Cells around a cell from which a detailed background goes on."""
 _HAIR = 0.06
 """Difference from the wall, 0..1, of loose hair."""
 _STRAND = 0.12
@@ -61,7 +66,12 @@ def plate(image: Pixels, matte: Pixels) -> Pixels:
     return _blended(image, torch.cat([fill, person], 1))
 
 
-def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixels, Pixels]:
+def apart(
+    image: Pixels,
+    matte: Pixels,
+    boxes: Sequence[CropBox],
+    photo: tuple[slice, slice] = (slice(None), slice(None)),
+) -> tuple[Pixels, Pixels]:
     """What is behind the people, as `plate` has it, and what moves with them.
 
     Before a plain wall a margin of surroundings and loose hair beyond it move with the people, so that no hair is cut
@@ -72,6 +82,7 @@ def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixel
         image: uint8 (H, W, 3) RGB.
         matte: uint8 (H, W), opacity of the people.
         boxes: crops of their faces; the margin is 1.5 % of the smallest.
+        photo: rows and columns that lie in the photo; what lies beyond says nothing of details.
 
     Returns:
         uint8 (H, W, 3), and uint8 (H, W, 4) colours and opacity. The latter laid over the former is the photo, before a
@@ -80,7 +91,9 @@ def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixel
     check_photo(image, matte)
     height, width = matte.shape
     person, small, fill = _fill(image, matte)
-    detail = _detailed(small, person)
+    inside = np.zeros_like(matte)
+    inside[photo] = 255
+    detail = _detailed(small, person, on_grid(inside, *person.shape[-2:]))
     side = min(box.side for box in boxes) * person.shape[-2] / height
     loose = _loose_hair(small, person, detail, _STRAND * side)
     if bool(((loose > 0) & (person < 1)).any()):
@@ -91,9 +104,9 @@ def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixel
     plain, colours = 1.0 - detail * _reached(boxes, image, person.shape[-2:]), image
     if bool(((plain < 1.0) & (near > 0.0)).any()):
         colours = foreground(image, matte)
-        close = _widened((on_grid(matte, *person.shape[-2:]) > _FOUND).float(), 2.0)
+        close = _widened(_found(on_grid(matte, *person.shape[-2:]), _FOUND), 2.0)
         fringe = _widened((close > 0).float(), 3.0)  # has the people's colours
-        fill = torch.lerp(filled(small, (fringe <= 0).float()), fill, plain)
+        fill = torch.lerp(_continued(small, fringe), fill, plain)
         person = torch.lerp(close, person, plain)
     fields = torch.cat([fill, person, near * plain, plain], 1)
     behind, moving = np.empty_like(image), np.empty((height, width, 4), np.uint8)
@@ -101,8 +114,10 @@ def apart(image: Pixels, matte: Pixels, boxes: Sequence[CropBox]) -> tuple[Pixel
         own, values = in_rows(image, rows), at_pixels(fields, rows, (0, width), height, width)
         part = slice(*rows)
         behind[part] = as_pixels(torch.lerp(own, values[:3], values[3:4]))
-        moved = torch.lerp(in_rows(colours, rows), own, values[5:])
-        opacity = torch.maximum(values[4:5], in_rows(matte, rows))
+        close = in_rows(matte, rows)
+        opacity = torch.maximum(values[4:5], close)
+        share = torch.where(opacity > 0.0, close / opacity, 1.0) * (1.0 - values[5:])
+        moved = torch.lerp(own, in_rows(colours, rows), share)  # the margin has the wall's colours
         moving[part] = np.concatenate([as_pixels(moved), as_pixels(opacity)], axis=2)
     return behind, moving
 
@@ -111,9 +126,31 @@ def _fill(image: Pixels, matte: Pixels) -> tuple[Tensor, Tensor, Tensor]:
     """Fields of a photo's grid: where people and a margin around them are filled in, the photo, and with what."""
     height, width = matte.shape
     rows, columns = grid_size(height, width)
-    person = _widened((on_grid(matte, rows, columns) > 0.02).float(), _margin(rows, columns))
+    person = _widened(_found(on_grid(matte, rows, columns), 0.02), _margin(rows, columns))
     small = on_grid(image, rows, columns)
     return person, small, filled(small, (person <= 0).float())
+
+
+def _continued(small: Tensor, people: Tensor) -> Tensor:
+    """The photo on its grid; where people (1, 1, h, w) are, colours and edges go on inwards from their contour.
+
+    Telea 2004, *An Image Inpainting Technique Based on the Fast Marching Method*, by OpenCV. Where that is not
+    installed or lacks a library, `filled`, which blurs them.
+    """
+    try:
+        cv2: Any = importlib.import_module("cv2")
+    except ImportError:
+        return filled(small, (people <= 0).float())
+    hole = (people[0, 0] > 0).byte().numpy()
+    return on_grid(cv2.inpaint(as_pixels(small[0]), hole, _NEIGHBOURS, cv2.INPAINT_TELEA), *hole.shape)
+
+
+def _found(opacity: Tensor, least: float) -> Tensor:
+    """1 where there is a person of at least this opacity, without specks beside them: (1, 1, h, w)."""
+    found, step = (opacity > least).float(), max(opacity.shape[-1] // 128, 1)
+    whole, sure = (F.max_pool2d(cells, step, ceil_mode=True) for cells in (found, (opacity > 0.9).float()))
+    near = F.interpolate(grown(sure, whole), scale_factor=float(step))
+    return found * near[..., : found.shape[-2], : found.shape[-1]]
 
 
 def _margin(rows: int, columns: int) -> float:
@@ -132,14 +169,15 @@ def _reached(boxes: Sequence[CropBox], image: Pixels, shape: Sequence[int]) -> T
     return reached[None, None]
 
 
-def _detailed(small: Tensor, person: Tensor) -> Tensor:
+def _detailed(small: Tensor, person: Tensor, photo: Tensor) -> Tensor:
     """Whether the background nearby has details that are seen to move, 0 to 1: (1, 1, h, w).
 
     Args:
         small: (1, 3, h, w), the photo.
         person: (1, 1, h, w), 0 where nobody is.
+        photo: (1, 1, h, w), 1 inside the photo.
     """
-    rest, margin = (person <= 0).float(), _margin(*person.shape[-2:])
+    rest, margin = ((person <= 0) & (photo >= 1)).float(), _margin(*person.shape[-2:])
     cell = max(round(2 * margin), 2)
     parts = torch.cat([small * rest, small.square() * rest, rest], 1)
     means = F.avg_pool2d(parts, cell, ceil_mode=True, count_include_pad=False)

@@ -40,6 +40,7 @@ class Canvas:
         limits: left, top, right and bottom of what may be looked up. Of the whole photo its border, since shoulders
             end there; but above it, where it may cut hair, all of the image.
         window: (rows, columns) of the image that a frame shows: an even number of each.
+        photo: (rows, columns) of the image that lie in the photo.
         whole: whether frames show the whole photo, so that the face crop's border must not be seen.
     """
 
@@ -48,6 +49,7 @@ class Canvas:
     corner: tuple[float, float]
     limits: tuple[float, float, float, float]
     window: tuple[slice, slice]
+    photo: tuple[slice, slice]
     whole: bool
 
     def place(self, box: CropBox) -> CropBox:
@@ -116,8 +118,8 @@ def _whole(photo: Picture, scale: float, margin: int) -> Canvas:
         )
     limits = (float(margin), 0.0, photo.shape[1] * scale + margin, photo.shape[0] * scale + margin)
     window = slice(margin, margin + height), slice(margin, margin + width)
-    image = extended(image, margin) if margin else image[window]
-    return Canvas(image, scale, (-margin / scale, -margin / scale), limits, window, True)
+    image = extended(image, (margin, margin), (margin, margin)) if margin else image[window]
+    return Canvas(image, scale, (-margin / scale, -margin / scale), limits, window, window, True)
 
 
 def _cropped(photo: Picture, box: CropBox, scale: float) -> Canvas:
@@ -131,7 +133,13 @@ def _cropped(photo: Picture, box: CropBox, scale: float) -> Canvas:
     image = extended_crop(photo, CropBox((float(centre[0]), float(centre[1])), side), size + 2 * margin)
     shown = slice(margin, margin + size)
     limits = (0.0, 0.0, float(image.shape[1]), float(image.shape[0]))
-    return Canvas(image, scale, (float(corner[0]), float(corner[1])), limits, (shown, shown), False)
+    x, y = (_inside(first, length, scale, len(image)) for first, length in zip(corner, photo.shape[1::-1]))
+    return Canvas(image, scale, (float(corner[0]), float(corner[1])), limits, (shown, shown), (y, x), False)
+
+
+def _inside(first: float, length: int, scale: float, count: int) -> slice:
+    """Of `count` pixels of an axis that begins at `first`, those that lie in the photo."""
+    return slice(max(int(np.ceil(-first * scale)), 0), min(int((length - first) * scale), count))
 
 
 def _even(length: float) -> int:

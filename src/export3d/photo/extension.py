@@ -50,12 +50,19 @@ def extended_crop(photo: Pixels, box: CropBox, size: int, around: float = 0.0) -
     return crop(pixels, CropBox((box.centre[0] - x, box.centre[1] - y), box.side), size)
 
 
-def extended(photo: Pixels, margin: int) -> Pixels:
-    """The photo and what `extended_crop` shows around it: uint8 (H + 2 margin, W + 2 margin, 3)."""
-    pixels = np.pad(photo, ((margin, margin), (margin, margin), (0, 0)), "edge")
-    places = (np.arange(-margin, length + margin, dtype=np.float64) + 0.5 for length in photo.shape[:2])
-    down, across = (_beyond(at, length) for at, length in zip(places, photo.shape[:2]))
-    _blur(pixels, across, down)
+def extended(photo: Pixels, *margins: tuple[int, int]) -> Pixels:
+    """The photo (H, W, 3) and what `extended_crop` shows around it.
+
+    Args:
+        margins: pixels above and below, and to the left and right of it.
+    """
+    pixels = np.pad(photo, (*margins, (0, 0)), "edge")
+    down, across = (
+        _beyond(np.arange(-before, length + after, dtype=np.float64) + 0.5, length)
+        for (before, after), length in zip(margins, photo.shape[:2])
+    )
+    if any(map(any, margins)):
+        _blur(pixels, across, down)
     return pixels
 
 

@@ -91,6 +91,13 @@ def blur(field: Tensor, sigma: float) -> Tensor:
     return field
 
 
+def grown(begin: Tensor, free: Tensor) -> Tensor:
+    """`begin` and the free cells to which a path of at most 64 free cells leads from it, (1, 1, h, w), all 0 or 1."""
+    for _ in range(64):
+        begin = torch.minimum(F.max_pool2d(begin, 3, 1, 1), free)
+    return begin
+
+
 def filled(field: Tensor, weight: Tensor) -> Tensor:
     """The field where the weight (1, 1, h, w) in [0, 1] is 1, continued smoothly where it is 0 (pull-push).
 

@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 from export3d.errors import BadImage
 from export3d.face.crop import CropBox
 from export3d.photo.background import apart, replaced
+from export3d.photo.canvas import Canvas
+from export3d.photo.extension import extended
 from export3d.photo.fields import strips
 from export3d.photo.matte import foreground, person_matte, person_share
 from export3d.photo.options import check_background
@@ -45,21 +47,20 @@ class Layers:
 
 
 def layers(
-    image: Picture,
+    canvas: Canvas,
     boxes: Sequence[CropBox],
     background: str = "keep",
     others: Sequence[CropBox] = (),
-    window: tuple[slice, slice] = (slice(None), slice(None)),
 ) -> Layers:
-    """Take a photo apart.
+    """Take a canvas apart.
 
     With "keep" the person moves before the photo in which they are filled in (`background.apart`); while nothing moves
-    that is the photo. With another background the matte cuts them out.
+    that is the photo. With another background the matte cuts them out. People are looked for in the photo alone: in
+    the smooth colours beyond its border the network finds some that are none.
 
     Args:
-        image: uint8 (H, W, 3).
-        boxes: crops of the faces that move.
-        background, window: see `background.replaced`.
+        boxes: crops of the faces that move, on the canvas.
+        background: see `background.replaced`.
         others: crops of the other faces; those that are no persons, as on a poster, are part of the background.
 
     Raises:
@@ -68,17 +69,27 @@ def layers(
             the face too.
     """
     check_background(background)
-    if min(person_share(image, box) for box in boxes) < _FOUND:
+    image, photo = canvas.image, canvas.image[canvas.photo]
+    (top, bottom), (left, right) = ((part.start, part.stop) for part in canvas.photo)
+    inside, beside = (
+        [CropBox((box.centre[0] - left, box.centre[1] - top), box.side) for box in group] for group in (boxes, others)
+    )
+    if min(person_share(photo, box) for box in inside) < _FOUND:
         if background == "keep":
             return Layers.opaque(image)
         raise BadImage(
             "no person that could be cut out was found in the portrait, as in many drawings; leave out the background"
         )
-    boxes = [*boxes, *(box for box in others if person_share(image, box) >= _FOUND)]
-    matte = person_matte(image, *boxes)
+    people = [person_share(photo, box) >= _FOUND for box in beside]
+    close = person_matte(photo, *inside, *(box for box, found in zip(beside, people) if found))
+    margins = (top, image.shape[0] - bottom), (left, image.shape[1] - right)
+    beyond = extended(np.repeat(close[..., None], 3, 2), *margins)[..., 0]  # as blurred as the colours
+    matte = (2 * beyond.astype(np.int16) - 128).clip(0, 255).astype(np.uint8)
+    matte[canvas.photo] = close
     if background == "keep":
-        return Layers(image, *apart(image, matte, boxes), matte)
-    behind = replaced(image, matte, background, window)
+        seen = [*boxes, *(box for box, found in zip(others, people) if found)]
+        return Layers(image, *apart(image, matte, seen, canvas.photo), matte)
+    behind = replaced(image, matte, background, canvas.window)
     person, still = foreground(image, matte), np.empty_like(image)
     for first, last in strips(*matte.shape):
         own, share = person[first:last].astype(np.float32), matte[first:last, :, None].astype(np.float32) / 255.0

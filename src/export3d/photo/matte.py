@@ -37,6 +37,7 @@ from export3d.photo.fields import (
     check_photo,
     filled,
     grid_size,
+    grown,
     in_rows,
     mean,
     on_grid,
@@ -283,11 +284,20 @@ def _enclosed(mask: Tensor, background: Tensor) -> Tensor:
     """
     step = max(mask.shape[-1] // 128, 1)
     free = F.max_pool2d((mask < 0.5).float(), step, ceil_mode=True)
-    reached = F.max_pool2d(background, step, ceil_mode=True)
-    for _ in range(64):
-        reached = torch.minimum(F.max_pool2d(reached, 3, 1, 1), free)
-    reached = F.max_pool2d(reached, 3, 1, 1)
+    reached = F.max_pool2d(grown(F.max_pool2d(background, step, ceil_mode=True), free), 3, 1, 1)
     return 1 - F.interpolate(reached, mask.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _decided(mask: Tensor, crop: float) -> Tensor:
+    """The mask, but background where the network hesitates over a wide area and mostly takes it for background.
+
+    Contours and hair are unsure over a few cells. Wide areas are things behind the person, as flags, or dark clothes.
+    """
+    unsure = ((mask > 0.2) & (mask < 0.9)).float()
+    reach = max(round(0.02 * crop), 1)
+    wide = F.max_pool2d(1 - F.max_pool2d(1 - unsure, 2 * reach + 1, 1, reach), 4 * reach + 1, 1, 2 * reach) * unsure
+    average = blur(mask * wide, 0.05 * crop) / blur(wide, 0.05 * crop).clamp_min(1e-6)
+    return torch.lerp(mask, mask.clamp(max=0.1), wide * ((0.58 - average) / 0.04).clamp(0, 1))
 
 
 def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, hair: Tensor, crop: float) -> Pixels:
@@ -298,6 +308,7 @@ def _refined(image: Pixels, small: Tensor, mask: Tensor, face: Tensor, hair: Ten
     cells.
     """
     height, width = image.shape[:2]
+    mask = _decided(mask, crop)
     steep = ((mask - 0.35) / 0.3).clamp(0, 1)
     sure_background = ((blur(steep, 0.02 * crop) < 0.03) & (mask < 0.1)).float()
     steep = torch.maximum(steep, _enclosed(mask, sure_background))

@@ -39,5 +39,5 @@ def scene(
     grid = canvas(photo, boxes[0], size, frame, long_side, boxes[1:])
     placed = [(grid.place(box), source) for box, source in faces]
     still = [grid.place(box) for box in others]
-    parts = layers(grid.image, [box for box, _ in placed], background, still, grid.window)
+    parts = layers(grid, [box for box, _ in placed], background, still)
     return Compositor(grid, parts, placed, still)

@@ -1,5 +1,7 @@
 """The background behind people, as it is, blurred and replaced."""
 
+import sys
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -105,6 +107,60 @@ def test_before_a_background_with_details_the_person_moves_alone(photo):
     assert np.abs(behind[away > 6].astype(int) - image[away > 6]).max() <= 1
     assert np.abs(behind[away < -6].astype(int) - 130).max() < 60  # nothing of the red disc
     assert np.abs(laid_over(behind, moving) - image)[np.abs(away) > 6].max() <= 1
+
+
+def board(size, shape=(240, 320)):
+    """A chessboard with fields of this size."""
+    y, x = np.mgrid[: shape[0], : shape[1]]
+    return np.where(((x // size + y // size) % 2 == 0)[..., None], 60, 200).astype(np.uint8).repeat(3, axis=2)
+
+
+def test_what_continues_a_photo_says_nothing_of_its_details(photo):
+    """Beside the photo's border lie smooth colours, as beyond the border of a canvas."""
+    image, matte, _ = photo
+    image = np.where(matte[..., None] > 0, image, board(6))
+    image[:, 215:] = 130
+    seen = slice(0, 240), slice(0, 215)
+    y, x = np.mgrid[:240, :215] + 0.5
+    beside = (x > 170) & (np.hypot(x - 150, y - 130) > 66)
+    taken = [apart(image, matte, [BOX], *of)[1][seen][..., 3] for of in ((), (seen,))]
+    assert taken[0][beside].max() > 40, "without the photo's limits the margin moves"
+    assert taken[1][beside].max() <= 1
+
+
+def test_specks_beside_the_person_are_not_filled_in(photo):
+    image, matte, _ = photo
+    image = np.where(matte[..., None] > 0, image, board(6))
+    matte[30:40, 30:40] = 30
+    behind, _ = apart(image, matte, [BOX])
+    np.testing.assert_array_equal(behind[20:60, 20:60], image[20:60, 20:60])
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_edges_go_on_behind_the_person_where_opencv_is_installed(photo, monkeypatch, installed):
+    pytest.importorskip("cv2", exc_type=ImportError)
+    image, matte, _ = photo
+    y, x = np.mgrid[:240, :320] + 0.5
+    stripes = np.where((y // 12 % 2 == 0)[..., None], 40, 220).astype(np.uint8).repeat(3, axis=2)
+    image = np.where(matte[..., None] > 0, image, stripes)
+    if not installed:
+        monkeypatch.setitem(sys.modules, "cv2", None)
+    behind, _ = apart(image, matte, [BOX])
+    ring = np.abs(np.hypot(x - 150, y - 130) - 48) < 2
+    assert (behind[ring].std() > 45) == installed
+    assert np.abs(np.ptp(behind[ring], axis=-1)).max() <= 1, "nothing of the red disc"
+
+
+def test_the_margin_before_hardly_any_details_has_the_walls_colours(photo):
+    """Faint details: the person has part of a margin, whose colours are not continued from the person."""
+    image, matte, _ = photo
+    faint = (130 + (board(6).astype(int) - 130) * 0.13).round().astype(np.uint8)
+    image = np.where(matte[..., None] > 0, image, faint)
+    behind, moving = apart(image, matte, [BOX])
+    margin = (matte == 0) & (moving[..., 3] > 60) & (moving[..., 3] < 250)
+    assert margin.sum() > 200
+    assert np.abs(moving[margin][:, :3].astype(int) - image[margin]).max() <= 1
+    assert np.abs(laid_over(behind, moving) - image)[margin].max() <= 12
 
 
 def test_a_blurred_background_shows_nothing_of_the_person(photo):

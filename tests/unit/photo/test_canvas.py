@@ -109,3 +109,20 @@ def test_a_crop_beyond_the_photo_is_filled(centre: tuple[float, float]) -> None:
     filled = np.ones((200, 200), bool)
     filled[inside] = False
     assert shown[filled].std() < 0.5 * known.std(), "noise must not go on as stripes"
+
+
+def test_the_photos_own_pixels_are_known() -> None:
+    """They have nothing of the colours that continue it."""
+    image = photo(300, 404)
+    whole = canvas(image, CropBox((390.0, 140.0), 200.0))
+    assert whole.photo == whole.window
+    inside = canvas(image, CropBox((200.0, 150.0), 60.0), frame="crop")
+    assert inside.photo == (slice(0, inside.image.shape[0]), slice(0, inside.image.shape[1]))
+    corner = canvas(image, CropBox((390.0, 290.0), 100.0), frame="crop")
+    y, x = corner.photo
+    assert (y.start, x.start) == (0, 0)
+    assert np.array_equal(corner.image[corner.photo], image[-y.stop :, -x.stop :])
+    small = canvas(photo(900, 900), CropBox((100.0, 150.0), 512.0), size=256, frame="crop")
+    y, x = small.photo
+    assert (y.stop, x.stop) == small.image.shape[:2]
+    assert small.place(CropBox((0.0, 0.0), 1.0)).centre == pytest.approx((x.start, y.start), abs=1.0)

@@ -190,3 +190,16 @@ def test_the_matte_of_a_face_crop_is_opaque_in_the_face_and_not_in_the_backgroun
     assert 0.0 <= found.min() <= found.max() <= 1.0
     assert found[..., 60:140, 100:160].mean() > 0.99
     assert found[..., :40, :40].mean() < 0.05
+
+
+def test_wide_doubt_is_decided_and_contours_are_left_alone():
+    """A flag at 0.45 becomes background, a dark suit at 0.7 and a soft contour stay as they are."""
+    mask = torch.zeros(1, 1, 128, 128)
+    mask[..., 40:, 40:90] = 1.0
+    mask[..., 40:80, 90:110] = 0.45
+    mask[..., 100:, 90:120] = 0.7
+    mask[..., 40:, 38:40] = 0.4
+    got = matte._decided(mask, 128.0)
+    assert got[..., 50:70, 95:105].max() <= 0.1
+    torch.testing.assert_close(got[..., 106:, 92:118], mask[..., 106:, 92:118])
+    torch.testing.assert_close(got[..., :90], mask[..., :90])
