@@ -3,7 +3,8 @@
 The elastic mesh has one vertex per iris. Where the eye looks aside, its triangles stretch the iris on one side and
 squeeze it on the other, and the tracker hardly sees the eye move. Here the mesh is painted with irises at rest, where
 the eyelids alone carry them. Between the eyelids each pixel near the driven iris then looks up the mesh as far away as
-the iris has moved; at 2.4 radii nothing moves any more.
+the iris has moved; at 2.4 radii nothing moves any more. No pixel beside it looks up the iris where it was, which would
+be seen twice: the white beside that is stretched instead.
 
 Letters: B batch, F = 470 face vertices of the elastic mesh, H pixels, W = H / 4 pixels of a window around an eye.
 """
@@ -23,6 +24,9 @@ _CENTRES = tuple(FACE.index(iris[0]) for iris in IRISES)
 _RIMS = tuple(tuple(iris[1:]) for iris in IRISES)
 _RIGID, _STILL = 1.1, 2.4
 """Distances from the iris's centre, in its radii: up to the first all moves with it, from the second on nothing."""
+_WHITE, _SPREAD = 1.2, 0.2
+"""Behind an iris that has rolled far, pixels from this distance on look up the source's eye from the same distance on,
+at least: so much farther per radius. Nearer to the iris its dark edge would be stretched."""
 
 
 def at_rest(places: Tensor, own: Tensor) -> Tensor:
@@ -65,10 +69,18 @@ def rolled(flow: Tensor, elastic: Tensor, landmarks: Tensor, own: Tensor) -> Ten
         """(B, 2 eyes, 2 coordinates) for windows."""
         return x.mT[..., None, None]
 
-    square = (here - each(iris)).square().sum(dim=1, keepdim=True)  # a norm along this axis takes ten times as long
-    away = square.clamp_min(1e-12).sqrt() / radius[:, None, :, None, None].clamp_min(1e-4)
+    across, radius = here - each(iris), radius[:, None, :, None, None].clamp_min(1e-4)
+    away = across.square().sum(dim=1, keepdim=True).clamp_min(1e-12).sqrt() / radius  # a norm takes ten times as long
     near = ((_STILL - away) / (_STILL - _RIGID)).clamp(0.0, 1.0)
-    back = each(rest - iris) * (near * near * (3.0 - 2.0 * near))
+    way = each(rest - iris)
+    back = way * (near * near * (3.0 - 2.0 * near))
+    behind = way / way.square().sum(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
+    found = (here + back - each(rest)) / radius
+    along, trailing = ((part * behind).sum(dim=1, keepdim=True) for part in (found, across))
+    aside = found.square().sum(dim=1, keepdim=True) - along.square()
+    least = torch.minimum(away, _WHITE + _SPREAD * (away - _WHITE))
+    lack = (least.square() - aside).clamp_min(1e-6).sqrt() - along
+    back = back + behind * radius * torch.where(trailing > 0.0, lack.clamp_min(0.0), 0.0)
     there = (2.0 * (here + back) - 1.0).permute(0, 2, 3, 4, 1).flatten(1, 2)
     seen = F.grid_sample(elastic, there, padding_mode="border", align_corners=False).view_as(here) + 2.0 * back
 

@@ -82,6 +82,24 @@ def test_closed_eyes_hide_their_irises() -> None:
     assert (flow - elastic).abs().mean() < 1e-4
 
 
+def test_an_iris_that_rolls_far_is_seen_once() -> None:
+    """Behind it is the white of the eye: no pixel there comes from the source's iris."""
+    source, size = face(), 2 * SIZE
+    own = source[:, list(FACE)]
+    pixels = (pixel_grid(size, own.device).flatten(2).mT[0] + 1.0) / 2.0
+    for way in (-0.03, 0.03):
+        driving = face((way, 0.0))
+        found, _ = ElasticMesh(own).lookup(at_rest(driving[:, list(FACE)], own), torch.zeros(1, len(FACE)), size)
+        elastic = 2.0 * found.permute(0, 3, 1, 2) - 1.0 - pixel_grid(size, own.device)
+        flow = rolled(elastic, elastic, driving, own)
+        for (out, inner), up, low, iris in zip(EYE_CORNERS, UPPER_LIDS, LOWER_LIDS, IRISES, strict=True):
+            eye = driving[0, [out, *up, inner, *low]]
+            inside = ((pixels > eye.amin(0) + 3 / size) & (pixels < eye.amax(0) - 3 / size)).all(dim=1)
+            behind = pixels[inside & ((pixels - driving[0, iris[0]]).norm(dim=1) > 1.3 * RADIUS)]
+            assert len(behind) > 60
+            assert ((seen_at(flow, behind) - source[0, iris[0]]).norm(dim=1) < 0.95 * RADIUS).float().mean() < 0.02
+
+
 def test_gradients_reach_the_landmarks() -> None:
     driving = face((0.01, 0.0)).requires_grad_(True)
     _, flow = flows(driving, face())
