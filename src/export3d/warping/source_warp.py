@@ -370,10 +370,12 @@ class SourceWarp(nn.Module):
         lookup = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
         showing = show if passes is None else passes.show
         moved = showing(image, lookup.permute(0, 2, 3, 1), view.half)
-        if turn is not None and counts(half := turn * one_sided(own)):
+        if turn is not None and counts(half := one_sided(own, camera)):
             other = mirrored_flow(places, distance, face, size, self._painter(points))
-            part = fill(stretched, stretching(other), on_face, half)
+            mirrored = stretching(other)
+            part = fill(stretched, mirrored, on_face, half)
             moved = torch.lerp(moved, look_up(image.flip(-1), other), part)
+            stretched = torch.lerp(stretched, mirrored, part)
             # x of the same places in the source as it is, not flipped
             back = -2.0 * pixel_grid(size, flow.device) - other
             flow = torch.where(part > 0.5, torch.cat([back[:, :1], other[:, 1:]], dim=1), flow)

@@ -17,7 +17,7 @@ from torch import Tensor
 from export3d.camera import unpack
 from export3d.layers import enlarge
 
-_FROM_DEG, _TO_DEG = 15.0, 30.0
+_FAR_DEG = 15.0, 30.0
 _LEAN = 3.0
 """Added to the logit of the moved image where a head is turned far, and taken from that of the rendered one.
 
@@ -27,10 +27,12 @@ _LEAN_ON_FACE = 6.0
 
 They do not show the face where it has turned to, or not well. They would shine through as a second outline. As much is
 taken from the still and the turned image where they show the person and the moved one shows what the head has left."""
-_HALF_DEG = 8.0, 12.0
-"""Yaw of a portrait from which it shows one half of the face too little, and wholly."""
-_GAIN = 0.15
-"""Difference of the stretches from which the other half is shown, and wholly at twice as much."""
+_HALF_DEG, _FILL_DEG = (8.0, 12.0), (4.0, 14.0)
+"""Yaw of a portrait from which it shows one half of the face too little, and wholly; and turns from which that is
+filled."""
+_GAIN, _LATER, _SOON = 0.15, 3.0, 8.0
+"""Difference of the stretches from which the other half is shown, and wholly at twice as much. While the head turns it
+takes over more and more of the face: it begins at four times as much. Where both were seen, brows would be double."""
 
 
 def far(own: Tensor, camera: Tensor) -> Tensor:
@@ -42,17 +44,29 @@ def far(own: Tensor, camera: Tensor) -> Tensor:
     Returns:
         (B, 1, 1, 1), rising linearly from 0 at 15 degrees to 1 at 30.
     """
-    before, after = (unpack(label.float())[0][:, :3, 2] for label in (own, camera))
-    angle = torch.linalg.cross(before, after).norm(dim=-1).atan2((before * after).sum(-1)).rad2deg()
-    share: Tensor = (angle - _FROM_DEG) / (_TO_DEG - _FROM_DEG)
-    return share.clamp(0.0, 1.0).view(-1, 1, 1, 1)
+    return _risen(_angle(own, camera), _FAR_DEG)
 
 
-def one_sided(own: Tensor) -> Tensor:
-    """(B, 1, 1, 1) share from 0 at a yaw of 8 degrees to 1 at 12, of sources with cameras (B, 25)."""
+def one_sided(own: Tensor, camera: Tensor) -> Tensor:
+    """How far heads are turned whose source shows one half of the face too little; arguments as for `far`.
+
+    Returns:
+        (B, 1, 1, 1), rising from 0 at a source's yaw of 8 degrees to 1 at 12, times a rise over a turn of 4 to 14.
+    """
     away = unpack(own.float())[0][:, 0, 2].abs().clamp(max=1.0).asin().rad2deg()
-    share: Tensor = (away - _HALF_DEG[0]) / (_HALF_DEG[1] - _HALF_DEG[0])
-    return share.clamp(0.0, 1.0).view(-1, 1, 1, 1)
+    return _risen(away, _HALF_DEG) * _risen(_angle(own, camera), _FILL_DEG)
+
+
+def _angle(own: Tensor, camera: Tensor) -> Tensor:
+    """Between the directions from which two cameras (B, 25) see a head: (B,), degrees."""
+    before, after = (unpack(label.float())[0][:, :3, 2] for label in (own, camera))
+    angle: Tensor = torch.linalg.cross(before, after).norm(dim=-1).atan2((before * after).sum(-1)).rad2deg()
+    return angle
+
+
+def _risen(value: Tensor, span: tuple[float, float]) -> Tensor:
+    """(B,) to (B, 1, 1, 1): from 0 at a span's beginning to 1 at its end."""
+    return ((value - span[0]) / (span[1] - span[0])).clamp(0.0, 1.0).view(-1, 1, 1, 1)
 
 
 def on_mesh(flow: Tensor, elastic: Tensor, face: Tensor, stretched: Tensor, share: Tensor) -> Tensor:
@@ -75,14 +89,16 @@ def fill(stretched: Tensor, mirrored: Tensor, face: Tensor, share: Tensor) -> Te
     Args:
         stretched, mirrored: (B, 1, H, H), 0 to 1, how far the mesh is stretched, and how far with the other half on it.
         face: (B, H, H) bool, where the mesh shows the face.
-        share: (B, 1, 1, 1), of `far` and `one_sided`.
+        share: (B, 1, 1, 1), see `one_sided`.
 
     Returns:
         (B, 1, H, H) share of the other half.
     """
     inside, here, there = (F.avg_pool2d(x, 4) for x in (face[:, None].float(), stretched, mirrored))
-    gained = ((_smooth(here) - _smooth(there) - _GAIN) / _GAIN).clamp(0.0, 1.0)
-    return enlarge(share * _smooth(inside * gained), 4)
+    least = _GAIN * (1.0 + _LATER * (1.0 - share))
+    gained = ((_smooth(here) - _smooth(there) - least) / _GAIN).clamp(0.0, 1.0)
+    found = _smooth(F.max_pool2d(inside * gained, 3, 1, 1))  # to beyond the outline of the face
+    return enlarge((_SOON * share).clamp(max=1.0) * found, 4)
 
 
 def leaning(logits: Tensor, share: Tensor, face: Tensor, mouth: Tensor | None, person: Tensor | None) -> Tensor:

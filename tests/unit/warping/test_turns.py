@@ -120,8 +120,9 @@ def test_the_mesh_tells_where_it_shows_the_face() -> None:
 
 @pytest.mark.parametrize(("yaw", "wanted"), [(0, 0), (7, 0), (10, 0.5), (-10, 0.5), (13, 1), (-80, 1)])
 def test_a_portrait_shows_one_half_of_the_face_too_little_from_8_degrees(yaw: float, wanted: float) -> None:
-    assert float(one_sided(camera(yaw))) == pytest.approx(wanted, abs=1e-3)
-    assert float(one_sided(camera(0.0, 40.0))) == pytest.approx(0.0, abs=1e-3)
+    assert float(one_sided(camera(yaw), camera(yaw + 30.0))) == pytest.approx(wanted, abs=1e-3)
+    assert float(one_sided(camera(yaw), camera(yaw))) == 0.0
+    assert float(one_sided(camera(0.0, 40.0), camera(30.0, 40.0))) == pytest.approx(0.0, abs=1e-3)
 
 
 @pytest.mark.parametrize("yaw", [-25.0, 0.0, 25.0])
@@ -150,9 +151,19 @@ def test_the_other_half_is_shown_inside_the_face_where_it_is_stretched_less() ->
     near, turned = fill(stretched, mirrored, face, torch.tensor([0.0, 1.0]).view(2, 1, 1, 1))
     assert near.count_nonzero() == 0
     assert (turned[0, 14:24, 42:50] == 1.0).all()
-    assert turned[0, :, :20].count_nonzero() == 0
-    assert turned[0, 44:].count_nonzero() == 0
-    assert turned[0, :, 62:].count_nonzero() == 0
+    assert turned[0, :, :16].count_nonzero() == 0
+    assert turned[0, 48:].count_nonzero() == 0
+    assert turned[0, 14:24, 56:58].min() > 0.4, "the outline goes along"
+
+
+def test_the_other_half_takes_over_from_the_most_stretched_places_and_is_never_transparent_there() -> None:
+    face = torch.ones(2, 64, 64, dtype=torch.bool)
+    stretched = torch.full((2, 1, 64, 64), 0.4)
+    stretched[..., 32:] = 0.9
+    begun, turned = fill(stretched, torch.zeros_like(stretched), face, torch.tensor([0.3, 1.0]).view(2, 1, 1, 1))
+    assert begun[0, :, :16].count_nonzero() == 0
+    assert (begun[0, 8:56, 44:56] == 1.0).all()
+    assert (turned[0, 8:56, 8:56] == 1.0).all()
 
 
 def test_a_cheek_that_the_camera_hardly_saw_is_filled_from_the_other_one() -> None:
