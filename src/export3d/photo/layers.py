@@ -84,7 +84,7 @@ def layers(
     close = person_matte(photo, *inside, *(box for box, found in zip(beside, people) if found))
     margins = (top, image.shape[0] - bottom), (left, image.shape[1] - right)
     beyond = extended(np.repeat(close[..., None], 3, 2), *margins)[..., 0]  # as blurred as the colours
-    matte = (2 * beyond.astype(np.int16) - 128).clip(0, 255).astype(np.uint8)
+    matte = (4 * beyond.astype(np.int16) - 382).clip(0, 255).astype(np.uint8)
     matte[canvas.photo] = close
     if background == "keep":
         seen = [*boxes, *(box for box, found in zip(others, people) if found)]
