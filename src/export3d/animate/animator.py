@@ -197,8 +197,8 @@ class Animator:
         outside = share_outside(image, track.crop)
         if outside > _MUCH_OUTSIDE:
             logger.warning(
-                "%s: %d%% of the square around the face lies outside the image and is filled with its blurred edges; "
-                "a photo with more space around the head looks better",
+                "%s: the head is close to the edge of the image; %d%% of what the model sees around it is missing and "
+                "made up; a photo with more space around the head looks better",
                 name,
                 round(100 * outside),
             )

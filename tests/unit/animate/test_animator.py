@@ -68,7 +68,7 @@ def test_a_head_shot_is_filled_around_the_photo_and_said(
     tight = animator.encode(astronaut[30:205, 150:290])
     outside = round(100 * (1 - 140 * 175 / tight.crop.side**2))
     assert 35 < outside < 50
-    assert f"the portrait: {outside}% of the square around the face lies outside the image" in caplog.text
+    assert f"the portrait: the head is close to the edge of the image; {outside}% of what the model sees" in caplog.text
     repeated = crop(tight.photo, tight.crop, animator.size).astype(int)
     y, x = np.mgrid[: animator.size, : animator.size] + 0.5
     at = tight.crop.from_crop(np.stack([x, y], axis=-1), animator.size)
