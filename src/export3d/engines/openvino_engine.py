@@ -37,7 +37,7 @@ from export3d.memory import SPARED_BLOCK, give_back_memory, keep_freed_memory
 from export3d.model import Encoded, Export3D, Planes
 from export3d.render.renderer import Rendered
 from export3d.triplane.generator import SidePath, SourceFeatures
-from export3d.warping.detail import Views, drawn_within
+from export3d.warping.detail import Views, finished
 from export3d.warping.skip_path import SkipWalk
 from export3d.warping.source_warp import Regions, fused_passes
 
@@ -139,7 +139,7 @@ class OpenVinoEngine(PartsEngine):
         given = {"feature": rendered.feature, "stacked": stacked, "half": half, "offset": views.mean_offset}
         made = self._finish(given)
         blended = self._passes.blend(made["choice"], made["rendered"], views.leaned(made["lean"]), views)
-        image, share = drawn_within(self._draw, blended, views)
+        image, share = finished(self._draw, blended, views)
         return {"image": image, "share": share}, views
 
 

@@ -31,8 +31,8 @@ _DEPTH_UNIT, _MOTION_UNIT = 0.02, 0.05
 """Output scales in scene units: an output of 1 offsets depth by 0.02 and moves a landmark by 0.05."""
 _FAR = 1000.0
 """Range of expression coefficients before training."""
-_GAINS = (LIPS, 1.26, 0.03), (EYELIDS, 1.25, 0.03), (BROWS, 1.2, 0.015)
-_IRISES = 1.35
+_GAINS = (LIPS, 1.33, 0.03), (EYELIDS, 1.32, 0.03), (BROWS, 1.2, 0.015)
+_IRISES = 1.38
 """Gains of `amplify`, and up to which distance those of lips, lids and brows reach, scene units."""
 _ABOVE, _BELOW = (-0.12, -0.28), (0.2, 0.6)
 """Where the regions of `Regions` above and below the eyes begin, and are all: parts of the way from eyes to mouth."""
@@ -144,7 +144,7 @@ class LandmarkMotion(nn.Module):
 
     @torch.no_grad()
     def amplify(self, undo: bool = False) -> None:
-        """Let lips move 1.26 times as far, eyelids 1.25, irises 1.35 and brows 1.2 times; call it once, after the fit.
+        """Let lips move 1.33 times as far, eyelids 1.32, irises 1.38 and brows 1.2 times; call it once, after the fit.
 
         In the pictures that `base` makes, the tracker finds landmarks 0.7 to 0.9 times as far from their places
         in the source as they were moved. The gains make up for it. Those of lips, brows and lids fade to 1 around

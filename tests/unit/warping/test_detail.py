@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from export3d.superres import SuperResConfig, SuperResolution
-from export3d.warping.detail import Detail, DetailGuide, Views
+from export3d.warping.detail import Detail, DetailGuide, Views, crisp
 
 FEATURES, MID, HIGH = 6, 8, 4
 
@@ -128,3 +128,25 @@ def test_a_guide_keeps_its_views_and_adds_to_the_features_at_half_the_size() -> 
 def test_views_without_the_mouth_do_not_fit_a_detail_that_sees_it() -> None:
     with pytest.raises(RuntimeError):
         Guided(mouth=True)(torch.randn(1, 6, 8, 8), views(1))
+
+
+def test_what_is_rendered_is_made_crisp_and_nothing_else() -> None:
+    edge = torch.zeros(1, 3, 16, 32)
+    edge[..., 8:] = 0.5
+    edge[..., 24:] = 0.0
+    share = torch.zeros(1, 4, 16, 32)
+    share[:, 0, :, :16], share[:, 1, :, 16:] = 1.0, 1.0
+    made = crisp(edge, share)
+    assert torch.equal(made[..., 16:], edge[..., 16:])
+    steps = [image[0, 0, 4].diff()[7] for image in (edge, made)]
+    assert steps[1] > 1.3 * steps[0]
+    torch.testing.assert_close(made[..., :4], edge[..., :4])
+    assert float(crisp(3.0 * edge - 1.0, share).abs().max()) <= 1.0
+
+
+def test_training_sees_what_the_network_makes() -> None:
+    """Else it would learn to be softer."""
+    image = torch.rand(1, 3, 8, 8, requires_grad=True)
+    assert crisp(image, torch.ones(1, 4, 8, 8)) is image
+    with torch.no_grad():
+        assert not torch.equal(crisp(image, torch.ones(1, 4, 8, 8)), image)
