@@ -27,7 +27,7 @@ _LEAN_ON_FACE = 6.0
 
 They do not show the face where it has turned to, or not well. They would shine through as a second outline. As much is
 taken from the still and the turned image where they show the person and the moved one shows what the head has left."""
-_HALF_DEG, _FILL_DEG = (8.0, 12.0), (4.0, 14.0)
+_HALF_DEG, _FILL_DEG = (3.0, 8.0), (4.0, 14.0)
 """Yaw of a portrait from which it shows one half of the face too little, and wholly; and turns from which that is
 filled."""
 _GAIN, _LATER, _SOON = 0.15, 3.0, 8.0
@@ -51,7 +51,7 @@ def one_sided(own: Tensor, camera: Tensor) -> Tensor:
     """How far heads are turned whose source shows one half of the face too little; arguments as for `far`.
 
     Returns:
-        (B, 1, 1, 1), rising from 0 at a source's yaw of 8 degrees to 1 at 12, times a rise over a turn of 4 to 14.
+        (B, 1, 1, 1), rising from 0 at a source's yaw of 3 degrees to 1 at 8, times a rise over a turn of 4 to 14.
     """
     away = unpack(own.float())[0][:, 0, 2].abs().clamp(max=1.0).asin().rad2deg()
     return _risen(away, _HALF_DEG) * _risen(_angle(own, camera), _FILL_DEG)
