@@ -62,8 +62,8 @@ def plate(image: Pixels, matte: Pixels) -> Pixels:
         and matte always give the same plate.
     """
     check_photo(image, matte)
-    person, _, fill = _fill(image, matte)
-    return _blended(image, torch.cat([fill, person], 1))
+    person, small = _people(image, matte)
+    return _blended(image, torch.cat([_behind(small, person), person], 1))
 
 
 def apart(
@@ -90,17 +90,19 @@ def apart(
     """
     check_photo(image, matte)
     height, width = matte.shape
-    person, small, fill = _fill(image, matte)
-    inside = np.zeros_like(matte)
-    inside[photo] = 255
-    detail = _detailed(small, person, on_grid(inside, *person.shape[-2:]))
+    person, small = _people(image, matte)
+    shown = np.zeros_like(matte)
+    shown[photo] = 255
+    inside = (on_grid(shown, *person.shape[-2:]) >= 1.0).float()
+    fill = _behind(small, person, inside)
+    detail = _detailed(small, person, inside)
     side = min(box.side for box in boxes) * person.shape[-2] / height
     loose = _loose_hair(small, person, detail, _STRAND * side)
     if bool(((loose > 0) & (person < 1)).any()):
         person = torch.maximum(person, _widened(loose, max(0.3 * _margin(*person.shape[-2:]), 3.0)))
-        fill = filled(small, (person <= 0).float())
+        fill = _behind(small, person, inside)
     margin = 0.015 * side
-    near = _widened((person > 0).float(), max(margin, 4.0))
+    near = _widened((person > 0).float(), max(margin, 4.0)) * torch.maximum(inside, on_grid(matte, *inside.shape[-2:]))
     plain, colours = 1.0 - detail * _reached(boxes, image, person.shape[-2:]), image
     if bool(((plain < 1.0) & (near > 0.0)).any()):
         colours = foreground(image, matte)
@@ -122,13 +124,19 @@ def apart(
     return behind, moving
 
 
-def _fill(image: Pixels, matte: Pixels) -> tuple[Tensor, Tensor, Tensor]:
-    """Fields of a photo's grid: where people and a margin around them are filled in, the photo, and with what."""
+def _people(image: Pixels, matte: Pixels) -> tuple[Tensor, Tensor]:
+    """On a photo's grid: where people and a margin around them are filled in, and the photo."""
     height, width = matte.shape
     rows, columns = grid_size(height, width)
     person = _widened(_found(on_grid(matte, rows, columns), 0.02), _margin(rows, columns))
-    small = on_grid(image, rows, columns)
-    return person, small, filled(small, (person <= 0).float())
+    return person, on_grid(image, rows, columns)
+
+
+def _behind(small: Tensor, person: Tensor, photo: Tensor | None = None) -> Tensor:
+    """What fills the people in: what is around them, in the photo (1, 1, h, w) if that is anything."""
+    rest = (person <= 0).float()
+    known = rest if photo is None else rest * photo
+    return filled(small, known if bool(known.any()) else rest)
 
 
 def _continued(small: Tensor, people: Tensor) -> Tensor:
@@ -177,7 +185,7 @@ def _detailed(small: Tensor, person: Tensor, photo: Tensor) -> Tensor:
         person: (1, 1, h, w), 0 where nobody is.
         photo: (1, 1, h, w), 1 inside the photo.
     """
-    rest, margin = ((person <= 0) & (photo >= 1)).float(), _margin(*person.shape[-2:])
+    rest, margin = ((person <= 0) & (photo > 0)).float(), _margin(*person.shape[-2:])
     cell = max(round(2 * margin), 2)
     parts = torch.cat([small * rest, small.square() * rest, rest], 1)
     means = F.avg_pool2d(parts, cell, ceil_mode=True, count_include_pad=False)
@@ -233,7 +241,7 @@ def _loose_hair(small: Tensor, person: Tensor, detail: Tensor, reach: float) -> 
     """Thin lines before a plain wall that begin at a person: (1, 1, h, w), 0 or 1. The matte misses their ends.
 
     Args:
-        small, person: see `_fill`.
+        small, person: see `_people`.
         detail: see `_detailed`.
         reach: how far they go, cells of the grid.
     """

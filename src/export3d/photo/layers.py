@@ -19,6 +19,8 @@ from export3d.photo.options import check_background
 
 Picture = NDArray[np.uint8]
 
+_ROUND = 0.35
+"""Radius of the top of a head, crop sides."""
 _FOUND = 0.5
 """Share of a face below which the matte is of no use, as in many drawings."""
 
@@ -86,6 +88,9 @@ def layers(
     beyond = extended(np.repeat(close[..., None], 3, 2), *margins)[..., 0]  # as blurred as the colours
     matte = (4 * beyond.astype(np.int16) - 382).clip(0, 255).astype(np.uint8)
     matte[canvas.photo] = close
+    if canvas.whole and top:
+        matte[:top, left:right] = _domes(close[0], top, _ROUND * max(box.side for box in boxes))
+        matte[:top, :left] = matte[:top, right:] = 0
     if background == "keep":
         seen = [*boxes, *(box for box, found in zip(others, people) if found)]
         return Layers(image, *apart(image, matte, seen, canvas.photo), matte)
@@ -95,6 +100,25 @@ def layers(
         own, share = person[first:last].astype(np.float32), matte[first:last, :, None].astype(np.float32) / 255.0
         still[first:last] = (behind[first:last] + share * (own - behind[first:last])).round()
     return Layers(still, behind, _with_opacity(person, matte), matte)
+
+
+def _domes(row: NDArray[np.uint8], margin: int, radius: float) -> Picture:
+    """Heads that the upper border of a photo cuts off go on as flat domes: uint8 (margin, W).
+
+    Args:
+        row: uint8 (W,), the uppermost of the matte.
+        margin: pixels above it.
+        radius: of the heads, pixels.
+    """
+    x, up = np.arange(len(row)) + 0.5, np.arange(margin, 0, -1)[:, None] - 0.5
+    out = np.zeros((margin, len(row)))
+    ends = np.flatnonzero(np.diff(np.pad(row > 127, 1).astype(np.int8)))
+    for first, last in zip(ends[::2], ends[1::2]):
+        half = (last - first) / 2
+        high = half * min(half / (2 * radius), 0.7)
+        wide = half * np.sqrt((1 - (up / high) ** 2).clip(0.0))
+        out = np.maximum(out, (wide - np.abs(x - first - half) + 0.5).clip(0.0, 1.0) * (wide > 0.0))
+    return np.asarray((255 * out).round(), np.uint8)
 
 
 def _with_opacity(image: Picture, opacity: Picture) -> Picture:

@@ -24,8 +24,15 @@ def test_people_are_looked_for_in_the_photo_alone(astronaut: np.ndarray, frame: 
     assert made.image.shape[0] > bottom
     inside = CropBox((box.centre[0] - left, box.centre[1] - top), box.side)
     np.testing.assert_array_equal(taken.matte[made.photo], person_matte(made.image[made.photo], inside))
-    for within, beyond in ((top, top - 3), (bottom - 1, bottom + 2)):
+    for within, beyond in ((top, top - 1), (bottom - 1, bottom + 2)):
         row, other = (taken.matte[at, left:right].astype(int) for at in (within, beyond))
         assert np.abs(row - other).mean() < 12
         assert other.max() == 255
+    width = (taken.matte[top] > 127).sum()
+    assert width > 30
+    if frame == "photo":
+        high = int((taken.matte[:top] > 127).any(axis=1).sum())
+        assert 2 < high < 0.3 * width, "a flat dome"
+        edge = taken.person[: top - high - 2, ..., 3]
+        assert edge.max() < 60, "no margin of what continues the photo goes along"
     np.testing.assert_array_equal(taken.still, made.image)
