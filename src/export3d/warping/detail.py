@@ -224,20 +224,21 @@ class DetailGuide:
         return MixedOrigin(self.share, self.views)
 
 
-def crisp(image: Tensor, share: Tensor) -> Tensor:
+def crisp(image: Tensor, share: Tensor, stretched: Tensor) -> Tensor:
     """An image (B, 3, H, W) that is as sharp where it is rendered as elsewhere: an unsharp mask by that share.
 
-    Losses on pixels blur what is rendered. While it is trained, the image stays as it is: it would learn to be softer.
+    Losses on pixels blur what is rendered. Where the moved source is stretched, as between lids that close, the mask
+    would sharpen its stripes. While the image is trained it stays as it is: the network would learn to be softer.
     """
     if torch.is_grad_enabled() and image.requires_grad:
         return image
-    image = image.clamp(-1.0, 1.0)
-    return torch.addcmul(image, share[:, :1], image - softened(softened(image)), value=_CRISP).clamp(-1.0, 1.0)
+    image, part = image.clamp(-1.0, 1.0), share[:, :1] * (1.0 - stretched)
+    return torch.addcmul(image, part, image - softened(softened(image)), value=_CRISP).clamp(-1.0, 1.0)
 
 
 def finished(draw: Draw | None, made: tuple[Tensor, Tensor], views: Views) -> tuple[Tensor, Tensor]:
     """What `Detail.blend` has made, crisp, with mouths that the source does not show."""
-    made = crisp(*made), made[1]
+    made = crisp(*made, views.stretched), made[1]
     if draw is None or views.lips is None or views.hidden is None or views.kept is None:
         return made
     return filled(draw, *made, views.lips, views.hidden, views.kept)

@@ -26,7 +26,8 @@ _RIGID, _STILL = 1.1, 2.4
 """Distances from the iris's centre, in its radii: up to the first all moves with it, from the second on nothing."""
 _WHITE, _SPREAD = 1.2, 0.2
 """Behind an iris that has rolled far, pixels from this distance on look up the source's eye from the same distance on,
-at least: so much farther per radius. Nearer to the iris its dark edge would be stretched."""
+at least: so much farther per radius. Nearer to the iris its dark edge would be stretched. Above and below it are lids:
+they stay where it rolls down or up."""
 
 
 def at_rest(places: Tensor, own: Tensor) -> Tensor:
@@ -75,12 +76,14 @@ def rolled(flow: Tensor, elastic: Tensor, landmarks: Tensor, own: Tensor) -> Ten
     way = each(rest - iris)
     back = way * (near * near * (3.0 - 2.0 * near))
     behind = way / way.square().sum(dim=1, keepdim=True).clamp_min(1e-12).sqrt()
+    corners = lids[:, :, len(EYE_LOOPS[0]) // 2] - lids[:, :, 0]
+    sideways = (each(F.normalize(corners, dim=-1)) * behind).sum(dim=1, keepdim=True).square()
     found = (here + back - each(rest)) / radius
     along, trailing = ((part * behind).sum(dim=1, keepdim=True) for part in (found, across))
     aside = found.square().sum(dim=1, keepdim=True) - along.square()
     least = torch.minimum(away, _WHITE + _SPREAD * (away - _WHITE))
     lack = (least.square() - aside).clamp_min(1e-6).sqrt() - along
-    back = back + behind * radius * torch.where(trailing > 0.0, lack.clamp_min(0.0), 0.0)
+    back = back + behind * radius * torch.where(trailing > 0.0, sideways * lack.clamp_min(0.0), 0.0)
     there = (2.0 * (here + back) - 1.0).permute(0, 2, 3, 4, 1).flatten(1, 2)
     seen = F.grid_sample(elastic, there, padding_mode="border", align_corners=False).view_as(here) + 2.0 * back
 

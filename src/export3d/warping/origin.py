@@ -12,10 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from export3d.layers import constant
+
 _RENDERED = (0.35, 0.8)
 """Shares of the rendered image between which trust falls from 1 to 0."""
 _CHOICE = 3.0
 """Power of the shares: the place is that of the view that dominates."""
+_DRAWN = (0.01, 0.0, 0.0)
+"""Added to the shares of the views. What is drawn alone, as an opened mouth, is where the moved image is: a photo's
+background may be where it would be unmoved."""
 _SPREAD = 4.0
 """Pixels of a 256-pixel image by which the views may disagree where trust has fallen to 1/e."""
 _REFERENCE = 256.0
@@ -56,8 +61,8 @@ def origin(share: Tensor, offset: Tensor, turn: Tensor) -> Origin:
         offset, turn: (B, 2, H, W) the flows of the moved and the turned image.
     """
     rendered, looked_up = share[:, :1], share[:, 1:]
-    part = looked_up**_CHOICE
-    part = part / part.sum(dim=1, keepdim=True).clamp_min(1e-6)
+    part = (looked_up + constant(_DRAWN, share.device)[:, None, None]) ** _CHOICE
+    part = part / part.sum(dim=1, keepdim=True)
     moved, still, turned = part[:, :1], part[:, 1:2], part[:, 2:]
     mean = torch.addcmul(moved * offset, turned, turn)
     away = [(flow - mean).square().sum(dim=1, keepdim=True) for flow in (offset, turn)]

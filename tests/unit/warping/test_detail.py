@@ -136,17 +136,20 @@ def test_what_is_rendered_is_made_crisp_and_nothing_else() -> None:
     edge[..., 24:] = 0.0
     share = torch.zeros(1, 4, 16, 32)
     share[:, 0, :, :16], share[:, 1, :, 16:] = 1.0, 1.0
-    made = crisp(edge, share)
+    whole = torch.zeros(1, 1, 16, 32)
+    made = crisp(edge, share, whole)
     assert torch.equal(made[..., 16:], edge[..., 16:])
     steps = [image[0, 0, 4].diff()[7] for image in (edge, made)]
     assert steps[1] > 1.3 * steps[0]
     torch.testing.assert_close(made[..., :4], edge[..., :4])
-    assert float(crisp(3.0 * edge - 1.0, share).abs().max()) <= 1.0
+    assert float(crisp(3.0 * edge - 1.0, share, whole).abs().max()) <= 1.0
+    assert torch.equal(crisp(edge, share, whole + 1.0), edge), "stripes stay soft"
 
 
 def test_training_sees_what_the_network_makes() -> None:
     """Else it would learn to be softer."""
     image = torch.rand(1, 3, 8, 8, requires_grad=True)
-    assert crisp(image, torch.ones(1, 4, 8, 8)) is image
+    maps = torch.ones(1, 4, 8, 8), torch.zeros(1, 1, 8, 8)
+    assert crisp(image, *maps) is image
     with torch.no_grad():
-        assert not torch.equal(crisp(image, torch.ones(1, 4, 8, 8)), image)
+        assert not torch.equal(crisp(image, *maps), image)

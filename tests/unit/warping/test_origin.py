@@ -34,6 +34,13 @@ def test_what_is_rendered_is_not_trusted() -> None:
     assert trusts[-1] == 0.0
 
 
+def test_what_is_drawn_alone_is_where_the_moved_image_is() -> None:
+    """As a mouth: where it would be unmoved, the photo may show its background."""
+    found = origin(share(1, 0, 0, 0), flat(0.2), flat(-0.3))
+    torch.testing.assert_close(found.offset, flat(0.2))
+    assert float(found.trust.max()) == 0.0
+
+
 def test_views_that_disagree_are_not_trusted() -> None:
     agree, differ = (origin(share(0, 0.5, 0, 0.5), flat(0.1), flat(turn)) for turn in (0.1, 0.3))
     assert float(agree.trust.min()) > 0.99
