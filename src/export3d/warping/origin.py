@@ -18,7 +18,7 @@ _RENDERED = (0.35, 0.8)
 """Shares of the rendered image between which trust falls from 1 to 0."""
 _CHOICE = 3.0
 """Power of the shares: the place is that of the view that dominates."""
-_DRAWN = (0.01, 0.0, 0.0)
+_DRAWN = (1e-3, 0.0, 0.0)
 """Added to the shares of the views. What is drawn alone, as an opened mouth, is where the moved image is: a photo's
 background may be where it would be unmoved."""
 _SPREAD = 4.0
