@@ -85,8 +85,8 @@ def layers(
     people = [person_share(photo, box) >= _FOUND for box in beside]
     close = person_matte(photo, *inside, *(box for box, found in zip(beside, people) if found))
     margins = (top, image.shape[0] - bottom), (left, image.shape[1] - right)
-    beyond = extended(np.repeat(close[..., None], 3, 2), *margins)[..., 0]  # as blurred as the colours
-    matte = (4 * beyond.astype(np.int16) - 382).clip(0, 255).astype(np.uint8)
+    beyond = extended(np.repeat(close[..., None], 3, 2), *margins)[..., 0].astype(np.int16)  # blurred as the colours
+    matte = (4 * beyond - 382).clip(0, 255).astype(np.uint8)  # steeper about one half: far away nobody is left
     matte[canvas.photo] = close
     if canvas.whole and top:
         matte[:top, left:right] = _domes(close[0], top, _ROUND * max(box.side for box in boxes))
