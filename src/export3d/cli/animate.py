@@ -62,7 +62,8 @@ def command(
             motion: speech, expressions, turns.
         driving_face: of several in the driving video: largest (largest and longest in view), left, right, or a number
             counted from the left.
-        relative: add the driving face's movement to the portrait's own pose and expression (the default).
+        relative: add the driving face's movement to the portrait's own pose and expression; done unless absolute is
+            set.
         absolute: use the driving face's pose and expression unchanged.
         start: start at this time of the driving video or motion, seconds.
         seconds: maximum duration, seconds.

@@ -72,7 +72,7 @@ def layers(
     """
     check_background(background)
     image, photo = canvas.image, canvas.image[canvas.photo]
-    (top, bottom), (left, right) = ((part.start, part.stop) for part in canvas.photo)
+    top, left = (part.start for part in canvas.photo)
     inside, beside = (
         [CropBox((box.centre[0] - left, box.centre[1] - top), box.side) for box in group] for group in (boxes, others)
     )
@@ -84,13 +84,7 @@ def layers(
         )
     people = [person_share(photo, box) >= _FOUND for box in beside]
     close = person_matte(photo, *inside, *(box for box, found in zip(beside, people) if found))
-    margins = (top, image.shape[0] - bottom), (left, image.shape[1] - right)
-    beyond = extended(np.repeat(close[..., None], 3, 2), *margins)[..., 0].astype(np.int16)  # blurred as the colours
-    matte = (4 * beyond - 382).clip(0, 255).astype(np.uint8)  # steeper about one half: far away nobody is left
-    matte[canvas.photo] = close
-    if canvas.whole and top:
-        matte[:top, left:right] = _domes(close[0], top, _ROUND * max(box.side for box in boxes))
-        matte[:top, :left] = matte[:top, right:] = 0
+    matte = _on_canvas(close, canvas, _ROUND * max(box.side for box in boxes))
     if background == "keep":
         seen = [*boxes, *(box for box, found in zip(others, people) if found)]
         return Layers(image, *apart(image, matte, seen, canvas.photo), matte)
@@ -100,6 +94,24 @@ def layers(
         own, share = person[first:last].astype(np.float32), matte[first:last, :, None].astype(np.float32) / 255.0
         still[first:last] = (behind[first:last] + share * (own - behind[first:last])).round()
     return Layers(still, behind, _with_opacity(person, matte), matte)
+
+
+def _on_canvas(matte: Picture, canvas: Canvas, radius: float) -> Picture:
+    """The matte of a canvas, uint8 (H, W), from that of its photo (h, w), which goes on beyond the photo's border.
+
+    It is blurred there as the colours are, and made steeper, so that nobody is left far from the photo. `radius`: see
+    `_domes`, which take its place above whole photos.
+    """
+    (top, bottom), (left, right) = ((part.start, part.stop) for part in canvas.photo)
+    height, width = canvas.image.shape[:2]
+    margins = (top, height - bottom), (left, width - right)
+    blurred = extended(np.repeat(matte[..., None], 3, 2), *margins)[..., 0].astype(np.int16)
+    out = (4 * blurred - 382).clip(0, 255).astype(np.uint8)
+    out[canvas.photo] = matte
+    if canvas.whole and top:
+        out[:top] = 0
+        out[:top, left:right] = _domes(matte[0], top, radius)
+    return out
 
 
 def _domes(row: NDArray[np.uint8], margin: int, radius: float) -> Picture:

@@ -3,8 +3,8 @@
 The elastic mesh has one vertex per iris. Where the eye looks aside, its triangles stretch the iris on one side and
 squeeze it on the other, and the tracker hardly sees the eye move. Here the mesh is painted with irises at rest, where
 the eyelids alone carry them. Between the eyelids each pixel near the driven iris then looks up the mesh as far away as
-the iris has moved; at 2.4 radii nothing moves any more. No pixel beside it looks up the iris where it was, which would
-be seen twice: the white beside that is stretched instead.
+the iris has moved; at 2.4 radii nothing moves any more. After a far roll to the side, pixels between the iris and its
+old place would look up that place, and show a second iris. They look up the white of the eye beyond it, stretched.
 
 Letters: B batch, F = 470 face vertices of the elastic mesh, H pixels, W = H / 4 pixels of a window around an eye.
 """
@@ -25,9 +25,9 @@ _RIMS = tuple(tuple(iris[1:]) for iris in IRISES)
 _RIGID, _STILL = 1.1, 2.4
 """Distances from the iris's centre, in its radii: up to the first all moves with it, from the second on nothing."""
 _WHITE, _SPREAD = 1.2, 0.2
-"""Behind an iris that has rolled far, pixels from this distance on look up the source's eye from the same distance on,
-at least: so much farther per radius. Nearer to the iris its dark edge would be stretched. Above and below it are lids:
-they stay where it rolls down or up."""
+"""Behind an iris that has rolled to the side, a pixel `_WHITE` radii or more from its centre looks up the source's eye
+at least as far from the old centre: at `_WHITE` plus `_SPREAD` times the rest. Nearer, the dark edge of the iris would
+be stretched. It is not done for rolls up or down, behind which are lids."""
 
 
 def at_rest(places: Tensor, own: Tensor) -> Tensor:

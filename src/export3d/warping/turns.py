@@ -31,8 +31,9 @@ _HALF_DEG, _FILL_DEG = (3.0, 8.0), (4.0, 14.0)
 """Yaw of a portrait from which it shows one half of the face too little, and wholly; and turns from which that is
 filled."""
 _GAIN, _LATER, _SOON = 0.15, 3.0, 8.0
-"""Difference of the stretches from which the other half is shown, and wholly at twice as much. While the head turns it
-takes over more and more of the face: it begins at four times as much. Where both were seen, brows would be double."""
+"""Difference of the stretches from which the other half is shown, and wholly at `_GAIN` more. As a turn begins it must
+be larger by `_LATER` times `_GAIN`, so the other half begins at the most stretched places and grows. It is opaque from
+a share of 1 / `_SOON` on: half transparent, it would double brows."""
 
 
 def far(own: Tensor, camera: Tensor) -> Tensor:
