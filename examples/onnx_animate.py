@@ -19,7 +19,7 @@ def run(graph, known):
 def frames(folder, motion):
     """Images, uint8 (H, W, 3): the portrait moves as the face of the motion does from its first frame on."""
     encoder, planes, frame = (InferenceSession(f"{folder}/{name}.onnx") for name in ("encoder", "planes", "frame"))
-    source = run(encoder, dict(np.load(f"{folder}/portrait.npz"))) | {"shoulders": np.zeros((1, 3), np.float32)}
+    source = run(encoder, dict(np.load(f"{folder}/portrait.npz"))) | {"shoulders": np.zeros((1, 5), np.float32)}
     own, pose = source["source_expression"], source["source_camera"][0, :16].reshape(4, 4)
     with open(motion, "rb") as file:
         header = json.loads(file.read(int.from_bytes(file.read(8), "little")))

@@ -36,6 +36,8 @@ RADIUS = 2.7
 NECK = (0.0, 0.1, 0.1)
 """The neck, about which the head turns, in the world, scene units: 5.5 cm below the head's origin and behind it. Fitted
 to 210 clips of talking heads: relative to it, quick movements (under 1.5 s) of the origin are 20 % smaller."""
+COLLAR = (0.0, 0.256, -0.078)
+"""Below the chin of the canonical face by a quarter of its height: the place about which shoulders turn and grow."""
 
 
 @dataclass(frozen=True)
@@ -248,9 +250,12 @@ def project(points: Array, label: Array) -> Array:
 
 
 def neck(label: Array) -> Array:
-    """The place (..., 2) of `NECK` in the images of labels (..., 25), 0..1 across the image."""
-    place: Array = project(np.broadcast_to(NECK, (*np.shape(label)[:-1], 1, 3)), label)[..., 0, :]
-    return place
+    """Where `NECK` is seen by labels (..., 25): its place, 0..1 across the image, and its log distance, (..., 3)."""
+    label = np.asarray(label, dtype=np.float64)
+    place: Array = project(np.broadcast_to(NECK, (*label.shape[:-1], 1, 3)), label)[..., 0, :]
+    rotation = unpack(label)[0][..., :3, :3]
+    distance = head_position(label)[..., 2:] + np.asarray(NECK) @ rotation[..., 2:]
+    return np.concatenate([place, np.log(np.maximum(distance, 1e-6))], axis=-1)
 
 
 def projected(points: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:

@@ -61,7 +61,7 @@ class Planes:
         return Planes(self.triplane.expand(batch, -1, -1, -1, -1), self.source.expand(batch), motion)
 
     def with_shoulders(self, shoulders: Tensor) -> Planes:
-        """The same with what is known of the driving shoulders (B, 3), see `SourceMotion`; nothing without a warp."""
+        """The same with what is known of the driving shoulders (B, 5), see `SourceMotion`; nothing without a warp."""
         return self if self.motion is None else replace(self, motion=replace(self.motion, shoulders=shoulders))
 
 
@@ -267,7 +267,7 @@ class Export3D(HubModel):
             jitter: (B,) int64 seeds that jitter each item's ray samples (training).
             resolution: rays per side, for training phases that render fewer.
             superres: whether to compute the final image.
-            shoulders: (B, 3), see `Planes.with_shoulders`.
+            shoulders: (B, 5), see `Planes.with_shoulders`.
         """
         encoded = self.encode(source, source_camera, source_expression, source_landmarks, source_matte)
         planes, generated = self._planes(encoded, self.expression(expression), expression)

@@ -26,6 +26,7 @@ from export3d.data.frames import FrameStore
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.face.mesh import canonical_mesh
 from export3d.model import Export3D
+from export3d.motion.motion import SHOULDERS
 from export3d.pretrained import load_pretrained, save_pretrained
 from export3d.render.renderer import VolumeRenderer
 from export3d.superres import SuperResolution
@@ -80,7 +81,7 @@ def made_up_clips(people: int = 3, frames: int = 6, size: int = SIZE, seed: int 
         frames=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(),
         expression=torch.from_numpy(np.stack(expressions)).float(),
         camera=torch.from_numpy(np.stack(cameras)).float(),
-        shoulders=torch.zeros(len(pictures), 3),
+        shoulders=torch.zeros(len(pictures), SHOULDERS),
         landmarks=torch.from_numpy(np.stack(landmarks)).half(),
         found=torch.ones(len(pictures), dtype=torch.bool),
         clip=torch.tensor([number for number, count in enumerate(counts) for _ in range(count)]),

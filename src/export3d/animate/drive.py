@@ -22,12 +22,15 @@ from numpy.typing import NDArray
 
 from export3d import camera
 from export3d.animate.head_motion import (
+    PLACE_AND_SIZE,
+    SHOULDERS_TURN,
     HeadMotion,
     angles_deg,
     check_head_motion,
     displacement,
     eased,
     eased_expression,
+    limited,
     neck_place,
     runs,
     seen_rotation,
@@ -202,7 +205,8 @@ def _ready_to_track() -> Tracker:
     then wait for ever.
     """
     import av.subtitles.stream  # noqa: F401 - PyAV imports it where it opens a file
-    import numpy.ma  # noqa: F401 - NumPy imports it for its first median
+    import numpy.ctypeslib  # NumPy imports it for the first mask of MediaPipe,
+    import numpy.ma  # noqa: F401 - and this for its first median
     from PIL import Image
 
     from export3d.face.shoulders import search
@@ -400,8 +404,9 @@ def rebase(
     turned[away] = own_rotation
     moved: NDArray[np.floating] = displacement(motion, frames.place, head_motion)
     shoulders: NDArray[np.floating] = motion.shoulders_from(frames.place)
-    beside = np.pad(motion.shoulders[:, :2], ((0, 0), (0, 1))).astype(np.float64)
-    shoulders[:, :2] = displacement(motion, frames.place, head_motion, beside)[:, :2]
+    beside = motion.shoulders[:, PLACE_AND_SIZE].astype(np.float64)
+    shoulders[:, PLACE_AND_SIZE] = displacement(motion, frames.place, head_motion, beside)
+    shoulders[:, 3:4] = limited(shoulders[:, 3:4], SHOULDERS_TURN)
     shoulders[away] = 0.0
     rest = _resting(motion, frames.expression) if reference is None else motion.expression[frames.expression]
     change: NDArray[np.floating] = motion.expression - rest

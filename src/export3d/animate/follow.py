@@ -23,10 +23,13 @@ from numpy.typing import ArrayLike, NDArray
 from export3d import camera
 from export3d.animate.drive import restlessness
 from export3d.animate.head_motion import (
+    PLACE_AND_SIZE,
+    SHOULDERS_TURN,
     Displacement,
     HeadMotion,
     angles_deg,
     check_head_motion,
+    limited,
     neck_place,
     seen_rotation,
     with_neck,
@@ -37,7 +40,7 @@ from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox, crop_box
 from export3d.face.landmarks import Face
 from export3d.face.shoulders import UNKNOWN
-from export3d.face.smooth import from_pose_numbers, pose_numbers
+from export3d.face.smooth import beside_neck, from_pose_numbers, pose_numbers
 from export3d.motion.arkit import ARKIT52
 
 Array = NDArray[np.floating]
@@ -60,8 +63,8 @@ _SCORES = (2.0, 4.0)
 On four filmed clips a blink is delayed by 18 ms, a jaw by 25 and a head turn by 33, and the frame-to-frame jitter of
 scores (second differences) falls to 0.6 of the tracker's, as in `export3d.face.smooth`.
 """
-_SHOULDERS = ([2.0, 2.0, 2.0], [14.0, 14.0, 0.0])
-"""The same of the shoulders' place, crop widths, and of how sure it is."""
+_SHOULDERS = ([2.0] * 5, [14.0, 14.0, 0.0, 7.0, 7.0])
+"""The same of the shoulders' numbers, see `Shoulders.step`, with places in crop widths."""
 _POSE = np.array([[2.0, 0.1]] * 3 + [[2.0, 60.0]] * 2 + [[0.4, 2.0]])
 """The same of head angles (degrees), direction (x / z) and log distance, which fluctuates most."""
 
@@ -121,7 +124,7 @@ def _share(cutoff_hz: float | Array, seconds: float) -> float | Array:
 
 @dataclass(frozen=True, eq=False)
 class Pose:
-    """What the portrait does: an expression (E,), a camera label (25,) and shoulders (3,) as in `Motion`, float32."""
+    """What the portrait does: an expression (E,), a camera label (25,) and shoulders (5,) as in `Motion`, float32."""
 
     expression: NDArray[np.float32]
     camera: NDArray[np.float32]
@@ -176,7 +179,7 @@ class Follower:
         self._head_motion = head_motion
         self._expression, self._rotation = at_rest(scores), seen_rotation(label)
         self._place, self._intrinsics = neck_place(label), camera.unpack(label)[1]
-        self._at_rest = self._numbers(self._rotation, self._expression, np.zeros(3), np.zeros(3))
+        self._at_rest = self._numbers(self._rotation, self._expression, np.zeros(3), UNKNOWN)
         self.rest = self._pose(self._at_rest)
         self.calibrating = True
         self._seen: list[tuple[Array, Array, Array, float]] = []
@@ -199,7 +202,7 @@ class Follower:
         Args:
             face: in a frame of the camera, None where there is none.
             time_s: when the frame was captured, seconds; ascending.
-            shoulders: (3,) of that face, see `Shoulders.step`.
+            shoulders: (5,) of that face, see `Shoulders.step`.
         """
         if face is not None:
             if self._missed and time_s - self._last_seen > HOLD_S:
@@ -243,10 +246,10 @@ class Follower:
         angles, position = pose_numbers(labels)
         label = from_pose_numbers(np.median(angles, axis=0)[None], np.median(position, axis=0)[None])[0]
         calm = scores[np.argsort(restlessness(scores))[: max(_FEWEST, len(scores) // _CALM)]]
-        places = np.median(_in_crop(known, box) - np.pad(camera.neck(labels), ((0, 0), (0, 1))), axis=0)
+        places = np.median(beside_neck(_in_crop(known, box), labels), axis=0)
         self._neutral = _Neutral(box, shape, np.median(calm, axis=0), seen_rotation(label), places)
         self._displacement = Displacement(self._head_motion, neck_place(label))
-        self._beside = Displacement(self._head_motion, np.array([*places[:2], 0.0]))
+        self._beside = Displacement(self._head_motion, places[PLACE_AND_SIZE])
         self._scores.reset()
         self._head.reset()
         self._shoulders.reset()
@@ -262,28 +265,27 @@ class Follower:
         rotation = seen_rotation(label) @ neutral.rotation.T @ self._rotation
         scores = self._scores.step(face.scores.astype(np.float64), time_s)
         moved = self._displacement.step(neck_place(label), time_s)
-        beside = self._shoulders.step(_in_crop(shoulders[None], neutral.crop)[0], time_s) - np.append(
-            camera.neck(label), 0.0
-        )
-        way = self._beside.step(np.array([*beside[:2], 0.0]), time_s)
-        sure = beside[2] * neutral.shoulders[2]
+        seen = self._shoulders.step(_in_crop(shoulders[None], neutral.crop)[0], time_s)
+        beside = beside_neck(seen[None], label[None])[0]
+        sure, turn = beside[2] * neutral.shoulders[2], beside[3:4] - neutral.shoulders[3]
+        x, y, size = self._beside.step(beside[PLACE_AND_SIZE], time_s)
         change = scores - neutral.scores
         expression = changed(self._expression, change, self._lately.step(float(moving(change)), time_s))
-        return self._numbers(rotation, expression, moved, np.array([*way[:2], sure]))
+        return self._numbers(rotation, expression, moved, np.array([x, y, sure, *limited(turn, SHOULDERS_TURN), size]))
 
     @staticmethod
     def _numbers(rotation: Array, expression: Array, moved: Array, shoulders: Array) -> Array:
-        """Head angles, displacement, shoulders and expression as (61,) numbers between which one can pass over."""
+        """Head angles, displacement, shoulders and expression as (63,) numbers between which one can pass over."""
         return np.concatenate([angles_deg(rotation[None])[0], moved, shoulders, expression])
 
     def _pose(self, numbers: Array) -> Pose:
         rotation, place = camera.head_rotation(numbers[None, :3]), self._place + numbers[None, 3:6]
         label = with_neck(rotation, place, self._intrinsics)[0]
-        return Pose(*(part.astype(np.float32) for part in (numbers[9:], label, numbers[6:9])))
+        return Pose(*(part.astype(np.float32) for part in (numbers[11:], label, numbers[6:11])))
 
 
 def _in_crop(shoulders: Array, box: CropBox) -> Array:
-    """`Shoulders.step` (T, 3) with places in a crop, crop widths."""
+    """`Shoulders.step` (T, 5) with places in a crop, crop widths."""
     return np.concatenate([box.to_crop(shoulders[:, :2], 1.0), shoulders[:, 2:]], axis=1)
 
 

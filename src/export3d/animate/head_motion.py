@@ -35,6 +35,10 @@ HeadMotion = Literal["steady", "full", "rotation"]
 _NECK = np.array(camera.NECK)
 _LIMITS = {"steady": (0.1, 0.06), "full": (0.25, 0.25)}
 """Largest displacement across the picture, crop widths, and of the logarithm of the distance."""
+PLACE_AND_SIZE = [0, 1, 4]
+"""The shoulders' numbers that are moved beside the neck as the neck is."""
+SHOULDERS_TURN = 0.3
+"""Radians by which shoulders turn at most."""
 _SHAKE_S, _RETURN_S = 0.16, 2.0
 """Standard deviation of the smoothing, and the time in which a displacement falls to 1 / e, seconds."""
 _SETTLED_S = 1.0

@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from export3d.data.shards import WHOLE, Box, Entry, parse_box
+from export3d.motion.motion import SHOULDERS
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -48,7 +49,7 @@ def layout(frames: int, resolution: int, expression_size: int) -> dict[str, tupl
         "clip": ((frames,), "<i8"),
         "expression": ((frames, expression_size), "<f4"),
         "camera": ((frames, 25), "<f4"),
-        "shoulders": ((frames, 3), "<f4"),
+        "shoulders": ((frames, SHOULDERS), "<f4"),
         "landmarks": ((frames, 478, 2), "<f2"),
         "found": ((frames,), "|b1"),
         "frames": ((frames, 3, resolution, resolution), "|u1"),

@@ -47,6 +47,7 @@ from export3d.data.shards import Index, Record, has_split, read_index, read_shar
 from export3d.errors import ConfigError, InputError, check_shape
 from export3d.files import kind_at, make_folder, replacing, write_bytes, write_failure
 from export3d.locations import Place, inside
+from export3d.motion.motion import SHOULDERS
 
 CACHE_FORMAT = "export3d.frames"
 MAX_PART_BYTES = 50 * 10**6
@@ -60,7 +61,7 @@ class FrameStore:
         frames: (N, 3, R, R) uint8 RGB.
         expression: (N, E) float32 in `space`.
         camera: (N, 25) float32 labels.
-        shoulders: (N, 3) float32, see `Motion`; zeros where they are not known.
+        shoulders: (N, 5) float32, see `Motion`; zeros where they are not known.
         landmarks: (N, 478, 2) float16, 0..1 across the crop.
         found: (N,) bool; False where the face was lost and the track is interpolated.
         clip: (N,) int64, number of the clip in `clips`.
@@ -85,7 +86,7 @@ class FrameStore:
         check_shape(self.frames, f"{n} 3 R R", "frames")
         check_shape(self.expression, f"{n} E", "expression")
         check_shape(self.camera, f"{n} 25", "camera")
-        check_shape(self.shoulders, f"{n} 3", "shoulders")
+        check_shape(self.shoulders, f"{n} {SHOULDERS}", "shoulders")
         check_shape(self.landmarks, f"{n} L 2", "landmarks")
         check_shape(self.found, f"{n}", "found")
         check_shape(self.clip, f"{n}", "clip")

@@ -22,7 +22,7 @@ from export3d.data.frame_layout import Arrays, Clip, clips_from_json, layout
 from export3d.errors import InputError
 from export3d.files import kind_at
 from export3d.locations import as_place
-from export3d.motion.motion import SPACES
+from export3d.motion.motion import SPACES, five_numbers
 
 PACKED_FORMAT = "export3d.packed"
 VERSION = 1
@@ -90,7 +90,7 @@ def decode_packed(folder: Path, packed: Packed, size: int, pool: ThreadPoolExecu
         for name in TRACKS:
             (_, *shape), dtype = shapes[name]
             if name == SHOULDERS:
-                part.setdefault(name, np.zeros((frames, *shape), dtype))
+                part[name] = five_numbers(part.get(name, np.zeros(0, dtype)), frames)
             if part[name].shape != (frames, *shape) or part[name].dtype != np.dtype(dtype):
                 raise ValueError(f"{name} in {file} has shape {part[name].shape} and type {part[name].dtype}")
             if part[name].dtype.kind == "f" and not np.isfinite(part[name]).all():

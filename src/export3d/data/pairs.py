@@ -166,7 +166,7 @@ class PairSampler:
         Returns:
             float32 on the store's device, with b = batch_size / world: source, driving (b, 3, R, R) in [-1, 1];
             source_expression, expression (b, E); source_camera, camera (b, 25); source_landmarks, landmarks
-            (b, 478, 2), 0..1 across their image; shoulders (b, 3), see `SourceMotion`, not known where source and
+            (b, 478, 2), 0..1 across their image; shoulders (b, 5), see `SourceMotion`, not known where source and
             driving frame are moved differently; valid (b, 1, R, R), 1 where the driving frame shows the source video
             and 0 where its crop lies outside the video and repeats an edge; and clip (b,) int64 (for a sitting, any of
             its portraits). If the store knows where people are, source_mask (b, 1, m, m) too, 0..1.
@@ -227,11 +227,12 @@ class PairSampler:
         return Draw(clip, (int(frame), int(driving)), self.mirror and bool(mirrored), geometry, colour)
 
     def _shoulders_of(self, draw: Draw) -> Array:
-        """(3,) how far the driving shoulders are from where they were in the source frame, and how sure that is."""
+        """(5,) where the driving shoulders are, seen from where they were in the source frame, see `SourceMotion`."""
         own, there = (self._shoulders[row].astype(np.float64) for row in draw.rows)
-        way, sure = there[:2] - own[:2], own[2] * there[2] * (draw.geometry[0] == draw.geometry[1]).all()
+        sure = own[2] * there[2] * (draw.geometry[0] == draw.geometry[1]).all()
         zoom, turn = draw.geometry[0, 2:]
-        return np.append(zoom * _rotation(turn) @ (way * (-1.0 if draw.mirrored else 1.0, 1.0)), sure)
+        x, y, _, turned, grown = (there - own) * ((-1.0, 1.0, 1.0, -1.0, 1.0) if draw.mirrored else 1.0)
+        return np.array([*(zoom * _rotation(turn) @ (x, y)), sure, turned, grown])
 
     def _hard_share(self, number: int) -> float:
         """Probability of a hard pair for the sample `number`."""

@@ -5,7 +5,7 @@ still portrait, stored as three adjacent members of one tar:
 
     KEY.json                provenance: source file, person, split, terms, fps, crop, reprojection, tool version
     KEY.track.safetensors   expression (T, E) f32, camera (T, 25) f32, landmarks (T, 478, 2) f16, found (T,) bool, and,
-                            where they are seen, shoulders (T, 3) f32
+                            where they are seen, shoulders (T, 5) f32
     KEY.mp4 | KEY.png       256x256 face crop, 25 fps video or one image
 
 Only the tars named in the index belong to the split. New tars are written first (temporary name, then rename), then the
@@ -35,7 +35,7 @@ from export3d.camera import LABEL_SIZE
 from export3d.errors import InputError, ShapeError, check_shape
 from export3d.files import kind_at
 from export3d.locations import Place, as_place, fetch, inside
-from export3d.motion.motion import Motion
+from export3d.motion.motion import SHOULDERS, Motion, five_numbers
 
 FORMAT = "export3d.shards"
 VERSION = 1
@@ -52,7 +52,7 @@ WHOLE: Box = (0.0, 0.0, 1.0, 1.0)
 
 _MAX_MEMBER_BYTES = 2 * 2**30
 _NUMBERS = {"expression": np.float32, "camera": np.float32, "landmarks": np.float16, "shoulders": np.float32}
-_UNKNOWN = np.zeros((0, 3), np.float32)
+_UNKNOWN = np.zeros((0, SHOULDERS), np.float32)
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Record:
         landmarks: (T, 478, 2) float16, 0..1 across the crop (outside that range where the face leaves the crop).
         found: (T,) bool; False where the face was lost and the track is interpolated.
         info: provenance, JSON values only.
-        shoulders: (T, 3) float32, see `Motion`; zeros where they are not seen, or the record was made without them.
+        shoulders: (T, 5) float32, see `Motion`; zeros where they are not seen, or the record was made without them.
 
     Raises:
         ShapeError: the shapes do not match.  InputError: an invalid key or suffix, or numbers that are not finite.
@@ -89,8 +89,7 @@ class Record:
             raise InputError(f"{self.key!r} cannot name a record; use letters, digits, _ and -")
         if self.suffix not in MEDIA_SUFFIXES:
             raise InputError(f"record {self.key} is a .{self.suffix}; a record is one of {', '.join(MEDIA_SUFFIXES)}")
-        if not self.shoulders.any():  # nothing known, of however many frames
-            object.__setattr__(self, "shoulders", np.zeros((len(self.expression), 3), np.float32))
+        object.__setattr__(self, "shoulders", five_numbers(self.shoulders, len(self.expression)))
         for name, dtype in _NUMBERS.items():
             value = np.ascontiguousarray(getattr(self, name), dtype=dtype)
             if not np.isfinite(value).all():
@@ -102,7 +101,7 @@ class Record:
         check_shape(self.camera, f"{frames} {LABEL_SIZE}", f"camera of {self.key}")
         check_shape(self.landmarks, f"{frames} N 2", f"landmarks of {self.key}")
         check_shape(self.found, f"{frames}", f"found of {self.key}")
-        check_shape(self.shoulders, f"{frames} 3", f"shoulders of {self.key}")
+        check_shape(self.shoulders, f"{frames} {SHOULDERS}", f"shoulders of {self.key}")
         if frames == 0 or (self.suffix == "png" and frames != 1):
             raise ShapeError(f"record {self.key} has {frames} frames; a png has one and an mp4 at least one")
 

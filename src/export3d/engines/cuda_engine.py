@@ -16,6 +16,7 @@ from torch import Tensor
 from export3d.engines import parts
 from export3d.engines.torch_engine import PartsEngine
 from export3d.model import Encoded, Export3D, Planes
+from export3d.motion.motion import SHOULDERS
 from export3d.render.renderer import Rendered
 from export3d.warping.detail import Views
 from export3d.warping.source_warp import Regions, SourceMotion
@@ -155,7 +156,7 @@ class CudaEngine(PartsEngine):
         if planes.motion is not None and planes.motion.points is not None:
             given["points"] = planes.motion.points
         known = None if planes.motion is None else planes.motion.shoulders
-        given["shoulders"] = camera.new_zeros(len(camera), 3) if known is None else known
+        given["shoulders"] = camera.new_zeros(len(camera), SHOULDERS) if known is None else known
         made = self._frame_part(given)
         if not self.model.moves_pixels:
             return made, None

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from export3d.camera import Camera, projected
 from export3d.expression.encoder import ExpressionEncoder
 from export3d.model import Encoded, Export3D
+from export3d.motion.motion import SHOULDERS
 from export3d.warping.detail import Detail, DetailGuide, Views
 from export3d.warping.flows import plane_flow
 from export3d.warping.landmark_motion import Regions, average_landmarks
@@ -209,7 +210,7 @@ class CameraViews(Part):
     """`SourceWarp.views`: the source as cameras see it. Only for models that move pixels.
 
     Inputs: the tensors of `Encoded.view` that it needs, points (B, 478, 3), camera (B, 25), and, if shoulders follow,
-    shoulders (B, 3), zeros for none. Outputs: the tensors of
+    shoulders (B, 5), zeros for none. Outputs: the tensors of
     `Views`, as `views.…`, without the unmoved source.
     """
 
@@ -366,7 +367,7 @@ def examples(model: Export3D, batch: int = 2, seed: int = 0) -> dict[str, Tensor
         "regions.own": 0.1 * _uniform(random, batch, 4, width),
         "regions.share": _uniform(random, batch).abs(),
         "camera": camera[batch:],
-        "shoulders": _uniform(random, batch, 3).abs(),
+        "shoulders": 0.1 * _uniform(random, batch, SHOULDERS).abs(),
     }
     return {name: value.to(device) for name, value in made.items()}
 

@@ -24,7 +24,7 @@ from export3d.face.landmarks import (
     glance,
     spread,
 )
-from export3d.face.shoulders import UNKNOWN, Shoulders
+from export3d.face.shoulders import UNKNOWN, Mask, Shoulders
 
 SEARCH_EVERY = 12
 """Frames between two searches of the whole frame, and frames for which a lost face is looked for where it was."""
@@ -73,7 +73,7 @@ class Person:
         self._shoulders = bytearray()
 
     def append(self, frame: int, face: Face, shoulders: NDArray[np.float32] = UNKNOWN) -> None:
-        """Add the face of a later frame, and its shoulders (3,), see `Shoulders`."""
+        """Add the face of a later frame, and its shoulders (5,), see `Shoulders`."""
         self.frames.append(frame)
         self.weight += face.size
         self._landmarks += face.landmarks[:, :2].astype(np.float32).tobytes()
@@ -98,8 +98,8 @@ class Person:
         return np.frombuffer(self._scores, dtype=np.float32).reshape(len(self.frames), -1)
 
     def shoulders(self) -> NDArray[np.float32]:
-        """(N, 3), see `Shoulders`."""
-        return np.frombuffer(self._shoulders, dtype=np.float32).reshape(-1, 3)
+        """(N, 5), see `Shoulders`."""
+        return np.frombuffer(self._shoulders, dtype=np.float32).reshape(-1, len(UNKNOWN))
 
     def face(self, row: int) -> Face:
         """The face in the frame `frames[row]`."""
@@ -192,10 +192,11 @@ class Crowd:
 
     Args:
         landmarker: finds faces.
-        shoulders: whether the shoulders are followed too.
+        mask: tells where people are (`PersonSegmenter.mask`), so that their shoulders are followed too; None: they are
+            not.
     """
 
-    def __init__(self, landmarker: Landmarker, shoulders: bool = False) -> None:
+    def __init__(self, landmarker: Landmarker, mask: Mask | None = None) -> None:
         self.people: list[Person] = []
         self.faces: list[Face] = []
         self.present: list[Person] = []
@@ -203,7 +204,7 @@ class Crowd:
         self.several = 0
         self.unconfirmed = False
         self._landmarker = landmarker
-        self._shoulders = shoulders
+        self._mask = mask
         self._frame = -1
         self._followers: list[_Follower] = []
         self._refused: list[tuple[int, Face]] = []
@@ -284,8 +285,8 @@ class Crowd:
     def _append(self, follower: _Follower, look: _Look) -> None:
         """Keep the face that a follower has just found."""
         face, known = follower.last, UNKNOWN
-        if self._shoulders:
-            follower.shoulders = follower.shoulders or Shoulders()
+        if self._mask is not None:
+            follower.shoulders = follower.shoulders or Shoulders(self._mask)
             known = follower.shoulders.step(look.image, face.landmarks)
         follower.person.append(self._frame, face, known)
         self.faces.append(face)

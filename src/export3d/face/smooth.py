@@ -81,22 +81,31 @@ def smooth_expression(expression: ArrayLike, fps: float, smoothing: Smoothing | 
 def smooth_shoulders(
     shoulders: ArrayLike, labels: ArrayLike, fps: float, smoothing: Smoothing, shot: NDArray[np.int32]
 ) -> Array:
-    """What `Motion.shoulders` says, from places in the crop, crop widths, and how sure they are: (T, 3) to (T, 3).
+    """What `Motion.shoulders` says, from `Shoulders.step` with places in the crop, crop widths: (T, 5) to (T, 5).
 
     They are smoothed as head poses are, measured from the neck of smooth cameras (T, 25), and then from their median
     in each shot (T,).
     """
     values = np.array(shoulders, dtype=np.float64)
-    neck = camera.neck(np.asarray(labels, dtype=np.float64))
     for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(shot)) + 1):
         sure = values[part, 2] > 0.0
         if not sure.any() or shot[part[0]] < 0:
             values[part] = 0.0
             continue
-        place = smooth(values[part, :2], smoothing.pose_s * fps) - neck[part]
-        values[part, :2] = place - np.median(place[sure], axis=0)
-        values[part, 2] = smooth(values[part, 2], smoothing.pose_s * fps, order=0)
+        sureness = smooth(values[part, 2], smoothing.pose_s * fps, order=0)
+        beside = beside_neck(smooth(values[part], smoothing.pose_s * fps), np.asarray(labels)[part])
+        values[part] = beside - np.median(beside[sure], axis=0)
+        values[part, 2] = sureness
     return values
+
+
+def beside_neck(shoulders: Array, labels: Array) -> Array:
+    """Shoulders (T, 5) in the crop, crop widths, as they are beside the neck of cameras (T, 25)."""
+    neck = camera.neck(labels)
+    out = np.array(shoulders, dtype=np.float64)
+    out[:, :2] -= neck[:, :2]
+    out[:, 4] += neck[:, 2]
+    return out
 
 
 def pose_numbers(labels: ArrayLike) -> tuple[Array, Array]:

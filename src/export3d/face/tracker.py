@@ -21,6 +21,7 @@ from export3d.face.landmark_sets import NOSE_TIP
 from export3d.face.landmarks import Face, FaceLandmarker, Landmarker, alike, all_faces
 from export3d.face.mesh import canonical_mesh
 from export3d.face.people import Crowd, Person, joined
+from export3d.face.segmenter import PersonSegmenter
 from export3d.face.smooth import (
     Smoothing,
     from_pose_numbers,
@@ -113,6 +114,7 @@ class Tracker:
     def __init__(self, landmarker: Landmarker | None = None, smoothing: Smoothing | None = None) -> None:
         self._landmarker: Landmarker = FaceLandmarker() if landmarker is None else landmarker
         self._smoothing = smoothing or Smoothing()
+        self._segmenter: PersonSegmenter | None = None
 
     def __enter__(self) -> Tracker:
         return self
@@ -121,8 +123,10 @@ class Tracker:
         self.close()
 
     def close(self) -> None:
-        """Free the landmarker."""
+        """Free the networks."""
         self._landmarker.close()
+        if self._segmenter is not None:
+            self._segmenter.close()
 
     def track_image(self, image: NDArray[np.uint8], name: str = "the image", face: str | int = "largest") -> Track:
         """Track one face of an image (H, W, 3).
@@ -161,6 +165,12 @@ class Tracker:
         if not faces:
             return (self._alone(image, name, crowd),)
         return tuple(self._still(face, faces, image, f"{name}, face {n}", crowd) for n, face in enumerate(faces, 1))
+
+    def _people(self, image: NDArray[np.uint8], region: tuple[float, float, float, float]) -> NDArray[np.float32]:
+        """`PersonSegmenter.mask` of a network that is opened when it is first needed."""
+        if self._segmenter is None:
+            self._segmenter = PersonSegmenter()
+        return self._segmenter.mask(image, region)
 
     def _people_of(self, image: NDArray[np.uint8], name: str) -> Crowd:
         """The faces that the first look at an image finds, and how it is turned; `NoFaceFound` if there are none."""
@@ -229,7 +239,7 @@ class Tracker:
 
     def crowd(self) -> Crowd:
         """Tracking frame by frame, without knowing what comes: see `Crowd.step`."""
-        return Crowd(self._landmarker, shoulders=True)
+        return Crowd(self._landmarker, self._people)
 
     def track_video(
         self,
@@ -284,7 +294,7 @@ class Tracker:
             ConfigError: `face` is none of these.
         """
         wanted = face_choice(face, one=True)
-        crowd = Crowd(self._landmarker, shoulders=True)
+        crowd = self.crowd()
         total = 0
         for frame in frames:
             crowd.step(frame)

@@ -2,8 +2,8 @@
 
 A `.motion` file is a safetensors file: tensors `expression` (T, E) and `camera` (T, 25), float32, with a JSON header
 that holds format, version, fps, expression space and free-text notes. A motion of several shots, or without a face in
-some frames, also has `shot` (T,), int32; one whose video shows shoulders has `shoulders` (T, 3), float32. Nothing in it
-can execute. Expression spaces:
+some frames, also has `shot` (T,), int32; one whose video shows shoulders has `shoulders` (T, 5), float32 (T, 3 in
+older files). Nothing in it can execute. Expression spaces:
 
 - `arkit52`: the 52 ARKit blendshape scores, 0..1, in the order of `arkit.ARKIT52`; what our own tracker gives.
 - `bfm64`: the 64 expression coefficients of the Basel Face Model as Deep3DFaceRecon fits them (the paper's space);
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from export3d import camera as cameras
 from export3d import files
@@ -44,6 +44,8 @@ MAX_HEADER = 1 << 20
 MAX_EXPRESSION = 1e3
 MAX_FPS = 1000.0
 MAX_SHOULDERS = 4.0
+SHOULDERS = 5
+"""Numbers that say where shoulders are, see `Motion`."""
 AWAY = -1
 """In `Motion.shot`: the face is not in the frame."""
 _RESERVED = ("format", "version", "fps", "space")
@@ -56,7 +58,7 @@ _STORED = {
 }
 """Types that are read of each tensor, the one that is written first, and the number of its axes."""
 _ONE_SHOT: NDArray[np.int32] = np.zeros(0, np.int32)
-_UNKNOWN: NDArray[np.float32] = np.zeros((0, 3), np.float32)
+_UNKNOWN: NDArray[np.float32] = np.zeros((0, SHOULDERS), np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +73,10 @@ class Motion:
         meta: notes that travel with the file, such as where it came from.
         shot: (T,) int32, the number of the shot that a frame belongs to, from 0; -1 where the face is away, and
             expression and camera are made up. By default all frames are of one shot.
-        shoulders: (T, 3) float32: how far, relative to the neck, they are to the right and below their usual place in
-            the shot, crop widths; and how sure that is, 0 to 1. By default nothing is known about them, which is 0.
+        shoulders: (T, 5) float32: how far, relative to the neck, they are to the right and below their usual place in
+            the shot, crop widths; how sure that is, 0 to 1; how far they are turned from there in the picture,
+            radians, clockwise; and the logarithm of how much larger they are beside the head. By default nothing is
+            known about them, which is 0. Of (T, 3) the last two are taken to be 0.
 
     Raises:
         ShapeError, ConfigError or InputError when the parts do not fit together or hold NaN or infinity.
@@ -98,9 +102,9 @@ class Motion:
             raise ConfigError(f"fps must be above 0 and at most {MAX_FPS:g}, got {self.fps}")
         object.__setattr__(self, "fps", fps)
         object.__setattr__(self, "meta", {str(key): str(value) for key, value in self.meta.items()})
-        if not np.any(self.shoulders):  # nothing known, of however many frames
-            object.__setattr__(self, "shoulders", np.zeros((len(self.camera), 3), np.float32))
-        for name, width in (("expression", SPACES[self.space]), ("camera", cameras.LABEL_SIZE), ("shoulders", 3)):
+        object.__setattr__(self, "shoulders", five_numbers(self.shoulders, len(self.camera)))
+        widths = {"expression": SPACES[self.space], "camera": cameras.LABEL_SIZE, "shoulders": SHOULDERS}
+        for name, width in widths.items():
             with np.errstate(over="ignore"):  # what does not fit becomes infinity, refused below
                 value = np.array(getattr(self, name), dtype=np.float32)
             if value.ndim != 2 or value.shape[1] != width or len(value) == 0:
@@ -170,15 +174,17 @@ class Motion:
         return cameras.head_angles(self.camera)
 
     def shoulders_from(self, reference: int | NDArray[np.int64]) -> NDArray[np.float32]:
-        """(T, 3) `shoulders` measured from their place in one frame, or in a frame (T,) for each; sure where both are.
+        """(T, 5) `shoulders` measured from their place in one frame, or in a frame (T,) for each; sure where both are.
 
-        >>> still = Motion(np.zeros((2, 52)), np.zeros((2, 25)), 25.0, shoulders=[[0.1, 0.0, 1.0], [0.3, 0.1, 0.5]])
+        >>> shoulders = [[0.1, 0.0, 1.0, 0.0, 0.1], [0.3, 0.1, 0.5, 0.2, 0.1]]
+        >>> still = Motion(np.zeros((2, 52)), np.zeros((2, 25)), 25.0, shoulders=shoulders)
         >>> still.shoulders_from(0).astype(float).round(2).tolist()
-        [[0.0, 0.0, 1.0], [0.2, 0.1, 0.5]]
+        [[0.0, 0.0, 1.0, 0.0, 0.0], [0.2, 0.1, 0.5, 0.2, 0.0]]
         """
         own = self.shoulders[reference]
-        place, sure = self.shoulders[:, :2] - own[..., :2], self.shoulders[:, 2:] * own[..., 2:]
-        return np.concatenate([place, sure], axis=1).astype(np.float32)
+        out: NDArray[np.float32] = self.shoulders - own
+        out[:, 2] = self.shoulders[:, 2] * own[..., 2]
+        return out
 
     def scores(self, name: str) -> Array:
         """(T,) one named ARKit score; `eyeBlink` and the like (no such name) are the mean of left and right.
@@ -286,6 +292,18 @@ class Motion:
 # --- files and numbers ------------------------------------------------------------------------------------------------
 
 
+def five_numbers(shoulders: ArrayLike, frames: int) -> Array:
+    """Shoulders (T, 5) as `Motion` has them, from (T, 3), which knows no turn and size, or from zeros of any shape.
+
+    >>> five_numbers([[0.1, 0.0, 1.0]], 1).tolist()
+    [[0.1, 0.0, 1.0, 0.0, 0.0]]
+    """
+    values = np.asarray(shoulders)
+    if not values.any():
+        return np.zeros((frames, SHOULDERS), np.float32)
+    return np.pad(values, ((0, 0), (0, SHOULDERS - 3))) if values.ndim == 2 and values.shape[1] == 3 else values
+
+
 def _safetensors(tensors: Mapping[str, NDArray[Any]], header: Mapping[str, str]) -> bytes:
     """The safetensors bytes of float32 and int32 tensors; the library's own writer shuffles the header between runs."""
     layout: dict[str, Any] = {"__metadata__": dict(header)}
@@ -331,9 +349,12 @@ def check_sane(motion: Motion) -> None:
     """Raise `InputError` for numbers that are finite and still cannot be a face and a camera."""
     if np.abs(motion.expression).max() > MAX_EXPRESSION:
         raise InputError(f"expression values above {MAX_EXPRESSION:g}")
-    *place, sure = np.abs(motion.shoulders).max(axis=0)
-    if max(place) > MAX_SHOULDERS or sure > 1.0 or motion.shoulders[:, 2].min() < 0.0:
-        raise InputError(f"shoulders farther than {MAX_SHOULDERS:g} crop widths away, or surer than from 0 to 1")
+    across, down, sure, turn, size = np.abs(motion.shoulders).max(axis=0)
+    if max(across, down, turn, size) > MAX_SHOULDERS or sure > 1.0 or motion.shoulders[:, 2].min() < 0.0:
+        raise InputError(
+            f"shoulders farther than {MAX_SHOULDERS:g} crop widths away, or as far turned or grown, or surer than from "
+            "0 to 1"
+        )
     cam2world, intrinsics = cameras.unpack(motion.camera.astype(np.float64))
     rotation = cam2world[:, :3, :3]
     skewed = np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max(axis=(1, 2)) > 1e-3

@@ -1,8 +1,9 @@
 """Shoulders that follow the driving person's (not in the paper).
 
 Dense motion sees where the head is in the driving frame, and guesses from it where the shoulders are. A driving video
-shows them. Where it does, the flow of the person below the chin is shifted as a whole, so that on average it goes where
-the driving shoulders went. Neck, and hair that falls beside the face, are shifted the less the higher they are.
+shows them. Where it does, the person below the chin moves as the driving shoulders do, as one rigid piece: shifted,
+turned and enlarged about the collar. From the chin upwards neck and hair pass over to the flow of dense motion, first
+shifted so that on average it goes the same way, then the less the higher they are.
 
 Letters: B batch, H pixels.
 """
@@ -13,17 +14,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from export3d.camera import NECK, projected
+from export3d.camera import COLLAR, NECK, projected
 from export3d.face.landmark_sets import CHIN
 from export3d.layers import enlarge, smooth_step
 from export3d.warping.flow_field import look_up, pixel_grid
 
-_TRUST = 0.85
+_TRUST = 0.95
 """Share of the measured way that the shoulders go: what is measured in a video is not exact."""
-_NECK = 0.3, 0.05
+_NECK = 0.45, 0.05
 """So far above the chin, image heights, the flow is the head's; so far below it, the shoulders'.
 
-With more of the head, moving clips gain up to 0.1 dB; the face itself is left out."""
+The face itself is left out."""
+_RIGID = 0.15
+"""So far above the chin dense motion begins to give way to the rigid piece, which it has done `_NECK` below."""
 _PERSON = 0.6
 """Opacity from which a pixel counts as the person's."""
 _FEWEST = 0.003
@@ -37,26 +40,36 @@ def following(
 
     Args:
         flow: (B, 2, H, H), H a multiple of 4.
-        shoulders: (B, 3), see `SourceMotion`.
+        shoulders: (B, 5), see `SourceMotion`.
         own, camera: (B, 25) the source's camera and the driving one.
         places: (B, 478, 2) the landmarks in the driving frame, 0..1.
         face: (B, H, H) bool, where the mesh shows the face.
         matte: (B, 1, H, H) opacity of the source's person.
     """
-    neck = torch.tensor(NECK, dtype=torch.float32, device=flow.device).expand(flow.shape[0], 1, 3)
-    way = projected(neck, camera)[0][:, 0] - projected(neck, own)[0][:, 0] + shoulders[:, :2]
-    there = -2.0 * way[:, :, None, None]
     coarse, matte, face = (F.avg_pool2d(x.float(), 4) for x in (flow, matte, face[:, None]))
-    y = (pixel_grid(coarse.shape[-1], flow.device)[:, 1:] + 1.0) / 2.0 - places[:, CHIN, 1].view(-1, 1, 1, 1)
-    below = smooth_step((y + _NECK[0]) / (_NECK[0] + _NECK[1]))
+    at = (pixel_grid(coarse.shape[-1], flow.device) + 1.0) / 2.0
+    there = _rigid(at, shoulders, own, camera)
+    y = at[:, 1:] - places[:, CHIN, 1].view(-1, 1, 1, 1)
+    below, rigid = (smooth_step((y + above) / (above + _NECK[1])) for above in (_NECK[0], _RIGID))
     moved = look_up(matte, coarse)
     seen = (below >= 1.0) * (moved > _PERSON)
     part = seen.float().mean(dim=(2, 3), keepdim=True)
-    mean = (coarse * seen).mean(dim=(2, 3), keepdim=True) / part.clamp(min=_FEWEST)
-    person = torch.maximum(moved, look_up(matte, there.expand_as(coarse)))
+    mean = ((there - coarse) * seen).mean(dim=(2, 3), keepdim=True) / part.clamp(min=_FEWEST)
+    person = torch.maximum(moved, look_up(matte, there))
     beside = below * _around(person, 5) * (1.0 - _around(face, 3))
     share = _TRUST * shoulders[:, 2].view(-1, 1, 1, 1) * (part >= _FEWEST)
-    return flow + enlarge(beside, 4) * (share * (there - mean))
+    return flow + enlarge(beside * share * (mean + rigid * (there - coarse - mean)), 4)
+
+
+def _rigid(at: Tensor, shoulders: Tensor, own: Tensor, camera: Tensor) -> Tensor:
+    """The flow (B, 2, h, h) of a picture that moves as the shoulders do, at places (1, 2, h, h), 0..1."""
+    points = torch.tensor((NECK, COLLAR), dtype=torch.float32, device=at.device).expand(shoulders.shape[0], 2, 3)
+    (before, near), (after, far) = (projected(points, label) for label in (own, camera))
+    collar, way = before[:, 1], after[:, 0] - before[:, 0] + shoulders[:, :2]
+    smaller = (far[:, :1] / near[:, :1] * torch.exp(-shoulders[:, 4:5]))[:, :, None, None]
+    a, b = smaller * shoulders[:, 3, None, None, None].cos(), smaller * shoulders[:, 3, None, None, None].sin()
+    x, y = torch.split(at - (collar + way)[:, :, None, None], 1, dim=1)
+    return 2.0 * (torch.cat([a * x + b * y, a * y - b * x], dim=1) + collar[:, :, None, None] - at)
 
 
 def _around(mask: Tensor, width: int) -> Tensor:

@@ -164,8 +164,9 @@ class SourceMotion:
     Attributes:
         points: (B, 478, 3) moved landmarks in the head's own axes, scene units; None without `flow` and `detail`.
         walk: adds the skips to the generator's features, grid by grid; None without `skip`.
-        shoulders: (B, 3) how far, relative to the neck, the driving shoulders are to the right and below their place
-            when the driving person was as the source is, crop widths; and how sure that is, 0 to 1. None: nowhere sure.
+        shoulders: (B, 5) how far, relative to the neck, the driving shoulders are to the right and below their place
+            when the driving person was as the source is, crop widths; how sure that is, 0 to 1; how far they are turned
+            since then, radians, clockwise; and the log of how much larger they are beside the head. None: nowhere sure.
     """
 
     points: Tensor | None = None

@@ -143,14 +143,14 @@ def test_what_lasts_is_what_a_clip_would_show() -> None:
 
 def test_shoulders_are_followed_from_the_neutral_face_on() -> None:
     """Pixels of the frame, of which the crop has about 256."""
-    follower, still = Follower(OWN, SMILE, "full"), np.array([150.0, 400.0, 1.0], np.float32)
+    follower, still = Follower(OWN, SMILE, "full"), np.array([150.0, 400.0, 1.0, 0.05, 0.02], np.float32)
     for k in range(50):
         pose = follower.step(face(), k / FPS, still)
-    assert pose.shoulders == pytest.approx([0.0, 0.0, 1.0], abs=1e-3)
+    assert pose.shoulders == pytest.approx([0.0, 0.0, 1.0, 0.0, 0.0], abs=1e-3)
     for k in range(50, 100):
-        pose = follower.step(face(), k / FPS, still + np.array([12.8, -5.0, 0.0], np.float32))
+        pose = follower.step(face(), k / FPS, still + np.array([12.8, -5.0, 0.0, 0.1, 0.04], np.float32))
     side = crop_box(face().landmarks).side
-    assert pose.shoulders == pytest.approx([12.8 / side, -5.0 / side, 1.0], abs=3e-3)
+    assert pose.shoulders == pytest.approx([12.8 / side, -5.0 / side, 1.0, 0.1, 0.04], abs=3e-3)
     assert not follower.rest.shoulders.any()
 
 

@@ -19,6 +19,7 @@ from export3d.data.frames import FrameStore
 from export3d.errors import ConfigError, InputError
 from export3d.image import resize
 from export3d.motion.arkit import ARKIT52_MIRRORED
+from export3d.motion.motion import SHOULDERS
 
 PLAIN = ContrastConfig(frames=6, size=32, augment=False)
 SIZE = 64
@@ -41,7 +42,7 @@ def made_up_store(lengths: tuple[int, ...] = (20, 31, 4), kinds: tuple[str, ...]
         frames=picture.expand(total, 3, SIZE, SIZE),
         expression=torch.from_numpy(rng.random((total, 52), dtype=np.float32)),
         camera=torch.from_numpy(Camera.orbit().label).float().expand(total, 25),
-        shoulders=torch.zeros(total, 3),
+        shoulders=torch.zeros(total, SHOULDERS),
         landmarks=torch.from_numpy(centre + half * rng.uniform(-1, 1, (total, 478, 2)) * [0.7, 1.0]).half(),
         found=torch.ones(total, dtype=torch.bool),
         clip=torch.from_numpy(np.repeat(np.arange(len(lengths)), lengths)),

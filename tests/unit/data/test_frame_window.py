@@ -29,7 +29,7 @@ from tests.file_server import serving
 
 Make = Callable[..., Record]
 FRAMES = 5
-BYTES_A_ROW = 3 * 16 * 16 + 52 * 4 + (25 + 3) * 4 + 478 * 2 * 2 + 1 + 8
+BYTES_A_ROW = 3 * 16 * 16 + 52 * 4 + (25 + 5) * 4 + 478 * 2 * 2 + 1 + 8
 
 
 @pytest.fixture

@@ -273,13 +273,15 @@ def test_picture_landmarks_and_camera_move_together(tmp_path: Path, make_record:
 
 @pytest.mark.parametrize("together", [0.0, 1.0])
 def test_shoulders_are_where_they_are_in_the_moved_pictures(tmp_path: Path, make_record: Make, together: float) -> None:
-    """Two landmarks stand for the shoulders and the neck."""
+    """Two landmarks stand for the shoulders and the neck; two others, 0.1 apart, show how far they turn and grow."""
     update(tmp_path / "s", [make_record("x", 9)])
     store = FrameStore.load(tmp_path / "s", 16)
     at, sure = torch.linspace(-0.1, 0.1, 9)[:, None] * torch.tensor([1.0, -0.5]), torch.linspace(0.5, 1.0, 9)[:, None]
-    store.shoulders[:] = torch.cat([at, sure], dim=1)
+    turn, size = torch.linspace(-0.3, 0.2, 9)[:, None], torch.linspace(0.1, -0.1, 9)[:, None]
+    store.shoulders[:] = torch.cat([at, sure, turn, size], dim=1)
     places = store.landmarks.float()
     places[:, 1], places[:, 4] = 0.5 + at, 0.5
+    places[:, 0], places[:, 2] = 0.5, 0.5 + 0.1 * size.exp() * torch.cat([turn.sin(), -turn.cos()], dim=1)
     limits = Augment(geometry_probability=1.0, together=together, scale=0.2, roll_deg=30.0)
     sampler = PairSampler(replace(store, landmarks=places), 0, augment=limits)
     batch = sampler.batch(0, 32)
@@ -287,9 +289,14 @@ def test_shoulders_are_where_they_are_in_the_moved_pictures(tmp_path: Path, make
     if together:
         torch.testing.assert_close(batch["shoulders"][:, :2], seen - before, atol=1e-5, rtol=0)
         assert (batch["shoulders"][:, 2] > 0.2).all()
+        names = ("landmarks", "source_landmarks")
+        (after_x, after_y), (x, y) = ((batch[name][:, 2] - batch[name][:, 0]).T for name in names)
+        turned = torch.atan2(x * after_y - y * after_x, x * after_x + y * after_y)
+        grown = torch.log(torch.hypot(after_x, after_y) / torch.hypot(x, y))
+        torch.testing.assert_close(batch["shoulders"][:, 3:], torch.stack([turned, grown], dim=1), atol=1e-4, rtol=0)
     else:
         assert not batch["shoulders"][:, 2].any()
-    assert landmark_mirror_map()[[1, 4]].tolist() == [1, 4]
+    assert landmark_mirror_map()[[0, 1, 2, 4]].tolist() == [0, 1, 2, 4]
 
 
 def test_masks_move_with_their_pictures(tmp_path: Path, make_record: Make) -> None:

@@ -42,11 +42,11 @@ def test_the_members_follow_the_webdataset_layout(tmp_path: Path, make_record: M
 
 
 def test_shoulders_are_kept_where_they_are_known(tmp_path: Path, make_record: Make) -> None:
-    unknown, known = make_record("a", 3), replace(make_record("b", 3), shoulders=np.full((3, 3), 0.5))
+    unknown, known = make_record("a", 3), replace(make_record("b", 3), shoulders=np.full((3, 5), 0.5))
     write_tar(tmp_path / "x.tar", [unknown, known])
     first, second = read_tar(tmp_path / "x.tar")
     assert not first.shoulders.any()
-    assert second.shoulders.tolist() == second.motion("arkit52").shoulders.tolist() == [[0.5] * 3] * 3
+    assert second.shoulders.tolist() == second.motion("arkit52").shoulders.tolist() == [[0.5] * 5] * 3
     with pytest.raises(ShapeError, match="shoulders of b"):
         replace(known, shoulders=np.ones((2, 3)))
 

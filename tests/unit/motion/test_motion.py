@@ -90,15 +90,15 @@ def test_shots_that_cannot_be_are_refused(some: Motion, shot: np.ndarray, cause:
 
 
 def test_nothing_is_known_of_shoulders_unless_told(some: Motion, tmp_path: Path) -> None:
-    assert some.shoulders.shape == (50, 3)
+    assert some.shoulders.shape == (50, 5)
     assert not some.shoulders.any()
     some.save(tmp_path / "a.motion")
     assert b"shoulders" not in (tmp_path / "a.motion").read_bytes()
-    assert replace(some, expression=np.zeros((20, 52)), camera=some.camera[:20]).shoulders.shape == (20, 3)
+    assert replace(some, expression=np.zeros((20, 52)), camera=some.camera[:20]).shoulders.shape == (20, 5)
 
 
 def test_shoulders_are_sliced_compared_resampled_saved_and_read(some: Motion, tmp_path: Path) -> None:
-    known = replace(some, shoulders=np.linspace([0.0, -0.1, 0.5], [0.49, 0.1, 1.0], 50))
+    known = replace(some, shoulders=np.linspace([0.0, -0.1, 0.5, -0.2, 0.0], [0.49, 0.1, 1.0, 0.2, 0.1], 50))
     assert known != some
     np.testing.assert_allclose(known[10:13].shoulders[:, 0], [0.1, 0.11, 0.12], atol=1e-6)
     np.testing.assert_allclose(known.rows(np.array([30, 2])).shoulders[:, 0], [0.3, 0.02], atol=1e-6)
@@ -107,12 +107,17 @@ def test_shoulders_are_sliced_compared_resampled_saved_and_read(some: Motion, tm
     assert Motion.load(tmp_path / "a.motion") == known
 
 
+def test_shoulders_of_older_files_do_not_turn(some: Motion) -> None:
+    known = replace(some[:2], shoulders=[[0.1, 0.2, 1.0], [0.3, 0.1, 0.5]])
+    np.testing.assert_allclose(known.shoulders, [[0.1, 0.2, 1.0, 0.0, 0.0], [0.3, 0.1, 0.5, 0.0, 0.0]])
+
+
 def test_shoulders_are_measured_from_a_frame_and_sure_where_both_are(some: Motion) -> None:
-    known = replace(some[:3], shoulders=[[0.1, 0.0, 1.0], [0.3, 0.2, 0.5], [0.0, 0.0, 0.0]])
-    wanted = [[-0.2, -0.2, 0.5], [0.0, 0.0, 0.25], [-0.3, -0.2, 0.0]]
+    known = replace(some[:3], shoulders=[[0.1, 0.0, 1.0, 0.0, 0.1], [0.3, 0.2, 0.5, 0.2, 0.1], [0.0] * 5])
+    wanted = [[-0.2, -0.2, 0.5, -0.2, 0.0], [0.0, 0.0, 0.25, 0.0, 0.0], [-0.3, -0.2, 0.0, -0.2, -0.1]]
     np.testing.assert_allclose(known.shoulders_from(1), wanted, atol=1e-6)
     each = known.shoulders_from(np.array([0, 0, 1]))
-    np.testing.assert_allclose(each, [[0.0, 0.0, 1.0], [0.2, 0.2, 0.5], wanted[2]], atol=1e-6)
+    np.testing.assert_allclose(each, [[0.0, 0.0, 1.0, 0.0, 0.0], [0.2, 0.2, 0.5, 0.2, 0.0], wanted[2]], atol=1e-6)
 
 
 @pytest.mark.parametrize("frames", [slice(50, 60), slice(7, 7), 50, -51])
@@ -336,6 +341,7 @@ def handmade(path: Path, header: dict[str, str] | None, **tensors: np.ndarray) -
 GOOD = {"format": "export3d.motion", "version": "1", "fps": "25", "space": "arkit52"}
 
 
+TURNED = np.tile([0.0, 0.0, 1.0, 9.0, 0.0], (4, 1))
 STILL = np.tile(camera.Camera.look_at().label.astype(np.float32), (4, 1))
 
 
@@ -386,10 +392,15 @@ def spoilt(array: np.ndarray, value: float, at: tuple[int, int] = (2, 3)) -> np.
         (GOOD, {"expression": FACE, "camera": STILL, "shot": np.ones((4, 1), np.int32)}, "absurd shape"),
         (GOOD, {"expression": np.full((4, 52), 1e39), "camera": STILL}, "NaN or infinity"),
         (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.ones((3, 3))}, "3 shoulders frames but 4 camera"),
-        (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.ones((4, 2))}, r"shape \(T, 3\)"),
+        (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.ones((4, 2))}, r"shape \(T, 5\)"),
         (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.full((4, 3), np.nan)}, "shoulders holds NaN"),
         (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.full((4, 3), 9.0)}, "shoulders farther than 4"),
         (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.full((4, 3), -0.5)}, "surer than from 0 to 1"),
+        (
+            GOOD,
+            {"expression": FACE, "camera": STILL, "shoulders": np.tile([0.0, 0.0, 1.0, 9.0, 0.0], (4, 1))},
+            "as far turned",
+        ),
     ],
 )
 def test_a_spoilt_motion_file_is_refused_in_one_sentence(

@@ -10,6 +10,7 @@ from PIL import Image
 
 from export3d.config import preset
 from export3d.errors import Export3DError, MissingExtra, ShapeError
+from export3d.face import segmenter
 from export3d.face.crop import CropBox
 from export3d.image import to_tensor
 from export3d.model import Export3D
@@ -174,7 +175,7 @@ def test_without_mediapipe_the_extra_is_named(monkeypatch, astronaut):
 
 
 def test_a_model_that_is_missing_says_what_to_do(monkeypatch, astronaut):
-    monkeypatch.setattr(matte, "MODEL_FILE", "gone.tflite")
+    monkeypatch.setattr(segmenter, "MODEL_FILE", "gone.tflite")
     with pytest.raises(Export3DError, match="reinstall"):
         person_matte(astronaut, FACE)
 

@@ -25,6 +25,7 @@ from export3d.data.shards import Record
 from export3d.errors import ConfigError, InputError
 from export3d.expression.contrastive import CLeBSConfig, contrastive_loss
 from export3d.expression.encoder import ExpressionConfig
+from export3d.motion.motion import SHOULDERS
 from export3d.pretrained import load_encoder
 from export3d.training.loop import Result, train
 from export3d.training.loop_config import LoopConfig
@@ -75,7 +76,7 @@ def made_up_store(
         frames=torch.from_numpy(np.concatenate([pictures for pictures, _ in made])).permute(0, 3, 1, 2).contiguous(),
         expression=torch.from_numpy(np.concatenate([expression for _, expression in made])),
         camera=torch.from_numpy(Camera.orbit().label).float().expand(total, 25),
-        shoulders=torch.zeros(total, 3),
+        shoulders=torch.zeros(total, SHOULDERS),
         landmarks=torch.from_numpy(landmarks(total)),
         found=torch.ones(total, dtype=torch.bool),
         clip=torch.from_numpy(np.repeat(np.arange(len(clips)), counts)),

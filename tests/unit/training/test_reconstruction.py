@@ -31,6 +31,7 @@ from export3d.face.mesh import canonical_mesh
 from export3d.face.scores import ScoreReader
 from export3d.losses import ReconstructionWeights
 from export3d.model import Export3D
+from export3d.motion.motion import SHOULDERS
 from export3d.pretrained import load_encoder, load_pretrained, save_encoder
 from export3d.training import motion_fit
 from export3d.training.face_features import FacePerceptual
@@ -79,7 +80,7 @@ def made_up_store(videos: int = 2, stills: int = 1, frames: int = 5, size: int =
         frames=torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous(),
         expression=torch.from_numpy(np.stack(expressions)).float(),
         camera=torch.from_numpy(np.stack(cameras)).float(),
-        shoulders=torch.zeros(total, 3),
+        shoulders=torch.zeros(total, SHOULDERS),
         landmarks=torch.from_numpy(rng.uniform(0.3, 0.7, (total, 478, 2))).half(),
         found=torch.ones(total, dtype=torch.bool),
         clip=torch.tensor(numbers),
