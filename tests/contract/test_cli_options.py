@@ -105,7 +105,7 @@ OPTIONS: dict[str, list[str]] = {
     "consent list": ["as_json=False"],
     "consent remove": ["who"],
     "consent check": ["photo", "face='largest'"],
-    "weights": ["action='list'", "what=()", "name=None", "revision=None"],
+    "weights": ["action='list'", "what=()", "name=None", "revision=None", "output=None", "part=()"],
     "bench": [
         "weights=None", "device='auto'", "engine='auto'", "batch=6", "threads=None", "output=None", "against=None",
     ],

@@ -1,9 +1,9 @@
-"""`export3d weights`: lists, verifies, installs, removes and calibrates weights."""
+"""`export3d weights`: lists, verifies, installs, removes, calibrates and averages weights."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -12,26 +12,34 @@ from export3d.errors import CheckpointError, ConfigError
 
 
 def command(
-    action: tyro.conf.Positional[Literal["list", "verify", "install", "remove", "calibrate"]] = "list",
+    action: tyro.conf.Positional[Literal["list", "verify", "install", "remove", "calibrate", "average"]] = "list",
     what: tyro.conf.Positional[tuple[str, ...]] = (),
     *,
     name: str | None = None,
     revision: str | None = None,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    part: tuple[str, ...] = (),
 ) -> int:
-    """List the named weights, verify or calibrate weights, or install or remove named weights.
+    """List the named weights, verify, calibrate or average weights, or install or remove named weights.
 
     Installed weights are kept in the user's folder for application data, or in EXPORT3D_HOME. Calibrated weights are
     faster with the engine openvino on processors without bf16 instructions.
 
     Args:
         action: list (the default); verify (SHA-256, and that this release can load them); install; remove; calibrate
-            (measure the ranges that 8-bit integers need, in a minute, and write them to the weights' JSON).
+            (measure the ranges that 8-bit integers need, in a minute, and write them to the weights' JSON); average
+            (write the mean of weights that were trained from the same ones).
         what: (verify) names, files or folders, by default all listed weights; (install) one name, file, folder or
             Hugging Face repository owner/name; (remove) names; (calibrate) names, files or folders, also inside the
-            installed package.
+            installed package; (average) two or more names, files or folders, of which one may be named twice.
         name: (install) name of the installed weights; by default that of the repository, folder or file.
         revision: (install) branch, tag or commit of the repository.
+        output: (average) the new weights, a .safetensors file.
+        part: (average) average only tensors whose names begin so, such as warp.dense; the others are the first
+            weights' own.
     """
+    if action != "average" and (output or part):
+        raise ConfigError(f"{action} does not take {'--output' if output else '--part'}; leave it out")
     if action != "install" and (name or revision):
         raise ConfigError(f"{action} does not take {'--name' if name else '--revision'}; leave it out")
     if action == "list":
@@ -46,6 +54,8 @@ def command(
                 f"install takes one name, file, folder or repository owner/name, but {len(what)} were given"
             )
         return _install(what[0], name, revision)
+    if action == "average":
+        return _average(what, output, part)
     if not what:
         wanted = "names of installed weights" if action == "remove" else "names, files or folders"
         raise ConfigError(f"{action} takes {wanted}; export3d weights lists those with a name")
@@ -140,4 +150,14 @@ def _calibrate(what: tuple[str, ...]) -> int:
         ranges = measured_ranges(load_pretrained(path))
         write_ranges(path, ranges)
         tell(f"{which}: wrote the ranges of {len(ranges)} layers to {sidecar_of(path)}")
+    return 0
+
+
+def _average(what: tuple[str, ...], output: Path | None, parts: tuple[str, ...]) -> int:
+    from export3d.weights.mean import save_mean
+    from export3d.weights.names import find
+
+    if output is None:
+        raise ConfigError("average needs --output, the .safetensors file to write")
+    tell(f"wrote the mean of {len(what)} weights to {save_mean([find(which) for which in what], output, parts)}")
     return 0

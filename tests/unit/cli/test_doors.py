@@ -50,6 +50,7 @@ LINES = (
     "consent add @FACE.png --name A",
     "consent check @FACE.png",
     "weights install @w.safetensors",
+    "weights average WEIGHTS @w.safetensors -o @o.safetensors",
     "demo -o @o --weights @WEIGHTS",
 )
 """Command lines. @ marks the paths to replace; the others are only good enough to get there."""
