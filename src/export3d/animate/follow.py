@@ -15,7 +15,7 @@ Nothing is known of what follows, so four things differ from a clip's motion:
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,9 +39,10 @@ from export3d.errors import ConfigError, check_shape
 from export3d.face import pose
 from export3d.face.crop import CROP_SIZE, CropBox, crop_box
 from export3d.face.landmarks import Face
-from export3d.face.shoulders import UNKNOWN
+from export3d.face.shoulders import UNKNOWN, in_crop
 from export3d.face.smooth import beside_neck, from_pose_numbers, pose_numbers
 from export3d.motion.arkit import ARKIT52
+from export3d.motion.motion import SHOULDERS
 
 Array = NDArray[np.floating]
 
@@ -128,7 +129,7 @@ class Pose:
 
     expression: NDArray[np.float32]
     camera: NDArray[np.float32]
-    shoulders: NDArray[np.float32] = field(default_factory=UNKNOWN.copy)
+    shoulders: NDArray[np.float32] = field(default_factory=lambda: np.zeros(SHOULDERS, np.float32))
 
     def __eq__(self, other: object) -> bool:
         return (
@@ -179,14 +180,14 @@ class Follower:
         self._head_motion = head_motion
         self._expression, self._rotation = at_rest(scores), seen_rotation(label)
         self._place, self._intrinsics = neck_place(label), camera.unpack(label)[1]
-        self._at_rest = self._numbers(self._rotation, self._expression, np.zeros(3), UNKNOWN)
+        self._at_rest = self._numbers(self._rotation, self._expression, np.zeros(3), np.zeros(SHOULDERS))
         self.rest = self._pose(self._at_rest)
         self.calibrating = True
         self._seen: list[tuple[Array, Array, Array, float]] = []
         self._neutral: _Neutral | None = None
         self._scores, self._lately = OneEuro(*_SCORES), Lately()
         self._head = OneEuro(*_POSE.T)
-        self._shoulders = OneEuro(*_SHOULDERS)
+        self._shoulders, self._origin = OneEuro(*_SHOULDERS), 0.0
         self._last_seen, self._missed = -np.inf, True
         self._following = False
         self._target, self._shown = self._at_rest, self._at_rest
@@ -202,7 +203,7 @@ class Follower:
         Args:
             face: in a frame of the camera, None where there is none.
             time_s: when the frame was captured, seconds; ascending.
-            shoulders: (5,) of that face, see `Shoulders.step`.
+            shoulders: (6,) of that face, see `Shoulders.step`.
         """
         if face is not None:
             if self._missed and time_s - self._last_seen > HOLD_S:
@@ -240,13 +241,15 @@ class Follower:
         if len(self._seen) < _FEWEST or time_s - self._seen[0][3] < CALIBRATION_S:
             return
         landmarks, scores, known = (np.stack([one[part] for one in self._seen[-_MOST:]]) for part in (0, 1, 2))
+        self._origin = known[-1, -1]
+        same = known[:, -1] == self._origin
         box = crop_box(landmarks)
         shape = pose.person_shape(box.to_crop(landmarks), CROP_SIZE)
         labels = pose.fit_cameras(box.to_crop(landmarks), CROP_SIZE, shape, scores)[0]
         angles, position = pose_numbers(labels)
         label = from_pose_numbers(np.median(angles, axis=0)[None], np.median(position, axis=0)[None])[0]
         calm = scores[np.argsort(restlessness(scores))[: max(_FEWEST, len(scores) // _CALM)]]
-        places = np.median(beside_neck(_in_crop(known, box), labels), axis=0)
+        places = np.median(beside_neck(in_crop(known[same], box)[:, :-1], labels[same]), axis=0)
         self._neutral = _Neutral(box, shape, np.median(calm, axis=0), seen_rotation(label), places)
         self._displacement = Displacement(self._head_motion, neck_place(label))
         self._beside = Displacement(self._head_motion, places[PLACE_AND_SIZE])
@@ -265,9 +268,15 @@ class Follower:
         rotation = seen_rotation(label) @ neutral.rotation.T @ self._rotation
         scores = self._scores.step(face.scores.astype(np.float64), time_s)
         moved = self._displacement.step(neck_place(label), time_s)
-        seen = self._shoulders.step(_in_crop(shoulders[None], neutral.crop)[0], time_s)
+        if shoulders[-1] != self._origin:  # followed anew
+            self._shoulders.reset()
+        seen = self._shoulders.step(in_crop(shoulders[None], neutral.crop)[0, :-1], time_s)
         beside = beside_neck(seen[None], label[None])[0]
-        sure, turn = beside[2] * neutral.shoulders[2], beside[3:4] - neutral.shoulders[3]
+        if shoulders[-1] != self._origin:
+            self._origin, self._passage = shoulders[-1], (self._shown, time_s)
+            neutral = self._neutral = replace(neutral, shoulders=beside)
+            self._beside = Displacement(self._head_motion, beside[PLACE_AND_SIZE])
+        sure, turn = min(beside[2], neutral.shoulders[2]), beside[3:4] - neutral.shoulders[3]
         x, y, size = self._beside.step(beside[PLACE_AND_SIZE], time_s)
         change = scores - neutral.scores
         expression = changed(self._expression, change, self._lately.step(float(moving(change)), time_s))
@@ -282,11 +291,6 @@ class Follower:
         rotation, place = camera.head_rotation(numbers[None, :3]), self._place + numbers[None, 3:6]
         label = with_neck(rotation, place, self._intrinsics)[0]
         return Pose(*(part.astype(np.float32) for part in (numbers[11:], label, numbers[6:11])))
-
-
-def _in_crop(shoulders: Array, box: CropBox) -> Array:
-    """`Shoulders.step` (T, 5) with places in a crop, crop widths."""
-    return np.concatenate([box.to_crop(shoulders[:, :2], 1.0), shoulders[:, 2:]], axis=1)
 
 
 def check_space(space: str) -> None:

@@ -229,7 +229,7 @@ class PairSampler:
     def _shoulders_of(self, draw: Draw) -> Array:
         """(5,) where the driving shoulders are, seen from where they were in the source frame, see `SourceMotion`."""
         own, there = (self._shoulders[row].astype(np.float64) for row in draw.rows)
-        sure = own[2] * there[2] * (draw.geometry[0] == draw.geometry[1]).all()
+        sure = min(own[2], there[2]) * (draw.geometry[0] == draw.geometry[1]).all()
         zoom, turn = draw.geometry[0, 2:]
         x, y, _, turned, grown = (there - own) * ((-1.0, 1.0, 1.0, -1.0, 1.0) if draw.mirrored else 1.0)
         return np.array([*(zoom * _rotation(turn) @ (x, y)), sure, turned, grown])

@@ -73,7 +73,7 @@ class Person:
         self._shoulders = bytearray()
 
     def append(self, frame: int, face: Face, shoulders: NDArray[np.float32] = UNKNOWN) -> None:
-        """Add the face of a later frame, and its shoulders (5,), see `Shoulders`."""
+        """Add the face of a later frame, and its shoulders (6,), see `Shoulders`."""
         self.frames.append(frame)
         self.weight += face.size
         self._landmarks += face.landmarks[:, :2].astype(np.float32).tobytes()
@@ -98,7 +98,7 @@ class Person:
         return np.frombuffer(self._scores, dtype=np.float32).reshape(len(self.frames), -1)
 
     def shoulders(self) -> NDArray[np.float32]:
-        """(N, 5), see `Shoulders`."""
+        """(N, 6), see `Shoulders`."""
         return np.frombuffer(self._shoulders, dtype=np.float32).reshape(-1, len(UNKNOWN))
 
     def face(self, row: int) -> Face:
@@ -286,7 +286,7 @@ class Crowd:
         """Keep the face that a follower has just found."""
         face, known = follower.last, UNKNOWN
         if self._mask is not None:
-            follower.shoulders = follower.shoulders or Shoulders(self._mask)
+            follower.shoulders = follower.shoulders or Shoulders(self._mask, self._frame)
             known = follower.shoulders.step(look.image, face.landmarks)
         follower.person.append(self._frame, face, known)
         self.faces.append(face)

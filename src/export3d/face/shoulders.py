@@ -53,16 +53,19 @@ _BELIEVED = 0.5
 """How sure a way must be to be taken."""
 _FAR = 0.06
 """Distance from the nearest known frame at which a frame becomes another one, see `_Reference.distance`."""
+_ARM = 0.5
+"""Sides of the crop that a turn by a radian, or a growth by e, counts for in it."""
 _MOST = 12
 """Known frames that are kept, the first among them."""
 _UNSURE = 12
-"""So does a frame after so many in which it was not sure."""
+"""After so many frames that were not sure, the next one becomes a known frame."""
 _STAYED, _MOST_DIFFERENT = 0.9, 30.0
-"""Shoulders stayed if the frame then differs by less than this share of what it else would; of each pixel at most so
-many grey levels count."""
-_FASTEST = np.array([0.03, 0.03, 0.1, 0.1])
-"""Sides of the crop, radians and log size, per frame, faster than which shoulders do not move, turn and grow."""
-UNKNOWN: NDArray[np.float32] = np.zeros(SHOULDERS, np.float32)
+"""Shoulders are taken to have stayed if that explains the frame better: the difference is below this share of the one
+after the way found. Of each pixel at most so many grey levels count."""
+_FASTEST = 0.03, 0.1
+"""Sides of the crop per frame faster than which shoulders do not move; and radians, or log size, faster than which they
+do not turn or grow."""
+UNKNOWN: NDArray[np.float32] = np.zeros(SHOULDERS + 1, np.float32)
 """What `Shoulders.step` returns where nothing is known."""
 
 
@@ -73,22 +76,24 @@ class Shoulders:
 
     Args:
         mask: tells where a person is; asked for each frame that later ones are compared with.
+        origin: number of the first frame. What two origins tell cannot be compared.
     """
 
-    def __init__(self, mask: Mask) -> None:
-        self._mask = mask
+    def __init__(self, mask: Mask, origin: int = 0) -> None:
+        self._mask, self._origin = mask, origin
         self._search = search()
         self._known: list[_Reference] = []
         self._place: Array = np.zeros(4)
+        self._face: Array = np.zeros(2)
         self._unsure = 0
 
     def step(self, image: NDArray[np.uint8], landmarks: Array) -> NDArray[np.float32]:
         """The next frame (H, W, 3) and the landmarks (478, 2 or more) of its face, pixels.
 
         Returns:
-            (5,): the place of the shoulders, pixels of the frame, which begins below the chin of the first face; how
-            sure it is, 0 to 1; and how far they have turned since the first face, radians, clockwise, and the
-            logarithm of how much larger they are. Where it is not sure enough, the last ones are given.
+            (6,): the place of the shoulders, pixels of the frame, which begins below the chin of the first face;
+            whether it is sure, 0 or 1; how far they have turned since the first face, radians, clockwise, and the
+            logarithm of how much larger they are; and the origin. Where they are not sure, the last ones are given.
         """
         if self._search is None:
             return UNKNOWN
@@ -96,26 +101,30 @@ class Shoulders:
         if not self._known:
             self._place = np.append(points[CHIN] + _ANCHOR * (points[CHIN] - points[FOREHEAD]), (0.0, 0.0))
             self._known.append(_Reference(image, points, self._place, self._mask))
-            return self._told(0.0 if self._known[0].inside is None else 1.0)
+            self._face = points.mean(axis=0)
+            return self._told(self._known[0].inside is not None)
         nearest = min(reversed(self._known), key=lambda one: one.distance(points, self._place))
         oldest = next((one for one in self._known if one.distance(points) < _FAR), nearest)
         seen = [one.find(image, self._place, self._search) for one in dict.fromkeys((nearest, oldest))]
         _, place, sure = min(seen, key=lambda one: one[0])
-        side = nearest.box.side
-        speed = (place - self._place) / ((1 + self._unsure) * _FASTEST * [side, side, 1.0, 1.0])
-        if max(np.linalg.norm(speed[:2]), *np.abs(speed[2:])) > 1.0:
-            sure = 0.0
-        self._unsure = 0 if sure >= _BELIEVED else self._unsure + 1
-        if sure >= _BELIEVED:
-            self._place = place
+        believed = sure >= _BELIEVED and not self._too_fast(place - self._place, points, nearest.box.side)
+        self._unsure = 0 if believed else self._unsure + 1
+        if believed:
+            self._place, self._face = place, points.mean(axis=0)
         if self._unsure == _UNSURE or nearest.distance(points, self._place) > _FAR:
             newest = _Reference(image, points, self._place, self._mask)
             self._known = [*self._known[:1], *self._known[1:][1 - _MOST :], newest]
             self._unsure = 0
-        return self._told(sure)
+        return self._told(believed)
 
-    def _told(self, sure: float) -> NDArray[np.float32]:
-        return np.insert(self._place, 2, sure).astype(np.float32)
+    def _too_fast(self, change: Array, points: Array, side: float) -> bool:
+        """Whether shoulders cannot have changed so far (4,), in the frame and beside the face, since they were sure."""
+        steps = (change[:2], change[:2] - (points.mean(axis=0) - self._face))
+        way = min(float(np.linalg.norm(step)) for step in steps) / side
+        return max(way / _FASTEST[0], float(np.abs(change[2:]).max()) / _FASTEST[1]) > 1 + self._unsure
+
+    def _told(self, sure: bool) -> NDArray[np.float32]:
+        return np.array([*self._place[:2], sure, *self._place[2:], self._origin], np.float32)
 
 
 class _Reference:
@@ -218,9 +227,17 @@ class _Reference:
     def distance(self, points: Array, place: Array | None = None) -> float:
         """How far the face, or the shoulders, have moved from here, sides of the crop, or how much its size differs."""
         box = crop_box(points)
-        ways = [np.subtract(box.centre, self.box.centre), *([] if place is None else [(place - self.place)[:2]])]
-        moved = max(float(np.linalg.norm(way)) for way in ways) / self.box.side
-        return max(moved, abs(float(np.log(box.side / self.box.side))))
+        side = self.box.side
+        apart = [float(np.linalg.norm(np.subtract(box.centre, self.box.centre))) / side, abs(np.log(box.side / side))]
+        if place is not None:
+            change = place - self.place
+            apart += [float(np.linalg.norm(change[:2])) / side, *(_ARM * np.abs(change[2:]))]
+        return float(max(apart))
+
+
+def in_crop(shoulders: NDArray[np.float32], box: CropBox) -> NDArray[np.float64]:
+    """`Shoulders.step` (N, 6) with places in a crop, crop widths."""
+    return np.concatenate([box.to_crop(shoulders[:, :2], 1.0), shoulders[:, 2:]], axis=1)
 
 
 def _grey(image: NDArray[np.uint8], box: CropBox) -> NDArray[np.uint8]:

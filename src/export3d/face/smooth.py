@@ -81,20 +81,24 @@ def smooth_expression(expression: ArrayLike, fps: float, smoothing: Smoothing | 
 def smooth_shoulders(
     shoulders: ArrayLike, labels: ArrayLike, fps: float, smoothing: Smoothing, shot: NDArray[np.int32]
 ) -> Array:
-    """What `Motion.shoulders` says, from `Shoulders.step` with places in the crop, crop widths: (T, 5) to (T, 5).
+    """What `Motion.shoulders` says, from `Shoulders.step` with places in the crop, crop widths: (T, 6) to (T, 5).
 
     They are smoothed as head poses are, measured from the neck of smooth cameras (T, 25), and then from their median
-    in each shot (T,).
+    over the frames of one shot (T,) and one origin. Another origin in the same shot goes on where the last one ended.
     """
-    values = np.array(shoulders, dtype=np.float64)
-    for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(shot)) + 1):
+    values, origin = np.split(np.array(shoulders, dtype=np.float64), [-1], axis=1)
+    held: Array | None = None
+    for part in np.split(np.arange(len(values)), np.flatnonzero(np.diff(shot) | (np.diff(origin[:, 0]) != 0)) + 1):
+        if part[0] == 0 or shot[part[0]] != shot[part[0] - 1]:
+            held = None
         sure = values[part, 2] > 0.0
         if not sure.any() or shot[part[0]] < 0:
             values[part] = 0.0
             continue
         sureness = smooth(values[part, 2], smoothing.pose_s * fps, order=0)
         beside = beside_neck(smooth(values[part], smoothing.pose_s * fps), np.asarray(labels)[part])
-        values[part] = beside - np.median(beside[sure], axis=0)
+        values[part] = beside - (np.median(beside[sure], axis=0) if held is None else beside[sure][0] - held)
+        held = values[part[-1]].copy()
         values[part, 2] = sureness
     return values
 

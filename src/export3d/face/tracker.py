@@ -22,6 +22,7 @@ from export3d.face.landmarks import Face, FaceLandmarker, Landmarker, alike, all
 from export3d.face.mesh import canonical_mesh
 from export3d.face.people import Crowd, Person, joined
 from export3d.face.segmenter import PersonSegmenter
+from export3d.face.shoulders import in_crop
 from export3d.face.smooth import (
     Smoothing,
     from_pose_numbers,
@@ -415,9 +416,7 @@ def _track(person: Person, total: int, fps: float, smoothing: Smoothing) -> Trac
     labels = from_pose_numbers(*(bridge(numbers) for numbers in pose_numbers(labels)))
     labels = smooth_cameras(labels, fps, smoothing, shot)
     scores = smooth_expression(bridge(seen_scores), fps, smoothing)
-    seen_shoulders = person.shoulders()
-    shoulders = np.concatenate([box.to_crop(seen_shoulders[:, :2], 1.0), seen_shoulders[:, 2:]], axis=1)
-    shoulders = smooth_shoulders(bridge(shoulders), labels, fps, smoothing, shot)
+    shoulders = smooth_shoulders(bridge(in_crop(person.shoulders(), box)), labels, fps, smoothing, shot)
     distance = np.full(len(found), np.nan, dtype=np.float32)
     distance[found] = pose.reprojection(pose_landmarks, labels[found], CROP_SIZE, shape)
     for piece in reversed(pose.pieces(len(found))):  # in place: frame t is made of rows 0..t of `in_frames`

@@ -44,6 +44,8 @@ MAX_HEADER = 1 << 20
 MAX_EXPRESSION = 1e3
 MAX_FPS = 1000.0
 MAX_SHOULDERS = 4.0
+MAX_TURN = 1.5
+"""Radians, and log size, of shoulders."""
 SHOULDERS = 5
 """Numbers that say where shoulders are, see `Motion`."""
 AWAY = -1
@@ -174,7 +176,7 @@ class Motion:
         return cameras.head_angles(self.camera)
 
     def shoulders_from(self, reference: int | NDArray[np.int64]) -> NDArray[np.float32]:
-        """(T, 5) `shoulders` measured from their place in one frame, or in a frame (T,) for each; sure where both are.
+        """(T, 5) `shoulders` measured from their place in one frame, or in a frame (T,) for each; as sure as both are.
 
         >>> shoulders = [[0.1, 0.0, 1.0, 0.0, 0.1], [0.3, 0.1, 0.5, 0.2, 0.1]]
         >>> still = Motion(np.zeros((2, 52)), np.zeros((2, 25)), 25.0, shoulders=shoulders)
@@ -183,7 +185,7 @@ class Motion:
         """
         own = self.shoulders[reference]
         out: NDArray[np.float32] = self.shoulders - own
-        out[:, 2] = self.shoulders[:, 2] * own[..., 2]
+        out[:, 2] = np.minimum(self.shoulders[:, 2], own[..., 2])
         return out
 
     def scores(self, name: str) -> Array:
@@ -350,11 +352,12 @@ def check_sane(motion: Motion) -> None:
     if np.abs(motion.expression).max() > MAX_EXPRESSION:
         raise InputError(f"expression values above {MAX_EXPRESSION:g}")
     across, down, sure, turn, size = np.abs(motion.shoulders).max(axis=0)
-    if max(across, down, turn, size) > MAX_SHOULDERS or sure > 1.0 or motion.shoulders[:, 2].min() < 0.0:
+    if max(across, down) > MAX_SHOULDERS or max(turn, size) > MAX_TURN:
         raise InputError(
-            f"shoulders farther than {MAX_SHOULDERS:g} crop widths away, or as far turned or grown, or surer than from "
-            "0 to 1"
+            f"shoulders farther than {MAX_SHOULDERS:g} crop widths away, or turned or grown by more than {MAX_TURN:g}"
         )
+    if sure > 1.0 or motion.shoulders[:, 2].min() < 0.0:
+        raise InputError("shoulders that are surer than from 0 to 1")
     cam2world, intrinsics = cameras.unpack(motion.camera.astype(np.float64))
     rotation = cam2world[:, :3, :3]
     skewed = np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max(axis=(1, 2)) > 1e-3

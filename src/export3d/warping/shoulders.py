@@ -3,7 +3,8 @@
 Dense motion sees where the head is in the driving frame, and guesses from it where the shoulders are. A driving video
 shows them. Where it does, the person below the chin moves as the driving shoulders do, as one rigid piece: shifted,
 turned and enlarged about the collar. From the chin upwards neck and hair pass over to the flow of dense motion, first
-shifted so that on average it goes the same way, then the less the higher they are.
+shifted so that on average it goes the same way, then the less the higher they are. The source's face is never looked
+up there: a head that rises would show a second chin.
 
 Letters: B batch, H pixels.
 """
@@ -15,18 +16,21 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.camera import COLLAR, NECK, projected
-from export3d.face.landmark_sets import CHIN
+from export3d.face.landmark_sets import CHIN, FACE_OVAL
 from export3d.layers import enlarge, smooth_step
 from export3d.warping.flow_field import look_up, pixel_grid
 
 _TRUST = 0.95
 """Share of the measured way that the shoulders go: what is measured in a video is not exact."""
-_NECK = 0.45, 0.05
+_NECK = 0.3, 0.05
 """So far above the chin, image heights, the flow is the head's; so far below it, the shoulders'.
 
 The face itself is left out."""
 _RIGID = 0.15
 """So far above the chin dense motion begins to give way to the rigid piece, which it has done `_NECK` below."""
+_FACE = 1.0, 1.2
+"""The ellipse around the source's face in which nothing moves with the shoulders, and from which everything does, in
+half axes of the face."""
 _PERSON = 0.6
 """Opacity from which a pixel counts as the person's."""
 _FEWEST = 0.003
@@ -34,7 +38,14 @@ _FEWEST = 0.003
 
 
 def following(
-    flow: Tensor, shoulders: Tensor, own: Tensor, camera: Tensor, places: Tensor, face: Tensor, matte: Tensor
+    flow: Tensor,
+    shoulders: Tensor,
+    own: Tensor,
+    camera: Tensor,
+    places: Tensor,
+    before: Tensor,
+    face: Tensor,
+    matte: Tensor,
 ) -> Tensor:
     """A flow whose part below the chin goes where the driving shoulders went.
 
@@ -42,14 +53,17 @@ def following(
         flow: (B, 2, H, H), H a multiple of 4.
         shoulders: (B, 5), see `SourceMotion`.
         own, camera: (B, 25) the source's camera and the driving one.
-        places: (B, 478, 2) the landmarks in the driving frame, 0..1.
+        places, before: (B, 478, 2) the landmarks in the driving frame and in the source, 0..1.
         face: (B, H, H) bool, where the mesh shows the face.
         matte: (B, 1, H, H) opacity of the source's person.
     """
     coarse, matte, face = (F.avg_pool2d(x.float(), 4) for x in (flow, matte, face[:, None]))
     at = (pixel_grid(coarse.shape[-1], flow.device) + 1.0) / 2.0
     there = _rigid(at, shoulders, own, camera)
-    y = at[:, 1:] - places[:, CHIN, 1].view(-1, 1, 1, 1)
+    looked_up = at + there / 2.0
+    y = torch.minimum(
+        at[:, 1:] - places[:, CHIN, 1].view(-1, 1, 1, 1), looked_up[:, 1:] - before[:, CHIN, 1].view(-1, 1, 1, 1)
+    )
     below, rigid = (smooth_step((y + above) / (above + _NECK[1])) for above in (_NECK[0], _RIGID))
     moved = look_up(matte, coarse)
     seen = (below >= 1.0) * (moved > _PERSON)
@@ -57,8 +71,17 @@ def following(
     mean = ((there - coarse) * seen).mean(dim=(2, 3), keepdim=True) / part.clamp(min=_FEWEST)
     person = torch.maximum(moved, look_up(matte, there))
     beside = below * _around(person, 5) * (1.0 - _around(face, 3))
-    share = _TRUST * shoulders[:, 2].view(-1, 1, 1, 1) * (part >= _FEWEST)
+    share = (
+        _TRUST * shoulders[:, 2].view(-1, 1, 1, 1) * (part >= _FEWEST) * _beyond(looked_up, before[:, list(FACE_OVAL)])
+    )
     return flow + enlarge(beside * share * (mean + rigid * (there - coarse - mean)), 4)
+
+
+def _beyond(places: Tensor, oval: Tensor) -> Tensor:
+    """How far places (B, 2, h, h) lie outside the ellipse around an oval (B, N, 2), from 0 to 1: (B, 1, h, h)."""
+    low, high = oval.amin(dim=1), oval.amax(dim=1)
+    apart = (2.0 * places - (low + high)[:, :, None, None]) / (high - low)[:, :, None, None]
+    return smooth_step((apart.norm(dim=1, keepdim=True) - _FACE[0]) / (_FACE[1] - _FACE[0]))
 
 
 def _rigid(at: Tensor, shoulders: Tensor, own: Tensor, camera: Tensor) -> Tensor:

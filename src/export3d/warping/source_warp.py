@@ -363,7 +363,8 @@ class SourceWarp(nn.Module):
                 flow = on_mesh(flow, elastic, on_face, stretched, turn)
         shoulders, matte = motion.shoulders if self.config.shoulders else None, view.matte
         if shoulders is not None and matte is not None and counts(shoulders[:, 2]):
-            flow = following(flow, shoulders, own, camera, places, on_face, matte)
+            before = projected(face.points, own)[0]
+            flow = following(flow, shoulders, own, camera, places, before, on_face, matte)
         if self.config.irises:
             flow = rolled(flow, elastic, places, face.places)
         if flow is not elastic:

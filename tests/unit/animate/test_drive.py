@@ -157,8 +157,8 @@ def test_where_the_face_is_away_nothing_is_known_of_shoulders(
     shot = np.repeat([0, -1], [18, 2])
     known = replace(motion, shoulders=np.full((20, 3), 0.5), shot=shot)
     sure = rebase(known, *source).shoulders[:, 2]
-    assert sure[:18] == pytest.approx([0.25] * 18)
-    assert sure[19] < sure[18] < 0.25
+    assert sure[:18] == pytest.approx([0.5] * 18)
+    assert sure[19] < sure[18] < 0.5
 
 
 def test_rebasing_in_the_mirror_is_the_mirror_of_rebasing(

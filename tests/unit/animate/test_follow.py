@@ -143,15 +143,28 @@ def test_what_lasts_is_what_a_clip_would_show() -> None:
 
 def test_shoulders_are_followed_from_the_neutral_face_on() -> None:
     """Pixels of the frame, of which the crop has about 256."""
-    follower, still = Follower(OWN, SMILE, "full"), np.array([150.0, 400.0, 1.0, 0.05, 0.02], np.float32)
+    follower, still = Follower(OWN, SMILE, "full"), np.array([150.0, 400.0, 1.0, 0.05, 0.02, 0.0], np.float32)
     for k in range(50):
         pose = follower.step(face(), k / FPS, still)
     assert pose.shoulders == pytest.approx([0.0, 0.0, 1.0, 0.0, 0.0], abs=1e-3)
     for k in range(50, 100):
-        pose = follower.step(face(), k / FPS, still + np.array([12.8, -5.0, 0.0, 0.1, 0.04], np.float32))
+        pose = follower.step(face(), k / FPS, still + np.array([12.8, -5.0, 0.0, 0.1, 0.04, 0.0], np.float32))
     side = crop_box(face().landmarks).side
     assert pose.shoulders == pytest.approx([12.8 / side, -5.0 / side, 1.0, 0.1, 0.04], abs=3e-3)
     assert not follower.rest.shoulders.any()
+
+
+@pytest.mark.parametrize("head_motion", ["steady", "full", "rotation"])
+def test_shoulders_that_are_followed_anew_begin_at_rest_gently(head_motion: str) -> None:
+    """What another origin tells is not comparable."""
+    follower = Follower(OWN, SMILE, head_motion)
+    shown = []
+    for k in range(100):
+        told = [150.0, 400.0, 1.0, 0.0, 0.0, 0.0] if k < 50 else [90.0, 340.0, 1.0, 0.2, -0.3, 50.0]
+        shown.append(follower.step(face(), k / FPS, np.array(told, np.float32)).shoulders)
+    assert shown[49] == pytest.approx([0.0, 0.0, 1.0, 0.0, 0.0], abs=1e-3)
+    assert np.abs(np.diff(shown[45:], axis=0)).max() < 0.02
+    assert shown[-1] == pytest.approx([0.0, 0.0, 1.0, 0.0, 0.0], abs=1e-3)
 
 
 @pytest.mark.parametrize(("head_motion", "lasts"), [("steady", False), ("full", True), ("rotation", False)])

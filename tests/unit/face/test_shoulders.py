@@ -9,9 +9,11 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from export3d.camera import Camera
 from export3d.face.mesh import canonical_mesh
 from export3d.face.people import Crowd
 from export3d.face.shoulders import UNKNOWN, Shoulders
+from export3d.face.smooth import Smoothing, smooth_shoulders
 from export3d.face.tracker import Tracker
 
 pytest.importorskip("cv2")
@@ -140,6 +142,18 @@ def test_a_clip_tells_where_its_shoulders_are_beside_the_neck(landmarker: object
     wanted = np.array(shifts) / apart.crop.side
     assert np.corrcoef(apart.motion.shoulders[:, 0], wanted)[0, 1] > 0.9
     assert np.ptp(apart.motion.shoulders[:, 0]) > 0.5 * np.ptp(wanted)
+
+
+def test_another_origin_in_a_shot_goes_on_where_the_last_one_ended() -> None:
+    """A white frame makes the tracker begin anew; the neck stays where it is."""
+    shoulders = np.tile([0.5, 0.9, 1.0, 0.0, 0.0, 0.0], (40, 1))
+    shoulders[20:] = [0.7, 0.8, 1.0, 0.2, -0.3, 20.0]
+    shoulders[30:, 0] += 0.05
+    labels, shot = np.tile(Camera.look_at().label, (40, 1)), np.zeros(40, np.int32)
+    smooth = smooth_shoulders(shoulders, labels, 25.0, Smoothing(), shot)
+    np.testing.assert_allclose(smooth[:20], np.tile([0.0, 0.0, 1.0, 0.0, 0.0], (20, 1)), atol=1e-6)
+    np.testing.assert_allclose(smooth[20:, 1:], np.tile([0.0, 1.0, 0.0, 0.0], (20, 1)), atol=1e-6)
+    assert smooth[36, 0] - smooth[23, 0] == pytest.approx(0.05, abs=0.005)
 
 
 def test_who_does_not_ask_for_shoulders_gets_none(landmarker: object, astronaut: NDArray[np.uint8]) -> None:

@@ -14,6 +14,7 @@ from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 SIZE = 256
 OWN = torch.from_numpy(Camera.orbit().label[None]).float()
 PLACES = landmarks(OWN)
+STILL = torch.tensor([[0.0, 0.0, 1.0, 0.0, 0.0]])
 CHIN = float(PLACES[0, 152, 1])
 
 
@@ -44,7 +45,7 @@ def moved(
     """The change of a flow, crop widths, by shoulders that went so far."""
     before = torch.zeros(1, 2, SIZE, SIZE) if flow is None else flow
     asked = torch.tensor([[x, y, sure, turn, size]])
-    return (following(before, asked, OWN, camera, PLACES, face(), person()) - before) / 2.0
+    return (following(before, asked, OWN, camera, PLACES, PLACES, face(), person()) - before) / 2.0
 
 
 def test_below_the_chin_the_person_is_looked_up_where_it_came_from() -> None:
@@ -98,6 +99,16 @@ def test_shoulders_go_with_the_neck_where_they_do_not_move_beside_it() -> None:
     torch.testing.assert_close(low, -0.95 * way, atol=2e-3, rtol=0.0)
 
 
+def test_a_head_that_rises_shows_no_second_chin() -> None:
+    """Nothing of the source's face is looked up with the still shoulders: the neck that rises is seen there."""
+    up, raised = PLACES - torch.tensor([0.0, 0.12]), torch.roll(face(), -round(0.12 * SIZE), dims=1)
+    flow = torch.zeros(1, 2, SIZE, SIZE)
+    flow[:, 1] = 0.24
+    risen = following(flow, STILL, OWN, OWN, up, PLACES, raised, person())[0, 1, :, SIZE // 2]
+    assert risen[: round((CHIN - 0.02) * SIZE)].min() > 0.239
+    assert risen[-4:].max() < 0.03
+
+
 def test_how_sure_it_is_decides_how_far_they_go() -> None:
     torch.testing.assert_close(moved(0.1, 0.0, 0.5), 0.5 * moved(0.1, 0.0))
     assert not moved(0.1, 0.0, 0.0).any()
@@ -107,7 +118,7 @@ def test_a_picture_that_ends_at_the_chin_is_left_alone() -> None:
     low = PLACES + torch.tensor([0.0, 1.0 - CHIN])
     flow = torch.zeros(1, 2, SIZE, SIZE)
     asked = torch.tensor([[0.1, 0.1, 1.0, 0.0, 0.0]])
-    assert torch.equal(following(flow, asked, OWN, OWN, low, face(), person()), flow)
+    assert torch.equal(following(flow, asked, OWN, OWN, low, low, face(), person()), flow)
 
 
 def test_a_model_moves_them_only_with_the_part_and_where_they_are_known() -> None:
