@@ -159,5 +159,7 @@ def _average(what: tuple[str, ...], output: Path | None, parts: tuple[str, ...])
 
     if output is None:
         raise ConfigError("average needs --output, the .safetensors file to write")
-    tell(f"wrote the mean of {len(what)} weights to {save_mean([find(which) for which in what], output, parts)}")
+    path = save_mean([find(which) for which in what], output, parts)
+    rest = f" in {', '.join(parts)}, and {what[0]} in the rest," if parts else ""
+    tell(f"wrote the mean of {len(what)} weights{rest} to {path}")
     return 0

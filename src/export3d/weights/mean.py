@@ -10,6 +10,7 @@ import torch
 from export3d.errors import CheckpointError, ConfigError
 from export3d.files import output_file
 from export3d.weights.file import load_weights, save_weights
+from export3d.weights.names import title
 
 
 def save_mean(paths: Sequence[Path], output: Path, parts: Sequence[str] = ()) -> Path:
@@ -29,7 +30,7 @@ def save_mean(paths: Sequence[Path], output: Path, parts: Sequence[str] = ()) ->
         CheckpointError: one is damaged, or another model's.  OutputError: as `save_weights`.
     """
     if len(paths) < 2:
-        raise ConfigError(f"a mean is of two weights or more, but {len(paths)} were given")
+        raise ConfigError(f"a mean is of two weights or more, and only {len(paths)} of them is given; name another")
     output_file(output)
     first, config, info = load_weights(paths[0])
     config.pop("ranges", None)
@@ -37,13 +38,17 @@ def save_mean(paths: Sequence[Path], output: Path, parts: Sequence[str] = ()) ->
     for part in parts:
         if not any((name + ".").startswith(part + ".") for name in first):
             known = ", ".join(sorted({name.split(".")[0] for name in first}))
-            raise ConfigError(f"{paths[0]} has no part {part!r}; it has {known}, and parts of these such as warp.dense")
+            raise ConfigError(
+                f"{title(paths[0])} has no part {part!r}; it has {known}, and parts of these such as warp.dense"
+            )
     sums = {name: value.double() for name, value in first.items() if part_of[name] and value.is_floating_point()}
     for path in paths[1:]:
         tensors, other, _ = load_weights(path)
         other.pop("ranges", None)
         if other != config or {k: v.shape for k, v in tensors.items()} != {k: v.shape for k, v in first.items()}:
-            raise CheckpointError(f"{path} is another model than {paths[0]}; a mean is of weights of one model")
+            raise CheckpointError(
+                f"{title(path)} is another model than {title(paths[0])}; average weights of one model"
+            )
         for name, total in sums.items():
             total += tensors[name].double()
     made = first | {name: (total / len(paths)).to(first[name].dtype) for name, total in sums.items()}

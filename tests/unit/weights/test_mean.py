@@ -57,7 +57,7 @@ def test_measured_ranges_are_not_those_of_the_mean(tiny_weights: Path, tmp_path:
 
 
 def test_other_models_are_refused(tiny_weights: Path, weights: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="of one model"):
+    with pytest.raises(CheckpointError, match="average weights of one model"):
         save_mean([tiny_weights, weights], tmp_path / "mean.safetensors")
     with pytest.raises(ConfigError, match="two weights or more"):
         save_mean([tiny_weights], tmp_path / "mean.safetensors")
