@@ -44,7 +44,7 @@ from export3d.camera import Camera, project
 from export3d.data.frames import Clip, FrameStore
 from export3d.face.mesh import canonical_mesh
 from export3d.model import Export3D, Output
-from export3d.motion.motion import SPACES
+from export3d.motion.motion import SHOULDERS, SPACES
 from export3d.training.loop import train
 from export3d.training.loop_config import LoopConfig
 from export3d.training.reconstruction import ReconstructionConfig, ReconstructionTask
@@ -373,7 +373,7 @@ def made_up_clips(size: int, space: str, clips: int = 8, frames: int = 12) -> Fr
         frames=torch.from_numpy(rng.integers(0, 256, (total, 3, size, size), dtype=np.uint8)),
         expression=torch.from_numpy(rng.uniform(0.0, 1.0, (total, SPACES[space]))).float(),
         camera=torch.from_numpy(cameras).float(),
-        shoulders=torch.zeros(total, 3),
+        shoulders=torch.zeros(total, SHOULDERS),
         landmarks=torch.from_numpy(landmarks).half(),
         found=torch.ones(total, dtype=torch.bool),
         clip=torch.arange(total) // frames,
