@@ -50,6 +50,8 @@ _SEARCHED_CUTS = 4
 """Searches at cuts that a clip may have beyond one per `SEARCH_EVERY` frames, as long as nobody is followed."""
 _CUT = 20.0
 """Mean absolute difference of two frames, of 255, that makes a search worthwhile at once."""
+_SAME_SHOT = 0.25
+"""Faces that move by less at a cut are filmed on: the camera shakes, or a light goes on. In sizes of the face."""
 _SETTLED = _GLANCE_EVERY
 """Repetitions of a frame after which looking again finds nothing new."""
 
@@ -248,9 +250,9 @@ class Crowd:
         """
         for follower in sorted(self._followers, key=lambda one: (one.lost > 0, -one.person.weight)):
             others = [one.last for one in self._followers if one is not follower and not one.lost]
-            face = follower.step(look, others, cut)
+            before, face = follower.last, follower.step(look, others, cut)
             if face is not None and self._is_new(face):
-                if cut:
+                if cut and _distance(before, face) > _SAME_SHOT * face.size:
                     follower.shoulders = None
                 self._append(follower, look)
             else:

@@ -84,7 +84,8 @@ def smooth_shoulders(
     """What `Motion.shoulders` says, from `Shoulders.step` with places in the crop, crop widths: (T, 6) to (T, 5).
 
     They are smoothed as head poses are, measured from the neck of smooth cameras (T, 25), and then from their median
-    over the frames of one shot (T,) and one origin. Another origin in the same shot goes on where the last one ended.
+    over the frames of one shot (T,) and one origin. Another origin in the same shot goes on where the last one ended,
+    and for less than `_LOST_S` it is held.
     """
     values, origin = np.split(np.array(shoulders, dtype=np.float64), [-1], axis=1)
     held: Array | None = None
@@ -95,11 +96,14 @@ def smooth_shoulders(
         if not sure.any() or shot[part[0]] < 0:
             values[part] = 0.0
             continue
+        if held is not None and len(part) < _LOST_S * fps:
+            values[part] = held
+            continue
         sureness = smooth(values[part, 2], smoothing.pose_s * fps, order=0)
         beside = beside_neck(smooth(values[part], smoothing.pose_s * fps), np.asarray(labels)[part])
         values[part] = beside - (np.median(beside[sure], axis=0) if held is None else beside[sure][0] - held)
-        held = values[part[-1]].copy()
         values[part, 2] = sureness
+        held = values[part[-1]].copy()
     return values
 
 

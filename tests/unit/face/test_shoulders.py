@@ -144,6 +144,19 @@ def test_a_clip_tells_where_its_shoulders_are_beside_the_neck(landmarker: object
     assert np.ptp(apart.motion.shoulders[:, 0]) > 0.5 * np.ptp(wanted)
 
 
+def test_a_camera_that_shakes_in_flickering_light_moves_no_shoulders(
+    landmarker: object, astronaut: NDArray[np.uint8]
+) -> None:
+    """Every frame differs from the last as at a cut."""
+    frames = [
+        (np.roll(astronaut, (round(8 * np.sin(2.1 * k)), round(8 * np.cos(2.9 * k))), (1, 0)) * (1.0, 0.7)[k % 2])
+        for k in range(30)
+    ]
+    clip = Tracker(landmarker).track_frames(frame.astype(np.uint8) for frame in frames)  # type: ignore[arg-type]
+    assert clip.motion.shoulders[:, 2].min() > 0.9
+    assert np.ptp(clip.motion.shoulders[:, :2], axis=0).max() < 0.02
+
+
 def test_another_origin_in_a_shot_goes_on_where_the_last_one_ended() -> None:
     """A white frame makes the tracker begin anew; the neck stays where it is."""
     shoulders = np.tile([0.5, 0.9, 1.0, 0.0, 0.0, 0.0], (40, 1))
