@@ -47,10 +47,8 @@ _STIFFNESS = 10.0
 """Squared pixels of the crop: what lies closer to the place than its root tells hardly anything of turn and size."""
 _MOST_TURNED = 0.15
 """Radians, or log size, beyond which a fit is cut."""
-_ALIKE = 0.3, 0.6
-"""Correlation with what lies there now from which the way counts, and from which it counts wholly."""
-_BELIEVED = 0.5
-"""How sure a way must be to be taken."""
+_ALIKE = 0.45
+"""Correlation with what lies there now from which a way is believed."""
 _FAR = 0.06
 """Distance from the nearest known frame at which a frame becomes another one, see `_Reference.distance`."""
 _ARM = 0.5
@@ -106,8 +104,8 @@ class Shoulders:
         nearest = min(reversed(self._known), key=lambda one: one.distance(points, self._place))
         oldest = next((one for one in self._known if one.distance(points) < _FAR), nearest)
         seen = [one.find(image, self._place, self._search) for one in dict.fromkeys((nearest, oldest))]
-        _, place, sure = min(seen, key=lambda one: one[0])
-        believed = sure >= _BELIEVED and not self._too_fast(place - self._place, points, nearest.box.side)
+        _, place, alike = min(seen, key=lambda one: one[0])
+        believed = alike >= _ALIKE and not self._too_fast(place - self._place, points, nearest.box.side)
         self._unsure = 0 if believed else self._unsure + 1
         if believed:
             self._place, self._face = place, points.mean(axis=0)
@@ -171,7 +169,7 @@ class _Reference:
         What moves before them, such as a hand, misleads the search. Then they are where they were `last`.
 
         Returns:
-            How much the frame differs there, their place (4,), and how sure that is, 0 to 1.
+            How much the frame differs there, their place (4,), and the correlation of both.
         """
         if self.inside is None:
             return np.inf, last, 0.0
@@ -180,8 +178,7 @@ class _Reference:
         way[:2] *= self.box.side / _SIZE
         found, stayed = (self._compared(now, one) for one in (self.place + way, last))
         place, (difference, alike) = (last, stayed) if stayed[0] < _STAYED * found[0] else (self.place + way, found)
-        low, high = _ALIKE
-        return difference, place, float(np.clip((alike - low) / (high - low), 0.0, 1.0))
+        return difference, place, alike
 
     def _way(self, flow: NDArray[np.float32]) -> Array:
         """(4,) how the place moves, pixels of the crop, how far the shoulders turn, and their log size.

@@ -357,7 +357,7 @@ def check_sane(motion: Motion) -> None:
             f"shoulders farther than {MAX_SHOULDERS:g} crop widths away, or turned or grown by more than {MAX_TURN:g}"
         )
     if sure > 1.0 or motion.shoulders[:, 2].min() < 0.0:
-        raise InputError("shoulders that are surer than from 0 to 1")
+        raise InputError("shoulders whose certainty lies outside 0 to 1")
     cam2world, intrinsics = cameras.unpack(motion.camera.astype(np.float64))
     rotation = cam2world[:, :3, :3]
     skewed = np.abs(rotation @ np.swapaxes(rotation, -1, -2) - np.eye(3)).max(axis=(1, 2)) > 1e-3

@@ -30,7 +30,7 @@ def save_mean(paths: Sequence[Path], output: Path, parts: Sequence[str] = ()) ->
         CheckpointError: one is damaged, or another model's.  OutputError: as `save_weights`.
     """
     if len(paths) < 2:
-        raise ConfigError(f"a mean is of two weights or more, and only {len(paths)} of them is given; name another")
+        raise ConfigError(f"average takes two weights or more, and {len(paths)} was given; name another")
     output_file(output)
     first, config, info = load_weights(paths[0])
     config.pop("ranges", None)

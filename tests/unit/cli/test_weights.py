@@ -127,7 +127,7 @@ def test_the_packaged_ones_are_there_already(capsys: pytest.CaptureFixture[str])
         (["install", "nothing.safetensors"], "nothing.safetensors"),
         (["install", "nothing"], "base, core, clebs"),
         (["average", "base", "base"], "needs --output"),
-        (["average", "base", "-o", "o.safetensors"], "only 1 of them is given"),
+        (["average", "base", "-o", "o.safetensors"], "two weights or more, and 1 was given"),
         (["average", "base", "core", "-o", "o.safetensors"], "average weights of one model"),
         (["verify", "--part", "warp"], "--part"),
         (["install", "base", "--name", "../x"], "cannot be the name"),

@@ -395,7 +395,11 @@ def spoilt(array: np.ndarray, value: float, at: tuple[int, int] = (2, 3)) -> np.
         (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.ones((4, 2))}, r"shape \(T, 5\)"),
         (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.full((4, 3), np.nan)}, "shoulders holds NaN"),
         (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.full((4, 3), 9.0)}, "shoulders farther than 4"),
-        (GOOD, {"expression": FACE, "camera": STILL, "shoulders": np.full((4, 3), -0.5)}, "surer than from 0 to 1"),
+        (
+            GOOD,
+            {"expression": FACE, "camera": STILL, "shoulders": np.full((4, 3), -0.5)},
+            "certainty lies outside 0 to 1",
+        ),
         (
             GOOD,
             {"expression": FACE, "camera": STILL, "shoulders": np.tile([0.0, 0.0, 1.0, 9.0, 0.0], (4, 1))},
