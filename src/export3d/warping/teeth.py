@@ -38,6 +38,9 @@ _MOVED = 0.05, 0.1
 _BEHIND, _BELOW = (0.02, 0.06), (0.06, 0.14)
 """By how much it must get wider for the mouth to begin to be drawn, and to be drawn wholly: behind closed lips, and
 below visible teeth."""
+_ROUND = 0.1, 0.2
+"""Gap up to which teeth go along the whole upper lip, and from which not farther than its middle: a round mouth would
+draw those at its sides down to fangs."""
 _PARTED = 0.03, 0.07
 """Gap up to which lips count as closed, and from which they are open."""
 _MEETING, _LEAST = (0.02, 0.055), 0.02
@@ -117,7 +120,8 @@ def closed(points: Tensor, own: Tensor) -> Tensor:
 def taken_along(points: Tensor, own: Tensor, camera: Tensor, size: int) -> Tensor:
     """How far an upper lip that comes down takes the teeth along: (B, 2, size, size), image widths, x first.
 
-    It should hide them. But the source shows no more of them, and a grey band would be left below.
+    It should hide them. But the source shows no more of them, and a grey band would be left below. In a mouth that
+    opens round, what is below is drawn, and teeth at the sides go with the middle.
 
     Args:
         points, own: as for `opened`.
@@ -129,6 +133,8 @@ def taken_along(points: Tensor, own: Tensor, camera: Tensor, size: int) -> Tenso
     across = F.normalize(before[:, -1:] - before[:, :1], dim=-1)
     down = torch.stack([-across[..., 1], across[..., 0]], dim=-1)
     way = ((there - before) * down).sum(dim=-1).clamp_min(0.0)
+    middle = way[:, len(_UPPER) // 2, None]
+    way = torch.lerp(way, torch.minimum(way, middle), _step(lip_gap(points), _ROUND)[:, None])
     at = ((there - there[:, :1]) * across).sum(dim=-1)
     pixels = (pixel_grid(size // 4, points.device).flatten(2).mT + 1.0) / 2.0
     where = ((pixels - there[:, :1]) * across).sum(dim=-1)

@@ -272,6 +272,19 @@ def test_an_upper_lip_that_comes_down_takes_the_teeth_along(roll: float) -> None
         assert taken_along(points, own, camera, 256).abs().max() < 1e-6
 
 
+def test_teeth_at_the_sides_of_a_round_mouth_go_no_farther_than_those_in_the_middle() -> None:
+    own, camera = gaping(0.12), torch.from_numpy(Camera.orbit(0.0, 0.0).label).float()[None]
+    wide = gaping(0.5)
+    wide[:, UPPER] += 0.01 * (1.0 + torch.linspace(-1.5, 1.5, 11).abs()[:, None]) * DOWN
+    there, before = (projected(points[:, UPPER], camera)[0][0] for points in (wide, own))
+    found = taken_along(wide, own, camera, 256)
+    middle = (there - before)[5, 1]
+    for place in there:
+        x, y = (256 * place).long().tolist()
+        assert found[0, 1, y, x] == pytest.approx(float(middle), abs=1e-3)
+    assert (there - before)[0, 1] > 2.0 * middle
+
+
 def _rotated(angle: Tensor) -> Tensor:
     return torch.stack([torch.stack([angle.cos(), -angle.sin()]), torch.stack([angle.sin(), angle.cos()])])
 
