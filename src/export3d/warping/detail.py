@@ -19,6 +19,7 @@ from export3d.layers import activated, conv3x3, enlarge
 from export3d.warping.elastic_mesh import softened
 from export3d.warping.inner_mouth import Draw, filled
 from export3d.warping.origin import Origin, origin
+from export3d.warping.shoulders import leaning as beside_shoulders
 from export3d.warping.teeth import chosen
 from export3d.warping.turns import counts, fading, leaning
 
@@ -54,6 +55,8 @@ class Views:
         lips: (B, 478, 2) the landmarks in the driving view, 0..1; hidden: (B, 1, 1, 1) how far the mouth is drawn
             (`teeth.hidden`); and kept: (B, 1, H/2, W/2) where it is not, since `turned` shows upper teeth there. None
             without `WarpConfig.inside`.
+        body: (B, 1, H/4, W/4) how far the person moves as the driving shoulders do (`shoulders.following`). None
+            without `WarpConfig.shoulders`.
     """
 
     moved: Tensor
@@ -71,6 +74,7 @@ class Views:
     lips: Tensor | None = None
     hidden: Tensor | None = None
     kept: Tensor | None = None
+    body: Tensor | None = None
 
     @property
     def mean_offset(self) -> Tensor:
@@ -78,8 +82,10 @@ class Views:
         return F.avg_pool2d(self.offset, 4)
 
     def leaned(self, logits: Tensor) -> Tensor:
-        """The logits of `Detail.overlook`, as they are where the head is turned (`turns.leaning`)."""
+        """The logits of `Detail.overlook`, as they are where shoulders follow and the head is turned (`leaning`)."""
         logits = logits.float()
+        if self.body is not None and self.person is not None and counts(self.body):
+            logits = beside_shoulders(logits, self.body, self.person)
         if self.far is None or self.face is None or not counts(self.far):
             return logits
         return leaning(logits, self.far, self.face, self.mouth, self.person)

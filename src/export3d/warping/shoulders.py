@@ -33,6 +33,8 @@ _FACE = 1.0, 1.2
 half axes of the face."""
 _PERSON = 0.6
 """Opacity from which a pixel counts as the person's."""
+_LEAN = 8.0
+"""Added to the logit of the moved image where only that shows the person, taken from that of the still one likewise."""
 _FEWEST = 0.003
 """Share of the picture that must show shoulders."""
 
@@ -46,8 +48,8 @@ def following(
     before: Tensor,
     face: Tensor,
     matte: Tensor,
-) -> Tensor:
-    """A flow whose part below the chin goes where the driving shoulders went.
+) -> tuple[Tensor, Tensor]:
+    """A flow whose part below the chin goes where the driving shoulders went, and how far it does.
 
     Args:
         flow: (B, 2, H, H), H a multiple of 4.
@@ -56,6 +58,9 @@ def following(
         places, before: (B, 478, 2) the landmarks in the driving frame and in the source, 0..1.
         face: (B, H, H) bool, where the mesh shows the face.
         matte: (B, 1, H, H) opacity of the source's person.
+
+    Returns:
+        (B, 2, H, H), and (B, 1, H/4, H/4), 0 to 1, 1 in the rigid piece.
     """
     coarse, matte, face = (F.avg_pool2d(x.float(), 4) for x in (flow, matte, face[:, None]))
     at = (pixel_grid(coarse.shape[-1], flow.device) + 1.0) / 2.0
@@ -74,7 +79,24 @@ def following(
     share = (
         _TRUST * shoulders[:, 2].view(-1, 1, 1, 1) * (part >= _FEWEST) * _beyond(looked_up, before[:, list(FACE_OVAL)])
     )
-    return flow + enlarge(beside * share * (mean + rigid * (there - coarse - mean)), 4)
+    share = beside * share
+    return flow + enlarge(share * (mean + rigid * (there - coarse - mean)), 4), rigid * share
+
+
+def leaning(logits: Tensor, share: Tensor, person: Tensor) -> Tensor:
+    """The logits of `Detail.overlook`, leaning to the moved image where shoulders came, and from the still one behind.
+
+    Dense motion seldom moves shoulders far from where they were. The choice has learned to keep the outline there.
+
+    Args:
+        logits: (B, 4, H/4, H/4) of the rendered, moved, still and turned image.
+        share: (B, 1, H/4, H/4), see `following`.
+        person: (B, 3, H, H), see `Views`.
+    """
+    moved, still = person[:, :1], person[:, 1:2]
+    came, left = (share * F.avg_pool2d(part, 4) for part in (moved * (1.0 - still), still * (1.0 - moved)))
+    none = torch.zeros_like(came)
+    return logits + _LEAN * torch.cat([none, came, -left, none], dim=1)
 
 
 def _beyond(places: Tensor, oval: Tensor) -> Tensor:

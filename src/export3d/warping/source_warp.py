@@ -362,9 +362,10 @@ class SourceWarp(nn.Module):
             if turn is not None and counts(turn):
                 flow = on_mesh(flow, elastic, on_face, stretched, turn)
         shoulders, matte = motion.shoulders if self.config.shoulders else None, view.matte
+        body = torch.zeros_like(F.avg_pool2d(matte, 4)) if self.config.shoulders and matte is not None else None
         if shoulders is not None and matte is not None and counts(shoulders[:, 2]):
             before = projected(face.points, own)[0]
-            flow = following(flow, shoulders, own, camera, places, before, on_face, matte)
+            flow, body = following(flow, shoulders, own, camera, places, before, on_face, matte)
         if self.config.irises:
             flow = rolled(flow, elastic, places, face.places)
         if flow is not elastic:
@@ -399,7 +400,7 @@ class SourceWarp(nn.Module):
         person = None
         if matte is not None:
             person = torch.cat([look_up(matte, flow), matte, look_up(matte, as_head)], dim=1)
-        seen = Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, person=person)
+        seen = Views(moved, stretched, flow, image, turned, as_head, head, mouth, teeth, turn, person=person, body=body)
         if turn is not None:
             seen = replace(seen, face=F.avg_pool2d(on_face[:, None].float(), 4))
         if row is None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from export3d.camera import COLLAR, NECK, Camera, projected
 from export3d.config import variant
-from export3d.warping.shoulders import following
+from export3d.warping.shoulders import following, leaning
 from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
 SIZE = 256
@@ -45,7 +45,7 @@ def moved(
     """The change of a flow, crop widths, by shoulders that went so far."""
     before = torch.zeros(1, 2, SIZE, SIZE) if flow is None else flow
     asked = torch.tensor([[x, y, sure, turn, size]])
-    return (following(before, asked, OWN, camera, PLACES, PLACES, face(), person()) - before) / 2.0
+    return (following(before, asked, OWN, camera, PLACES, PLACES, face(), person())[0] - before) / 2.0
 
 
 def test_below_the_chin_the_person_is_looked_up_where_it_came_from() -> None:
@@ -104,7 +104,7 @@ def test_a_head_that_rises_shows_no_second_chin() -> None:
     up, raised = PLACES - torch.tensor([0.0, 0.12]), torch.roll(face(), -round(0.12 * SIZE), dims=1)
     flow = torch.zeros(1, 2, SIZE, SIZE)
     flow[:, 1] = 0.24
-    risen = following(flow, STILL, OWN, OWN, up, PLACES, raised, person())[0, 1, :, SIZE // 2]
+    risen = following(flow, STILL, OWN, OWN, up, PLACES, raised, person())[0][0, 1, :, SIZE // 2]
     assert risen[: round((CHIN - 0.02) * SIZE)].min() > 0.239
     assert risen[-4:].max() < 0.03
 
@@ -114,11 +114,30 @@ def test_how_sure_it_is_decides_how_far_they_go() -> None:
     assert not moved(0.1, 0.0, 0.0).any()
 
 
+def test_where_shoulders_came_the_moved_image_is_chosen_and_where_they_left_the_still_one_is_not() -> None:
+    share = following(torch.zeros(1, 2, SIZE, SIZE), STILL, OWN, OWN, PLACES, PLACES, face(), person())[1]
+    assert share[..., -4:, SIZE // 8].min() == pytest.approx(0.95, abs=0.01)
+    assert not share[..., : SIZE // 16, :].any()
+    still = person()
+    came = torch.roll(still, 16, dims=3)
+    logits = torch.zeros(1, 4, SIZE // 4, SIZE // 4)
+    found = leaning(logits, share, torch.cat([came, still, still], dim=1))[0, :, -2]
+    right, left, middle = 3 * SIZE // 16 + 1, SIZE // 16 + 1, SIZE // 8
+    assert found[1, right] > 5.0
+    assert found[2, left] < -5.0
+    assert not found[:, middle].any()
+    assert not found[[0, 3]].any()
+    assert not found[2, right]
+    assert not found[1, left]
+
+
 def test_a_picture_that_ends_at_the_chin_is_left_alone() -> None:
     low = PLACES + torch.tensor([0.0, 1.0 - CHIN])
     flow = torch.zeros(1, 2, SIZE, SIZE)
     asked = torch.tensor([[0.1, 0.1, 1.0, 0.0, 0.0]])
-    assert torch.equal(following(flow, asked, OWN, OWN, low, low, face(), person()), flow)
+    found, share = following(flow, asked, OWN, OWN, low, low, face(), person())
+    assert torch.equal(found, flow)
+    assert not share.any()
 
 
 def test_a_model_moves_them_only_with_the_part_and_where_they_are_known() -> None:
