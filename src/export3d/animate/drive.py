@@ -36,7 +36,7 @@ from export3d.animate.head_motion import (
     seen_rotation,
     with_neck,
 )
-from export3d.animate.rest import around, at_rest, changed, moving
+from export3d.animate.rest import around, at_rest, changed, moving, usual_look
 from export3d.errors import BadMotionFile, ConfigError, check_shape
 from export3d.face.mesh import canonical_mesh
 from export3d.files import kind_at
@@ -345,12 +345,19 @@ def references(motion: Motion, reference: int | None = None) -> References:
 
 
 def _resting(motion: Motion, frames: NDArray[np.int64]) -> NDArray[np.floating]:
-    """(T, E) the expression of each frame's reference, with a mouth as far closed as it becomes in the motion."""
+    """(T, E) the expression of each frame's reference, with a mouth as far closed as it becomes in the motion.
+
+    Its eyes look where they look in most of its shot: at the camera, as a rule.
+    """
     rest: NDArray[np.floating] = motion.expression[frames]
     seen = motion.expression[motion.shot != AWAY]
     if motion.space == "arkit52" and len(seen):
         mouth = [column for name in _OPENED for column in columns_of(name)]
         rest[:, mouth] = np.minimum(rest[:, mouth], np.percentile(seen[:, mouth], _CLOSED, axis=0))
+        for shot in set(motion.shot.tolist()) - {AWAY}:
+            frames = np.flatnonzero(motion.shot == shot)
+            eyes, look = usual_look(motion.expression[frames])
+            rest[frames[:, None], eyes] = look
     return rest
 
 
@@ -369,10 +376,10 @@ def rebase(
     reference frame the source keeps its own rotation and expression. A driving mouth that is open there is taken to be
     as far closed as it is in a tenth of all frames. The source's expression is the one that it has `at_rest`: an open
     mouth closes. Its smile gives way to a jaw that opens wide. While the driving mouth moves, near the reference frame
-    too, it is smaller and does not part the lips (`rest.changed`). The neck moves from its place in the source as
-    `head_motion` says, and so do the shoulders beside it. Each shot of the motion has its own reference frame. Where
-    the face is away, the source's own pose and expression are the result. What would jump between shots passes over in
-    half a second (see `export3d.animate.head_motion`).
+    too, it is smaller and does not part the lips, whose other scores are the driver's (`rest.changed`). The neck moves
+    from its place in the source as `head_motion` says, and so do the shoulders beside it. Each shot of the motion has
+    its own reference frame. Where the face is away, the source's own pose and expression are the result. What would
+    jump between shots passes over in half a second (see `export3d.animate.head_motion`).
 
     Args:
         motion: the driving motion, T frames.
@@ -409,12 +416,11 @@ def rebase(
     shoulders[:, 3:4] = limited(shoulders[:, 3:4], SHOULDERS_TURN)
     shoulders[away] = 0.0
     rest = _resting(motion, frames.expression) if reference is None else motion.expression[frames.expression]
-    change: NDArray[np.floating] = motion.expression - rest
     if motion.space == "arkit52":
-        moves = np.where(away, 0.0, moving(change))
-        expression = changed(own_expression, change, around(moves, motion.fps))
+        moves = np.where(away, 0.0, moving(motion.expression - rest))
+        expression = changed(own_expression, motion.expression, rest, around(moves, motion.fps))
     else:
-        expression = own_expression + change
+        expression = own_expression + motion.expression - rest
     expression[away] = own_expression
     if len(runs(motion.shot)) > 1:
         angles = np.unwrap(angles_deg(turned), axis=0, period=360.0)

@@ -8,7 +8,7 @@ Nothing is known of what follows, so four things differ from a clip's motion:
 - Scores and pose are smoothed by the One-Euro filter (Casiez et al. 2012, *1 Euro Filter: A Simple Speed-based
   Low-pass Filter for Noisy Input in Interactive Systems*): a low-pass filter whose cut-off frequency rises with speed,
   so a still face does not jitter and a blink is hardly delayed.
-- The lips of a smile come together when a mouth has begun to move, not before (`Lately`).
+- Lips have the driver's scores when a mouth has begun to move, not before (`Lately`).
 - Whatever changes abruptly (the face is lost or comes back, a new neutral face) passes over in half a second, from
   what was shown last.
 """
@@ -278,8 +278,8 @@ class Follower:
             self._beside = Displacement(self._head_motion, beside[PLACE_AND_SIZE])
         sure, turn = min(beside[2], neutral.shoulders[2]), beside[3:4] - neutral.shoulders[3]
         x, y, size = self._beside.step(beside[PLACE_AND_SIZE], time_s)
-        change = scores - neutral.scores
-        expression = changed(self._expression, change, self._lately.step(float(moving(change)), time_s))
+        moves = self._lately.step(float(moving(scores - neutral.scores)), time_s)
+        expression = changed(self._expression, scores, neutral.scores, moves)
         return self._numbers(rotation, expression, moved, np.array([x, y, sure, *limited(turn, SHOULDERS_TURN), size]))
 
     @staticmethod

@@ -5,8 +5,12 @@ It is the face at rest, where the photo caught it in the middle of a word or of 
 Relative motion adds to the source's expression. If that holds an open mouth or closed eyes, they would stay so in every
 frame: driving faces hardly close a mouth further than theirs is in the reference frame. So motion is added to the
 expression that the source would have at rest. What people hold in a photo, a smile above all, stays, until a jaw opens
-wider than those of people who smile. While a mouth moves, as in speech, a smile is smaller and does not part the lips
-by itself: they could not close.
+wider than those of people who smile.
+
+While a mouth moves, as in speech, a smile is smaller and does not part the lips by itself: they could not close. Other
+scores of the lips are then those of the driving face. Closed lips are described by several, such as mouthShrug and
+mouthPress, and seldom by the same ones in two faces: what a driver's lose when they part, a portrait's often do not
+have.
 """
 
 from __future__ import annotations
@@ -29,15 +33,17 @@ with closed lips stay below the first (mouthLowerDown and mouthUpperUp: with 0.0
 the second."""
 _SMILING = 0.2, 0.5
 """mouthSmile up to which a portrait counts as serious, and from which it smiles."""
-_OPPOSITE = (
+_LOOKS = (
     ("eyeLookInLeft", "eyeLookOutLeft"),
     ("eyeLookInRight", "eyeLookOutRight"),
     ("eyeLookUpLeft", "eyeLookDownLeft"),
     ("eyeLookUpRight", "eyeLookDownRight"),
-    ("jawLeft", "jawRight"),
-    ("mouthLeft", "mouthRight"),
 )
+_OPPOSITE = (*_LOOKS, ("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"))
 """Scores of one motion to both sides."""
+_WINK = 0.15, 0.4
+"""Difference of the change of both eyeBlink up to which it is taken for an error of tracking, as of eyes in a turned
+head, and from which an eye winks."""
 _WIDE = 0.45, 0.85
 """jawOpen from which a smile gives way, and at which nothing of it is left. Where it is above 0.6 in the training data,
 97 % of the frames have smiles below 0.17; between 0.4 and 0.5, below 0.76."""
@@ -45,6 +51,12 @@ _MOVING = {"jawOpen": (0.06, 0.15), "mouthPucker": (0.2, 0.5), "mouthFunnel": (0
 """Change of a score up to which a driving mouth is still, and from which it moves."""
 _PARTED = {"jawOpen": 0.01, "mouthLowerDown": 0.0, "mouthUpperUp": 0.0}
 """Scores of parted lips, and what they are where a smile is closed."""
+_LIPS = [
+    column
+    for name in ("Close", "Funnel", "Press", "Pucker", "RollLower", "RollUpper", "ShrugLower", "ShrugUpper", "Stretch")
+    for column in columns_of(f"mouth{name}")
+]
+"""Columns of the other scores by which lips speak."""
 _LESS = 0.4
 """Share of a smile that is left out while a mouth moves."""
 HELD_S, EASED_S = 1.5, 0.6
@@ -69,6 +81,17 @@ def at_rest(expression: NDArray[np.floating]) -> NDArray[np.floating]:
     return rest
 
 
+def usual_look(expression: NDArray[np.floating]) -> tuple[list[int], NDArray[np.floating]]:
+    """Where eyes look in most of some frames (T, 52): columns of eyeLook scores, and their values."""
+    columns, values = [], []
+    for pair in _LOOKS:
+        one, other = (ARKIT52.index(name) for name in pair)
+        middle = np.median(expression[:, one] - expression[:, other])
+        columns += [one, other]
+        values += [max(middle, 0.0), max(-middle, 0.0)]
+    return columns, np.asarray(values)
+
+
 def moving(change: NDArray[np.floating]) -> NDArray[np.floating]:
     """How far mouths move, as in speech, from changes of scores (..., 52): (...), 0 to 1."""
     steps = []
@@ -87,18 +110,30 @@ def around(moves: NDArray[np.floating], fps: float) -> NDArray[np.floating]:
 
 
 def changed(
-    own: NDArray[np.floating], change: NDArray[np.floating], moves: NDArray[np.floating] | float = 0.0
+    own: NDArray[np.floating],
+    driving: NDArray[np.floating],
+    rest: NDArray[np.floating],
+    moves: NDArray[np.floating] | float = 0.0,
 ) -> NDArray[np.floating]:
-    """A portrait's expression (52,) of ARKit scores with the change (T, 52) of another face: (T, 52), within 0..1.
+    """A portrait's expression (52,) of ARKit scores, changed as another face changes: (T, 52), within 0..1.
 
-    Of two opposite scores, such as looks to the left and right, one goes on where the other has reached 0. The
-    portrait's own smile gives way to a jaw that opens wide. Where the driving mouth moves (`moves`, (T,) or one number,
-    see `moving`), it is smaller and does not part the lips.
+    To the portrait's scores is added what tells the driving ones (T, 52) from those of the driver's face at rest, (52,)
+    or (T, 52). Eyes that close almost equally far close equally far. Of two opposite scores, such as looks to the left
+    and right, one goes on where the other has reached 0.
+    The portrait's own smile gives way to a jaw that opens wide. Where the driving mouth moves (`moves`, (T,) or one
+    number, see `moving`), it is smaller and does not part the lips, and the lips have the driver's scores.
     """
+    change, moves = driving - rest, np.asarray(moves)[..., None]
+    lids = columns_of("eyeBlink")
+    both = change[..., lids].mean(axis=-1, keepdims=True)
+    first, last = _WINK
+    apart = np.abs(np.diff(change[..., lids], axis=-1))
+    change[..., lids] = both + (change[..., lids] - both) * ((apart - first) / (last - first)).clip(0.0, 1.0)
     out = own + change
     for name, closed in _PARTED.items():
         columns = columns_of(name)
-        out[..., columns] -= np.asarray(moves)[..., None] * np.maximum(own[columns] - closed, 0.0)
+        out[..., columns] -= moves * np.maximum(own[columns] - closed, 0.0)
+    out[..., _LIPS] += moves * (driving[..., _LIPS] - out[..., _LIPS])
     for pair in _OPPOSITE:
         one, other = (ARKIT52.index(name) for name in pair)
         past = np.minimum(out[..., [one, other]], 0.0)
@@ -106,5 +141,5 @@ def changed(
     smile, jaw = columns_of("mouthSmile"), columns_of("jawOpen")
     first, last = _WIDE
     wide = ((out[..., jaw] - first) / (last - first)).clip(0.0, 1.0)
-    out[..., smile] -= own[smile] * np.maximum(wide, _LESS * np.asarray(moves)[..., None])
+    out[..., smile] -= own[smile] * np.maximum(wide, _LESS * moves)
     return np.asarray(out.clip(0.0, 1.0))

@@ -35,6 +35,8 @@ from export3d.motion.motion import Motion
 from export3d.video import VideoWriter
 from tests.live_link_face import write_take
 
+LOOKS = ("eyeLookIn", "eyeLookOut", "eyeLookUp", "eyeLookDown")
+
 
 def made(
     angles_deg: np.ndarray, expression: np.ndarray | None = None, space: str = "arkit52", drift: float = 1.0
@@ -62,6 +64,11 @@ def source(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     return camera.from_pose(np.array([12.0, -4.0, 3.0]), np.array([0.01, -0.03, 2.8])), expression
 
 
+def without(motion: Motion, *names: str) -> Motion:
+    """The motion with some scores at 0."""
+    return replace(motion, expression=with_scores(motion.expression, dict.fromkeys(names, 0.0)))
+
+
 def test_absolute_motion_is_left_alone(motion: Motion, source: tuple[np.ndarray, np.ndarray]) -> None:
     assert rebase(motion, *source, relative=False) is motion
 
@@ -69,6 +76,7 @@ def test_absolute_motion_is_left_alone(motion: Motion, source: tuple[np.ndarray,
 def test_at_the_reference_frame_the_source_keeps_pose_and_expression(
     motion: Motion, source: tuple[np.ndarray, np.ndarray]
 ) -> None:
+    motion = without(motion, "jawOpen", "mouthPucker", "mouthFunnel", *LOOKS)
     moved = rebase(motion, *source, head_motion="full")
     np.testing.assert_allclose(moved.camera[7], source[0], atol=1e-6)
     np.testing.assert_allclose(moved.expression[7], source[1], atol=1e-6)
@@ -97,6 +105,29 @@ def test_a_driver_who_speaks_in_the_reference_frame_still_opens_the_portraits_mo
     assert chosen.expression[:, jaw].max() == 0.0
 
 
+def test_a_look_aside_in_the_reference_frame_does_not_turn_the_portraits_eyes(
+    source: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """The driver looks aside in the only frontal frame, and into the camera in most others."""
+    scores = np.zeros((30, 52))
+    aside = with_scores(scores[0], {"eyeLookOutLeft": 0.9, "eyeLookInRight": 0.9})
+    scores[[0, 20]] = aside
+    angles = np.full((30, 3), 8.0)
+    angles[0] = 0.0
+    motion = made(angles, scores)
+    assert reference_frame(motion) == 0
+    portrait = with_scores(source[1], dict.fromkeys(LOOKS, 0.0))
+    moved = rebase(motion, source[0], portrait)
+    np.testing.assert_allclose(
+        moved.expression[[0, 20]],
+        [with_scores(portrait, {"eyeLookOutLeft": 0.9, "eyeLookInRight": 0.9})] * 2,
+        atol=1e-6,
+    )
+    np.testing.assert_allclose(np.delete(moved.expression, [0, 20], axis=0), [portrait] * 28, atol=1e-6)
+    chosen = rebase(motion, source[0], portrait, reference=0)
+    np.testing.assert_allclose(chosen.expression[0], portrait, atol=1e-6)
+
+
 def test_a_mouth_that_stays_open_counts_as_closed(source: tuple[np.ndarray, np.ndarray]) -> None:
     scores = with_scores(np.zeros(52), {"jawOpen": 0.3})
     moved = rebase(made(np.zeros((9, 3)), np.tile(scores, (9, 1))), *source)
@@ -110,7 +141,7 @@ def test_the_reference_frame_can_be_chosen(motion: Motion, source: tuple[np.ndar
 
 def test_a_source_like_the_reference_is_driven_absolutely(motion: Motion) -> None:
     """Relative and absolute motion agree where source and driving face start alike and the head moves little."""
-    motion = made(motion.angles_deg / 5.0, motion.expression, drift=0.2)
+    motion = without(made(motion.angles_deg / 5.0, motion.expression, drift=0.2), "eyeBlink", *LOOKS)
     moved = rebase(motion, motion.camera[7], motion.expression[7], head_motion="full")
     np.testing.assert_allclose(moved.camera, motion.camera, atol=1e-5)
     np.testing.assert_allclose(moved.expression, motion.expression, atol=1e-6)
