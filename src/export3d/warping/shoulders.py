@@ -26,6 +26,8 @@ _NECK = 0.3, 0.05
 """So far above the chin, image heights, the flow is the head's; so far below it, the shoulders'.
 
 The face itself is left out."""
+_LONGER = 0.1
+"""Where the chin slides over the shoulders, the passage ends as much lower, at most by this: the neck leans."""
 _RIGID = 0.15
 """So far above the chin dense motion begins to give way to the rigid piece, which it has done `_NECK` below."""
 _FACE = 1.0, 1.2
@@ -66,10 +68,11 @@ def following(
     at = (pixel_grid(coarse.shape[-1], flow.device) + 1.0) / 2.0
     there = _rigid(at, shoulders, own, camera)
     looked_up = at + there / 2.0
-    y = torch.minimum(
-        at[:, 1:] - places[:, CHIN, 1].view(-1, 1, 1, 1), looked_up[:, 1:] - before[:, CHIN, 1].view(-1, 1, 1, 1)
-    )
-    below, rigid = (smooth_step((y + above) / (above + _NECK[1])) for above in (_NECK[0], _RIGID))
+    chin, own_chin = (x[:, CHIN, :, None, None] for x in (places, before))
+    slid = (chin + _rigid(chin, shoulders, own, camera) / 2.0 - own_chin).norm(dim=1, keepdim=True)
+    y = torch.minimum(at[:, 1:] - chin[:, 1:], looked_up[:, 1:] - own_chin[:, 1:])
+    under = _NECK[1] + slid.clamp_max(_LONGER)
+    below, rigid = (smooth_step((y + above) / (above + under)) for above in (_NECK[0], _RIGID))
     moved = look_up(matte, coarse)
     seen = (below >= 1.0) * (moved > _PERSON)
     part = seen.float().mean(dim=(2, 3), keepdim=True)
@@ -107,7 +110,7 @@ def _beyond(places: Tensor, oval: Tensor) -> Tensor:
 
 
 def _rigid(at: Tensor, shoulders: Tensor, own: Tensor, camera: Tensor) -> Tensor:
-    """The flow (B, 2, h, h) of a picture that moves as the shoulders do, at places (1, 2, h, h), 0..1."""
+    """The flow (B, 2, h, h) of a picture that moves as the shoulders do, at places (1 or B, 2, h, h), 0..1."""
     points = torch.tensor((NECK, COLLAR), dtype=torch.float32, device=at.device).expand(shoulders.shape[0], 2, 3)
     (before, near), (after, far) = (projected(points, label) for label in (own, camera))
     collar, way = before[:, 1], after[:, 0] - before[:, 0] + shoulders[:, :2]
