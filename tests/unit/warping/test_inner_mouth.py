@@ -25,6 +25,8 @@ LIPS = (13, 312, 311, 310, 415, 82, 81, 80, 191), (14, 317, 402, 318, 324, 87, 1
 """Inner lips, the upper one first, without the corners."""
 NO_TEETH = torch.zeros(1, 1, SIZE, SIZE)
 
+ONE = torch.ones(1, 1, 1, 1)
+
 
 def opened(places: Tensor, gap: float) -> Tensor:
     """Landmarks (B, 478, 2 or 3) with the lower lip so far below the upper one."""
@@ -141,6 +143,18 @@ def test_teeth_and_what_is_above_them_stay_and_what_is_below_is_drawn() -> None:
     torch.testing.assert_close(shares[below][:, 0], torch.ones_like(shares[below][:, 0]))
     assert holes[0].sum() < holes[1].sum()
     assert not (holes[0] > holes[1]).any()
+
+
+def test_what_is_drawn_gets_darker_but_for_white() -> None:
+    places = opened(landmarks(FRONT), 0.15)
+    middle = (places[0, 13] + places[0, 14]) / 2.0 * SIZE
+    at = (0, slice(None), int(middle[1]), int(middle[0]))
+    image, share = torch.zeros(1, 3, SIZE, SIZE), torch.full((1, 4, SIZE, SIZE), 0.25)
+    shown = [
+        filled(lambda seen, _, value=value: torch.full_like(seen, value), image, share, places, ONE, NO_TEETH)[0][at]
+        for value in (-1.0, 0.0, 1.0)
+    ]
+    torch.testing.assert_close(torch.stack(shown)[:, 0], torch.tensor([-1.0, -0.129, 1.0]), atol=1e-3, rtol=0)
 
 
 def test_what_is_drawn_does_not_depend_on_what_lies_within_or_on_the_edge() -> None:
