@@ -26,8 +26,9 @@ _NECK = 0.3, 0.05
 """So far above the chin, image heights, the flow is the head's; so far below it, the shoulders'.
 
 The face itself is left out."""
-_LONGER = 0.1
-"""Where the chin slides over the shoulders, the passage ends as much lower, at most by this: the neck leans."""
+_SLID, _LONGER = 0.03, 0.1
+"""Where the chin slides farther than the first over the shoulders, the passage ends lower by what it slides farther, at
+most by the second: the neck leans."""
 _RIGID = 0.15
 """So far above the chin dense motion begins to give way to the rigid piece, which it has done `_NECK` below."""
 _FACE = 1.0, 1.2
@@ -71,7 +72,7 @@ def following(
     chin, own_chin = (x[:, CHIN, :, None, None] for x in (places, before))
     slid = (chin + _rigid(chin, shoulders, own, camera) / 2.0 - own_chin).norm(dim=1, keepdim=True)
     y = torch.minimum(at[:, 1:] - chin[:, 1:], looked_up[:, 1:] - own_chin[:, 1:])
-    under = _NECK[1] + slid.clamp_max(_LONGER)
+    under = _NECK[1] + (slid - _SLID).clamp(0.0, _LONGER)
     below, rigid = (smooth_step((y + above) / (above + under)) for above in (_NECK[0], _RIGID))
     moved = look_up(matte, coarse)
     seen = (below >= 1.0) * (moved > _PERSON)
