@@ -36,7 +36,7 @@ from export3d.animate.head_motion import (
     seen_rotation,
     with_neck,
 )
-from export3d.animate.rest import around, at_rest, changed, moving, usual_look
+from export3d.animate.rest import around, at_rest, changed, looking_ahead, moving
 from export3d.errors import BadMotionFile, ConfigError, check_shape
 from export3d.face.mesh import canonical_mesh
 from export3d.files import kind_at
@@ -72,6 +72,8 @@ _OPENED = ("jawOpen", "mouthLowerDown", "mouthUpperUp")
 """Scores of a mouth that opens. People speak: that of the reference frame may be open. In many clips it is."""
 _CLOSED = 10.0
 """Per cent of a motion's frames in which each of these scores counts as at rest."""
+_ALIKE_DEG = 10.0
+"""Eyes of a head that turns stay on the camera: looks are compared among heads whose angles differ by less."""
 _LEAVING_S = 0.3
 """A face leaves the frame, or comes into it, in about this time, and is then seen in part."""
 _RESTLESS = 0.3
@@ -344,20 +346,21 @@ def references(motion: Motion, reference: int | None = None) -> References:
     return References(pose, expression, place)
 
 
-def _resting(motion: Motion, frames: NDArray[np.int64]) -> NDArray[np.floating]:
+def _resting(motion: Motion, frames: References) -> NDArray[np.floating]:
     """(T, E) the expression of each frame's reference, with a mouth as far closed as it becomes in the motion.
 
-    Its eyes look where they look in most of its shot: at the camera, as a rule.
+    If eyes look straighter ahead in most frames of a shot whose heads are turned as in its reference, they look there.
     """
-    rest: NDArray[np.floating] = motion.expression[frames]
+    rest: NDArray[np.floating] = motion.expression[frames.expression]
     seen = motion.expression[motion.shot != AWAY]
     if motion.space == "arkit52" and len(seen):
         mouth = [column for name in _OPENED for column in columns_of(name)]
         rest[:, mouth] = np.minimum(rest[:, mouth], np.percentile(seen[:, mouth], _CLOSED, axis=0))
+        angles = angles_deg(seen_rotation(motion.camera))
+        alike = np.abs(angles - angles[frames.pose]).max(axis=-1) < _ALIKE_DEG
         for shot in set(motion.shot.tolist()) - {AWAY}:
-            frames = np.flatnonzero(motion.shot == shot)
-            eyes, look = usual_look(motion.expression[frames])
-            rest[frames[:, None], eyes] = look
+            inside = motion.shot == shot
+            rest[inside] = looking_ahead(rest[inside], motion.expression[inside & alike])
     return rest
 
 
@@ -373,12 +376,13 @@ def rebase(
 
     Relative: with W the world-to-camera rotation as seen along the ray to the neck, frame k of the result has W = W_k
     W_ref^-1 W_source and expression source + driving_k - driving_ref, clipped to 0..1 for ARKit scores: at the
-    reference frame the source keeps its own rotation and expression. A driving mouth that is open there is taken to be
-    as far closed as it is in a tenth of all frames. The source's expression is the one that it has `at_rest`: an open
-    mouth closes. Its smile gives way to a jaw that opens wide. While the driving mouth moves, near the reference frame
-    too, it is smaller and does not part the lips, whose other scores are the driver's (`rest.changed`). The neck moves
-    from its place in the source as `head_motion` says, and so do the shoulders beside it. Each shot of the motion has
-    its own reference frame. Where the face is away, the source's own pose and expression are the result. What would
+    reference frame the source keeps its own rotation and, unless a mouth moves near it, expression. A driving mouth
+    that is open there is taken to be as far closed as it is in a tenth of all frames; eyes that look aside there, but
+    straighter ahead in most frames, to look as in those. The source's expression is the one that it has `at_rest`: an
+    open mouth closes. Its smile gives way to a jaw that opens wide. While the driving mouth moves, near the reference
+    frame too, it is smaller and does not part the lips, whose other scores are the driver's (`rest.changed`). The neck
+    moves from its place in the source as `head_motion` says, and so do the shoulders beside it. Each shot of the motion
+    has its own reference frame. Where the face is away, the source's own pose and expression are the result. What would
     jump between shots passes over in half a second (see `export3d.animate.head_motion`).
 
     Args:
@@ -415,7 +419,7 @@ def rebase(
     shoulders[:, PLACE_AND_SIZE] = displacement(motion, frames.place, head_motion, beside)
     shoulders[:, 3:4] = limited(shoulders[:, 3:4], SHOULDERS_TURN)
     shoulders[away] = 0.0
-    rest = _resting(motion, frames.expression) if reference is None else motion.expression[frames.expression]
+    rest = _resting(motion, frames) if reference is None else motion.expression[frames.expression]
     if motion.space == "arkit52":
         moves = np.where(away, 0.0, moving(motion.expression - rest))
         expression = changed(own_expression, motion.expression, rest, around(moves, motion.fps))

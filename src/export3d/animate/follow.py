@@ -1,10 +1,10 @@
 """Relative motion frame by frame, for a camera: the causal counterpart of `drive.rebase`.
 
-Nothing is known of what follows, so four things differ from a clip's motion:
+Nothing is known of what follows, so these things differ from a clip's motion:
 
 - The neutral face, from which changes are measured, is that of one second: the first in which the face is seen, and
-  another one whenever `Follower.calibrate` asks for it. Its pose is the median, its expression that of the frames in
-  which the face is nearest to rest.
+  another one whenever `Follower.calibrate` asks for it. Its pose is the median, its expression, also where it looks,
+  that of the frames in which the face is nearest to rest.
 - Scores and pose are smoothed by the One-Euro filter (Casiez et al. 2012, *1 Euro Filter: A Simple Speed-based
   Low-pass Filter for Noisy Input in Interactive Systems*): a low-pass filter whose cut-off frequency rises with speed,
   so a still face does not jitter and a blink is hardly delayed.

@@ -33,17 +33,13 @@ with closed lips stay below the first (mouthLowerDown and mouthUpperUp: with 0.0
 the second."""
 _SMILING = 0.2, 0.5
 """mouthSmile up to which a portrait counts as serious, and from which it smiles."""
-_LOOKS = (
-    ("eyeLookInLeft", "eyeLookOutLeft"),
-    ("eyeLookInRight", "eyeLookOutRight"),
-    ("eyeLookUpLeft", "eyeLookDownLeft"),
-    ("eyeLookUpRight", "eyeLookDownRight"),
-)
-_OPPOSITE = (*_LOOKS, ("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"))
+_ASIDE = ("eyeLookInLeft", "eyeLookOutLeft"), ("eyeLookInRight", "eyeLookOutRight")
+_ALOFT = ("eyeLookUpLeft", "eyeLookDownLeft"), ("eyeLookUpRight", "eyeLookDownRight")
+_OPPOSITE = (*_ASIDE, *_ALOFT, ("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"))
 """Scores of one motion to both sides."""
-_WINK = 0.15, 0.4
+_WINK = 0.15, 1.25
 """Difference of the change of both eyeBlink up to which it is taken for an error of tracking, as of eyes in a turned
-head, and from which an eye winks."""
+head, and how much of the rest counts, until all does."""
 _WIDE = 0.45, 0.85
 """jawOpen from which a smile gives way, and at which nothing of it is left. Where it is above 0.6 in the training data,
 97 % of the frames have smiles below 0.17; between 0.4 and 0.5, below 0.76."""
@@ -51,10 +47,8 @@ _MOVING = {"jawOpen": (0.06, 0.15), "mouthPucker": (0.2, 0.5), "mouthFunnel": (0
 """Change of a score up to which a driving mouth is still, and from which it moves."""
 _PARTED = {"jawOpen": 0.01, "mouthLowerDown": 0.0, "mouthUpperUp": 0.0}
 """Scores of parted lips, and what they are where a smile is closed."""
-_LIPS = tuple(
-    f"mouth{part}" for part in "Close Funnel Press Pucker RollLower RollUpper ShrugLower ShrugUpper Stretch".split()
-)
-"""The other scores by which lips speak."""
+_LIPS = ("Funnel", "Press", "Pucker", "RollLower", "RollUpper", "ShrugLower", "ShrugUpper", "Stretch")
+"""The other scores of the mouth by which lips speak."""
 _LESS = 0.4
 """Share of a smile that is left out while a mouth moves."""
 HELD_S, EASED_S = 1.5, 0.6
@@ -79,15 +73,20 @@ def at_rest(expression: NDArray[np.floating]) -> NDArray[np.floating]:
     return rest
 
 
-def usual_look(expression: NDArray[np.floating]) -> tuple[list[int], NDArray[np.floating]]:
-    """Where eyes look in most of some frames (T, 52): columns of eyeLook scores, and their values."""
-    columns, values = [], []
-    for pair in _LOOKS:
-        one, other = (ARKIT52.index(name) for name in pair)
-        middle = np.median(expression[:, one] - expression[:, other])
-        columns += [one, other]
-        values += [max(middle, 0.0), max(-middle, 0.0)]
-    return columns, np.asarray(values)
+def looking_ahead(rest: NDArray[np.floating], expression: NDArray[np.floating]) -> NDArray[np.floating]:
+    """Faces at rest (T, 52) whose eyes look where they do in most of some frames (N, 52), if that is straighter ahead.
+
+    Drivers look into the camera more often than aside, but in the frame that counts as rest they may do either.
+    """
+    out = rest.copy()
+    for pairs in (_ASIDE, _ALOFT):
+        one, other = np.transpose([[ARKIT52.index(name) for name in pair] for pair in pairs])
+        usual, looks = np.median(expression[:, one] - expression[:, other], axis=0), rest[:, one] - rest[:, other]
+        straighter = np.abs(usual).sum() < np.abs(looks).sum(axis=1, keepdims=True)
+        shift = np.where(straighter, usual - looks, 0.0) / 2.0
+        out[:, one] += shift
+        out[:, other] -= shift
+    return out
 
 
 def moving(change: NDArray[np.floating]) -> NDArray[np.floating]:
@@ -124,16 +123,16 @@ def changed(
     """
     change, moves = driving - rest, np.asarray(moves)[..., None]
     lids = columns_of("eyeBlink")
-    both = change[..., lids].mean(axis=-1, keepdims=True)
-    first, last = _WINK
-    apart = np.abs(np.diff(change[..., lids], axis=-1))
-    change[..., lids] = both + (change[..., lids] - both) * ((apart - first) / (last - first)).clip(0.0, 1.0)
+    both, apart = change[..., lids].mean(axis=-1, keepdims=True), np.abs(np.diff(change[..., lids], axis=-1))
+    least, share = _WINK
+    winks = (share * (1.0 - least / np.maximum(apart, least))).clip(max=1.0)
+    change[..., lids] = both + winks * (change[..., lids] - both)
     out = own + change
     for name, closed in _PARTED.items():
         columns = columns_of(name)
         out[..., columns] -= moves * np.maximum(own[columns] - closed, 0.0)
     for name in _LIPS:
-        columns = columns_of(name)
+        columns = columns_of(f"mouth{name}")
         out[..., columns] += moves * (rest - own)[..., columns].mean(axis=-1, keepdims=True)
     for pair in _OPPOSITE:
         one, other = (ARKIT52.index(name) for name in pair)

@@ -36,8 +36,9 @@ _FACE = 1.0, 1.2
 half axes of the face."""
 _PERSON = 0.6
 """Opacity from which a pixel counts as the person's."""
-_LEAN = 8.0
-"""Added to the logit of the moved image where only that shows the person, taken from that of the still one likewise."""
+_LEAN = 16.0
+"""Added to the logit of the moved image where it shows the person and the still one does not; taken from that of the
+still one where it is the other way round."""
 _FEWEST = 0.003
 """Share of the picture that must show shoulders."""
 
@@ -63,7 +64,7 @@ def following(
         matte: (B, 1, H, H) opacity of the source's person.
 
     Returns:
-        (B, 2, H, H), and (B, 1, H/4, H/4), 0 to 1, 1 in the rigid piece.
+        (B, 2, H, H), and (B, 1, H/4, H/4), 0 to 1.
     """
     coarse, matte, face = (F.avg_pool2d(x.float(), 4) for x in (flow, matte, face[:, None]))
     at = (pixel_grid(coarse.shape[-1], flow.device) + 1.0) / 2.0
@@ -84,7 +85,7 @@ def following(
         _TRUST * shoulders[:, 2].view(-1, 1, 1, 1) * (part >= _FEWEST) * _beyond(looked_up, before[:, list(FACE_OVAL)])
     )
     share = beside * share
-    return flow + enlarge(share * (mean + rigid * (there - coarse - mean)), 4), rigid * share
+    return flow + enlarge(share * (mean + rigid * (there - coarse - mean)), 4), share
 
 
 def leaning(logits: Tensor, share: Tensor, person: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ import pytest
 
 from export3d import camera
 from export3d.animate.drive import driving_motion, rebase
-from export3d.animate.rest import around, at_rest, changed, moving
+from export3d.animate.rest import around, at_rest, changed, looking_ahead, moving
 from export3d.motion.arkit import columns_of, with_scores
+
+LOOKS = [column for name in ("eyeLookIn", "eyeLookOut") for column in columns_of(name)]
 
 
 def scored(**scores: float) -> np.ndarray:
@@ -103,9 +105,33 @@ def test_what_has_no_opposite_ends_at_its_limits() -> None:
 def test_an_eye_winks_only_if_it_closes_much_farther_than_the_other() -> None:
     """Trackers see one eye of a turned head a little more closed. In a portrait that squints it would shut."""
     own, lids = scored(eyeBlinkLeft=0.2, eyeBlinkRight=0.3), columns_of("eyeBlink")
-    driving = np.stack([scored(eyeBlinkLeft=0.1, eyeBlinkRight=right) for right in (0.1, 0.22, 0.6)])
+    driving = np.stack([scored(eyeBlinkLeft=0.1, eyeBlinkRight=right) for right in (0.1, 0.22, 0.6, 0.9)])
     found = changed(own, driving, scored())[:, lids]
-    np.testing.assert_allclose(found, [[0.25, 0.35], [0.31, 0.41], [0.25, 0.85]], atol=1e-9)
+    np.testing.assert_allclose(found, [[0.25, 0.35], [0.31, 0.41], [0.28125, 0.81875], [0.25, 1.0]], atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("usual", "rest", "wanted"),
+    [
+        (0.1, -0.6, 0.1),  # the frame that counts as rest looks aside
+        (-0.6, 0.1, 0.1),  # a reader, who looks up once in a while
+        (0.3, 0.3, 0.3),
+    ],
+)
+def test_eyes_at_rest_look_as_usual_if_that_is_straighter_ahead(usual: float, rest: float, wanted: float) -> None:
+    """What both opposite scores share stays."""
+
+    def looking(aside: float) -> np.ndarray:
+        both = {"eyeLookInLeft": aside, "eyeLookOutRight": aside, "eyeLookOutLeft": -aside, "eyeLookInRight": -aside}
+        return scored(**{name: 0.05 + max(value, 0.0) for name, value in both.items()})
+
+    seen = np.stack([looking(usual)] * 6 + [looking(rest)] * 4)
+    found = looking_ahead(looking(rest)[None], seen)[0]
+    for one, other in (("eyeLookInLeft", "eyeLookOutLeft"), ("eyeLookOutRight", "eyeLookInRight")):
+        pair = found[[columns_of(one)[0], columns_of(other)[0]]]
+        assert pair[0] - pair[1] == pytest.approx(wanted)
+        assert pair.sum() == pytest.approx(0.1 + abs(rest))
+    assert np.array_equal(np.delete(found, LOOKS), np.delete(scored(), LOOKS))
 
 
 def test_while_the_mouth_moves_a_smile_is_smaller_and_lips_are_the_drivers() -> None:
