@@ -47,8 +47,12 @@ _MOVING = {"jawOpen": (0.06, 0.15), "mouthPucker": (0.2, 0.5), "mouthFunnel": (0
 """Change of a score up to which a driving mouth is still, and from which it moves."""
 _PARTED = {"jawOpen": 0.01, "mouthLowerDown": 0.0, "mouthUpperUp": 0.0}
 """Scores of parted lips, and what they are where a smile is closed."""
-_LIPS = ("Funnel", "Press", "Pucker", "RollLower", "RollUpper", "ShrugLower", "ShrugUpper", "Stretch")
-"""The other scores of the mouth by which lips speak."""
+_LIPS = [
+    column
+    for part in ("Funnel", "Press", "Pucker", "RollLower", "RollUpper", "ShrugLower", "ShrugUpper", "Stretch")
+    for column in columns_of(f"mouth{part}")
+]
+"""Columns of the other scores by which lips speak; mouthClose goes with jawOpen."""
 _LESS = 0.4
 """Share of a smile that is left out while a mouth moves."""
 HELD_S, EASED_S = 1.5, 0.6
@@ -119,7 +123,7 @@ def changed(
     and right, one goes on where the other has reached 0. The portrait's own smile gives way to a jaw that opens wide.
 
     Where the driving mouth moves (`moves`, (T,) or one number, see `moving`), the smile is smaller and does not part
-    the lips, and the other scores of the lips are on average of both sides the driver's.
+    the lips, and the other scores of the lips are the driver's.
     """
     change, moves = driving - rest, np.asarray(moves)[..., None]
     lids = columns_of("eyeBlink")
@@ -131,9 +135,7 @@ def changed(
     for name, closed in _PARTED.items():
         columns = columns_of(name)
         out[..., columns] -= moves * np.maximum(own[columns] - closed, 0.0)
-    for name in _LIPS:
-        columns = columns_of(f"mouth{name}")
-        out[..., columns] += moves * (rest - own)[..., columns].mean(axis=-1, keepdims=True)
+    out[..., _LIPS] += moves * (rest - own)[..., _LIPS]
     for pair in _OPPOSITE:
         one, other = (ARKIT52.index(name) for name in pair)
         past = np.minimum(out[..., [one, other]], 0.0)

@@ -154,16 +154,8 @@ def test_lips_that_speak_are_the_same_whatever_the_portrait_holds_them_at() -> N
     speech, own = driving_motion("speech"), camera.Camera.look_at().label
     calm, pressed = (rebase(speech, own, scored(mouthPress=press, mouthShrugLower=press)) for press in (0.0, 0.5))
     for name in ("mouthPress", "mouthShrugLower", "mouthPucker"):
-        said = [motion.expression[:, columns_of(name)].mean(axis=1) for motion in (calm, pressed, speech)]
-        np.testing.assert_allclose(said[:2], [said[2]] * 2, atol=0.02)
-
-
-def test_lips_keep_the_difference_of_both_sides_that_the_portrait_has() -> None:
-    own, rest = scored(mouthPressLeft=0.3, mouthPressRight=0.1), scored(mouthPressLeft=0.2, mouthPressRight=0.5)
-    driving = scored(mouthPressLeft=0.2, mouthPressRight=0.6)
-    found = changed(own, driving, rest, 1.0)[columns_of("mouthPress")]
-    np.testing.assert_allclose(found, [0.45, 0.35], atol=1e-9)
-    assert found.mean() == pytest.approx(driving[columns_of("mouthPress")].mean())
+        said = [motion.expression[:, columns_of(name)] for motion in (calm, pressed, speech)]
+        np.testing.assert_allclose(said[:2], [said[2]] * 2, atol=1e-6)
 
 
 def test_speech_and_puckers_move_a_mouth_and_smiles_do_not() -> None:
