@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import subprocess
 import sys
 import time
@@ -188,6 +189,7 @@ def test_every_option_is_explained(command: str, capsys: pytest.CaptureFixture[s
     out = capsys.readouterr().out
     doc = inspect.getdoc(entry(command)) or ""
     assert doc.splitlines()[0] in " ".join(out.split())
+    assert not re.search(r"default:\W*(None|False)", out)
     for name in inspect.signature(entry(command)).parameters:
         assert f"\n    {name}: " in doc, f"{command}: {name} is not explained"
 

@@ -35,12 +35,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import is_dataclass
 from types import FrameType
+from typing import Annotated, TypeVar, get_type_hints
 
 from export3d.cli.working import with_address
 from export3d.errors import Export3DError
 from export3d.files import reason
 from export3d.memory import seldom_look_for_cycles, spare_memory
+
+_Options = TypeVar("_Options", bound=Callable[..., object])
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "animate": ("export3d.cli.animate", "animate a portrait with a driving video or a motion file"),
@@ -255,7 +259,7 @@ def _run(name: str, argv: list[str]) -> int:
 
     if shutil.get_terminal_size().columns < _NARROWEST:
         os.environ["COLUMNS"] = str(_NARROWEST)  # in very few, tyro never finishes its wrapping
-    function = entry(name)
+    function = _quiet(entry(name))
     try:
         result = tyro.cli(
             function,
@@ -272,6 +276,20 @@ def _run(name: str, argv: list[str]) -> int:
     except SystemExit as stop:  # tyro exits after --help (0) and after invalid options (2)
         return stop.code if isinstance(stop.code, int) else 2
     return int(result or 0)
+
+
+def _quiet(options: _Options) -> _Options:
+    """A command, or a group of its options, whose help does not end in "(default: None)" or "(default: False)"."""
+    import tyro
+
+    hints = get_type_hints(options, include_extras=True)
+    for name, parameter in inspect.signature(options).parameters.items():
+        if parameter.default is None or parameter.default is False:
+            hints[name] = Annotated[hints[name], tyro.conf.arg(help_behavior_hint="")]
+        elif is_dataclass(hints[name]):
+            _quiet(hints[name])
+    options.__annotations__ = hints
+    return options
 
 
 def _reader_left() -> bool:
