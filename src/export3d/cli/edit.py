@@ -40,8 +40,9 @@ def command(
         framing: which face, and what the image shows.
         marking: whether the output is marked as AI-generated, and how.
         output: the image to write (.png).
-        basis: move along a direction of the expression basis, such as 4=+1; may be repeated.
-        scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated.
+        basis: move along a direction of the expression basis, 1 to 10, such as 4=+1; may be repeated.
+        scores: set an ARKit score, 0 to 1, such as jawOpen=0.8; may be repeated (the names:
+            docs/sliders.md).
         yaw: turn the head to the right of the image by this angle, degrees, below 90.
         pitch: tilt the face up by this angle, degrees, below 90.
         roll: tilt the head clockwise by this angle, degrees.

@@ -12,7 +12,7 @@ from export3d import files
 from export3d.errors import BadVideo
 from export3d.video import animated_image
 
-READ = "mp4, mov, mkv, webm, avi, wmv, flv or an animated gif, png or webp"
+READ = "mp4, mov, mkv, webm, avi, wmv, flv, ogg, mpeg or an animated gif, png or webp"
 _FIRST_BYTES = (
     (b"\x1a\x45\xdf\xa3", "matroska"),
     (b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", "asf"),
