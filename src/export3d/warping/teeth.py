@@ -35,13 +35,13 @@ _WIDER, _WIDE = (0.005, 0.02), (0.1, 0.18)
 the two, teeth are shown twice, the farther apart the wider the gap."""
 _MOVED = 0.05, 0.1
 """They leave it too where a point of the lips has moved so far: there the mesh squeezes them."""
-_BEHIND, _BELOW = (0.02, 0.06), (0.06, 0.14)
+_BEHIND, _BELOW = (0.005, 0.025), (0.06, 0.14)
 """By how much it must get wider for the mouth to begin to be drawn, and to be drawn wholly: behind closed lips, and
 below visible teeth."""
 _ROUND = 0.1, 0.2
 """Gap up to which teeth go along the whole upper lip, and from which not farther than its middle: a round mouth would
 draw those at its sides down to fangs."""
-_PARTED = 0.03, 0.07
+_PARTED = 0.012, 0.035
 """Gap up to which lips count as closed, and from which they are open."""
 _MEETING, _LEAST = (0.02, 0.055), 0.02
 """Driven gap up to which lips meet, and from which they stay, and openness that counts as none. Where sources smile and

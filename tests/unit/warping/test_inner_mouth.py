@@ -193,8 +193,10 @@ def test_closed_mouths_are_left_alone() -> None:
     ("own", "driven", "drawn"),
     [
         (0.0, 0.1, 1.0),
+        (0.0, 0.036, 1.0),  # the line between closed lips must not be stretched
+        (0.0, 0.012, 0.0),
         (0.0, 0.0, 0.0),
-        (0.065, 0.135, 0.5),  # half shows teeth
+        (0.065, 0.1225, 0.5),  # half shows teeth
         (0.1, 0.16, 0.0),  # teeth of the source are still all there is
         (0.1, 0.2, 0.5),
         (0.1, 0.24, 1.0),
