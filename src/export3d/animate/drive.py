@@ -349,7 +349,8 @@ def references(motion: Motion, reference: int | None = None) -> References:
 def _resting(motion: Motion, frames: References) -> NDArray[np.floating]:
     """(T, E) the expression of each frame's reference, with a mouth as far closed as it becomes in the motion.
 
-    If eyes look straighter ahead in most frames of a shot whose heads are turned as in its reference, they look there.
+    Its eyes look where they usually look in the shot while the head is turned as in the reference, if that is
+    straighter ahead.
     """
     rest: NDArray[np.floating] = motion.expression[frames.expression]
     seen = motion.expression[motion.shot != AWAY]

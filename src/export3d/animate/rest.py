@@ -8,9 +8,9 @@ expression that the source would have at rest. What people hold in a photo, a sm
 wider than those of people who smile.
 
 While a mouth moves, as in speech, a smile is smaller and does not part the lips by itself: they could not close. Other
-scores of the lips are then those of the driving face. Closed lips are described by several, such as mouthShrug and
-mouthPress, and seldom by the same ones in two faces: what a driver's lose when they part, a portrait's often do not
-have.
+scores of the lips are then those of the driving face. Several scores describe closed lips, such as mouthShrug and
+mouthPress, and two faces seldom have the same ones. Those that fall when the driver's lips part are often 0 in the
+portrait already, and its lips would stay shut.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ _ALOFT = ("eyeLookUpLeft", "eyeLookDownLeft"), ("eyeLookUpRight", "eyeLookDownRi
 _OPPOSITE = (*_ASIDE, *_ALOFT, ("jawLeft", "jawRight"), ("mouthLeft", "mouthRight"))
 """Scores of one motion to both sides."""
 _WINK = 0.15, 1.25
-"""Difference of the change of both eyeBlink up to which it is taken for an error of tracking, as of eyes in a turned
-head, and how much of the rest counts, until all does."""
+"""The changes of the two eyeBlink scores may differ by the first number: in a turned head this is an error of tracking.
+What exceeds it counts as much as the second number, until the whole difference counts."""
 _WIDE = 0.45, 0.85
 """jawOpen from which a smile gives way, and at which nothing of it is left. Where it is above 0.6 in the training data,
 97 % of the frames have smiles below 0.17; between 0.4 and 0.5, below 0.76."""
@@ -78,7 +78,7 @@ def at_rest(expression: NDArray[np.floating]) -> NDArray[np.floating]:
 
 
 def looking_ahead(rest: NDArray[np.floating], expression: NDArray[np.floating]) -> NDArray[np.floating]:
-    """Faces at rest (T, 52) whose eyes look where they do in most of some frames (N, 52), if that is straighter ahead.
+    """Faces at rest (T, 52) that look where a face usually looks in N frames (N, 52), if that is straighter ahead.
 
     Drivers look into the camera more often than aside, but in the frame that counts as rest they may do either.
     """
@@ -119,7 +119,8 @@ def changed(
     """A portrait's expression (52,) of ARKit scores, changed as another face changes: (T, 52), within 0..1.
 
     To the portrait's scores is added what tells the driving ones (T, 52) from those of the driver's face at rest, (52,)
-    or (T, 52). Eyes that close almost equally far close equally far. Of two opposite scores, such as looks to the left
+    or (T, 52). A small difference between the changes of both eyeBlink
+    is dropped. Of two opposite scores, such as looks to the left
     and right, one goes on where the other has reached 0. The portrait's own smile gives way to a jaw that opens wide.
 
     Where the driving mouth moves (`moves`, (T,) or one number, see `moving`), the smile is smaller and does not part

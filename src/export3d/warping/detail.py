@@ -19,7 +19,7 @@ from export3d.layers import activated, conv3x3, enlarge
 from export3d.warping.elastic_mesh import softened
 from export3d.warping.inner_mouth import Draw, filled
 from export3d.warping.origin import Origin, origin
-from export3d.warping.shoulders import leaning as beside_shoulders
+from export3d.warping.shoulders import leaning_at_shoulders
 from export3d.warping.teeth import chosen
 from export3d.warping.turns import counts, fading, leaning
 
@@ -82,10 +82,10 @@ class Views:
         return F.avg_pool2d(self.offset, 4)
 
     def leaned(self, logits: Tensor) -> Tensor:
-        """The logits of `Detail.overlook`, as they are where shoulders follow and the head is turned (`leaning`)."""
+        """The logits of `Detail.overlook`, changed where shoulders follow and where the head is turned."""
         logits = logits.float()
         if self.body is not None and self.person is not None and counts(self.body):
-            logits = beside_shoulders(logits, self.body, self.person)
+            logits = leaning_at_shoulders(logits, self.body, self.person)
         if self.far is None or self.face is None or not counts(self.far):
             return logits
         return leaning(logits, self.far, self.face, self.mouth, self.person)

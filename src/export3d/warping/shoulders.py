@@ -53,7 +53,7 @@ def following(
     face: Tensor,
     matte: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """A flow whose part below the chin goes where the driving shoulders went, and how far it does.
+    """A flow whose part below the chin goes where the driving shoulders went, and the share of each place that does.
 
     Args:
         flow: (B, 2, H, H), H a multiple of 4.
@@ -81,17 +81,15 @@ def following(
     mean = ((there - coarse) * seen).mean(dim=(2, 3), keepdim=True) / part.clamp(min=_FEWEST)
     person = torch.maximum(moved, look_up(matte, there))
     beside = below * _around(person, 5) * (1.0 - _around(face, 3))
-    share = (
-        _TRUST * shoulders[:, 2].view(-1, 1, 1, 1) * (part >= _FEWEST) * _beyond(looked_up, before[:, list(FACE_OVAL)])
-    )
-    share = beside * share
+    share = _TRUST * shoulders[:, 2].view(-1, 1, 1, 1) * (part >= _FEWEST)
+    share = share * beside * _beyond(looked_up, before[:, list(FACE_OVAL)])
     return flow + enlarge(share * (mean + rigid * (there - coarse - mean)), 4), share
 
 
-def leaning(logits: Tensor, share: Tensor, person: Tensor) -> Tensor:
-    """The logits of `Detail.overlook`, leaning to the moved image where shoulders came, and from the still one behind.
+def leaning_at_shoulders(logits: Tensor, share: Tensor, person: Tensor) -> Tensor:
+    """The logits of `Detail.overlook`, changed so that the outline of shoulders moves with them.
 
-    Dense motion seldom moves shoulders far from where they were. The choice has learned to keep the outline there.
+    In the training data shoulders hardly move, and the choice has learned to keep their outline where it was.
 
     Args:
         logits: (B, 4, H/4, H/4) of the rendered, moved, still and turned image.

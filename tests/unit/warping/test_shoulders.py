@@ -8,7 +8,7 @@ from torch import Tensor
 
 from export3d.camera import COLLAR, NECK, Camera, projected
 from export3d.config import variant
-from export3d.warping.shoulders import following, leaning
+from export3d.warping.shoulders import following, leaning_at_shoulders
 from tests.tiny_models import PARTS, awake, inputs, landmarks, warped
 
 SIZE = 256
@@ -121,7 +121,7 @@ def test_where_shoulders_came_the_moved_image_is_chosen_and_where_they_left_the_
     still = person()
     came = torch.roll(still, 16, dims=3)
     logits = torch.zeros(1, 4, SIZE // 4, SIZE // 4)
-    found = leaning(logits, share, torch.cat([came, still, still], dim=1))[0, :, -2]
+    found = leaning_at_shoulders(logits, share, torch.cat([came, still, still], dim=1))[0, :, -2]
     right, left, middle = 3 * SIZE // 16 + 1, SIZE // 16 + 1, SIZE // 8
     assert found[1, right] > 5.0
     assert found[2, left] < -5.0
