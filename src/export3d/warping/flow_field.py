@@ -16,12 +16,27 @@ def stretch(flow: Tensor) -> Tensor:
     1 - det of the lookup's Jacobian, clamped: 0 where the source keeps its area or shrinks, near 1 where a sliver of it
     covers a large area.
     """
+    a, b, c, d = _jacobian(flow)
+    return (1.0 - (a * d - c * b)).clamp(0.0, 1.0)
+
+
+def longest_stretch(flow: Tensor) -> Tensor:
+    """As `stretch`, in the direction in which the image is stretched most, even if it is squeezed across it.
+
+    1 - the smaller singular value of the Jacobian, clamped.
+    """
+    a, b, c, d = _jacobian(flow)
+    even, uneven = (a + d).square() + (b - c).square(), (a - d).square() + (b + c).square()
+    return (1.0 - (even.sqrt() - uneven.sqrt()).abs() / 2.0).clamp(0.0, 1.0)
+
+
+def _jacobian(flow: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of the lookup by a flow (B, 2, H, W): x by x, x by y, y by x and y by y, (B, 1, H, W) each."""
     height, width = flow.shape[-2:]
     padded = F.pad(flow.float(), (1, 1, 1, 1), mode="replicate")
     across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) * (width / 4.0)
     down = (padded[:, :, 2:, 1:-1] - padded[:, :, :-2, 1:-1]) * (height / 4.0)
-    area = (1.0 + across[:, :1]) * (1.0 + down[:, 1:]) - across[:, 1:] * down[:, :1]
-    return (1.0 - area).clamp(0.0, 1.0)
+    return 1.0 + across[:, :1], down[:, :1], across[:, 1:], 1.0 + down[:, 1:]
 
 
 def pixel_grid(size: int, device: torch.device) -> Tensor:

@@ -17,7 +17,7 @@ from export3d.face.landmark_sets import INNER_LIPS
 from export3d.face.mesh import landmark_mirror_map
 from export3d.image import resize
 from export3d.layers import constant
-from export3d.warping.elastic_mesh import FACE, ElasticMesh, Painter, similarity
+from export3d.warping.elastic_mesh import FACE, ElasticMesh, Painter, similarity, softened
 from export3d.warping.flow_field import covered, look_up, pixel_grid
 from export3d.warping.irises import at_rest
 from export3d.warping.landmark_motion import Face
@@ -176,7 +176,7 @@ def openings(points: Tensor, mouth: Tensor, camera: Tensor, turned: Tensor) -> T
 
     Args:
         points: (B, L, 3) moved landmarks.
-        mouth: (B, 1, H/2, H/2) the source's, see `mouth_mask`.
+        mouth: (B, 1, H/2, H/2) the source's, 0 to 1, see `mouth_mask`.
         camera: (B, 25) of the driving frames.
         turned: (B, 2, H, H), see `average_head.turned_flow`.
 
@@ -184,7 +184,6 @@ def openings(points: Tensor, mouth: Tensor, camera: Tensor, turned: Tensor) -> T
         (B, 2, H, H), 0 to 1: in the driving view, and in the source turned as the head is.
     """
     size = turned.shape[-1]
-    driving = mouth_mask(projected(points, camera)[0], size // 2)
+    driving = softened(mouth_mask(projected(points, camera)[0], size))
     source = look_up(mouth, resize(turned, size // 2))
-    masks = torch.cat([driving, source], dim=1)
-    return F.interpolate(masks, size, mode="bilinear", align_corners=False)
+    return torch.cat([driving, F.interpolate(source, size, mode="bilinear", align_corners=False)], dim=1)

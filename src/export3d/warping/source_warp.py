@@ -43,9 +43,11 @@ from export3d.warping.teeth import (
     around,
     closed,
     hidden,
+    off_teeth,
     opened,
     shown,
     smoothed,
+    stirred,
     taken_along,
     unstretched,
     upper_row,
@@ -276,7 +278,7 @@ class SourceWarp(nn.Module):
         pixels = image.float()
         with torch.no_grad():
             head = head_nearness(seen_places(camera, image.shape[-1]))
-            mouth = mouth_mask(face.places, image.shape[-1] // 2) if self.config.mouth else None
+            mouth = F.avg_pool2d(mouth_mask(face.places, image.shape[-1]), 2) if self.config.mouth else None
             glasses = None if self.glasses is None else self.glasses(pixels, landmarks)
             teeth = None
             if self.config.inside:
@@ -368,6 +370,12 @@ class SourceWarp(nn.Module):
             flow, body = following(flow, shoulders, own, camera, places, before, on_face, matte)
         if self.config.irises:
             flow = rolled(flow, elastic, places, face.places)
+        as_teeth = as_head - 2.0 * taken_along(points, face.points, camera, size) if self.config.teeth else as_head
+        mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_teeth)
+        if self.config.teeth and view.mouth is not None and mouth is not None:
+            share = stirred(points, face.points)
+            if counts(share):
+                flow = off_teeth(flow, share, face.places, view.mouth, mouth[:, :1], view.teeth)
         if flow is not elastic:
             stretched = stretching(flow)
         lookup = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0
@@ -382,8 +390,6 @@ class SourceWarp(nn.Module):
             # x of the same places in the source as it is, not flipped
             back = -2.0 * pixel_grid(size, flow.device) - other
             flow = torch.where(part > 0.5, torch.cat([back[:, :1], other[:, 1:]], dim=1), flow)
-        as_teeth = as_head - 2.0 * taken_along(points, face.points, camera, size) if self.config.teeth else as_head
-        mouth = None if view.mouth is None else openings(points, view.mouth, camera, as_teeth)
         teeth = None
         row = None if view.teeth is None else look_up(view.teeth, resize(as_teeth, size // 2))
         if self.config.teeth and mouth is not None:

@@ -6,7 +6,7 @@ belong to the skull. Here such a mouth shows the source turned with the head whe
 and below that it is hollow: rendered, with dark pixels in place of the stretched ones. An upper lip that comes down
 takes the teeth along (`taken_along`). When it opens farther, all below the upper teeth is drawn (`inner_mouth`). The
 line between closed lips becomes vertical bars; it is smoothed across. Lips that almost close meet: squeezed teeth would
-show between them as a pale line.
+show between them as a pale line (`off_teeth`).
 
 Letters: B batch, L = 478 landmarks, H pixels, W pixels, s pixels of a mouth's square.
 """
@@ -21,7 +21,7 @@ from export3d.camera import projected
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS
 from export3d.layers import constant, enlarge
 from export3d.warping.elastic_mesh import softened
-from export3d.warping.flow_field import pixel_grid
+from export3d.warping.flow_field import longest_stretch, look_up, pixel_grid
 
 _CORNERS = (EYE_CORNERS[0][0], EYE_CORNERS[1][0])
 """The outer ones."""
@@ -56,6 +56,9 @@ _EDGE = 1.0 / 128.0
 """Edge of the source's mouth that counts as lip, in image widths: landmarks are not more exact."""
 _AROUND = 1.0 / 64.0
 """So far around a mouth, image widths, its teeth are taken along too: its edge is soft."""
+_BESIDE, _STRETCHED = 1.0 / 32.0, (0.1, 0.5)
+"""Around the source's mouth, image widths, lookups for the upper lip move away from it; and stretch of the lip from
+which they do, and do wholly."""
 _ACROSS = 1.0 / 21.0
 """Bars are smoothed over so many image widths to each side."""
 _HOLLOW = (-0.82, -0.82, -0.82)
@@ -84,6 +87,13 @@ def _corner_distance(points: Tensor) -> Tensor:
     return out
 
 
+def _moved(points: Tensor, own: Tensor) -> Tensor:
+    """How far the inner lips of landmarks (B, L, 3) have moved at most: (B,), in distances of the outer eye corners."""
+    lips = constant(INNER_LIPS, points.device)
+    out: Tensor = (points[:, lips] - own[:, lips]).norm(dim=-1).amax(dim=1) / _corner_distance(own)
+    return out
+
+
 @torch.no_grad()
 def opened(points: Tensor, own: Tensor) -> Tensor:
     """How far a mouth has opened, for a source that shows teeth and for one with closed lips.
@@ -97,9 +107,7 @@ def opened(points: Tensor, own: Tensor) -> Tensor:
         (B, 2, 1, 1), 0 to 1.
     """
     wider, teeth = lip_gap(points) - lip_gap(own), shown(own)[:, 0]
-    lips = constant(INNER_LIPS, points.device)
-    moved = (points[:, lips] - own[:, lips]).norm(dim=-1).amax(dim=1) / _corner_distance(own)
-    left = torch.maximum(_step(wider, _WIDER), _step(moved, _MOVED))
+    left = torch.maximum(_step(wider, _WIDER), _step(_moved(points, own), _MOVED))
     wide = torch.stack([left, _step(wider, _WIDE)], dim=1)[..., None, None]
     return torch.stack([teeth, 1.0 - teeth], dim=1) * wide
 
@@ -142,6 +150,46 @@ def taken_along(points: Tensor, own: Tensor, camera: Tensor, size: int) -> Tenso
     steps = (way[:, 1:] - way[:, :-1])[..., None] * part.clamp(0.0, 1.0)
     found = (way[:, :1] + steps.sum(dim=1)).view(-1, 1, size // 4, size // 4)
     return enlarge(found, 4) * down.mT[..., None]
+
+
+@torch.no_grad()
+def stirred(points: Tensor, own: Tensor) -> Tensor:
+    """How far lips have moved for `off_teeth`: (B, 1, 1, 1), 0 to 1. Arguments as of `opened`."""
+    return _step(_moved(points, own), (0.0, _MOVED[0]))[:, None, None, None]
+
+
+def off_teeth(
+    flow: Tensor, share: Tensor, own: Tensor, mouth: Tensor, opening: Tensor, row: Tensor | None = None
+) -> Tensor:
+    """The flow, with lips that show no teeth.
+
+    Landmarks miss the edge of the upper lip by a pixel or two, and dense motion follows them inexactly. Where a lip is
+    stretched, the teeth beyond that edge would be torn upwards. Between lips that meet, they would be a pale line.
+
+    Args:
+        flow: (B, 2, H, H).
+        share: (B, 1, 1, 1) how far this applies, see `stirred`.
+        own: (B, F, 2) places of the source's face, 0..1.
+        mouth: (B, 1, H/2, H/2), 0 to 1, the source's, see `flows.mouth_mask`.
+        opening: (B, 1, H, H), 0 to 1, where the mouth is open in the driving view: there the flow stays.
+        row: (B, 1, H/2, H/2), 0 to 1, the source's upper teeth, see `upper_row`. None: not known.
+    """
+    half = F.avg_pool2d(flow.detach(), 2)
+    lips = share * (1.0 - 2.0 * F.avg_pool2d(opening, 2)).clamp_min(0.0)
+    reach = round(_BESIDE * mouth.shape[-1])
+    near = softened(softened(F.avg_pool2d(F.max_pool2d(mouth, 3, 1, 1), 2 * reach + 1, 1, reach)))
+    x, y = F.pad(near, (1, 1, 0, 0), mode="replicate"), F.pad(near, (0, 0, 1, 1), mode="replicate")
+    out = torch.cat([x[..., :-2] - x[..., 2:], y[..., :-2, :] - y[..., 2:, :]], dim=1)
+    out = F.normalize(out, dim=1, eps=1e-3)
+    across = F.normalize(own[:, _UPPER[-1]] - own[:, _UPPER[0]], dim=-1)
+    up = torch.stack([across[:, 1], -across[:, 0]], dim=-1)[..., None, None]
+    out = out * ((out * up).sum(dim=1, keepdim=True).clamp_min(0.0) * (2.0 * near).clamp(max=1.0))
+    moved = 2.0 * _EDGE * softened(lips * _step(longest_stretch(half), _STRETCHED)) * look_up(out, half)
+    if row is not None:
+        above, below = row.cumsum(dim=2), row.flip(2).cumsum(dim=2).flip(2)
+        nearer = row * torch.where(above <= below, -above, below) * (2.0 / row.shape[-1])
+        moved = moved + F.pad(lips * look_up(nearer, half), (0, 0, 0, 0, 1, 0))
+    return flow + enlarge(moved, 2)
 
 
 def around(mask: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from export3d.warping.flow_field import covered, look_up, pixel_grid, stretch
+from export3d.warping.flow_field import covered, longest_stretch, look_up, pixel_grid, stretch
 
 
 def test_the_grid_has_the_middles_of_pixels_and_x_first() -> None:
@@ -93,6 +93,17 @@ def test_turning_the_source_does_not_stretch_it() -> None:
     cos, sin = np.cos(angle), np.sin(angle)
     flow = torch.stack([cos * x - sin * y - x, sin * x + cos * y - y])[None]
     assert stretch(flow)[..., 1:-1, 1:-1].max() < 1e-5
+
+
+@pytest.mark.parametrize(("x", "y", "wanted"), [(1.0, 1.0, 0.0), (2.0, 0.4, 0.6), (0.4, 2.0, 0.6), (3.0, 2.0, 0.0)])
+def test_the_longest_stretch_is_that_of_one_direction(x: float, y: float, wanted: float) -> None:
+    flow = zoom(x, y)
+    inner = longest_stretch(flow)[..., 1:-1, 1:-1]
+    torch.testing.assert_close(inner, torch.full_like(inner, wanted), atol=1e-5, rtol=0)
+    grid, half = pixel_grid(32, flow.device), 0.5**0.5
+    turn = torch.tensor([[half, -half], [half, half]])
+    turned = torch.einsum("ij,bjhw->bihw", turn, grid + flow) - grid
+    torch.testing.assert_close(longest_stretch(turned)[..., 1:-1, 1:-1], inner, atol=1e-4, rtol=0)
 
 
 # ---- polygons --------------------------------------------------------------------------------------------------------

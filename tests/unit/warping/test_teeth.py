@@ -13,6 +13,7 @@ from export3d.camera import Camera, projected
 from export3d.config import variant
 from export3d.face.landmark_sets import INNER_LIPS
 from export3d.warping.average_head import seen_places, turned_flow
+from export3d.warping.flow_field import pixel_grid
 from export3d.warping.flows import mouth_mask
 from export3d.warping.landmark_motion import average_landmarks
 from export3d.warping.source_warp import SourceMotion
@@ -20,6 +21,7 @@ from export3d.warping.teeth import (
     around,
     chosen,
     closed,
+    off_teeth,
     opened,
     shown,
     smoothed,
@@ -227,7 +229,7 @@ def test_a_picture_changes_only_in_a_mouth_that_opens(driven: float) -> None:
         assert changed.count_nonzero() == 0
         return
     mouth = mouth_mask(projected(gaping(driven), camera)[0], 64)[0, 0]
-    near = torch.nn.functional.max_pool2d(mouth[None], 7, 1, 3)[0]
+    near = torch.nn.functional.max_pool2d(mouth[None], 31, 1, 15)[0]
     assert changed[mouth > 0].max() > 0.1
     assert changed[near == 0].count_nonzero() == 0
     kept = with_teeth.teeth[0].amin(dim=0) == 1.0
@@ -334,3 +336,55 @@ def test_almost_closed_lips_meet_if_the_sources_are_open(own: float, driven: flo
 def test_lips_that_close_do_so_evenly() -> None:
     gaps = [gap(closed(gaping(step / 500.0), gaping(0.12))) for step in range(40)]
     assert all(-1e-5 <= after - before < 0.008 for before, after in itertools.pairwise(gaps))
+
+
+# ---- no teeth on lips ------------------------------------------------------------------------------------------------
+
+
+ALL = torch.ones(1, 1, 1, 1)
+
+
+def smile(roll: float = 0.0) -> tuple[Tensor, Tensor]:
+    """Landmarks (1, 478, 2) whose lips lie along a line through the middle, and their mouth, 24 of 256 pixels high."""
+    turn = torch.tensor([[np.cos(roll), np.sin(roll)], [-np.sin(roll), np.cos(roll)]], dtype=torch.float32)
+    across, height = torch.linspace(-0.25, 0.25, 11), 12 / 256
+    upper = torch.stack([across, -height * (across.abs() < 0.24)], dim=-1)
+    own = torch.full((1, 478, 2), 0.5)
+    own[0, list(INNER_LIPS[:11])] = upper @ turn + 0.5
+    own[0, list(LOWER)] = (upper * torch.tensor([1.0, -1.0])).flip(0)[1:-1] @ turn + 0.5
+    return own, torch.nn.functional.avg_pool2d(mouth_mask(own, 256), 2)
+
+
+def stretching(times: float, roll: float) -> Tensor:
+    """The flow that stretches the image across the line of `smile`, and is still along it."""
+    up = torch.tensor([np.sin(roll), -np.cos(roll)], dtype=torch.float32).view(1, 2, 1, 1)
+    grid = pixel_grid(256, up.device)
+    return (1.0 / times - 1.0) * (grid * up).sum(dim=1, keepdim=True) * up
+
+
+@pytest.mark.parametrize("roll", [0.0, 0.5])
+def test_a_stretched_upper_lip_is_looked_up_farther_from_the_teeth(roll: float) -> None:
+    own, mouth = smile(roll)
+    up = torch.tensor([np.sin(roll), -np.cos(roll)], dtype=torch.float32)
+    flow = stretching(2.5, roll)
+    moved = 128.0 * (off_teeth(flow, ALL, own, mouth, torch.zeros(1, 1, 256, 256)) - flow)[0]
+    above, below = ((128.0 + way * 34.0 * up).round().long().tolist() for way in (1.0, -1.0))
+    assert float(moved[:, above[1], above[0]] @ up) == pytest.approx(2.0, abs=0.5)
+    assert float(moved[:, below[1], below[0]].abs().max()) < 0.05
+    assert float(moved[:, :40].abs().max()) < 0.05
+    still = torch.zeros(1, 2, 256, 256)
+    assert torch.equal(off_teeth(still, ALL, own, mouth, torch.zeros(1, 1, 256, 256)), still)
+
+
+def test_lips_that_meet_show_no_teeth_and_an_open_mouth_keeps_them() -> None:
+    own, mouth = smile()
+    flow = torch.zeros(1, 2, 256, 256)
+    row = (mouth > 0.5).float()
+    shut = 128.0 * off_teeth(flow, ALL, own, mouth, torch.zeros(1, 1, 256, 256), row)[0] + 128.0 * (
+        pixel_grid(256, flow.device)[0] + 1.0
+    )
+    seen = shut[1, 116:140, 96:160]
+    assert int(((seen > 118.0) & (seen < 138.0)).any(dim=1).sum()) <= 2  # between the two lips
+    assert float(seen[2].max()) < 118.0
+    assert float(seen[-3].min()) > 138.0
+    assert torch.equal(off_teeth(flow, ALL, own, mouth, torch.ones(1, 1, 256, 256), row), flow)
