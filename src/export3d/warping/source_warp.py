@@ -375,7 +375,7 @@ class SourceWarp(nn.Module):
         if self.config.teeth and view.mouth is not None and mouth is not None:
             share = stirred(points, face.points)
             if counts(share):
-                flow = off_teeth(flow, share, face.places, view.mouth, mouth[:, :1], view.teeth)
+                flow = off_teeth(flow, share, places, face.places, view.mouth, mouth[:, :1])
         if flow is not elastic:
             stretched = stretching(flow)
         lookup = (pixel_grid(size, flow.device) + flow + 1.0) / 2.0

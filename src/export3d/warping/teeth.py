@@ -6,7 +6,7 @@ belong to the skull. Here such a mouth shows the source turned with the head whe
 and below that it is hollow: rendered, with dark pixels in place of the stretched ones. An upper lip that comes down
 takes the teeth along (`taken_along`). When it opens farther, all below the upper teeth is drawn (`inner_mouth`). The
 line between closed lips becomes vertical bars; it is smoothed across. Lips that almost close meet: squeezed teeth would
-show between them as a pale line (`off_teeth`).
+show between them as a pale line. An upper lip that is stretched is looked up away from the teeth (`off_teeth`).
 
 Letters: B batch, L = 478 landmarks, H pixels, W pixels, s pixels of a mouth's square.
 """
@@ -59,6 +59,8 @@ _AROUND = 1.0 / 64.0
 _BESIDE, _STRETCHED = 1.0 / 32.0, (0.1, 0.5)
 """Around the source's mouth, image widths, lookups for the upper lip move away from it; and stretch of the lip from
 which they do, and do wholly."""
+_THIN, _UPPER_LIP = 0.5, (0, 13)
+"""They move by `_EDGE`, at most by so much of the height of the source's lip, between its outer and inner middle."""
 _ACROSS = 1.0 / 21.0
 """Bars are smoothed over so many image widths to each side."""
 _HOLLOW = (-0.82, -0.82, -0.82)
@@ -158,24 +160,21 @@ def stirred(points: Tensor, own: Tensor) -> Tensor:
     return _step(_moved(points, own), (0.0, _MOVED[0]))[:, None, None, None]
 
 
-def off_teeth(
-    flow: Tensor, share: Tensor, own: Tensor, mouth: Tensor, opening: Tensor, row: Tensor | None = None
-) -> Tensor:
-    """The flow, with lips that show no teeth.
+def off_teeth(flow: Tensor, share: Tensor, places: Tensor, own: Tensor, mouth: Tensor, opening: Tensor) -> Tensor:
+    """The flow, with upper lips that show no teeth.
 
-    Landmarks miss the edge of the upper lip by a pixel or two, and dense motion follows them inexactly. Where a lip is
-    stretched, the teeth beyond that edge would be torn upwards. Between lips that meet, they would be a pale line.
+    Landmarks miss the edge of the lip by a pixel or two, and dense motion follows them inexactly. Where the lip is
+    stretched, and more than the face, the teeth beyond that edge would be torn upwards.
 
     Args:
         flow: (B, 2, H, H).
         share: (B, 1, 1, 1) how far this applies, see `stirred`.
-        own: (B, F, 2) places of the source's face, 0..1.
+        places, own: (B, L, 2) landmarks in the driving view and in the source, 0..1.
         mouth: (B, 1, H/2, H/2), 0 to 1, the source's, see `flows.mouth_mask`.
         opening: (B, 1, H, H), 0 to 1, where the mouth is open in the driving view: there the flow stays.
-        row: (B, 1, H/2, H/2), 0 to 1, the source's upper teeth, see `upper_row`. None: not known.
     """
     half = F.avg_pool2d(flow.detach(), 2)
-    lips = share * (1.0 - 2.0 * F.avg_pool2d(opening, 2)).clamp_min(0.0)
+    lips = (1.0 - 2.0 * F.avg_pool2d(opening, 2)).clamp_min(0.0)
     reach = round(_BESIDE * mouth.shape[-1])
     wide = F.avg_pool2d(F.max_pool2d(mouth, 3, 1, 1), (2 * reach + 1, 1), 1, (reach, 0))
     near = softened(softened(F.avg_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))))
@@ -185,12 +184,12 @@ def off_teeth(
     lip = F.normalize(own[:, _UPPER[-1]] - own[:, _UPPER[0]], dim=-1)[..., None, None]
     upward = ((x * lip[:, 1:] - y * lip[:, :1]) / length).clamp_min(0.0)
     out = torch.cat([x, y], dim=1) * (upward * (2.0 * near).clamp(max=1.0) / length)
-    moved = 2.0 * _EDGE * softened(lips * _step(longest_stretch(half), _STRETCHED)) * look_up(out, half)
-    if row is not None:
-        above, below = row.cumsum(dim=2), row.flip(2).cumsum(dim=2).flip(2)
-        nearer = row * torch.where(above <= below, -above, below) * (2.0 / row.shape[-1])
-        moved = moved + F.pad(lips * look_up(nearer, half), (0, 0, 0, 0, 1, 0))
-    return flow + enlarge(moved, 2)
+    thick = (own[:, _UPPER_LIP[0]] - own[:, _UPPER_LIP[1]]).norm(dim=-1)
+    most = (_THIN * thick).clamp(max=_EDGE)[:, None, None, None]
+    larger = (_corner_distance(places) / _corner_distance(own)).clamp_min(1.0)[:, None, None, None]
+    torn = 1.0 - larger * (1.0 - longest_stretch(half))
+    way = 2.0 * most * softened(share * lips * _step(torn, _STRETCHED)) * look_up(out, half)
+    return flow + enlarge(way, 2)
 
 
 def around(mask: Tensor) -> Tensor:

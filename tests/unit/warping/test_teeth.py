@@ -341,7 +341,7 @@ def test_lips_that_close_do_so_evenly() -> None:
 # ---- no teeth on lips ------------------------------------------------------------------------------------------------
 
 
-ALL = torch.ones(1, 1, 1, 1)
+ALL = torch.ones(1, 2, 1, 1)
 
 
 def smile(roll: float = 0.0) -> tuple[Tensor, Tensor]:
@@ -367,24 +367,30 @@ def test_a_stretched_upper_lip_is_looked_up_farther_from_the_teeth(roll: float) 
     own, mouth = smile(roll)
     up = torch.tensor([np.sin(roll), -np.cos(roll)], dtype=torch.float32)
     flow = stretching(2.5, roll)
-    moved = 128.0 * (off_teeth(flow, ALL, own, mouth, torch.zeros(1, 1, 256, 256)) - flow)[0]
+    moved = 128.0 * (off_teeth(flow, ALL, own, own, mouth, torch.zeros(1, 1, 256, 256)) - flow)[0]
     above, below = ((128.0 + way * 34.0 * up).round().long().tolist() for way in (1.0, -1.0))
     assert float(moved[:, above[1], above[0]] @ up) == pytest.approx(2.0, abs=0.5)
     assert float(moved[:, below[1], below[0]].abs().max()) < 0.05
     assert float(moved[:, :40].abs().max()) < 0.05
     still = torch.zeros(1, 2, 256, 256)
-    assert torch.equal(off_teeth(still, ALL, own, mouth, torch.zeros(1, 1, 256, 256)), still)
+    assert torch.equal(off_teeth(still, ALL, own, own, mouth, torch.zeros(1, 1, 256, 256)), still)
 
 
-def test_lips_that_meet_show_no_teeth_and_an_open_mouth_keeps_them() -> None:
+def test_lips_of_a_face_that_comes_nearer_and_an_open_mouth_keep_their_flow() -> None:
     own, mouth = smile()
-    flow = torch.zeros(1, 2, 256, 256)
-    row = (mouth > 0.5).float()
-    shut = 128.0 * off_teeth(flow, ALL, own, mouth, torch.zeros(1, 1, 256, 256), row)[0] + 128.0 * (
-        pixel_grid(256, flow.device)[0] + 1.0
-    )
-    seen = shut[1, 116:140, 96:160]
-    assert int(((seen > 118.0) & (seen < 138.0)).any(dim=1).sum()) <= 2  # between the two lips
-    assert float(seen[2].max()) < 118.0
-    assert float(seen[-3].min()) > 138.0
-    assert torch.equal(off_teeth(flow, ALL, own, mouth, torch.ones(1, 1, 256, 256), row), flow)
+    shut, flow = torch.zeros(1, 1, 256, 256), stretching(1.5, 0.0)
+    corners = torch.tensor([33, 263])
+    own[0, corners, 0] = torch.tensor([0.35, 0.65])
+    nearer = 1.5 * (own - 0.5) + 0.5
+    assert (off_teeth(flow, ALL, own, own, mouth, shut) - flow).abs().max() > 0.005
+    torch.testing.assert_close(off_teeth(flow, ALL, nearer, own, mouth, shut), flow, atol=1e-6, rtol=0)
+    assert torch.equal(off_teeth(flow, ALL, own, own, mouth, torch.ones_like(shut)), flow)
+
+
+def test_a_thin_lip_is_looked_up_less_far() -> None:
+    own, mouth = smile()
+    flow, shut = stretching(2.5, 0.0), torch.zeros(1, 1, 256, 256)
+    wide = (off_teeth(flow, ALL, own, own, mouth, shut) - flow).abs().max()
+    own[0, 0] = own[0, 13] - torch.tensor([0.0, 2.0 / 256])
+    thin = (off_teeth(flow, ALL, own, own, mouth, shut) - flow).abs().max()
+    assert float(thin / wide) == pytest.approx(0.5, abs=0.02)
