@@ -20,8 +20,9 @@ def stretch(flow: Tensor) -> Tensor:
     return (1.0 - (a * d - c * b)).clamp(0.0, 1.0)
 
 
+@torch.no_grad()
 def longest_stretch(flow: Tensor) -> Tensor:
-    """As `stretch`, in the direction in which the image is stretched most, even if it is squeezed across it.
+    """As `stretch`, in the most stretched direction alone: a squeeze at right angles to it does not count.
 
     1 - the smaller singular value of the Jacobian, clamped.
     """
@@ -31,7 +32,7 @@ def longest_stretch(flow: Tensor) -> Tensor:
 
 
 def _jacobian(flow: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of the lookup by a flow (B, 2, H, W): x by x, x by y, y by x and y by y, (B, 1, H, W) each."""
+    """The derivatives of where a flow (B, 2, H, W) looks up: dx/dx, dx/dy, dy/dx and dy/dy, (B, 1, H, W) each."""
     height, width = flow.shape[-2:]
     padded = F.pad(flow.float(), (1, 1, 1, 1), mode="replicate")
     across = (padded[:, :, 1:-1, 2:] - padded[:, :, 1:-1, :-2]) * (width / 4.0)

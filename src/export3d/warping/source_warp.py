@@ -135,7 +135,7 @@ class SourceView:
         half: (B, 3, H/2, H/2) the source at half its size; None without `detail`.
         small: (B, 3, 64, 64) the source for `DenseMotion`, with `matte` (B, 4, 64, 64); None without `dense`.
         head: (B, 1, H, H) `average_head.head_nearness` of its camera; None without `detail`.
-        mouth: (B, 1, H/2, H/2) its open mouth; None without `mouth`.
+        mouth: (B, 1, H/2, H/2), 0 to 1, where its mouth is open; None without `mouth`.
         teeth: (B, 1, H/2, H/2) its upper teeth (`teeth.upper_row`); None without `inside`.
         matte: (B, 1, H, H) opacity of its person; None without `matte`.
         glasses: (B, 1, 1) how sure it is that its person wears glasses, 0 to 1; None without `glasses`.

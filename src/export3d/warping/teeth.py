@@ -57,10 +57,11 @@ _EDGE = 1.0 / 128.0
 _AROUND = 1.0 / 64.0
 """So far around a mouth, image widths, its teeth are taken along too: its edge is soft."""
 _BESIDE, _STRETCHED = 1.0 / 32.0, (0.1, 0.5)
-"""Around the source's mouth, image widths, lookups for the upper lip move away from it; and stretch of the lip from
-which they do, and do wholly."""
+"""About how far around the source's mouth lookups for the upper lip are shifted away from it, image widths; and stretch
+of the lip from which the shift begins, and at which it is full."""
 _THIN, _UPPER_LIP = 0.5, (0, 13)
-"""They move by `_EDGE`, at most by so much of the height of the source's lip, between its outer and inner middle."""
+"""The shift is `_EDGE`, but at most this share of the height of the source's upper lip; and the landmarks between which
+that height is measured."""
 _ACROSS = 1.0 / 21.0
 """Bars are smoothed over so many image widths to each side."""
 _HOLLOW = (-0.82, -0.82, -0.82)
@@ -156,21 +157,25 @@ def taken_along(points: Tensor, own: Tensor, camera: Tensor, size: int) -> Tenso
 
 @torch.no_grad()
 def stirred(points: Tensor, own: Tensor) -> Tensor:
-    """How far lips have moved for `off_teeth`: (B, 1, 1, 1), 0 to 1. Arguments as of `opened`."""
+    """How much of `off_teeth` applies: (B, 1, 1, 1), 0 for lips that have not moved, 1 for those that have moved far.
+
+    Arguments as of `opened`.
+    """
     return _step(_moved(points, own), (0.0, _MOVED[0]))[:, None, None, None]
 
 
 def off_teeth(flow: Tensor, share: Tensor, places: Tensor, own: Tensor, mouth: Tensor, opening: Tensor) -> Tensor:
-    """The flow, with upper lips that show no teeth.
+    """The flow, with lookups for a stretched upper lip shifted away from the source's mouth, to lip instead of teeth.
 
     Landmarks miss the edge of the lip by a pixel or two, and dense motion follows them inexactly. Where the lip is
-    stretched, and more than the face, the teeth beyond that edge would be torn upwards.
+    stretched more than the face as a whole is enlarged, the teeth beyond that edge would be torn upwards. The shift is
+    a constant for gradients.
 
     Args:
         flow: (B, 2, H, H).
         share: (B, 1, 1, 1) how far this applies, see `stirred`.
         places, own: (B, L, 2) landmarks in the driving view and in the source, 0..1.
-        mouth: (B, 1, H/2, H/2), 0 to 1, the source's, see `flows.mouth_mask`.
+        mouth: (B, 1, H/2, H/2), 0 to 1, the source's (`SourceView.mouth`).
         opening: (B, 1, H, H), 0 to 1, where the mouth is open in the driving view: there the flow stays.
     """
     half = F.avg_pool2d(flow.detach(), 2)
@@ -180,13 +185,13 @@ def off_teeth(flow: Tensor, share: Tensor, places: Tensor, own: Tensor, mouth: T
     near = softened(softened(F.avg_pool2d(wide, (1, 2 * reach + 1), 1, (0, reach))))
     across, down = F.pad(near, (1, 1, 0, 0), mode="replicate"), F.pad(near, (0, 0, 1, 1), mode="replicate")
     x, y = across[..., :-2] - across[..., 2:], down[..., :-2, :] - down[..., 2:, :]
-    length = (x * x + y * y).sqrt().clamp_min(1e-3)  # a norm takes ten times as long
+    length = (x * x + y * y).sqrt().clamp_min(1e-3)  # torch.norm takes ten times as long
     lip = F.normalize(own[:, _UPPER[-1]] - own[:, _UPPER[0]], dim=-1)[..., None, None]
     upward = ((x * lip[:, 1:] - y * lip[:, :1]) / length).clamp_min(0.0)
     out = torch.cat([x, y], dim=1) * (upward * (2.0 * near).clamp(max=1.0) / length)
     thick = (own[:, _UPPER_LIP[0]] - own[:, _UPPER_LIP[1]]).norm(dim=-1)
     most = (_THIN * thick).clamp(max=_EDGE)[:, None, None, None]
-    larger = (_corner_distance(places) / _corner_distance(own)).clamp_min(1.0)[:, None, None, None]
+    larger = (_corner_distance(places.detach()) / _corner_distance(own)).clamp_min(1.0)[:, None, None, None]
     torn = 1.0 - larger * (1.0 - longest_stretch(half))
     way = 2.0 * most * softened(share * lips * _step(torn, _STRETCHED)) * look_up(out, half)
     return flow + enlarge(way, 2)

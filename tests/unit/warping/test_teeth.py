@@ -25,6 +25,7 @@ from export3d.warping.teeth import (
     opened,
     shown,
     smoothed,
+    stirred,
     taken_along,
     unstretched,
     upper_row,
@@ -394,3 +395,15 @@ def test_a_thin_lip_is_looked_up_less_far() -> None:
     own[0, 0] = own[0, 13] - torch.tensor([0.0, 2.0 / 256])
     thin = (off_teeth(flow, ALL, own, own, mouth, shut) - flow).abs().max()
     assert float(thin / wide) == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_shift_gives_no_gradient_and_lips_that_do_not_move_have_none() -> None:
+    own, mouth = smile()
+    flow, places = stretching(2.5, 0.0).requires_grad_(), own.clone().requires_grad_()
+    off_teeth(flow, ALL, places, own, mouth, torch.zeros(1, 1, 256, 256)).sum().backward()
+    assert flow.grad is not None
+    torch.testing.assert_close(flow.grad, torch.ones_like(flow.grad))
+    assert places.grad is None
+    face = gaping(0.2)
+    assert float(stirred(face, face)) == 0.0
+    assert float(stirred(gaping(0.5), face)) == 1.0
