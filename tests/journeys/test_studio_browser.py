@@ -277,9 +277,10 @@ def test_a_job_can_be_cancelled(page: Page) -> None:
 
 
 def test_a_full_queue_is_said_and_tried_again_until_the_user_stops(page: Page) -> None:
-    for _ in range(4):
+    for number in range(4):
         page.click("#tab-motion")
         page.click("#animate")
+        sync_api.expect(page.locator(".card")).to_have_count(min(number + 1, 3))  # the page shows the results then
     status = page.locator("#motion [role=status]")
     sync_api.expect(status).to_contain_text("Trying again in")
     status.get_by_role("button").click()
