@@ -139,8 +139,8 @@ class OpenVinoEngine(PartsEngine):
         given = {"feature": rendered.feature, "stacked": stacked, "half": half, "offset": views.mean_offset}
         made = self._finish(given)
         blended = self._passes.blend(made["choice"], made["rendered"], views.leaned(made["lean"]), views)
-        image, share = finished(self._draw, blended, views)
-        return {"image": image, "share": share}, views
+        image, share, teeth = finished(self._draw, blended, views)
+        return {"image": image, "share": share} | ({} if teeth is None else {"teeth": teeth}), views
 
 
 class _Generator(nn.Module):

@@ -238,7 +238,8 @@ class Finish(Part):
     """Super-resolution, with the detail of the views if the model moves pixels.
 
     Inputs: feature (B, F, R, R); if it moves pixels view.image (B, 3, H, H) and the tensors of `Views`.
-    Outputs: image (B, 3, H, H), clamped to [-1, 1]; if it moves pixels share, see `Detail.blend`.
+    Outputs: image (B, 3, H, H), clamped to [-1, 1]; if it moves pixels share, see `Detail.blend`; if it draws mouths
+    teeth, see `DetailGuide`.
     """
 
     def __init__(self, model: Export3D) -> None:
@@ -250,7 +251,7 @@ class Finish(Part):
             self.like = _views(model)
             names = [name for name in tensors(self.like, "views") if name != "views.still"]
             self.inputs += ("view.image", *names)
-            self.outputs += ("share",)
+            self.outputs += ("share",) if self.inner is None else ("share", "teeth")
 
     def forward(self, *given: Tensor) -> tuple[Tensor, ...]:
         named = self.named(given)
@@ -260,7 +261,7 @@ class Finish(Part):
         guide = DetailGuide(self.detail, views, named["feature"], self.inner)
         image = self.superres(named["feature"], guide).clamp(-1.0, 1.0)
         assert guide.share is not None
-        return image, guide.share
+        return (image, guide.share) if guide.teeth is None else (image, guide.share, guide.teeth)
 
 
 class Choice(Part):

@@ -120,7 +120,7 @@ class PartsEngine(TorchEngine):
 
     def _frame_and_origin(self, planes: Planes, camera: Tensor, rendered: Rendered) -> tuple[Tensor, Origin | None]:
         made, views = self._finished(planes, camera, rendered)
-        return made["image"], None if views is None else MixedOrigin(made["share"], views)
+        return made["image"], None if views is None else MixedOrigin(made["share"], views, made.get("teeth"))
 
     def _frame_and_share(self, planes: Planes, camera: Tensor) -> tuple[Tensor, Tensor]:
         made, _ = self._finished(planes, camera, self.render(planes, camera))

@@ -30,6 +30,7 @@ from export3d.photo.canvas import Canvas
 from export3d.photo.layers import Layers
 from export3d.warping.elastic_mesh import softened
 from export3d.warping.flow_field import look_up, pixel_grid
+from export3d.warping.inner_mouth import Teeth
 from export3d.warping.origin import Origin, torn
 
 Picture = NDArray[np.uint8]
@@ -189,11 +190,11 @@ class _Face:
         made = [self._looked_up(flow, maps, farthest, number) for number in range(len(self._bands))]
         if self._reduces:
             rest = rest + self._correction(image, rest, drawn * self._known(origin.offset), made)
-        rest = self._crop_across(rest[0].mT).mT
+        rest, teeth = self._crop_across(rest[0].mT).mT, self._teeth(origin.teeth)
         top, left = self._rows.start - self._first[0], self._columns.start - self._first[1]
         for layer, band in zip(made, self._bands):
             rows, columns = slice(top + band.rows.start, top + band.rows.stop), slice(left, left + len(self._x))
-            yield rows, columns, self._laid_over(layer.float(), rest, band)
+            yield rows, columns, self._laid_over(layer.float(), rest, teeth, band)
 
     def _grid(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Places (h, w, 2) of a band's pixels in the person, grid units, x first, and how far each moves, 0 to 1."""
@@ -274,14 +275,39 @@ class _Face:
         room = torch.minimum(torch.minimum(place, own) - first, last - torch.maximum(place, own)).amin(dim=1)
         return (room / _EDGE - 1.0).clamp(0.0, 1.0)[:, None]
 
-    def _laid_over(self, layer: Tensor, rest: Tensor, band: _Band) -> Picture:
+    def _teeth(self, teeth: Teeth | None) -> tuple[slice, slice, Tensor] | None:
+        """Rows and columns of what the model's image lacks of drawn teeth, and that (h, w) on the scale of bytes."""
+        box = None if teeth is None or not self._reduces else teeth.box()
+        if teeth is None or box is None:
+            return None
+        corner, side = self._box.corner, self._box.side
+        spans = [
+            _span(
+                begin + side * float(low) - float(at[0]), begin + side * float(high) - float(at[0]), slice(0, len(at))
+            )
+            for at, begin, low, high in zip((self._x, self._y), corner, *box)
+        ]
+        x, y = (self._x[spans[0]] - corner[0]) / side, (self._y[spans[1]] - corner[1]) / side
+        places = torch.stack([x.expand(len(y), -1), y[:, None].expand(-1, len(x))], dim=-1)
+        return spans[1], spans[0], 255.0 * teeth.finer(places, side)
+
+    def _laid_over(
+        self, layer: Tensor, rest: Tensor, teeth: tuple[slice, slice, Tensor] | None, band: _Band
+    ) -> Picture:
         """One band of F and its opacity (4, h, w) over the background: uint8 (h, w, 3).
 
         Args:
             rest: (3, h, W), what is added to what was looked up, as wide as the crop.
+            teeth: see `_teeth`.
         """
         if band.own.start < band.own.stop:
             layer[:3, band.own, self._crop_columns] += band.enlarge_rest(rest)
+        if teeth is not None:
+            rows, columns, finer = teeth
+            first, last = max(rows.start, band.rows.start), min(rows.stop, band.rows.stop)
+            if first < last:
+                part = layer[:3, first - band.rows.start : last - band.rows.start, columns]
+                part += finer[first - rows.start : last - rows.start]
         shown, opacity = layer.clamp_(0.0, 255.0)[:3], layer[3:].div_(255.0)
         out = torch.lerp(self._behind[:, band.rows].float(), shown, opacity)
         territory = self._territory(self._x[None, :], self._y[band.rows, None])

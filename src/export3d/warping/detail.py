@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from export3d.layers import activated, conv3x3, enlarge
 from export3d.warping.elastic_mesh import softened
-from export3d.warping.inner_mouth import Draw, filled
+from export3d.warping.inner_mouth import Draw, Teeth, filled
 from export3d.warping.origin import Origin, origin
 from export3d.warping.shoulders import leaning_at_shoulders
 from export3d.warping.teeth import chosen
@@ -53,8 +53,8 @@ class Views:
         face: (B, 1, H/4, W/4) share of the pixels in which the mesh shows the face. None without `WarpConfig.turns`.
         person: (B, 3, H, W) opacity of the person in `moved`, `still` and `turned`. None without `WarpConfig.matte`.
         lips: (B, 478, 2) the landmarks in the driving view, 0..1; hidden: (B, 1, 1, 1) how far the mouth is drawn
-            (`teeth.hidden`); and kept: (B, 1, H/2, W/2) where it is not, since `turned` shows upper teeth there. None
-            without `WarpConfig.inside`.
+            (`teeth.hidden`); kept: (B, 1, H/2, W/2) where it is not, since `turned` shows upper teeth there; and arch:
+            (B, 11) of the teeth that are drawn (`dental_arch`). None without `WarpConfig.inside`.
         body: (B, 1, H/4, W/4) how far the person moves as the driving shoulders do (`shoulders.following`). None
             without `WarpConfig.shoulders`.
     """
@@ -74,6 +74,7 @@ class Views:
     lips: Tensor | None = None
     hidden: Tensor | None = None
     kept: Tensor | None = None
+    arch: Tensor | None = None
     body: Tensor | None = None
 
     @property
@@ -200,11 +201,13 @@ class DetailGuide:
 
     Attributes:
         share: (B, 4, H, W) shares of the four images in the final one, see `Detail`; None until it is finished.
+        teeth: (B, 7, S, S) the teeth in it, see `inner_mouth.Teeth`; None also where no mouths are drawn.
     """
 
     def __init__(self, detail: Detail, views: Views, feature: Tensor, inner: Draw | None = None) -> None:
         self.views = views
         self.share: Tensor | None = None
+        self.teeth: Tensor | None = None
         self._detail, self._inner = detail, inner
         self._stacked = views.stacked().contiguous(memory_format=torch.channels_last)
         self._half = F.avg_pool2d(self._stacked, 2)
@@ -219,7 +222,8 @@ class DetailGuide:
     def at_full(self, x: Tensor, image: Tensor) -> Tensor:
         """Features (B, high, H, W) and the rendered image (B, 3, H, W) to the final image."""
         choice = self._detail.choose(x, image, self._stacked)
-        out, self.share = finished(self._inner, self._detail.blend(choice, image, self._lean, self.views), self.views)
+        blended = self._detail.blend(choice, image, self._lean, self.views)
+        out, self.share, self.teeth = finished(self._inner, blended, self.views)
         return out
 
     @property
@@ -227,7 +231,7 @@ class DetailGuide:
         """Where the final image's pixels come from in the source; None until it is finished."""
         if self.share is None:
             return None
-        return MixedOrigin(self.share, self.views)
+        return MixedOrigin(self.share, self.views, self.teeth)
 
 
 def crisp(image: Tensor, share: Tensor, stretched: Tensor) -> Tensor:
@@ -242,32 +246,32 @@ def crisp(image: Tensor, share: Tensor, stretched: Tensor) -> Tensor:
     return torch.addcmul(image, part, image - softened(softened(image)), value=_CRISP).clamp(-1.0, 1.0)
 
 
-def finished(draw: Draw | None, made: tuple[Tensor, Tensor], views: Views) -> tuple[Tensor, Tensor]:
-    """What `Detail.blend` has made, crisp, with mouths that the source does not show."""
-    made = crisp(*made, views.stretched), made[1]
-    if draw is None or views.lips is None or views.hidden is None or views.kept is None:
-        return made
-    return filled(draw, *made, views.lips, views.hidden, views.kept)
+def finished(draw: Draw | None, made: tuple[Tensor, Tensor], views: Views) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `Detail.blend` has made, crisp, with mouths that the source does not show; and `DetailGuide.teeth`."""
+    image, share = crisp(*made, views.stretched), made[1]
+    if draw is None or views.lips is None or views.hidden is None or views.kept is None or views.arch is None:
+        return image, share, None
+    return filled(draw, image, share, views.lips, views.hidden, views.kept, views.arch)
 
 
 class MixedOrigin(Origin):
     """The origin of the images of `Detail`. It is computed when it is asked for: the face crop itself needs none."""
 
-    _made_of: tuple[Tensor, Views]
+    _made_of: tuple[Tensor, Views, Tensor | None]
 
-    def __init__(self, share: Tensor, views: Views) -> None:
-        object.__setattr__(self, "_made_of", (share, views))  # the base is frozen
+    def __init__(self, share: Tensor, views: Views, teeth: Tensor | None = None) -> None:
+        object.__setattr__(self, "_made_of", (share, views, teeth))  # the base is frozen
 
     def rows(self, rows: slice) -> Origin:
         """That of some of the images, computed when it is asked for."""
-        share, views = self._made_of
+        share, views, teeth = self._made_of
         seen = {field.name: getattr(views, field.name) for field in fields(views)}
         kept: dict[str, Any] = {name: x if x is None else x[rows] for name, x in seen.items()}
-        return MixedOrigin(share[rows], Views(**kept))
+        return MixedOrigin(share[rows], Views(**kept), None if teeth is None else teeth[rows])
 
     @cached_property
     def _places(self) -> Origin:
-        share, views = self._made_of
+        share, views, _ = self._made_of
         return origin(share, views.offset, views.turn)
 
     @property
@@ -278,9 +282,16 @@ class MixedOrigin(Origin):
     def trust(self) -> Tensor:
         return self._places.trust
 
+    @property
+    def teeth(self) -> Teeth | None:
+        _, views, teeth = self._made_of
+        if teeth is None or views.arch is None or views.lips is None:
+            return None
+        return Teeth(views.arch, views.lips, teeth)
+
     @cached_property
     def taken(self) -> Tensor:
-        share, views = self._made_of
+        share, views, _ = self._made_of
         taken = share[:, 1:2] * views.moved
         taken = torch.addcmul(torch.addcmul(taken, share[:, 2:3], views.still), share[:, 3:], views.turned)
         return torch.cat([taken, share[:, 1:].sum(dim=1, keepdim=True)], dim=1)

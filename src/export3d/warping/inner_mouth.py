@@ -12,6 +12,7 @@ Letters: B batch, L = 478 landmarks, H pixels, s = `SIDE` pixels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import torch
@@ -20,11 +21,18 @@ from torch import Tensor, nn
 
 from export3d.face.landmark_sets import EYE_CORNERS, INNER_LIPS
 from export3d.layers import constant, enlarge, smooth_step
+from export3d.warping.dental_arch import MAPS, lacking, with_teeth
 from export3d.warping.flow_field import covered, pixel_grid
 from export3d.warping.turns import counts
 
 SIDE = 64
 """Pixels of the square that is drawn."""
+FINER = 2
+"""Teeth get their shape in so many times as many."""
+_CHEEKS = 205, 425
+"""Landmarks of the cheeks that the square shows."""
+_LIP = 1.0 / 64.0
+"""So far around the inner lips, image widths, teeth are drawn: landmarks miss the lips' edges."""
 _CORNERS = EYE_CORNERS[0][0], EYE_CORNERS[1][0]
 _BRIDGE, _BASE, _LOWER, _CHIN = 168, 2, 14, 152
 """Landmarks of the nose between the eyes and above the upper lip, of the lower lip, and of the chin."""
@@ -77,11 +85,13 @@ class Square:
 
     def seen(self, image: Tensor) -> Tensor:
         """What the square shows of images (B, C, H, H): (B, C, s, s)."""
-        own = pixel_grid(SIDE, image.device).flatten(2).mT
-        with torch.autocast(image.device.type, enabled=False):  # bf16 would round places
-            places = self._centre[:, None] + self._half[:, None] * (own @ self._axes)
-        grid = (2.0 * places - 1.0).view(-1, SIDE, SIDE, 2)
-        return F.grid_sample(image, grid, padding_mode="border", align_corners=False)
+        return F.grid_sample(image, 2.0 * self.places(SIDE) - 1.0, padding_mode="border", align_corners=False)
+
+    def places(self, size: int) -> Tensor:
+        """Where the pixels of squares lie in images: (B, size, size, 2), 0..1."""
+        own = pixel_grid(size, self._half.device).flatten(2).mT
+        with torch.autocast(self._half.device.type, enabled=False):  # bf16 would round places
+            return (self._centre[:, None] + self._half[:, None] * (own @ self._axes)).view(-1, size, size, 2)
 
     def inside(self, places: Tensor) -> Tensor:
         """Places (B, N, 2) of images in the square: 0..1 there."""
@@ -148,9 +158,49 @@ class InnerMouth(nn.Module):
         return out
 
 
+@dataclass(frozen=True)
+class Teeth:
+    """The teeth that were drawn in B images.
+
+    Attributes:
+        arches: (B, 11), see `dental_arch.dental_arches`.
+        lips: (B, L, 2) the driven landmarks, 0..1.
+        maps: (B, 7, 2 s, 2 s) on the mouths' squares, as of `dental_arch.with_teeth`; the last, how far they are drawn.
+    """
+
+    arches: Tensor
+    lips: Tensor
+    maps: Tensor
+
+    def rows(self, rows: slice) -> Teeth:
+        """Those of some of the images."""
+        return Teeth(self.arches[rows], self.lips[rows], self.maps[rows])
+
+    def box(self) -> tuple[Tensor, Tensor] | None:
+        """First and last place (2,), x first, of the mouth of one image, 0..1; None if no teeth are drawn."""
+        if not bool((self.maps[:, -1] > 0.0).any()):
+            return None
+        first, last = self.lips[0, constant(INNER_LIPS, self.lips.device)].aminmax(dim=0)
+        return first - _LIP, last + _LIP
+
+    def finer(self, places: Tensor, pixels: float) -> Tensor:
+        """What a larger image lacks of the teeth of one image: luma to be added at places, in [-1, 1].
+
+        Args:
+            places: (h, w, 2) of the image, 0..1.
+            pixels: that the larger image has across the image.
+
+        Returns:
+            (h, w).
+        """
+        inside = Square(self.lips).inside(places.flatten(0, 1)[None]).view(1, *places.shape)
+        maps = F.grid_sample(self.maps, 2.0 * inside - 1.0, align_corners=False)
+        return lacking(self.arches, maps, places[None], pixels)[0, 0]
+
+
 def filled(
-    draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor, teeth: Tensor
-) -> tuple[Tensor, Tensor]:
+    draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor, teeth: Tensor, arch: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Images with drawn mouths.
 
     Args:
@@ -160,22 +210,34 @@ def filled(
         lips: (B, L, 2) the driven landmarks, 0..1.
         part: (B, 1, 1, 1) how far mouths are drawn, 0 to 1.
         teeth: (B, 1, h, h), 0 to 1, where the image shows upper teeth: they stay, with what is above them.
+        arch: (B, 11), see `dental_arch.dental_arches`.
 
     Returns:
-        both, changed where mouths are open, and there in [-1, 1]; what is drawn counts as rendered.
+        both, changed where mouths are open, and there in [-1, 1]; what is drawn counts as rendered. And
+        `Teeth.maps`.
     """
     if not counts(part):
-        return image, share
+        return image, share, image.new_zeros(image.shape[0], MAPS, FINER * SIDE, FINER * SIDE)
     image, lips = image.float(), lips.detach().float()
     square, bounded = Square(lips), image.clamp(-1.0, 1.0)
-    kept = with_above(square.seen(teeth))
-    drawn = _darker(draw(square.seen(bounded), opening(square, lips) * (kept < 0.5)).float())
+    kept, seen = with_above(square.seen(teeth)), square.seen(bounded)
+    drawn = _darker(draw(seen, opening(square, lips) * (kept < 0.5)).float())
     alpha = blended(square, lips) * (1.0 - kept)
+    found = F.interpolate(torch.cat([drawn * alpha, alpha], dim=1), scale_factor=FINER, mode="bicubic")
+    drawn, alpha = (found[:, :3] / found[:, 3:].clamp_min(1e-3)).clamp(-1.0, 1.0), enlarge(alpha, FINER)
+    drawn, teeth = with_teeth(drawn, alpha, arch, square.places(FINER * SIDE), _skin(square, seen, lips))
     found = part * square.upright * square.spread(torch.cat([drawn * alpha, alpha], dim=1), image.shape[-1])
     drawn, alpha = found[:, :3], found[:, 3:]
+    teeth = torch.cat([teeth[:, :-1], teeth[:, -1:] * part * square.upright], dim=1)
     rendered = torch.cat([alpha, torch.zeros_like(share[:, 1:])], dim=1)
     image = torch.where(alpha > 0.0, bounded, image)
-    return drawn + (1.0 - alpha) * image, rendered + (1.0 - alpha) * share
+    return drawn + (1.0 - alpha) * image, rendered + (1.0 - alpha) * share, teeth
+
+
+def _skin(square: Square, seen: Tensor, lips: Tensor) -> Tensor:
+    """Mean colour of the cheeks (B, 3, 1, 1) in [-1, 1]."""
+    at = 2.0 * square.inside(lips[:, constant(_CHEEKS, lips.device)])[:, None] - 1.0
+    return F.grid_sample(F.avg_pool2d(seen, 5, 1, 2), at, align_corners=False).mean(dim=(2, 3), keepdim=True)
 
 
 def _darker(drawn: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.layers import constant
+from export3d.warping.inner_mouth import Teeth
 
 _RENDERED = (0.35, 0.8)
 """Shares of the rendered image between which trust falls from 1 to 0."""
@@ -38,11 +39,13 @@ class Origin:
             inside a mouth, or mixed from views of the source that disagree about the place.
         taken: (B, 4, H, W) the views of the source in [-1, 1], weighted by their shares, and the sum of these shares;
             None if they were not kept.
+        teeth: that were drawn; None if none can be.
     """
 
     offset: Tensor
     trust: Tensor
     taken: Tensor | None = None
+    teeth: Teeth | None = None
 
     def at(self, number: int) -> Origin:
         """That of one of the images."""
@@ -50,7 +53,13 @@ class Origin:
 
     def rows(self, rows: slice) -> Origin:
         """That of some of the images."""
-        return Origin(self.offset[rows], self.trust[rows], None if self.taken is None else self.taken[rows])
+        taken, teeth = self.taken, self.teeth
+        return Origin(
+            self.offset[rows],
+            self.trust[rows],
+            None if taken is None else taken[rows],
+            None if teeth is None else teeth.rows(rows),
+        )
 
 
 def origin(share: Tensor, offset: Tensor, turn: Tensor) -> Origin:

@@ -25,6 +25,7 @@ from export3d.image import resize
 from export3d.render.compiled import compiled_pass
 from export3d.warping.average_head import frontal_view, head_nearness, seen_places, turned_flow
 from export3d.warping.dense_motion import GRID, DenseMotion
+from export3d.warping.dental_arch import dental_arches
 from export3d.warping.detail import SEEN, SEEN_OF_MATTE, SEEN_OF_MOUTH, Detail, Views
 from export3d.warping.detail import DetailGuide as DetailGuide  # of `SourceWarp.guide`, for its caller
 from export3d.warping.elastic_mesh import Painter, show
@@ -414,7 +415,8 @@ class SourceWarp(nn.Module):
         drawn = hidden(points, face.points)
         if turn is not None:  # below teeth that are seen from the side it is drawn badly
             drawn = drawn * (1.0 - turn * shown(face.points))
-        return replace(seen, lips=places, hidden=drawn, kept=row)
+        arch = dental_arches(points, face.points, 1.0 - shown(face.points), camera)
+        return replace(seen, lips=places, hidden=drawn, kept=row, arch=arch)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""

@@ -14,7 +14,7 @@ from export3d.camera import turned as turned_labels
 from export3d.config import variant
 from export3d.warping.detail import Views
 from export3d.warping.flows import mouth_mask
-from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, filled, opening, with_above
+from export3d.warping.inner_mouth import SIDE, InnerMouth, Square, Teeth, filled, opening, with_above
 from export3d.warping.source_warp import SourceMotion
 from export3d.warping.teeth import hidden
 from tests.tiny_models import PARTS, awake, cameras, inputs, landmarks, matte, warped
@@ -24,6 +24,8 @@ FRONT = torch.from_numpy(Camera.orbit().label[None]).float()
 LIPS = (13, 312, 311, 310, 415, 82, 81, 80, 191), (14, 317, 402, 318, 324, 87, 178, 88, 95)
 """Inner lips, the upper one first, without the corners."""
 NO_TEETH = torch.zeros(1, 1, SIZE, SIZE)
+NO_ARCH = torch.tensor([[9.0, 9.0, 0.004, 0.0, 0.0, 0.004, 0.0, 0.0, 9.0, 9.0, 0.0]])
+"""An arch far below the image."""
 
 ONE = torch.ones(1, 1, 1, 1)
 
@@ -97,7 +99,9 @@ def test_only_the_hole_is_drawn_by_its_share_and_counts_as_rendered() -> None:
     places = opened(landmarks(FRONT), 0.05).expand(2, -1, -1)
     part = torch.tensor([1.0, 0.5]).view(2, 1, 1, 1)
     with torch.no_grad():
-        drawn, shares = filled(InnerMouth(), image, share, places, part, NO_TEETH.expand(2, -1, -1, -1))
+        drawn, shares, _ = filled(
+            InnerMouth(), image, share, places, part, NO_TEETH.expand(2, -1, -1, -1), NO_ARCH.expand(2, -1)
+        )
     changed = (drawn != image).any(dim=1)
     square = Square(places)
     hole = square.spread(opening(square, places), SIZE)[:, 0] > 0.0
@@ -134,8 +138,8 @@ def test_teeth_and_what_is_above_them_stay_and_what_is_below_is_drawn() -> None:
         return torch.full_like(seen, -1.0)
 
     with torch.no_grad():
-        drawn, shares = filled(draw, image, share, places, torch.ones(1, 1, 1, 1), teeth)
-        filled(draw, image, share, places, torch.ones(1, 1, 1, 1), NO_TEETH)
+        drawn, shares, _ = filled(draw, image, share, places, ONE, teeth, NO_ARCH)
+        filled(draw, image, share, places, ONE, NO_TEETH, NO_ARCH)
     above = (..., slice(middle - 1), slice(column - 4, column + 4))
     assert torch.equal(drawn[above], image[above])
     below = (..., slice(middle + 3, int(lower[1]) - 1), column)
@@ -151,7 +155,9 @@ def test_what_is_drawn_gets_darker_but_for_white() -> None:
     at = (0, slice(None), int(middle[1]), int(middle[0]))
     image, share = torch.zeros(1, 3, SIZE, SIZE), torch.full((1, 4, SIZE, SIZE), 0.25)
     shown = [
-        filled(lambda seen, _, value=value: torch.full_like(seen, value), image, share, places, ONE, NO_TEETH)[0][at]
+        filled(lambda seen, _, value=value: torch.full_like(seen, value), image, share, places, ONE, NO_TEETH, NO_ARCH)[
+            0
+        ][at]
         for value in (-1.0, 0.0, 1.0)
     ]
     torch.testing.assert_close(torch.stack(shown)[:, 0], torch.tensor([-1.0, -0.129, 1.0]), atol=1e-3, rtol=0)
@@ -179,14 +185,15 @@ def test_a_square_that_does_not_stand_on_the_face_draws_nothing() -> None:
         skewed[..., 1] += slope * (skewed[..., 0] - 0.5)
         assert float(Square(skewed).upright) == pytest.approx(drawn, abs=0.3)
     image, share = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 4, SIZE, SIZE)
-    assert torch.equal(filled(InnerMouth(), image, share, skewed, torch.ones(1, 1, 1, 1), NO_TEETH)[0], image)
+    assert torch.equal(filled(InnerMouth(), image, share, skewed, ONE, NO_TEETH, NO_ARCH)[0], image)
 
 
 def test_closed_mouths_are_left_alone() -> None:
     image, share = torch.rand(1, 3, SIZE, SIZE), torch.rand(1, 4, SIZE, SIZE)
-    made = filled(InnerMouth(), image, share, landmarks(FRONT), torch.zeros(1, 1, 1, 1), NO_TEETH)
+    made = filled(InnerMouth(), image, share, landmarks(FRONT), torch.zeros(1, 1, 1, 1), NO_TEETH, NO_ARCH)
     assert made[0] is image
     assert made[1] is share
+    assert Teeth(NO_ARCH, landmarks(FRONT), made[2]).box() is None
 
 
 @pytest.mark.parametrize(
