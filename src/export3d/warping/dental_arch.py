@@ -80,7 +80,7 @@ is the smallest of red, green and blue: tongues and lips are red."""
 _RED, _PALE = 0.84, 0.95
 """The smallest over the largest of red, green and blue, relative to what is whitest: a tongue's, and a tooth's."""
 _WHITE, _BRIGHT = 0.51, 0.35
-"""Brightness of teeth, 0..1: so much, and this share of the cheeks'. Fitted to 746 portraits."""
+"""Brightness of teeth, 0..1: so much, and this share of the cheeks'. Fitted to 304 portraits with teeth."""
 _TINT = 0.55
 """Power of the tint of the whitest of what is drawn."""
 _SOFT, _TONGUE, _COLOURED = 0.85, (1.2, 0.9, 0.9), (0.03, 0.12)
