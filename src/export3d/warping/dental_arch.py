@@ -1,6 +1,6 @@
-"""Teeth in a mouth whose source has closed lips (not in the paper).
+"""Teeth that a source does not show (not in the paper).
 
-What is drawn there (`inner_mouth`) is a pale blur: losses and a discriminator settle for a mean of all teeth. Here it
+What is drawn of them (`inner_mouth`) is a pale blur: losses and a discriminator settle for a mean of all teeth. Here it
 has the shape of teeth: two arches of average width, the upper one fixed to the skull and the lower one to the jaw, seen
 as the head is. The network decides where teeth show and in what colour; the arches give their edges and the lines
 between them. They are nobody's. In a larger image they are as fine as it is (`lacking`).
@@ -77,8 +77,9 @@ _DARK, _SHADOW, _UNDER = 0.2, 0.15, 0.15
 _LEAST, _SURE = 0.25, 0.6
 """How white what is drawn is, relative to the cheeks, up to which there is no tooth, and from which there is one. White
 is the smallest of red, green and blue: tongues and lips are red."""
-_RED, _PALE = 0.84, 0.95
-"""The smallest over the largest of red, green and blue, relative to what is whitest: a tongue's, and a tooth's."""
+_RED, _PALE, _BESIDE = 0.84, 0.95, 25
+"""The smallest over the largest of red, green and blue, relative to what is whitest: a tongue's, and a tooth's; and so
+many pixels side by side decide about lower teeth together, or single ones would be missing."""
 _WHITE, _BRIGHT = 0.51, 0.35
 """Brightness of teeth, 0..1: so much, and this share of the cheeks'. Fitted to 304 portraits with teeth."""
 _TINT = 0.55
@@ -156,7 +157,9 @@ def with_teeth(drawn: Tensor, mask: Tensor, arches: Tensor, places: Tensor, skin
     around = around[:, :3] / around[:, 3:].clamp_min(1e-2)
     least, most = around.amin(dim=1, keepdim=True), around.amax(dim=1, keepdim=True).clamp_min(1e-3)
     share = _ramp(least / cheek, _LEAST, _SURE)
-    shares = share * _ramp(least / most / pale.clamp_min(1e-2), _RED, _PALE), share * arches[:, 10:, None, None]
+    lower_share = share * _ramp(least / most / pale.clamp_min(1e-2), _RED, _PALE)
+    beside = F.avg_pool2d(torch.cat([lower_share * mask, mask], dim=1), (3, _BESIDE), 1, (1, _BESIDE // 2))
+    shares = beside[:, :1] / beside[:, 1:].clamp_min(1e-2), share * arches[:, 10:, None, None]
 
     inside = 1.0 - _DARK * (1.0 - (2.0 * _mean(mask, 11) - 0.7).clamp(0.0, 1.0))
     shadow = 1.0 - _SHADOW * (1.0 - _upward(mask, 6, F.avg_pool2d))
@@ -225,7 +228,9 @@ def _shown(row: _Row, middle: Tensor, steps: Tensor, places: Tensor, level: int)
     rest = from_middle - left * x[..., None] - inward * z[..., None]
     height = (rest * down).sum(dim=-1) / upright[..., 0] * (1.0 if row is _LOWER else -1.0)
     size = angle.abs().clamp(max=1.5)
-    away = row.across * size + 0.8 / 6.0 * (row.deep**2 - row.across**2) / row.across * size**3  # the arc, within 1%
+    away = (
+        row.across * size + 0.8 / 6.0 * (row.deep**2 - row.across**2) / row.across * size**3
+    )  # the arc, within 1% to the ends
     grid = torch.stack([away * angle.sign() / _SIDE, 2.0 * (height + _BOTTOM) / (_TOP + _BOTTOM) - 1.0], dim=-1)
     texture = _texture(row, level, places.device).expand(grid.shape[0], -1, -1, -1)
     found = F.grid_sample(texture, grid, padding_mode="border", align_corners=False)

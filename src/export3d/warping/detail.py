@@ -53,8 +53,8 @@ class Views:
         face: (B, 1, H/4, W/4) share of the pixels in which the mesh shows the face. None without `WarpConfig.turns`.
         person: (B, 3, H, W) opacity of the person in `moved`, `still` and `turned`. None without `WarpConfig.matte`.
         lips: (B, 478, 2) the landmarks in the driving view, 0..1; hidden: (B, 1, 1, 1) how far the mouth is drawn
-            (`teeth.hidden`); kept: (B, 1, H/2, W/2) where it is not, since `turned` shows upper teeth there; and arch:
-            (B, 11) of the teeth that are drawn (`dental_arch`). None without `WarpConfig.inside`.
+            (`teeth.hidden`); kept: (B, 1, H/2, W/2) where it is not, since `turned` shows upper teeth there; and
+            arches: (B, 11) of the teeth that are drawn (`dental_arch`). None without `WarpConfig.inside`.
         body: (B, 1, H/4, W/4) how far the person moves as the driving shoulders do (`shoulders.following`). None
             without `WarpConfig.shoulders`.
     """
@@ -74,7 +74,7 @@ class Views:
     lips: Tensor | None = None
     hidden: Tensor | None = None
     kept: Tensor | None = None
-    arch: Tensor | None = None
+    arches: Tensor | None = None
     body: Tensor | None = None
 
     @property
@@ -249,9 +249,9 @@ def crisp(image: Tensor, share: Tensor, stretched: Tensor) -> Tensor:
 def finished(draw: Draw | None, made: tuple[Tensor, Tensor], views: Views) -> tuple[Tensor, Tensor, Tensor | None]:
     """What `Detail.blend` has made, crisp, with mouths that the source does not show; and `DetailGuide.teeth`."""
     image, share = crisp(*made, views.stretched), made[1]
-    if draw is None or views.lips is None or views.hidden is None or views.kept is None or views.arch is None:
+    if draw is None or views.lips is None or views.hidden is None or views.kept is None or views.arches is None:
         return image, share, None
-    return filled(draw, image, share, views.lips, views.hidden, views.kept, views.arch)
+    return filled(draw, image, share, views.lips, views.hidden, views.kept, views.arches)
 
 
 class MixedOrigin(Origin):
@@ -285,9 +285,9 @@ class MixedOrigin(Origin):
     @property
     def teeth(self) -> Teeth | None:
         _, views, teeth = self._made_of
-        if teeth is None or views.arch is None or views.lips is None:
+        if teeth is None or views.arches is None or views.lips is None:
             return None
-        return Teeth(views.arch, views.lips, teeth)
+        return Teeth(views.arches, views.lips, teeth)
 
     @cached_property
     def taken(self) -> Tensor:

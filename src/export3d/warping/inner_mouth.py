@@ -199,7 +199,7 @@ class Teeth:
 
 
 def filled(
-    draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor, teeth: Tensor, arch: Tensor
+    draw: Draw, image: Tensor, share: Tensor, lips: Tensor, part: Tensor, teeth: Tensor, arches: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Images with drawn mouths.
 
@@ -210,7 +210,7 @@ def filled(
         lips: (B, L, 2) the driven landmarks, 0..1.
         part: (B, 1, 1, 1) how far mouths are drawn, 0 to 1.
         teeth: (B, 1, h, h), 0 to 1, where the image shows upper teeth: they stay, with what is above them.
-        arch: (B, 11), see `dental_arch.dental_arches`.
+        arches: (B, 11), see `dental_arch.dental_arches`.
 
     Returns:
         both, changed where mouths are open, and there in [-1, 1]; what is drawn counts as rendered. And
@@ -225,7 +225,7 @@ def filled(
     alpha = blended(square, lips) * (1.0 - kept)
     found = F.interpolate(torch.cat([drawn * alpha, alpha], dim=1), scale_factor=FINER, mode="bicubic")
     drawn, alpha = (found[:, :3] / found[:, 3:].clamp_min(1e-3)).clamp(-1.0, 1.0), enlarge(alpha, FINER)
-    drawn, teeth = with_teeth(drawn, alpha, arch, square.places(FINER * SIDE), _skin(square, seen, lips))
+    drawn, teeth = with_teeth(drawn, alpha, arches, square.places(FINER * SIDE), _skin(square, seen, lips))
     found = part * square.upright * square.spread(torch.cat([drawn * alpha, alpha], dim=1), image.shape[-1])
     drawn, alpha = found[:, :3], found[:, 3:]
     teeth = torch.cat([teeth[:, :-1], teeth[:, -1:] * part * square.upright], dim=1)

@@ -415,8 +415,8 @@ class SourceWarp(nn.Module):
         drawn = hidden(points, face.points)
         if turn is not None:  # below teeth that are seen from the side it is drawn badly
             drawn = drawn * (1.0 - turn * shown(face.points))
-        arch = dental_arches(points, face.points, 1.0 - shown(face.points), camera)
-        return replace(seen, lips=places, hidden=drawn, kept=row, arch=arch)
+        arches = dental_arches(points, face.points, 1.0 - shown(face.points), camera)
+        return replace(seen, lips=places, hidden=drawn, kept=row, arches=arches)
 
     def _painter(self, points: Tensor) -> Painter | None:
         """The compiled painter where it may paint these points, see `fused`."""
