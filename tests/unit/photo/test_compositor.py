@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from export3d.camera import Camera, projected
 from export3d.face.crop import CropBox
 from export3d.image import to_tensor
 from export3d.photo import compositor
@@ -16,6 +17,9 @@ from export3d.photo.canvas import MARGIN, canvas
 from export3d.photo.compositor import Compositor
 from export3d.photo.extension import extended_crop
 from export3d.photo.layers import Layers
+from export3d.warping.dental_arch import dental_arches
+from export3d.warping.inner_mouth import Teeth
+from export3d.warping.landmark_motion import average_landmarks
 from export3d.warping.origin import Origin
 
 SIZE = 64
@@ -207,6 +211,42 @@ def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
         part = (torch.zeros(1, 3, SIZE, SIZE), origin(2.5, 1.5, BOX.side, 0.5))
         made.append(Compositor(grid, Layers.opaque(grid.image), faces).frame([part]))
     assert np.abs(made[0].astype(int) - made[1]).max() <= 1
+
+
+def mouth() -> Teeth:
+    """Pale teeth before a dark mouth, of which the model's image shows the mean."""
+    head, camera = average_landmarks()[None], torch.from_numpy(Camera.orbit().label[None]).float()
+    values = torch.tensor([1.0, 1.0, 0.1, 0.7, 0.8, 0.5, 1.0]).view(1, 7, 1, 1)
+    lips, _ = projected(head, camera)
+    return Teeth(dental_arches(head, head, torch.ones(1, 1, 1, 1), camera), lips, values.expand(1, 7, 128, 128))
+
+
+def test_teeth_are_as_fine_as_the_photo_and_change_the_mouth_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, box, teeth = photo(480, 600, smooth=True), CropBox((300.0, 240.0), 400.0), mouth()
+    grid, small = canvas(image, box), source(image, box)
+    whole = Compositor(grid, Layers.opaque(grid.image), [(grid.place(box), small)])
+    plain = whole.frame([(small, origin())]).astype(int)
+    made = whole.frame([(small, replace(origin(), teeth=teeth))]).astype(int)
+    changed = (made != plain).any(axis=-1)
+    first, last = teeth.box() or (None, None)
+    assert first is not None
+    assert last is not None
+    rows, columns = changed.any(axis=1).nonzero()[0], changed.any(axis=0).nonzero()[0]
+    corner = np.array(box.corner)
+    assert (np.array([columns.min(), rows.min()]) >= corner + box.side * first.numpy() - 2.0).all()
+    assert (np.array([columns.max(), rows.max()]) <= corner + box.side * last.numpy() + 2.0).all()
+    light = (made - plain)[rows.min() : rows.max(), columns.min() : columns.max(), 1]
+    assert np.abs(np.diff(light, axis=1)).max() > 10, "lines of single pixels"
+    monkeypatch.setattr(compositor, "_BAND", 3 * grid.image.shape[1])
+    banded = Compositor(grid, Layers.opaque(grid.image), [(grid.place(box), small)])
+    assert np.array_equal(banded.frame([(small, replace(origin(), teeth=teeth))]), made)
+
+
+def test_a_mouth_that_lies_beyond_the_photo_changes_nothing() -> None:
+    image, box = photo(240, 300), CropBox((150.0, 230.0), 150.0)
+    grid, small = canvas(image, box), source(image, box)
+    whole = Compositor(grid, Layers.opaque(grid.image), [(grid.place(box), small)])
+    assert np.array_equal(whole.frame([(small, replace(origin(), teeth=mouth()))]), whole.frame([(small, origin())]))
 
 
 def test_several_faces_move_each_in_its_place() -> None:
