@@ -31,7 +31,7 @@ from export3d.pretrained import save_pretrained
 from export3d.render.renderer import Rendered
 from export3d.training import face_features
 from export3d.training.face_features import FacePerceptual
-from export3d.training.regularisers import ExpressionError, IdentityError, density_variation
+from export3d.training.regularisers import ExpressionError, IdentityError, ReadingError, density_variation
 from export3d.training.state import load_state
 from export3d.warping.losses import (
     WarpWeights,
@@ -48,6 +48,7 @@ log = logging.getLogger(__name__)
 
 PARTS = ("expression", "generator", "renderer", "superres", "warp")
 """Names of the model's parts."""
+_REGULARISERS = ("identity_weight", "expression_weight", "reading_weight", "density_weight")
 _VALIDATED = 64
 _AT_ONCE = 8
 
@@ -70,6 +71,7 @@ class PairConfig(WarpWeights):
         identity_weight: weight of the identity error, see `training.regularisers`.
         expression_weight: weight of the expression error, which `expression_reader` measures.
         expression_reader: image encoder that `export3d pretrain` wrote, reader.safetensors.
+        reading_weight: weight of the reading error, see `training.regularisers`.
         density_weight: weight of the variation of the density over small steps.
         still_fraction, pseudo_fraction, hard_fraction, curriculum_images, mirror, augment: see
             `export3d.data.pairs.PairSampler`; data in a space without a mirror map (bfm64) is never mirrored.
@@ -93,6 +95,7 @@ class PairConfig(WarpWeights):
     identity_weight: float = 0.0
     expression_weight: float = 0.0
     expression_reader: Path | None = None
+    reading_weight: float = 0.0
     density_weight: float = 0.0
     still_fraction: float = 0.3
     pseudo_fraction: float = 0.3
@@ -122,7 +125,7 @@ class PairConfig(WarpWeights):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; give a number from 0 to 1")
         weights = ("face_emphasis", "landmarks", "flow", "moved", "optical", "mouth", "eyes")
-        for name in (*weights, "identity_weight", "expression_weight", "density_weight", "curriculum_images"):
+        for name in (*weights, *_REGULARISERS, "curriculum_images"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
         for name, value in asdict(self.weights).items():
@@ -195,12 +198,13 @@ class PairTask:
         self.perceptual = _perceptual(config)
         self.identity = IdentityError() if config.identity_weight else None
         self.expression = _expression_error(config)
+        self.reading = ReadingError() if config.reading_weight else None
 
     def prepare(self, device: torch.device) -> None:
         """Move the loss networks and all frames to the training device."""
         if self.perceptual is not None:
             self.perceptual = self.perceptual.to(device)
-        for error in (self.identity, self.expression):
+        for error in (self.identity, self.expression, self.reading):
             if error is not None:
                 error.to(device)
         sampler = self.sampler
@@ -323,6 +327,8 @@ class PairTask:
             terms["identity"] = s.identity_weight * self.identity(*compared)
         if self.expression is not None:
             terms["expression"] = s.expression_weight * self.expression(*compared)
+        if self.reading is not None:
+            terms["reading"] = s.reading_weight * self.reading(*compared)
         triplane = output.planes.triplane
         if s.density_weight and triplane.requires_grad:
             half, decoder = self.model.config.render.half_extent, self.model.renderer.decoder

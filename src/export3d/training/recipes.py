@@ -56,6 +56,7 @@ _LOSS = {
     "loss.identity": "config.identity_weight",
     "loss.expression": "config.expression_weight",
     "loss.reader": "config.expression_reader",
+    "loss.reading": "config.reading_weight",
     "loss.density": "config.density_weight",
 }
 _RENDER = _same("render", "coarse fine")

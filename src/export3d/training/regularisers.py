@@ -1,4 +1,4 @@
-"""Optional terms beside Eq. 11: identity, expression and density (none of them in the paper).
+"""Optional terms beside Eq. 11: identity, expression, reading and density (none of them in the paper).
 
 All weights are 0 by default; docs/training-log.md compares the terms at equal budgets. The same network reads the
 rendered and the target image, at the landmarks of the target, so the loss of a perfect image is 0.
@@ -19,11 +19,17 @@ from export3d.data.contrastive import Crop, crop_around
 from export3d.errors import CheckpointError, check_shape
 from export3d.expression.contrastive import ResNetSE18, unit
 from export3d.face.identity import DLIB_CORNERS, DLIB_SIZE, DLIB_TEMPLATE, DlibIdentity
+from export3d.face.landmark_reader import LandmarkReader
+from export3d.face.landmark_sets import BROWS, EYELIDS, IRISES, LIPS
+from export3d.face.scores import ScoreReader
 from export3d.layers import constant
 from export3d.render.decoder import PlaneDecoder
 from export3d.render.planes import plane_features
 from export3d.weights.file import load_into, load_weights, save_weights
 
+_MOVING = (*LIPS, *EYELIDS, *IRISES[0], *IRISES[1], *BROWS)
+_SHIFT = 5.0
+"""Weight of the mean distance of landmarks beside the mean error of scores: then both weigh about the same."""
 _DENSITY_POINTS = 1000
 _DENSITY_STEP = 0.004
 """As in EG3D: points per volume, and the standard deviation of the step, as a share of the volume's side."""
@@ -136,6 +142,36 @@ class ExpressionError:
             with torch.no_grad():
                 wanted = self._reader(crop_around(target.float(), around, self._size))
             return _cosine_error(self._reader(crop_around(image.float(), around, self._size)), wanted)
+
+
+class ReadingError:
+    """How differently the tracker reads rendered and target image: landmarks of lips, eyes and brows, and 52 scores.
+
+    Both images are read by the networks of the packaged tracker, in the square that it cuts around the target's face.
+    """
+
+    def __init__(self) -> None:
+        self._landmarks, self._scores = LandmarkReader(), ScoreReader()
+
+    def to(self, device: torch.device) -> ReadingError:
+        """Itself, its networks on `device`."""
+        self._landmarks.to(device)
+        self._scores.to(device)
+        return self
+
+    def __call__(self, image: Tensor, target: Tensor, landmarks: Tensor) -> Tensor:
+        """Mean absolute error of the scores plus `_SHIFT` times the mean distance of the landmarks, in squares.
+
+        Arguments as for `IdentityError`.
+        """
+        with torch.no_grad():
+            wanted = self._landmarks(target, landmarks)
+            scores = self._scores(wanted)
+        found = self._landmarks(image, landmarks)
+        moving = constant(_MOVING, found.device)
+        shift: Tensor = (found - wanted)[:, moving].norm(dim=-1).mean()
+        error: Tensor = (self._scores(found) - scores).abs().mean()
+        return error + _SHIFT * shift
 
 
 def save_reader(reader: ResNetSE18, config: ReaderConfig, path: Path) -> Path:

@@ -168,6 +168,7 @@ def refusal(capsys: Capture, *given: object, command: str = "train") -> str:
         ("render.fine=-1", ["fine"]),
         ("loss.backbone=vgg", ["'vgg'", "vgg16"]),
         ("loss.identity=-1", ["loss.identity must not be negative"]),
+        ("loss.reading=-1", ["loss.reading must not be negative"]),
         ("loss.l2=-1", ["l2 must not be negative"]),
         ("loss.expression=0.1", ["loss.expression needs loss.reader"]),
         ("data.hard_fraction=2", ["hard_fraction is 2.0"]),

@@ -270,20 +270,20 @@ def test_another_seed_gives_other_pairs_and_other_untrained_weights() -> None:
 def test_optional_terms_are_weighted_and_join_the_total(tmp_path: Path) -> None:
     sizes = ReaderConfig(width=8, d=16, groups=8, size=32)
     reader = save_reader(ResNetSE18(sizes.width, sizes.d, sizes.groups), sizes, tmp_path / "reader.safetensors")
-    config = replace(PLAIN, identity_weight=2.0, expression_weight=3.0, expression_reader=reader, density_weight=4.0)
+    weights = {"identity_weight": 2.0, "expression_weight": 3.0, "reading_weight": 5.0, "density_weight": 4.0}
+    config = replace(PLAIN, **weights, expression_reader=reader)
     plain, made = task(), task(config)
+    added = [name.removesuffix("_weight") for name in weights]
     batch = made.batch(0, 2, 0, 1)
     before, terms = plain.losses(batch, 0), made.losses(batch, 0)
-    assert set(terms) == set(before) | {"identity", "expression", "density"}
-    torch.testing.assert_close(
-        terms["total"], before["total"] + terms["identity"] + terms["expression"] + terms["density"]
-    )
+    assert set(terms) == set(before) | set(added)
+    torch.testing.assert_close(terms["total"], before["total"] + sum(terms[name] for name in added))
     output = made.draw(batch)
     assert output.image is not None
     assert made.identity is not None
     wanted = 2.0 * made.identity(output.image, batch["driving"], batch["landmarks"])
     torch.testing.assert_close(terms["identity"], wanted)
-    for name in ("identity", "expression", "density"):
+    for name in added:
         made.model.zero_grad()
         made.losses(batch, 0)[name].backward()
         assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in made.model.generator.parameters()), name

@@ -21,12 +21,14 @@ from export3d.training.regularisers import (
     ExpressionError,
     IdentityError,
     ReaderConfig,
+    ReadingError,
     aligned,
     density_variation,
     save_reader,
 )
 from export3d.weights.file import save_weights
 
+Error = IdentityError | ExpressionError | ReadingError
 SIZES = ReaderConfig(width=8, d=16, groups=8, size=32)
 
 
@@ -54,34 +56,32 @@ def reader_file(tmp_path: Path) -> Path:
     return save_reader(ResNetSE18(SIZES.width, SIZES.d, SIZES.groups), SIZES, tmp_path / "reader.safetensors")
 
 
-@pytest.fixture(params=["identity", "expression"])
-def error(request: pytest.FixtureRequest, reader_file: Path) -> IdentityError | ExpressionError:
-    return IdentityError() if request.param == "identity" else ExpressionError.load(reader_file)
+@pytest.fixture(params=["identity", "expression", "reading"])
+def error(request: pytest.FixtureRequest, reader_file: Path) -> Error:
+    if request.param == "expression":
+        return ExpressionError.load(reader_file)
+    return IdentityError() if request.param == "identity" else ReadingError()
 
 
 def blurred(picture: Tensor, factor: int) -> Tensor:
     return F.interpolate(F.avg_pool2d(picture, factor), picture.shape[-2:], mode="bilinear")
 
 
-# ---- identity and expression -----------------------------------------------------------------------------------------
+# ---- identity, expression and reading -----------------------------------------------------------------------------
 
 
-def test_a_perfect_image_has_no_loss(error: IdentityError | ExpressionError, face: tuple[Tensor, Tensor]) -> None:
+def test_a_perfect_image_has_no_loss(error: Error, face: tuple[Tensor, Tensor]) -> None:
     picture, landmarks = face
     assert abs(float(error(picture, picture, landmarks))) < 1e-5
 
 
-def test_the_loss_grows_with_the_disturbance(
-    error: IdentityError | ExpressionError, face: tuple[Tensor, Tensor]
-) -> None:
+def test_the_loss_grows_with_the_disturbance(error: Error, face: tuple[Tensor, Tensor]) -> None:
     picture, landmarks = face
-    costs = [float(error(blurred(picture, factor), picture, landmarks)) for factor in (4, 16, 32)]
+    costs = [float(error(blurred(picture, factor), picture, landmarks)) for factor in (2, 4, 16)]
     assert 0.0 < costs[0] < costs[1] < costs[2] <= 2.0
 
 
-def test_gradients_reach_the_face_and_no_weight(
-    error: IdentityError | ExpressionError, face: tuple[Tensor, Tensor]
-) -> None:
+def test_gradients_reach_the_face_and_no_weight(error: Error, face: tuple[Tensor, Tensor]) -> None:
     target, landmarks = face
     picture = blurred(target, 16).requires_grad_()
     error(picture, target, landmarks).backward()
@@ -91,9 +91,7 @@ def test_gradients_reach_the_face_and_no_weight(
     assert strength[y - 40 : y + 40, x - 40 : x + 40].mean() > 20 * strength[-60:, :60].mean()
 
 
-def test_a_step_against_the_gradient_reduces_the_loss(
-    error: IdentityError | ExpressionError, face: tuple[Tensor, Tensor]
-) -> None:
+def test_a_step_against_the_gradient_reduces_the_loss(error: Error, face: tuple[Tensor, Tensor]) -> None:
     target, landmarks = face
     picture = blurred(target, 16).requires_grad_()
     before = error(picture, target, landmarks)
@@ -102,9 +100,7 @@ def test_a_step_against_the_gradient_reduces_the_loss(
     assert float(error((picture - step).detach(), target, landmarks)) < float(before.detach())
 
 
-def test_the_error_of_a_batch_is_the_mean_of_its_pairs(
-    error: IdentityError | ExpressionError, face: tuple[Tensor, Tensor]
-) -> None:
+def test_the_error_of_a_batch_is_the_mean_of_its_pairs(error: Error, face: tuple[Tensor, Tensor]) -> None:
     target, landmarks = face
     pictures = torch.cat([blurred(target, 8), target.flip(-1)])
     both = error(pictures, target.expand(2, -1, -1, -1), landmarks.expand(2, -1, -1))
