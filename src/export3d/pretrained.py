@@ -27,6 +27,7 @@ from export3d.weights.names import PACKAGED_ENCODER as PACKAGED_ENCODER
 _AVERAGE = "generator.average.value"
 _WARP = "warp."
 _EXPRESSION = "expression."
+_SUPERRES = "superres."
 
 
 def load_pretrained(path: Path | str | None = None, pure: bool = False) -> Export3D:
@@ -145,10 +146,10 @@ def adapt_resolution(tensors: Mapping[str, Tensor], model: Export3D) -> dict[str
 
 
 def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
-    """Initialise `model` from `former`, which may differ in image size, expression encoder and warp.
+    """Initialise `model` from `former`, which may differ in image size, expression encoder, warp and super-resolution.
 
     Everything outside the expression encoder is copied. Parts of the warp that `former` lacks keep their initial
-    weights (`warping.source_warp.inherited`). With the same encoder the copy is complete. With another one (of another
+    weights (`warping.source_warp.inherited`), and so does a super-resolution of other widths. With the same encoder the copy is complete. With another one (of another
     architecture, or pre-trained separately) the model keeps its own. The linear maps inside EAdaLN are then fitted by
     least squares to reproduce the former modulations from the new beta'. The landmark motion, which also takes beta',
     starts at zero (`training.reconstruction` fits it).
@@ -168,6 +169,8 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
     if model.warp is not None:
         taken = {name.removeprefix(_WARP): value for name, value in warp.items()}
         tensors |= {_WARP + name: value for name, value in inherited(model.warp.state_dict(), taken, exchanged).items()}
+    if former.config.superres != model.config.superres:
+        tensors |= {name: value for name, value in own.items() if name.startswith(_SUPERRES)}
     if exchanged:
         kept = {name for name in own if name.startswith(_EXPRESSION) or name.endswith("modulation.weight")}
         tensors = {name: value for name, value in tensors.items() if not name.startswith(_EXPRESSION)}

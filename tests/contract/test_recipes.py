@@ -119,19 +119,20 @@ def test_every_option_and_setting_of_a_script_is_one_of_the_program(
 
 
 @needs_sh
-def test_the_cpu_recipe_trains_the_model_that_ships(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_cpu_recipe_trains_the_models_that_ship(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From nothing, at the size and with the samples per ray of the packaged weights."""
-    model = load_pretrained().config
+    base, core = load_pretrained().config, load_pretrained("core").config
     legs = [call[1:] for call in calls(ROOT / "recipes" / "train_cpu.sh", tmp_path) if call[1] == "train"]
-    assert ["--from-pretrained" in leg for leg in legs] == [False, True, True]
-    for number, leg in enumerate(legs):
+    assert ["--from-pretrained" in leg for leg in legs] == [False, True, True, True, True]
+    wanted = [base.sized(128), base, base, core.sized(128), core]
+    for leg, model in zip(legs, wanted, strict=True):
         assert program.main([*leg, "--print-config"]) == 0
         shown = json.loads(capsys.readouterr().out)
         table, render = shown["model"], shown["render"]
         config = ReconstructionConfig(
             preset=table["preset"], variants=tuple(table["variants"]), image_size=table["image_size"], **render
         )
-        assert config.model_config(space=model.space) == (model if number else model.sized(128))
+        assert config.model_config(space=model.space) == model
 
 
 # ---- the recipes of the package -----------------------------------------------------------------------------------

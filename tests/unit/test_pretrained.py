@@ -237,6 +237,17 @@ def test_a_frozen_encoder_is_kept_also_where_the_former_had_another_frozen_one()
     assert_nearly_the_same(draw(heir, expression), draw(former, expression))
 
 
+def test_a_super_resolution_of_other_widths_starts_anew() -> None:
+    """The core's is wider than that of `base`, which it begins with."""
+    wider = replace(tiny(), superres=replace(tiny().superres, mid_channels=16, high_channels=24))
+    former, heir = learned(), model(config=wider)
+    kept = copy.deepcopy(heir.superres.state_dict())
+    inherit(heir, former, torch.rand(50, 52))
+    for name, value in heir.state_dict().items():
+        wanted = kept[name.removeprefix("superres.")] if name.startswith("superres.") else former.state_dict()[name]
+        assert torch.equal(value, wanted), name
+
+
 def test_a_model_of_another_width_inherits_nothing() -> None:
     former = model(config=replace(tiny(), generator=replace(tiny().generator, plane_channels=4)))
     for config in (tiny(), CLEBS):
