@@ -47,7 +47,7 @@ leg train "$out/small" $base --set model.expression="$out/clebs/clebs.safetensor
 leg train "$out/full" $base $last --from-pretrained "$out/small/weights.safetensors" --set loss.lpips=2 --set loss.mouth=1
 # shellcheck disable=SC2086
 leg train "$out/last" $base $last --from-pretrained "$out/full/weights.safetensors" --set loss.lpips=1.5 \
-    --set loss.mouth=1 --set loss.eyes=1 --set 'model.freeze=["generator", "renderer"]' --set data.still_fraction=0.1 \
+    --set loss.mouth=1 --set loss.eyes=1 --set loss.reading=3 --set 'model.freeze=["generator", "renderer"]' --set data.still_fraction=0.1 \
     --set data.pseudo_fraction=0.1 --set data.hard_fraction=0.8
 test -e "$out/mean.safetensors" || export3d weights average "$out/last/weights.safetensors" \
     "$out/full/weights.safetensors" --part warp.dense warp.skip superres -o "$out/mean.safetensors"

@@ -31,7 +31,7 @@ _DEPTH_UNIT, _MOTION_UNIT = 0.02, 0.05
 """Output scales in scene units: an output of 1 offsets depth by 0.02 and moves a landmark by 0.05."""
 _FAR = 1000.0
 """Range of expression coefficients before training."""
-_GAINS = (LIPS, (1.5, 1.3, 1.3), 0.03), (EYELIDS, (1.32, 1.32, 1.32), 0.03), (BROWS, (1.2, 1.2, 1.2), 0.015)
+_GAINS = (LIPS, (1.5, 1.3, 1.3), 0.03), (EYELIDS, (1.4, 1.4, 1.4), 0.03), (BROWS, (1.2, 1.2, 1.2), 0.015)
 _IRISES = 1.38
 """Gains of `amplify` along x, y and z, and up to which distance those of lips, lids and brows reach, scene units."""
 _ABOVE, _BELOW = (-0.12, -0.28), (0.2, 0.6)
@@ -144,7 +144,7 @@ class LandmarkMotion(nn.Module):
 
     @torch.no_grad()
     def amplify(self, undo: bool = False) -> None:
-        """Let lips move 1.5 times as far sideways and else 1.3 times, eyelids 1.32, irises 1.38 and brows 1.2 times.
+        """Let lips move 1.5 times as far sideways and else 1.3 times, eyelids 1.4, irises 1.38 and brows 1.2 times.
 
         Call it once, after the fit.
 
