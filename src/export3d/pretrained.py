@@ -149,10 +149,10 @@ def inherit(model: Export3D, former: Export3D, expression: Tensor) -> None:
     """Initialise `model` from `former`, which may differ in image size, expression encoder, warp and super-resolution.
 
     Everything outside the expression encoder is copied. Parts of the warp that `former` lacks keep their initial
-    weights (`warping.source_warp.inherited`), and so does a super-resolution of other widths. With the same encoder the copy is complete. With another one (of another
-    architecture, or pre-trained separately) the model keeps its own. The linear maps inside EAdaLN are then fitted by
-    least squares to reproduce the former modulations from the new beta'. The landmark motion, which also takes beta',
-    starts at zero (`training.reconstruction` fits it).
+    weights (`warping.source_warp.inherited`), and so does a super-resolution of other widths. With the same encoder the
+    rest of the copy is complete. With another one (of another architecture, or pre-trained separately) the model keeps
+    its own. The linear maps inside EAdaLN are then fitted by least squares to reproduce the former modulations from the
+    new beta'. The landmark motion, which also takes beta', starts at zero (`training.reconstruction` fits it).
 
     Args:
         expression: (N, E) coefficients of the training data, for the fit.

@@ -21,12 +21,16 @@ from torch import Tensor, nn
 
 from export3d.camera import Camera, projected
 from export3d.expression.encoder import ExpressionEncoder
+from export3d.image import resize
 from export3d.model import Encoded, Export3D
 from export3d.motion.motion import SHOULDERS
 from export3d.warping.detail import Detail, DetailGuide, Views
 from export3d.warping.flows import plane_flow
 from export3d.warping.landmark_motion import Regions, average_landmarks
 from export3d.warping.source_warp import SourceMotion
+
+_SMOOTH = 8
+"""Pixels between the random colours of an example."""
 
 T = TypeVar("T")
 
@@ -347,7 +351,10 @@ def source_inputs(model: Export3D) -> tuple[str, ...]:
 
 
 def examples(model: Export3D, batch: int = 2, seed: int = 0) -> dict[str, Tensor]:
-    """Inputs of all parts that come from outside: average heads of random colours that move and turn at random."""
+    """Inputs of all parts that come from outside: average heads of random colours that move and turn at random.
+
+    Colours change over several pixels, as those of photos do: in noise of single pixels rounding of places shows.
+    """
     size, device = model.config.image_size, next(model.parameters()).device
     random = torch.Generator().manual_seed(seed)
     labels = [Camera.orbit(30.0 * float(a), 15.0 * float(b)).label for a, b in _uniform(random, 2 * batch, 2)]
@@ -357,7 +364,7 @@ def examples(model: Export3D, batch: int = 2, seed: int = 0) -> dict[str, Tensor
     width = sizes.d if moved is None else moved.width
     own = camera[:batch]
     made = {
-        "source": _uniform(random, batch, 3, size, size),
+        "source": resize(_uniform(random, batch, 3, size // _SMOOTH, size // _SMOOTH), size),
         "source_camera": own,
         "source_expression": _uniform(random, batch, sizes.inputs).abs(),
         "source_landmarks": projected(heads, own)[0],
