@@ -50,6 +50,6 @@ def command(
     about = {"name": name, "sha256": read_sidecar(stored)["file"]["sha256"], "pure": pure}
     with job_progress("exporting", unit="step", stages=True) as progress:
         errors = export_onnx(animator.model, output, about, source, progress)
-    print(f"largest difference to PyTorch: {errors['image']:.1e} in images from -1 to 1")
+    print(f"difference to PyTorch: {errors['image']:.1e} in images from -1 to 1")
     tell(f"wrote {output}")
     return 0

@@ -13,7 +13,14 @@ import pytest
 import torch
 
 from export3d import Animator, Motion
-from export3d.animate.onnx_export import EyeClosing, _replaced_folder, check_export_folder, compare, graphs
+from export3d.animate.onnx_export import (
+    EyeClosing,
+    _replaced_folder,
+    check_export_folder,
+    compare,
+    difference,
+    graphs,
+)
 from export3d.cli.main import main
 from export3d.engines import parts
 from export3d.engines.onnx_graph import session
@@ -103,6 +110,17 @@ def test_other_weights_than_those_written_are_noticed(exported: Path) -> None:
 
 
 @torch.no_grad()
+def test_a_part_of_the_face_counts_and_a_few_pixels_do_not() -> None:
+    expected = np.zeros((1, 3, 64, 64), np.float32)
+    edge, mouth, lost = expected.copy(), expected.copy(), expected.copy()
+    edge[:, :, 30, 30:36] = 0.5
+    mouth[:, :, 40:46, 28:36] = 0.5
+    lost[:, :, 40:46, 28:36] = np.nan
+    assert difference(edge, expected) == 0.0
+    assert difference(mouth, expected) == 0.5
+    assert not difference(lost, expected) <= 1.0
+
+
 def test_eyes_close_in_the_exported_planes_as_in_the_animator() -> None:
     from export3d.animate.eyelids import closing_eyes
 
