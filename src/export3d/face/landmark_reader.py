@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from export3d.errors import check_shape
-from export3d.face.packaged import ASSETS, packaged_tensors
+from export3d.face.packaged import ASSETS, PackagedNetwork
 
 FILE = ASSETS / "landmarks.safetensors"
 """Weights of the network."""
@@ -25,7 +25,7 @@ _RIGHT_EYE, _LEFT_EYE = 33, 263
 """Outer corners: the tracker's square is turned until the line between them lies level."""
 
 
-class LandmarkReader(nn.Module):
+class LandmarkReader(PackagedNetwork):
     """Images to landmarks, as the tracker finds them; nothing in it is trained.
 
     Raises:
@@ -33,12 +33,7 @@ class LandmarkReader(nn.Module):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        tensors = packaged_tensors(FILE, "network of landmarks")
-        self._names = tuple(tensors)
-        self._blocks = sum(name.endswith("depthwise.weight") for name in tensors)
-        for name, value in tensors.items():
-            self.register_buffer(name.replace(".", "_"), value.float(), persistent=False)
+        super().__init__(FILE, "network of landmarks")
 
     def forward(self, image: Tensor, around: Tensor) -> Tensor:
         """Landmarks (B, 478, 2), 0..1 across the square that the tracker would cut around a face.
@@ -52,10 +47,10 @@ class LandmarkReader(nn.Module):
             return self._read((_square(image.float(), around.float()) + 1.0) / 2.0)
 
     def _read(self, chip: Tensor) -> Tensor:
-        weights = dict(zip(self._names, self.buffers(), strict=True))
+        weights = self.weights()
         x = F.conv2d(F.pad(chip, (0, 1, 0, 1)), weights["stem.weight"], weights["stem.bias"], stride=2)
         x = F.prelu(x, weights["stem.slope"])
-        for number in range(self._blocks):
+        for number in range(sum(name.endswith("depthwise.weight") for name in weights)):
             at = f"blocks.{number}"
             narrow = weights[f"{at}.reduce.weight"]
             halve = narrow.shape[-1]

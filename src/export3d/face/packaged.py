@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from export3d.errors import CheckpointError
 from export3d.files import kind_at
@@ -31,3 +31,22 @@ def packaged_tensors(file: Path, what: str) -> dict[str, Tensor]:
     except Exception as error:  # safetensors raises its own
         raise CheckpointError(f"the {what} {file} is damaged; install export3d again") from error
     return tensors
+
+
+class PackagedNetwork(nn.Module):
+    """A packaged network in float32; nothing in it is trained or saved.
+
+    Args:
+        file, what: see `packaged_tensors`, whose errors it raises.
+    """
+
+    def __init__(self, file: Path, what: str) -> None:
+        super().__init__()
+        tensors = packaged_tensors(file, what)
+        self._names = tuple(tensors)
+        for name, value in tensors.items():
+            self.register_buffer(name.replace(".", "_"), value.float(), persistent=False)
+
+    def weights(self) -> dict[str, Tensor]:
+        """Its tensors by their names in the file, on its device."""
+        return dict(zip(self._names, self.buffers(), strict=True))

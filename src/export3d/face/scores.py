@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from export3d.errors import check_shape
 from export3d.face.mesh import LANDMARKS
-from export3d.face.packaged import ASSETS, packaged_tensors
+from export3d.face.packaged import ASSETS, PackagedNetwork
 
 FILE = ASSETS / "scores.safetensors"
 """Weights of the network."""
@@ -30,7 +30,7 @@ SEEN = (
 """The landmarks that it looks at, in its order."""
 
 
-class ScoreReader(nn.Module):
+class ScoreReader(PackagedNetwork):
     """Landmarks to scores, as the tracker reads them; nothing in it is trained.
 
     Raises:
@@ -38,11 +38,7 @@ class ScoreReader(nn.Module):
     """
 
     def __init__(self) -> None:
-        super().__init__()
-        tensors = packaged_tensors(FILE, "network of scores")
-        self._names = tuple(tensors)
-        for name, value in tensors.items():
-            self.register_buffer(name.replace(".", "_"), value.float(), persistent=False)
+        super().__init__(FILE, "network of scores")
 
     def forward(self, landmarks: Tensor) -> Tensor:
         """Scores (B, 52) in the order of `ARKIT52`, 0 to 1; the last, tongueOut, is 0.
@@ -52,7 +48,7 @@ class ScoreReader(nn.Module):
                 differently, as it does to the tracker.
         """
         check_shape(landmarks, f"B {LANDMARKS} 2", "landmarks")
-        weights = dict(zip(self._names, self.buffers(), strict=True))
+        weights = self.weights()
         with torch.autocast(landmarks.device.type, enabled=False):
             x = landmarks.float()[:, list(SEEN)]
             x = x - x.mean(dim=1, keepdim=True)
