@@ -34,21 +34,22 @@ test -e "$out/clebs/clebs.safetensors" || export3d pretrain "$out/data" --pseudo
 
 # `base`: small frames; the same network at 256 pixels; then warp and super-resolution alone, with lips and eyes compared
 # enlarged, of which half is kept; then what draws the inside of mouths
-base="--recipe base --pseudo $out/pseudo/train --set loop.max_minutes=$part"
 decays="--set loop.decay=clock --set loop.final_lr_ratio=0.05"
 last="$decays --set loop.lr=4e-4 --set loop.warmup_images=100 --set loop.decay_from=0.3 --set loop.ema_rampup=0.5
     --set loop.log_every=80 --set loop.validate_every=800 --set loop.sheet_every=800"
-# Unquoted on purpose: they hold several options.
-# shellcheck disable=SC2086
-leg train "$out/small" $base --set model.expression="$out/clebs/clebs.safetensors" --set model.image_size=128 \
+base_leg() {
+    leg train "$@" --recipe base --pseudo "$out/pseudo/train" --set loop.max_minutes="$part"
+}
+base_leg "$out/small" --set model.expression="$out/clebs/clebs.safetensors" --set model.image_size=128 \
     --set loss.lpips=0.3 --set loop.lr=6e-4 --set loop.warmup_images=800 --set loop.validate_every=2000 \
     --set model.score_steps="$((minutes * 2))"
+# Unquoted on purpose: they hold several options.
 # shellcheck disable=SC2086
-leg train "$out/full" $base $last --from-pretrained "$out/small/weights.safetensors" --set loss.lpips=2 --set loss.mouth=1
+base_leg "$out/full" $last --from-pretrained "$out/small/weights.safetensors" --set loss.lpips=2 --set loss.mouth=1
 # shellcheck disable=SC2086
-leg train "$out/last" $base $last --from-pretrained "$out/full/weights.safetensors" --set loss.lpips=1.5 \
-    --set loss.mouth=1 --set loss.eyes=1 --set loss.reading=3 --set 'model.freeze=["generator", "renderer"]' --set data.still_fraction=0.1 \
-    --set data.pseudo_fraction=0.1 --set data.hard_fraction=0.8
+base_leg "$out/last" $last --from-pretrained "$out/full/weights.safetensors" --set loss.lpips=1.5 \
+    --set loss.mouth=1 --set loss.eyes=1 --set loss.reading=3 --set 'model.freeze=["generator", "renderer"]' \
+    --set data.still_fraction=0.1 --set data.pseudo_fraction=0.1 --set data.hard_fraction=0.8
 test -e "$out/mean.safetensors" || export3d weights average "$out/last/weights.safetensors" \
     "$out/full/weights.safetensors" --part warp.dense warp.skip superres -o "$out/mean.safetensors"
 # shellcheck disable=SC2086
@@ -61,13 +62,15 @@ export3d weights calibrate "$out/base/weights.safetensors"
 
 # The core: small frames, then 256 pixels
 export3d teach "$out/data" -o "$out/taught" --weights "$out/base/weights.safetensors" --limit "$((minutes * 3))"
-core="$decays --recipe core --set data.taught=$out/taught"
-# shellcheck disable=SC2086
-leg train "$out/core_small" $core --from-pretrained "$out/base/weights.safetensors" --set model.image_size=128 \
-    --set loop.max_minutes="$part"
-# shellcheck disable=SC2086
-leg train "$out/core" $core --from-pretrained "$out/core_small/weights.safetensors" --set loss.lpips=1.2 \
-    --set loop.lr=3e-4 --set loop.max_minutes="$((part * 2))"
+core_leg() { # OUT, minutes and options
+    to=$1 time=$2
+    shift 2
+    # shellcheck disable=SC2086
+    leg train "$to" $decays --recipe core --set data.taught="[\"$out/taught\"]" --set loop.max_minutes="$time" "$@"
+}
+core_leg "$out/core_small" "$part" --from-pretrained "$out/base/weights.safetensors" --set model.image_size=128
+core_leg "$out/core" "$((part * 2))" --from-pretrained "$out/core_small/weights.safetensors" --set loss.lpips=1.2 \
+    --set loop.lr=3e-4
 
 for name in base core; do
     export3d evaluate same "$out/data/val" -o "$out/evaluation_$name" --weights "$out/$name/weights.safetensors" \

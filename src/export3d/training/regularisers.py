@@ -160,7 +160,8 @@ class ReadingError:
         return self
 
     def __call__(self, image: Tensor, target: Tensor, landmarks: Tensor) -> Tensor:
-        """Mean absolute error of the scores plus `_SHIFT` times the mean distance of the landmarks, in squares.
+        """Mean absolute error of the scores plus `_SHIFT` times the mean distance of the landmarks, as a
+        share of the square's side.
 
         Arguments as for `IdentityError`.
         """
