@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from export3d.errors import check_shape
+from export3d.face.mesh import LANDMARKS
 from export3d.face.packaged import ASSETS, PackagedNetwork
 
 FILE = ASSETS / "landmarks.safetensors"
@@ -42,7 +43,7 @@ class LandmarkReader(PackagedNetwork):
             image: (B, 3, H, H) in [-1, 1]; pixels outside repeat its edge.
             around: (B, 478, 2), 0..1 across the image: landmarks of the face, which say where the square lies.
         """
-        check_shape(around, f"{image.shape[0]} 478 2", "around")
+        check_shape(around, f"{image.shape[0]} {LANDMARKS} 2", "around")
         with torch.autocast(image.device.type, enabled=False):
             return self._read((_square(image.float(), around.float()) + 1.0) / 2.0)
 

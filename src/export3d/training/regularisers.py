@@ -160,10 +160,9 @@ class ReadingError:
         return self
 
     def __call__(self, image: Tensor, target: Tensor, landmarks: Tensor) -> Tensor:
-        """Mean absolute error of the scores plus `_SHIFT` times the mean distance of the landmarks, as a
-        share of the square's side.
+        """Mean absolute error of the scores plus `_SHIFT` times the mean distance of the landmarks.
 
-        Arguments as for `IdentityError`.
+        Scores are 0 to 1, distances shares of the square's side. Arguments as for `IdentityError`.
         """
         with torch.no_grad():
             wanted = self._landmarks(target, landmarks)

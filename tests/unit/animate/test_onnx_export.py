@@ -109,7 +109,6 @@ def test_other_weights_than_those_written_are_noticed(exported: Path) -> None:
         compare(model, graphs(model), exported)
 
 
-@torch.no_grad()
 def test_a_part_of_the_face_counts_and_a_few_pixels_do_not() -> None:
     expected = np.zeros((1, 3, 64, 64), np.float32)
     edge, mouth, lost = expected.copy(), expected.copy(), expected.copy()
@@ -121,6 +120,7 @@ def test_a_part_of_the_face_counts_and_a_few_pixels_do_not() -> None:
     assert not difference(lost, expected) <= 1.0
 
 
+@torch.no_grad()
 def test_eyes_close_in_the_exported_planes_as_in_the_animator() -> None:
     from export3d.animate.eyelids import closing_eyes
 
